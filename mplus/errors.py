@@ -1,0 +1,61 @@
+"""Every error M+ raises on purpose, so that one ``except mplus.MPlusError`` catches them all.
+
+    MPlusError
+    ├── ModelNotFoundError      no model under that name, and none could be fetched
+    ├── DownloadError           a pull failed: no network, disk full, or altered bytes
+    ├── CheckpointError         weights are missing, have the wrong shape, or would be dropped
+    ├── UnsupportedModelError   a backbone whose layers M+ cannot read or write
+    ├── PromptTooLongError      the prompt and its memory do not fit the model's window
+    ├── MemoryMismatchError     a memory made by another model or another memory layout
+    ├── MemoryLimitError        a memory or its store would outgrow a limit the user set
+    ├── MemoryLockedError       another process or thread holds the memory
+    ├── MemoryNotFoundError     no saved memory at that path or under that name
+    └── CorruptMemoryError      a saved memory that is truncated, altered or of a newer format
+
+A bad argument raises ``ValueError``. Each message names the value received, what was expected and the
+fix; a failed operation leaves every memory as it was.
+"""
+
+
+class MPlusError(Exception):
+    """Base of every error that M+ raises on purpose."""
+
+
+class ModelNotFoundError(MPlusError):
+    """No model under that name, and none could be fetched."""
+
+
+class DownloadError(MPlusError):
+    """Fetching a model failed: no network, a full disk, or bytes that do not match their checksum."""
+
+
+class CheckpointError(MPlusError):
+    """Weights are missing, have the wrong shape, or would be silently dropped."""
+
+
+class UnsupportedModelError(MPlusError):
+    """The backbone is not a full-attention, rotary, decoder-only model."""
+
+
+class PromptTooLongError(MPlusError, ValueError):
+    """The prompt, what memory puts before it and the answer do not fit the model's window."""
+
+
+class MemoryMismatchError(MPlusError, ValueError):
+    """The memory was made by another model or with another memory layout."""
+
+
+class MemoryLimitError(MPlusError):
+    """A memory or its store would outgrow a limit that the user set."""
+
+
+class MemoryLockedError(MPlusError):
+    """Another process or thread holds the memory."""
+
+
+class MemoryNotFoundError(MPlusError):
+    """There is no saved memory at that path or under that name."""
+
+
+class CorruptMemoryError(MPlusError):
+    """A saved memory is truncated, altered or of a format this version cannot read."""
