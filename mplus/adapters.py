@@ -1,0 +1,116 @@
+"""LoRA adapters: how one set of base weights writes and reads with two sets of small changes.
+
+Instead of one module tree whose active adapter is switched, which no two threads could share, every
+role (writing, reading) has its own tree of *containers* around the same base modules. Base weights exist
+once; an adapted linear layer is either ``base(x) + scale * B(A(x))`` or, where merging is cheap, a plain
+linear layer with the sum.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mplus.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """The two factors of one adapted linear layer, and the factor they are scaled with."""
+
+    down: Float[Tensor, "rank inputs"]
+    up: Float[Tensor, "outputs rank"]
+    scale: float
+
+
+Adapter = Mapping[str, LoraWeights]
+"""Adapted linear layers by module name below the decoder layers, as in ``0.self_attn.q_proj``."""
+
+
+class LoraLinear(nn.Module):
+    """A linear layer of the backbone plus a low-rank change; the base module stays shared."""
+
+    def __init__(self, base: nn.Module, weights: LoraWeights) -> None:
+        super().__init__()
+        # A plain attribute, not a submodule: accelerate hooks on the base stay its own.
+        self._base = [base]
+        self.down = nn.Parameter(weights.down, requires_grad=False)
+        self.up = nn.Parameter(weights.up, requires_grad=False)
+        self.scale = weights.scale
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The base layer's output plus the scaled low-rank change."""
+        change = nn.functional.linear(nn.functional.linear(inputs.to(self.down.dtype), self.down), self.up)
+        output: Tensor = self._base[0](inputs)
+        return output + (change * self.scale).to(output.dtype)
+
+
+def merged(base: nn.Linear, weights: LoraWeights) -> nn.Linear:
+    """A new linear layer that holds base plus change in one matrix."""
+    linear = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+    change = (weights.up.float() @ weights.down.float()) * weights.scale
+    weight = (base.weight.float() + change.to(base.weight.device)).to(base.weight.dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = base.bias
+    return linear
+
+
+def with_adapter(layers: nn.ModuleList, adapter: Adapter, *, merge: bool) -> nn.ModuleList:
+    """The same decoder layers seen through an adapter; base modules are shared, not copied.
+
+    Raises:
+        CheckpointError: The adapter changes a layer that the backbone does not have, or one of another
+            shape.
+    """
+    adapted: set[str] = set()
+
+    def view(module: nn.Module, name: str) -> nn.Module:
+        if name in adapter:
+            adapted.add(name)
+            return _adapt(module, name, adapter[name], merge=merge)
+        if not any(key.startswith(f"{name}.") for key in adapter):
+            return module
+        container = copy.copy(module)
+        # accelerate binds its hook to the module it was put on; the copy needs a binding of its own.
+        hook = container.__dict__.pop("_hf_hook", None)
+        container.__dict__.pop("_old_forward", None)
+        if hook is not None:
+            container.__dict__.pop("forward", None)
+        children = {key: view(child, f"{name}.{key}") for key, child in module.named_children()}
+        container.__dict__["_modules"] = children
+        if hook is not None:
+            from accelerate.hooks import add_hook_to_module
+
+            add_hook_to_module(container, hook)
+        return container
+
+    result = nn.ModuleList([view(layer, str(index)) for index, layer in enumerate(layers)])
+    if missing := sorted(set(adapter) - adapted):
+        raise CheckpointError(
+            f"The adapter changes {len(missing)} linear layers that the backbone does not have, "
+            f"first {missing[0]!r}; expected names like '0.self_attn.q_proj'. Load it onto the backbone "
+            "it was trained on."
+        )
+    return result
+
+
+def _adapt(base: nn.Module, name: str, weights: LoraWeights, *, merge: bool) -> nn.Module:
+    inputs, outputs = getattr(base, "in_features", None), getattr(base, "out_features", None)
+    if (weights.down.shape[1], weights.up.shape[0]) != (inputs, outputs):
+        raise CheckpointError(
+            f"Adapter for {name!r} maps {weights.down.shape[1]} to {weights.up.shape[0]} numbers, but the "
+            f"backbone's layer maps {inputs} to {outputs}. Load it onto the backbone it was trained on."
+        )
+    if merge and type(base) is nn.Linear and not hasattr(base, "_hf_hook"):
+        return merged(base, weights)
+    return LoraLinear(base, weights)
+
+
+def adapter_nbytes(layers: nn.ModuleList, adapter: Adapter) -> int:
+    """Bytes that a merged copy of the adapted linear layers would take."""
+    modules = dict(layers.named_modules())
+    weights = [getattr(modules.get(name), "weight", None) for name in adapter]
+    return sum(w.numel() * w.element_size() for w in weights if isinstance(w, torch.Tensor))

@@ -1,0 +1,541 @@
+"""A model folder becomes ``Weights``: published M+, our own save, or a plain backbone.
+
+    folder/config.json, model.safetensors, tokenizer…   the backbone, as transformers saves it
+    folder/mplus.json, mplus.safetensors                our trained parts, where there are any
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mplus.adapters import Adapter, LoraWeights
+from mplus.backbone import GROUPED_ATTENTION, Backbone, register_attention
+from mplus.checkpoint.files import TensorFiles
+from mplus.checkpoint.published import InitialMemory, backbone_config, is_published, read_published
+from mplus.config import MemoryConfig, Recall
+from mplus.errors import CheckpointError
+from mplus.memory.long_term import LongTermMemory
+from mplus.memory.state import Context, MemoryState, Track
+from mplus.memory.tiers import Segment
+from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.retriever import AttentionScorer, LateInteraction, PublishedRetriever, Scorer
+from mplus.weights import Weights
+
+FORMAT = 1
+PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"
+CALIBRATION_TEXT = Path(__file__).with_name("calibration.txt")
+
+
+@dataclass(frozen=True)
+class TrainedParts:
+    """What training adds to a backbone; everything is optional."""
+
+    memory: MemoryConfig | None = None
+    recall_layer: int | None = None
+    write_adapter: Adapter | None = None
+    read_adapter: Adapter | None = None
+    late: LateInteraction | None = None
+    published: PublishedRetriever | None = None
+    bos_states: Tensor | None = None
+    write_position: Tensor | None = None
+    initial: InitialMemory | None = None
+    """The memory that a published checkpoint came with."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model folder, loaded."""
+
+    weights: Weights
+    tokenizer: Any
+    memory: MemoryConfig
+    """The layout the checkpoint says, or the preset for its backbone."""
+    parts: TrainedParts
+
+
+def load(
+    folder: Path,
+    *,
+    device: str | Mapping[str, Any],
+    dtype: str,
+    attention: str,
+    trained: Path | None = None,
+    **options: Any,
+) -> Loaded:
+    """Load a model folder.
+
+    Args:
+        folder: Backbone, published checkpoint or our own save.
+        device: "auto", a torch device, or an accelerate device map.
+        dtype: "auto" or a torch dtype by name.
+        attention: "auto", "sdpa", "eager" or "flash_attention_2".
+        trained: Where our trained parts are, if not in ``folder``.
+        options: Passed on to transformers (quantization_config, offload_folder, …).
+
+    Raises:
+        CheckpointError: Weights are missing, of the wrong shape, or would be dropped.
+        UnsupportedModelError: A backbone that M+ cannot read and write.
+    """
+    config = read_config(folder)
+    if is_published(config):
+        published = read_published(folder, config)
+        parts = TrainedParts(
+            published.memory,
+            None,
+            published.write_adapter,
+            published.read_adapter,
+            None,
+            published.retriever,
+            published.bos_states,
+            published.write_position,
+            published.initial,
+        )
+        model = _load_backbone(
+            folder, backbone_config(config), published.backbone, device, dtype, attention, options
+        )
+        if config.get("torch_dtype") == "bfloat16":
+            round_rope_frequencies(model)
+    else:
+        parts_folder = trained or folder
+        parts = read_parts(parts_folder) if (parts_folder / PARTS_FILE).exists() else TrainedParts()
+        model = _load_backbone(folder, config, None, device, dtype, attention, options)
+    tokenizer = load_tokenizer(folder)
+    weights = assemble(model, tokenizer, parts)
+    return Loaded(weights, tokenizer, parts.memory or preset(weights.backbone), parts)
+
+
+def preset(backbone: Backbone) -> MemoryConfig:
+    """The layout for a backbone that says nothing: memory takes at most half of its window."""
+    room = backbone.window // 2
+    short_term = recalled = max(min(512, room // 2), 64)
+    return MemoryConfig(short_term_tokens=short_term, recalled_tokens=recalled)
+
+
+def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
+    """Put a backbone and its trained parts together, calibrating what was not trained."""
+    bos = _sink_token(model, tokenizer)
+    cast = _caster(model)
+    backbone = Backbone.wrap(
+        model,
+        write_adapter=_cast_adapter(parts.write_adapter, cast),
+        read_adapter=_cast_adapter(parts.read_adapter, cast),
+        bos_states=None if parts.bos_states is None else cast(parts.bos_states),
+        bos_token_id=bos,
+    )
+    recall_layer = parts.recall_layer
+    if recall_layer is None:
+        recall_layer = min(max(backbone.num_layers // 5, 1), backbone.num_layers - 1)
+    attentions: list[nn.Module] = [layer.self_attn for layer in backbone.write_layers]  # pyright: ignore[reportAssignmentType]
+    scorers: dict[Recall, Scorer] = {
+        "attention": AttentionScorer(attentions, backbone.num_key_value_heads, backbone.head_size)
+    }
+    if parts.published is not None:
+        scorers["published"] = parts.published.to(device=backbone.device, dtype=backbone.dtype)
+    scorers["late"] = parts.late if parts.late is not None else calibrated(backbone, tokenizer)
+    position = None if parts.write_position is None else cast(parts.write_position)
+    return Weights(backbone, scorers, recall_layer, fingerprint(backbone, parts), position)
+
+
+def calibrated(backbone: Backbone, tokenizer: Any) -> LateInteraction:
+    """Late interaction without training: centre and spread of each layer's states on a fixed short text."""
+    if tokenizer is None:
+        ids = torch.randint(backbone.vocabulary_size, (256,), generator=torch.Generator().manual_seed(0)).tolist()
+    else:
+        text = CALIBRATION_TEXT.read_text(encoding="utf-8")
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:768]
+    with torch.no_grad():
+        states = backbone.plain_states(torch.tensor(ids), backbone.num_layers - 1)
+        normed = [
+            layer.input_layernorm(state).float().cpu()  # pyright: ignore[reportCallIssue]
+            for layer, state in zip(backbone.write_layers, states, strict=True)
+        ]
+    # The first rows are attention sinks: far off, and in every text.
+    mean = torch.stack([rows[4:].mean(dim=0) for rows in normed])
+    deviation = torch.stack([rows[4:].std(dim=0) for rows in normed]).clamp(min=1e-4)
+    return LateInteraction(mean, deviation)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        CheckpointError: It is missing or not JSON.
+    """
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder}: no config.json. Expected a folder that transformers or M+ saved."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable JSON ({error}).") from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer_config.json").exists() and not (folder / "tokenizer.json").exists():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no tokenizer that transformers can load ({error}).") from error
+
+
+def round_rope_frequencies(model: Any) -> None:
+    """Round rotary frequencies to bfloat16, as the released 8B weights were trained with (spec section 8)."""
+    rotary = model.model.rotary_emb
+    rotary.inv_freq = rotary.inv_freq.bfloat16().float()
+
+
+def _load_backbone(
+    folder: Path,
+    config: dict[str, Any],
+    state_dict: dict[str, Tensor] | None,
+    device: str | Mapping[str, Any],
+    dtype: str,
+    attention: str,
+    options: dict[str, Any],
+) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    from mplus.backbone import check_supported
+
+    register_attention()
+    implementation = GROUPED_ATTENTION if attention in ("auto", "sdpa") else attention
+    known = dict(config)
+    model_type = known.pop("model_type", None)
+    if model_type is None:
+        raise CheckpointError(f"{folder}: config.json has no model_type; expected a transformers config.")
+    try:
+        backbone = AutoConfig.for_model(model_type, **known)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: transformers does not know model_type {model_type!r}.") from error
+    check_supported(backbone)
+    device_map = _device_map(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        arguments: dict[str, Any] = {
+            "config": backbone,
+            "dtype": _dtype(dtype),
+            "device_map": device_map,
+            "attn_implementation": implementation,
+            **options,
+        }
+        try:
+            transformers_logging.disable_progress_bar()
+            if state_dict is not None:
+                model_class = type(AutoModelForCausalLM.from_config(_shrunk(backbone)))
+                model, report = model_class.from_pretrained(
+                    None, state_dict=state_dict, output_loading_info=True, **arguments
+                )
+            else:
+                TensorFiles(folder)
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    folder, output_loading_info=True, local_files_only=True, **arguments
+                )
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
+    tied = {"lm_head.weight"} if backbone.tie_word_embeddings else set[str]()
+    missing = sorted(set(report["missing_keys"]) - tied)
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} weights are missing, first {missing[0]!r}. Fetch the checkpoint again."
+        )
+    if report.get("mismatched_keys"):
+        name, found, expected = sorted(report["mismatched_keys"])[0]
+        raise CheckpointError(
+            f"{folder}: {name!r} has shape {tuple(found)}, expected {tuple(expected)} from config.json."
+        )
+    unexpected = sorted(
+        key for key in report.get("unexpected_keys") or () if "rotary_emb.inv_freq" not in key
+    )
+    if unexpected:
+        raise CheckpointError(
+            f"{folder}: {len(unexpected)} tensors would be dropped, first {unexpected[0]!r}. The weights belong "
+            "to another config."
+        )
+    return model
+
+
+def _shrunk(config: Any) -> Any:
+    """The same kind of config, small enough to build only to learn its class."""
+    import copy
+
+    small = copy.deepcopy(config)
+    small.num_hidden_layers, small.vocab_size = 1, 8
+    small.pad_token_id = None
+    small.intermediate_size = 8
+    return small
+
+
+def _device_map(device: str | Mapping[str, Any]) -> Any:
+    if not isinstance(device, str):
+        return dict(device)
+    if device == "auto":
+        return {"": "cuda:0"} if torch.cuda.is_available() else {"": "cpu"}
+    if device in ("balanced", "balanced_low_0", "sequential"):
+        return device
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:1', or an accelerate device map."
+        ) from error
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but torch sees no GPU. Use device='cpu' or 'auto'.")
+    return {"": device}
+
+
+def _dtype(dtype: str) -> Any:
+    if dtype == "auto":
+        return torch.float32 if not torch.cuda.is_available() else "auto"
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'.")
+    return found
+
+
+def _sink_token(model: Any, tokenizer: Any) -> int:
+    for holder in (tokenizer, model.config):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            token = getattr(holder, name, None)
+            token = token[0] if isinstance(token, list) and token else token
+            if isinstance(token, int):
+                return token
+    return 0
+
+
+def _caster(model: Any) -> Any:
+    weight = model.get_input_embeddings().weight
+    device = weight.device if weight.device.type != "meta" else torch.device("cpu")
+    return lambda tensor: tensor.to(device=device, dtype=model.dtype)
+
+
+def _cast_adapter(adapter: Adapter | None, cast: Any) -> dict[str, LoraWeights] | None:
+    if not adapter:
+        return None
+    return {name: LoraWeights(cast(w.down), cast(w.up), w.scale) for name, w in adapter.items()}
+
+
+def fingerprint(backbone: Backbone, parts: TrainedParts) -> str:
+    """Identify weights by a sample of every tensor: memories of other weights are refused by it."""
+    digest = hashlib.sha256()
+    model = backbone.model
+    named: list[tuple[str, Tensor]] = [(n, p) for n, p in model.named_parameters() if p.device.type != "meta"]
+    for role, adapter in (("write", parts.write_adapter), ("read", parts.read_adapter)):
+        for name, weights in sorted((adapter or {}).items()):
+            named += [(f"{role}.{name}.down", weights.down), (f"{role}.{name}.up", weights.up)]
+    for kind, module in (("late", parts.late), ("published", parts.published)):
+        named += [(f"{kind}.{n}", p) for n, p in (module.named_parameters() if module is not None else ())]
+    digest.update(json.dumps([model.config.model_type, backbone.num_layers, backbone.hidden_size]).encode())
+    for name, tensor in named:
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(len(flat) // 32, 1)][:32].to(device="cpu", dtype=torch.float32)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.bfloat16().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+# --- our own trained parts ----------------------------------------------------------------------------
+
+
+def write_parts(folder: Path, parts: TrainedParts) -> None:
+    """Save trained parts beside a backbone, and the memory a published checkpoint came with."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    scales: dict[str, float] = {}
+    for role, adapter in (("write_adapter", parts.write_adapter), ("read_adapter", parts.read_adapter)):
+        for name, weights in (adapter or {}).items():
+            tensors[f"{role}.{name}.down"] = weights.down
+            tensors[f"{role}.{name}.up"] = weights.up
+            scales[role] = weights.scale
+    for kind, module in (("late", parts.late), ("published", parts.published)):
+        if module is not None:
+            tensors |= {f"{kind}.{name}": tensor for name, tensor in module.state_dict().items()}
+    for name in ("bos_states", "write_position"):
+        if (tensor := getattr(parts, name)) is not None:
+            tensors[name] = tensor
+    if parts.initial is not None:
+        for name, layers in vars(parts.initial).items():
+            tensors |= {f"initial.{name}.{layer}": rows for layer, rows in enumerate(layers)}
+    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, str(folder / PARTS_TENSORS))
+    description = {
+        "format": FORMAT,
+        "memory": None if parts.memory is None else parts.memory.model_dump(),
+        "recall_layer": parts.recall_layer,
+        "lora_scale": scales,
+    }
+    (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def read_parts(folder: Path) -> TrainedParts:
+    """Load what ``write_parts`` saved.
+
+    Raises:
+        CheckpointError: The files are of a newer format, or a tensor is missing or unknown.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        description = json.loads((folder / PARTS_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(str(folder / PARTS_TENSORS))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / PARTS_FILE}: format {description.get('format')!r}, this version reads {FORMAT}. Update mplus."
+        )
+    scales = description["lora_scale"]
+
+    def adapter(role: str) -> dict[str, LoraWeights] | None:
+        prefix = f"{role}."
+        names = {k[len(prefix) :].rsplit(".", 1)[0] for k in tensors if k.startswith(prefix)}
+        try:
+            return {
+                name: LoraWeights(tensors.pop(f"{prefix}{name}.down"), tensors.pop(f"{prefix}{name}.up"), scales[role])
+                for name in sorted(names)
+            } or None
+        except KeyError as error:
+            raise CheckpointError(f"{folder}: trained parts lack {error.args[0]!r}.") from error
+
+    def section(kind: str) -> dict[str, Tensor]:
+        names = [k for k in tensors if k.startswith(f"{kind}.")]
+        return {name[len(kind) + 1 :]: tensors.pop(name) for name in names}
+
+    memory = description.get("memory")
+    parts = TrainedParts(
+        None if memory is None else MemoryConfig(**memory),
+        description.get("recall_layer"),
+        adapter("write_adapter"),
+        adapter("read_adapter"),
+        _late(section("late")),
+        _published(section("published")),
+        tensors.pop("bos_states", None),
+        tensors.pop("write_position", None),
+        _initial(section("initial")),
+    )
+    if tensors:
+        raise CheckpointError(f"{folder}: {len(tensors)} tensors would be dropped, first {min(tensors)!r}.")
+    return parts
+
+
+def _initial(tensors: dict[str, Tensor]) -> InitialMemory | None:
+    if not tensors:
+        return None
+    layers: dict[str, list[Tensor]] = {}
+    for name in sorted(tensors, key=lambda n: int(n.rsplit(".", 1)[1])):
+        layers.setdefault(name.rsplit(".", 1)[0], []).append(tensors[name])
+    return InitialMemory(**{name: tuple(rows) for name, rows in layers.items()})
+
+
+def _late(tensors: dict[str, Tensor]) -> LateInteraction | None:
+    if not tensors:
+        return None
+    return LateInteraction(
+        tensors["mean"],
+        tensors["deviation"],
+        query_projection=tensors.get("query_projection"),
+        key_projection=tensors.get("key_projection"),
+    ).requires_grad_(False)
+
+
+def _published(tensors: dict[str, Tensor]) -> PublishedRetriever | None:
+    if not tensors:
+        return None
+    num_layers = 1 + max(int(name.split(".")[1]) for name in tensors)
+    width, hidden = tensors["query_projections.0.0.weight"].shape
+    with torch.device("meta"):
+        module = PublishedRetriever(
+            *(
+                nn.ModuleList([PublishedRetriever.projection(hidden, width // 2) for _ in range(num_layers)])
+                for _ in range(2)
+            )
+        )
+    module.load_state_dict(tensors, assign=True)
+    return module.requires_grad_(False)
+
+
+# --- the memory that comes with a published checkpoint ------------------------------------------------
+
+
+def initial_state(weights: Weights, config: MemoryConfig, initial: InitialMemory | None) -> MemoryState:
+    """The state of a new memory: empty, or what the checkpoint starts with."""
+    empty = weights.empty_state(config)
+    if initial is None or config.encoding == "states":
+        return empty
+    tracks: list[Track] = []
+    for track in empty.tracks:
+        (layer,) = track.layers
+        long_term = stored(
+            weights,
+            layer,
+            initial.long_term[layer],
+            initial.long_term_ages[layer],
+            initial.long_term_frequencies[layer],
+            config,
+            retrieval_keys=initial.long_term_keys[layer],
+        )
+        ages = torch.arange(len(initial.short_term[layer]) - 1, -1, -1)
+        short_term = tokens_from_states(weights, layer, initial.short_term[layer], ages, config)
+        tracks.append(
+            Track(track.layers, track.recall_layer, short_term, LongTermMemory.empty(), long_term)
+        )
+    cast = _caster(weights.backbone.model)
+    num = config.tokens_per_write
+    context = Context(
+        tuple(cast(rows[-num:]).to(weights.backbone.layer_device(i)) for i, rows in enumerate(initial.short_term)),
+        torch.full((min(num, len(initial.short_term[0])),), -1),
+    )
+    return MemoryState(tuple(tracks), digest=empty.digest, context=context)
+
+
+def tokens_from_states(
+    weights: Weights, layer: int, states: Tensor, ages: Tensor, config: MemoryConfig
+) -> Tokens:
+    """Memory tokens of one layer, given as hidden states; of no known source."""
+    backbone = weights.backbone
+    rows = states.to(device=backbone.layer_device(layer), dtype=backbone.dtype)
+    with torch.no_grad():
+        content = weights.content((layer,), layer, (rows,), config)
+    unknown = torch.full((len(states),), -1)
+    frequencies = torch.full((len(states),), config.initial_recall_frequency, dtype=torch.float64)
+    return Tokens(content, Provenance(ages.long(), frequencies, unknown, unknown.clone()))
+
+
+def stored(
+    weights: Weights,
+    layer: int,
+    states: Tensor,
+    ages: Tensor,
+    frequencies: Tensor,
+    config: MemoryConfig,
+    *,
+    retrieval_keys: Tensor,
+) -> LongTermMemory:
+    """Long-term memory of one layer, given as hidden states."""
+    tokens = tokens_from_states(weights, layer, states, ages, config)
+    content = Content(
+        tokens.content.keys, tokens.content.values, retrieval_keys.to(weights.backbone.dtype), tokens.content.states
+    )
+    segment = Segment.store(content, config.resolved_long_term_dtype, torch.device("cpu"))
+    provenance = Provenance(
+        ages.long(), frequencies.double(), tokens.provenance.sources, tokens.provenance.chunks
+    )
+    return LongTermMemory.empty().append(segment, provenance)

@@ -1,0 +1,148 @@
+"""How a memory is laid out: sizes, what is evicted, what is recalled, where it is kept."""
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Layout = Literal["chunk", "token"]
+Encoding = Literal["states", "adapter"]
+Recall = Literal["late", "published", "attention"]
+Tier = Literal["auto", "cpu", "cuda", "disk"]
+StorageDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
+FiniteFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class MemoryConfig(BaseModel):
+    """Sizes and rules of one memory; frozen, checked once when built, saved with the memory.
+
+    All sizes are in memory tokens per layer. Symbols in brackets are those of the paper.
+
+    Raises:
+        ValueError: A size is not a positive whole number, a number is not finite, or two settings
+            contradict each other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chunk_tokens: PositiveInt = 64
+    """Text tokens written in one pass, at most. Texts are cut at sentence ends where possible."""
+    minimum_chunk_tokens: PositiveInt = 16
+    """A tail shorter than this waits as text and is read as text until more arrives."""
+    tokens_per_write: PositiveInt = 64
+    """Memory tokens made per chunk and layer [K]; also how far back a write sees."""
+    encoding: Encoding = "states"
+    """What a memory token is: each text token's own state, or K vectors made by a write adapter."""
+    short_term_tokens: NonNegativeInt = 512
+    """Capacity of short-term memory, which every read sees whole [N]."""
+    recalled_tokens: NonNegativeInt = 512
+    """Most long-term tokens that one read recalls [R]."""
+    long_term_capacity: NonNegativeInt = 1_048_576
+    """Most long-term tokens kept per layer. 0 keeps no long-term memory (MemoryLLM)."""
+    consolidate_every: PositiveInt = 16
+    """Writes' worth of evicted tokens that wait before they move to long-term memory [F]."""
+    initial_recall_frequency: FiniteFloat = 10.0
+    """Recall frequency of a token that enters long-term memory [f0]."""
+    recall_frequency_decay: FiniteFloat = 0.0
+    """What every recall frequency loses at a consolidation; a token at 0 is forgotten [delta]."""
+    recall_frequency_gain: FiniteFloat = 1.0
+    """What a recalled token's frequency gains (0 in the published model, where it only decays)."""
+    layout: Layout = "chunk"
+    """Evict and recall whole chunks, one choice for all layers; or single tokens, layer by layer."""
+    recall: Recall = "late"
+    """How long-term tokens are scored: late interaction, co-trained retriever, or attention."""
+    recall_layer: NonNegativeInt | None = None
+    """Layer whose states are scored in the chunk layout. None: what the retriever was made for."""
+    ages_stop_in_short_term: bool = False
+    """Published defect: short-term ages never grow, so long-term order is not temporal order."""
+    repeat_short_recall: bool = False
+    """Published fallback: with fewer than R long-term tokens, repeat them and ignore pending."""
+    keep_states: bool = False
+    """Keep hidden states of every memory token, to export it; more than doubles its size."""
+    long_term_device: Tier = "auto"
+    """Where long-term keys and values wait: host memory, device memory or disk."""
+    long_term_dtype: StorageDtype = "auto"
+    """How they are stored. "auto": int8 in the chunk layout, the model's dtype in the token layout."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.minimum_chunk_tokens > self.chunk_tokens:
+            raise ValueError(
+                f"minimum_chunk_tokens={self.minimum_chunk_tokens} is above chunk_tokens="
+                f"{self.chunk_tokens}; no chunk could ever be written. Lower it."
+            )
+        if 0 < self.short_term_tokens < self.tokens_per_write:
+            raise ValueError(
+                f"short_term_tokens={self.short_term_tokens} cannot hold one write of tokens_per_write="
+                f"{self.tokens_per_write}. Use at least {self.tokens_per_write}, or 0."
+            )
+        if self.encoding == "adapter" and self.layout == "chunk":
+            raise ValueError(
+                'encoding="adapter" makes compressed tokens that belong to no text position; '
+                'use layout="token" with it.'
+            )
+        if self.encoding == "adapter" and self.short_term_tokens < self.tokens_per_write:
+            raise ValueError(
+                f"short_term_tokens={self.short_term_tokens}: a write adapter reads the last "
+                f"tokens_per_write={self.tokens_per_write} short-term tokens, so that many must be kept."
+            )
+        return self
+
+    @property
+    def resolved_long_term_dtype(self) -> StorageDtype:
+        """The storage dtype that "auto" stands for ("auto" again where the model's own dtype is meant)."""
+        if self.long_term_dtype == "auto" and self.layout == "chunk" and not self.keep_states:
+            return "int8"
+        return self.long_term_dtype
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Longest prefix of a read: bos, recalled and short-term tokens [P]."""
+        return 1 + self.recalled_tokens + self.short_term_tokens
+
+    @classmethod
+    def published(
+        cls,
+        *,
+        tokens_per_write: int = 256,
+        num_blocks: int = 50,
+        num_long_term_blocks: int = 10,
+        consolidate_every: int = 60,
+        initial_recall_frequency: float = 10.0,
+        recall_frequency_decay: float = 1.0,
+    ) -> Self:
+        """The layout of the published M+ model, exactly, its defects included (spec section 8).
+
+        The defaults are the sizes of the 8B model: 10,240 short-term and 2,560 recalled tokens.
+        """
+        return cls(
+            chunk_tokens=512,
+            minimum_chunk_tokens=16,
+            tokens_per_write=tokens_per_write,
+            encoding="adapter",
+            short_term_tokens=(num_blocks - num_long_term_blocks) * tokens_per_write,
+            recalled_tokens=num_long_term_blocks * tokens_per_write,
+            long_term_capacity=2**40,
+            consolidate_every=consolidate_every,
+            initial_recall_frequency=initial_recall_frequency,
+            recall_frequency_decay=recall_frequency_decay,
+            recall_frequency_gain=0.0,
+            layout="token",
+            recall="published",
+            ages_stop_in_short_term=True,
+            repeat_short_recall=True,
+        )
+
+
+SURVIVAL_FREQUENCY = 0.01
+"""A long-term token whose recall frequency is not above this is forgotten (spec section 5)."""
+
+
+def finite(name: str, value: float) -> float:
+    """``value`` itself, or a ``ValueError`` that names it where it is not finite."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value!r}: expected a finite number.")
+    return value

@@ -1,0 +1,195 @@
+"""Long-term memory: a growing store that is read only by recall.
+
+Pending evictions are kept in the same form, so that recall sees both alike.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mplus.config import SURVIVAL_FREQUENCY
+from mplus.memory.tiers import Plane, Segment
+from mplus.memory.tokens import Content, Provenance
+from mplus.shapes import Index
+
+
+@dataclass(frozen=True)
+class LongTermMemory:
+    """Tokens in immutable segments, in the order in which they arrived.
+
+    ``segment`` and ``row`` say where each living token's content is; a segment may hold rows that no
+    longer live, until ``compacted`` drops them.
+    """
+
+    segments: tuple[Segment, ...]
+    provenance: Provenance
+    segment: Int[Tensor, " T"]
+    row: Int[Tensor, " T"]
+
+    @staticmethod
+    def empty() -> "LongTermMemory":
+        """A store with nothing in it."""
+        nothing = torch.empty(0, dtype=torch.int64)
+        return LongTermMemory((), Provenance.none(), nothing, nothing)
+
+    def __len__(self) -> int:
+        return len(self.provenance)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all segments."""
+        return sum(segment.nbytes for segment in self.segments)
+
+    def append(self, segment: Segment, provenance: Provenance) -> "LongTermMemory":
+        """The store with one more segment at its end."""
+        if not len(segment):
+            return self
+        where = torch.full((len(segment),), len(self.segments), dtype=torch.int64)
+        return LongTermMemory(
+            (*self.segments, segment),
+            Provenance.cat([self.provenance, provenance]),
+            torch.cat([self.segment, where]),
+            torch.cat([self.row, torch.arange(len(segment))]),
+        )
+
+    def aged(self, by: int) -> "LongTermMemory":
+        """The store after ``by`` more memory tokens have been written."""
+        return replace(self, provenance=self.provenance.aged(by)) if len(self) else self
+
+    def take(self, index: Index) -> "LongTermMemory":
+        """The tokens at ``index``; segments without a living token are dropped."""
+        segment = self.segment[index]
+        used = segment.unique()
+        renumber = torch.zeros(max(len(self.segments), 1), dtype=torch.int64)
+        renumber[used] = torch.arange(len(used))
+        return LongTermMemory(
+            tuple(self.segments[i] for i in used.tolist()),
+            self.provenance.take(index),
+            renumber[segment],
+            self.row[index],
+        )
+
+    def where(self, keep: Bool[Tensor, " T"]) -> "LongTermMemory":
+        """The tokens for which ``keep`` holds."""
+        return self if bool(keep.all()) else self.take(keep.nonzero().flatten())
+
+    def content(
+        self, index: Index, dtype: torch.dtype, devices: tuple[torch.device, ...]
+    ) -> Content:
+        """Content of the tokens at ``index``, in that order, read from wherever it waits."""
+        segment, row = self.segment[index], self.row[index]
+        parts: list[Content] = []
+        places: list[Tensor] = []
+        for number in segment.unique().tolist():
+            place = (segment == number).nonzero().flatten()
+            parts.append(self.segments[number].content(row[place], dtype, devices))
+            places.append(place)
+        gathered = Content.cat(parts)
+        order = torch.cat(places).argsort()
+        return gathered if bool((order[:-1] < order[1:]).all()) else gathered.take(order)
+
+    def unit_rows(self, unit: Int[Tensor, " T"]) -> list[Int[Tensor, " rows"]]:
+        """Per segment the unit of each of its rows, -1 for rows that no longer live."""
+        rows = [torch.full((len(s),), -1, dtype=torch.int64) for s in self.segments]
+        if len(rows) == 1:
+            rows[0][self.row] = unit
+            return rows
+        bounds = torch.tensor([0, *(len(s) for s in self.segments)]).cumsum(0)
+        flat = torch.full((int(bounds[-1]),), -1, dtype=torch.int64)
+        flat[bounds[self.segment] + self.row] = unit
+        return list(flat.split([len(s) for s in self.segments]))
+
+    def compacted(self, *, size: int, waste: float = 0.5) -> "LongTermMemory":
+        """Without rows that no longer live, where they are more than ``waste`` of a segment.
+
+        Neighbouring small segments become one of up to ``size`` tokens, so that many small
+        consolidations do not make recall slow.
+        """
+        living = torch.bincount(self.segment, minlength=len(self.segments)).tolist()
+        groups: list[list[int]] = []
+        for number, segment in enumerate(self.segments):
+            whole = len(segment) >= size and living[number] >= (1 - waste) * len(segment)
+            room = groups and sum(living[i] for i in groups[-1]) + living[number] <= size
+            joinable = room and not whole and not self._is_whole(groups[-1], living, size, waste)
+            groups[-1].append(number) if joinable else groups.append([number])
+        return self._regrouped(groups, lambda group: self._must_rewrite(group, living, waste))
+
+    def purged(self) -> "LongTermMemory":
+        """Without any row that no longer lives: what was forgotten is in no tensor any more."""
+        living = torch.bincount(self.segment, minlength=len(self.segments)).tolist()
+        groups = [[i] for i in range(len(self.segments))]
+        return self._regrouped(groups, lambda group: living[group[0]] < len(self.segments[group[0]]))
+
+    def _is_whole(self, group: list[int], living: list[int], size: int, waste: float) -> bool:
+        first = self.segments[group[0]]
+        return len(group) == 1 and len(first) >= size and living[group[0]] >= (1 - waste) * len(first)
+
+    def _must_rewrite(self, group: list[int], living: list[int], waste: float) -> bool:
+        return len(group) > 1 or living[group[0]] < (1 - waste) * len(self.segments[group[0]])
+
+    def _regrouped(
+        self, groups: list[list[int]], must_rewrite: Callable[[list[int]], bool]
+    ) -> "LongTermMemory":
+        if not any(must_rewrite(group) for group in groups):
+            return self
+        segments: list[Segment] = []
+        segment, row = self.segment.clone(), self.row.clone()
+        for group in groups:
+            here = torch.isin(self.segment, torch.tensor(group)).nonzero().flatten()
+            if must_rewrite(group):
+                segments.append(joined([self.segments[i] for i in group], self._rows_in(group, here)))
+                row[here] = torch.arange(len(here))
+            else:
+                segments.append(self.segments[group[0]])
+            segment[here] = len(segments) - 1
+        return LongTermMemory(tuple(segments), self.provenance, segment, row)
+
+    def _rows_in(self, group: list[int], here: Index) -> list[Index]:
+        return [self.row[here[self.segment[here] == number]] for number in group]
+
+
+def joined(segments: Sequence[Segment], rows: Sequence[Index]) -> Segment:
+    """One segment of the given rows of several, in their stored form, not converted again."""
+    def planes(parts: Sequence[tuple[Plane, ...]]) -> tuple[Plane, ...]:
+        result: list[Plane] = []
+        for layer in zip(*parts, strict=True):
+            data = torch.cat([p.data[r] for p, r in zip(layer, rows, strict=True)])
+            scales = [p.scale[r] for p, r in zip(layer, rows, strict=True) if p.scale is not None]
+            result.append(Plane(data, torch.cat(scales) if scales else None))
+        return tuple(result)
+
+    states = [s.states for s in segments if s.states is not None]
+    return Segment(
+        planes([s.keys for s in segments]),
+        planes([s.values for s in segments]),
+        torch.cat([s.retrieval_keys[r] for s, r in zip(segments, rows, strict=True)]),
+        planes(states) if len(states) == len(segments) else None,
+    )
+
+
+def survivors(provenance: Provenance, *, decay: float, capacity: int, required: int) -> tuple[Provenance, Tensor]:
+    """Who stays at a consolidation, and their recall frequencies afterwards (spec section 5).
+
+    Every frequency loses ``decay``; tokens at zero go, but only if more than ``required`` remain, else
+    nobody goes and nothing decays. Beyond ``capacity`` the lowest frequencies go first, the oldest first
+    among equals.
+
+    Returns:
+        The provenance of all tokens with decayed frequencies, and the indices of those that stay.
+    """
+    everyone = torch.arange(len(provenance))
+    frequencies = provenance.recall_frequencies - decay
+    alive = (frequencies > SURVIVAL_FREQUENCY).nonzero().flatten()
+    if len(alive) > required:
+        provenance, staying = replace(provenance, recall_frequencies=frequencies), alive
+    else:
+        staying = everyone
+    if len(staying) > capacity:
+        # Stable sort over rows in order of arrival: among equals the oldest stand last and go.
+        newest_first = staying.flip(0)
+        order = provenance.recall_frequencies[newest_first].argsort(descending=True, stable=True)
+        staying = newest_first[order[:capacity]].sort().values
+    return provenance, staying

@@ -1,0 +1,223 @@
+"""The state of one memory, as an immutable value.
+
+Writing and forgetting make a new state and leave the old one whole. So a fork shares everything until it
+diverges, a failed operation changes nothing, and a read never sees half of a write.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mplus.config import MemoryConfig
+from mplus.memory.long_term import LongTermMemory, survivors
+from mplus.memory.shards import spilled
+from mplus.memory.short_term import chunk_starts, evict_chunks, evict_tokens
+from mplus.memory.tiers import Segment
+from mplus.memory.tokens import Content, Provenance, Tokens
+
+SEGMENT_TOKENS = 4096
+"""Long-term memory is kept in segments of about this many tokens."""
+
+
+def chained(digest: str, *facts: object) -> str:
+    """The digest of a state after something happened to it."""
+    return hashlib.sha256("\x1f".join([digest, *map(str, facts)]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """One document, turn or note that was written."""
+
+    name: str
+    metadata: Mapping[str, Any]
+    first_written: float
+    last_written: float
+    text_tokens: int
+    forgotten: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the next write still sees of the last one: states at the input of each layer."""
+
+    states: tuple[Float[Tensor, "T D"], ...]
+    sources: Int[Tensor, " T"]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Text too short to be written yet; reads take it as text."""
+
+    input_ids: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Track:
+    """The pools of layers that share their choices: all layers in the chunk layout, one in the token layout."""
+
+    layers: tuple[int, ...]
+    recall_layer: int
+    short_term: Tokens
+    pending: LongTermMemory
+    long_term: LongTermMemory
+
+    def __len__(self) -> int:
+        return len(self.short_term) + len(self.pending) + len(self.long_term)
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where each layer's short-term memory is, and recalled tokens go."""
+        return tuple(layer.device for layer in self.short_term.content.keys)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which content is read."""
+        return self.short_term.content.keys[0].dtype
+
+    def write(self, new: Tokens, config: MemoryConfig, generator: torch.Generator) -> "tuple[Track, int]":
+        """New tokens in; what has to leave short-term memory waits as pending.
+
+        Returns:
+            The track afterwards, and how many tokens were evicted.
+        """
+        permutation = None
+        if config.layout == "token":
+            permutation = torch.randperm(len(self.short_term), generator=generator)
+        return self.write_permuted(new, config, permutation)
+
+    def write_permuted(
+        self, new: Tokens, config: MemoryConfig, permutation: Int[Tensor, " T"] | None
+    ) -> "tuple[Track, int]":
+        """``write`` with its one random choice given (None: whole chunks leave, nothing is random)."""
+        pool = self.short_term
+        if not config.ages_stop_in_short_term:
+            pool = replace(pool, provenance=pool.provenance.aged(len(new)))
+        if permutation is None:
+            remaining, evicted = evict_chunks(pool, new, config.short_term_tokens)
+        else:
+            remaining, evicted = evict_tokens(pool, new, config.short_term_tokens, permutation)
+        pending = self.pending.aged(len(new))
+        if len(evicted) and config.long_term_capacity:
+            pending = pending.append(Segment.store(evicted.content, "auto", None), evicted.provenance)
+        track = replace(
+            self, short_term=remaining, pending=pending, long_term=self.long_term.aged(len(new))
+        )
+        return track, len(evicted)
+
+    def consolidate(self, config: MemoryConfig) -> "Track":
+        """Pending tokens join long-term memory; those without a claim left are forgotten (spec section 5)."""
+        if not len(self.pending):
+            return self
+        long_term = self.long_term
+        device = torch.device("cuda" if config.long_term_device == "cuda" else "cpu")
+        everything = torch.arange(len(self.pending))
+        for part in everything.split(SEGMENT_TOKENS):
+            content = self.pending.content(part, self.dtype, self.devices)
+            segment = Segment.store(content, config.resolved_long_term_dtype, device)
+            if config.long_term_device == "disk":
+                segment = spilled(segment)
+            fresh = self.pending.provenance.take(part)
+            frequencies = torch.full_like(fresh.recall_frequencies, config.initial_recall_frequency)
+            long_term = long_term.append(segment, replace(fresh, recall_frequencies=frequencies))
+        provenance, staying = survivors(
+            long_term.provenance,
+            decay=config.recall_frequency_decay,
+            capacity=config.long_term_capacity,
+            required=config.recalled_tokens,
+        )
+        long_term = replace(long_term, provenance=provenance)
+        if len(staying) < len(long_term):
+            long_term = long_term.take(staying)
+        compact = long_term.compacted(size=SEGMENT_TOKENS)
+        return replace(self, pending=LongTermMemory.empty(), long_term=compact)
+
+    def forget(self, sources: Int[Tensor, " n"], config: MemoryConfig) -> "Track":
+        """Without any token of these sources, in any pool and any tensor."""
+        kept = (~torch.isin(self.short_term.provenance.sources, sources)).nonzero().flatten()
+        track = replace(
+            self,
+            short_term=self.short_term.take(kept),
+            pending=self.pending.where(~torch.isin(self.pending.provenance.sources, sources)).purged(),
+            long_term=self.long_term.where(~torch.isin(self.long_term.provenance.sources, sources)).purged(),
+        )
+        return track._refilled(config) if config.layout == "chunk" else track
+
+    def _refilled(self, config: MemoryConfig) -> "Track":
+        """The newest chunks back in short-term memory where forgetting made room.
+
+        So that a memory that forgot a source reads like one that never had it.
+        """
+        track = self
+        for pool in ("pending", "long_term"):
+            store: LongTermMemory = getattr(track, pool)
+            if not len(store):
+                continue
+            room = config.short_term_tokens - len(track.short_term)
+            starts = chunk_starts(store.provenance.chunks)
+            fitting = starts[len(store) - starts <= room]
+            if not len(fitting):
+                break
+            index = torch.arange(len(store))
+            back = Tokens(
+                store.content(index[int(fitting[0]) :], track.dtype, track.devices),
+                store.provenance.take(index[int(fitting[0]) :]),
+            )
+            track = replace(
+                track,
+                short_term=Tokens.cat([back, track.short_term]),
+                **{pool: store.take(index[: int(fitting[0])]).purged()},
+            )
+            if int(fitting[0]) > 0:
+                break
+        return track
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """Everything a memory holds."""
+
+    tracks: tuple[Track, ...]
+    digest: str
+    """Hash of everything ever written and forgotten: two equal digests read alike."""
+    context: Context | None = None
+    tail: Tail = field(default_factory=Tail)
+    sources: tuple[SourceRecord, ...] = ()
+    written_tokens: int = 0
+    """Memory tokens written per layer so far."""
+    text_tokens: int = 0
+    num_chunks: int = 0
+    waiting_tokens: int = 0
+    """Memory tokens written since the last consolidation (published: update_step)."""
+
+    def source_number(self, name: str) -> int | None:
+        """Row of a living source, None where there is none of that name."""
+        for number in range(len(self.sources) - 1, -1, -1):
+            if self.sources[number].name == name and not self.sources[number].forgotten:
+                return number
+        return None
+
+    def consolidated_when_due(self, config: MemoryConfig) -> "tuple[MemoryState, int]":
+        """Consolidate once enough has been written since the last time; how many tokens moved, per layer."""
+        if self.waiting_tokens < config.consolidate_every * config.tokens_per_write:
+            return self, 0
+        moved = max(len(track.pending) for track in self.tracks)
+        tracks = tuple(track.consolidate(config) for track in self.tracks)
+        return replace(self, tracks=tracks, waiting_tokens=0), moved
+
+
+__all__ = [
+    "Content",
+    "Context",
+    "MemoryState",
+    "Provenance",
+    "SourceRecord",
+    "Tail",
+    "Track",
+    "chained",
+]

@@ -1,0 +1,117 @@
+"""Memory tokens and what is known of each: parallel arrays that are only ever filtered together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mplus.shapes import Ages, Index, Keys, RetrievalKeys, States
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where tokens come from and how old they are; one row per token."""
+
+    ages: Ages
+    """Memory tokens written since."""
+    recall_frequencies: Float[Tensor, " T"]
+    """Remaining claim to be kept in long-term memory, float64."""
+    sources: Int[Tensor, " T"]
+    """Row of the memory's table of sources."""
+    chunks: Int[Tensor, " T"]
+    """Serial number of the chunk a token was written with."""
+
+    def __len__(self) -> int:
+        return self.ages.shape[0]
+
+    def take(self, index: Index) -> "Provenance":
+        """The rows at ``index``, in that order."""
+        return Provenance(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def aged(self, by: int) -> "Provenance":
+        """The same tokens after ``by`` more have been written."""
+        return replace(self, ages=self.ages + by)
+
+    @staticmethod
+    def cat(parts: Sequence["Provenance"]) -> "Provenance":
+        """The rows of all parts, in order."""
+        return Provenance(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Provenance)))
+
+    @staticmethod
+    def none() -> "Provenance":
+        """No rows."""
+        integers = torch.empty(0, dtype=torch.int64)
+        return Provenance(integers, torch.empty(0, dtype=torch.float64), integers, integers)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What reads attend to and recall scores, for the layers of one track.
+
+    Layers are a tuple, not an axis: each layer's tensors may live on that layer's device.
+    """
+
+    keys: tuple[Float[Tensor, "T H E"], ...]
+    values: tuple[Float[Tensor, "T H E"], ...]
+    retrieval_keys: RetrievalKeys
+    states: tuple[Float[Tensor, "T D"], ...] | None = None
+
+    def __len__(self) -> int:
+        return self.retrieval_keys.shape[0]
+
+    def take(self, index: Index) -> "Content":
+        """The rows at ``index``, in that order."""
+        return Content(
+            tuple(layer[index.to(layer.device)] for layer in self.keys),
+            tuple(layer[index.to(layer.device)] for layer in self.values),
+            self.retrieval_keys[index.to(self.retrieval_keys.device)],
+            self.states and tuple(layer[index.to(layer.device)] for layer in self.states),
+        )
+
+    @staticmethod
+    def cat(parts: Sequence["Content"]) -> "Content":
+        """The rows of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        states = [p.states for p in parts if p.states is not None]
+        return Content(
+            tuple(torch.cat(layer) for layer in zip(*(p.keys for p in parts), strict=True)),
+            tuple(torch.cat(layer) for layer in zip(*(p.values for p in parts), strict=True)),
+            torch.cat([p.retrieval_keys for p in parts]),
+            tuple(torch.cat(layer) for layer in zip(*states, strict=True))
+            if len(states) == len(parts)
+            else None,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of every tensor held."""
+        tensors = (*self.keys, *self.values, self.retrieval_keys, *(self.states or ()))
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Memory tokens of one track: content and provenance, row by row."""
+
+    content: Content
+    provenance: Provenance
+
+    def __len__(self) -> int:
+        return len(self.provenance)
+
+    def take(self, index: Index) -> "Tokens":
+        """The rows at ``index``, in that order."""
+        return Tokens(self.content.take(index), self.provenance.take(index))
+
+    @staticmethod
+    def cat(parts: Sequence["Tokens"]) -> "Tokens":
+        """The rows of all parts, in order."""
+        return Tokens(
+            Content.cat([p.content for p in parts]), Provenance.cat([p.provenance for p in parts])
+        )
+
+
+__all__ = ["Content", "Keys", "Provenance", "States", "Tokens"]

@@ -1,0 +1,463 @@
+"""Read: a prompt is answered with memory in front of it, layer by layer.
+
+The prefix of a layer is [bos ; recalled ; short-term], as ready keys and values in a transformers cache.
+A read changes no memory. Several memories are read in one batch, each row with a prefix of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from mplus.backbone import Rotation
+from mplus.config import MemoryConfig
+from mplus.memory.long_term import LongTermMemory
+from mplus.memory.state import MemoryState, Track
+from mplus.memory.tokens import Provenance
+from mplus.retriever import Scorer, choose_units
+from mplus.weights import Weights
+
+SPARE_TOKENS = 256
+"""Room a cache layer has for decoding before it must be copied into a larger one."""
+QUERY_TOKENS = 256
+"""Most tokens of a question that recall looks at: its last ones."""
+
+
+class Recalled(NamedTuple):
+    """What one track brought back for one read, oldest first."""
+
+    index: Int[Tensor, " T"]
+    """Rows of [long-term ; pending]."""
+    provenance: Provenance
+    relevance: Float[Tensor, " T"]
+    """Relevance of the unit each token was recalled with."""
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """One row of a read: a memory's state and the prompt that meets it.
+
+    Attributes:
+        state: What is remembered.
+        config: How it is laid out.
+        input_ids: The prompt.
+        query: First and last-plus-one row of the prompt that say what is asked.
+    """
+
+    state: MemoryState
+    config: MemoryConfig
+    input_ids: Sequence[int]
+    query: tuple[int, int]
+
+
+class PrefixLayer(CacheLayerMixin):
+    """A cache layer that starts with a prefix and grows in place.
+
+    transformers' own dynamic layer copies all keys and values for every new token; over a long prefix
+    that costs as much as reading it.
+    """
+
+    is_sliding = False
+
+    def __init__(self, keys: Float[Tensor, "B H P E"], values: Float[Tensor, "B H P E"], length: int) -> None:
+        """Take over buffers whose first ``length`` columns are the prefix."""
+        super().__init__()
+        self.key_buffer, self.value_buffer, self.length = keys, values, length
+        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: a prefix layer is born initialised."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values; returns all of them."""
+        end = self.length + key_states.shape[2]
+        if end > self.key_buffer.shape[2]:
+            self._grow(end + max(SPARE_TOKENS, end // 4))
+        self.key_buffer[:, :, self.length : end] = key_states
+        self.value_buffer[:, :, self.length : end] = value_states
+        self.length = end
+        self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
+        return self.keys, self.values
+
+    def _grow(self, capacity: int) -> None:
+        for name in ("key_buffer", "value_buffer"):
+            old: Tensor = getattr(self, name)
+            new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+            new[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, new)
+
+    def select(self, rows: Int[Tensor, " B"]) -> None:
+        """Keep only some sequences of the batch."""
+        rows = rows.to(self.key_buffer.device)
+        self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
+        self.keys, self.values = self.key_buffer[:, :, : self.length], self.value_buffer[:, :, : self.length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the mask for that many queries."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Columns in use, the prefix included."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """No maximum (the name in transformers before 5.20)."""
+        return -1
+
+
+class Reading:
+    """A batch of prompts being answered: the cache, and where each row stands.
+
+    Made by ``prefill``; ``decode`` adds one token to every row.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        layers: list[PrefixLayer],
+        positions: list[Int[Tensor, " B"]],
+        masks: list[Tensor | None],
+        recalled: list[tuple[Recalled, ...]],
+    ) -> None:
+        self.weights = weights
+        self.cache = Cache(layers=layers)  # pyright: ignore[reportArgumentType]
+        self.layers = layers
+        self.positions = positions
+        """Per layer, the next position of each row."""
+        self.masks = masks
+        """Per layer, which columns each row may see; None where it may see all."""
+        self.recalled = recalled
+        """Per row, what each track recalled."""
+
+    @torch.inference_mode()
+    def decode(self, tokens: Sequence[int]) -> Float[Tensor, "B V"]:
+        """Logits after one more token in every row."""
+        backbone = self.weights.backbone
+        hidden = backbone.embed(torch.tensor(tokens)[:, None])
+        rotations: dict[int, Rotation] = {}
+        for index in range(backbone.num_layers):
+            hidden = hidden.to(self.layers[index].key_buffer.device)
+            position = self.positions[index]
+            if id(position) not in rotations:
+                rotations[id(position)] = backbone.rotation(position[:, None])
+            mask = self.masks[index]
+            if mask is not None:
+                mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
+                self.masks[index] = mask
+                mask = mask[:, None, None]
+            hidden = call_layer(
+                backbone.read_layers[index], hidden, rotations[id(position)], mask, self.cache, position[:, None]
+            )
+        moved: dict[int, Tensor] = {}
+        for index, position in enumerate(self.positions):
+            if id(position) not in moved:
+                moved[id(position)] = position + 1
+            self.positions[index] = moved[id(position)]
+        return backbone.logits(hidden[:, -1])
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with only some rows of the batch."""
+        index = torch.tensor(rows)
+        moved: dict[int, Tensor] = {}
+        for number, layer in enumerate(self.layers):
+            layer.select(index)
+            mask, position = self.masks[number], self.positions[number]
+            self.masks[number] = None if mask is None else mask[index.to(mask.device)]
+            if id(position) not in moved:
+                moved[id(position)] = position[index.to(position.device)]
+            self.positions[number] = moved[id(position)]
+        self.recalled = [self.recalled[row] for row in rows]
+
+
+def call_layer(
+    layer: Any, hidden: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache, positions: Tensor
+) -> Float[Tensor, "B S D"]:
+    """One transformers decoder layer over a cache."""
+    output = layer(
+        hidden,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        position_embeddings=rotation,
+    )
+    return output[0] if isinstance(output, tuple) else output
+
+
+class Prefill(NamedTuple):
+    """The first step of a read."""
+
+    logits: Float[Tensor, "B S V"]
+    """Of the last row of each prompt, or of all rows where asked for (prompts padded on the left)."""
+    reading: Reading
+
+
+@torch.inference_mode()
+def prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool = False) -> Prefill:
+    """Read prompts through their memories up to the first answer token.
+
+    Args:
+        weights: The model.
+        requests: One per row.
+        all_logits: Logits of every prompt row, not only of the last.
+    """
+    return _prefill(weights, requests, all_logits=all_logits)
+
+
+def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool) -> Prefill:
+    backbone = weights.backbone
+    sizes = [len(request.input_ids) for request in requests]
+    longest = max(sizes)
+    padded = torch.zeros(len(requests), longest, dtype=torch.int64)
+    for row, request in enumerate(requests):
+        padded[row, longest - sizes[row] :] = torch.tensor(request.input_ids)
+    hidden = backbone.embed(padded)
+    columns = torch.arange(longest) - (longest - torch.tensor(sizes))[:, None]  # negative: padding
+
+    early = [_recall_before_reading(weights, request) for request in requests]
+    recalled: list[list[Recalled]] = [[] for _ in requests]
+    layers: list[PrefixLayer] = []
+    positions: list[Tensor] = []
+    masks: list[Tensor | None] = []
+    shared: dict[tuple[int, ...], tuple[Tensor, Rotation, Tensor, Tensor, Tensor | None]] = {}
+    for index in range(backbone.num_layers):
+        where = backbone.layer_device(index)
+        hidden = hidden.to(where)
+        layer: Any = backbone.read_layers[index]
+        prefixes: list[tuple[Tensor, Tensor]] = []
+        for row, request in enumerate(requests):
+            track, at = _track_of(request.state, index)
+            chosen = early[row]
+            if chosen is None:
+                begin, end = request.query
+                start = longest - sizes[row]
+                normed = layer.input_layernorm(hidden[row, start + begin : start + end])
+                chosen = recall(weights, track, request.config, normed)
+            if at == 0:
+                recalled[row].append(chosen)
+            prefixes.append(_prefix_rows(weights, request, track, at, index, chosen))
+        lengths = tuple(keys.shape[0] for keys, _ in prefixes)
+        layers.append(_prefix_layer(backbone, prefixes, longest, where))
+        if lengths not in shared:
+            shared[lengths] = _geometry(backbone, lengths, columns, where)
+        position, rotation, mask, next_position, decode_mask = shared[lengths]
+        positions.append(next_position)
+        masks.append(decode_mask)
+        cache = Cache(layers=layers)  # pyright: ignore[reportArgumentType]
+        hidden = call_layer(layer, hidden, rotation, mask, cache, position)
+    reading = Reading(weights, layers, positions, masks, [tuple(row) for row in recalled])
+    return Prefill(backbone.logits(hidden if all_logits else hidden[:, -1:]), reading)
+
+
+def _geometry(
+    backbone: Any, lengths: tuple[int, ...], columns: Int[Tensor, "B S"], where: torch.device
+) -> tuple[Tensor, Rotation, Tensor, Tensor, Tensor | None]:
+    """Positions, rotation, prefill mask, next position and decode mask of rows with these prefixes."""
+    prefix = torch.tensor(lengths)
+    widest = max(lengths)
+    position = (prefix[:, None] + columns).clamp(min=0)
+    before = torch.arange(widest) >= (widest - prefix)[:, None]  # prefixes are padded on the left
+    own = columns >= 0
+    visible = torch.cat([before, own], dim=1)
+    causal = columns[:, :, None] >= columns[:, None, :]
+    mask = torch.cat([before[:, None].expand(-1, columns.shape[1], -1), causal & own[:, None]], dim=2)
+    # A padding row sees itself, so that its softmax is not empty.
+    mask[:, :, widest:] |= torch.eye(columns.shape[1], dtype=torch.bool)
+    position = position.to(where)
+    everything = bool(visible.all())
+    return (
+        position,
+        backbone.rotation(position),
+        mask[:, None].to(where),
+        position[:, -1] + 1,
+        None if everything else visible.to(where),
+    )
+
+
+def _prefix_layer(
+    backbone: Any, prefixes: list[tuple[Tensor, Tensor]], prompt: int, where: torch.device
+) -> PrefixLayer:
+    """A cache layer of rotated prefixes, padded on the left, with room for the prompt and an answer."""
+    widest = max(keys.shape[0] for keys, _ in prefixes)
+    heads, size = backbone.num_key_value_heads, backbone.head_size
+    shape = (len(prefixes), heads, widest + prompt + SPARE_TOKENS, size)
+    key_buffer = torch.empty(shape, dtype=backbone.dtype, device=where)
+    value_buffer = torch.empty(shape, dtype=backbone.dtype, device=where)
+    if widest:
+        cos, sin = backbone.rotation(torch.arange(widest, device=where))
+        half = size // 2
+        for row, (keys, values) in enumerate(prefixes):
+            count = keys.shape[0]
+            start = widest - count
+            if start:
+                key_buffer[row, :, :start] = 0
+                value_buffer[row, :, :start] = 0
+            target = key_buffer[row, :, start:widest].transpose(0, 1)
+            c, s = cos[:count, None, :half], sin[:count, None, :half]
+            first, second = keys[..., :half], keys[..., half:]
+            torch.mul(first, c, out=target[..., :half]).addcmul_(second, s, value=-1)
+            torch.mul(second, c, out=target[..., half:]).addcmul_(first, s)
+            value_buffer[row, :, start:widest] = values.transpose(0, 1)
+    return PrefixLayer(key_buffer, value_buffer, widest)
+
+
+def _track_of(state: MemoryState, layer: int) -> tuple[Track, int]:
+    """The track that remembers for a layer, and the layer's place in it."""
+    if len(state.tracks) == 1:
+        return state.tracks[0], layer
+    return state.tracks[layer], 0
+
+
+def _prefix_rows(
+    weights: Weights, request: ReadRequest, track: Track, at: int, layer: int, chosen: Recalled
+) -> tuple[Float[Tensor, "P H E"], Float[Tensor, "P H E"]]:
+    """[bos ; recalled ; short-term] of one layer: keys before rotary embedding, and values."""
+    backbone = weights.backbone
+    where = backbone.layer_device(layer)
+    if not len(track.short_term) and not len(chosen.index):
+        # Nothing is remembered: no prefix at all, so that an empty memory is exactly the backbone.
+        nothing = torch.empty(0, backbone.num_key_value_heads, backbone.head_size, dtype=backbone.dtype, device=where)
+        if request.config.encoding == "states":
+            return nothing, nothing
+    bos = backbone.keys_values(
+        backbone.read_layers[layer],
+        weights.norm(layer, backbone.bos_states[layer : layer + 1].to(where), reading=True),
+    )
+    keys, values = [bos.keys], [bos.values]
+    if len(chosen.index):
+        recalled_keys, recalled_values = _gather(track, chosen.index, at, backbone.dtype, where)
+        keys.append(recalled_keys)
+        values.append(recalled_values)
+    keys.append(track.short_term.content.keys[at])
+    values.append(track.short_term.content.values[at])
+    return torch.cat(keys), torch.cat(values)
+
+
+def _gather(
+    track: Track, index: Int[Tensor, " T"], at: int, dtype: torch.dtype, where: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of recalled tokens in one layer; only their rows are read and moved."""
+    long = len(track.long_term)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for store, inside, shift in (
+        (track.long_term, index < long, 0),
+        (track.pending, index >= long, long),
+    ):
+        places = inside.nonzero().flatten()
+        if not len(places):
+            continue
+        rows = index[places] - shift
+        segment, row = store.segment[rows], store.row[rows]
+        for number in segment.unique().tolist():
+            here = (segment == number).nonzero().flatten()
+            block = store.segments[number]
+            parts.append(
+                (
+                    places[here],
+                    block.keys[at].rows(row[here], dtype, where),
+                    block.values[at].rows(row[here], dtype, where),
+                )
+            )
+    order = torch.cat([places for places, _, _ in parts]).argsort().to(where)
+    return (
+        torch.cat([keys for _, keys, _ in parts])[order],
+        torch.cat([values for _, _, values in parts])[order],
+    )
+
+
+# --- recall -------------------------------------------------------------------------------------------
+
+
+def _recall_before_reading(weights: Weights, request: ReadRequest) -> Recalled | None:
+    """The chunk layout's one choice for all layers, from the question read alone."""
+    if request.config.layout != "chunk":
+        return None
+    track = request.state.tracks[0]
+    if not len(track.long_term) + len(track.pending) or not request.config.recalled_tokens:
+        return nothing_recalled()
+    begin, end = request.query
+    ids = torch.tensor(list(request.input_ids[max(begin, end - QUERY_TOKENS) : end]))
+    states = weights.backbone.plain_states(ids, track.recall_layer)
+    return recall(weights, track, request.config, weights.norm(track.recall_layer, states[-1], reading=False))
+
+
+def nothing_recalled() -> Recalled:
+    """What a read recalls where there is nothing."""
+    return Recalled(torch.empty(0, dtype=torch.int64), Provenance.none(), torch.empty(0))
+
+
+def recall(weights: Weights, track: Track, config: MemoryConfig, normed: Float[Tensor, "S D"]) -> Recalled:
+    """Choose the long-term and pending tokens most relevant to a question (spec section 7).
+
+    Args:
+        weights: For the scorer.
+        track: The pools to choose from.
+        config: How many tokens, and whether whole chunks.
+        normed: The question's rows, normed by the track's recall layer.
+    """
+    budget = config.recalled_tokens
+    if config.repeat_short_recall and len(track.long_term) < budget:
+        return _repeated(track, budget)
+    stores = [store for store in (track.long_term, track.pending) if len(store)]
+    if not stores or not budget:
+        return nothing_recalled()
+    provenance = Provenance.cat([store.provenance for store in stores])
+    unit, num_units = _units(provenance, config)
+    relevance = relevance_of_units(weights.scorers[config.recall], track, stores, normed, unit, num_units)
+    sizes = torch.bincount(unit, minlength=num_units)
+    chosen = choose_units(relevance, sizes, budget)
+    index = torch.isin(unit, chosen).nonzero().flatten()
+    # Oldest first; ties in age in descending index order, as the published order has them.
+    index = index[provenance.ages[index].argsort(stable=True)].flip(0)
+    return Recalled(index, provenance.take(index), relevance[unit[index]])
+
+
+def relevance_of_units(
+    scorer: Scorer,
+    track: Track,
+    stores: Sequence[LongTermMemory],
+    normed: Float[Tensor, "S D"],
+    unit: Int[Tensor, " T"],
+    num_units: int,
+) -> Float[Tensor, " U"]:
+    """Relevance of every unit of long-term and pending memory, on the CPU."""
+    queries = scorer.queries(track.recall_layer, normed).cpu().float()
+    keys: list[Tensor] = []
+    units: list[Tensor] = []
+    start = 0
+    for store in stores:
+        units += store.unit_rows(unit[start : start + len(store)])
+        keys += [segment.retrieval_keys for segment in store.segments]
+        start += len(store)
+    return scorer.relevance(queries, keys, units, num_units)
+
+
+def _units(provenance: Provenance, config: MemoryConfig) -> tuple[Int[Tensor, " T"], int]:
+    """The unit of recall each token belongs to: its chunk, or itself."""
+    if config.layout == "token":
+        return torch.arange(len(provenance)), len(provenance)
+    known, unit = provenance.chunks.unique(return_inverse=True)
+    return unit, len(known)
+
+
+def _repeated(track: Track, budget: int) -> Recalled:
+    """Published fallback: indices 0 … n-1 over and over, the last R of them; pending is ignored."""
+    count = len(track.long_term)
+    if not count or not budget:
+        return nothing_recalled()
+    repeats = -(-budget // count)
+    index = torch.arange(count).repeat(repeats)[-budget:]
+    index = index[track.long_term.provenance.ages[index].argsort(stable=True)].flip(0)
+    return Recalled(index, track.long_term.provenance.take(index), torch.zeros(budget))

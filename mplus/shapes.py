@@ -1,0 +1,30 @@
+"""The letters that stand for sizes in every signature.
+
+    B  sequences in a batch             H  key-value heads of the backbone
+    L  layers that share their choices  E  size of one attention head
+    S  text positions                   D  hidden size
+    T  tokens of one pool or chunk      R  size of a retrieval key
+    U  units of recall (chunks, or      V  vocabulary
+       single tokens)                   P  prefix length of a read
+
+A pool of memory tokens has one *track* where all layers remember the same tokens (chunk layout, L = all
+layers), or one track per layer where each layer chooses for itself (token layout, L = 1).
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Keys = Float[Tensor, "L T H E"]
+"""Attention keys before rotary embedding, or values: one row per layer and token."""
+
+States = Float[Tensor, "L T D"]
+"""Residual-stream vectors at the input of their layer."""
+
+RetrievalKeys = Float[Tensor, "T R"]
+Ages = Int[Tensor, " T"]
+Index = Int[Tensor, " T"]
+Hidden = Float[Tensor, "B S D"]
+PackedHidden = Float[Tensor, "S D"]
+Mask = Bool[Tensor, "B #H S P"]
+
+__all__ = ["Ages", "Hidden", "Index", "Keys", "Mask", "PackedHidden", "RetrievalKeys", "States"]

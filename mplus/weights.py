@@ -1,0 +1,87 @@
+"""What of a loaded model takes part in writing and reading: all that never changes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mplus.backbone import Backbone
+from mplus.config import MemoryConfig, Recall
+from mplus.memory.long_term import LongTermMemory
+from mplus.memory.state import MemoryState, Track
+from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.retriever import Scorer
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Backbone, retriever and the vectors that writing adds."""
+
+    backbone: Backbone
+    scorers: Mapping[Recall, Scorer]
+    """Every way of scoring that these weights can do."""
+    recall_layer: int
+    """Layer whose states the chunk layout scores."""
+    fingerprint: str
+    """Identifies the weights: memories made by others are refused."""
+    write_position: Float[Tensor, " D"] | None = None
+    """Added to the last K rows of every layer by a write adapter (published: new_memory_positional_emb)."""
+
+    def tracks(self, config: MemoryConfig) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Which layers share their choices, and the layer that is scored for them."""
+        layers = tuple(range(self.backbone.num_layers))
+        if config.layout == "chunk":
+            layer = self.recall_layer if config.recall_layer is None else config.recall_layer
+            return ((layers, layer),)
+        return tuple(((layer,), layer) for layer in layers)
+
+    def empty_state(self, config: MemoryConfig) -> MemoryState:
+        """A memory in which nothing has been written."""
+        tracks = tuple(
+            Track(layers, layer, self.no_tokens(layers, layer, config), LongTermMemory.empty(), LongTermMemory.empty())
+            for layers, layer in self.tracks(config)
+        )
+        return MemoryState(tracks, digest=f"{self.fingerprint}/{config.model_dump_json()}")
+
+    def no_tokens(self, layers: tuple[int, ...], recall_layer: int, config: MemoryConfig) -> Tokens:
+        """A pool with nothing in it, of the right shape, dtype and device."""
+        backbone = self.backbone
+        states = tuple(
+            torch.empty(0, backbone.hidden_size, dtype=backbone.dtype, device=backbone.layer_device(layer))
+            for layer in layers
+        )
+        return Tokens(self.content(layers, recall_layer, states, config), Provenance.none())
+
+    def content(
+        self,
+        layers: tuple[int, ...],
+        recall_layer: int,
+        states: tuple[Float[Tensor, "T D"], ...],
+        config: MemoryConfig,
+    ) -> Content:
+        """What is kept of memory tokens: their keys and values for reading, their retrieval keys."""
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        retrieval: Tensor | None = None
+        for layer, rows in zip(layers, states, strict=True):
+            reader = self.backbone.read_layers[layer]
+            key, value = self.backbone.keys_values(reader, self.norm(layer, rows, reading=True))
+            keys.append(key)
+            values.append(value)
+            if layer == recall_layer:
+                retrieval = self.retrieval_keys(layer, self.norm(layer, rows, reading=False), config)
+        assert retrieval is not None, "the recall layer is one of the track's layers"
+        return Content(tuple(keys), tuple(values), retrieval, states if config.keep_states else None)
+
+    def retrieval_keys(
+        self, layer: int, normed: Float[Tensor, "S D"], config: MemoryConfig
+    ) -> Float[Tensor, "S R"]:
+        """Retrieval keys of memory tokens, kept in host memory."""
+        return self.scorers[config.recall].keys(layer, normed).cpu()
+
+    def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:
+        """A layer's normed input."""
+        layers = self.backbone.read_layers if reading else self.backbone.write_layers
+        return layers[layer].input_layernorm(states)  # pyright: ignore[reportCallIssue, reportReturnType]

@@ -1,0 +1,352 @@
+"""Write: text becomes new memory tokens, which enter short-term memory and push older ones out.
+
+Two encodings. ``states``: every text token's own state at the input of each layer is kept, so all chunks
+of a text go through a layer together, each attending to itself and to the chunk before it. ``adapter``:
+a write adapter compresses a chunk into K tokens (spec section 3), one chunk after the other.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mplus.backbone import KeysValues, Rotation, rotate
+from mplus.config import MemoryConfig
+from mplus.memory.memory import Memory
+from mplus.memory.state import Context, MemoryState, chained
+from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.weights import Weights
+
+WRITE_BATCH_TOKENS = 2048
+"""Text tokens that go through a layer together: measured best on CPU (docs/performance.md)."""
+
+Progress = Callable[[int, int], None]
+"""Called with text tokens written so far and in total."""
+
+
+class Chunk(NamedTuple):
+    """Text that is written in one pass."""
+
+    input_ids: list[int]
+    sources: list[int]
+    """Row of the memory's table of sources, per text token."""
+    continues: bool
+    """Whether it goes on from the chunk before it, and may see it."""
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What a write did.
+
+    Attributes:
+        text_tokens: Text tokens that were written or now wait in the tail.
+        memory_tokens: New memory tokens per layer.
+        evicted: Tokens per layer that left short-term memory.
+        consolidated: Tokens per layer that moved from pending to long-term memory.
+        seconds: Wall time.
+    """
+
+    text_tokens: int
+    memory_tokens: int
+    evicted: int
+    consolidated: int
+    seconds: float
+
+
+class Encoded(NamedTuple):
+    """New memory tokens of some chunks, by layer, and what the next chunk will see of them."""
+
+    states: tuple[Float[Tensor, "T D"], ...]
+    base: tuple[KeysValues, ...] | None
+    """Keys and values under the write layers, where they were computed on the way."""
+    hidden: Float[Tensor, "S D"]
+    """Output of the last layer."""
+
+
+def write_chunks(
+    weights: Weights,
+    memory: Memory,
+    state: MemoryState,
+    chunks: Sequence[Chunk],
+    *,
+    progress: Progress | None = None,
+) -> tuple[MemoryState, WriteReport]:
+    """Write chunks in order; the memory itself is not touched, the new state is returned."""
+    started = time.perf_counter()
+    total, done = sum(len(chunk.input_ids) for chunk in chunks), 0
+    memory_tokens = evicted = consolidated = 0
+    for batch in _batches(chunks, memory.config):
+        with torch.inference_mode():
+            if memory.config.encoding == "states":
+                new, context = _encode_states(weights, memory.config, state, batch)
+            else:
+                new, context = _encode_adapter(weights, memory.config, state, batch[0])
+        generator = memory.generator(state)
+        state, out, moved = absorb(state, memory.config, new, generator, context, batch)
+        memory_tokens += len(new[0])
+        evicted, consolidated = evicted + out, consolidated + moved
+        done += sum(len(chunk.input_ids) for chunk in batch)
+        if progress is not None:
+            progress(done, total)
+    return state, WriteReport(total, memory_tokens, evicted, consolidated, time.perf_counter() - started)
+
+
+def absorb(
+    state: MemoryState,
+    config: MemoryConfig,
+    new: Sequence[Tokens],
+    generator: torch.Generator,
+    context: Context,
+    chunks: Sequence[Chunk],
+) -> tuple[MemoryState, int, int]:
+    """New tokens into every track; returns the state, tokens evicted and tokens consolidated per layer."""
+    tracks, evicted = [], 0
+    for track, tokens in zip(state.tracks, new, strict=True):
+        written, out = track.write(tokens, config, generator)
+        tracks.append(written)
+        evicted = max(evicted, out)
+    digest = state.digest
+    for chunk in chunks:
+        digest = chained(digest, "write", chunk.input_ids, chunk.sources, chunk.continues)
+    state = replace(
+        state,
+        tracks=tuple(tracks),
+        context=context,
+        written_tokens=state.written_tokens + len(new[0]),
+        text_tokens=state.text_tokens + sum(len(chunk.input_ids) for chunk in chunks),
+        num_chunks=state.num_chunks + len(chunks),
+        waiting_tokens=state.waiting_tokens + len(new[0]),
+        digest=digest,
+    )
+    state, moved = state.consolidated_when_due(config)
+    return state, evicted, moved
+
+
+def _batches(chunks: Sequence[Chunk], config: MemoryConfig) -> list[Sequence[Chunk]]:
+    if config.encoding == "adapter" or config.layout == "token":
+        return [[chunk] for chunk in chunks]
+    per_batch = max(WRITE_BATCH_TOKENS // config.chunk_tokens, 1)
+    return [chunks[i : i + per_batch] for i in range(0, len(chunks), per_batch)]
+
+
+# --- each text token's own state ----------------------------------------------------------------------
+
+
+def _encode_states(
+    weights: Weights, config: MemoryConfig, state: MemoryState, chunks: Sequence[Chunk]
+) -> tuple[list[Tokens], Context]:
+    context = state.context if chunks[0].continues else None
+    encoded = encode_states(weights, chunks, context)
+    sizes = [len(chunk.input_ids) for chunk in chunks]
+    provenance = Provenance(
+        ages=torch.arange(sum(sizes) - 1, -1, -1),
+        recall_frequencies=torch.full((sum(sizes),), config.initial_recall_frequency, dtype=torch.float64),
+        sources=torch.tensor([source for chunk in chunks for source in chunk.sources]),
+        chunks=torch.arange(len(chunks)).repeat_interleave(torch.tensor(sizes)) + state.num_chunks,
+    )
+    assert encoded.base is not None
+    tokens = [
+        Tokens(_born(weights, encoded.states, encoded.base, layers, recall_layer, config), provenance)
+        for layers, recall_layer in weights.tracks(config)
+    ]
+    keep = min(sizes[-1], config.tokens_per_write)
+    context = Context(
+        tuple(layer[-keep:].clone() for layer in encoded.states), provenance.sources[-keep:].clone()
+    )
+    return tokens, context
+
+
+def _born(
+    weights: Weights,
+    states: tuple[Tensor, ...],
+    base: tuple[KeysValues, ...],
+    layers: tuple[int, ...],
+    recall_layer: int,
+    config: MemoryConfig,
+) -> Content:
+    """Keys, values and retrieval keys of new tokens, computed once; those writing needed are reused."""
+    backbone = weights.backbone
+    if backbone.read_layers is not backbone.write_layers:
+        return weights.content(layers, recall_layer, tuple(states[i] for i in layers), config)
+    scored = weights.norm(recall_layer, states[recall_layer], reading=False)
+    return Content(
+        tuple(base[i].keys for i in layers),
+        tuple(base[i].values for i in layers),
+        weights.retrieval_keys(recall_layer, scored, config),
+        tuple(states[i] for i in layers) if config.keep_states else None,
+    )
+
+
+def encode_states(weights: Weights, chunks: Sequence[Chunk], context: Context | None) -> Encoded:
+    """States of every text token at the input of every layer.
+
+    Rows of all chunks are packed for the linear layers and laid out [chunk, row] for attention, where
+    each chunk sees the bos state, the chunk before it (if it continues it) and its own past. Positions
+    count from the bos state, as in any write.
+    """
+    backbone = weights.backbone
+    device = backbone.device
+    sizes = torch.tensor([len(chunk.input_ids) for chunk in chunks])
+    longest = int(sizes.max())
+    before = torch.zeros_like(sizes)
+    before[1:] = sizes[:-1]
+    if context is not None:
+        before[0] = context.sources.shape[0]
+    before *= torch.tensor([chunk.continues for chunk in chunks])
+    reach = int(before.max())
+
+    columns = torch.arange(longest)
+    inside = columns < sizes[:, None]  # [chunk, row]
+    slot = torch.full(inside.shape, 0)
+    slot[inside] = torch.arange(int(sizes.sum()))
+    # Rows of the chunk before, as packed rows; the first chunk finds its past at the front.
+    starts = sizes.cumsum(0) - sizes
+    past_columns = torch.arange(reach)
+    past_inside = past_columns < before[:, None]
+    past_slot = (starts - before)[:, None] + past_columns
+    offset = int(before[0])
+    past_slot = torch.where(past_inside, past_slot + offset, 0)
+
+    position = 1 + before[:, None] + columns
+    table = backbone.rotation(torch.arange(1 + reach + longest, device=device))
+    causal = columns[:, None] >= columns[None, :]
+    mask = torch.cat(
+        [
+            torch.ones(len(chunks), longest, 1, dtype=torch.bool),
+            past_inside[:, None, :].expand(-1, longest, -1),
+            causal & inside[:, None, :],
+        ],
+        dim=2,
+    )[:, None]
+
+    hidden = backbone.embed(torch.tensor([i for chunk in chunks for i in chunk.input_ids]))
+    states: list[Tensor] = []
+    base: list[KeysValues] = []
+    for index in range(backbone.num_layers):
+        layer = backbone.write_layers[index]
+        where = backbone.layer_device(index)
+        hidden = hidden.to(where)
+        states.append(hidden)
+        past = context.states[index].to(where)[-offset:] if context is not None and offset else hidden[:0]
+        normed = weights.norm(index, torch.cat([backbone.bos_states[index : index + 1].to(where), past, hidden]), reading=False)
+        keys, values = backbone.keys_values(layer, normed)
+        base.append(KeysValues(keys[1 + offset :], values[1 + offset :]))
+        here = slot.to(where)
+        rotation = Rotation(table.cos.to(where), table.sin.to(where))
+        at = position.to(where)
+        queries = backbone.queries(layer, normed[1 + offset :])[here]
+        queries = rotate(queries, Rotation(rotation.cos[at], rotation.sin[at]))
+        rotated, laid_values = _laid_out(keys, values, here, past_slot.to(where), offset, rotation, at, reach)
+        attended = backbone.attend(layer, queries.transpose(1, 2), rotated, laid_values, mask.to(where))
+        hidden = backbone.finish(layer, hidden, attended[inside.to(where)])
+    return Encoded(tuple(states), tuple(base), hidden)
+
+
+def _laid_out(
+    keys: Tensor,
+    values: Tensor,
+    slot: Tensor,
+    past_slot: Tensor,
+    offset: int,
+    rotation: Rotation,
+    position: Tensor,
+    reach: int,
+) -> tuple[Tensor, Tensor]:
+    """Keys (rotated) and values as [chunk, head, bos + past + own rows, size]."""
+    num_chunks = slot.shape[0]
+    rows = torch.cat(
+        [slot.new_zeros(num_chunks, 1), past_slot + 1, slot + 1 + offset], dim=1
+    )
+    at = torch.cat(
+        [
+            position.new_zeros(num_chunks, 1),
+            torch.arange(1, 1 + reach, device=position.device).expand(num_chunks, -1),
+            position,
+        ],
+        dim=1,
+    )
+    laid_keys = rotate(keys[rows], Rotation(rotation.cos[at], rotation.sin[at]))
+    return laid_keys.transpose(1, 2), values[rows].transpose(1, 2)
+
+
+# --- K compressed tokens per chunk --------------------------------------------------------------------
+
+
+def _encode_adapter(
+    weights: Weights, config: MemoryConfig, state: MemoryState, chunk: Chunk
+) -> tuple[list[Tokens], Context]:
+    context = state.context
+    past = context.states if context is not None else tuple(
+        weights.backbone.bos_states.new_zeros(0, weights.backbone.hidden_size) for _ in range(weights.backbone.num_layers)
+    )
+    encoded = encode_adapter(weights, config, chunk.input_ids, past)
+    count = encoded.states[0].shape[0]
+    # K tokens stand for the whole chunk: sources share them in proportion to their text.
+    share = torch.linspace(0, len(chunk.sources) - 1, count).round().long()
+    provenance = Provenance(
+        ages=torch.arange(count - 1, -1, -1),
+        recall_frequencies=torch.full((count,), config.initial_recall_frequency, dtype=torch.float64),
+        sources=torch.tensor(chunk.sources)[share],
+        chunks=torch.full((count,), state.num_chunks),
+    )
+    tokens = [
+        Tokens(weights.content(layers, recall, tuple(encoded.states[i] for i in layers), config), provenance)
+        for layers, recall in weights.tracks(config)
+    ]
+    return tokens, Context(encoded.states, provenance.sources)
+
+
+def encode_adapter(
+    weights: Weights,
+    config: MemoryConfig,
+    input_ids: Sequence[int],
+    past: tuple[Float[Tensor, "T D"], ...],
+    *,
+    observe: Callable[[int, Tensor], None] | None = None,
+) -> Encoded:
+    """One chunk through the write adapter: K new tokens per layer (spec section 3).
+
+    Args:
+        weights: Backbone and write position.
+        config: For K.
+        input_ids: The chunk.
+        past: Last K rows of short-term memory, by layer.
+        observe: Called with each layer's number and text rows before it, for checks.
+    """
+    backbone, size, num_new = weights.backbone, len(input_ids), config.tokens_per_write
+    hidden = backbone.embed(torch.tensor(list(input_ids)))
+    length = 1 + past[0].shape[0] + size
+    prefix = max(min(length - num_new, length - size), 1)
+    rotation = backbone.rotation(torch.arange(length, device=hidden.device))
+    mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()[prefix:][None, None]
+    new: list[Tensor] = []
+    for index in range(backbone.num_layers):
+        layer = backbone.write_layers[index]
+        where = backbone.layer_device(index)
+        hidden = hidden.to(where)
+        if observe is not None:
+            observe(index, hidden)
+        rows = torch.cat([backbone.bos_states[index : index + 1].to(where), past[index].to(where), hidden])
+        if weights.write_position is not None:
+            rows[-num_new:] += weights.write_position.to(where)
+        normed = weights.norm(index, rows, reading=False)
+        keys, values = backbone.keys_values(layer, normed)
+        here = Rotation(rotation.cos.to(where), rotation.sin.to(where))
+        queries = rotate(
+            backbone.queries(layer, normed[prefix:]), Rotation(here.cos[prefix:], here.sin[prefix:])
+        )
+        attended = backbone.attend(
+            layer,
+            queries.transpose(0, 1)[None],
+            rotate(keys, here).transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            mask.to(where),
+        )
+        output = backbone.finish(layer, rows[prefix:], attended[0])
+        new.append(output[-num_new:].clone())
+        hidden = output[-size:]
+    return Encoded(tuple(new), None, hidden)
