@@ -314,6 +314,10 @@ def grouped_attention(
     prefix costs more than attention itself.
     """
     batch, heads, rows, size = query.shape
+    if attention_mask is None and rows > 1:
+        # transformers leaves the mask out where plain causal attention is meant.
+        attention_mask = torch.ones(rows, key.shape[2], dtype=torch.bool, device=query.device)
+        attention_mask = attention_mask.tril(key.shape[2] - rows)[None, None]
     groups = heads // key.shape[1]
     if groups > 1:
         query = query.reshape(batch, key.shape[1], groups * rows, size)
@@ -330,8 +334,10 @@ def grouped_attention(
 def register_attention() -> None:
     """Make ``grouped_attention`` known to transformers under its name."""
     from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
+    AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
 
 AttentionImplementation = Literal["auto", "sdpa", "eager", "flash_attention_2"]

@@ -1,0 +1,156 @@
+"""From logits to a token, and from tokens to text that is certain."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+
+class SamplingParams(BaseModel):
+    """How an answer is generated; frozen, checked when built.
+
+    Raises:
+        ValueError: A setting is out of range or not finite.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_new_tokens: Annotated[int, Field(ge=1, strict=True)] = 256
+    """Most tokens of an answer."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """0 always takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
+    top_k: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Sample from this many likeliest tokens; 0 from all."""
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Above 1 makes tokens that stand in prompt or answer less likely."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer and are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer, beside the model's own end token."""
+    seed: int | None = None
+    """The same seed gives the same answer, whatever else runs beside it."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else tuple(value)
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("stop holds an empty string, which would end every answer at once; remove it")
+        return value
+
+
+class Sampler:
+    """Picks the tokens of one sequence."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], device: torch.device) -> None:
+        from transformers import (
+            LogitsProcessorList,
+            RepetitionPenaltyLogitsProcessor,
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
+
+        self._greedy = params.temperature == 0
+        self._processors = LogitsProcessorList()
+        self._prompt = torch.tensor(list(prompt_ids), device=device) if params.repetition_penalty != 1 else None
+        if params.repetition_penalty != 1:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+        if not self._greedy:
+            self._processors.append(TemperatureLogitsWarper(params.temperature))
+            if params.top_k:
+                self._processors.append(TopKLogitsWarper(params.top_k))
+            if params.top_p < 1:
+                self._processors.append(TopPLogitsWarper(params.top_p))
+        # On the CPU, so that a seed means the same on every device and in every batch.
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+
+    def __call__(self, logits: Float[Tensor, " V"], generated: Sequence[int]) -> int:
+        """The next token."""
+        if self._processors:
+            written = torch.tensor(list(generated), dtype=torch.int64, device=logits.device)
+            ids = written if self._prompt is None else torch.cat([self._prompt.to(logits.device), written])
+            logits = self._processors(ids[None], logits[None].float())[0]  # pyright: ignore[reportArgumentType]
+        if self._greedy:
+            return int(logits.argmax())
+        probabilities = logits.float().softmax(dim=-1).cpu()
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+class TextStream:
+    """Turns tokens into text piece by piece, holding back what is not certain yet.
+
+    Never emits half a character, nor any part of a stop string. Decodes a short window per token, so a
+    long answer costs linear time.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self.finished = False
+        """Whether a stop string was completed."""
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._ids: list[int] = []
+        self._begin = 0  # window start: tokens before it are settled
+        self._decoded = 0  # tokens of the window whose text has been taken
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        """Take one token; returns text that is now certain, often empty."""
+        self._ids.append(token)
+        before = self._decode(self._begin, self._begin + self._decoded)
+        text = self._decode(self._begin, len(self._ids))
+        if text.endswith("�"):
+            return ""
+        fresh = text[len(before) :]
+        # Keep the last piece as context: some tokenizers decode a token differently at the start.
+        self._begin, self._decoded = self._begin + self._decoded, len(self._ids) - self._begin - self._decoded
+        return self._certain(fresh)
+
+    def finish(self) -> str:
+        """No more tokens come: what was held back."""
+        text = self._decode(self._begin, len(self._ids))
+        fresh = text[len(self._decode(self._begin, self._begin + self._decoded)) :]
+        self._begin, self._decoded = len(self._ids), 0
+        piece = self._certain(fresh) if fresh else ""
+        if not self.finished:
+            piece, self._held = piece + self._held, ""
+        return piece
+
+    def _decode(self, begin: int, end: int) -> str:
+        if begin == end:
+            return ""
+        return self._tokenizer.decode(
+            self._ids[begin:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _certain(self, fresh: str) -> str:
+        text = self._held + fresh
+        found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if found:
+            self.finished, self._held = True, ""
+            return text[: min(found)]
+        hold = max((_overlap(text, stop) for stop in self._stop), default=0)
+        cut = len(text) - hold
+        self._held = text[cut:]
+        return text[:cut]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that a stop string begins with."""
+    for size in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0

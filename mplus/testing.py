@@ -1,0 +1,88 @@
+"""A tiny random M+ for tests that must not download anything: yours and ours.
+
+    model = mplus.testing.tiny_model()
+    memory = model.new_memory()
+"""
+
+from typing import Any
+
+import torch
+
+from mplus.checkpoint.weights import TrainedParts, assemble, preset
+from mplus.config import MemoryConfig
+from mplus.model import MPlus
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer with one token per byte, a few control tokens and a chat template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: number for number, symbol in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="<|im_end|>"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
+    """A tiny random transformers model of one of the supported types, in float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from mplus.backbone import GROUPED_ATTENTION, register_attention
+
+    register_attention()
+    settings: dict[str, Any] = {
+        "vocab_size": 261,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 256,
+        "bos_token_id": 257,
+        "eos_token_id": 260,
+        "tie_word_embeddings": False,
+        "attn_implementation": GROUPED_ATTENTION,
+    }
+    if model_type == "mistral":
+        settings["sliding_window"] = None
+    config = AutoConfig.for_model(model_type, **(settings | changes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # Default initialisation is so flat that attention hardly matters; tests want it to.
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def tiny_model(seed: int = 0, *, memory: MemoryConfig | None = None, model_type: str = "llama", **changes: Any) -> MPlus:
+    """A tiny random M+ with a byte tokenizer: real in everything but what it says.
+
+    Args:
+        seed: Decides the weights.
+        memory: Layout of its memories.
+        model_type: "llama", "mistral", "qwen2" or "qwen3".
+        changes: Further settings of the transformers config.
+    """
+    tokenizer = byte_tokenizer()
+    model = tiny_backbone(model_type, seed=seed, **changes)
+    parts = TrainedParts()
+    weights = assemble(model, tokenizer, parts)
+    return MPlus(weights, tokenizer, memory or preset(weights.backbone), name=f"tiny-{model_type}", parts=parts)

@@ -1,0 +1,85 @@
+"""From text to chunks: token ids in which nothing is a control token, cut where sentences end."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")  # noqa: RUF001
+
+
+def encode_inert(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of plain text; special-token strings inside it are encoded as ordinary characters.
+
+    Control tokens in what users write must never reach the model as control tokens.
+    """
+    return tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    )["input_ids"]
+
+
+class SentenceEnds:
+    """Knows which tokens of a vocabulary end a sentence, a line or a paragraph."""
+
+    PARAGRAPH, SENTENCE, NOTHING = 2, 1, 0
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def strength(self, token: int, following: int | None) -> int:
+        """How good a place it is to cut behind ``token``, before ``following``."""
+        piece = self._piece(token)
+        if piece.endswith("\n"):
+            return self.PARAGRAPH if piece.endswith("\n\n") else self.SENTENCE
+        if SENTENCE_END.search(piece) is None:
+            return self.NOTHING
+        # "3.5" and "e.g.x" go on without a space: not the end of a sentence.
+        if following is None or self._piece(following)[:1].isspace():
+            return self.SENTENCE
+        return self.NOTHING
+
+    def _piece(self, token: int) -> str:
+        piece = self._known.get(token)
+        if piece is None:
+            piece = self._known[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+        return piece
+
+
+class Cuts(NamedTuple):
+    """Where a text is cut, as (start, stop) pairs of token positions."""
+
+    chunks: list[tuple[int, int]]
+    tail: tuple[int, int]
+    """What is left and too short for a chunk of its own; empty where start equals stop."""
+
+
+def cut(
+    ids: Sequence[int], ends: SentenceEnds, *, chunk_tokens: int, minimum_chunk_tokens: int
+) -> Cuts:
+    """Cut a text into chunks of at most ``chunk_tokens`` tokens that end where sentences end.
+
+    A chunk ends at the last paragraph end in its second half, else the last sentence end there, else
+    where it is full. Where more text follows, no cut depends on it: a text written in pieces is cut as
+    if written at once.
+    """
+    chunks: list[tuple[int, int]] = []
+    start = 0
+    while len(ids) - start > chunk_tokens:
+        stop = _best_stop(ids, ends, start + max(chunk_tokens // 2, minimum_chunk_tokens), start + chunk_tokens)
+        chunks.append((start, stop))
+        start = stop
+    if len(ids) - start >= minimum_chunk_tokens:
+        chunks.append((start, len(ids)))
+        start = len(ids)
+    return Cuts(chunks, (start, len(ids)))
+
+
+def _best_stop(ids: Sequence[int], ends: SentenceEnds, earliest: int, latest: int) -> int:
+    best, strongest = latest, SentenceEnds.NOTHING
+    for stop in range(latest, earliest - 1, -1):
+        strength = ends.strength(ids[stop - 1], ids[stop])
+        if strength > strongest:
+            best, strongest = stop, strength
+            if strongest == SentenceEnds.PARAGRAPH:
+                break
+    return best
