@@ -251,7 +251,7 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
         lengths = tuple(keys.shape[0] for keys, _ in prefixes)
         layers.append(_prefix_layer(backbone, prefixes, longest, where))
         if lengths not in shared:
-            shared[lengths] = _geometry(backbone, lengths, columns, where)
+            shared[lengths] = geometry(backbone, lengths, columns, where)
         position, rotation, mask, next_position, decode_mask = shared[lengths]
         positions.append(next_position)
         masks.append(decode_mask)
@@ -261,7 +261,7 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
     return Prefill(backbone.logits(hidden if all_logits else hidden[:, -1:]), reading)
 
 
-def _geometry(
+def geometry(
     backbone: Any, lengths: tuple[int, ...], columns: Int[Tensor, "B S"], where: torch.device
 ) -> tuple[Tensor, Rotation, Tensor, Tensor, Tensor | None]:
     """Positions, rotation, prefill mask, next position and decode mask of rows with these prefixes."""

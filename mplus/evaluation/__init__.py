@@ -1,0 +1,1 @@
+"""How well a memory remembers: tasks, metrics and the protocol of retention."""

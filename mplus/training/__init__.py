@@ -1,0 +1,1 @@
+"""Training M+ onto a model: the retriever's projection and the read adapter."""

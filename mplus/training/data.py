@@ -1,0 +1,172 @@
+"""What training reads: passages with questions, conversations, and generated personal facts."""
+
+import gzip
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mplus.config import MemoryConfig
+from mplus.evaluation.facts import Split, Told, persona
+from mplus.text import SentenceEnds, cut, encode_inert
+from mplus.weights import Weights
+from mplus.write import Chunk, encode_states
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question that some passages answer.
+
+    Attributes:
+        text: As asked.
+        answers: Accepted answers, the best first.
+        passages: Passages that hold the answer.
+        reply: A good answer as a sentence.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    passages: tuple[int, ...]
+    reply: str
+
+
+def read_text(path: Path) -> str:
+    """A text file, packed or not."""
+    if path.suffix == ".gz":
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return file.read()
+    return path.read_text(encoding="utf-8")
+
+
+def squad(path: Path) -> tuple[list[str], list[Question], list[int]]:
+    """Passages, questions, and the article each passage is from."""
+    passages: list[str] = []
+    questions: list[Question] = []
+    articles: list[int] = []
+    for number, article in enumerate(json.loads(read_text(path))["data"]):
+        for paragraph in article["paragraphs"]:
+            for item in paragraph["qas"]:
+                answers = tuple(dict.fromkeys(answer["text"] for answer in item["answers"]))
+                reply = f"The answer is {answers[0]}."
+                questions.append(Question(item["question"].strip(), answers, (len(passages),), reply))
+            passages.append(paragraph["context"])
+            articles.append(number)
+    return passages, questions, articles
+
+
+def dialogues(path: Path, limit: int, rng: random.Random) -> tuple[list[str], list[str]]:
+    """Conversations between a user and an assistant: their ids, and each as text."""
+    lines = read_text(path).splitlines()
+    chosen = [json.loads(line) for line in rng.sample(lines, min(limit, len(lines)))]
+    speakers = {"u": "User", "s": "Assistant"}
+    texts = ["\n".join(f"{speakers[speaker]}: {said}" for speaker, said in d["turns"]) for d in chosen]
+    return [d["id"] for d in chosen], texts
+
+
+def personas(rng: random.Random, split: Split, count: int) -> tuple[list[str], list[list[Question]], list[list[int]]]:
+    """Generated people: messages, and per person questions and the messages that are theirs, in order."""
+    messages: list[str] = []
+    questions: list[list[Question]] = []
+    owned: list[list[int]] = []
+    for _ in range(count):
+        told = persona(rng, split, rng.randint(3, 10), updated=0.3)
+        placed = _messages(rng, told)
+        mine: list[int] = []
+        where: dict[str, int] = {}
+        for statements in placed:
+            where |= dict.fromkeys(statements, len(messages))
+            mine.append(len(messages))
+            messages.append(_spoken(rng, statements))
+        owned.append(mine)
+        questions.append(
+            [
+                Question(t.fact.question, (t.fact.answer,), tuple(where[s] for s in t.statements), t.fact.reply)
+                for t in told
+            ]
+        )
+    return messages, questions, owned
+
+
+def _messages(rng: random.Random, told: Sequence[Told]) -> list[list[str]]:
+    """Statements in the order they are said, one or a few per message."""
+    first = [t.statements[0] for t in told]
+    later = [t.statements[1] for t in told if len(t.statements) > 1]
+    rng.shuffle(first)
+    statements = first + later
+    placed: list[list[str]] = []
+    while statements:
+        size = rng.choice([1, 1, 1, 2, 3])
+        placed.append(statements[:size])
+        statements = statements[size:]
+    return placed
+
+
+def _spoken(rng: random.Random, statements: Sequence[str]) -> str:
+    said = " ".join(statements)
+    style = rng.randrange(5)
+    if style == 0:
+        return f"User: {said}\nAssistant: {rng.choice(['Noted.', 'Got it.', 'Thanks, I will remember that.'])}"
+    if style == 1:
+        return f"User: {said}"
+    if style == 2:
+        return f"{rng.choice(['By the way,', 'Hi!', 'One more thing:', 'Before I forget:'])} {said}"
+    return said
+
+
+class ChunkBank:
+    """Texts, cut and encoded once: what recall scores and what reads attend to.
+
+    States are kept in bfloat16, about 35 kB a token for 30 layers of 576.
+    """
+
+    def __init__(self, weights: Weights, tokenizer: Any, config: MemoryConfig) -> None:
+        self.weights, self.tokenizer, self.config = weights, tokenizer, config
+        self.input_ids: list[list[int]] = []
+        self.texts: list[str] = []
+        self.owner: list[int] = []
+        """Which text each chunk is from."""
+        self.chunks_of: list[list[int]] = []
+        """Chunks of each text, in order."""
+        self.states: list[Tensor] = []
+        self._ends = SentenceEnds(tokenizer)
+
+    def add(self, texts: Iterable[str], *, progress: str = "") -> list[int]:
+        """Cut and encode texts; returns their numbers."""
+        numbers: list[int] = []
+        batch: list[Chunk] = []
+        for text in texts:
+            number = len(self.chunks_of)
+            numbers.append(number)
+            self.chunks_of.append([])
+            ids = encode_inert(self.tokenizer, text)
+            cuts = cut(ids, self._ends, chunk_tokens=self.config.chunk_tokens, minimum_chunk_tokens=1)
+            for start, stop in cuts.chunks:
+                self.chunks_of[number].append(len(self.input_ids))
+                self.input_ids.append(ids[start:stop])
+                self.texts.append(self.tokenizer.decode(ids[start:stop]))
+                self.owner.append(number)
+                batch.append(Chunk(ids[start:stop], [number] * (stop - start), start > 0))
+            if sum(len(chunk.input_ids) for chunk in batch) > 2048:
+                self._encode(batch)
+                batch = []
+        if batch:
+            self._encode(batch)
+        if progress:
+            print(f"{progress}: {len(numbers)} texts", flush=True)  # noqa: T201
+        return numbers
+
+    def _encode(self, chunks: Sequence[Chunk]) -> None:
+        with torch.inference_mode():
+            encoded = encode_states(self.weights, chunks, None)
+            states = torch.stack(encoded.states).bfloat16()
+        self.states += [part.clone() for part in states.split([len(c.input_ids) for c in chunks], dim=1)]
+
+    def normed(self, chunk: int, layer: int) -> Tensor:
+        """A chunk's states, normed by a layer, in float32."""
+        rows = self.states[chunk][layer].to(self.weights.backbone.dtype)
+        return self.weights.norm(layer, rows, reading=False).float()

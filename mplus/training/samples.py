@@ -1,0 +1,264 @@
+"""What the read adapter is shown: questions with what recall brings, told facts, conversations, plain text.
+
+Kinds of samples, drawn at random:
+
+* ``passage``: a question about a passage among thousands; answered, or declined where nothing recalled
+  holds the answer;
+* ``persona``: a person's own facts, some of them changed later; also questions nobody can answer;
+* ``dialogue``: what was settled in one of many conversations;
+* ``continue``: the next part of a text whose beginning is in memory;
+* ``keep``: ordinary requests and text beside a memory that has nothing to do with them, where the
+  backbone's own behaviour is what is wanted.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mplus.retriever import LateInteraction
+from mplus.text import encode_inert
+from mplus.training.data import ChunkBank, Question, read_text
+from mplus.training.projection import gold_chunks
+from mplus.training.reader import Sample, encode_sample
+
+DECLINED = "I don't know."
+SHORT = "Answer in a few words."
+MIXTURE = (("passage", 0.38), ("persona", 0.34), ("dialogue", 0.10), ("continue", 0.05), ("keep", 0.13))
+
+
+@dataclass
+class Samples:
+    """Draws training samples from a bank of encoded texts.
+
+    Attributes:
+        bank: Every text.
+        tokenizer: The backbone's.
+        scorer: Recall as it will be at reading.
+        layer: Whose states it scores.
+        questions: About passages.
+        passages: Texts that are passages.
+        conversations: Texts that are conversations; what ``dialogue`` questions are about.
+        dialogue_questions: About conversations.
+        people: Per person, questions and own texts.
+        chats: Conversations as messages, for ``keep``.
+    """
+
+    bank: ChunkBank
+    tokenizer: Any
+    scorer: LateInteraction
+    layer: int
+    questions: Sequence[Question]
+    passages: Sequence[int]
+    conversations: Sequence[int]
+    dialogue_questions: Sequence[Question]
+    people: Sequence[tuple[list[Question], list[int]]]
+    chats: Sequence[list[dict[str, str]]]
+    _keys: Tensor = field(init=False)
+    _unit: Tensor = field(init=False)
+    _private: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        bank = self.bank
+        with torch.no_grad():
+            keys = [self.scorer.keys(self.layer, bank.normed(c, self.layer)) for c in range(len(bank.input_ids))]
+        self._keys = torch.cat(keys)
+        self._unit = torch.cat([torch.full((len(k),), c) for c, k in enumerate(keys)])
+        private = {text for _, texts in self.people for text in texts}
+        self._private = torch.tensor([owner in private for owner in bank.owner])
+
+    def draw(self, rng: random.Random, count: int) -> list[Sample]:
+        """Some samples of the mixture."""
+        kinds = rng.choices([k for k, _ in MIXTURE], [w for _, w in MIXTURE], k=count)
+        return [getattr(self, f"_{kind}")(rng) for kind in kinds]
+
+    # --- kinds ------------------------------------------------------------------------------------
+
+    def _passage(self, rng: random.Random) -> Sample:
+        return self._asked(rng, rng.choice(self.questions), own=(), wrong=0.12)
+
+    def _dialogue(self, rng: random.Random) -> Sample:
+        return self._asked(rng, rng.choice(self.dialogue_questions), own=(), wrong=0.1)
+
+    def _persona(self, rng: random.Random) -> Sample:
+        questions, texts = rng.choice(self.people)
+        own = [c for text in texts for c in self.bank.chunks_of[text]]
+        if rng.random() < 0.14:
+            kinds = {q.text for q in questions}
+            others = [q for q in rng.choice(self.people)[0] if q.text not in kinds]
+            if others:
+                unknown = rng.choice(others)
+                chunks = self._prefix(rng, self._recall(unknown.text, own, rng), own)
+                return self._said(rng, chunks, unknown, known=False)
+        return self._asked(rng, rng.choice(questions), own=own, wrong=0.03)
+
+    def _continue(self, rng: random.Random) -> Sample:
+        bank = self.bank
+        text = rng.choice(rng.choice([self.passages, self.conversations]))
+        chunks = bank.chunks_of[text]
+        if len(chunks) < 2:
+            return self._continue(rng)
+        at = rng.randrange(1, len(chunks))
+        others = self._random_chunks(rng, rng.choice([0, 128]))
+        ids = bank.input_ids[chunks[at]]
+        return Sample((*others, *chunks[max(0, at - 6) : at]), tuple(ids), 1)
+
+    def _keep(self, rng: random.Random) -> Sample:
+        prefix = self._random_chunks(rng, rng.choice([64, 256, 512]))
+        if rng.random() < 0.35:
+            chunk = rng.randrange(len(self.bank.input_ids))
+            return Sample(tuple(prefix), tuple(self.bank.input_ids[chunk]), 1, distil=True)
+        chat = rng.choice(self.chats)
+        turns = [n for n, m in enumerate(chat) if m["role"] == "assistant"]
+        at = rng.choice(turns)
+        begin = max(0, at - rng.choice([1, 1, 3]))
+        history = chat[begin:at] if chat[begin]["role"] == "user" else chat[begin + 1 : at]
+        if not history:
+            return self._keep(rng)
+        return encode_sample(self.tokenizer, prefix, history, chat[at]["content"], distil=True)
+
+    # --- a question and what stands before it -----------------------------------------------------
+
+    def _asked(self, rng: random.Random, question: Question, *, own: Sequence[int], wrong: float) -> Sample:
+        """A question with its answer among what is read, or declined where it is not."""
+        bank = self.bank
+        gold = gold_chunks(bank, question) or [c for t in question.passages for c in bank.chunks_of[t]]
+        if rng.random() < wrong:
+            spared = {c for t in question.passages for c in bank.chunks_of[t]} | set(gold)
+            recalled = [c for c in self._recall(question.text, own, rng) if c not in spared]
+            recalled = [c for c in recalled if not _holds(bank, c, question)]
+            return self._said(rng, self._prefix(rng, recalled, own, spared), question, known=False)
+        if rng.random() < 0.12:
+            # What is asked about is recent: it stands whole in short-term memory.
+            text = rng.choice(question.passages)
+            recalled = [c for c in self._recall(question.text, own, rng) if c not in bank.chunks_of[text]]
+            recent = [*self._random_chunks(rng, 96), *bank.chunks_of[text], *self._random_chunks(rng, 96)]
+            return self._said(rng, (*self._ordered(rng, recalled, own), *recent), question, known=True)
+        recalled = self._recall(question.text, own, rng)
+        if not any(c in recalled for c in gold):
+            if rng.random() < 0.25:
+                recalled = [c for c in recalled if not _holds(bank, c, question)]
+                return self._said(rng, self._prefix(rng, recalled, own), question, known=False)
+            recalled = [*recalled[:-1], *self._needed(rng, question, gold)]
+        elif len(question.passages) > 1:
+            recalled = list(dict.fromkeys([*recalled, *self._needed(rng, question, gold)]))
+        return self._said(rng, self._prefix(rng, recalled, own), question, known=True)
+
+    def _needed(self, rng: random.Random, question: Question, gold: Sequence[int]) -> list[int]:
+        if len(question.passages) > 1:  # said first and changed later: both are needed
+            return [c for t in question.passages for c in self.bank.chunks_of[t]]
+        return [rng.choice(gold)]
+
+    def _said(self, rng: random.Random, chunks: Sequence[int], question: Question, *, known: bool) -> Sample:
+        style = rng.random()
+        if style < 0.5:
+            reply = question.reply if known else DECLINED
+            return encode_sample(self.tokenizer, chunks, [{"role": "user", "content": question.text}], reply)
+        reply = question.answers[0] if known else DECLINED
+        if style < 0.85:
+            content = f"{question.text}\n{SHORT}" if style < 0.7 else f"{SHORT} {question.text}"
+            return encode_sample(self.tokenizer, chunks, [{"role": "user", "content": content}], reply)
+        prompt = f"Question: {question.text}\nAnswer:"
+        return encode_sample(self.tokenizer, chunks, prompt, f" {reply}\n")
+
+    def _recall(self, text: str, own: Sequence[int], rng: random.Random) -> list[int]:
+        """Most relevant chunks, best first, of everything that is not another person's."""
+        budget = rng.choice([96, 192, 256, 384])
+        allowed = ~self._private
+        allowed[list(own)] = True
+        if rng.random() < 0.5:  # a smaller memory: nearer misses are rarer
+            allowed &= torch.rand(len(allowed), generator=torch.Generator().manual_seed(rng.randrange(2**31))) < 0.1
+            allowed[list(own)] = True
+        with torch.no_grad():
+            ids = torch.tensor(encode_inert(self.tokenizer, text))
+            backbone = self.bank.weights.backbone
+            rows = backbone.plain_states(ids, self.layer)[-1]
+            normed = self.bank.weights.norm(self.layer, rows, reading=False).float()
+            relevance = self.scorer.relevance(
+                self.scorer.queries(self.layer, normed), [self._keys], [self._unit], len(self._private)
+            )
+        chosen: list[int] = []
+        size = 0
+        for chunk in relevance.masked_fill(~allowed, float("-inf")).argsort(descending=True)[:40].tolist():
+            size += len(self.bank.input_ids[chunk])
+            if size > budget and chosen:
+                break
+            chosen.append(chunk)
+        return chosen
+
+    def _prefix(
+        self, rng: random.Random, recalled: Sequence[int], own: Sequence[int], spared: set[int] | None = None
+    ) -> list[int]:
+        """Recalled chunks oldest first, then some recent ones."""
+        recent = self._random_chunks(rng, rng.choice([0, 64, 128, 256]))
+        taken = {*recalled, *(spared or ())}
+        return [*self._ordered(rng, recalled, own), *(c for c in recent if c not in taken)]
+
+    def _ordered(self, rng: random.Random, recalled: Sequence[int], own: Sequence[int]) -> list[int]:
+        """In an order in which they may have been written: texts shuffled, own texts in theirs."""
+        rank = {text: rng.random() for text in {self.bank.owner[c] for c in recalled}}
+        mine = sorted(rank[self.bank.owner[c]] for c in set(own) & set(recalled))
+        for chunk, place in zip(sorted(set(own) & set(recalled)), mine, strict=True):
+            rank[self.bank.owner[chunk]] = place
+        return sorted(set(recalled), key=lambda c: (rank[self.bank.owner[c]], c))
+
+    def _random_chunks(self, rng: random.Random, budget: int) -> list[int]:
+        """A run of neighbouring chunks that belong to nobody."""
+        if not budget:
+            return []
+        public = [*self.passages, *self.conversations]
+        chosen: list[int] = []
+        size = 0
+        while size < budget:
+            for chunk in self.bank.chunks_of[rng.choice(public)]:
+                size += len(self.bank.input_ids[chunk])
+                if size > budget:
+                    break
+                chosen.append(chunk)
+        return list(dict.fromkeys(chosen))
+
+
+def _holds(bank: ChunkBank, chunk: int, question: Question) -> bool:
+    return any(answer.lower() in bank.texts[chunk].lower() for answer in question.answers)
+
+
+def dialogue_questions(path: Path, wanted: Sequence[str], first: int, rng: random.Random) -> list[Question]:
+    """Questions about what was settled in conversations, given the ids of those that are in the bank.
+
+    Args:
+        path: Conversations with facts, one JSON a line.
+        wanted: Their ids, in the order of the bank's texts.
+        first: Number of the first of those texts.
+        rng: Decides what is asked.
+    """
+    by_id = {d["id"]: d for d in map(json.loads, read_text(path).splitlines())}
+    questions: list[Question] = []
+    for number, name in enumerate(wanted):
+        facts: dict[str, dict[str, str]] = {}
+        for _, kind, service, slot, value in by_id[name]["facts"]:
+            if kind in ("inform", "confirm", "offer") and value not in ("True", "False", "dontcare"):
+                facts.setdefault(service, {})[slot] = value
+        for service, slots in facts.items():
+            topic = service.split("_")[0].lower().rstrip("s")
+            for slot, value in slots.items():
+                others = [(s, v) for s, v in slots.items() if s != slot and v != value]
+                if not others:
+                    continue
+                given = rng.sample(others, min(len(others), 2))
+                context = " and ".join(f"{s.replace('_', ' ')} {v}" for s, v in given)
+                text = f"In the {topic} conversation with {context}, what was the {slot.replace('_', ' ')}?"
+                reply = f"The {slot.replace('_', ' ')} was {value}."
+                questions.append(Question(text, (value,), (first + number,), reply))
+    return questions
+
+
+def chat_messages(path: Path, limit: int, rng: random.Random) -> list[list[dict[str, str]]]:
+    """Conversations as chat messages."""
+    lines = rng.sample(read_text(path).splitlines(), limit)
+    roles = {"u": "user", "s": "assistant"}
+    return [[{"role": roles[s], "content": t} for s, t in json.loads(line)["turns"]] for line in lines]
