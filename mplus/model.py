@@ -433,7 +433,10 @@ class MPlus:
                 last = [tail.sources[-1]]
         assert self._ends is not None
         cuts = cut(
-            ids, self._ends, chunk_tokens=config.chunk_tokens, minimum_chunk_tokens=config.minimum_chunk_tokens
+            ids,
+            self._ends,
+            chunk_tokens=config.chunk_tokens,
+            minimum_chunk_tokens=config.minimum_chunk_tokens,
         )
         for start, stop in cuts.chunks:
             continues = last == [sources[start]]

@@ -158,7 +158,12 @@ class Reading:
                 self.masks[index] = mask
                 mask = mask[:, None, None]
             hidden = call_layer(
-                backbone.read_layers[index], hidden, rotations[id(position)], mask, self.cache, position[:, None]
+                backbone.read_layers[index],
+                hidden,
+                rotations[id(position)],
+                mask,
+                self.cache,
+                position[:, None],
             )
         moved: dict[int, Tensor] = {}
         for index, position in enumerate(self.positions):
@@ -328,7 +333,9 @@ def _prefix_rows(
     where = backbone.layer_device(layer)
     if not len(track.short_term) and not len(chosen.index):
         # Nothing is remembered: no prefix at all, so that an empty memory is exactly the backbone.
-        nothing = torch.empty(0, backbone.num_key_value_heads, backbone.head_size, dtype=backbone.dtype, device=where)
+        nothing = torch.empty(
+            0, backbone.num_key_value_heads, backbone.head_size, dtype=backbone.dtype, device=where
+        )
         if request.config.encoding == "states":
             return nothing, nothing
     bos = backbone.keys_values(

@@ -179,9 +179,7 @@ def _mean_per_unit(scores: list[Tensor], units: list[Units], num_units: int) -> 
     return total / count.clamp(min=1)
 
 
-def choose_units(
-    relevance: Relevance, sizes: Int[Tensor, " U"], budget: int
-) -> Int[Tensor, " chosen"]:
+def choose_units(relevance: Relevance, sizes: Int[Tensor, " U"], budget: int) -> Int[Tensor, " chosen"]:
     """The most relevant units that fit into ``budget`` tokens, best first.
 
     A unit that does not fit ends the choice: a smaller, less relevant one must not displace it.

@@ -1,7 +1,7 @@
 """A tiny random M+ for tests that must not download anything: yours and ours.
 
-    model = mplus.testing.tiny_model()
-    memory = model.new_memory()
+model = mplus.testing.tiny_model()
+memory = model.new_memory()
 """
 
 from typing import Any
@@ -29,7 +29,9 @@ def byte_tokenizer() -> Any:
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="<|im_end|>"
     )
@@ -72,7 +74,9 @@ def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -
     return model
 
 
-def tiny_model(seed: int = 0, *, memory: MemoryConfig | None = None, model_type: str = "llama", **changes: Any) -> MPlus:
+def tiny_model(
+    seed: int = 0, *, memory: MemoryConfig | None = None, model_type: str = "llama", **changes: Any
+) -> MPlus:
     """A tiny random M+ with a byte tokenizer: real in everything but what it says.
 
     Args:
@@ -85,4 +89,6 @@ def tiny_model(seed: int = 0, *, memory: MemoryConfig | None = None, model_type:
     model = tiny_backbone(model_type, seed=seed, **changes)
     parts = TrainedParts()
     weights = assemble(model, tokenizer, parts)
-    return MPlus(weights, tokenizer, memory or preset(weights.backbone), name=f"tiny-{model_type}", parts=parts)
+    return MPlus(
+        weights, tokenizer, memory or preset(weights.backbone), name=f"tiny-{model_type}", parts=parts
+    )

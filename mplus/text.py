@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")  # noqa: RUF001
+SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 
 
 def encode_inert(tokenizer: Any, text: str) -> list[int]:
@@ -53,9 +53,7 @@ class Cuts(NamedTuple):
     """What is left and too short for a chunk of its own; empty where start equals stop."""
 
 
-def cut(
-    ids: Sequence[int], ends: SentenceEnds, *, chunk_tokens: int, minimum_chunk_tokens: int
-) -> Cuts:
+def cut(ids: Sequence[int], ends: SentenceEnds, *, chunk_tokens: int, minimum_chunk_tokens: int) -> Cuts:
     """Cut a text into chunks of at most ``chunk_tokens`` tokens that end where sentences end.
 
     A chunk ends at the last paragraph end in its second half, else the last sentence end there, else
@@ -65,7 +63,9 @@ def cut(
     chunks: list[tuple[int, int]] = []
     start = 0
     while len(ids) - start > chunk_tokens:
-        stop = _best_stop(ids, ends, start + max(chunk_tokens // 2, minimum_chunk_tokens), start + chunk_tokens)
+        stop = _best_stop(
+            ids, ends, start + max(chunk_tokens // 2, minimum_chunk_tokens), start + chunk_tokens
+        )
         chunks.append((start, stop))
         start = stop
     if len(ids) - start >= minimum_chunk_tokens:

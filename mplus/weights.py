@@ -40,7 +40,13 @@ class Weights:
     def empty_state(self, config: MemoryConfig) -> MemoryState:
         """A memory in which nothing has been written."""
         tracks = tuple(
-            Track(layers, layer, self.no_tokens(layers, layer, config), LongTermMemory.empty(), LongTermMemory.empty())
+            Track(
+                layers,
+                layer,
+                self.no_tokens(layers, layer, config),
+                LongTermMemory.empty(),
+                LongTermMemory.empty(),
+            )
             for layers, layer in self.tracks(config)
         )
         return MemoryState(tracks, digest=f"{self.fingerprint}/{config.model_dump_json()}")

@@ -232,7 +232,9 @@ def encode_states(weights: Weights, chunks: Sequence[Chunk], context: Context | 
         hidden = hidden.to(where)
         states.append(hidden)
         past = context.states[index].to(where)[-offset:] if context is not None and offset else hidden[:0]
-        normed = weights.norm(index, torch.cat([backbone.bos_states[index : index + 1].to(where), past, hidden]), reading=False)
+        normed = weights.norm(
+            index, torch.cat([backbone.bos_states[index : index + 1].to(where), past, hidden]), reading=False
+        )
         keys, values = backbone.keys_values(layer, normed)
         base.append(KeysValues(keys[1 + offset :], values[1 + offset :]))
         here = slot.to(where)
@@ -258,9 +260,7 @@ def _laid_out(
 ) -> tuple[Tensor, Tensor]:
     """Keys (rotated) and values as [chunk, head, bos + past + own rows, size]."""
     num_chunks = slot.shape[0]
-    rows = torch.cat(
-        [slot.new_zeros(num_chunks, 1), past_slot + 1, slot + 1 + offset], dim=1
-    )
+    rows = torch.cat([slot.new_zeros(num_chunks, 1), past_slot + 1, slot + 1 + offset], dim=1)
     at = torch.cat(
         [
             position.new_zeros(num_chunks, 1),
@@ -280,8 +280,13 @@ def _encode_adapter(
     weights: Weights, config: MemoryConfig, state: MemoryState, chunk: Chunk
 ) -> tuple[list[Tokens], Context]:
     context = state.context
-    past = context.states if context is not None else tuple(
-        weights.backbone.bos_states.new_zeros(0, weights.backbone.hidden_size) for _ in range(weights.backbone.num_layers)
+    past = (
+        context.states
+        if context is not None
+        else tuple(
+            weights.backbone.bos_states.new_zeros(0, weights.backbone.hidden_size)
+            for _ in range(weights.backbone.num_layers)
+        )
     )
     encoded = encode_adapter(weights, config, chunk.input_ids, past)
     count = encoded.states[0].shape[0]

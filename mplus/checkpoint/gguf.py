@@ -58,7 +58,10 @@ def _write_weights(reader: Any, fields: dict[str, Any], folder: Path, step: Step
     from gguf import dequantize
     from safetensors.torch import save_file
 
-    heads = {"attn_q": fields["llama.attention.head_count"], "attn_k": fields["llama.attention.head_count_kv"]}
+    heads = {
+        "attn_q": fields["llama.attention.head_count"],
+        "attn_k": fields["llama.attention.head_count_kv"],
+    }
     tensors: dict[str, torch.Tensor] = {}
     for number, tensor in enumerate(reader.tensors):
         numbers = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)

@@ -1,7 +1,7 @@
 """A model folder becomes ``Weights``: published M+, our own save, or a plain backbone.
 
-    folder/config.json, model.safetensors, tokenizer…   the backbone, as transformers saves it
-    folder/mplus.json, mplus.safetensors                our trained parts, where there are any
+folder/config.json, model.safetensors, tokenizer…   the backbone, as transformers saves it
+folder/mplus.json, mplus.safetensors                our trained parts, where there are any
 """
 
 import hashlib
@@ -146,7 +146,9 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
 def calibrated(backbone: Backbone, tokenizer: Any) -> LateInteraction:
     """Late interaction without training: centre and spread of each layer's states on a fixed short text."""
     if tokenizer is None:
-        ids = torch.randint(backbone.vocabulary_size, (256,), generator=torch.Generator().manual_seed(0)).tolist()
+        ids = torch.randint(
+            backbone.vocabulary_size, (256,), generator=torch.Generator().manual_seed(0)
+        ).tolist()
     else:
         text = CALIBRATION_TEXT.read_text(encoding="utf-8")
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:768]
@@ -409,7 +411,9 @@ def read_parts(folder: Path) -> TrainedParts:
         names = {k[len(prefix) :].rsplit(".", 1)[0] for k in tensors if k.startswith(prefix)}
         try:
             return {
-                name: LoraWeights(tensors.pop(f"{prefix}{name}.down"), tensors.pop(f"{prefix}{name}.up"), scales[role])
+                name: LoraWeights(
+                    tensors.pop(f"{prefix}{name}.down"), tensors.pop(f"{prefix}{name}.up"), scales[role]
+                )
                 for name in sorted(names)
             } or None
         except KeyError as error:
@@ -494,13 +498,14 @@ def initial_state(weights: Weights, config: MemoryConfig, initial: InitialMemory
         )
         ages = torch.arange(len(initial.short_term[layer]) - 1, -1, -1)
         short_term = tokens_from_states(weights, layer, initial.short_term[layer], ages, config)
-        tracks.append(
-            Track(track.layers, track.recall_layer, short_term, LongTermMemory.empty(), long_term)
-        )
+        tracks.append(Track(track.layers, track.recall_layer, short_term, LongTermMemory.empty(), long_term))
     cast = _caster(weights.backbone.model)
     num = config.tokens_per_write
     context = Context(
-        tuple(cast(rows[-num:]).to(weights.backbone.layer_device(i)) for i, rows in enumerate(initial.short_term)),
+        tuple(
+            cast(rows[-num:]).to(weights.backbone.layer_device(i))
+            for i, rows in enumerate(initial.short_term)
+        ),
         torch.full((min(num, len(initial.short_term[0])),), -1),
     )
     return MemoryState(tuple(tracks), digest=empty.digest, context=context)
@@ -532,7 +537,10 @@ def stored(
     """Long-term memory of one layer, given as hidden states."""
     tokens = tokens_from_states(weights, layer, states, ages, config)
     content = Content(
-        tokens.content.keys, tokens.content.values, retrieval_keys.to(weights.backbone.dtype), tokens.content.states
+        tokens.content.keys,
+        tokens.content.values,
+        retrieval_keys.to(weights.backbone.dtype),
+        tokens.content.states,
     )
     segment = Segment.store(content, config.resolved_long_term_dtype, torch.device("cpu"))
     provenance = Provenance(

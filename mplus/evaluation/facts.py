@@ -53,8 +53,14 @@ BOOKS = (
     "The Salt Road,Winter Harbour,A Map of Rivers,The Glass Orchard,Seven Ferries,The Quiet Engine,Letters to Ada,"
     "Stone and Starling,The Last Beekeeper,Northern Rooms,The Paper Lighthouse,A Small Republic"
 ).split(",")
-SPORTS = "tennis,climbing,rowing,fencing,swimming,judo,handball,archery,cycling,badminton,sailing,curling".split(",")
-LANGUAGES = "Finnish,Portuguese,Swahili,Korean,Hungarian,Arabic,Greek,Welsh,Turkish,Danish,Basque,Hindi".split(",")
+SPORTS = (
+    "tennis,climbing,rowing,fencing,swimming,judo,handball,archery,cycling,badminton,sailing,curling".split(
+        ","
+    )
+)
+LANGUAGES = (
+    "Finnish,Portuguese,Swahili,Korean,Hungarian,Arabic,Greek,Welsh,Turkish,Danish,Basque,Hindi".split(",")
+)
 CARS = "Skoda,Volvo,Fiat,Toyota,Renault,Mazda,Opel,Honda,Seat,Subaru,Dacia,Peugeot".split(",")
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
@@ -62,12 +68,16 @@ EVENTS = "dentist appointment,job interview,eye test,piano lesson,haircut,drivin
     ","
 )
 PLACES = "garage,station,airport,office,hospital,shopping centre".split(",")
-OBJECTS = "spare key,passport,camera,red umbrella,tax folder,sewing machine,old phone,drill,wedding ring".split(",")
+OBJECTS = (
+    "spare key,passport,camera,red umbrella,tax folder,sewing machine,old phone,drill,wedding ring".split(",")
+)
 SPOTS = (
     "the top drawer,the blue suitcase,a shoe box under the bed,the kitchen cupboard,the glove compartment,the cellar,"
     "the piano stool,the attic,the green backpack,the bathroom shelf,the bread tin,the desk at work"
 ).split(",")
-WORDS = "whale maple rocket copper falcon velvet harbor pepper sunset tulip glacier lantern meadow cobalt".split()
+WORDS = (
+    "whale maple rocket copper falcon velvet harbor pepper sunset tulip glacier lantern meadow cobalt".split()
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,9 @@ def _person(rng: random.Random, draw: Draw) -> Fact:
 
 def _home(rng: random.Random, draw: Draw) -> Fact:
     city = draw(CITIES)
-    said = rng.choice([f"I live in {city}.", f"My home is in {city}.", f"I've been living in {city} for a while."])
+    said = rng.choice(
+        [f"I live in {city}.", f"My home is in {city}.", f"I've been living in {city} for a while."]
+    )
     asked = rng.choice(["Where do I live?", "Which city do I live in?"])
     return Fact("home", said, asked, city, f"You live in {city}.", f"I have moved: I live in {city} now.")
 
@@ -134,11 +146,22 @@ def _born(rng: random.Random, draw: Draw) -> Fact:
 def _pet(rng: random.Random, draw: Draw) -> Fact:
     pet, name = draw(PETS), draw(PET_NAMES)
     said = rng.choice(
-        [f"My {pet} is called {name}.", f"I have a {pet} named {name}.", f"We just got a {pet}; his name is {name}."]
+        [
+            f"My {pet} is called {name}.",
+            f"I have a {pet} named {name}.",
+            f"We just got a {pet}; his name is {name}.",
+        ]
     )
-    asked = rng.choice([f"What is my {pet} called?", f"What's the name of my {pet}?", f"What is my {pet}'s name?"])
+    asked = rng.choice(
+        [f"What is my {pet} called?", f"What's the name of my {pet}?", f"What is my {pet}'s name?"]
+    )
     return Fact(
-        f"{pet} name", said, asked, name, f"Your {pet} is called {name}.", f"We renamed our {pet}: he is {name} now."
+        f"{pet} name",
+        said,
+        asked,
+        name,
+        f"Your {pet} is called {name}.",
+        f"We renamed our {pet}: he is {name} now.",
     )
 
 
@@ -170,24 +193,39 @@ def _favourite(rng: random.Random, draw: Draw) -> Fact:
 def _job(rng: random.Random, draw: Draw) -> Fact:
     job = draw(JOBS)
     article = "an" if job[0] in "aeiou" else "a"
-    said = rng.choice([f"I work as {article} {job}.", f"I am {article} {job}.", f"My job: {job}, for ten years now."])
+    said = rng.choice(
+        [f"I work as {article} {job}.", f"I am {article} {job}.", f"My job: {job}, for ten years now."]
+    )
     asked = rng.choice(["What is my job?", "What do I do for a living?", "What do I work as?"])
     return Fact(
-        "job", said, asked, job, f"You work as {article} {job}.", f"I have a new job, I work as {article} {job} now."
+        "job",
+        said,
+        asked,
+        job,
+        f"You work as {article} {job}.",
+        f"I have a new job, I work as {article} {job} now.",
     )
 
 
 def _allergy(rng: random.Random, draw: Draw) -> Fact:
     food = draw(FOODS)
-    said = rng.choice([f"I am allergic to {food}.", f"Careful, I have an allergy: {food}.", f"I can't eat {food}."])
+    said = rng.choice(
+        [f"I am allergic to {food}.", f"Careful, I have an allergy: {food}.", f"I can't eat {food}."]
+    )
     asked = rng.choice(["What am I allergic to?", "Which food can't I eat?", "What is my allergy?"])
-    return Fact("allergy", said, asked, food, f"You are allergic to {food}.", f"My allergy turned out to be {food}.")
+    return Fact(
+        "allergy", said, asked, food, f"You are allergic to {food}.", f"My allergy turned out to be {food}."
+    )
 
 
 def _code(rng: random.Random, draw: Draw) -> Fact:
-    thing = rng.choice(["bicycle lock", "front door", "alarm system", "suitcase", "gym locker", "safe", "phone"])
+    thing = rng.choice(
+        ["bicycle lock", "front door", "alarm system", "suitcase", "gym locker", "safe", "phone"]
+    )
     code = "".join(rng.choice("0123456789") for _ in range(rng.choice([4, 4, 6])))
-    said = rng.choice([f"The code of my {thing} is {code}.", f"My {thing} code is {code}.", f"{thing} code: {code}."])
+    said = rng.choice(
+        [f"The code of my {thing} is {code}.", f"My {thing} code is {code}.", f"{thing} code: {code}."]
+    )
     asked = rng.choice([f"What is the code of my {thing}?", f"What's my {thing} code?"])
     return Fact(
         f"{thing} code",
@@ -222,14 +260,18 @@ def _appointment(rng: random.Random, draw: Draw) -> Fact:
     if rng.random() < 0.5:
         asked = rng.choice([f"On which day is my {event}?", f"When is my {event}?"])
         return Fact(f"{event} day", said, asked, day, f"Your {event} is on {day} at {when}.", changed)
-    return Fact(f"{event} time", said, f"At what time is my {event}?", when, f"Your {event} is at {when}.", changed)
+    return Fact(
+        f"{event} time", said, f"At what time is my {event}?", when, f"Your {event} is at {when}.", changed
+    )
 
 
 def _travel(rng: random.Random, draw: Draw) -> Fact:
     city, date = draw(CITIES), f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
     how = rng.choice(["flight", "train", "bus"])
     said = rng.choice([f"My {how} to {city} leaves on {date}.", f"I take the {how} to {city} on {date}."])
-    asked = rng.choice([f"When does my {how} to {city} leave?", f"On which date do I take the {how} to {city}?"])
+    asked = rng.choice(
+        [f"When does my {how} to {city} leave?", f"On which date do I take the {how} to {city}?"]
+    )
     return Fact(
         f"{how} to {city}",
         said,

@@ -93,7 +93,9 @@ class Piece(NamedTuple):
     text: str
 
 
-def decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]) -> Iterator[Piece]:
+def decode(
+    weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]
+) -> Iterator[Piece]:
     """Answer all rows, yielding text as it becomes certain; each row ends with its ``finish_reason`` set.
 
     Closing the iterator cancels what is not finished.
@@ -105,7 +107,9 @@ def decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids
             row.finish_reason = row.finish_reason or "cancelled"
 
 
-def _decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]) -> Iterator[Piece]:
+def _decode(
+    weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]
+) -> Iterator[Piece]:
     active = [number for number, row in enumerate(rows) if not _cancel(row)]
     if not active:
         return
@@ -144,7 +148,11 @@ def _decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_id
                 going.append(place)
                 tokens.append(token)
         # A consumer may have cancelled while it held the last piece.
-        kept = [(place, token) for place, token in zip(going, tokens, strict=True) if not _cancel(rows[active[place]])]
+        kept = [
+            (place, token)
+            for place, token in zip(going, tokens, strict=True)
+            if not _cancel(rows[active[place]])
+        ]
         if not kept:
             return
         if len(kept) < len(active):

@@ -76,9 +76,7 @@ class LongTermMemory:
         """The tokens for which ``keep`` holds."""
         return self if bool(keep.all()) else self.take(keep.nonzero().flatten())
 
-    def content(
-        self, index: Index, dtype: torch.dtype, devices: tuple[torch.device, ...]
-    ) -> Content:
+    def content(self, index: Index, dtype: torch.dtype, devices: tuple[torch.device, ...]) -> Content:
         """Content of the tokens at ``index``, in that order, read from wherever it waits."""
         segment, row = self.segment[index], self.row[index]
         parts: list[Content] = []
@@ -153,6 +151,7 @@ class LongTermMemory:
 
 def joined(segments: Sequence[Segment], rows: Sequence[Index]) -> Segment:
     """One segment of the given rows of several, in their stored form, not converted again."""
+
     def planes(parts: Sequence[tuple[Plane, ...]]) -> tuple[Plane, ...]:
         result: list[Plane] = []
         for layer in zip(*parts, strict=True):
@@ -170,7 +169,9 @@ def joined(segments: Sequence[Segment], rows: Sequence[Index]) -> Segment:
     )
 
 
-def survivors(provenance: Provenance, *, decay: float, capacity: int, required: int) -> tuple[Provenance, Tensor]:
+def survivors(
+    provenance: Provenance, *, decay: float, capacity: int, required: int
+) -> tuple[Provenance, Tensor]:
     """Who stays at a consolidation, and their recall frequencies afterwards (spec section 5).
 
     Every frequency loses ``decay``; tokens at zero go, but only if more than ``required`` remain, else

@@ -4,12 +4,16 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mplus.config import MemoryConfig
 from mplus.memory.state import MemoryState, SourceRecord, Tail, chained
+
+if TYPE_CHECKING:
+    from mplus.memory.snapshot import MemoryMaker
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ class Memory:
     threads is safe: a write is seen whole or not at all.
     """
 
-    def __init__(self, config: MemoryConfig, initial: MemoryState, *, model_fingerprint: str, seed: int = 0) -> None:
+    def __init__(
+        self, config: MemoryConfig, initial: MemoryState, *, model_fingerprint: str, seed: int = 0
+    ) -> None:
         self.config = config
         self.model_fingerprint = model_fingerprint
         self.seed = seed
@@ -125,9 +131,7 @@ class Memory:
         """
         with self._lock:
             state = self._state
-            numbers = [
-                n for n, s in enumerate(state.sources) if s.name == source and not s.forgotten
-            ]
+            numbers = [n for n, s in enumerate(state.sources) if s.name == source and not s.forgotten]
             if not numbers:
                 return 0
             gone = torch.tensor(numbers)
@@ -141,7 +145,11 @@ class Memory:
                     states=tuple(layer[kept.to(layer.device)] for layer in context.states),
                     sources=context.sources[kept],
                 )
-            tail = [(i, s) for i, s in zip(state.tail.input_ids, state.tail.sources, strict=True) if s not in numbers]
+            tail = [
+                (i, s)
+                for i, s in zip(state.tail.input_ids, state.tail.sources, strict=True)
+                if s not in numbers
+            ]
             removed_tail = len(state.tail.input_ids) - len(tail)
             sources = tuple(
                 SourceRecord("", {}, 0.0, 0.0, 0, forgotten=True) if n in numbers else s
@@ -177,6 +185,31 @@ class Memory:
                 provenance = replace(known, recall_frequencies=frequencies)
                 tracks[number] = replace(track, long_term=replace(track.long_term, provenance=provenance))
             self._state = replace(self._state, tracks=tuple(tracks))
+
+    # --- on disk ----------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Save into a folder: atomic, and only what changed since the last save there.
+
+        Raises:
+            OSError: The folder cannot be written or the disk is full; an earlier save is intact.
+        """
+        from mplus.memory.snapshot import save_memory
+
+        save_memory(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, model: "MemoryMaker") -> "Memory":
+        """Open a saved memory; its long-term tokens stay on disk until they are recalled.
+
+        Raises:
+            MemoryNotFoundError: Nothing is saved there.
+            CorruptMemoryError: The save is truncated, altered, or of a newer format.
+            MemoryMismatchError: It was made by another model.
+        """
+        from mplus.memory.snapshot import load_memory
+
+        return load_memory(Path(folder), model)
 
     # --- what is in it ----------------------------------------------------------------------------
 
@@ -218,9 +251,15 @@ class Memory:
             [(len(t.short_term), len(t.layers)) for t in tracks],
             sum(t.short_term.content.nbytes for t in tracks),
         )
-        pending = pool([(len(t.pending), len(t.layers)) for t in tracks], sum(t.pending.nbytes for t in tracks))
-        long = pool([(len(t.long_term), len(t.layers)) for t in tracks], sum(t.long_term.nbytes for t in tracks))
-        ages = [p.provenance.ages.max() for t in tracks for p in (t.short_term, t.pending, t.long_term) if len(p)]
+        pending = pool(
+            [(len(t.pending), len(t.layers)) for t in tracks], sum(t.pending.nbytes for t in tracks)
+        )
+        long = pool(
+            [(len(t.long_term), len(t.layers)) for t in tracks], sum(t.long_term.nbytes for t in tracks)
+        )
+        ages = [
+            p.provenance.ages.max() for t in tracks for p in (t.short_term, t.pending, t.long_term) if len(p)
+        ]
         return MemoryStats(
             short_term=short,
             pending=pending,

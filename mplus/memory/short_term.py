@@ -34,9 +34,7 @@ def evict_chunks(pool: Tokens, new: Tokens, capacity: int) -> Evicted:
     return Evicted(everything.take(index[cut:]), everything.take(index[:cut]))
 
 
-def evict_tokens(
-    pool: Tokens, new: Tokens, capacity: int, permutation: Int[Tensor, " T"]
-) -> Evicted:
+def evict_tokens(pool: Tokens, new: Tokens, capacity: int, permutation: Int[Tensor, " T"]) -> Evicted:
     """Make room by dropping single tokens at random (spec section 4).
 
     ``permutation`` is of the pool's rows; the first capacity - new of them remain, in order.

@@ -105,9 +105,7 @@ class Track:
         pending = self.pending.aged(len(new))
         if len(evicted) and config.long_term_capacity:
             pending = pending.append(Segment.store(evicted.content, "auto", None), evicted.provenance)
-        track = replace(
-            self, short_term=remaining, pending=pending, long_term=self.long_term.aged(len(new))
-        )
+        track = replace(self, short_term=remaining, pending=pending, long_term=self.long_term.aged(len(new)))
         return track, len(evicted)
 
     def consolidate(self, config: MemoryConfig) -> "Track":

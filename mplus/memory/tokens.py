@@ -109,9 +109,7 @@ class Tokens:
     @staticmethod
     def cat(parts: Sequence["Tokens"]) -> "Tokens":
         """The rows of all parts, in order."""
-        return Tokens(
-            Content.cat([p.content for p in parts]), Provenance.cat([p.provenance for p in parts])
-        )
+        return Tokens(Content.cat([p.content for p in parts]), Provenance.cat([p.provenance for p in parts]))
 
 
 __all__ = ["Content", "Keys", "Provenance", "States", "Tokens"]

@@ -68,7 +68,9 @@ def dialogues(path: Path, limit: int, rng: random.Random) -> tuple[list[str], li
     return [d["id"] for d in chosen], texts
 
 
-def personas(rng: random.Random, split: Split, count: int) -> tuple[list[str], list[list[Question]], list[list[int]]]:
+def personas(
+    rng: random.Random, split: Split, count: int
+) -> tuple[list[str], list[list[Question]], list[list[int]]]:
     """Generated people: messages, and per person questions and the messages that are theirs, in order."""
     messages: list[str] = []
     questions: list[list[Question]] = []
@@ -85,7 +87,9 @@ def personas(rng: random.Random, split: Split, count: int) -> tuple[list[str], l
         owned.append(mine)
         questions.append(
             [
-                Question(t.fact.question, (t.fact.answer,), tuple(where[s] for s in t.statements), t.fact.reply)
+                Question(
+                    t.fact.question, (t.fact.answer,), tuple(where[s] for s in t.statements), t.fact.reply
+                )
                 for t in told
             ]
         )
@@ -110,7 +114,9 @@ def _spoken(rng: random.Random, statements: Sequence[str]) -> str:
     said = " ".join(statements)
     style = rng.randrange(5)
     if style == 0:
-        return f"User: {said}\nAssistant: {rng.choice(['Noted.', 'Got it.', 'Thanks, I will remember that.'])}"
+        return (
+            f"User: {said}\nAssistant: {rng.choice(['Noted.', 'Got it.', 'Thanks, I will remember that.'])}"
+        )
     if style == 1:
         return f"User: {said}"
     if style == 2:

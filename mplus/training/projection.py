@@ -111,8 +111,12 @@ def train_projection(
     for step in range(settings.steps):
         if step and step % settings.refresh == 0:
             shared = [n for n in usable if questions[n].passages[0] not in private]
-            wrong = _wrongly_picked(query, key, asked, chunks, gold, rng.sample(shared, min(1200, len(shared))))
-        batch = [rng.choice(list(wrong) if wrong and rng.random() < 0.3 else usable) for _ in range(settings.batch)]
+            wrong = _wrongly_picked(
+                query, key, asked, chunks, gold, rng.sample(shared, min(1200, len(shared)))
+            )
+        batch = [
+            rng.choice(list(wrong) if wrong and rng.random() < 0.3 else usable) for _ in range(settings.batch)
+        ]
         positive = [rng.choice(gold[n]) for n in batch]
         pool = list(positive)
         for n, chosen in zip(batch, positive, strict=True):
@@ -150,7 +154,12 @@ def _project(projection: Tensor, rows: Tensor) -> Tensor:
 
 
 def _scores(
-    query: Tensor, key: Tensor, asked: PaddedRows, batch: Sequence[int], chunks: PaddedRows, pool: Sequence[int]
+    query: Tensor,
+    key: Tensor,
+    asked: PaddedRows,
+    batch: Sequence[int],
+    chunks: PaddedRows,
+    pool: Sequence[int],
 ) -> Tensor:
     """[question, chunk]: mean over question rows of the best cosine in the chunk."""
     q = _project(query, asked.rows[list(batch)])

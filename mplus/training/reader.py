@@ -82,7 +82,9 @@ def new_adapter(weights: Weights, settings: ReaderSettings) -> dict[str, LoraWei
         for target in TARGETS:
             name = f"{layer}.{target}"
             linear: Any = modules[name]
-            down = torch.randn(settings.rank, linear.in_features, generator=generator) / linear.in_features**0.5
+            down = (
+                torch.randn(settings.rank, linear.in_features, generator=generator) / linear.in_features**0.5
+            )
             up = torch.zeros(linear.out_features, settings.rank)
             adapter[name] = LoraWeights(down, up, settings.alpha / settings.rank)
     return adapter
@@ -129,7 +131,9 @@ class Reader:
                 assert teacher is not None
                 wanted = teacher[start : start + count].float().log_softmax(dim=-1)
                 losses.append(
-                    functional.kl_div(mine.log_softmax(dim=-1), wanted, log_target=True, reduction="batchmean")
+                    functional.kl_div(
+                        mine.log_softmax(dim=-1), wanted, log_target=True, reduction="batchmean"
+                    )
                 )
             else:
                 losses.append(functional.cross_entropy(mine, torch.tensor(sample.input_ids[sample.target :])))
@@ -186,9 +190,7 @@ class Reader:
     def _prefix(self, samples: Sequence[Sample]) -> tuple[Tensor, list[int]]:
         """States [layer, sample, row, size] of bos and chunks, padded on the left, and their lengths."""
         backbone, bank = self.weights.backbone, self.bank
-        lengths = [
-            1 + sum(len(bank.input_ids[c]) for c in s.chunks) if s.chunks else 0 for s in samples
-        ]
+        lengths = [1 + sum(len(bank.input_ids[c]) for c in s.chunks) if s.chunks else 0 for s in samples]
         states = torch.zeros(
             backbone.num_layers, len(samples), max(lengths), backbone.hidden_size, dtype=backbone.dtype
         )
@@ -216,7 +218,9 @@ def train_reader(
 
     ``save`` writes the trained parts as they stand, at every checkpoint.
     """
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        reader.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)
+    )
 
     def rate(step: int) -> float:
         if step < settings.warmup:
@@ -249,7 +253,10 @@ def train_reader(
         running += loss.item()
         if (step + 1) % settings.log_every == 0:
             per_step = (time.time() - started) / (step + 1 - done)
-            print(f"reader step {step + 1}: loss {running / settings.log_every:.3f}, {per_step:.2f} s/step", flush=True)  # noqa: T201
+            print(
+                f"reader step {step + 1}: loss {running / settings.log_every:.3f}, {per_step:.2f} s/step",
+                flush=True,
+            )
             running = 0.0
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             state = {
@@ -264,7 +271,12 @@ def train_reader(
 
 
 def encode_sample(
-    tokenizer: Any, chunks: Sequence[int], prompt: str | list[dict[str, str]], reply: str, *, distil: bool = False
+    tokenizer: Any,
+    chunks: Sequence[int],
+    prompt: str | list[dict[str, str]],
+    reply: str,
+    *,
+    distil: bool = False,
 ) -> Sample:
     """A sample of a prompt and its reply, ended as the model ends a turn."""
     encoded: Prompt = encode_prompt(tokenizer, prompt)

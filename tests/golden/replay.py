@@ -173,7 +173,12 @@ class Replay:
 
     def _compare_store(self, kind: str, store: LongTermMemory, layer: int, tag: str) -> None:
         if kind == "ltm":
-            names = [f"ltm.{layer}", f"ltm_keys.{layer}", f"ltm_ages.{layer}", f"ltm_recall_frequencies.{layer}"]
+            names = [
+                f"ltm.{layer}",
+                f"ltm_keys.{layer}",
+                f"ltm_ages.{layer}",
+                f"ltm_recall_frequencies.{layer}",
+            ]
             states, keys, ages, frequencies = (self.get(tag, name) for name in names)
         else:
             names = ["cached_dropped_memories", "cached_dropped_keys", "cached_dropped_memory_ages"]
@@ -312,7 +317,9 @@ class Replay:
             if (recorded := self.get(tag, f"decode{step}", "logits")) is not None:
                 self.report.close("decode_logits", following, recorded[0, 0])
         if "cache_len_after_decode" in op:
-            self.report.equal("cache_len_after_decode", reading.layers[0].length, op["cache_len_after_decode"])
+            self.report.equal(
+                "cache_len_after_decode", reading.layers[0].length, op["cache_len_after_decode"]
+            )
 
     def _with_delta(self, op: dict[str, Any], tag: str) -> MemoryState:
         """The memory a forward sees when new tokens are handed to it without having been written."""
@@ -345,7 +352,9 @@ class Replay:
             stores = [store for store in (track.long_term, track.pending) if len(store)]
             order = self.get(tag, f"layer{layer}", "final_order")
             if order is None:
-                return original(weights, track, config, normed) if op.get("layers") else read.nothing_recalled()
+                return (
+                    original(weights, track, config, normed) if op.get("layers") else read.nothing_recalled()
+                )
             everyone = Provenance.cat([store.provenance for store in stores])
             fallback = bool(op["layers"][layer].get("fallback")) if op.get("layers") else False
             recorded_scores = self.get(tag, f"layer{layer}", "scores")
@@ -390,7 +399,9 @@ class Replay:
             queries = scorer.queries(layer, normed)
             weights = (queries @ track.short_term.content.retrieval_keys.T).sigmoid()
             theirs = recorded[layer]
-            self.report.close("retriever_weights", weights if theirs.dim() == 2 else weights.mean(dim=0), theirs)
+            self.report.close(
+                "retriever_weights", weights if theirs.dim() == 2 else weights.mean(dim=0), theirs
+            )
 
 
 def wants_rounded_frequencies(trace: Mapping[str, Any]) -> bool:
@@ -407,9 +418,13 @@ def replay(checkpoint: Path, trace: Path, *, atol: float = 1e-4) -> Report:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the published checkpoint")
-    parser.add_argument("--trace", type=Path, required=True, action="append", nargs="+", help="a trace's .json")
+    parser.add_argument(
+        "--trace", type=Path, required=True, action="append", nargs="+", help="a trace's .json"
+    )
     parser.add_argument("--atol", type=float, default=1e-4)
     arguments = parser.parse_args()
     failed = False

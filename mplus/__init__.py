@@ -1,0 +1,99 @@
+"""Latent long-term memory for language models.
+
+    import mplus
+
+    model = mplus.MPlus.from_pretrained("smol-135m")
+    memory = model.new_memory()
+    model.write(memory, "My dog is called Biscuit.", source="notes")
+    print(model.generate(memory, [{"role": "user", "content": "What is my dog called?"}]).text)
+
+Names are imported when they are first used: ``import mplus`` itself loads nothing heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mplus.checkpoint.catalog import pull
+    from mplus.config import MemoryConfig
+    from mplus.errors import (
+        CheckpointError,
+        CorruptMemoryError,
+        DownloadError,
+        MemoryLimitError,
+        MemoryLockedError,
+        MemoryMismatchError,
+        MemoryNotFoundError,
+        ModelNotFoundError,
+        MPlusError,
+        PromptTooLongError,
+        UnsupportedModelError,
+    )
+    from mplus.generation.engine import Generation, RecalledSource
+    from mplus.memory.memory import Memory, MemoryStats, Source
+    from mplus.memory.store import MemoryStore
+    from mplus.model import GenerationStream, MPlus
+    from mplus.write import WriteReport
+
+_HOMES = {
+    "mplus.checkpoint.catalog": ("pull",),
+    "mplus.config": ("MemoryConfig",),
+    "mplus.errors": (
+        "CheckpointError",
+        "CorruptMemoryError",
+        "DownloadError",
+        "MPlusError",
+        "MemoryLimitError",
+        "MemoryLockedError",
+        "MemoryMismatchError",
+        "MemoryNotFoundError",
+        "ModelNotFoundError",
+        "PromptTooLongError",
+        "UnsupportedModelError",
+    ),
+    "mplus.generation.engine": ("Generation", "RecalledSource"),
+    "mplus.memory.memory": ("Memory", "MemoryStats", "Source"),
+    "mplus.memory.store": ("MemoryStore",),
+    "mplus.model": ("GenerationStream", "MPlus"),
+    "mplus.write": ("WriteReport",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = [
+    "CheckpointError",
+    "CorruptMemoryError",
+    "DownloadError",
+    "Generation",
+    "GenerationStream",
+    "MPlus",
+    "MPlusError",
+    "Memory",
+    "MemoryConfig",
+    "MemoryLimitError",
+    "MemoryLockedError",
+    "MemoryMismatchError",
+    "MemoryNotFoundError",
+    "MemoryStats",
+    "MemoryStore",
+    "ModelNotFoundError",
+    "PromptTooLongError",
+    "RecalledSource",
+    "Source",
+    "UnsupportedModelError",
+    "WriteReport",
+    "pull",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'mplus' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
