@@ -5,7 +5,7 @@ leaves at each of them. The layers, norms, rotary embedding and attention kernel
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -81,15 +81,12 @@ class Backbone:
             merge = adapter_nbytes(layers, adapter) <= MERGE_LIMIT_BYTES
             return with_adapter(layers, adapter, merge=merge)
 
-        backbone = cls(
-            model,
-            view(write_adapter),
-            view(read_adapter),
-            bos_states if bos_states is not None else torch.empty(0),
+        # The sink is computed by the backbone itself, so a backbone has to exist first.
+        none = torch.zeros(len(layers), int(model.config.hidden_size))
+        backbone = cls(model, view(write_adapter), view(read_adapter), none if bos_states is None else bos_states)
+        return (
+            backbone if bos_states is not None else replace(backbone, bos_states=backbone._attention_sink(bos_token_id))
         )
-        if bos_states is None:
-            object.__setattr__(backbone, "bos_states", backbone._attention_sink(bos_token_id))
-        return backbone
 
     # --- what the model is ------------------------------------------------------------------------
 
@@ -156,6 +153,19 @@ class Backbone:
         implementation = self.config._attn_implementation
         self.model.save_pretrained(folder)
         self.config._attn_implementation = implementation
+
+    @property
+    def pads_batches(self) -> bool:
+        """Whether prompts of different length can share a batch: flash kernels take no mask of ours."""
+        return not str(self.config._attn_implementation).startswith("flash")
+
+    def layer_mask(self, mask: Bool[Tensor, "B 1 Q P"] | None) -> Tensor | None:
+        """A mask in the form that transformers' layers want for this attention implementation."""
+        if mask is None or not self.pads_batches:
+            return None  # flash kernels are causal by themselves, aligned bottom-right
+        if self.config._attn_implementation == "eager":
+            return torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
+        return mask
 
     # --- pieces of a forward pass -----------------------------------------------------------------
 
@@ -283,7 +293,7 @@ def eager_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
+    scaling: float = 1.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention written out, grouped over key-value heads: the oracle of the fast kernels."""

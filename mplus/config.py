@@ -1,7 +1,7 @@
 """How a memory is laid out: sizes, what is evicted, what is recalled, where it is kept."""
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -68,7 +68,7 @@ class MemoryConfig(BaseModel):
     """How they are stored. "auto": int8 in the chunk layout, the model's dtype in the token layout."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "MemoryConfig":
         if self.minimum_chunk_tokens > self.chunk_tokens:
             raise ValueError(
                 f"minimum_chunk_tokens={self.minimum_chunk_tokens} is above chunk_tokens="
@@ -113,7 +113,7 @@ class MemoryConfig(BaseModel):
         consolidate_every: int = 60,
         initial_recall_frequency: float = 10.0,
         recall_frequency_decay: float = 1.0,
-    ) -> Self:
+    ) -> "MemoryConfig":
         """The layout of the published M+ model, exactly, its defects included (spec section 8).
 
         The defaults are the sizes of the 8B model: 10,240 short-term and 2,560 recalled tokens.

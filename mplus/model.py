@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -37,7 +37,7 @@ class GenerationStream(Iterator[str]):
     def __init__(self, row: Row, pieces: Iterator[str]) -> None:
         self._row, self._pieces = row, pieces
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "GenerationStream":
         return self
 
     def __next__(self) -> str:
@@ -47,6 +47,10 @@ class GenerationStream(Iterator[str]):
         """Stop generating; what has been answered so far stays."""
         self._row.cancelled.set()
 
+    def cancel_with(self, cancelled: threading.Event) -> None:
+        """Stop when ``cancelled`` is set; for whoever waits elsewhere."""
+        self._row.cancelled = cancelled
+
     def close(self) -> None:
         """Stop generating and release what it held."""
         self.cancel()
@@ -54,7 +58,7 @@ class GenerationStream(Iterator[str]):
         if close is not None:
             close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "GenerationStream":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,7 +113,7 @@ class MPlus:
         revision: str | None = None,
         local_files_only: bool = False,
         **options: Any,
-    ) -> Self:
+    ) -> "MPlus":
         """Load a model by built-in name, local folder or hub repository.
 
         Args:
@@ -180,9 +184,7 @@ class MPlus:
             if config not in self._initial_states:
                 with torch.no_grad():
                     self._initial_states[config] = initial_state(self.weights, config, self._parts.initial)
-        return Memory(
-            config, self._initial_states[config], model_fingerprint=self.weights.fingerprint, seed=seed
-        )
+        return Memory(config, self._initial_states[config], model_fingerprint=self.weights.fingerprint, seed=seed)
 
     def write(
         self,
@@ -310,7 +312,7 @@ class MPlus:
             raise ValueError("prompt='': expected text or chat messages. Pass at least one token.")
         bos = getattr(self.tokenizer, "bos_token_id", None)
         remembers = any(map(len, state.tracks))
-        if remembers and len(ids) > 1 and ids[0] == bos and ids.count(bos) == 1:
+        if remembers and len(ids) > 1 and bos is not None and ids[0] == bos and ids.count(bos) == 1:
             # The prefix starts with the bos state already. A chat template that begins every turn with
             # its bos token has more than one of them and keeps them all.
             ids, begin, end = ids[1:], max(begin - 1, 0), end - 1
@@ -367,9 +369,7 @@ class MPlus:
                 f"{', '.join(sorted(self.weights.scorers))}."
             )
         if config.encoding == "adapter" and self.weights.write_position is None:
-            raise ValueError(
-                'encoding="adapter": these weights have no trained write adapter. Use encoding="states".'
-            )
+            raise ValueError('encoding="adapter": these weights have no trained write adapter. Use encoding="states".')
         if config.recall_layer is not None and config.recall_layer >= self.weights.backbone.num_layers:
             raise ValueError(
                 f"recall_layer={config.recall_layer}: the backbone has layers 0 to "
@@ -403,9 +403,7 @@ class MPlus:
         found: list[tuple[list[int], list[int]]] = []
         for item in text:
             if not isinstance(item, str):
-                raise ValueError(
-                    f"text holds {type(item).__name__} {item!r:.60}: expected strings, or token ids only."
-                )
+                raise ValueError(f"text holds {type(item).__name__} {item!r:.60}: expected strings, or token ids only.")
             ids = encode_inert(self.tokenizer, item) if item.strip() else []
             if not ids:
                 raise ValueError(f"text={item!r:.60}: nothing to write. Pass text that is not empty.")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mplus.backbone import Rotation
@@ -27,7 +27,8 @@ QUERY_TOKENS = 256
 """Most tokens of a question that recall looks at: its last ones."""
 
 
-class Recalled(NamedTuple):
+@dataclass(frozen=True)
+class Recalled:
     """What one track brought back for one read, oldest first."""
 
     index: Int[Tensor, " T"]
@@ -54,6 +55,15 @@ class ReadRequest:
     query: tuple[int, int]
 
 
+def has_prefix(request: ReadRequest) -> bool:
+    """Whether anything stands before the prompt.
+
+    An empty memory has no prefix, and is read by the plain backbone without the read adapter: it is
+    exactly the backbone. (A write adapter's model was trained with its bos vector always there.)
+    """
+    return request.config.encoding == "adapter" or any(map(len, request.state.tracks))
+
+
 class PrefixLayer(CacheLayerMixin):
     """A cache layer that starts with a prefix and grows in place.
 
@@ -74,9 +84,7 @@ class PrefixLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: a prefix layer is born initialised."""
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values; returns all of them."""
         end = self.length + key_states.shape[2]
         if end > self.key_buffer.shape[2]:
@@ -126,12 +134,15 @@ class Reading:
     def __init__(
         self,
         weights: Weights,
+        modules: nn.ModuleList,
         layers: list[PrefixLayer],
         positions: list[Int[Tensor, " B"]],
         masks: list[Tensor | None],
         recalled: list[tuple[Recalled, ...]],
     ) -> None:
         self.weights = weights
+        self.modules = modules
+        """Decoder layers: with the read adapter where there is a prefix."""
         self.cache = Cache(layers=layers)  # pyright: ignore[reportArgumentType]
         self.layers = layers
         self.positions = positions
@@ -156,9 +167,9 @@ class Reading:
             if mask is not None:
                 mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
                 self.masks[index] = mask
-                mask = mask[:, None, None]
+                mask = backbone.layer_mask(mask[:, None, None])
             hidden = call_layer(
-                backbone.read_layers[index],
+                self.modules[index],
                 hidden,
                 rotations[id(position)],
                 mask,
@@ -223,6 +234,9 @@ def prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bo
 
 def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool) -> Prefill:
     backbone = weights.backbone
+    prefixed = [has_prefix(request) for request in requests]
+    assert all(prefixed) or not any(prefixed), "rows with and without a prefix are read apart"
+    modules = backbone.read_layers if prefixed[0] else backbone.write_layers
     sizes = [len(request.input_ids) for request in requests]
     longest = max(sizes)
     padded = torch.zeros(len(requests), longest, dtype=torch.int64)
@@ -240,7 +254,7 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
     for index in range(backbone.num_layers):
         where = backbone.layer_device(index)
         hidden = hidden.to(where)
-        layer: Any = backbone.read_layers[index]
+        layer: Any = modules[index]
         prefixes: list[tuple[Tensor, Tensor]] = []
         for row, request in enumerate(requests):
             track, at = _track_of(request.state, index)
@@ -261,8 +275,8 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
         positions.append(next_position)
         masks.append(decode_mask)
         cache = Cache(layers=layers)  # pyright: ignore[reportArgumentType]
-        hidden = call_layer(layer, hidden, rotation, mask, cache, position)
-    reading = Reading(weights, layers, positions, masks, [tuple(row) for row in recalled])
+        hidden = call_layer(layer, hidden, rotation, backbone.layer_mask(mask), cache, position)
+    reading = Reading(weights, modules, layers, positions, masks, [tuple(row) for row in recalled])
     return Prefill(backbone.logits(hidden if all_logits else hidden[:, -1:]), reading)
 
 
@@ -331,13 +345,10 @@ def _prefix_rows(
     """[bos ; recalled ; short-term] of one layer: keys before rotary embedding, and values."""
     backbone = weights.backbone
     where = backbone.layer_device(layer)
-    if not len(track.short_term) and not len(chosen.index):
-        # Nothing is remembered: no prefix at all, so that an empty memory is exactly the backbone.
-        nothing = torch.empty(
-            0, backbone.num_key_value_heads, backbone.head_size, dtype=backbone.dtype, device=where
-        )
-        if request.config.encoding == "states":
-            return nothing, nothing
+    if not has_prefix(request):
+        shape = (0, backbone.num_key_value_heads, backbone.head_size)
+        nothing = torch.empty(shape, dtype=backbone.dtype, device=where)
+        return nothing, nothing
     bos = backbone.keys_values(
         backbone.read_layers[layer],
         weights.norm(layer, backbone.bos_states[layer : layer + 1].to(where), reading=True),

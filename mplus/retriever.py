@@ -5,7 +5,7 @@ A scorer turns the normed input of a layer into *retrieval keys* when a memory t
 whole chunk where chunks are kept whole, else a single token.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,10 +14,11 @@ from torch.nn import functional
 
 Normed = Float[Tensor, "S D"]
 RetrievalRows = Float[Tensor, "S ..."]
-Units = Int[Tensor, " T"]
+Units = Int[Tensor, " _"]
 Relevance = Float[Tensor, " U"]
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """What recall needs to know about a way of scoring."""
 
@@ -30,7 +31,7 @@ class Scorer(Protocol):
         ...
 
     def relevance(
-        self, queries: RetrievalRows, keys: list[Float[Tensor, "T R"]], units: list[Units], num_units: int
+        self, queries: RetrievalRows, keys: list[Float[Tensor, "_ R"]], units: list[Units], num_units: int
     ) -> Relevance:
         """Relevance of each unit; ``units`` gives every key's unit, -1 for a key that does not count.
 
@@ -77,7 +78,7 @@ class LateInteraction(nn.Module):
         return functional.normalize(rows, dim=-1)
 
     def relevance(
-        self, queries: RetrievalRows, keys: list[Float[Tensor, "T R"]], units: list[Units], num_units: int
+        self, queries: RetrievalRows, keys: list[Float[Tensor, "_ R"]], units: list[Units], num_units: int
     ) -> Relevance:
         """Mean over query rows of (best cosine in the unit - that row's mean best cosine)."""
         best = queries.new_full((num_units, queries.shape[0]), -1.0)
@@ -111,7 +112,7 @@ class PublishedRetriever(nn.Module):
         return self.query_projections[layer](normed)
 
     def relevance(
-        self, queries: RetrievalRows, keys: list[Float[Tensor, "T R"]], units: list[Units], num_units: int
+        self, queries: RetrievalRows, keys: list[Float[Tensor, "_ R"]], units: list[Units], num_units: int
     ) -> Relevance:
         """Mean over query rows, then over the unit's tokens, of sigmoid(query . key)."""
         scores = [(block.to(queries.dtype) @ queries.T).sigmoid().mean(dim=1) for block in keys]
@@ -156,7 +157,7 @@ class AttentionScorer(nn.Module):
         return heads if norm is None else norm(heads)
 
     def relevance(
-        self, queries: RetrievalRows, keys: list[Float[Tensor, "T R"]], units: list[Units], num_units: int
+        self, queries: RetrievalRows, keys: list[Float[Tensor, "_ R"]], units: list[Units], num_units: int
     ) -> Relevance:
         """Attention mass of each unit."""
         grouped = queries.unflatten(1, (self.num_key_value_heads, -1)) * self.head_size**-0.5

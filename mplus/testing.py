@@ -29,9 +29,7 @@ def byte_tokenizer() -> Any:
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    )
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="<|im_end|>"
     )
@@ -89,6 +87,4 @@ def tiny_model(
     model = tiny_backbone(model_type, seed=seed, **changes)
     parts = TrainedParts()
     weights = assemble(model, tokenizer, parts)
-    return MPlus(
-        weights, tokenizer, memory or preset(weights.backbone), name=f"tiny-{model_type}", parts=parts
-    )
+    return MPlus(weights, tokenizer, memory or preset(weights.backbone), name=f"tiny-{model_type}", parts=parts)

@@ -63,9 +63,7 @@ def cut(ids: Sequence[int], ends: SentenceEnds, *, chunk_tokens: int, minimum_ch
     chunks: list[tuple[int, int]] = []
     start = 0
     while len(ids) - start > chunk_tokens:
-        stop = _best_stop(
-            ids, ends, start + max(chunk_tokens // 2, minimum_chunk_tokens), start + chunk_tokens
-        )
+        stop = _best_stop(ids, ends, start + max(chunk_tokens // 2, minimum_chunk_tokens), start + chunk_tokens)
         chunks.append((start, stop))
         start = stop
     if len(ids) - start >= minimum_chunk_tokens:

@@ -81,9 +81,7 @@ class Weights:
         assert retrieval is not None, "the recall layer is one of the track's layers"
         return Content(tuple(keys), tuple(values), retrieval, states if config.keep_states else None)
 
-    def retrieval_keys(
-        self, layer: int, normed: Float[Tensor, "S D"], config: MemoryConfig
-    ) -> Float[Tensor, "S R"]:
+    def retrieval_keys(self, layer: int, normed: Float[Tensor, "S D"], config: MemoryConfig) -> Float[Tensor, "S R"]:
         """Retrieval keys of memory tokens, kept in host memory."""
         return self.scorers[config.recall].keys(layer, normed).cpu()
 

@@ -154,9 +154,7 @@ def _encode_states(
         for layers, recall_layer in weights.tracks(config)
     ]
     keep = min(sizes[-1], config.tokens_per_write)
-    context = Context(
-        tuple(layer[-keep:].clone() for layer in encoded.states), provenance.sources[-keep:].clone()
-    )
+    context = Context(tuple(layer[-keep:].clone() for layer in encoded.states), provenance.sources[-keep:].clone())
     return tokens, context
 
 
@@ -341,9 +339,7 @@ def encode_adapter(
         normed = weights.norm(index, rows, reading=False)
         keys, values = backbone.keys_values(layer, normed)
         here = Rotation(rotation.cos.to(where), rotation.sin.to(where))
-        queries = rotate(
-            backbone.queries(layer, normed[prefix:]), Rotation(here.cos[prefix:], here.sin[prefix:])
-        )
+        queries = rotate(backbone.queries(layer, normed[prefix:]), Rotation(here.cos[prefix:], here.sin[prefix:]))
         attended = backbone.attend(
             layer,
             queries.transpose(0, 1)[None],

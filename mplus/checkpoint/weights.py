@@ -97,9 +97,7 @@ def load(
             published.write_position,
             published.initial,
         )
-        model = _load_backbone(
-            folder, backbone_config(config), published.backbone, device, dtype, attention, options
-        )
+        model = _load_backbone(folder, backbone_config(config), published.backbone, device, dtype, attention, options)
         if config.get("torch_dtype") == "bfloat16":
             round_rope_frequencies(model)
     else:
@@ -146,9 +144,7 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
 def calibrated(backbone: Backbone, tokenizer: Any) -> LateInteraction:
     """Late interaction without training: centre and spread of each layer's states on a fixed short text."""
     if tokenizer is None:
-        ids = torch.randint(
-            backbone.vocabulary_size, (256,), generator=torch.Generator().manual_seed(0)
-        ).tolist()
+        ids = torch.randint(backbone.vocabulary_size, (256,), generator=torch.Generator().manual_seed(0)).tolist()
     else:
         text = CALIBRATION_TEXT.read_text(encoding="utf-8")
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:768]
@@ -174,9 +170,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder}: no config.json. Expected a folder that transformers or M+ saved."
-        ) from error
+        raise CheckpointError(f"{folder}: no config.json. Expected a folder that transformers or M+ saved.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable JSON ({error}).") from error
 
@@ -241,7 +235,7 @@ def _load_backbone(
         try:
             transformers_logging.disable_progress_bar()
             if state_dict is not None:
-                model_class = type(AutoModelForCausalLM.from_config(_shrunk(backbone)))
+                model_class: Any = type(AutoModelForCausalLM.from_config(_shrunk(backbone)))
                 model, report = model_class.from_pretrained(
                     None, state_dict=state_dict, output_loading_info=True, **arguments
                 )
@@ -263,9 +257,7 @@ def _load_backbone(
         raise CheckpointError(
             f"{folder}: {name!r} has shape {tuple(found)}, expected {tuple(expected)} from config.json."
         )
-    unexpected = sorted(
-        key for key in report.get("unexpected_keys") or () if "rotary_emb.inv_freq" not in key
-    )
+    unexpected = sorted(key for key in report.get("unexpected_keys") or () if "rotary_emb.inv_freq" not in key)
     if unexpected:
         raise CheckpointError(
             f"{folder}: {len(unexpected)} tensors would be dropped, first {unexpected[0]!r}. The weights belong "
@@ -411,9 +403,7 @@ def read_parts(folder: Path) -> TrainedParts:
         names = {k[len(prefix) :].rsplit(".", 1)[0] for k in tensors if k.startswith(prefix)}
         try:
             return {
-                name: LoraWeights(
-                    tensors.pop(f"{prefix}{name}.down"), tensors.pop(f"{prefix}{name}.up"), scales[role]
-                )
+                name: LoraWeights(tensors.pop(f"{prefix}{name}.down"), tensors.pop(f"{prefix}{name}.up"), scales[role])
                 for name in sorted(names)
             } or None
         except KeyError as error:
@@ -502,18 +492,13 @@ def initial_state(weights: Weights, config: MemoryConfig, initial: InitialMemory
     cast = _caster(weights.backbone.model)
     num = config.tokens_per_write
     context = Context(
-        tuple(
-            cast(rows[-num:]).to(weights.backbone.layer_device(i))
-            for i, rows in enumerate(initial.short_term)
-        ),
+        tuple(cast(rows[-num:]).to(weights.backbone.layer_device(i)) for i, rows in enumerate(initial.short_term)),
         torch.full((min(num, len(initial.short_term[0])),), -1),
     )
     return MemoryState(tuple(tracks), digest=empty.digest, context=context)
 
 
-def tokens_from_states(
-    weights: Weights, layer: int, states: Tensor, ages: Tensor, config: MemoryConfig
-) -> Tokens:
+def tokens_from_states(weights: Weights, layer: int, states: Tensor, ages: Tensor, config: MemoryConfig) -> Tokens:
     """Memory tokens of one layer, given as hidden states; of no known source."""
     backbone = weights.backbone
     rows = states.to(device=backbone.layer_device(layer), dtype=backbone.dtype)
@@ -543,7 +528,5 @@ def stored(
         tokens.content.states,
     )
     segment = Segment.store(content, config.resolved_long_term_dtype, torch.device("cpu"))
-    provenance = Provenance(
-        ages.long(), frequencies.double(), tokens.provenance.sources, tokens.provenance.chunks
-    )
+    provenance = Provenance(ages.long(), frequencies.double(), tokens.provenance.sources, tokens.provenance.chunks)
     return LongTermMemory.empty().append(segment, provenance)

@@ -5,7 +5,7 @@ learnt from one cannot be remembered for the other.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,31 +53,21 @@ BOOKS = (
     "The Salt Road,Winter Harbour,A Map of Rivers,The Glass Orchard,Seven Ferries,The Quiet Engine,Letters to Ada,"
     "Stone and Starling,The Last Beekeeper,Northern Rooms,The Paper Lighthouse,A Small Republic"
 ).split(",")
-SPORTS = (
-    "tennis,climbing,rowing,fencing,swimming,judo,handball,archery,cycling,badminton,sailing,curling".split(
-        ","
-    )
-)
-LANGUAGES = (
-    "Finnish,Portuguese,Swahili,Korean,Hungarian,Arabic,Greek,Welsh,Turkish,Danish,Basque,Hindi".split(",")
-)
+SPORTS = "tennis,climbing,rowing,fencing,swimming,judo,handball,archery,cycling,badminton,sailing,curling".split(",")
+LANGUAGES = "Finnish,Portuguese,Swahili,Korean,Hungarian,Arabic,Greek,Welsh,Turkish,Danish,Basque,Hindi".split(",")
 CARS = "Skoda,Volvo,Fiat,Toyota,Renault,Mazda,Opel,Honda,Seat,Subaru,Dacia,Peugeot".split(",")
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
-EVENTS = "dentist appointment,job interview,eye test,piano lesson,haircut,driving test,parents' evening,vet visit".split(
-    ","
+EVENTS = (
+    "dentist appointment,job interview,eye test,piano lesson,haircut,driving test,parents' evening,vet visit".split(",")
 )
 PLACES = "garage,station,airport,office,hospital,shopping centre".split(",")
-OBJECTS = (
-    "spare key,passport,camera,red umbrella,tax folder,sewing machine,old phone,drill,wedding ring".split(",")
-)
+OBJECTS = "spare key,passport,camera,red umbrella,tax folder,sewing machine,old phone,drill,wedding ring".split(",")
 SPOTS = (
     "the top drawer,the blue suitcase,a shoe box under the bed,the kitchen cupboard,the glove compartment,the cellar,"
     "the piano stool,the attic,the green backpack,the bathroom shelf,the bread tin,the desk at work"
 ).split(",")
-WORDS = (
-    "whale maple rocket copper falcon velvet harbor pepper sunset tulip glacier lantern meadow cobalt".split()
-)
+WORDS = "whale maple rocket copper falcon velvet harbor pepper sunset tulip glacier lantern meadow cobalt".split()
 
 
 @dataclass(frozen=True)
@@ -101,13 +91,13 @@ class Fact:
     update: str
 
 
-Draw = Callable[[tuple[str, ...] | list[str]], str]
+Draw = Callable[[Sequence[str]], str]
 
 
 def _draw(rng: random.Random, split: Split) -> Draw:
     """Draw from a list's part for the split: every fourth entry belongs to dev."""
 
-    def draw(values: tuple[str, ...] | list[str]) -> str:
+    def draw(values: Sequence[str]) -> str:
         mine = [v for i, v in enumerate(values) if (i % 4 == 3) == (split == "dev")]
         return rng.choice(mine or list(values))
 
@@ -128,9 +118,7 @@ def _person(rng: random.Random, draw: Draw) -> Fact:
 
 def _home(rng: random.Random, draw: Draw) -> Fact:
     city = draw(CITIES)
-    said = rng.choice(
-        [f"I live in {city}.", f"My home is in {city}.", f"I've been living in {city} for a while."]
-    )
+    said = rng.choice([f"I live in {city}.", f"My home is in {city}.", f"I've been living in {city} for a while."])
     asked = rng.choice(["Where do I live?", "Which city do I live in?"])
     return Fact("home", said, asked, city, f"You live in {city}.", f"I have moved: I live in {city} now.")
 
@@ -152,9 +140,7 @@ def _pet(rng: random.Random, draw: Draw) -> Fact:
             f"We just got a {pet}; his name is {name}.",
         ]
     )
-    asked = rng.choice(
-        [f"What is my {pet} called?", f"What's the name of my {pet}?", f"What is my {pet}'s name?"]
-    )
+    asked = rng.choice([f"What is my {pet} called?", f"What's the name of my {pet}?", f"What is my {pet}'s name?"])
     return Fact(
         f"{pet} name",
         said,
@@ -193,9 +179,7 @@ def _favourite(rng: random.Random, draw: Draw) -> Fact:
 def _job(rng: random.Random, draw: Draw) -> Fact:
     job = draw(JOBS)
     article = "an" if job[0] in "aeiou" else "a"
-    said = rng.choice(
-        [f"I work as {article} {job}.", f"I am {article} {job}.", f"My job: {job}, for ten years now."]
-    )
+    said = rng.choice([f"I work as {article} {job}.", f"I am {article} {job}.", f"My job: {job}, for ten years now."])
     asked = rng.choice(["What is my job?", "What do I do for a living?", "What do I work as?"])
     return Fact(
         "job",
@@ -209,23 +193,15 @@ def _job(rng: random.Random, draw: Draw) -> Fact:
 
 def _allergy(rng: random.Random, draw: Draw) -> Fact:
     food = draw(FOODS)
-    said = rng.choice(
-        [f"I am allergic to {food}.", f"Careful, I have an allergy: {food}.", f"I can't eat {food}."]
-    )
+    said = rng.choice([f"I am allergic to {food}.", f"Careful, I have an allergy: {food}.", f"I can't eat {food}."])
     asked = rng.choice(["What am I allergic to?", "Which food can't I eat?", "What is my allergy?"])
-    return Fact(
-        "allergy", said, asked, food, f"You are allergic to {food}.", f"My allergy turned out to be {food}."
-    )
+    return Fact("allergy", said, asked, food, f"You are allergic to {food}.", f"My allergy turned out to be {food}.")
 
 
 def _code(rng: random.Random, draw: Draw) -> Fact:
-    thing = rng.choice(
-        ["bicycle lock", "front door", "alarm system", "suitcase", "gym locker", "safe", "phone"]
-    )
+    thing = rng.choice(["bicycle lock", "front door", "alarm system", "suitcase", "gym locker", "safe", "phone"])
     code = "".join(rng.choice("0123456789") for _ in range(rng.choice([4, 4, 6])))
-    said = rng.choice(
-        [f"The code of my {thing} is {code}.", f"My {thing} code is {code}.", f"{thing} code: {code}."]
-    )
+    said = rng.choice([f"The code of my {thing} is {code}.", f"My {thing} code is {code}.", f"{thing} code: {code}."])
     asked = rng.choice([f"What is the code of my {thing}?", f"What's my {thing} code?"])
     return Fact(
         f"{thing} code",
@@ -260,18 +236,14 @@ def _appointment(rng: random.Random, draw: Draw) -> Fact:
     if rng.random() < 0.5:
         asked = rng.choice([f"On which day is my {event}?", f"When is my {event}?"])
         return Fact(f"{event} day", said, asked, day, f"Your {event} is on {day} at {when}.", changed)
-    return Fact(
-        f"{event} time", said, f"At what time is my {event}?", when, f"Your {event} is at {when}.", changed
-    )
+    return Fact(f"{event} time", said, f"At what time is my {event}?", when, f"Your {event} is at {when}.", changed)
 
 
 def _travel(rng: random.Random, draw: Draw) -> Fact:
     city, date = draw(CITIES), f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
     how = rng.choice(["flight", "train", "bus"])
     said = rng.choice([f"My {how} to {city} leaves on {date}.", f"I take the {how} to {city} on {date}."])
-    asked = rng.choice(
-        [f"When does my {how} to {city} leave?", f"On which date do I take the {how} to {city}?"]
-    )
+    asked = rng.choice([f"When does my {how} to {city} leave?", f"On which date do I take the {how} to {city}?"])
     return Fact(
         f"{how} to {city}",
         said,

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from mplus.generation.sampling import Sampler, SamplingParams, TextStream
-from mplus.read import Reading, ReadRequest, Recalled, prefill
+from mplus.read import Reading, ReadRequest, Recalled, has_prefix, prefill
 from mplus.weights import Weights
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -93,23 +93,25 @@ class Piece(NamedTuple):
     text: str
 
 
-def decode(
-    weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]
-) -> Iterator[Piece]:
+def decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]) -> Iterator[Piece]:
     """Answer all rows, yielding text as it becomes certain; each row ends with its ``finish_reason`` set.
 
     Closing the iterator cancels what is not finished.
     """
+    # Rows with and without a prefix go through different layers; within a group they share every step.
+    groups = [[n for n, r in enumerate(rows) if has_prefix(r.request) is wanted] for wanted in (True, False)]
+    if not weights.backbone.pads_batches:
+        groups = [[n] for n in range(len(rows))]
     try:
-        yield from _decode(weights, tokenizer, rows, stop_token_ids)
+        for group in filter(None, groups):
+            for piece in _decode(weights, tokenizer, [rows[n] for n in group], stop_token_ids):
+                yield Piece(group[piece.row], piece.text)
     finally:
         for row in rows:
             row.finish_reason = row.finish_reason or "cancelled"
 
 
-def _decode(
-    weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]
-) -> Iterator[Piece]:
+def _decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]) -> Iterator[Piece]:
     active = [number for number, row in enumerate(rows) if not _cancel(row)]
     if not active:
         return
@@ -148,11 +150,7 @@ def _decode(
                 going.append(place)
                 tokens.append(token)
         # A consumer may have cancelled while it held the last piece.
-        kept = [
-            (place, token)
-            for place, token in zip(going, tokens, strict=True)
-            if not _cancel(rows[active[place]])
-        ]
+        kept = [(place, token) for place, token in zip(going, tokens, strict=True) if not _cancel(rows[active[place]])]
         if not kept:
             return
         if len(kept) < len(active):

@@ -62,9 +62,7 @@ class Sampler:
 
         self._greedy = params.temperature == 0
         self._processors = LogitsProcessorList()
-        self._prompt = (
-            torch.tensor(list(prompt_ids), device=device) if params.repetition_penalty != 1 else None
-        )
+        self._prompt = torch.tensor(list(prompt_ids), device=device) if params.repetition_penalty != 1 else None
         if params.repetition_penalty != 1:
             self._processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
         if not self._greedy:

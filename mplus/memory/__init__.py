@@ -1,0 +1,1 @@
+"""What is remembered: pools, their state, and how it is kept."""

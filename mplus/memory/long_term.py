@@ -89,7 +89,7 @@ class LongTermMemory:
         order = torch.cat(places).argsort()
         return gathered if bool((order[:-1] < order[1:]).all()) else gathered.take(order)
 
-    def unit_rows(self, unit: Int[Tensor, " T"]) -> list[Int[Tensor, " rows"]]:
+    def unit_rows(self, unit: Int[Tensor, " T"]) -> list[Int[Tensor, " _"]]:
         """Per segment the unit of each of its rows, -1 for rows that no longer live."""
         rows = [torch.full((len(s),), -1, dtype=torch.int64) for s in self.segments]
         if len(rows) == 1:
@@ -128,9 +128,7 @@ class LongTermMemory:
     def _must_rewrite(self, group: list[int], living: list[int], waste: float) -> bool:
         return len(group) > 1 or living[group[0]] < (1 - waste) * len(self.segments[group[0]])
 
-    def _regrouped(
-        self, groups: list[list[int]], must_rewrite: Callable[[list[int]], bool]
-    ) -> "LongTermMemory":
+    def _regrouped(self, groups: list[list[int]], must_rewrite: Callable[[list[int]], bool]) -> "LongTermMemory":
         if not any(must_rewrite(group) for group in groups):
             return self
         segments: list[Segment] = []
@@ -145,11 +143,11 @@ class LongTermMemory:
             segment[here] = len(segments) - 1
         return LongTermMemory(tuple(segments), self.provenance, segment, row)
 
-    def _rows_in(self, group: list[int], here: Index) -> list[Index]:
+    def _rows_in(self, group: list[int], here: Index) -> list[Int[Tensor, " _"]]:
         return [self.row[here[self.segment[here] == number]] for number in group]
 
 
-def joined(segments: Sequence[Segment], rows: Sequence[Index]) -> Segment:
+def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Segment:
     """One segment of the given rows of several, in their stored form, not converted again."""
 
     def planes(parts: Sequence[tuple[Plane, ...]]) -> tuple[Plane, ...]:
@@ -169,9 +167,7 @@ def joined(segments: Sequence[Segment], rows: Sequence[Index]) -> Segment:
     )
 
 
-def survivors(
-    provenance: Provenance, *, decay: float, capacity: int, required: int
-) -> tuple[Provenance, Tensor]:
+def survivors(provenance: Provenance, *, decay: float, capacity: int, required: int) -> tuple[Provenance, Tensor]:
     """Who stays at a consolidation, and their recall frequencies afterwards (spec section 5).
 
     Every frequency loses ``decay``; tokens at zero go, but only if more than ``required`` remain, else

@@ -70,9 +70,7 @@ class Memory:
     threads is safe: a write is seen whole or not at all.
     """
 
-    def __init__(
-        self, config: MemoryConfig, initial: MemoryState, *, model_fingerprint: str, seed: int = 0
-    ) -> None:
+    def __init__(self, config: MemoryConfig, initial: MemoryState, *, model_fingerprint: str, seed: int = 0) -> None:
         self.config = config
         self.model_fingerprint = model_fingerprint
         self.seed = seed
@@ -145,11 +143,7 @@ class Memory:
                     states=tuple(layer[kept.to(layer.device)] for layer in context.states),
                     sources=context.sources[kept],
                 )
-            tail = [
-                (i, s)
-                for i, s in zip(state.tail.input_ids, state.tail.sources, strict=True)
-                if s not in numbers
-            ]
+            tail = [(i, s) for i, s in zip(state.tail.input_ids, state.tail.sources, strict=True) if s not in numbers]
             removed_tail = len(state.tail.input_ids) - len(tail)
             sources = tuple(
                 SourceRecord("", {}, 0.0, 0.0, 0, forgotten=True) if n in numbers else s
@@ -251,15 +245,9 @@ class Memory:
             [(len(t.short_term), len(t.layers)) for t in tracks],
             sum(t.short_term.content.nbytes for t in tracks),
         )
-        pending = pool(
-            [(len(t.pending), len(t.layers)) for t in tracks], sum(t.pending.nbytes for t in tracks)
-        )
-        long = pool(
-            [(len(t.long_term), len(t.layers)) for t in tracks], sum(t.long_term.nbytes for t in tracks)
-        )
-        ages = [
-            p.provenance.ages.max() for t in tracks for p in (t.short_term, t.pending, t.long_term) if len(p)
-        ]
+        pending = pool([(len(t.pending), len(t.layers)) for t in tracks], sum(t.pending.nbytes for t in tracks))
+        long = pool([(len(t.long_term), len(t.layers)) for t in tracks], sum(t.long_term.nbytes for t in tracks))
+        ages = [p.provenance.ages.max() for t in tracks for p in (t.short_term, t.pending, t.long_term) if len(p)]
         return MemoryStats(
             short_term=short,
             pending=pending,
@@ -280,8 +268,7 @@ class Memory:
     def __repr__(self) -> str:
         stats = self.stats()
         sizes = ", ".join(
-            f"{name} {max(getattr(stats, name).tokens, default=0):,}"
-            for name in ("short_term", "pending", "long_term")
+            f"{name} {max(getattr(stats, name).tokens, default=0):,}" for name in ("short_term", "pending", "long_term")
         )
         return (
             f"Memory({stats.text_tokens:,} text tokens from {stats.num_sources} sources; "

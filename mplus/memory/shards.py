@@ -46,9 +46,7 @@ def open_segment(path: Path, *, name: str) -> Segment:
         with safe_open(str(path), framework="pt") as file:
             named = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptMemoryError(
-            f"{path.name}: not a readable segment of a saved memory ({error})."
-        ) from error
+        raise CorruptMemoryError(f"{path.name}: not a readable segment of a saved memory ({error}).") from error
 
     def planes(kind: str) -> tuple[Plane, ...]:
         found: list[Plane] = []
@@ -57,9 +55,7 @@ def open_segment(path: Path, *, name: str) -> Segment:
         return tuple(found)
 
     if "retrieval_keys" not in named or not planes("keys"):
-        raise CorruptMemoryError(
-            f"{path.name}: lacks the tensors of a segment; it holds {sorted(named)[:3]}."
-        )
+        raise CorruptMemoryError(f"{path.name}: lacks the tensors of a segment; it holds {sorted(named)[:3]}.")
     # Recall scores every retrieval key, so these are brought into host memory for good.
     return Segment(
         planes("keys"), planes("values"), named["retrieval_keys"].clone(), planes("states") or None, name=name

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ FORMAT = 1
 MANIFEST = "memory.json"
 
 
+@runtime_checkable
 class MemoryMaker(Protocol):
     """What loading needs of a model: its fingerprint and a new memory of a given layout."""
 
@@ -82,8 +83,10 @@ def save_memory(memory: Memory, folder: Path) -> None:
         "state": name,
         "shards": shards,
     }
-    text = json.dumps(manifest, indent=1, sort_keys=True, default=str)
-    sealed = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "memory": manifest}, default=str)
+    # Through JSON once, so that the checksum is of what a load will see.
+    manifest = json.loads(json.dumps(manifest, default=str))
+    text = json.dumps(manifest, indent=1, sort_keys=True)
+    sealed = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "memory": manifest})
     _write_shard(folder, MANIFEST, lambda path: path.write_text(sealed, encoding="utf-8"))
     for path in folder.glob("*.safetensors"):
         if path.name not in shards:
@@ -242,7 +245,11 @@ def _state_tensors(state: MemoryState) -> dict[str, Tensor]:
 def _token_tensors(name: str, tokens: Tokens) -> dict[str, Tensor]:
     content = tokens.content
     found = {f"{name}.retrieval_keys": content.retrieval_keys}
-    for kind, layers in (("keys", content.keys), ("values", content.values), ("states", content.states or ())):
+    for kind, layers in (
+        ("keys", content.keys),
+        ("values", content.values),
+        ("states", content.states or ()),
+    ):
         found |= {f"{name}.{kind}.{layer}": rows for layer, rows in enumerate(layers)}
     return found | _provenance_tensors(name, tokens.provenance)
 
@@ -274,7 +281,13 @@ def _read_state(folder: Path, manifest: Mapping[str, Any], empty: MemoryState) -
             waiting = _tokens(tensors, f"{number}.pending", track)
             pending = pending.append(Segment.store(waiting.content, "auto", None), waiting.provenance)
         tracks.append(
-            Track(track.layers, track.recall_layer, _tokens(tensors, f"{number}.short_term", track), pending, long_term)
+            Track(
+                track.layers,
+                track.recall_layer,
+                _tokens(tensors, f"{number}.short_term", track),
+                pending,
+                long_term,
+            )
         )
     context = None
     if manifest["has_context"]:
@@ -320,13 +333,9 @@ def _tokens(tensors: dict[str, Tensor], name: str, track: Track) -> Tokens:
 
     def layers(kind: str) -> tuple[Tensor, ...]:
         pattern = getattr(like, kind) or ()
-        return tuple(
-            tensors[f"{name}.{kind}.{n}"].to(device=p.device, dtype=p.dtype) for n, p in enumerate(pattern)
-        )
+        return tuple(tensors[f"{name}.{kind}.{n}"].to(device=p.device, dtype=p.dtype) for n, p in enumerate(pattern))
 
-    content = Content(
-        layers("keys"), layers("values"), tensors[f"{name}.retrieval_keys"], layers("states") or None
-    )
+    content = Content(layers("keys"), layers("values"), tensors[f"{name}.retrieval_keys"], layers("states") or None)
     provenance = _provenance(tensors, name)
     for ours, pattern in zip((*content.keys, *content.values), (*like.keys, *like.values), strict=True):
         if ours.shape != (len(provenance), *pattern.shape[1:]):

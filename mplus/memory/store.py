@@ -4,7 +4,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class MemoryStore:
         return self.root / name
 
     @contextmanager
-    def open(self, name: str, model: MemoryMaker, *, timeout: float = 60.0) -> Iterator[Memory]:
+    def open(self, name: str, model: MemoryMaker, *, timeout: float = 60.0) -> Generator[Memory]:
         """A memory to use for a while: nobody else has it, and changes are saved at the end.
 
         Raises:
@@ -122,7 +122,7 @@ class MemoryStore:
         return folder
 
     @contextmanager
-    def _held(self, name: str, timeout: float) -> Iterator[None]:
+    def _held(self, name: str, timeout: float) -> Generator[None]:
         from filelock import FileLock, Timeout
 
         self.path(name)

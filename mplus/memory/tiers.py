@@ -84,15 +84,13 @@ class Segment:
     def __len__(self) -> int:
         return self.retrieval_keys.shape[0]
 
-    def content(
-        self, index: Int[Tensor, " T"], dtype: torch.dtype, devices: tuple[torch.device, ...]
-    ) -> Content:
+    def content(self, index: Int[Tensor, " T"], dtype: torch.dtype, devices: tuple[torch.device, ...]) -> Content:
         """Some rows as content that a pool can hold."""
         return Content(
             tuple(p.rows(index, dtype, d) for p, d in zip(self.keys, devices, strict=True)),
             tuple(p.rows(index, dtype, d) for p, d in zip(self.values, devices, strict=True)),
             self.retrieval_keys[index],
-            self.states and tuple(p.rows(index, dtype, d) for p, d in zip(self.states, devices, strict=True)),
+            tuple(p.rows(index, dtype, d) for p, d in zip(self.states, devices, strict=True)) if self.states else None,
         )
 
     @property

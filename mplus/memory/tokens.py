@@ -80,9 +80,7 @@ class Content:
             tuple(torch.cat(layer) for layer in zip(*(p.keys for p in parts), strict=True)),
             tuple(torch.cat(layer) for layer in zip(*(p.values for p in parts), strict=True)),
             torch.cat([p.retrieval_keys for p in parts]),
-            tuple(torch.cat(layer) for layer in zip(*states, strict=True))
-            if len(states) == len(parts)
-            else None,
+            tuple(torch.cat(layer) for layer in zip(*states, strict=True)) if len(states) == len(parts) else None,
         )
 
     @property

@@ -68,9 +68,7 @@ def dialogues(path: Path, limit: int, rng: random.Random) -> tuple[list[str], li
     return [d["id"] for d in chosen], texts
 
 
-def personas(
-    rng: random.Random, split: Split, count: int
-) -> tuple[list[str], list[list[Question]], list[list[int]]]:
+def personas(rng: random.Random, split: Split, count: int) -> tuple[list[str], list[list[Question]], list[list[int]]]:
     """Generated people: messages, and per person questions and the messages that are theirs, in order."""
     messages: list[str] = []
     questions: list[list[Question]] = []
@@ -87,9 +85,7 @@ def personas(
         owned.append(mine)
         questions.append(
             [
-                Question(
-                    t.fact.question, (t.fact.answer,), tuple(where[s] for s in t.statements), t.fact.reply
-                )
+                Question(t.fact.question, (t.fact.answer,), tuple(where[s] for s in t.statements), t.fact.reply)
                 for t in told
             ]
         )
@@ -114,9 +110,7 @@ def _spoken(rng: random.Random, statements: Sequence[str]) -> str:
     said = " ".join(statements)
     style = rng.randrange(5)
     if style == 0:
-        return (
-            f"User: {said}\nAssistant: {rng.choice(['Noted.', 'Got it.', 'Thanks, I will remember that.'])}"
-        )
+        return f"User: {said}\nAssistant: {rng.choice(['Noted.', 'Got it.', 'Thanks, I will remember that.'])}"
     if style == 1:
         return f"User: {said}"
     if style == 2:
@@ -163,7 +157,7 @@ class ChunkBank:
         if batch:
             self._encode(batch)
         if progress:
-            print(f"{progress}: {len(numbers)} texts", flush=True)  # noqa: T201
+            print(f"{progress}: {len(numbers)} texts", flush=True)
         return numbers
 
     def _encode(self, chunks: Sequence[Chunk]) -> None:

@@ -95,7 +95,7 @@ def train_projection(
     asked = standardised(question_rows(bank, questions, layer))
     gold = [gold_chunks(bank, q) for q in questions]
     usable = [n for n, chunk in enumerate(gold) if chunk]
-    print(f"projection: {len(usable)} questions, {len(bank.input_ids)} chunks", flush=True)  # noqa: T201
+    print(f"projection: {len(usable)} questions, {len(bank.input_ids)} chunks", flush=True)
 
     hidden = mean.shape[0]
     query = torch.nn.Parameter(torch.randn(settings.size, hidden) / hidden**0.5)
@@ -111,12 +111,8 @@ def train_projection(
     for step in range(settings.steps):
         if step and step % settings.refresh == 0:
             shared = [n for n in usable if questions[n].passages[0] not in private]
-            wrong = _wrongly_picked(
-                query, key, asked, chunks, gold, rng.sample(shared, min(1200, len(shared)))
-            )
-        batch = [
-            rng.choice(list(wrong) if wrong and rng.random() < 0.3 else usable) for _ in range(settings.batch)
-        ]
+            wrong = _wrongly_picked(query, key, asked, chunks, gold, rng.sample(shared, min(1200, len(shared))))
+        batch = [rng.choice(list(wrong) if wrong and rng.random() < 0.3 else usable) for _ in range(settings.batch)]
         positive = [rng.choice(gold[n]) for n in batch]
         pool = list(positive)
         for n, chosen in zip(batch, positive, strict=True):
@@ -143,7 +139,7 @@ def train_projection(
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"projection step {step}: loss {loss.item():.3f}", flush=True)  # noqa: T201
+            print(f"projection step {step}: loss {loss.item():.3f}", flush=True)
     return LateInteraction(
         base.mean, base.deviation, query_projection=query.detach(), key_projection=key.detach()
     ).requires_grad_(False)
@@ -193,5 +189,5 @@ def _wrongly_picked(
         hits += order[0] in gold[n]
         if order[0] not in gold[n]:
             wrong[n] = [c for c in order if c not in gold[n]][:8]
-    print(f"projection: right chunk first for {hits / len(questions):.3f} of train", flush=True)  # noqa: T201
+    print(f"projection: right chunk first for {hits / len(questions):.3f} of train", flush=True)
     return wrong

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,11 @@ from mplus.text import encode_inert
 from mplus.training.data import ChunkBank
 from mplus.weights import Weights
 
-TARGETS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj") + (
+TARGETS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
     "mlp.gate_proj",
     "mlp.up_proj",
     "mlp.down_proj",
@@ -65,6 +69,7 @@ class Sample:
     distil: bool = False
 
 
+@runtime_checkable
 class SampleSource(Protocol):
     """Where samples come from; see ``mplus.training.samples``."""
 
@@ -82,9 +87,7 @@ def new_adapter(weights: Weights, settings: ReaderSettings) -> dict[str, LoraWei
         for target in TARGETS:
             name = f"{layer}.{target}"
             linear: Any = modules[name]
-            down = (
-                torch.randn(settings.rank, linear.in_features, generator=generator) / linear.in_features**0.5
-            )
+            down = torch.randn(settings.rank, linear.in_features, generator=generator) / linear.in_features**0.5
             up = torch.zeros(linear.out_features, settings.rank)
             adapter[name] = LoraWeights(down, up, settings.alpha / settings.rank)
     return adapter
@@ -131,9 +134,7 @@ class Reader:
                 assert teacher is not None
                 wanted = teacher[start : start + count].float().log_softmax(dim=-1)
                 losses.append(
-                    functional.kl_div(
-                        mine.log_softmax(dim=-1), wanted, log_target=True, reduction="batchmean"
-                    )
+                    functional.kl_div(mine.log_softmax(dim=-1), wanted, log_target=True, reduction="batchmean")
                 )
             else:
                 losses.append(functional.cross_entropy(mine, torch.tensor(sample.input_ids[sample.target :])))
@@ -218,9 +219,7 @@ def train_reader(
 
     ``save`` writes the trained parts as they stand, at every checkpoint.
     """
-    optimizer = torch.optim.AdamW(
-        reader.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)
-    )
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
 
     def rate(step: int) -> float:
         if step < settings.warmup:

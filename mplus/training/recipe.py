@@ -24,9 +24,7 @@ from mplus.training.samples import Samples, chat_messages, dialogue_questions
 
 def main() -> None:
     """Run the recipe from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smol-135m", help="backbone: built-in name, folder or repository")
     parser.add_argument("--squad", type=Path, required=True, help="SQuAD JSON to train on")
     parser.add_argument("--dialogues", type=Path, required=True, help="conversations, one JSON a line")

@@ -66,9 +66,7 @@ class Samples:
     def __post_init__(self) -> None:
         bank = self.bank
         with torch.no_grad():
-            keys = [
-                self.scorer.keys(self.layer, bank.normed(c, self.layer)) for c in range(len(bank.input_ids))
-            ]
+            keys = [self.scorer.keys(self.layer, bank.normed(c, self.layer)) for c in range(len(bank.input_ids))]
         self._keys = torch.cat(keys)
         self._unit = torch.cat([torch.full((len(k),), c) for c, k in enumerate(keys)])
         private = {text for _, texts in self.people for text in texts}
@@ -174,9 +172,7 @@ class Samples:
         allowed = ~self._private
         allowed[list(own)] = True
         if rng.random() < 0.5:  # a smaller memory: nearer misses are rarer
-            allowed &= (
-                torch.rand(len(allowed), generator=torch.Generator().manual_seed(rng.randrange(2**31))) < 0.1
-            )
+            allowed &= torch.rand(len(allowed), generator=torch.Generator().manual_seed(rng.randrange(2**31))) < 0.1
             allowed[list(own)] = True
         with torch.no_grad():
             ids = torch.tensor(encode_inert(self.tokenizer, text))

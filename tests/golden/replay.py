@@ -136,9 +136,7 @@ class Replay:
             )
         num = self.config.tokens_per_write
         context = Context(tuple(rows[-num:] for rows in memory), torch.full((num,), -1))
-        self.state = MemoryState(
-            tuple(tracks), digest=tag, context=context, waiting_tokens=int(op["update_step"])
-        )
+        self.state = MemoryState(tuple(tracks), digest=tag, context=context, waiting_tokens=int(op["update_step"]))
 
     def _pending(self, op: dict[str, Any], tag: str, layer: int) -> LongTermMemory:
         if not op.get("has_cache"):
@@ -188,9 +186,7 @@ class Replay:
         if ages is not None:
             self.report.equal(f"{kind}_ages", store.provenance.ages, ages.long())
         if frequencies is not None:
-            self.report.close(
-                f"{kind}_recall_frequencies", store.provenance.recall_frequencies, frequencies.double()
-            )
+            self.report.close(f"{kind}_recall_frequencies", store.provenance.recall_frequencies, frequencies.double())
         if not len(store):
             return
         content = store.content(torch.arange(len(store)), torch.float32, (torch.device("cpu"),))
@@ -233,9 +229,7 @@ class Replay:
         tracks: list[Track] = []
         for layer, track in enumerate(self.state.tracks):
             count = delta.shape[1]
-            fresh = tokens_from_states(
-                self.weights, layer, delta[layer], torch.arange(count - 1, -1, -1), self.config
-            )
+            fresh = tokens_from_states(self.weights, layer, delta[layer], torch.arange(count - 1, -1, -1), self.config)
             old = len(track.short_term)
             room = self.config.short_term_tokens - count
             for name, part in (
@@ -317,9 +311,7 @@ class Replay:
             if (recorded := self.get(tag, f"decode{step}", "logits")) is not None:
                 self.report.close("decode_logits", following, recorded[0, 0])
         if "cache_len_after_decode" in op:
-            self.report.equal(
-                "cache_len_after_decode", reading.layers[0].length, op["cache_len_after_decode"]
-            )
+            self.report.equal("cache_len_after_decode", reading.layers[0].length, op["cache_len_after_decode"])
 
     def _with_delta(self, op: dict[str, Any], tag: str) -> MemoryState:
         """The memory a forward sees when new tokens are handed to it without having been written."""
@@ -352,17 +344,13 @@ class Replay:
             stores = [store for store in (track.long_term, track.pending) if len(store)]
             order = self.get(tag, f"layer{layer}", "final_order")
             if order is None:
-                return (
-                    original(weights, track, config, normed) if op.get("layers") else read.nothing_recalled()
-                )
+                return original(weights, track, config, normed) if op.get("layers") else read.nothing_recalled()
             everyone = Provenance.cat([store.provenance for store in stores])
             fallback = bool(op["layers"][layer].get("fallback")) if op.get("layers") else False
             recorded_scores = self.get(tag, f"layer{layer}", "scores")
             if recorded_scores is not None and not fallback:
                 unit = torch.arange(len(everyone))
-                scores = read.relevance_of_units(
-                    weights.scorers["published"], track, stores, normed, unit, len(unit)
-                )
+                scores = read.relevance_of_units(weights.scorers["published"], track, stores, normed, unit, len(unit))
                 self.report.close("scores", scores[: len(recorded_scores)], recorded_scores)
             ours = original(weights, track, config, normed)
             recorded = self.get(tag, f"layer{layer}", "selected_sorted")
@@ -399,9 +387,7 @@ class Replay:
             queries = scorer.queries(layer, normed)
             weights = (queries @ track.short_term.content.retrieval_keys.T).sigmoid()
             theirs = recorded[layer]
-            self.report.close(
-                "retriever_weights", weights if theirs.dim() == 2 else weights.mean(dim=0), theirs
-            )
+            self.report.close("retriever_weights", weights if theirs.dim() == 2 else weights.mean(dim=0), theirs)
 
 
 def wants_rounded_frequencies(trace: Mapping[str, Any]) -> bool:
@@ -418,13 +404,9 @@ def replay(checkpoint: Path, trace: Path, *, atol: float = 1e-4) -> Report:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the published checkpoint")
-    parser.add_argument(
-        "--trace", type=Path, required=True, action="append", nargs="+", help="a trace's .json"
-    )
+    parser.add_argument("--trace", type=Path, required=True, action="append", nargs="+", help="a trace's .json")
     parser.add_argument("--atol", type=float, default=1e-4)
     arguments = parser.parse_args()
     failed = False

@@ -1,0 +1,277 @@
+"""The ``mplus`` command. Heavy imports happen inside commands: ``mplus --help`` is instant."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mplus import Memory, MPlus
+
+app = typer.Typer(
+    help="Latent long-term memory for language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Built-in name, local folder or hub repository.")]
+MemoryOption = Annotated[
+    str, typer.Option("--memory", help="Name of a memory kept for you, or a folder (with a slash in it).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+
+
+def main() -> None:
+    """Run the command; errors meant for people are one line on standard error."""
+    from mplus.errors import MPlusError
+
+    try:
+        app(standalone_mode=True)
+    except (MPlusError, ValueError, OSError) as error:
+        print(f"mplus: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="Built-in model.")] = "smol-135m",
+    force: Annotated[bool, typer.Option(help="Fetch and convert again.")] = False,
+) -> None:
+    """Fetch a built-in model and make it ready, once."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mplus.checkpoint.catalog import is_pulled
+    from mplus.checkpoint.catalog import pull as fetch
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        folder = fetch(name, progress=progress, force=force)
+    print(f"{name} is ready in {folder}" if is_pulled(name) else f"{name}: {folder}")
+
+
+@app.command()
+def write(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Text to remember; - or nothing reads standard input.")
+    ] = None,
+    file: Annotated[list[Path] | None, typer.Option("--file", "-f", help="Text file to remember.")] = None,
+    source: Annotated[str | None, typer.Option(help="Name under which it can be recalled and forgotten.")] = None,
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+    as_json: JsonOption = False,
+) -> None:
+    """Write text into a memory."""
+    documents: list[tuple[str, str | None]] = [(text, source) for text in texts or [] if text != "-"]
+    documents += [(path.read_text(encoding="utf-8"), source or path.name) for path in file or []]
+    if not documents or "-" in (texts or []):
+        documents.append((sys.stdin.read(), source))
+    reports: list[dict[str, Any]] = []
+    with opened(memory, model) as (loaded, held):
+        for text, name in documents:
+            reports.append(vars(loaded.write(held, text, source=name, progress=_progress_bar())))
+        described = repr(held)
+    if as_json:
+        print(json.dumps(reports))
+        return
+    tokens = sum(report["text_tokens"] for report in reports)
+    print(f"Wrote {tokens:,} tokens in {sum(r['seconds'] for r in reports):.1f} s. {described}")
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a question; the answer comes from memory."""
+    from dataclasses import asdict
+
+    with opened(memory, model) as (loaded, held):
+        stream = loaded.stream(
+            held,
+            [{"role": "user", "content": question}],
+            max_new_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        for piece in stream:
+            if not as_json:
+                print(piece, end="", flush=True)
+        generation = stream.generation
+    if as_json:
+        described = asdict(generation) | {"recalled": [r._asdict() for r in generation.recalled]}
+        print(json.dumps(described, default=str))
+        return
+    print()
+    if generation.recalled:
+        shares = ", ".join(f"{r.source} {r.share:.0%}" for r in generation.recalled[:4])
+        print(f"(recalled: {shares})")
+
+
+@app.command()
+def chat(
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 192,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+) -> None:
+    """Talk to a model that remembers what you told it, also next week."""
+    from mplus.cli.chat import talk
+
+    talk(memory, model, max_tokens=max_tokens, temperature=temperature)
+
+
+@app.command()
+def inspect(
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a memory holds: pools, bytes, sources."""
+    from dataclasses import asdict
+
+    with opened(memory, model) as (_, held):
+        stats, sources = held.stats(), held.sources()
+    if as_json:
+        print(json.dumps({"stats": asdict(stats), "sources": [asdict(s) for s in sources]}, default=str))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    pools = Table(title=repr(held))
+    for heading in ("pool", "tokens per layer", "MiB"):
+        pools.add_column(heading)
+    for name in ("short_term", "pending", "long_term"):
+        pool = getattr(stats, name)
+        pools.add_row(name, f"{max(pool.tokens, default=0):,}", f"{pool.nbytes / 2**20:.1f}")
+    console.print(pools)
+    listed = Table()
+    for heading in ("source", "memory tokens", "text tokens", "oldest age"):
+        listed.add_column(heading)
+    for known in sources:
+        listed.add_row(known.name, f"{known.memory_tokens:,}", f"{known.text_tokens:,}", f"{known.oldest_age:,}")
+    console.print(listed)
+
+
+@app.command()
+def forget(
+    source: Annotated[str, typer.Argument(help="Source to remove for good.")],
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+) -> None:
+    """Remove a source from a memory for good."""
+    with opened(memory, model) as (_, held):
+        removed = held.forget(source)
+    print(f"Removed {removed:,} memory tokens of {source!r}.")
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="Published M+ checkpoint, backbone folder or repository.")],
+    folder: Annotated[Path, typer.Argument(help="Where to save it.")],
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Save any model M+ can load in M+'s own layout."""
+    from mplus import MPlus
+
+    MPlus.from_pretrained(model, device="cpu", dtype=dtype).save_pretrained(folder)
+    print(f"Saved {model} in {folder}")
+
+
+@app.command()
+def info(as_json: JsonOption = False) -> None:
+    """Show versions, devices, models and memories."""
+    import platform
+
+    import torch
+    import transformers
+
+    import mplus
+    from mplus.checkpoint.catalog import BUILT_IN, cache_root, is_pulled
+
+    known = {name: "ready" if is_pulled(name) else "not pulled yet" for name in BUILT_IN}
+    found = {
+        "mplus": mplus.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
+        "cache": str(cache_root()),
+        "models": known,
+        "memories": [stored.name for stored in _store().list()],
+    }
+    if as_json:
+        print(json.dumps(found))
+        return
+    for key, value in found.items():
+        print(f"{key:13} {value}")
+
+
+# --- shared by commands -------------------------------------------------------------------------------
+
+
+def _store() -> Any:
+    from mplus import MemoryStore
+    from mplus.checkpoint.catalog import cache_root
+
+    return MemoryStore(cache_root() / "memories")
+
+
+class opened:
+    """The model and a memory by name or folder; saved at the end where it changed."""
+
+    def __init__(self, memory: str, model: str) -> None:
+        from mplus import MPlus
+        from mplus.memory.store import MemoryStore
+
+        store, name = _store(), memory
+        if "/" in memory:
+            path = Path(memory).expanduser()
+            store, name = MemoryStore(path.parent), path.name
+        self._folder = store.path(name)
+        self._model = MPlus.from_pretrained(model)
+        self._context = store.open(name, self._model)
+
+    def __enter__(self) -> "tuple[MPlus, Memory]":
+        self._memory = self._context.__enter__()
+        return self._model, self._memory
+
+    def save(self) -> None:
+        """Bring the memory to disk now."""
+        self._memory.save(self._folder)
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+
+def _progress_bar() -> Any:
+    if not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    bar = tqdm(unit="tok", leave=False)
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return progress

@@ -1,0 +1,86 @@
+"""``mplus chat``: a conversation in the terminal whose memory survives it."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+
+HELP = """\
+/remember TEXT   write something down
+/forget SOURCE   forget a source
+/sources         what is remembered
+/quit            leave (so does Ctrl-D)"""
+KEPT_MESSAGES = 4
+"""Recent messages that stay in the prompt, so that "and his brother?" has something to refer to."""
+
+
+def talk(memory_name: str, model_name: str, *, max_tokens: int, temperature: float) -> None:
+    """Read lines, answer them, and remember what was told; every turn is on disk before the next begins."""
+    from mplus.cli.app import opened
+
+    console = Console()
+    with console.status("loading the model"):
+        kept = opened(memory_name, model_name)
+    with kept as (model, memory):
+        console.print(f"[dim]{memory!r}\nType /help for commands.[/dim]", highlight=False)
+        history: list[dict[str, str]] = []
+        while True:
+            try:
+                line = console.input("[bold cyan]you:[/] ").strip()
+            except (EOFError, KeyboardInterrupt):
+                console.print()
+                return
+            if line in ("/quit", "/exit"):
+                return
+            if line.startswith("/"):
+                _command(console, model, memory, line)
+            elif line:
+                _turn(console, model, memory, history, line, max_tokens, temperature)
+            kept.save()
+
+
+def _command(console: Console, model: Any, memory: Any, line: str) -> None:
+    word, _, rest = line.partition(" ")
+    if word == "/remember" and rest.strip():
+        model.write(memory, rest, source=_source())
+        console.print("[dim]noted[/dim]")
+    elif word == "/forget" and rest.strip():
+        console.print(f"[dim]{memory.forget(rest.strip())} memory tokens forgotten[/dim]")
+    elif word == "/sources":
+        for source in memory.sources():
+            console.print(f"[dim]{source.name}: {source.memory_tokens} tokens[/dim]", highlight=False)
+    else:
+        console.print(HELP, highlight=False, style="dim")
+
+
+def _turn(
+    console: Console,
+    model: Any,
+    memory: Any,
+    history: list[dict[str, str]],
+    line: str,
+    max_tokens: int,
+    temperature: float,
+) -> None:
+    history.append({"role": "user", "content": line})
+    console.print("[bold green]m+:[/] ", end="")
+    recent = history[-KEPT_MESSAGES - 1 :]
+    stream = model.stream(memory, recent, max_new_tokens=max_tokens, temperature=temperature)
+    try:
+        for piece in stream:
+            console.print(piece, end="", markup=False, highlight=False)
+    except KeyboardInterrupt:
+        stream.close()
+    answer = stream.generation
+    console.print()
+    if answer.recalled:
+        shares = ", ".join(f"{r.source} {r.share:.0%}" for r in answer.recalled[:3])
+        console.print(f"(recalled: {shares})", style="dim", highlight=False, markup=False)
+    history.append({"role": "assistant", "content": answer.text})
+    # Questions say nothing about the one who asks; what is told is worth keeping.
+    if not line.endswith("?"):
+        model.write(memory, f"User: {line}", source=_source())
+
+
+def _source() -> str:
+    return time.strftime("chat %Y-%m-%d %H:%M:%S")

@@ -1,0 +1,70 @@
+"""Every test runs offline, on the CPU, with shapes checked at every call."""
+
+import os
+import socket
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from jaxtyping import install_import_hook
+
+import tests.typecheck
+
+install_import_hook("mplus", "tests.typecheck.checked")
+
+import pytest
+import torch
+
+from mplus.checkpoint.catalog import BUILT_IN, is_pulled
+from mplus.config import MemoryConfig
+from mplus.model import MPlus
+from mplus.testing import tiny_model
+
+# Tiny models are quickest on one thread, and do not fight over cores.
+torch.set_num_threads(1)
+
+TINY = MemoryConfig(
+    chunk_tokens=32,
+    minimum_chunk_tokens=8,
+    tokens_per_write=32,
+    short_term_tokens=96,
+    recalled_tokens=64,
+    consolidate_every=3,
+    long_term_dtype="float32",
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.socket.connect
+
+    def connect(self: socket.socket, address: object) -> None:
+        if self.family == socket.AF_UNIX:
+            return real(self, address)
+        if isinstance(address, tuple) and address[0] in ("127.0.0.1", "::1", "localhost"):
+            return real(self, address)
+        raise OSError(f"a test tried to reach {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="session")
+def model() -> MPlus:
+    return tiny_model(memory=TINY)
+
+
+@pytest.fixture
+def text() -> str:
+    return " ".join(f"Sentence {i} says that box {i * 7 % 13} is {'red' if i % 3 else 'blue'}." for i in range(30))
+
+
+@pytest.fixture(scope="session")
+def default_model() -> MPlus:
+    name = "smol-135m"
+    if not is_pulled(name):
+        import importlib.util
+
+        if importlib.util.find_spec(BUILT_IN[name].module) is None:
+            pytest.skip(f"{name} is not pulled and {BUILT_IN[name].package} is not installed")
+    torch.set_num_threads(max(torch.get_num_threads(), 2))
+    return MPlus.from_pretrained(name)

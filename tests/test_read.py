@@ -1,0 +1,183 @@
+import pytest
+import torch
+
+from mplus.config import MemoryConfig
+from mplus.model import MPlus
+from mplus.read import PrefixLayer, ReadRequest, prefill, recall
+from mplus.testing import tiny_model
+from tests.conftest import TINY
+
+QUESTION = "Which box is blue?"
+
+
+def request(model: MPlus, memory, prompt: str = QUESTION) -> ReadRequest:
+    return model.read_request(memory, prompt)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_empty_memory_gives_the_backbones_logits(model_type: str) -> None:
+    model = tiny_model(model_type=model_type, memory=TINY)
+    one = request(model, model.new_memory())
+    ours = prefill(model.weights, [one], all_logits=True).logits
+    theirs = model.weights.backbone.model(torch.tensor([list(one.input_ids)])).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_sdpa_equals_eager(model_type: str, text: str) -> None:
+    logits = []
+    for implementation in ("mplus_grouped_sdpa", "eager"):
+        model = tiny_model(model_type=model_type, memory=TINY, attn_implementation=implementation)
+        memory = model.new_memory()
+        model.write(memory, text, source="a")
+        step = prefill(model.weights, [request(model, memory)], all_logits=True)
+        logits.append((step.logits, step.reading.decode([7])))
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+
+
+def test_batch_equals_singles(model: MPlus, text: str) -> None:
+    full, small, other = model.new_memory(), model.new_memory(), model.new_memory()
+    model.write(full, text, source="a")
+    model.write(small, text[:60], source="b")
+    model.write(other, text[300:900], source="c")
+    requests = [request(model, full, "a"), request(model, small, QUESTION * 2), request(model, other, "xyz")]
+    together = prefill(model.weights, requests)
+    steps = [together.reading.decode([5, 6, 7]), together.reading.decode([8, 9, 10])]
+    for row, single in enumerate(requests):
+        alone = prefill(model.weights, [single])
+        torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-4, rtol=1e-4)
+        for step, token in zip(steps, ([5, 6, 7], [8, 9, 10]), strict=True):
+            torch.testing.assert_close(step[row], alone.reading.decode([token[row]])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_select_goes_on_with_the_right_rows(model: MPlus, text: str) -> None:
+    memories = [model.new_memory() for _ in range(3)]
+    for n, memory in enumerate(memories):
+        model.write(memory, text[n * 200 : n * 200 + 300], source="a")
+    requests = [request(model, m, "q" * (n + 1)) for n, m in enumerate(memories)]
+    together = prefill(model.weights, requests).reading
+    together.select([2, 0])
+    step = together.decode([11, 12])
+    for row, number, token in ((0, 2, 11), (1, 0, 12)):
+        alone = prefill(model.weights, [requests[number]]).reading.decode([token])
+        torch.testing.assert_close(step[row], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_read_equals_attention_over_recomputed_prefix(text: str) -> None:
+    """Oracle: project the stored states anew, rotate, attend with plain softmax, layer by layer."""
+    config = TINY.model_copy(update={"keep_states": True})
+    model = tiny_model(memory=config)
+    memory = model.new_memory()
+    model.write(memory, text, source="a")
+    one = request(model, memory)
+    step = prefill(model.weights, [one], all_logits=True)
+    (chosen,) = step.reading.recalled[0]
+    assert len(chosen.index) > 0
+    track = memory.state.tracks[0]
+    stores = torch.cat([track.long_term.row, track.pending.row])
+    assert len(stores) == len(track.long_term) + len(track.pending)
+    backbone = model.weights.backbone
+    hidden = backbone.embed(torch.tensor(list(one.input_ids)))
+    with torch.no_grad():
+        for layer in range(backbone.num_layers):
+            states = [backbone.bos_states[layer : layer + 1]]
+            for index in chosen.index.tolist():
+                pool, at = (track.long_term, index) if index < len(track.long_term) else (track.pending, index - len(track.long_term))
+                states.append(pool.content(torch.tensor([at]), torch.float32, track.devices).states[layer])
+            states.append(track.short_term.content.states[layer])
+            prefix = torch.cat(states)
+            block = backbone.model.model.layers[layer]
+            rows = torch.cat([prefix, hidden])
+            n = block.input_layernorm(rows)
+            heads, size = 6, 8
+            q = block.self_attn.q_proj(n[len(prefix) :]).view(-1, heads, size)
+            k = block.self_attn.k_proj(n).view(-1, 2, size).repeat_interleave(3, dim=1)
+            v = block.self_attn.v_proj(n).view(-1, 2, size).repeat_interleave(3, dim=1)
+            cos, sin = backbone.model.model.rotary_emb(n, torch.arange(len(rows))[None])
+
+            def turn(x, c, s):
+                a, b = x.chunk(2, -1)
+                return x * c[:, None] + torch.cat([-b, a], -1) * s[:, None]
+
+            q, k = turn(q, cos[0, len(prefix) :], sin[0, len(prefix) :]), turn(k, cos[0], sin[0])
+            scores = torch.einsum("qhe,khe->hqk", q, k) / size**0.5
+            mask = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(prefix))
+            weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+            out = torch.einsum("hqk,khe->qhe", weights, v).flatten(1)
+            hidden = hidden + block.self_attn.o_proj(out)
+            hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
+        torch.testing.assert_close(step.logits[0], backbone.logits(hidden), atol=1e-4, rtol=1e-4)
+
+
+def test_a_read_changes_nothing_that_a_read_could_see(model: MPlus, text: str) -> None:
+    memory = model.new_memory()
+    model.write(memory, text, source="a")
+    before = memory.fingerprint
+    first = prefill(model.weights, [request(model, memory)]).logits
+    model.generate(memory, QUESTION, max_new_tokens=4)
+    assert memory.fingerprint == before
+    assert torch.equal(prefill(model.weights, [request(model, memory)]).logits, first)
+
+
+def test_recalled_tokens_are_whole_chunks_oldest_first_within_budget(model: MPlus, text: str) -> None:
+    memory = model.new_memory()
+    model.write(memory, text, source="a")
+    (chosen,) = prefill(model.weights, [request(model, memory)]).reading.recalled[0]
+    ages = chosen.provenance.ages
+    assert 0 < len(ages) <= TINY.recalled_tokens
+    assert bool((ages[:-1] > ages[1:]).all())
+    track = memory.state.tracks[0]
+    every = torch.cat([track.long_term.provenance.chunks, track.pending.provenance.chunks])
+    for chunk in chosen.provenance.chunks.unique():
+        assert (chosen.provenance.chunks == chunk).sum() == (every == chunk).sum()
+
+
+@pytest.mark.parametrize("scorer", ["late", "attention"])
+@pytest.mark.parametrize("layout", ["chunk", "token"])
+def test_layouts_and_scorers_read(text: str, scorer: str, layout: str) -> None:
+    config = MemoryConfig(**(TINY.model_dump() | {"layout": layout, "recall": scorer}))
+    model = tiny_model(memory=config)
+    memory = model.new_memory()
+    model.write(memory, text, source="a")
+    answer = model.generate(memory, QUESTION, max_new_tokens=3)
+    assert answer.completion_tokens == 3
+    assert sum(r.share for r in answer.recalled) == pytest.approx(1.0)
+    assert answer.prefix_tokens == 1 + sum(
+        [len(memory.state.tracks[0].short_term), len(prefill(model.weights, [request(model, memory)]).reading.recalled[0][0].index)]
+    )
+
+
+def test_memory_without_long_term_reads_short_term_only(text: str) -> None:
+    model = tiny_model(memory=MemoryConfig(**(TINY.model_dump() | {"long_term_capacity": 0})))
+    memory = model.new_memory()
+    model.write(memory, text, source="a")
+    assert model.generate(memory, QUESTION, max_new_tokens=2).recalled == ()
+    assert memory.stats().long_term.nbytes == memory.stats().pending.nbytes == 0
+
+
+def test_prefix_layer_grows_like_concatenation() -> None:
+    start = torch.randn(2, 3, 5, 4)
+    keys = torch.empty(2, 3, 8, 4)
+    keys[:, :, :5] = start
+    layer = PrefixLayer(keys, keys.clone(), 5)
+    parts = [start]
+    for size in (1, 2, 7, 300, 1):
+        new = torch.randn(2, 3, size, 4)
+        parts.append(new)
+        got, _ = layer.update(new, new)
+        assert torch.equal(got, torch.cat(parts, dim=2))
+    assert layer.get_seq_length() == 5 + 311
+
+
+def test_published_fallback_repeats_a_short_long_term(model: MPlus, text: str) -> None:
+    config = MemoryConfig(**(TINY.model_dump() | {"layout": "token", "repeat_short_recall": True, "recalled_tokens": 64}))
+    loaded = tiny_model(memory=config)
+    memory = loaded.new_memory()
+    loaded.write(memory, text[:500], source="a")
+    track = memory.state.tracks[0]
+    assert 0 < len(track.long_term) + len(track.pending)
+    chosen = recall(loaded.weights, track, config, torch.randn(3, 48))
+    if len(track.long_term) == 0:
+        assert len(chosen.index) == 0
+    else:
+        assert len(chosen.index) == 64
