@@ -223,7 +223,7 @@ class MPlus:
             for ids, joined_by in texts:
                 name = source if source is not None else f"text-{len(state.sources) + 1}"
                 state, number = _with_source(state, name, metadata, len(ids))
-                state, ready = self._cut(state, memory.config, ids, joined_by, number)
+                state, ready = self._cut(state, memory.config, ids, joined_by, number, chunks)
                 chunks += ready
             state, report = write_chunks(self.weights, memory, state, chunks, progress=progress)
             memory.commit(state)
@@ -413,13 +413,25 @@ class MPlus:
         return found
 
     def _cut(
-        self, state: MemoryState, config: MemoryConfig, ids: list[int], joined_by: list[int], source: int
+        self,
+        state: MemoryState,
+        config: MemoryConfig,
+        ids: list[int],
+        joined_by: list[int],
+        source: int,
+        before: Sequence[Chunk],
     ) -> tuple[MemoryState, list[Chunk]]:
-        """Chunks that are ready now; what is too short yet waits in the tail of the returned state."""
+        """Chunks that are ready now; what is too short yet waits in the tail of the returned state.
+
+        ``before`` are chunks of the same call that will have been written by then.
+        """
         chunks: list[Chunk] = []
         tail = state.tail
         sources = [source] * len(ids)
-        last = state.context.sources[-1:].tolist() if state.context is not None else []
+        if before:
+            last = before[-1].sources[-1:]
+        else:
+            last = state.context.sources[-1:].tolist() if state.context is not None else []
         if tail.input_ids:
             if tail.sources[-1] == source or config.encoding == "adapter":
                 ids = [*tail.input_ids, *joined_by, *ids]
