@@ -26,17 +26,15 @@ class SentenceEnds:
         self._tokenizer = tokenizer
         self._known: dict[int, str] = {}
 
-    def strength(self, token: int, following: int | None) -> int:
-        """How good a place it is to cut behind ``token``, before ``following``."""
+    def strength(self, before: int, token: int, following: int) -> int:
+        """How good a place it is to cut behind ``token``, given its neighbours."""
         piece = self._piece(token)
         if piece.endswith("\n"):
-            return self.PARAGRAPH if piece.endswith("\n\n") else self.SENTENCE
+            return self.PARAGRAPH if (self._piece(before) + piece).endswith("\n\n") else self.SENTENCE
         if SENTENCE_END.search(piece) is None:
             return self.NOTHING
         # "3.5" and "e.g.x" go on without a space: not the end of a sentence.
-        if following is None or self._piece(following)[:1].isspace():
-            return self.SENTENCE
-        return self.NOTHING
+        return self.SENTENCE if self._piece(following)[:1].isspace() else self.NOTHING
 
     def _piece(self, token: int) -> str:
         piece = self._known.get(token)
@@ -75,7 +73,7 @@ def cut(ids: Sequence[int], ends: SentenceEnds, *, chunk_tokens: int, minimum_ch
 def _best_stop(ids: Sequence[int], ends: SentenceEnds, earliest: int, latest: int) -> int:
     best, strongest = latest, SentenceEnds.NOTHING
     for stop in range(latest, earliest - 1, -1):
-        strength = ends.strength(ids[stop - 1], ids[stop])
+        strength = ends.strength(ids[max(stop - 2, 0)], ids[stop - 1], ids[stop])
         if strength > strongest:
             best, strongest = stop, strength
             if strongest == SentenceEnds.PARAGRAPH:

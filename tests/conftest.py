@@ -8,8 +8,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from jaxtyping import install_import_hook
 
-import tests.typecheck
-
 install_import_hook("mplus", "tests.typecheck.checked")
 
 import pytest

@@ -82,7 +82,11 @@ def test_a_read_equals_attention_over_recomputed_prefix(text: str) -> None:
         for layer in range(backbone.num_layers):
             states = [backbone.bos_states[layer : layer + 1]]
             for index in chosen.index.tolist():
-                pool, at = (track.long_term, index) if index < len(track.long_term) else (track.pending, index - len(track.long_term))
+                pool, at = (
+                    (track.long_term, index)
+                    if index < len(track.long_term)
+                    else (track.pending, index - len(track.long_term))
+                )
                 states.append(pool.content(torch.tensor([at]), torch.float32, track.devices).states[layer])
             states.append(track.short_term.content.states[layer])
             prefix = torch.cat(states)
@@ -143,7 +147,10 @@ def test_layouts_and_scorers_read(text: str, scorer: str, layout: str) -> None:
     assert answer.completion_tokens == 3
     assert sum(r.share for r in answer.recalled) == pytest.approx(1.0)
     assert answer.prefix_tokens == 1 + sum(
-        [len(memory.state.tracks[0].short_term), len(prefill(model.weights, [request(model, memory)]).reading.recalled[0][0].index)]
+        [
+            len(memory.state.tracks[0].short_term),
+            len(prefill(model.weights, [request(model, memory)]).reading.recalled[0][0].index),
+        ]
     )
 
 
@@ -170,12 +177,14 @@ def test_prefix_layer_grows_like_concatenation() -> None:
 
 
 def test_published_fallback_repeats_a_short_long_term(model: MPlus, text: str) -> None:
-    config = MemoryConfig(**(TINY.model_dump() | {"layout": "token", "repeat_short_recall": True, "recalled_tokens": 64}))
+    config = MemoryConfig(
+        **(TINY.model_dump() | {"layout": "token", "repeat_short_recall": True, "recalled_tokens": 64})
+    )
     loaded = tiny_model(memory=config)
     memory = loaded.new_memory()
     loaded.write(memory, text[:500], source="a")
     track = memory.state.tracks[0]
-    assert 0 < len(track.long_term) + len(track.pending)
+    assert len(track.long_term) + len(track.pending) > 0
     chosen = recall(loaded.weights, track, config, torch.randn(3, 48))
     if len(track.long_term) == 0:
         assert len(chosen.index) == 0

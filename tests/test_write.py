@@ -52,8 +52,14 @@ def test_states_equal_a_plain_forward_of_what_each_chunk_sees(model_type: str) -
         for number, chunk in enumerate(chunks):
             start = sum(sizes[:number])
             for layer in range(backbone.num_layers - 1):
-                past = encoded.states[layer][start - sizes[number - 1] : start] if chunk.continues else encoded.states[0][:0]
-                rows = torch.cat([backbone.bos_states[layer : layer + 1], past, encoded.states[layer][start : start + sizes[number]]])
+                past = (
+                    encoded.states[layer][start - sizes[number - 1] : start]
+                    if chunk.continues
+                    else encoded.states[0][:0]
+                )
+                rows = torch.cat(
+                    [backbone.bos_states[layer : layer + 1], past, encoded.states[layer][start : start + sizes[number]]]
+                )
                 output = backbone.model.model.layers[layer](
                     rows[None],
                     attention_mask=torch.ones(len(rows), len(rows), dtype=torch.bool).tril()[None, None],
@@ -73,14 +79,21 @@ def test_stored_keys_and_values_equal_recomputation_from_states(text: str) -> No
     memory = model.new_memory()
     model.write(memory, text, source="a")
     track = memory.state.tracks[0]
-    for pool in (track.short_term.content, track.long_term.content(torch.arange(len(track.long_term)), torch.float32, track.devices)):
+    for pool in (
+        track.short_term.content,
+        track.long_term.content(torch.arange(len(track.long_term)), torch.float32, track.devices),
+    ):
         assert pool.states is not None
         for layer, states in enumerate(pool.states):
             block = model.weights.backbone.model.model.layers[layer]
             with torch.no_grad():
                 normed = block.input_layernorm(states)
-                torch.testing.assert_close(pool.keys[layer].flatten(1), block.self_attn.k_proj(normed), atol=1e-5, rtol=1e-5)
-                torch.testing.assert_close(pool.values[layer].flatten(1), block.self_attn.v_proj(normed), atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(
+                    pool.keys[layer].flatten(1), block.self_attn.k_proj(normed), atol=1e-5, rtol=1e-5
+                )
+                torch.testing.assert_close(
+                    pool.values[layer].flatten(1), block.self_attn.v_proj(normed), atol=1e-5, rtol=1e-5
+                )
 
 
 def test_writing_in_one_call_equals_writing_in_many(model: MPlus, text: str) -> None:
@@ -148,7 +161,9 @@ def test_a_short_tail_waits_as_text_and_counts(model: MPlus) -> None:
     assert memory.stats().tail_tokens == 3
     assert memory.fingerprint != empty.fingerprint
     request = model.read_request(memory, "Who?")
-    assert bytes(request.input_ids[:3]) and len(request.input_ids) == len(model.read_request(empty, "Who?").input_ids) + 3
+    assert (
+        bytes(request.input_ids[:3]) and len(request.input_ids) == len(model.read_request(empty, "Who?").input_ids) + 3
+    )
     assert model.tokenizer.decode(request.input_ids[slice(*request.query)]) == "Who?"
     model.write(memory, "It goes on now.", source="a")
     assert memory.stats().tail_tokens == 0

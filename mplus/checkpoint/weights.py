@@ -230,6 +230,7 @@ def _load_backbone(
             "dtype": _dtype(dtype),
             "device_map": device_map,
             "attn_implementation": implementation,
+            "ignore_mismatched_sizes": True,  # reported below, by name and shape
             **options,
         }
         try:

@@ -31,6 +31,9 @@ from mplus.memory.tokens import Content, Provenance, Tokens
 
 FORMAT = 1
 MANIFEST = "memory.json"
+VERIFIED_BYTES = 2**26
+"""Shards up to this size are read whole and checked when a memory is opened; of larger ones the ends are,
+and ``verify_memory`` checks the rest."""
 
 
 @runtime_checkable
@@ -159,7 +162,8 @@ def _check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise CorruptMemoryError(
                 f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}. It was cut short or altered."
             )
-        if _head_and_tail(path) != expected["edges"]:
+        whole = expected["bytes"] <= VERIFIED_BYTES
+        if _head_and_tail(path) != expected["edges"] or (whole and _checksum(path) != expected):
             raise CorruptMemoryError(f"{path}: was altered after it was saved. Restore it from a copy.")
 
 

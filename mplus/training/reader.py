@@ -47,7 +47,7 @@ class ReaderSettings:
     alpha: float = 32.0
     learning_rate: float = 5e-4
     warmup: int = 50
-    save_every: int = 200
+    save_every: int = 100
     log_every: int = 20
     seed: int = 0
 

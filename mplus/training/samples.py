@@ -106,12 +106,16 @@ class Samples:
         at = rng.randrange(1, len(chunks))
         others = self._random_chunks(rng, rng.choice([0, 128]))
         ids = bank.input_ids[chunks[at]]
+        if len(ids) < 2:
+            return self._continue(rng)
         return Sample((*others, *chunks[max(0, at - 6) : at]), tuple(ids), 1)
 
     def _keep(self, rng: random.Random) -> Sample:
         prefix = self._random_chunks(rng, rng.choice([64, 256, 512]))
         if rng.random() < 0.35:
             chunk = rng.randrange(len(self.bank.input_ids))
+            if len(self.bank.input_ids[chunk]) < 2:
+                return self._keep(rng)
             return Sample(tuple(prefix), tuple(self.bank.input_ids[chunk]), 1, distil=True)
         chat = rng.choice(self.chats)
         turns = [n for n, m in enumerate(chat) if m["role"] == "assistant"]

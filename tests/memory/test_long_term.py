@@ -80,7 +80,9 @@ def test_unit_rows_point_back_at_every_living_token() -> None:
     st.integers(1, 14),
     st.integers(0, 12),
 )
-def test_survivors_follow_the_rule_of_the_paper(frequencies: list[float], decay: float, capacity: int, required: int) -> None:
+def test_survivors_follow_the_rule_of_the_paper(
+    frequencies: list[float], decay: float, capacity: int, required: int
+) -> None:
     index = torch.arange(len(frequencies))
     known = Provenance(index, torch.tensor(frequencies, dtype=torch.float64), index, index)
     after, staying = survivors(known, decay=decay, capacity=capacity, required=required)

@@ -36,7 +36,9 @@ def test_evicting_tokens_keeps_the_first_of_the_permutation_in_order(old: int, n
     old = min(old, capacity)
     order = list(range(old))
     rng.shuffle(order)
-    remaining, evicted = evict_tokens(tokens(list(range(old))), tokens([100] * new), capacity, torch.tensor(order, dtype=torch.int64))
+    remaining, evicted = evict_tokens(
+        tokens(list(range(old))), tokens([100] * new), capacity, torch.tensor(order, dtype=torch.int64)
+    )
     stay = sorted(order[: max(capacity - new, 0)])
     assert remaining.provenance.chunks.tolist() == stay + [100] * new
     assert evicted.provenance.chunks.tolist() == sorted(set(order) - set(stay))

@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mplus.cli.app import app, main
+from mplus.testing import tiny_model
+from tests.conftest import TINY
+
+RUN = CliRunner()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MPLUS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    tiny_model(memory=TINY).save_pretrained(tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+def invoke(*arguments: str, text: str | None = None) -> str:
+    result = RUN.invoke(app, list(arguments), input=text, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_write_ask_inspect_forget(folder: str, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("The key is under the third flowerpot by the door. " * 9)
+    out = invoke("write", "-m", folder, "--memory", "me", "--file", str(note), "--json")
+    assert json.loads(out)[0]["text_tokens"] == 450
+    assert "Wrote 29 tokens" in invoke(
+        "write", "-m", folder, "--memory", "me", "My dog is called Biscuit, ok?", "--source", "dog"
+    )
+    invoke("write", "-m", folder, "--memory", "me", "--source", "piped", text="This came from a pipe, it did.")
+    answer = json.loads(
+        invoke("ask", "-m", folder, "--memory", "me", "Where is the key?", "--max-tokens", "5", "--json")
+    )
+    assert answer["completion_tokens"] <= 5
+    assert sum(r["share"] for r in answer["recalled"]) == pytest.approx(1)
+    assert "recalled:" in invoke("ask", "-m", folder, "--memory", "me", "Where is the key?", "--max-tokens", "5")
+    held = json.loads(invoke("inspect", "-m", folder, "--memory", "me", "--json"))
+    assert [s["name"] for s in held["sources"]] == ["note.txt", "dog", "piped"]
+    assert "short_term" in invoke("inspect", "-m", folder, "--memory", "me")
+    assert "29 memory tokens" in invoke("forget", "-m", folder, "--memory", "me", "dog")
+    held = json.loads(invoke("inspect", "-m", folder, "--memory", "me", "--json"))
+    assert [s["name"] for s in held["sources"]] == ["note.txt", "piped"]
+
+
+def test_a_memory_may_be_a_folder(folder: str, tmp_path: Path) -> None:
+    invoke("write", "-m", folder, "--memory", str(tmp_path / "mine"), "A note that is long enough.")
+    assert (tmp_path / "mine" / "memory.json").exists()
+
+
+def test_chat_remembers_after_it_ended(folder: str) -> None:
+    lines = "My dog is called Biscuit.\nWhat is my dog called?\n/remember The code is 4711, keep it.\n/sources\n/help\n/quit\n"
+    out = invoke("chat", "-m", folder, "--max-tokens", "4", text=lines)
+    assert "m+:" in out and "noted" in out and "/forget" in out
+    out = invoke("chat", "-m", folder, "--max-tokens", "4", text="/sources\n")
+    assert out.count("tokens") >= 2
+    held = json.loads(invoke("inspect", "-m", folder, "--json"))
+    assert held["stats"]["text_tokens"] > 40
+
+
+def test_convert_and_info(folder: str, tmp_path: Path) -> None:
+    invoke("convert", folder, str(tmp_path / "copy"))
+    assert (tmp_path / "copy" / "mplus.json").exists()
+    info = json.loads(invoke("info", "--json"))
+    assert set(info["models"]) == {"smol-135m"} and "torch" in info
+    assert "cache" in invoke("info")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", "-m", "no-such-model", "hi"], "no-such-model"),
+        (["pull", "smol-9t"], "smol-9t"),
+        (["ask", "hi", "--memory", "a b"], "Memory name"),
+    ],
+)
+def test_errors_are_one_line(
+    folder: str, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mplus", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and error.startswith("mplus: ")

@@ -1,0 +1,155 @@
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import mplus
+from mplus.errors import CorruptMemoryError, MemoryMismatchError, MemoryNotFoundError
+from mplus.memory.snapshot import MANIFEST, verify_memory
+from mplus.model import MPlus
+from mplus.read import prefill
+from mplus.testing import tiny_model
+from tests.conftest import TINY
+from tests.test_write import assert_same
+
+QUESTION = "Which box is blue?"
+
+
+def logits(model: MPlus, memory) -> torch.Tensor:
+    return prefill(model.weights, [model.read_request(memory, QUESTION)], all_logits=True).logits
+
+
+def written(model: MPlus, text: str):
+    memory = model.new_memory(seed=4)
+    model.write(memory, text, source="a", metadata={"page": 3, "tags": ["x"]})
+    model.write(memory, "Hi!", source="tail")
+    return memory
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"layout": "token"}, {"long_term_dtype": "int8"}, {"keep_states": True}, {"long_term_device": "disk"}],
+)
+def test_a_saved_memory_loads_as_it_was(tmp_path: Path, text: str, changes: dict) -> None:
+    model = tiny_model(memory=mplus.MemoryConfig(**(TINY.model_dump() | changes)))
+    memory = written(model, text)
+    memory.save(tmp_path / "m")
+    loaded = mplus.Memory.load(tmp_path / "m", model)
+    assert loaded.config == memory.config and loaded.seed == 4
+    assert loaded.fingerprint == memory.fingerprint
+    assert torch.equal(logits(model, loaded), logits(model, memory))
+    assert loaded.sources() == memory.sources()
+    assert loaded.stats() == memory.stats()
+    verify_memory(tmp_path / "m")
+    for one in (memory, loaded):
+        model.write(one, text[:333], source="later")
+    if memory.config.layout == "chunk":
+        assert_same(loaded, memory)
+    assert torch.equal(logits(model, loaded), logits(model, memory))
+    assert loaded.fingerprint == memory.fingerprint
+
+
+def test_an_incremental_save_writes_only_what_is_new(tmp_path: Path, model: MPlus, text: str) -> None:
+    memory = written(model, text * 3)
+    memory.save(tmp_path)
+    before = {p.name: p.stat().st_ino for p in tmp_path.glob("segment-*")}
+    model.write(memory, "One more turn of the conversation.", source="b")
+    memory.save(tmp_path)
+    after = {p.name: p.stat().st_ino for p in tmp_path.glob("segment-*")}
+    assert before and before.items() <= after.items()
+    assert len(list(tmp_path.glob("state-*"))) == 1
+    assert mplus.Memory.load(tmp_path, model).fingerprint == memory.fingerprint
+
+
+def test_forgotten_text_leaves_the_disk_with_the_next_save(tmp_path: Path, model: MPlus, text: str) -> None:
+    memory = written(model, text)
+    model.write(memory, text.upper(), source="secret")
+    memory.save(tmp_path)
+    before = {p.name for p in tmp_path.glob("*.safetensors")}
+    memory.forget("secret")
+    memory.save(tmp_path)
+    after = {p.name for p in tmp_path.glob("*.safetensors")}
+    assert before - after
+    assert "secret" not in (tmp_path / MANIFEST).read_text()
+    assert [s.name for s in mplus.Memory.load(tmp_path, model).sources()] == ["a", "tail"]
+
+
+def test_files_are_private(tmp_path: Path, model: MPlus, text: str) -> None:
+    written(model, text).save(tmp_path / "m")
+    assert (tmp_path / "m").stat().st_mode & 0o077 == 0
+    for path in (tmp_path / "m").iterdir():
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_memory_of_another_model_is_refused(tmp_path: Path, model: MPlus, text: str) -> None:
+    written(model, text).save(tmp_path)
+    with pytest.raises(MemoryMismatchError, match="made by a model"):
+        mplus.Memory.load(tmp_path, tiny_model(seed=9, memory=TINY))
+
+
+def test_a_folder_without_a_memory_is_named(tmp_path: Path, model: MPlus) -> None:
+    with pytest.raises(MemoryNotFoundError, match=str(tmp_path)):
+        mplus.Memory.load(tmp_path, model)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path, model: MPlus, text: str) -> None:
+    written(model, text).save(tmp_path)
+    sealed = json.loads((tmp_path / MANIFEST).read_text())
+    sealed["memory"]["format"] = 99
+    (tmp_path / MANIFEST).write_text(json.dumps(sealed))
+    with pytest.raises(CorruptMemoryError, match="99"):
+        mplus.Memory.load(tmp_path, model)
+
+
+def test_altered_and_truncated_files_are_refused_or_harmless(tmp_path: Path, model: MPlus, text: str) -> None:
+    memory = written(model, text)
+    memory.save(tmp_path)
+    expected = logits(model, memory)
+    rng = random.Random(0)
+    files = sorted(tmp_path.iterdir())
+    refused = 0
+    for number in range(60):
+        path = files[number % len(files)]
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        if number % 3 == 0:
+            data = data[: rng.randrange(len(data))]
+        else:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(data))
+        try:
+            loaded = mplus.Memory.load(tmp_path, model)
+            assert torch.equal(logits(model, loaded), expected)
+        except CorruptMemoryError:
+            refused += 1
+        path.write_bytes(whole)
+    assert refused >= 50
+    assert mplus.Memory.load(tmp_path, model).fingerprint == memory.fingerprint
+
+
+def test_a_save_that_fails_keeps_the_earlier_one(
+    tmp_path: Path, model: MPlus, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = written(model, text)
+    memory.save(tmp_path)
+    saved = memory.fingerprint
+    model.write(memory, text, source="more")
+    real, calls = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        memory.save(tmp_path)
+    monkeypatch.undo()
+    assert mplus.Memory.load(tmp_path, model).fingerprint == saved
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".writing")]
+    memory.save(tmp_path)
+    assert mplus.Memory.load(tmp_path, model).fingerprint == memory.fingerprint
