@@ -123,6 +123,27 @@ def read(model: mplus.MPlus, prefix: int, runs: int) -> dict[str, float]:
             if number:
                 timed.append(time.perf_counter() - started)
 
+    def generate(count: int) -> float:
+        made = cache()
+        ids = torch.full((1, length + 1), 5)
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            plain.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=made,
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        return time.perf_counter() - begun
+
+    def generate_both() -> float:
+        """Seconds per token; the difference leaves out what generate does once."""
+        once = generate(1)
+        return (generate(ANSWER_TOKENS + 1) - once) / ANSWER_TOKENS
+
     decoded: list[float] = []
     generated: list[float] = []
     for number in range(max(runs // 2, 1) + 1):
@@ -133,27 +154,11 @@ def read(model: mplus.MPlus, prefix: int, runs: int) -> dict[str, float]:
         if number:
             decoded.append((time.perf_counter() - started) / ANSWER_TOKENS)
 
-        def generate(count: int) -> float:
-            made = cache()
-            ids = torch.full((1, length + 1), 5)
-            begun = time.perf_counter()
-            with torch.inference_mode():
-                plain.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    past_key_values=made,
-                    max_new_tokens=count,
-                    min_new_tokens=count,
-                    do_sample=False,
-                    pad_token_id=0,
-                )
-            return time.perf_counter() - begun
-
-        seconds: list[float] = []
-        with_their_attention(lambda: seconds.extend([generate(1), generate(ANSWER_TOKENS + 1)]))
+        backbone.config._attn_implementation = "sdpa"
+        seconds = generate_both()
+        backbone.config._attn_implementation = implementation
         if number:
-            # The difference leaves out what generate does once.
-            generated.append((seconds[1] - seconds[0]) / ANSWER_TOKENS)
+            generated.append(seconds)
     result = {
         name: statistics.median(s)
         for name, s in (

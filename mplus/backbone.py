@@ -30,8 +30,8 @@ GROUPED_ATTENTION = "mplus_grouped_sdpa"
 class KeysValues(NamedTuple):
     """Attention keys before rotary embedding, and values, of packed rows."""
 
-    keys: Float[Tensor, "S H E"]
-    values: Float[Tensor, "S H E"]
+    keys: Float[Tensor, "*rows H E"]
+    values: Float[Tensor, "*rows H E"]
 
 
 class Rotation(NamedTuple):
@@ -186,7 +186,7 @@ class Backbone:
         shape = (*positions.shape, cos.shape[-1])
         return Rotation(cos.reshape(shape), sin.reshape(shape))
 
-    def keys_values(self, layer: nn.Module, normed: Float[Tensor, "S D"]) -> KeysValues:
+    def keys_values(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> KeysValues:
         """Keys before rotary embedding and values of rows already normed by that layer."""
         attention: Any = layer.self_attn
         keys = attention.k_proj(normed).unflatten(-1, (-1, self.head_size))
@@ -194,7 +194,7 @@ class Backbone:
         norm = getattr(attention, "k_norm", None)
         return KeysValues(keys if norm is None else norm(keys), values)
 
-    def queries(self, layer: nn.Module, normed: Float[Tensor, "S D"]) -> Float[Tensor, "S A E"]:
+    def queries(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows A E"]:
         """Attention queries before rotary embedding."""
         attention: Any = layer.self_attn
         queries = attention.q_proj(normed).unflatten(-1, (-1, self.head_size))
@@ -216,8 +216,8 @@ class Backbone:
         return output.flatten(2)
 
     def finish(
-        self, layer: nn.Module, hidden: Float[Tensor, "S D"], attended: Float[Tensor, "S AE"]
-    ) -> Float[Tensor, "S D"]:
+        self, layer: nn.Module, hidden: Float[Tensor, "*rows D"], attended: Float[Tensor, "*rows AE"]
+    ) -> Float[Tensor, "*rows D"]:
         """What follows attention in a layer: output projection, residual, feed-forward."""
         block: Any = layer
         hidden = hidden + block.self_attn.o_proj(attended)

@@ -8,6 +8,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401  (the hook finds it by name)
+
 install_import_hook("mplus", "tests.typecheck.checked")
 
 import pytest

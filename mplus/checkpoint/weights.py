@@ -236,13 +236,14 @@ def _load_backbone(
         try:
             transformers_logging.disable_progress_bar()
             if state_dict is not None:
-                model_class: Any = type(AutoModelForCausalLM.from_config(_shrunk(backbone)))
-                model, report = model_class.from_pretrained(
+                loader: Any = type(AutoModelForCausalLM.from_config(_shrunk(backbone)))
+                model, report = loader.from_pretrained(
                     None, state_dict=state_dict, output_loading_info=True, **arguments
                 )
             else:
                 TensorFiles(folder)
-                model, report = AutoModelForCausalLM.from_pretrained(
+                loader = AutoModelForCausalLM
+                model, report = loader.from_pretrained(
                     folder, output_loading_info=True, local_files_only=True, **arguments
                 )
         except (OSError, RuntimeError) as error:

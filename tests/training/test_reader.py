@@ -1,0 +1,80 @@
+"""Training sees exactly what reading will see."""
+
+import random
+
+import pytest
+import torch
+
+from mplus.evaluation.facts import persona
+from mplus.generation.chat import Prompt
+from mplus.model import MPlus
+from mplus.read import prefill
+from mplus.training.data import ChunkBank
+from mplus.training.reader import Reader, ReaderSettings, Sample, encode_sample, new_adapter, train_reader
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def bank(model: MPlus, text: str) -> ChunkBank:
+    bank = ChunkBank(model.weights, model.tokenizer, TINY)
+    bank.add([text[:90], text[200:260]])
+    bank.states = [states.float() for states in bank.states]
+    return bank
+
+
+def test_the_training_pass_equals_a_read(model: MPlus, bank: ChunkBank, text: str) -> None:
+    reader = Reader(model.weights, bank, new_adapter(model.weights, ReaderSettings(rank=2)))
+    ids = tuple(b"Which box? The blue one.")
+    samples = [Sample(tuple(bank.chunks_of[0]), ids, 10), Sample(tuple(bank.chunks_of[1]), ids[:15], 10)]
+    logits = reader._logits(samples, reader._rows(samples), reader.layers, memory=True)
+    # The bank keeps states in bfloat16 once; write the same texts and read with the same prompt.
+    start = 0
+    for part, sample in zip((text[:90], text[200:260]), samples, strict=True):
+        memory = model.new_memory()
+        model.write(memory, part, source="a")
+        request = model.read_request(memory, Prompt(sample.input_ids, (0, len(sample.input_ids))))
+        expected = prefill(model.weights, [request], all_logits=True).logits[0, sample.target - 1 : -1]
+        count = len(sample.input_ids) - sample.target
+        torch.testing.assert_close(logits[start : start + count], expected, atol=0.05, rtol=0.05)
+        start += count
+
+
+def test_distilling_an_adapter_that_changes_nothing_costs_nothing_without_memory(model: MPlus, bank: ChunkBank) -> None:
+    reader = Reader(model.weights, bank, new_adapter(model.weights, ReaderSettings(rank=2)))
+    assert float(reader.loss([Sample((), tuple(b"Some words"), 4, distil=True)]).detach()) == pytest.approx(0, abs=1e-5)
+    assert float(reader.loss([Sample((0,), tuple(b"Some words"), 4, distil=True)]).detach()) > 1e-4
+
+
+def test_training_lowers_the_loss_and_resumes(model: MPlus, bank: ChunkBank, tmp_path) -> None:
+    sample = encode_sample(model.tokenizer, [0], [{"role": "user", "content": "Who?"}], "Ann.")
+
+    class Source:
+        def draw(self, rng: random.Random, count: int) -> list[Sample]:
+            return [sample] * count
+
+    settings = ReaderSettings(steps=12, batch=2, rank=2, warmup=1, learning_rate=1e-2, save_every=6, log_every=6)
+    saved: list[int] = []
+    first = Reader(model.weights, bank, new_adapter(model.weights, settings))
+    before = float(first.loss([sample]).detach())
+    train_reader(first, Source(), settings, tmp_path, lambda: saved.append(1))
+    assert float(first.loss([sample]).detach()) < before / 2
+    assert len(saved) == 2
+    second = Reader(model.weights, bank, new_adapter(model.weights, settings))
+    train_reader(second, Source(), settings, tmp_path, lambda: None)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_generated_people_never_contradict_themselves_and_splits_share_no_values() -> None:
+    train = [persona(random.Random(n), "train", 8, updated=0.5) for n in range(60)]
+    dev = [persona(random.Random(n), "dev", 8, updated=0.5) for n in range(60)]
+    for person in train + dev:
+        kinds = [told.fact.kind for told in person]
+        assert len(kinds) == len(set(kinds))
+        for told in person:
+            assert told.fact.answer.lower() in told.statements[-1].lower()
+            assert told.fact.answer.lower() in told.fact.reply.lower()
+            if told.earlier is not None:
+                assert told.earlier.answer != told.fact.answer
+    names = [{t.fact.answer for p in people for t in p if t.fact.kind == "name"} for people in (train, dev)]
+    assert names[0] and names[1] and not names[0] & names[1]
