@@ -31,7 +31,9 @@ check: $(VENV)/.dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# Tests marked default_model run on real weights, where they can be had.
 test: $(VENV)/.dev
+	-$(BIN)/mplus pull smol-135m
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/.dev

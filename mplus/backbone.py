@@ -287,6 +287,15 @@ def rotate(heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> Float[Tenso
     return heads * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def rotate_into(target: Float[Tensor, "*rows H E"], heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> None:
+    """``rotate`` without temporaries, for prefixes of many thousand rows."""
+    half = heads.shape[-1] // 2
+    cos, sin = rotation.cos.unsqueeze(-2)[..., :half], rotation.sin.unsqueeze(-2)[..., :half]
+    first, second = heads[..., :half], heads[..., half:]
+    torch.mul(first, cos, out=target[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=target[..., half:]).addcmul_(first, sin)
+
+
 def eager_attention(
     module: nn.Module,
     query: Tensor,

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from mplus.backbone import Rotation
+from mplus.backbone import Backbone, KeysValues, Rotation, rotate_into
 from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Track
@@ -23,6 +23,9 @@ from mplus.weights import Weights
 
 SPARE_TOKENS = 256
 """Room a cache layer has for decoding before it must be copied into a larger one."""
+Prefix = Sequence[KeysValues]
+"""What stands before a prompt in one layer, in parts that are still where they were kept."""
+
 QUERY_TOKENS = 256
 """Most tokens of a question that recall looks at: its last ones."""
 
@@ -255,7 +258,7 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
         where = backbone.layer_device(index)
         hidden = hidden.to(where)
         layer: Any = modules[index]
-        prefixes: list[tuple[Tensor, Tensor]] = []
+        prefixes: list[Prefix] = []
         for row, request in enumerate(requests):
             track, at = _track_of(request.state, index)
             chosen = early[row]
@@ -266,8 +269,8 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
                 chosen = recall(weights, track, request.config, normed)
             if at == 0:
                 recalled[row].append(chosen)
-            prefixes.append(_prefix_rows(weights, request, track, at, index, chosen))
-        lengths = tuple(keys.shape[0] for keys, _ in prefixes)
+            prefixes.append(_prefix(weights, request, track, at, index, chosen))
+        lengths = tuple(map(_length, prefixes))
         layers.append(_prefix_layer(backbone, prefixes, longest, where))
         if lengths not in shared:
             shared[lengths] = geometry(backbone, lengths, columns, where)
@@ -281,7 +284,7 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
 
 
 def geometry(
-    backbone: Any, lengths: tuple[int, ...], columns: Int[Tensor, "B S"], where: torch.device
+    backbone: Backbone, lengths: tuple[int, ...], columns: Int[Tensor, "B S"], where: torch.device
 ) -> tuple[Tensor, Rotation, Tensor, Tensor, Tensor | None]:
     """Positions, rotation, prefill mask, next position and decode mask of rows with these prefixes."""
     prefix = torch.tensor(lengths)
@@ -305,31 +308,30 @@ def geometry(
     )
 
 
-def _prefix_layer(
-    backbone: Any, prefixes: list[tuple[Tensor, Tensor]], prompt: int, where: torch.device
-) -> PrefixLayer:
+def _prefix_layer(backbone: Backbone, prefixes: Sequence[Prefix], prompt: int, where: torch.device) -> PrefixLayer:
     """A cache layer of rotated prefixes, padded on the left, with room for the prompt and an answer."""
-    widest = max(keys.shape[0] for keys, _ in prefixes)
+    widest = max(map(_length, prefixes))
     heads, size = backbone.num_key_value_heads, backbone.head_size
     shape = (len(prefixes), heads, widest + prompt + SPARE_TOKENS, size)
-    key_buffer = torch.empty(shape, dtype=backbone.dtype, device=where)
-    value_buffer = torch.empty(shape, dtype=backbone.dtype, device=where)
-    if widest:
-        cos, sin = backbone.rotation(torch.arange(widest, device=where))
-        half = size // 2
-        for row, (keys, values) in enumerate(prefixes):
-            count = keys.shape[0]
-            start = widest - count
-            if start:
-                key_buffer[row, :, :start] = 0
-                value_buffer[row, :, :start] = 0
-            target = key_buffer[row, :, start:widest].transpose(0, 1)
-            c, s = cos[:count, None, :half], sin[:count, None, :half]
-            first, second = keys[..., :half], keys[..., half:]
-            torch.mul(first, c, out=target[..., :half]).addcmul_(second, s, value=-1)
-            torch.mul(second, c, out=target[..., half:]).addcmul_(first, s)
-            value_buffer[row, :, start:widest] = values.transpose(0, 1)
-    return PrefixLayer(key_buffer, value_buffer, widest)
+    keys = torch.empty(shape, dtype=backbone.dtype, device=where)
+    values = torch.empty(shape, dtype=backbone.dtype, device=where)
+    rotation = backbone.rotation(torch.arange(widest, device=where))
+    for row, prefix in enumerate(prefixes):
+        start = widest - _length(prefix)
+        keys[row, :, :start] = 0
+        values[row, :, :start] = 0
+        position = 0
+        for part in prefix:
+            after = position + part.keys.shape[0]
+            here = Rotation(rotation.cos[position:after], rotation.sin[position:after])
+            rotate_into(keys[row, :, start + position : start + after].transpose(0, 1), part.keys, here)
+            values[row, :, start + position : start + after] = part.values.transpose(0, 1)
+            position = after
+    return PrefixLayer(keys, values, widest)
+
+
+def _length(prefix: Prefix) -> int:
+    return sum(part.keys.shape[0] for part in prefix)
 
 
 def _track_of(state: MemoryState, layer: int) -> tuple[Track, int]:
@@ -339,28 +341,20 @@ def _track_of(state: MemoryState, layer: int) -> tuple[Track, int]:
     return state.tracks[layer], 0
 
 
-def _prefix_rows(
+def _prefix(
     weights: Weights, request: ReadRequest, track: Track, at: int, layer: int, chosen: Recalled
-) -> tuple[Float[Tensor, "P H E"], Float[Tensor, "P H E"]]:
+) -> list[KeysValues]:
     """[bos ; recalled ; short-term] of one layer: keys before rotary embedding, and values."""
+    if not has_prefix(request):
+        return []
     backbone = weights.backbone
     where = backbone.layer_device(layer)
-    if not has_prefix(request):
-        shape = (0, backbone.num_key_value_heads, backbone.head_size)
-        nothing = torch.empty(shape, dtype=backbone.dtype, device=where)
-        return nothing, nothing
-    bos = backbone.keys_values(
-        backbone.read_layers[layer],
-        weights.norm(layer, backbone.bos_states[layer : layer + 1].to(where), reading=True),
-    )
-    keys, values = [bos.keys], [bos.values]
+    bos = weights.norm(layer, backbone.bos_states[layer : layer + 1].to(where), reading=True)
+    parts = [backbone.keys_values(backbone.read_layers[layer], bos)]
     if len(chosen.index):
-        recalled_keys, recalled_values = _gather(track, chosen.index, at, backbone.dtype, where)
-        keys.append(recalled_keys)
-        values.append(recalled_values)
-    keys.append(track.short_term.content.keys[at])
-    values.append(track.short_term.content.values[at])
-    return torch.cat(keys), torch.cat(values)
+        parts.append(KeysValues(*_gather(track, chosen.index, at, backbone.dtype, where)))
+    content = track.short_term.content
+    return [*parts, KeysValues(content.keys[at], content.values[at])]
 
 
 def _gather(
