@@ -31,7 +31,8 @@ def contains(answer: str, accepted: list[str]) -> bool:
 
 
 def passages(path: Path) -> list[dict[str, Any]]:
-    text = gzip.open(path, "rt").read() if path.suffix == ".gz" else path.read_text()
+    packed = path.read_bytes()
+    text = gzip.decompress(packed) if path.suffix == ".gz" else packed
     return [
         {"article": n, "text": p["context"], "qas": p["qas"]}
         for n, article in enumerate(json.loads(text)["data"])

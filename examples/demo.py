@@ -21,7 +21,7 @@ ENOUGH_TOKENS = 20_000
 FACTS = [
     ("My name is Miriam Castellanos.", "What is my name?", "Miriam"),
     ("I live in Bergen, near the harbour.", "Which city do I live in?", "Bergen"),
-    ("My dog is called Pancake.", "What is my dog called?", "Pancake"),
+    ("My cat is called Pancake.", "What is my cat called?", "Pancake"),
     ("The code of my bicycle lock is 4719.", "What is the code of my bicycle lock?", "4719"),
     ("I am allergic to hazelnuts.", "What am I allergic to?", "hazelnut"),
     ("My dentist appointment is on Thursday at 9:30.", "On which day is my dentist appointment?", "Thursday"),
