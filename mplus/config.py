@@ -31,7 +31,7 @@ class MemoryConfig(BaseModel):
     chunk_tokens: PositiveInt = 64
     """Text tokens written in one pass, at most. Texts are cut at sentence ends where possible."""
     minimum_chunk_tokens: PositiveInt = 16
-    """A tail shorter than this waits as text and is read as text until more arrives."""
+    """A tail shorter than this waits until more arrives; reads see it as if it had been written."""
     tokens_per_write: PositiveInt = 64
     """Memory tokens made per chunk and layer [K]; also how far back a write sees."""
     encoding: Encoding = "states"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -98,6 +99,7 @@ class MPlus:
         self._parts = parts or TrainedParts()
         self._ends = SentenceEnds(tokenizer) if tokenizer is not None else None
         self._initial_states: dict[MemoryConfig, MemoryState] = {}
+        self._read_states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._check(memory)
 
@@ -198,7 +200,7 @@ class MPlus:
         """Write text into a memory.
 
         Long texts are cut into chunks at sentence ends where possible. A tail shorter than the memory's
-        minimum chunk waits as text and is read as text until the same source goes on.
+        minimum chunk waits until the same source goes on; reads see it as if it had been written.
 
         Args:
             memory: What to write into; changed only when everything has been written.
@@ -306,7 +308,7 @@ class MPlus:
         """
         self._check_memory(memory)
         encoded = prompt if isinstance(prompt, Prompt) else encode_prompt(self.tokenizer, prompt)
-        state = memory.state
+        state = self._with_tail(memory)
         ids, (begin, end) = list(encoded.input_ids), encoded.query
         if not ids:
             raise ValueError("prompt='': expected text or chat messages. Pass at least one token.")
@@ -322,6 +324,23 @@ class MPlus:
         return ReadRequest(state, memory.config, ids, (begin, end))
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _with_tail(self, memory: Memory) -> MemoryState:
+        """A memory's state as reads see it: a waiting tail counts as if it had been written.
+
+        A write adapter was not trained on so little text; there the tail is read as text instead.
+        """
+        state = memory.state
+        if not state.tail.input_ids or memory.config.encoding == "adapter":
+            return state
+        known = self._read_states.get(memory)
+        if known is not None and known[0] is state:
+            return known[1]
+        last = state.context.sources[-1:].tolist() if state.context is not None else []
+        chunk = Chunk(list(state.tail.input_ids), list(state.tail.sources), last == [state.tail.sources[0]])
+        whole, _ = write_chunks(self.weights, memory, replace(state, tail=Tail()), [chunk])
+        self._read_states[memory] = (state, whole)
+        return whole
 
     def _pieces(self, memory: Memory, row: Row) -> Iterator[str]:
         for piece in decode(self.weights, self.tokenizer, [row], self._stop_token_ids()):

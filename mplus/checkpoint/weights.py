@@ -358,9 +358,8 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
     scales: dict[str, float] = {}
     for role, adapter in (("write_adapter", parts.write_adapter), ("read_adapter", parts.read_adapter)):
         for name, weights in (adapter or {}).items():
-            # Half precision is far finer than what an adapter changes, and half the size.
-            tensors[f"{role}.{name}.down"] = weights.down.half()
-            tensors[f"{role}.{name}.up"] = weights.up.half()
+            tensors[f"{role}.{name}.down"] = weights.down
+            tensors[f"{role}.{name}.up"] = weights.up
             scales[role] = weights.scale
     for kind, module in (("late", parts.late), ("published", parts.published)):
         if module is not None:

@@ -51,7 +51,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Tail:
-    """Text too short to be written yet; reads take it as text."""
+    """Text too short to be written yet; reads see it all the same."""
 
     input_ids: tuple[int, ...] = ()
     sources: tuple[int, ...] = ()

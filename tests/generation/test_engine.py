@@ -139,3 +139,19 @@ def test_shares_of_recalled_sources_add_up_to_one(model: MPlus, text: str) -> No
     assert sum(r.share for r in answer.recalled) == pytest.approx(1)
     assert [r.share for r in answer.recalled] == sorted((r.share for r in answer.recalled), reverse=True)
     assert all(-1 <= r.relevance <= 1 for r in answer.recalled)
+
+
+def test_a_write_adapters_tail_is_read_as_text() -> None:
+    from pathlib import Path
+
+    from mplus.checkpoint.weights import load
+    from mplus.generation.chat import Prompt
+
+    folder = Path(__file__).parent.parent / "golden" / "tiny_mplus"
+    loaded = load(folder, device="cpu", dtype="float32", attention="auto")
+    model = MPlus(loaded.weights, tiny_model().tokenizer, loaded.memory, parts=loaded.parts)
+    memory = model.new_memory()
+    model.write(memory, [5, 6, 7], source="a")
+    request = model.read_request(memory, Prompt((40, 41), (0, 2)))
+    assert list(request.input_ids) == [5, 6, 7, 40, 41]
+    assert request.query == (3, 5)
