@@ -168,7 +168,7 @@ class Memory:
         for life, so that a write or a consolidation in between does no harm.
         """
         gain = self.config.recall_frequency_gain
-        if not gain:
+        if not gain or not any(map(len, births)):
             return
         with self._lock:
             tracks = list(self._state.tracks)
