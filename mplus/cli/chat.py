@@ -1,6 +1,7 @@
 """``mplus chat``: a conversation in the terminal whose memory survives it."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,7 @@ KEPT_MESSAGES = 4
 
 
 def talk(memory_name: str, model_name: str, *, max_tokens: int, temperature: float) -> None:
-    """Read lines, answer them, and remember what was told; every turn is on disk before the next begins."""
+    """Read lines, answer them, and remember what was told; what was told is on disk before the answer begins."""
     from mplus.cli.app import opened
 
     console = Console()
@@ -35,7 +36,7 @@ def talk(memory_name: str, model_name: str, *, max_tokens: int, temperature: flo
             if line.startswith("/"):
                 _command(console, model, memory, line)
             elif line:
-                _turn(console, model, memory, history, line, max_tokens, temperature)
+                _turn(console, model, memory, kept.save, history, line, max_tokens, temperature)
             kept.save()
 
 
@@ -57,6 +58,7 @@ def _turn(
     console: Console,
     model: Any,
     memory: Any,
+    save: Callable[[], None],
     history: list[dict[str, str]],
     line: str,
     max_tokens: int,
@@ -64,8 +66,14 @@ def _turn(
 ) -> None:
     history.append({"role": "user", "content": line})
     console.print("[bold green]m+:[/] ", end="")
+    # What is told is kept, and is on disk before the answer begins; questions say nothing about who asks.
+    # The answer reads memory as it was: the message itself stands in the prompt.
+    before = memory.fork()
+    if not line.endswith("?"):
+        model.write(memory, f"User: {line}", source=_source())
+        save()
     recent = history[-KEPT_MESSAGES - 1 :]
-    stream = model.stream(memory, recent, max_new_tokens=max_tokens, temperature=temperature)
+    stream = model.stream(before, recent, max_new_tokens=max_tokens, temperature=temperature)
     try:
         for piece in stream:
             console.print(piece, end="", markup=False, highlight=False)
@@ -77,9 +85,6 @@ def _turn(
         shares = ", ".join(f"{r.source} {r.share:.0%}" for r in answer.recalled[:3])
         console.print(f"(recalled: {shares})", style="dim", highlight=False, markup=False)
     history.append({"role": "assistant", "content": answer.text})
-    # Questions say nothing about the one who asks; what is told is worth keeping.
-    if not line.endswith("?"):
-        model.write(memory, f"User: {line}", source=_source())
 
 
 def _source() -> str:
