@@ -284,11 +284,18 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
 
 
 def geometry(
-    backbone: Backbone, lengths: tuple[int, ...], columns: Int[Tensor, "B S"], where: torch.device
+    backbone: Backbone,
+    lengths: tuple[int, ...],
+    columns: Int[Tensor, "B S"],
+    where: torch.device,
+    widest: int | None = None,
 ) -> tuple[Tensor, Rotation, Tensor, Tensor, Tensor | None]:
-    """Positions, rotation, prefill mask, next position and decode mask of rows with these prefixes."""
+    """Positions, rotation, prefill mask, next position and decode mask of rows with these prefixes.
+
+    Prefixes are padded on the left to ``widest`` columns, by default those of the longest.
+    """
     prefix = torch.tensor(lengths)
-    widest = max(lengths)
+    widest = max(lengths) if widest is None else widest
     position = (prefix[:, None] + columns).clamp(min=0)
     before = torch.arange(widest) >= (widest - prefix)[:, None]  # prefixes are padded on the left
     own = columns >= 0

@@ -37,6 +37,15 @@ TARGETS = (
 )
 
 
+# Padded to multiples of these, batches come in few shapes: a CPU kernel is built per shape.
+PROMPT_STEP = 16
+PREFIX_STEP = 128
+
+
+def _whole(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
 @dataclass(frozen=True)
 class ReaderSettings:
     """How long and how hard the read adapter is trained."""
@@ -47,6 +56,8 @@ class ReaderSettings:
     alpha: float = 32.0
     learning_rate: float = 5e-4
     warmup: int = 50
+    decay: int = 600
+    """Last steps, in which the learning rate falls to nothing; constant before."""
     save_every: int = 100
     log_every: int = 20
     seed: int = 0
@@ -61,12 +72,14 @@ class Sample:
         input_ids: Prompt and target together.
         target: Where the target begins.
         distil: Learn the backbone's own distribution on the target rather than its tokens.
+        kind: What sort of sample it is, for the log.
     """
 
     chunks: tuple[int, ...]
     input_ids: tuple[int, ...]
     target: int
     distil: bool = False
+    kind: str = ""
 
 
 @runtime_checkable
@@ -118,7 +131,7 @@ class Reader:
         }
 
     def loss(self, samples: Sequence[Sample]) -> Tensor:
-        """Mean loss of a batch: cross-entropy on answers, divergence from the backbone where distilling."""
+        """Loss of each sample of a batch: cross-entropy on answers, divergence from the backbone where distilling."""
         rows = self._rows(samples)
         logits = self._logits(samples, rows, self.layers, memory=True)
         losses: list[Tensor] = []
@@ -139,12 +152,12 @@ class Reader:
             else:
                 losses.append(functional.cross_entropy(mine, torch.tensor(sample.input_ids[sample.target :])))
             start += count
-        return torch.stack(losses).mean()
+        return torch.stack(losses)
 
     @staticmethod
     def _rows(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         """Batch and column of every row whose next token is part of a target."""
-        longest = max(len(sample.input_ids) for sample in samples)
+        longest = _whole(max(len(sample.input_ids) for sample in samples), PROMPT_STEP)
         batch: list[int] = []
         column: list[int] = []
         for number, sample in enumerate(samples):
@@ -152,23 +165,23 @@ class Reader:
             wanted = range(shift + sample.target - 1, longest - 1)
             batch += [number] * len(wanted)
             column += list(wanted)
-        return torch.tensor(batch), torch.tensor(column)
+        spare = _whole(len(batch), PROMPT_STEP) - len(batch)
+        return torch.tensor(batch + [0] * spare), torch.tensor(column + [longest - 1] * spare)
 
     def _logits(
         self, samples: Sequence[Sample], rows: tuple[Tensor, Tensor], layers: nn.ModuleList, *, memory: bool
     ) -> Tensor:
         backbone = self.weights.backbone
         sizes = [len(sample.input_ids) for sample in samples]
-        longest = max(sizes)
+        longest = _whole(max(sizes), PROMPT_STEP)
         padded = torch.zeros(len(samples), longest, dtype=torch.int64)
         for row, sample in enumerate(samples):
             padded[row, longest - sizes[row] :] = torch.tensor(sample.input_ids)
         columns = torch.arange(longest) - (longest - torch.tensor(sizes))[:, None]
         prefix = self._prefix(samples) if memory else None
         lengths = tuple(prefix[1]) if prefix is not None else (0,) * len(samples)
-        widest = max(lengths)
-        position, rotation, mask, _, _ = geometry(backbone, lengths, columns, torch.device("cpu"))
-        del position
+        widest = prefix[0].shape[2] if prefix is not None else 0
+        _, rotation, mask, _, _ = geometry(backbone, lengths, columns, torch.device("cpu"), widest)
         placed = torch.arange(widest) - (widest - torch.tensor(lengths))[:, None]
         before = backbone.rotation(placed.clamp(min=0))
         hidden = backbone.embed(padded)
@@ -182,9 +195,7 @@ class Reader:
                 keys = torch.cat([rotate(old_keys, Rotation(*before)), keys], dim=1)
                 values = torch.cat([old_values, values], dim=1)
             queries = rotate(backbone.queries(layer, normed), rotation)
-            attended = backbone.attend(
-                layer, queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), mask
-            )
+            attended = _attend(queries, keys, values, mask, layer.self_attn.scaling)
             hidden = backbone.finish(layer, hidden, attended)
         return backbone.logits(hidden[rows])
 
@@ -192,13 +203,12 @@ class Reader:
         """States [layer, sample, row, size] of bos and chunks, padded on the left, and their lengths."""
         backbone, bank = self.weights.backbone, self.bank
         lengths = [1 + sum(len(bank.input_ids[c]) for c in s.chunks) if s.chunks else 0 for s in samples]
-        states = torch.zeros(
-            backbone.num_layers, len(samples), max(lengths), backbone.hidden_size, dtype=backbone.dtype
-        )
+        widest = _whole(max(lengths), PREFIX_STEP)
+        states = torch.zeros(backbone.num_layers, len(samples), widest, backbone.hidden_size, dtype=backbone.dtype)
         for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
             if not length:
                 continue
-            at = max(lengths) - length
+            at = widest - length
             states[:, row, at] = backbone.bos_states
             at += 1
             for chunk in sample.chunks:
@@ -206,6 +216,23 @@ class Reader:
                 states[:, row, at : at + part.shape[1]] = part
                 at += part.shape[1]
         return states, lengths
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attention by plain products: for few queries over a long prefix, backward is far quicker than fused.
+
+    Queries [batch, query, head, size], keys and values [batch, row, key head, size] → [batch, query, width].
+    """
+    batch, asked, heads, size = queries.shape
+    shared = keys.shape[2]
+    grouped = queries.view(batch, asked, shared, heads // shared, size).permute(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(batch, shared, -1, size) * scaling
+    scores = grouped @ keys.permute(0, 2, 3, 1)
+    allowed = mask.repeat(1, 1, heads // shared, 1)
+    weights = scores.float().masked_fill(~allowed, float("-inf")).softmax(dim=-1).to(values.dtype)
+    mixed = weights @ values.transpose(1, 2)
+    mixed = mixed.view(batch, shared, heads // shared, asked, size).permute(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, asked, heads * size)
 
 
 def train_reader(
@@ -224,7 +251,7 @@ def train_reader(
     def rate(step: int) -> float:
         if step < settings.warmup:
             return (step + 1) / settings.warmup
-        return max(0.05, 1 - (step - settings.warmup) / max(settings.steps - settings.warmup, 1))
+        return min(1.0, max(0.02, (settings.steps - step) / max(settings.decay, 1)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     checkpoint = folder / "reader.pt"
@@ -238,25 +265,25 @@ def train_reader(
         schedule.load_state_dict(saved["schedule"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
-    started, running = time.time(), 0.0
+    started = time.time()
+    running: dict[str, list[float]] = {}
     for step in range(done, settings.steps):
         rng = random.Random(settings.seed * 1_000_003 + step)
         batch = samples.draw(rng, settings.batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = reader.loss(batch)
+            losses = reader.loss(batch)
         optimizer.zero_grad()
-        loss.backward()
+        losses.mean().backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        running += loss.item()
+        for sample, loss in zip(batch, losses.tolist(), strict=True):
+            running.setdefault(sample.kind, []).append(loss)
         if (step + 1) % settings.log_every == 0:
             per_step = (time.time() - started) / (step + 1 - done)
-            print(
-                f"reader step {step + 1}: loss {running / settings.log_every:.3f}, {per_step:.2f} s/step",
-                flush=True,
-            )
-            running = 0.0
+            shown = ", ".join(f"{kind} {sum(seen) / len(seen):.3f}" for kind, seen in sorted(running.items()))
+            print(f"reader step {step + 1}: {shown}; {per_step:.2f} s/step", flush=True)
+            running = {}
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             state = {
                 "step": step + 1,

@@ -19,6 +19,7 @@ from mplus.retriever import LateInteraction
 from mplus.training.data import ChunkBank, Question, dialogues, personas, squad
 from mplus.training.projection import ProjectionSettings, train_projection
 from mplus.training.reader import Reader, ReaderSettings, new_adapter, train_reader
+from mplus.training.requests import answered_requests
 from mplus.training.samples import Samples, chat_messages, dialogue_questions
 
 
@@ -30,10 +31,10 @@ def main() -> None:
     parser.add_argument("--dialogues", type=Path, required=True, help="conversations, one JSON a line")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and trained parts")
     parser.add_argument("--layer", type=int, default=4, help="layer whose states recall scores")
-    parser.add_argument("--num-dialogues", type=int, default=400)
-    parser.add_argument("--num-people", type=int, default=500)
+    parser.add_argument("--num-dialogues", type=int, default=300)
+    parser.add_argument("--num-people", type=int, default=450)
     parser.add_argument("--projection-steps", type=int, default=1500)
-    parser.add_argument("--reader-steps", type=int, default=2400)
+    parser.add_argument("--reader-steps", type=int, default=4500)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     run(**vars(arguments))
@@ -82,6 +83,7 @@ def run(
         made.dialogue_questions,
         made.people,
         made.chats,
+        made.requests,
     )
 
     def save() -> None:
@@ -105,6 +107,7 @@ class Made:
         self.groups: list[int] = []
         """Per text, what it belongs to: an article, a conversation, a person."""
         self.chats: list[list[dict[str, str]]] = []
+        self.requests: list[tuple[str, str]] = []
 
 
 def make_bank(
@@ -128,6 +131,7 @@ def make_bank(
         made.groups += [group] * len(mine)
         group += 1
     made.chats = chat_messages(dialogue_file, 2000, rng)
+    made.requests = answered_requests(model, rng, 240)
     return made
 
 

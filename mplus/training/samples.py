@@ -7,14 +7,15 @@ Kinds of samples, drawn at random:
 * ``persona``: a person's own facts, some of them changed later; also questions nobody can answer;
 * ``dialogue``: what was settled in one of many conversations;
 * ``continue``: the next part of a text whose beginning is in memory;
-* ``keep``: ordinary requests and text beside a memory that has nothing to do with them, where the
-  backbone's own behaviour is what is wanted.
+* ``keep``: conversations and text beside a memory that has nothing to do with them, where the
+  backbone's own behaviour is what is wanted;
+* ``request``: the same for ordinary requests and what everybody knows, answered as the backbone does.
 """
 
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,14 @@ from mplus.training.reader import Sample, encode_sample
 
 DECLINED = "I don't know."
 SHORT = "Answer in a few words."
-MIXTURE = (("passage", 0.38), ("persona", 0.34), ("dialogue", 0.10), ("continue", 0.05), ("keep", 0.13))
+MIXTURE = (
+    ("passage", 0.44),
+    ("persona", 0.28),
+    ("dialogue", 0.08),
+    ("continue", 0.04),
+    ("keep", 0.10),
+    ("request", 0.06),
+)
 
 
 @dataclass
@@ -47,6 +55,7 @@ class Samples:
         dialogue_questions: About conversations.
         people: Per person, questions and own texts.
         chats: Conversations as messages, for ``keep``.
+        requests: Ordinary requests and the backbone's own replies.
     """
 
     bank: ChunkBank
@@ -59,6 +68,7 @@ class Samples:
     dialogue_questions: Sequence[Question]
     people: Sequence[tuple[list[Question], list[int]]]
     chats: Sequence[list[dict[str, str]]]
+    requests: Sequence[tuple[str, str]]
     _keys: Tensor = field(init=False)
     _unit: Tensor = field(init=False)
     _private: Tensor = field(init=False)
@@ -75,7 +85,7 @@ class Samples:
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
         """Some samples of the mixture."""
         kinds = rng.choices([k for k, _ in MIXTURE], [w for _, w in MIXTURE], k=count)
-        return [getattr(self, f"_{kind}")(rng) for kind in kinds]
+        return [replace(getattr(self, f"_{kind}")(rng), kind=kind) for kind in kinds]
 
     # --- kinds ------------------------------------------------------------------------------------
 
@@ -125,6 +135,13 @@ class Samples:
         if not history:
             return self._keep(rng)
         return encode_sample(self.tokenizer, prefix, history, chat[at]["content"], distil=True)
+
+    def _request(self, rng: random.Random) -> Sample:
+        asked, reply = rng.choice(self.requests)
+        _, texts = rng.choice(self.people)
+        own = [c for text in texts for c in self.bank.chunks_of[text]] if rng.random() < 0.5 else []
+        prefix = self._prefix(rng, self._recall(asked, own, rng), own)
+        return encode_sample(self.tokenizer, prefix, [{"role": "user", "content": asked}], reply, distil=True)
 
     # --- a question and what stands before it -----------------------------------------------------
 

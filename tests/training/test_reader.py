@@ -41,8 +41,8 @@ def test_the_training_pass_equals_a_read(model: MPlus, bank: ChunkBank, text: st
 
 def test_distilling_an_adapter_that_changes_nothing_costs_nothing_without_memory(model: MPlus, bank: ChunkBank) -> None:
     reader = Reader(model.weights, bank, new_adapter(model.weights, ReaderSettings(rank=2)))
-    assert float(reader.loss([Sample((), tuple(b"Some words"), 4, distil=True)]).detach()) == pytest.approx(0, abs=1e-5)
-    assert float(reader.loss([Sample((0,), tuple(b"Some words"), 4, distil=True)]).detach()) > 1e-4
+    assert float(reader.loss([Sample((), tuple(b"Some words"), 4, distil=True)])[0].detach()) == pytest.approx(0, abs=1e-5)
+    assert float(reader.loss([Sample((0,), tuple(b"Some words"), 4, distil=True)])[0].detach()) > 1e-4
 
 
 def test_training_lowers_the_loss_and_resumes(model: MPlus, bank: ChunkBank, tmp_path) -> None:
@@ -55,9 +55,9 @@ def test_training_lowers_the_loss_and_resumes(model: MPlus, bank: ChunkBank, tmp
     settings = ReaderSettings(steps=12, batch=2, rank=2, warmup=1, learning_rate=1e-2, save_every=6, log_every=6)
     saved: list[int] = []
     first = Reader(model.weights, bank, new_adapter(model.weights, settings))
-    before = float(first.loss([sample]).detach())
+    before = float(first.loss([sample])[0].detach())
     train_reader(first, Source(), settings, tmp_path, lambda: saved.append(1))
-    assert float(first.loss([sample]).detach()) < before / 2
+    assert float(first.loss([sample])[0].detach()) < before / 2
     assert len(saved) == 2
     second = Reader(model.weights, bank, new_adapter(model.weights, settings))
     train_reader(second, Source(), settings, tmp_path, lambda: None)
