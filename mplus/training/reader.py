@@ -40,6 +40,7 @@ TARGETS = (
 # Padded to multiples of these, batches come in few shapes: a CPU kernel is built per shape.
 PROMPT_STEP = 16
 PREFIX_STEP = 128
+POOLED_BATCHES = 4
 
 
 def _whole(size: int, step: int) -> int:
@@ -268,8 +269,7 @@ def train_reader(
     started = time.time()
     running: dict[str, list[float]] = {}
     for step in range(done, settings.steps):
-        rng = random.Random(settings.seed * 1_000_003 + step)
-        batch = samples.draw(rng, settings.batch)
+        batch = _batch(samples, settings, step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = reader.loss(batch)
         optimizer.zero_grad()
@@ -294,6 +294,16 @@ def train_reader(
             torch.save(state, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
             save()
+
+
+def _batch(samples: SampleSource, settings: ReaderSettings, step: int) -> list[Sample]:
+    """The samples of a step: of a few batches drawn together, those of like length, so that little is padding."""
+    rng = random.Random(settings.seed * 1_000_003 + step // POOLED_BATCHES)
+    pool = sorted(samples.draw(rng, settings.batch * POOLED_BATCHES), key=lambda s: len(s.input_ids))
+    places = list(range(POOLED_BATCHES))
+    rng.shuffle(places)
+    start = places[step % POOLED_BATCHES] * settings.batch
+    return pool[start : start + settings.batch]
 
 
 def encode_sample(

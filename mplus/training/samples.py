@@ -30,6 +30,8 @@ from mplus.training.reader import Sample, encode_sample
 
 DECLINED = "I don't know."
 SHORT = "Answer in a few words."
+LONGEST = 192
+"""Most tokens of a conversation that is learnt from."""
 MIXTURE = (
     ("passage", 0.44),
     ("persona", 0.28),
@@ -134,7 +136,8 @@ class Samples:
         history = chat[begin:at] if chat[begin]["role"] == "user" else chat[begin + 1 : at]
         if not history:
             return self._keep(rng)
-        return encode_sample(self.tokenizer, prefix, history, chat[at]["content"], distil=True)
+        sample = encode_sample(self.tokenizer, prefix, history, chat[at]["content"], distil=True)
+        return sample if len(sample.input_ids) <= LONGEST else self._keep(rng)
 
     def _request(self, rng: random.Random) -> Sample:
         asked, reply = rng.choice(self.requests)
