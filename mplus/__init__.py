@@ -29,10 +29,11 @@ if TYPE_CHECKING:
         PromptTooLongError,
         UnsupportedModelError,
     )
+    from mplus.generation.constrain import Constraint, ToolCall, parse_tool_calls
     from mplus.generation.engine import Generation, RecalledSource
     from mplus.memory.memory import Memory, MemoryStats, Source
     from mplus.memory.store import MemoryStore
-    from mplus.model import GenerationStream, MPlus
+    from mplus.model import FoundSource, GenerationStream, MPlus
     from mplus.write import WriteReport
 
 _HOMES = {
@@ -51,10 +52,11 @@ _HOMES = {
         "PromptTooLongError",
         "UnsupportedModelError",
     ),
+    "mplus.generation.constrain": ("Constraint", "ToolCall", "parse_tool_calls"),
     "mplus.generation.engine": ("Generation", "RecalledSource"),
     "mplus.memory.memory": ("Memory", "MemoryStats", "Source"),
     "mplus.memory.store": ("MemoryStore",),
-    "mplus.model": ("GenerationStream", "MPlus"),
+    "mplus.model": ("FoundSource", "GenerationStream", "MPlus"),
     "mplus.write": ("WriteReport",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -62,8 +64,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
+    "Constraint",
     "CorruptMemoryError",
     "DownloadError",
+    "FoundSource",
     "Generation",
     "GenerationStream",
     "MPlus",
@@ -80,8 +84,10 @@ __all__ = [
     "PromptTooLongError",
     "RecalledSource",
     "Source",
+    "ToolCall",
     "UnsupportedModelError",
     "WriteReport",
+    "parse_tool_calls",
     "pull",
 ]
 

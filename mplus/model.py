@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,17 +15,37 @@ from mplus.checkpoint.weights import Loaded, TrainedParts, initial_state, load, 
 from mplus.config import MemoryConfig
 from mplus.errors import MemoryMismatchError, ModelNotFoundError, PromptTooLongError
 from mplus.generation.chat import Prompt, encode_prompt
+from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.engine import Generation, Row, decode
 from mplus.generation.sampling import SamplingParams
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, SourceRecord, Tail
-from mplus.read import ReadRequest
+from mplus.read import ReadRequest, rank_sources
 from mplus.text import SentenceEnds, cut, encode_inert
 from mplus.weights import Weights
 from mplus.write import Chunk, Progress, WriteReport, write_chunks
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 TextLike = str | Sequence[str] | Sequence[int] | torch.Tensor
+Where = Mapping[str, Any] | Callable[[str, Mapping[str, Any]], bool]
+"""Which sources may be read: metadata that must be equal, or a test of name and metadata."""
+
+
+@dataclass(frozen=True)
+class FoundSource:
+    """A source that a search found.
+
+    Attributes:
+        source: Its name.
+        relevance: Relevance of its best chunk, as the scorer counts.
+        metadata: What was given when it was written.
+        texts: What was written, where it was kept.
+    """
+
+    source: str
+    relevance: float
+    metadata: Mapping[str, Any]
+    texts: tuple[str, ...]
 
 
 class GenerationStream(Iterator[str]):
@@ -195,6 +215,7 @@ class MPlus:
         *,
         source: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        keep_text: bool = False,
         progress: Progress | None = None,
     ) -> WriteReport:
         """Write text into a memory.
@@ -208,6 +229,7 @@ class MPlus:
             source: Name under which this can be recalled, inspected and forgotten. None: each text gets
                 one of its own, "text-1", "text-2", ….
             metadata: Anything worth knowing about the source; comes back with what is recalled.
+            keep_text: Keep the text itself beside its latents, for ``search`` and ``Memory.sources``.
             progress: Called with text tokens written so far and in total.
 
         Raises:
@@ -224,7 +246,8 @@ class MPlus:
             chunks: list[Chunk] = []
             for ids, joined_by in texts:
                 name = source if source is not None else f"text-{len(state.sources) + 1}"
-                state, number = _with_source(state, name, metadata, len(ids))
+                kept = (self.tokenizer.decode(ids),) if keep_text else ()
+                state, number = _with_source(state, name, metadata, len(ids), kept)
                 state, ready = self._cut(state, memory.config, ids, joined_by, number, chunks)
                 chunks += ready
             state, report = write_chunks(self.weights, memory, state, chunks, progress=progress)
@@ -241,6 +264,9 @@ class MPlus:
         *,
         cancelled: threading.Event | None = None,
         processors: Sequence[Any] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        constraint: Constraint | None = None,
+        where: Where | None = None,
         **sampling: Any,
     ) -> Generation:
         """Answer a prompt with a memory in front of it; the memory is not changed.
@@ -250,6 +276,10 @@ class MPlus:
             prompt: A string (plain completion) or chat messages ``{"role", "content"}``.
             cancelled: Set it from another thread to stop within two tokens.
             processors: Further logits processors ``(token_ids, logits) -> logits``.
+            tools: Tools that the model is told about, ``{"type": "function", "function": {…}}`` each; pass a
+                ``Constraint.tool_calls`` of them too where calls must be valid.
+            constraint: The form the answer must have.
+            where: Only sources of this metadata (or for which this says so) are read, from any pool.
             sampling: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop,
                 stop_token_ids, seed.
 
@@ -258,7 +288,16 @@ class MPlus:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
             MemoryMismatchError: The memory belongs to another model.
         """
-        stream = self.stream(memory, prompt, cancelled=cancelled, processors=processors, **sampling)
+        stream = self.stream(
+            memory,
+            prompt,
+            cancelled=cancelled,
+            processors=processors,
+            tools=tools,
+            constraint=constraint,
+            where=where,
+            **sampling,
+        )
         for _ in stream:
             pass
         return stream.generation
@@ -270,12 +309,18 @@ class MPlus:
         *,
         cancelled: threading.Event | None = None,
         processors: Sequence[Any] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        constraint: Constraint | None = None,
+        where: Where | None = None,
         **sampling: Any,
     ) -> GenerationStream:
         """Like ``generate``, piece by piece: an iterator of text with ``cancel`` and ``generation``."""
         params = SamplingParams(**sampling)
-        row = self._row(memory, prompt, params)
+        row = self._row(memory, prompt, params, tools=tools, where=where)
         row.processors = tuple(processors)
+        if constraint is not None:
+            decoding = ConstrainedDecoding(constraint, self.tokenizer, self._stop_token_ids())
+            row.processors = (*row.processors, decoding)
         if cancelled is not None:
             row.cancelled = cancelled
         return GenerationStream(row, self._pieces(memory, row))
@@ -300,14 +345,48 @@ class MPlus:
             memory.note_recalled(row.births) if row.births else None
         return [row.generation() for row in rows]
 
-    def read_request(self, memory: Memory, prompt: PromptLike) -> ReadRequest:
+    def search(
+        self, memory: Memory, query: str, *, limit: int | None = 4, where: Where | None = None
+    ) -> list[FoundSource]:
+        """The sources that the retriever finds for a query, in any pool, most relevant first.
+
+        Args:
+            memory: Where to search; not changed.
+            query: What is searched for.
+            limit: Most sources; None for all.
+            where: Only sources of this metadata, or for which this says so.
+
+        Raises:
+            ValueError: An empty query, or a limit below 1.
+            MemoryMismatchError: The memory belongs to another model.
+        """
+        self._check_memory(memory)
+        ids = encode_inert(self.tokenizer, query) if query.strip() else []
+        if not ids:
+            raise ValueError(f"query={query!r}: expected text to search for.")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit={limit}: expected at least 1, or None for all.")
+        with torch.inference_mode():
+            state = self._with_tail(memory)
+            ranked = rank_sources(self.weights, state, memory.config, ids, _allowed(state, where))
+        found = [(state.sources[number], relevance) for number, relevance in ranked[:limit]]
+        return [FoundSource(s.name, relevance, dict(s.metadata), s.texts) for s, relevance in found]
+
+    def read_request(
+        self,
+        memory: Memory,
+        prompt: PromptLike,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        where: Where | None = None,
+    ) -> ReadRequest:
         """What one row of a read consists of: the memory's present state and the encoded prompt.
 
         Raises:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
         """
         self._check_memory(memory)
-        encoded = prompt if isinstance(prompt, Prompt) else encode_prompt(self.tokenizer, prompt)
+        encoded = prompt if isinstance(prompt, Prompt) else encode_prompt(self.tokenizer, prompt, tools=tools)
         state = self._with_tail(memory)
         ids, (begin, end) = list(encoded.input_ids), encoded.query
         if not ids:
@@ -321,7 +400,7 @@ class MPlus:
         waiting = list(state.tail.input_ids)
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
         self._check_length(state, memory.config, len(ids))
-        return ReadRequest(state, memory.config, ids, (begin, end))
+        return ReadRequest(state, memory.config, ids, (begin, end), _allowed(state, where))
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -348,8 +427,16 @@ class MPlus:
         if row.births:
             memory.note_recalled(row.births)
 
-    def _row(self, memory: Memory, prompt: PromptLike, params: SamplingParams) -> Row:
-        request = self.read_request(memory, prompt)
+    def _row(
+        self,
+        memory: Memory,
+        prompt: PromptLike,
+        params: SamplingParams,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        where: Where | None = None,
+    ) -> Row:
+        request = self.read_request(memory, prompt, tools=tools, where=where)
         room = self._room(request.state, request.config) - len(request.input_ids)
         if params.max_new_tokens > room:
             params = params.model_copy(update={"max_new_tokens": max(room, 1)})
@@ -483,14 +570,30 @@ class MPlus:
         )
 
 
+def _allowed(state: MemoryState, where: Where | None) -> torch.Tensor | None:
+    """Rows of the table of sources that match; None where all may be read."""
+    if where is None:
+        return None
+    if callable(where):
+        rows = [n for n, s in enumerate(state.sources) if not s.forgotten and where(s.name, s.metadata)]
+    else:
+        missing = object()
+        rows = [
+            n
+            for n, s in enumerate(state.sources)
+            if not s.forgotten and all(s.metadata.get(key, missing) == value for key, value in where.items())
+        ]
+    return torch.tensor(rows, dtype=torch.int64)
+
+
 def _with_source(
-    state: MemoryState, name: str, metadata: Mapping[str, Any] | None, text_tokens: int
+    state: MemoryState, name: str, metadata: Mapping[str, Any] | None, text_tokens: int, texts: tuple[str, ...]
 ) -> tuple[MemoryState, int]:
     """The state with a source noted as written now, and the source's number."""
     now = time.time()
     number = state.source_number(name)
     if number is None:
-        record = SourceRecord(name, dict(metadata or {}), now, now, text_tokens)
+        record = SourceRecord(name, dict(metadata or {}), now, now, text_tokens, texts=texts)
         return replace(state, sources=(*state.sources, record)), len(state.sources)
     known = state.sources[number]
     record = replace(
@@ -498,9 +601,10 @@ def _with_source(
         metadata={**known.metadata, **(metadata or {})},
         last_written=now,
         text_tokens=known.text_tokens + text_tokens,
+        texts=known.texts + texts,
     )
     sources = (*state.sources[:number], record, *state.sources[number + 1 :])
     return replace(state, sources=sources), number
 
 
-__all__ = ["GenerationStream", "MPlus", "ModelNotFoundError"]
+__all__ = ["FoundSource", "GenerationStream", "MPlus", "ModelNotFoundError"]

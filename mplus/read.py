@@ -50,12 +50,14 @@ class ReadRequest:
         config: How it is laid out.
         input_ids: The prompt.
         query: First and last-plus-one row of the prompt that say what is asked.
+        sources: Rows of the table of sources that may be read, in any pool; None for all.
     """
 
     state: MemoryState
     config: MemoryConfig
     input_ids: Sequence[int]
     query: tuple[int, int]
+    sources: Int[Tensor, " n"] | None = None
 
 
 def has_prefix(request: ReadRequest) -> bool:
@@ -266,7 +268,7 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
                 begin, end = request.query
                 start = longest - sizes[row]
                 normed = layer.input_layernorm(hidden[row, start + begin : start + end])
-                chosen = recall(weights, track, request.config, normed)
+                chosen = recall(weights, track, request.config, normed, request.sources)
             if at == 0:
                 recalled[row].append(chosen)
             prefixes.append(_prefix(weights, request, track, at, index, chosen))
@@ -361,7 +363,11 @@ def _prefix(
     if len(chosen.index):
         parts.append(KeysValues(*_gather(track, chosen.index, at, backbone.dtype, where)))
     content = track.short_term.content
-    return [*parts, KeysValues(content.keys[at], content.values[at])]
+    recent = KeysValues(content.keys[at], content.values[at])
+    if request.sources is not None:
+        kept = torch.isin(track.short_term.provenance.sources, request.sources).nonzero().flatten()
+        recent = KeysValues(*(rows[kept.to(rows.device)] for rows in recent))
+    return [*parts, recent]
 
 
 def _gather(
@@ -409,7 +415,8 @@ def _recall_before_reading(weights: Weights, request: ReadRequest) -> Recalled |
     begin, end = request.query
     ids = torch.tensor(list(request.input_ids[max(begin, end - QUERY_TOKENS) : end]))
     states = weights.backbone.plain_states(ids, track.recall_layer)
-    return recall(weights, track, request.config, weights.norm(track.recall_layer, states[-1], reading=False))
+    normed = weights.norm(track.recall_layer, states[-1], reading=False)
+    return recall(weights, track, request.config, normed, request.sources)
 
 
 def nothing_recalled() -> Recalled:
@@ -417,7 +424,13 @@ def nothing_recalled() -> Recalled:
     return Recalled(torch.empty(0, dtype=torch.int64), Provenance.none(), torch.empty(0))
 
 
-def recall(weights: Weights, track: Track, config: MemoryConfig, normed: Float[Tensor, "S D"]) -> Recalled:
+def recall(
+    weights: Weights,
+    track: Track,
+    config: MemoryConfig,
+    normed: Float[Tensor, "S D"],
+    sources: Int[Tensor, " n"] | None = None,
+) -> Recalled:
     """Choose the long-term and pending tokens most relevant to a question (spec section 7).
 
     Args:
@@ -425,22 +438,75 @@ def recall(weights: Weights, track: Track, config: MemoryConfig, normed: Float[T
         track: The pools to choose from.
         config: How many tokens, and whether whole chunks.
         normed: The question's rows, normed by the track's recall layer.
+        sources: Rows of the table of sources that may be recalled; None for all.
     """
     budget = config.recalled_tokens
-    if config.repeat_short_recall and len(track.long_term) < budget:
+    if sources is None and config.repeat_short_recall and len(track.long_term) < budget:
         return _repeated(track, budget)
     stores = [store for store in (track.long_term, track.pending) if len(store)]
     if not stores or not budget:
         return nothing_recalled()
     provenance = Provenance.cat([store.provenance for store in stores])
-    unit, num_units = _units(provenance, config)
+    unit, num_units = _units(provenance, config, sources)
+    if not num_units:
+        return nothing_recalled()
     relevance = relevance_of_units(weights.scorers[config.recall], track, stores, normed, unit, num_units)
-    sizes = torch.bincount(unit, minlength=num_units)
+    sizes = torch.bincount(unit[unit >= 0], minlength=num_units)
     chosen = choose_units(relevance, sizes, budget)
     index = torch.isin(unit, chosen).nonzero().flatten()
     # Oldest first; ties in age in descending index order, as the published order has them.
     index = index[provenance.ages[index].argsort(stable=True)].flip(0)
     return Recalled(index, provenance.take(index), relevance[unit[index]])
+
+
+def rank_sources(
+    weights: Weights,
+    state: MemoryState,
+    config: MemoryConfig,
+    query: Sequence[int],
+    sources: Int[Tensor, " n"] | None = None,
+) -> list[tuple[int, float]]:
+    """Every source in any pool with the relevance of its best chunk, most relevant first.
+
+    Args:
+        weights: The model.
+        state: What is remembered.
+        config: How it is laid out.
+        query: Tokens of what is searched for.
+        sources: Rows of the table of sources that count; None for all.
+    """
+    # In the token layout every layer recalls for itself: ask the one that would be asked for all.
+    track = state.tracks[0] if len(state.tracks) == 1 else state.tracks[weights.recall_layer]
+    pools = [pool for pool in (track.long_term, track.pending, track.short_term) if len(pool)]
+    if not pools:
+        return []
+    ids = torch.tensor(list(query[-QUERY_TOKENS:]))
+    normed = weights.norm(track.recall_layer, weights.backbone.plain_states(ids, track.recall_layer)[-1], reading=False)
+    provenance = Provenance.cat([pool.provenance for pool in pools])
+    allowed = provenance.sources >= 0
+    if sources is not None:
+        allowed &= torch.isin(provenance.sources, sources)
+    known, inside = provenance.chunks[allowed].unique(return_inverse=True)
+    if not len(known):
+        return []
+    unit = torch.full((len(provenance),), -1, dtype=torch.int64)
+    unit[allowed] = inside
+    scorer = weights.scorers[config.recall]
+    queries = scorer.queries(track.recall_layer, normed).cpu().float()
+    keys: list[Tensor] = []
+    units: list[Tensor] = []
+    for pool, rows in zip(pools, unit.split([len(pool) for pool in pools]), strict=True):
+        if isinstance(pool, LongTermMemory):
+            units += pool.unit_rows(rows)
+            keys += [segment.retrieval_keys for segment in pool.segments]
+        else:
+            units.append(rows)
+            keys.append(pool.content.retrieval_keys.cpu())
+    relevance = scorer.relevance(queries, keys, units, len(known))
+    best = torch.full((len(state.sources),), float("-inf"), dtype=relevance.dtype)
+    best.scatter_reduce_(0, provenance.sources[allowed], relevance[inside], reduce="amax")
+    order = best.argsort(descending=True, stable=True)
+    return [(n, float(best[n])) for n in order.tolist() if best[n] > float("-inf")]
 
 
 def relevance_of_units(
@@ -463,12 +529,20 @@ def relevance_of_units(
     return scorer.relevance(queries, keys, units, num_units)
 
 
-def _units(provenance: Provenance, config: MemoryConfig) -> tuple[Int[Tensor, " T"], int]:
-    """The unit of recall each token belongs to: its chunk, or itself."""
-    if config.layout == "token":
-        return torch.arange(len(provenance)), len(provenance)
-    known, unit = provenance.chunks.unique(return_inverse=True)
-    return unit, len(known)
+def _units(
+    provenance: Provenance, config: MemoryConfig, sources: Int[Tensor, " n"] | None
+) -> tuple[Int[Tensor, " T"], int]:
+    """The unit of recall each token belongs to: its chunk, or itself; -1 where it may not be recalled."""
+    if sources is None:
+        if config.layout == "token":
+            return torch.arange(len(provenance)), len(provenance)
+        known, unit = provenance.chunks.unique(return_inverse=True)
+        return unit, len(known)
+    allowed = torch.isin(provenance.sources, sources)
+    unit = torch.full((len(provenance),), -1, dtype=torch.int64)
+    inside, count = _units(provenance.take(allowed.nonzero().flatten()), config, None)
+    unit[allowed] = inside
+    return unit, count
 
 
 def _repeated(track: Track, budget: int) -> Recalled:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mplus.generation.constrain import tool_call_text, tools_prompt
 from mplus.text import encode_inert
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -39,7 +40,9 @@ def encode_prompt(
 ) -> Prompt:
     """Token ids of a prompt: a string is completed as it is, messages go through the chat template.
 
-    Special-token strings in any content stay inert; those that the template writes are real.
+    Special-token strings in any content stay inert; those that the template writes are real. ``tools`` are
+    told through the template; where it knows none, in a system message. Calls in earlier assistant
+    messages stand under ``tool_calls``, results in messages with role "tool".
 
     Raises:
         ValueError: An empty prompt, or a message without a known role or with content that is not text.
@@ -54,7 +57,33 @@ def encode_prompt(
     messages = [_checked(message, place) for place, message in enumerate(prompt)]
     if not messages:
         raise ValueError("prompt=[]: expected at least one message like {'role': 'user', 'content': '…'}.")
-    return _encode_messages(tokenizer, messages, tools)
+    asked = max((n for n, m in enumerate(messages) if m["role"] == "user"), default=len(messages) - 1)
+    template = tokenizer.chat_template or ""
+    if "tools" not in template:
+        messages = [_told(message) for message in messages]
+        if tools:
+            asked += messages[0]["role"] != "system"
+            messages = _with_system(messages, tools_prompt(tools))
+            tools = None
+    return _encode_messages(tokenizer, messages, tools, asked)
+
+
+def _told(message: dict[str, Any]) -> dict[str, Any]:
+    """Calls and results as plain text, for a template that does not know them."""
+    if message["role"] == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+    calls = message.get("tool_calls") or ()
+    if not calls:
+        return message
+    texts = [message.get("content") or ""]
+    texts += [tool_call_text(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+    return {"role": message["role"], "content": "\n".join(filter(None, texts))}
+
+
+def _with_system(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    return [{**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
 
 
 def _checked(message: Mapping[str, Any], place: int) -> dict[str, Any]:
@@ -68,7 +97,7 @@ def _checked(message: Mapping[str, Any], place: int) -> dict[str, Any]:
     return dict(message)
 
 
-def _encode_messages(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[Any] | None) -> Prompt:
+def _encode_messages(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[Any] | None, asked: int) -> Prompt:
     """Render the template with marks in place of contents, then encode template and contents apart."""
     contents = [str(message.get("content") or "") for message in messages]
     marked: list[dict[str, Any]] = []
@@ -83,7 +112,6 @@ def _encode_messages(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequ
         tokenize=False,
         add_generation_prompt=True,
     )
-    asked = max((n for n, m in enumerate(messages) if m["role"] == "user"), default=len(messages) - 1)
     ids: list[int] = []
     query = (0, 0)
     if not tokenizer.chat_template:

@@ -32,6 +32,8 @@ class Source:
     """Unix time."""
     oldest_age: int
     """Memory tokens written since the oldest of its tokens."""
+    texts: tuple[str, ...] = ()
+    """What was written, where it was kept (``write(..., keep_text=True)``)."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,7 @@ class Memory:
                 record.first_written,
                 record.last_written,
                 int(oldest[number]),
+                record.texts,
             )
             for number, record in enumerate(state.sources)
             if not record.forgotten

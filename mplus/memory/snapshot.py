@@ -304,7 +304,7 @@ def _read_state(folder: Path, manifest: Mapping[str, Any], empty: MemoryState) -
         digest=str(manifest["digest"]),
         context=context,
         tail=Tail(tuple(map(int, tail["input_ids"])), tuple(map(int, tail["sources"]))),
-        sources=tuple(SourceRecord(**source) for source in manifest["sources"]),
+        sources=tuple(_source_record(source) for source in manifest["sources"]),
         **{name: int(count) for name, count in manifest["counters"].items()},
     )
 
@@ -345,3 +345,8 @@ def _tokens(tensors: dict[str, Tensor], name: str, track: Track) -> Tokens:
         if ours.shape != (len(provenance), *pattern.shape[1:]):
             raise CorruptMemoryError(f"{name!r} holds rows of shape {tuple(ours.shape[1:])}")
     return Tokens(content, provenance)
+
+
+def _source_record(saved: dict[str, Any]) -> SourceRecord:
+    texts = tuple(saved.pop("texts", ()))
+    return SourceRecord(**saved, texts=texts)

@@ -39,6 +39,8 @@ class SourceRecord:
     last_written: float
     text_tokens: int
     forgotten: bool = False
+    texts: tuple[str, ...] = ()
+    """What was written, where it was asked to be kept."""
 
 
 @dataclass(frozen=True)

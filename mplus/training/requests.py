@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from mplus.model import MPlus
 
-CAPITALS = "France Italy Spain Portugal Germany Austria Poland Greece Sweden Norway Japan China India Egypt Kenya".split()
+CAPITALS = (
+    "France Italy Spain Portugal Germany Austria Poland Greece Sweden Norway Japan China India Egypt Kenya".split()
+)
 WRITERS = "Hamlet,Pride and Prejudice,Don Quixote,War and Peace,The Odyssey,Moby Dick,Frankenstein,Dracula".split(",")
 THINGS = "the sun,a rainbow,gravity,photosynthesis,the internet,a volcano,an atom,inflation,a vaccine,music".split(",")
 SUBJECTS = "autumn,a friendly robot,the sea,an old clock,a lost key,two birds,the night train,a garden".split(",")

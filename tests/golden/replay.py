@@ -337,7 +337,9 @@ class Replay:
     def _recorded_recall(self, op: dict[str, Any], tag: str) -> Iterator[None]:
         draws = op.get("randint_draws_in_call_order")
 
-        def recall(weights: Weights, track: Track, config: MemoryConfig, normed: Tensor) -> read.Recalled:
+        def recall(
+            weights: Weights, track: Track, config: MemoryConfig, normed: Tensor, sources: None
+        ) -> read.Recalled:
             layer = track.layers[0]
             if draws:
                 normed = normed[: draws[2 * layer]]

@@ -41,7 +41,9 @@ def test_the_training_pass_equals_a_read(model: MPlus, bank: ChunkBank, text: st
 
 def test_distilling_an_adapter_that_changes_nothing_costs_nothing_without_memory(model: MPlus, bank: ChunkBank) -> None:
     reader = Reader(model.weights, bank, new_adapter(model.weights, ReaderSettings(rank=2)))
-    assert float(reader.loss([Sample((), tuple(b"Some words"), 4, distil=True)])[0].detach()) == pytest.approx(0, abs=1e-5)
+    assert float(reader.loss([Sample((), tuple(b"Some words"), 4, distil=True)])[0].detach()) == pytest.approx(
+        0, abs=1e-5
+    )
     assert float(reader.loss([Sample((0,), tuple(b"Some words"), 4, distil=True)])[0].detach()) > 1e-4
 
 

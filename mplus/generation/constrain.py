@@ -1,0 +1,297 @@
+"""Answers that must have a form: JSON of a schema, or tool calls.
+
+A ``Constraint`` says which form; the engine turns it into a mask over the vocabulary at every step
+(llguidance), so that even a weak model cannot leave it.
+"""
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+MAX_STRING = 200
+"""Characters of a string whose schema names no limit: weak models rarely end one by themselves."""
+MAX_ITEMS = 12
+MAX_INTEGER = 10**12
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+OPEN_CALL, CLOSE_CALL = "<tool_call>", "</tool_call>"
+
+ToolChoice = Literal["auto", "required"]
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A form that an answer must have; make one with ``json_schema`` or ``tool_calls``."""
+
+    grammar: str
+    """In llguidance's syntax."""
+
+    @staticmethod
+    def json_schema(schema: Schema) -> "Constraint":
+        """One JSON value of a schema, closed and bounded first (``closed_schema``).
+
+        Raises:
+            ValueError: The schema is open, or not one that can be constrained to.
+        """
+        from llguidance import LLMatcher
+
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps({**closed_schema(schema), "x-guidance": SPACING}))
+        return _validated(Constraint(grammar), schema)
+
+    @staticmethod
+    def tool_calls(tools: Sequence[Schema], choice: ToolChoice | str = "auto") -> "Constraint":
+        """Free text or a valid call ("auto"), any call ("required"), or a call of the tool of that name.
+
+        Args:
+            tools: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each.
+            choice: What must be called.
+
+        Raises:
+            ValueError: No tools, an unknown name, or parameters that are open.
+        """
+        if not tools:
+            raise ValueError("tools=[]: expected at least one tool to call.")
+        functions = [tool_function(tool) for tool in tools]
+        names = [function["name"] for function in functions]
+        if choice not in ("auto", "required"):
+            if choice not in names:
+                raise ValueError(f"tool choice {choice!r}: expected 'auto', 'required' or one of {', '.join(names)}.")
+            functions = [function for function in functions if function["name"] == choice]
+        # Definitions are referred to from the root of a schema, so each tool is a grammar of its own.
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": function["name"]}, "arguments": {"$ref": "#/$defs/arguments"}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+                "$defs": {"arguments": _nested(_parameters(function), "arguments")},
+                "x-guidance": SPACING,
+            }
+            for function in functions
+        ]
+        rules = "\n".join(
+            f'call_{number}: "\\n" %json {json.dumps(call)} "\\n{CLOSE_CALL}"' for number, call in enumerate(calls)
+        )
+        call = f"({' | '.join(f'call_{number}' for number in range(len(calls)))})"
+        if choice == "auto":
+            # The lazy lead ends free text as soon as a call begins; a call is followed by others or nothing.
+            start = f'start: TEXT | lead {call} more*\nlead[lazy]: TEXT "{OPEN_CALL}"\nTEXT: /(.|\\n)*/\n'
+            grammar = f'%llguidance {{}}\n{start}more: "\\n{OPEN_CALL}" {call}\n{rules}\n'
+        else:
+            grammar = f'start: "{OPEN_CALL}" {call}\n{rules}\n'
+        return _validated(Constraint(grammar), [function["name"] for function in functions])
+
+
+def _validated(constraint: Constraint, what: object) -> Constraint:
+    from llguidance import LLMatcher
+
+    problem = LLMatcher.validate_grammar(constraint.grammar)
+    if problem:
+        raise ValueError(f"Cannot constrain an answer to {what!r:.200}: {problem}")
+    return constraint
+
+
+def tool_function(tool: Schema) -> dict[str, Any]:
+    """The function part of a tool's description.
+
+    Raises:
+        ValueError: It has no name.
+    """
+    function = tool.get("function", tool)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise ValueError(
+            f"tool {tool!r:.120}: expected {{'type': 'function', 'function': {{'name', 'description', 'parameters'}}}}."
+        )
+    return dict(function)
+
+
+def _parameters(function: Schema) -> dict[str, Any]:
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    try:
+        return closed_schema(parameters)
+    except ValueError as error:
+        raise ValueError(f"Parameters of tool {function['name']!r}: {error}") from error
+
+
+def closed_schema(schema: Schema) -> dict[str, Any]:
+    """A JSON schema in which objects have no further properties and strings and arrays a greatest length.
+
+    Raises:
+        ValueError: An object that is open on purpose: there is no telling what it holds.
+    """
+    return _closed(dict(schema), "$")
+
+
+def _closed(schema: Any, path: str) -> Any:
+    if isinstance(schema, list):
+        return [_closed(item, f"{path}[{number}]") for number, item in enumerate(schema)]
+    if not isinstance(schema, Mapping):
+        return schema
+    found: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in ("properties", "$defs", "definitions", "patternProperties") and isinstance(value, Mapping):
+            found[key] = {name: _closed(item, f"{path}.{name}") for name, item in value.items()}
+        elif key in ("const", "enum", "default", "examples", "required", "title", "description"):
+            found[key] = value
+        else:
+            found[key] = _closed(value, f"{path}.{key}")
+    # What only people read does not belong in a grammar; some of it ("default") would even be refused.
+    for key in ("default", "examples", "title", "description"):
+        found.pop(key, None)
+    kind = found.get("type")
+    if kind == "object" or "properties" in found:
+        if found.get("additionalProperties", False) is not False:
+            raise ValueError(
+                f"schema at {path} is open (additionalProperties={found['additionalProperties']!r}); expected an "
+                "object that names all its properties. Use a model with fields instead of a free mapping."
+            )
+        found["type"] = "object"
+        found.setdefault("properties", {})
+        found["additionalProperties"] = False
+    elif kind == "string" and not {"maxLength", "enum", "const", "format", "pattern"} & found.keys():
+        found["maxLength"] = max(MAX_STRING, found.get("minLength", 0))
+    elif kind == "integer" and not {"minimum", "maximum", "enum", "const", "multipleOf"} & found.keys():
+        found |= {"minimum": -MAX_INTEGER, "maximum": MAX_INTEGER}
+    elif kind == "array":
+        found.setdefault("maxItems", max(MAX_ITEMS, found.get("minItems", 0)))
+    return found
+
+
+def _nested(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """The schema as a definition of that name inside another: references to its root move along."""
+
+    def moved(item: Any) -> Any:
+        if isinstance(item, list):
+            return [moved(part) for part in item]
+        if not isinstance(item, dict):
+            return item
+        found = {key: moved(value) for key, value in item.items()}
+        if isinstance(found.get("$ref"), str) and found["$ref"].startswith("#"):
+            found["$ref"] = f"#/$defs/{name}{found['$ref'][1:]}"
+        return found
+
+    return moved(schema)
+
+
+# --- at work ------------------------------------------------------------------------------------------
+
+_VOCABULARIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_GUARD = threading.Lock()
+
+
+class ConstrainedDecoding:
+    """A logits processor that forbids every token which would leave the constraint."""
+
+    def __init__(self, constraint: Constraint, tokenizer: Any, stop_token_ids: frozenset[int]) -> None:
+        from llguidance import LLMatcher
+
+        self._matcher = LLMatcher(_vocabulary(tokenizer, stop_token_ids), constraint.grammar)
+        self._stop_token_ids = torch.tensor(sorted(stop_token_ids))
+        self._taken = 0
+
+    def __call__(self, token_ids: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+        """Logits [vocabulary] with every forbidden token at minus infinity."""
+        for token in token_ids[self._taken :]:
+            if not self._matcher.consume_token(token):
+                raise RuntimeError(f"constrained decoding: {self._matcher.get_error()}")
+        self._taken = len(token_ids)
+        if self._matcher.is_stopped():
+            allowed = torch.zeros(logits.shape[-1], dtype=torch.bool)
+            allowed[self._stop_token_ids] = True
+        else:
+            packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            bits = np.unpackbits(packed, bitorder="little")[: logits.shape[-1]]
+            allowed = torch.zeros(logits.shape[-1], dtype=torch.bool)
+            allowed[: len(bits)] = torch.from_numpy(bits.astype(np.bool_))
+        return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
+
+
+def _vocabulary(tokenizer: Any, stop_token_ids: frozenset[int]) -> Any:
+    from llguidance.hf import from_tokenizer
+
+    with _GUARD:
+        known = _VOCABULARIES.get(tokenizer)
+        if known is None:
+            known = from_tokenizer(tokenizer, eos_token=sorted(stop_token_ids) or None)
+            _VOCABULARIES[tokenizer] = known
+        return known
+
+
+# --- calls in text ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call found in an answer; ``arguments`` is None where it is not valid JSON of the right form.
+
+    Attributes:
+        name: Which tool; empty where not even that can be read.
+        arguments: What it is called with.
+        text: As the model wrote it.
+        error: What is wrong with it.
+    """
+
+    name: str
+    arguments: dict[str, Any] | None
+    text: str
+    error: str | None = None
+
+
+def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
+    """An answer's own text, and the calls in it, good and bad."""
+    content: list[str] = []
+    calls: list[ToolCall] = []
+    rest = text
+    while OPEN_CALL in rest:
+        before, _, rest = rest.partition(OPEN_CALL)
+        content.append(before)
+        inside, _, rest = rest.partition(CLOSE_CALL)
+        calls.append(_parsed(inside.strip()))
+    content.append(rest)
+    return "".join(content).strip() if calls else text, calls
+
+
+def _parsed(text: str) -> ToolCall:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        return ToolCall("", None, text, f"not valid JSON: {error}")
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        return ToolCall("", None, text, "expected an object with 'name' and 'arguments'")
+    arguments = found.get("arguments", {})
+    if not isinstance(arguments, dict):
+        return ToolCall(found["name"], None, text, "expected 'arguments' to be an object")
+    return ToolCall(found["name"], arguments, text)
+
+
+def tool_call_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call as the model writes it."""
+    call = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
+    return f"{OPEN_CALL}\n{call}\n{CLOSE_CALL}"
+
+
+def tools_prompt(tools: Sequence[Schema]) -> str:
+    """What a model whose template knows no tools is told about them."""
+    functions = [tool_function(tool) for tool in tools]
+    listed = "\n".join(
+        json.dumps(
+            {
+                "name": function["name"],
+                "description": function.get("description", ""),
+                "parameters": function.get("parameters", {}),
+            },
+            ensure_ascii=False,
+        )
+        for function in functions
+    )
+    return (
+        f"You can call these tools:\n{listed}\n"
+        f'To call one, answer with {OPEN_CALL}\n{{"name": tool name, "arguments": {{...}}}}\n{CLOSE_CALL} '
+        "and wait for its result."
+    )
