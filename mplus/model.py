@@ -372,6 +372,17 @@ class MPlus:
         found = [(state.sources[number], relevance) for number, relevance in ranked[:limit]]
         return [FoundSource(s.name, relevance, dict(s.metadata), s.texts) for s, relevance in found]
 
+    def count_tokens(self, prompt: PromptLike, *, tools: Sequence[Mapping[str, Any]] | None = None) -> int:
+        """Tokens that a prompt has, what the chat template adds included."""
+        encoded = prompt if isinstance(prompt, Prompt) else encode_prompt(self.tokenizer, prompt, tools=tools)
+        return len(encoded.input_ids)
+
+    def prompt_room(self, memory: Memory) -> int:
+        """Tokens left for prompt and answer beside this memory once it is full."""
+        window, config = self.weights.backbone.window, memory.config
+        prefix = config.short_term_tokens + config.recalled_tokens + 1
+        return window - prefix - 1 if prefix + 1 < window else window - 1
+
     def read_request(
         self,
         memory: Memory,

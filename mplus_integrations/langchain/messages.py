@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 from langchain_core.documents import Document
 from langchain_core.messages import (
@@ -12,9 +13,12 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.messages import ToolCall as LangChainToolCall
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.content import InvalidToolCall
+from langchain_core.messages.tool import invalid_tool_call, tool_call
 
-from mplus import Generation
+from mplus import Generation, ToolCall
 
 _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (HumanMessage, "user"),
@@ -24,13 +28,29 @@ _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
 )
 
 
+# What an earlier answer may hold beside its text; calls are read from ``tool_calls``.
+THOUGHTS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
+
+
 def to_chat(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """Chat messages for the tokenizer's template.
 
     Raises:
-        ValueError: A message of an unknown kind, or with content that is not text.
+        ValueError: A message of an unknown kind, an empty one, or one with content that is not text.
     """
-    return [{"role": _role(message), "content": text_of(message)} for message in messages]
+    return [_to_chat(message) for message in messages]
+
+
+def _to_chat(message: BaseMessage) -> dict[str, Any]:
+    found: dict[str, Any] = {"role": _role(message), "content": text_of(message)}
+    if isinstance(message, AIMessage) and message.tool_calls:
+        found["tool_calls"] = [
+            {"type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
+            for call in message.tool_calls
+        ]
+    if isinstance(message, HumanMessage) and not found["content"].strip():
+        raise ValueError(f"HumanMessage(content={message.content!r:.40}): expected text to answer. Leave it out.")
+    return found
 
 
 def _role(message: BaseMessage) -> str:
@@ -56,11 +76,26 @@ def text_of(message: BaseMessage) -> str:
             parts.append(block)
         elif block.get("type") in ("text", "text-plain"):
             parts.append(str(block.get("text", "")))
+        elif isinstance(message, AIMessage) and block.get("type") in THOUGHTS:
+            continue
         else:
             raise ValueError(
                 f"A {type(message).__name__} holds a block of type {block.get('type')!r}: this model reads text only."
             )
     return "\n".join(parts)
+
+
+def to_tool_calls(calls: Sequence[ToolCall]) -> tuple[list[LangChainToolCall], list[InvalidToolCall]]:
+    """Calls in LangChain's form, and those that are not valid."""
+    good: list[LangChainToolCall] = []
+    bad: list[InvalidToolCall] = []
+    for call in calls:
+        number = f"call_{uuid4().hex[:24]}"
+        if call.arguments is None:
+            bad.append(invalid_tool_call(name=call.name or None, args=call.text, id=number, error=call.error))
+        else:
+            good.append(tool_call(name=call.name, args=call.arguments, id=number))
+    return good, bad
 
 
 def usage(generation: Generation) -> UsageMetadata:
