@@ -3,9 +3,14 @@
 from importlib import import_module
 from typing import Any
 
-_HOME = {"MPlusChat": "mplus_integrations.langchain"}
+_HOME = {
+    "MPlusChat": "mplus_integrations.langchain",
+    "MPlusMemoryMiddleware": "mplus_integrations.langchain",
+    "MPlusRetriever": "mplus_integrations.langchain",
+    "MPlusVectorStore": "mplus_integrations.langchain",
+}
 
-__all__ = ["MPlusChat"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["MPlusChat", "MPlusMemoryMiddleware", "MPlusRetriever", "MPlusVectorStore"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

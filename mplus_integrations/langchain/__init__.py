@@ -1,5 +1,30 @@
-"""M+ as a LangChain chat model."""
+"""M+ for LangChain: chat model, vector store, retriever, and memory for agents.
 
-from mplus_integrations.langchain.chat import MPlusChat
+Only what is asked for is imported: the chat model and the stores need ``langchain-core``, the middleware
+needs ``langchain``.
+"""
 
-__all__ = ["MPlusChat"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mplus_integrations.langchain.chat import MPlusChat
+    from mplus_integrations.langchain.middleware import MPlusMemoryMiddleware, memory_tools
+    from mplus_integrations.langchain.vectorstore import MPlusRetriever, MPlusVectorStore
+
+_HOME = {
+    "MPlusChat": "chat",
+    "MPlusMemoryMiddleware": "middleware",
+    "MPlusRetriever": "vectorstore",
+    "MPlusVectorStore": "vectorstore",
+    "memory_tools": "middleware",
+}
+
+__all__ = ["MPlusChat", "MPlusMemoryMiddleware", "MPlusRetriever", "MPlusVectorStore", "memory_tools"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'mplus_integrations.langchain' has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -121,7 +121,7 @@ class MPlusChat(BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # A cached answer is only good for the memory it was given with.
         key = kwargs.get("memory_key")
-        with self._opened(key, self._model(kwargs)) as memory:
+        with self.opened(key, self._model(kwargs)) as memory:
             return f"{super()._get_llm_string(stop, **kwargs)}---memory={key}:{memory.fingerprint}"
 
     # A memory may be chosen by ``config={"configurable": {"memory_key": …}}``, in chains and agents too.
@@ -187,7 +187,7 @@ class MPlusChat(BaseChatModel):
         other = kwargs.get("model")
         return self.loaded if other is None else other if isinstance(other, MPlus) else _load(str(other))
 
-    def _opened(self, memory_key: str | None = None, model: MPlus | None = None) -> AbstractContextManager[Memory]:
+    def opened(self, memory_key: str | None = None, model: MPlus | None = None) -> AbstractContextManager[Memory]:
         """The memory of a call: the store's one of that name, the given one, or an own one."""
         key = memory_key or self.memory_key
         model = model or self.loaded
@@ -229,11 +229,15 @@ class MPlusChat(BaseChatModel):
         """
         texts = to_texts(items)
         written = 0
-        with self._opened(memory_key) as memory:
+        with self.opened(memory_key) as memory:
             fork = memory.fork()
             for text, own_source, own_metadata in texts:
                 report = self.loaded.write(
-                    fork, text, source=source or own_source, metadata={**own_metadata, **(metadata or {})}
+                    fork,
+                    text,
+                    source=source or own_source,
+                    metadata={**own_metadata, **(metadata or {})},
+                    keep_text=True,
                 )
                 written += report.text_tokens
             memory.commit(fork.state)
@@ -252,7 +256,7 @@ class MPlusChat(BaseChatModel):
 
     def forget(self, source: str, *, memory_key: str | None = None) -> int:
         """Remove a source from memory for good; returns how many memory tokens went."""
-        with self._opened(memory_key) as memory:
+        with self.opened(memory_key) as memory:
             return memory.forget(source)
 
     # --- tools and structured output --------------------------------------------------------------
@@ -405,7 +409,7 @@ class MPlusChat(BaseChatModel):
     ) -> ChatResult:
         model = self._model(kwargs)
         with (
-            self._opened(kwargs.get("memory_key"), model) as memory,
+            self.opened(kwargs.get("memory_key"), model) as memory,
             self._begin(model, memory, messages, stop, kwargs) as stream,
         ):
             for _ in stream:
@@ -423,7 +427,7 @@ class MPlusChat(BaseChatModel):
         model = self._model(kwargs)
         held = ""
         with (
-            self._opened(kwargs.get("memory_key"), model) as memory,
+            self.opened(kwargs.get("memory_key"), model) as memory,
             self._begin(model, memory, messages, stop, kwargs) as stream,
         ):
             for piece in stream:

@@ -24,7 +24,7 @@ class TestStandardIntegration(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": MODEL, "max_tokens": 60}
+        return {"model": MODEL, "max_tokens": 900}
 
     @property
     def supports_json_mode(self) -> bool:
@@ -51,4 +51,4 @@ class TestStandardIntegration(ChatModelIntegrationTests):
         super().test_unicode_tool_call_integration(model, **kwargs)
 
 
-MODEL = tiny_model(memory=TINY)
+MODEL = tiny_model(1, memory=TINY)

@@ -1,0 +1,237 @@
+"""``MPlusVectorStore``: what stands where a vector store stood, and nothing is embedded.
+
+Documents are written into latent memory with their text beside them. The retriever of the model finds
+them; with ``recall="latent"`` their text stays out of the prompt, because the model reads them as memory.
+"""
+
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import VectorStore
+from pydantic import ConfigDict
+
+from mplus import FoundSource, Memory
+from mplus_integrations.langchain.chat import MPlusChat
+
+Filter = Mapping[str, Any] | Callable[[Document], bool]
+RecallMode = Literal["latent", "hybrid", "text"]
+DOCUMENT = "mplus_document"
+"""Marks the sources of a memory that are documents of a store, beside turns and notes."""
+WORD = re.compile(r"\w+")
+
+
+class MPlusVectorStore(VectorStore):
+    """Documents in the latent memory of an ``MPlusChat``.
+
+        chat = MPlusChat()
+        store = MPlusVectorStore.from_documents(documents, chat=chat)
+        chat.invoke("What do the documents say about …?")   # reads them as memory
+
+    Args:
+        chat: Whose memory takes the documents; None: a new ``MPlusChat()``.
+        memory_key: Which memory of the chat's store.
+        recall: What a search returns for a prompt: "hybrid" and "text" documents with their text; "latent"
+            documents with empty text, for a model that reads the same memory.
+    """
+
+    def __init__(
+        self, chat: MPlusChat | None = None, *, memory_key: str | None = None, recall: RecallMode = "hybrid"
+    ) -> None:
+        if recall not in ("latent", "hybrid", "text"):
+            raise ValueError(f"recall={recall!r}: expected 'latent', 'hybrid' or 'text'.")
+        self.chat = chat or MPlusChat()
+        self.memory_key = memory_key
+        self.recall: RecallMode = recall
+
+    @property
+    def embeddings(self) -> Embeddings | None:
+        """None: nothing is embedded."""
+        return None
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Write texts into memory; a text whose id is there already replaces it.
+
+        Raises:
+            ValueError: Empty text, or lists of different lengths. Nothing is written then.
+        """
+        texts = list(texts)
+        metadatas = metadatas or [{} for _ in texts]
+        if len(metadatas) != len(texts) or (ids is not None and len(ids) != len(texts)):
+            raise ValueError(
+                f"{len(texts)} texts, {len(metadatas)} metadatas, {len(ids or [])} ids: expected one of each per text."
+            )
+        names = [name or str(uuid.uuid4()) for name in (ids or [""] * len(texts))]
+        model = self.chat.loaded
+        with self.chat.opened(self.memory_key) as memory, memory.writing():
+            fork = memory.fork()
+            for name, text, metadata in zip(names, texts, metadatas, strict=True):
+                fork.forget(name)
+                model.write(fork, text, source=name, metadata={DOCUMENT: True, **metadata}, keep_text=True)
+            memory.commit(fork.state)
+        return names
+
+    def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        """Write documents into memory under their ids.
+
+        Raises:
+            ValueError: An empty document, or another number of ids. Nothing is written then.
+        """
+        ids = kwargs.pop("ids", None) or [document.id or "" for document in documents]
+        return self.add_texts([d.page_content for d in documents], [d.metadata for d in documents], ids=ids)
+
+    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
+        """Forget documents, all of them where no ids are given; the memory then reads as if they had never been."""
+        with self.chat.opened(self.memory_key) as memory, memory.writing():
+            fork = memory.fork()
+            for name in ids if ids is not None else [d.id for d in _documents(memory)]:
+                fork.forget(str(name))
+            memory.commit(fork.state)
+        return True
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings | None = None,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> "MPlusVectorStore":
+        """A store of texts; ``embedding`` is accepted and not used."""
+        store = cls(**kwargs)
+        store.add_texts(texts, metadatas, ids=ids)
+        return store
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """The documents of these ids that are there."""
+        with self.chat.opened(self.memory_key) as memory:
+            known = {document.id: document for document in _documents(memory)}
+        return [known[name] for name in ids if name in known]
+
+    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        """The documents that the model's retriever finds for a query, most relevant first."""
+        return [document for document, _ in self.similarity_search_with_score(query, k, **kwargs)]
+
+    def similarity_search_with_score(
+        self, query: str, k: int = 4, *, filter: Filter | None = None, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """Documents with the relevance of their best chunk; higher is better.
+
+        Args:
+            query: What is searched for.
+            k: Most documents.
+            filter: Metadata that must be equal, or a test of the document.
+            kwargs: Ignored.
+        """
+        found = self._found(query, filter)
+        if self.recall == "text":  # the words themselves break ties between latents
+            words = set(WORD.findall(query.lower()))
+            found = sorted(found, key=lambda f: -f[1] - 0.2 * _shared(words, f[0].page_content))
+        shown = found[:k]
+        if self.recall == "latent":
+            shown = [(document.model_copy(update={"page_content": ""}), score) for document, score in shown]
+        return shown
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        return lambda relevance: min(max((relevance + 1) / 2, 0.0), 1.0)
+
+    def _similarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        scale = self._select_relevance_score_fn()
+        return [(d, scale(s)) for d, s in self.similarity_search_with_score(query, k, **kwargs)]
+
+    def max_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """Relevant documents that differ from each other; difference is counted in words they share."""
+        left = self._found(query, kwargs.get("filter"))[:fetch_k]
+        words = {document.id: set(WORD.findall(document.page_content.lower())) for document, _ in left}
+        chosen: list[Document] = []
+        while left and len(chosen) < k:
+
+            def worth(found: tuple[Document, float]) -> float:
+                document, relevance = found
+                same = max((_overlap(words[document.id], words[c.id]) for c in chosen), default=0.0)
+                return lambda_mult * relevance - (1 - lambda_mult) * same
+
+            best = max(left, key=worth)
+            left.remove(best)
+            chosen.append(best[0])
+        return chosen
+
+    def _found(self, query: str, wanted: Filter | None) -> list[tuple[Document, float]]:
+        def where(name: str, metadata: Mapping[str, Any]) -> bool:
+            if not metadata.get(DOCUMENT):
+                return False
+            if isinstance(wanted, Mapping):
+                return all(key in metadata and metadata[key] == value for key, value in wanted.items())
+            return True
+
+        with self.chat.opened(self.memory_key) as memory:
+            found = self.chat.loaded.search(memory, query, limit=None, where=where)
+        documents = [(_document(source.source, source), source.relevance) for source in found]
+        return [(d, s) for d, s in documents if wanted is None or isinstance(wanted, Mapping) or wanted(d)]
+
+
+def _documents(memory: Memory) -> list[Document]:
+    return [_document(s.name, s) for s in memory.sources() if s.metadata.get(DOCUMENT)]
+
+
+def _document(name: str, source: Any) -> Document:
+    found: FoundSource = source
+    metadata = {key: value for key, value in found.metadata.items() if key != DOCUMENT}
+    return Document("\n".join(found.texts), id=name, metadata=metadata)
+
+
+def _shared(words: set[str], text: str) -> float:
+    return len(words & set(WORD.findall(text.lower()))) / max(len(words), 1)
+
+
+def _overlap(a: set[str], b: set[str]) -> float:
+    return len(a & b) / max(len(a | b), 1)
+
+
+class MPlusRetriever(BaseRetriever):
+    """Which sources the model's own retriever finds for a query: documents, turns and notes alike."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    chat: MPlusChat
+    """Whose memory is searched."""
+    memory_key: str | None = None
+    """Which memory of the chat's store."""
+    k: int = 4
+    """Most documents."""
+    where: Mapping[str, Any] | None = None
+    """Metadata that must be equal."""
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        with self.chat.opened(self.memory_key) as memory:
+            found = self.chat.loaded.search(memory, query, limit=kwargs.get("k", self.k), where=self.where)
+        documents: list[Document] = []
+        for source in found:
+            document = _document(source.source, source)
+            document.metadata |= {"source": source.source, "relevance": source.relevance}
+            documents.append(document)
+        return documents
