@@ -118,6 +118,16 @@ class MPlusVectorStore(VectorStore):
         store.add_texts(texts, metadatas, ids=ids)
         return store
 
+    @classmethod
+    def from_documents(
+        cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
+    ) -> "MPlusVectorStore":
+        """A store of documents; ``embedding`` is accepted and not used."""
+        ids = kwargs.pop("ids", None)
+        store = cls(**kwargs)
+        store.add_documents(documents, **({} if ids is None else {"ids": ids}))
+        return store
+
     # --- reading ----------------------------------------------------------------------------------
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:

@@ -95,6 +95,12 @@ def test_index_skips_updates_and_deletes() -> None:
     assert {d.page_content for d in store.similarity_search("box", k=9)} == {TEXTS[0], "The green box was sold."}
 
 
+def test_documents_need_no_embedding() -> None:
+    documents = [Document(text, id=name) for name, text in zip("abc", TEXTS, strict=True)]
+    store = MPlusVectorStore.from_documents(documents, chat=MPlusChat(model=MODEL))
+    assert [d.id for d in store.get_by_ids(["c", "a"])] == ["c", "a"]
+
+
 def test_a_failed_add_writes_nothing(store: MPlusVectorStore) -> None:
     with store.chat.opened() as memory:
         before = memory.fingerprint
