@@ -244,15 +244,15 @@ class MPlus:
         with memory.writing():
             state = memory.state
             chunks: list[Chunk] = []
-            for ids, joined_by in texts:
+            for ids, joined_by, original in texts:
                 name = source if source is not None else f"text-{len(state.sources) + 1}"
-                kept = (self.tokenizer.decode(ids),) if keep_text else ()
+                kept = (original or self.tokenizer.decode(ids),) if keep_text else ()
                 state, number = _with_source(state, name, metadata, len(ids), kept)
                 state, ready = self._cut(state, memory.config, ids, joined_by, number, chunks)
                 chunks += ready
             state, report = write_chunks(self.weights, memory, state, chunks, progress=progress)
             memory.commit(state)
-        waiting = sum(len(ids) for ids, _ in texts)
+        waiting = sum(len(ids) for ids, _, _ in texts)
         return replace(report, text_tokens=waiting, seconds=time.perf_counter() - started)
 
     # --- answers ----------------------------------------------------------------------------------
@@ -501,8 +501,8 @@ class MPlus:
                 "weights: write its texts again with new_memory()."
             )
 
-    def _token_ids(self, text: TextLike) -> list[tuple[list[int], list[int]]]:
-        """Texts as token ids, each with what joins it to a waiting tail."""
+    def _token_ids(self, text: TextLike) -> list[tuple[list[int], list[int], str]]:
+        """Texts as token ids, each with what joins it to a waiting tail and as it was given (ids: empty)."""
         if isinstance(text, torch.Tensor):
             text = [int(i) for i in text.flatten()]
         if isinstance(text, str):
@@ -515,16 +515,16 @@ class MPlus:
                     f"Token id {wrong[0]} is out of range: this model has ids 0 to {vocabulary - 1}. Use the "
                     "model's own tokenizer."
                 )
-            return [(ids, [])]
+            return [(ids, [], "")]
         newline = encode_inert(self.tokenizer, "\n")
-        found: list[tuple[list[int], list[int]]] = []
+        found: list[tuple[list[int], list[int], str]] = []
         for item in text:
             if not isinstance(item, str):
                 raise ValueError(f"text holds {type(item).__name__} {item!r:.60}: expected strings, or token ids only.")
             ids = encode_inert(self.tokenizer, item) if item.strip() else []
             if not ids:
                 raise ValueError(f"text={item!r:.60}: nothing to write. Pass text that is not empty.")
-            found.append((ids, newline))
+            found.append((ids, newline, item))
         if not found:
             raise ValueError("text=[]: nothing to write. Pass at least one text.")
         return found

@@ -17,7 +17,7 @@ from mplus.backbone import Backbone, KeysValues, Rotation, rotate_into
 from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Track
-from mplus.memory.tokens import Provenance
+from mplus.memory.tokens import Provenance, Tokens
 from mplus.retriever import Scorer, choose_units
 from mplus.weights import Weights
 
@@ -491,7 +491,22 @@ def rank_sources(
         return []
     unit = torch.full((len(provenance),), -1, dtype=torch.int64)
     unit[allowed] = inside
-    scorer = weights.scorers[config.recall]
+    relevance = relevance_of_units(weights.scorers[config.recall], track, pools, normed, unit, len(known))
+    best = torch.full((len(state.sources),), float("-inf"), dtype=relevance.dtype)
+    best.scatter_reduce_(0, provenance.sources[allowed], relevance[inside], reduce="amax")
+    order = best.argsort(descending=True, stable=True)
+    return [(n, float(best[n])) for n in order.tolist() if best[n] > float("-inf")]
+
+
+def relevance_of_units(
+    scorer: Scorer,
+    track: Track,
+    pools: Sequence[LongTermMemory | Tokens],
+    normed: Float[Tensor, "S D"],
+    unit: Int[Tensor, " T"],
+    num_units: int,
+) -> Float[Tensor, " U"]:
+    """Relevance of every unit of some pools, on the CPU; ``unit`` is -1 for tokens that do not count."""
     queries = scorer.queries(track.recall_layer, normed).cpu().float()
     keys: list[Tensor] = []
     units: list[Tensor] = []
@@ -502,30 +517,6 @@ def rank_sources(
         else:
             units.append(rows)
             keys.append(pool.content.retrieval_keys.cpu())
-    relevance = scorer.relevance(queries, keys, units, len(known))
-    best = torch.full((len(state.sources),), float("-inf"), dtype=relevance.dtype)
-    best.scatter_reduce_(0, provenance.sources[allowed], relevance[inside], reduce="amax")
-    order = best.argsort(descending=True, stable=True)
-    return [(n, float(best[n])) for n in order.tolist() if best[n] > float("-inf")]
-
-
-def relevance_of_units(
-    scorer: Scorer,
-    track: Track,
-    stores: Sequence[LongTermMemory],
-    normed: Float[Tensor, "S D"],
-    unit: Int[Tensor, " T"],
-    num_units: int,
-) -> Float[Tensor, " U"]:
-    """Relevance of every unit of long-term and pending memory, on the CPU."""
-    queries = scorer.queries(track.recall_layer, normed).cpu().float()
-    keys: list[Tensor] = []
-    units: list[Tensor] = []
-    start = 0
-    for store in stores:
-        units += store.unit_rows(unit[start : start + len(store)])
-        keys += [segment.retrieval_keys for segment in store.segments]
-        start += len(store)
     return scorer.relevance(queries, keys, units, num_units)
 
 

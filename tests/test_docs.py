@@ -26,7 +26,6 @@ def test_the_readme_runs(
     monkeypatch.setattr(mplus.MPlus, "from_pretrained", lambda *_, **__: model)
     monkeypatch.setattr(chat_module, "_LOADED", {})
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "handbook.md").write_text("Chapter one. Doors are closed at nine. " * 40)
     exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out
 

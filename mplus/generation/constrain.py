@@ -244,17 +244,9 @@ class ToolCall:
 
 
 def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
-    """An answer's own text, and the calls in it, good and bad."""
-    content: list[str] = []
-    calls: list[ToolCall] = []
-    rest = text
-    while OPEN_CALL in rest:
-        before, _, rest = rest.partition(OPEN_CALL)
-        content.append(before)
-        inside, _, rest = rest.partition(CLOSE_CALL)
-        calls.append(_parsed(inside.strip()))
-    content.append(rest)
-    return "".join(content).strip() if calls else text, calls
+    """What an answer says before its first call, and the calls in it, good and bad."""
+    content, *rest = text.split(OPEN_CALL)
+    return content, [_parsed(part.partition(CLOSE_CALL)[0].strip()) for part in rest]
 
 
 def _parsed(text: str) -> ToolCall:

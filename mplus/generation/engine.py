@@ -4,6 +4,7 @@ The loop stops a row at once when it is cancelled and yields text as soon as it 
 """
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -72,6 +73,7 @@ class Row:
     births: tuple[torch.Tensor, ...] = ()
     """Per track, when each recalled token was written, for ``Memory.note_recalled``."""
     prefix_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
 
     def generation(self) -> Generation:
         """What has been answered so far."""
@@ -160,7 +162,8 @@ def _decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_id
 
 
 def _cancel(row: Row) -> bool:
-    if row.cancelled.is_set() and row.finish_reason is None:
+    late = row.params.timeout is not None and time.monotonic() - row.started > row.params.timeout
+    if (late or row.cancelled.is_set()) and row.finish_reason is None:
         row.finish_reason = "cancelled"
     return row.finish_reason is not None
 

@@ -34,6 +34,8 @@ class SamplingParams(BaseModel):
     """Tokens that end the answer, beside the model's own end token."""
     seed: int | None = None
     """The same seed gives the same answer, whatever else runs beside it."""
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds after which an answer ends as it is, as if cancelled; None: never."""
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -70,7 +70,6 @@ class MPlusChat(BaseChatModel):
     memory_key: str | None = None
     """Name of the memory in ``store``; may be given per call."""
 
-    _own_memory: Memory | None = PrivateAttr(default=None)
     _own_memories: dict[str, Memory] = PrivateAttr(default_factory=dict[str, Memory])
     _guard: threading.RLock = PrivateAttr(default_factory=threading.RLock)
 
@@ -198,12 +197,10 @@ class MPlusChat(BaseChatModel):
         if self.memory is not None:
             return nullcontext(self.memory)
         with self._guard:
-            if model is not self.loaded:
-                fingerprint = model.weights.fingerprint
-                return nullcontext(self._own_memories.setdefault(fingerprint, model.new_memory()))
-            if self._own_memory is None:
-                self._own_memory = model.new_memory()
-            return nullcontext(self._own_memory)
+            fingerprint = model.weights.fingerprint
+            if fingerprint not in self._own_memories:
+                self._own_memories[fingerprint] = model.new_memory()
+            return nullcontext(self._own_memories[fingerprint])
 
     def memorize(
         self,
@@ -363,7 +360,7 @@ class MPlusChat(BaseChatModel):
         max_tokens = kwargs.get("max_tokens", self.max_tokens)
         room = max(model.prompt_room(memory) - min(max_tokens, model.prompt_room(memory) // 4), 1)
         chat = fitted(model, memory, chat, room=room, tools=tools)
-        stream = model.stream(
+        return model.stream(
             memory,
             chat,
             max_new_tokens=max_tokens,
@@ -373,12 +370,8 @@ class MPlusChat(BaseChatModel):
             stop=stop or self.stop or (),
             tools=tools,
             constraint=constraint,
+            timeout=self.timeout,
         )
-        if self.timeout is not None:
-            timer = threading.Timer(self.timeout, stream.cancel)
-            timer.daemon = True
-            timer.start()
-        return stream
 
     def _message(self, generation: Generation, kwargs: Mapping[str, Any]) -> AIMessage:
         text, calls = parse_tool_calls(generation.text) if kwargs.get("tools") else (generation.text, [])
@@ -412,9 +405,9 @@ class MPlusChat(BaseChatModel):
             self.opened(kwargs.get("memory_key"), model) as memory,
             self._begin(model, memory, messages, stop, kwargs) as stream,
         ):
+            stream.cancel_with(cancelled)
             for _ in stream:
-                if cancelled.is_set():
-                    stream.cancel()
+                pass
             return ChatResult(generations=[ChatGeneration(message=self._message(stream.generation, kwargs))])
 
     def _stream(
@@ -424,12 +417,24 @@ class MPlusChat(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        yield from self._chunks(messages, stop, run_manager, kwargs, threading.Event())
+
+    def _chunks(
+        self,
+        messages: Sequence[BaseMessage],
+        stop: list[str] | None,
+        run_manager: CallbackManagerForLLMRun | None,
+        kwargs: Mapping[str, Any],
+        cancelled: threading.Event,
+    ) -> Iterator[ChatGenerationChunk]:
         model = self._model(kwargs)
         held = ""
         with (
             self.opened(kwargs.get("memory_key"), model) as memory,
             self._begin(model, memory, messages, stop, kwargs) as stream,
         ):
+            # While a call is held back no chunk is yielded: whoever leaves must reach the generation itself.
+            stream.cancel_with(cancelled)
             for piece in stream:
                 if kwargs.get("tools"):
                     piece, held = _without_calls(held + piece)
@@ -487,7 +492,7 @@ class MPlusChat(BaseChatModel):
 
         def work() -> None:
             last: BaseException | None = None
-            stream = self._stream(messages, stop, None, **kwargs)
+            stream = self._chunks(messages, stop, None, kwargs, left)
             try:
                 for chunk in stream:
                     if left.is_set():

@@ -7,12 +7,13 @@ forgotten.
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mplus import Memory, MPlus
 
-CONVERSATION, TURN = "mplus_conversation", "mplus_turn"
+CONVERSATION = "mplus_conversation"
 KEPT_SHARE = 0.75
 """What stays in the prompt after turns have flowed, as a share of the room there is."""
 
@@ -49,29 +50,33 @@ def fitted(
     names = turn_names(turns)
     with memory.writing():
         mine = {s.name for s in memory.sources() if s.metadata.get(CONVERSATION) == names[0]}
-        stale = mine - set(names)
-        flowed = 0
-        while flowed < len(turns) - 1 and names[flowed] in mine:
-            flowed += 1
-        fits = model.count_tokens([*system, *turns[flowed:]], tools=tools) <= room
-        wanted = flowed
-        while not fits and wanted < len(turns) - 1:
-            wanted += 1
-            if turns[wanted]["role"] != "tool":  # a result never loses its call
-                rest = model.count_tokens([*system, *turns[wanted:]], tools=tools)
-                fits = rest <= room * KEPT_SHARE
+        # The last turn is asked now, so it stands in the prompt even where it had flowed before.
+        stale = mine - set(names[:-1])
+        flowed = max((n + 1 for n, name in enumerate(names[:-1]) if name in mine), default=0)
+
+        def size(start: int) -> int:
+            return model.count_tokens([*system, *turns[start:]], tools=tools)
+
+        wanted, last = flowed, len(turns) - 1
+        if size(flowed) > room:
+            if size(last) >= model.prompt_room(memory):
+                return [*system, *turns[flowed:]]  # no prompt can hold the question itself: the read will say so
+            # The first start from which the rest fits: sizes fall with the start.
+            wanted = bisect_left(range(last), True, flowed, key=lambda start: size(start) <= room * KEPT_SHARE)
+            while turns[wanted]["role"] == "tool" and wanted < last:
+                wanted += 1  # a result never loses its call
         if stale or wanted > flowed:
             fork = memory.fork()
             for name in stale:
                 fork.forget(name)
             for name, turn in zip(names[flowed:wanted], turns[flowed:wanted], strict=True):
-                text = turn["content"] or json.dumps(turn.get("tool_calls"))
-                if text.strip():
-                    model.write(
-                        fork,
-                        f"{turn['role'].capitalize()}: {text}",
-                        source=name,
-                        metadata={CONVERSATION: names[0], TURN: name, "role": turn["role"]},
-                    )
+                text = turn["content"] or json.dumps(turn.get("tool_calls") or "")
+                model.write(
+                    fork,
+                    f"{turn['role'].capitalize()}: {text}",
+                    source=name,
+                    metadata={CONVERSATION: names[0], "role": turn["role"]},
+                    keep_text=True,
+                )
             memory.commit(fork.state)
     return [*system, *turns[wanted:]]

@@ -10,7 +10,17 @@ from mplus.generation.chat import Prompt
 from mplus.model import MPlus
 from mplus.read import prefill
 from mplus.training.data import ChunkBank
-from mplus.training.reader import Reader, ReaderSettings, Sample, encode_sample, new_adapter, train_reader
+from mplus.training.reader import (
+    POOLED_BATCHES,
+    Reader,
+    ReaderSettings,
+    Sample,
+    _batch,
+    encode_sample,
+    new_adapter,
+    train_reader,
+)
+from mplus.training.requests import answered_requests, general_requests
 from tests.conftest import TINY
 
 
@@ -80,3 +90,24 @@ def test_generated_people_never_contradict_themselves_and_splits_share_no_values
                 assert told.earlier.answer != told.fact.answer
     names = [{t.fact.answer for p in people for t in p if t.fact.kind == "name"} for people in (train, dev)]
     assert names[0] and names[1] and not names[0] & names[1]
+
+
+def test_batches_hold_what_was_drawn_and_can_be_drawn_again(model: MPlus) -> None:
+    class Source:
+        def draw(self, rng: random.Random, count: int) -> list[Sample]:
+            return [Sample((), tuple(range(rng.randint(2, 90))), 1) for _ in range(count)]
+
+    settings = ReaderSettings(batch=3)
+    pools = [_batch(Source(), settings, step) for step in range(POOLED_BATCHES)]
+    drawn = Source().draw(random.Random(0), settings.batch * POOLED_BATCHES)
+    assert sorted(len(s.input_ids) for pool in pools for s in pool) == sorted(len(s.input_ids) for s in drawn)
+    assert pools == [_batch(Source(), settings, step) for step in range(POOLED_BATCHES)]
+
+
+def test_ordinary_requests_are_answered_by_the_backbone(model: MPlus) -> None:
+    requests = general_requests(random.Random(0), 30)
+    assert len(set(requests)) == 30
+    answered = answered_requests(model, random.Random(0), 3, batch=2, max_new_tokens=3)
+    for asked, reply in answered:
+        alone = model.generate(model.new_memory(), [{"role": "user", "content": asked}], max_new_tokens=3)
+        assert reply == alone.text.strip()

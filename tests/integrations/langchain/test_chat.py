@@ -74,8 +74,8 @@ def test_documents_and_messages_can_be_memorized(chat: MPlusChat) -> None:
     messages = [HumanMessage("I live in Graz, in an old house.", id="m1"), AIMessage("How nice to hear that!", id="m2")]
     assert chat.memorize(documents) > 0
     assert asyncio.run(chat.amemorize(messages)) > 0
-    memory = chat._own_memory
-    assert memory is not None
+    with chat.opened() as memory:
+        pass
     assert [s.name for s in memory.sources()] == ["fruit.md", "m1", "m2"]
     assert memory.sources()[0].metadata == {"source": "fruit.md", "page": 2}
     assert chat.forget("fruit.md") == 29
@@ -85,8 +85,8 @@ def test_documents_and_messages_can_be_memorized(chat: MPlusChat) -> None:
 def test_a_failed_memorize_writes_nothing(chat: MPlusChat) -> None:
     with pytest.raises(ValueError, match="nothing to write"):
         chat.memorize(["This is fine and long enough.", ""])
-    assert chat._own_memory is not None
-    assert chat._own_memory.sources() == []
+    with chat.opened() as memory:
+        assert memory.sources() == []
 
 
 def test_a_global_cache_never_hides_a_write(chat: MPlusChat) -> None:

@@ -1,8 +1,11 @@
 """Tool choice, structured output, long histories, and agents with memory."""
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
+import torch
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
@@ -81,6 +84,75 @@ def test_auto_and_none_may_answer_in_words(chat: MPlusChat, choice: Any) -> None
     assert answer.tool_calls == [] and answer.content
 
 
+def test_leaving_while_a_call_is_held_back_stops_generation(chat: MPlusChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def slow(tokens: list[int], logits: Any) -> Any:
+        steps.append(1)
+        time.sleep(0.02)
+        return logits
+
+    real = chat.loaded.stream
+    monkeypatch.setattr(chat.loaded, "stream", lambda *a, **k: real(*a, **k, processors=[slow]))
+    bound = chat.bind_tools([add], tool_choice="add")
+
+    async def leave(streamed: bool) -> None:
+        async def read() -> None:
+            if streamed:
+                async for _ in bound.astream("hi"):
+                    pass
+            else:
+                await bound.ainvoke("hi")
+
+        steps.clear()
+        task = asyncio.create_task(read())
+        while len(steps) < 3:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for streamed in (True, False):
+        asyncio.run(leave(streamed))
+        seen = len(steps)
+        time.sleep(0.2)
+        assert len(steps) <= seen + 2 < 40
+
+
+def test_a_timeout_ends_an_answer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(tokens: list[int], logits: Any) -> Any:
+        time.sleep(0.02)
+        return logits.index_fill(0, torch.tensor([MODEL.tokenizer.eos_token_id]), float("-inf"))
+
+    chat = MPlusChat(model=MODEL, max_tokens=600, timeout=0.1)
+    real = MODEL.stream
+    monkeypatch.setattr(MODEL, "stream", lambda *a, **k: real(*a, **k, processors=[slow]))
+    answer = chat.invoke("hi")
+    assert answer.response_metadata["finish_reason"] == "cancelled"
+    with pytest.raises(ValueError, match="timeout"):
+        MPlusChat(model=MODEL, timeout=-1).invoke("hi")
+
+
+def test_words_before_a_call_are_the_same_streamed_or_not(chat: MPlusChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = 'Sure, one moment.\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+    wanted = [*MODEL.tokenizer(said)["input_ids"], MODEL.tokenizer.eos_token_id]
+
+    def dictate(tokens: list[int], logits: Any) -> Any:
+        forced = torch.full_like(logits, float("-inf"))
+        forced[wanted[len(tokens)]] = 0
+        return forced
+
+    real = chat.loaded.stream
+    monkeypatch.setattr(chat.loaded, "stream", lambda *a, **k: real(*a, **k, processors=[dictate]))
+    bound = chat.bind_tools([add])
+    answer = bound.invoke("hi")
+    total = AIMessageChunk("")
+    for chunk in bound.stream("hi"):
+        total += chunk
+    assert answer.content == total.content == "Sure, one moment.\n"
+    assert answer.tool_calls[0]["args"] == total.tool_calls[0]["args"] == {"a": 1, "b": 2}
+
+
 def test_bad_tools_and_choices_are_refused_when_bound(chat: MPlusChat) -> None:
     class Open(BaseModel):
         """Takes anything."""
@@ -137,7 +209,7 @@ def narrow() -> MPlusChat:
 
 def written(chat: MPlusChat) -> list[str]:
     with chat.opened() as memory:
-        return [source.texts[0] if source.texts else source.name for source in memory.sources()]
+        return [source.name for source in memory.sources()]
 
 
 def test_what_does_not_fit_flows_into_memory_once(narrow: MPlusChat) -> None:
@@ -169,10 +241,40 @@ def test_a_short_history_writes_nothing(narrow: MPlusChat) -> None:
     assert written(narrow) == []
 
 
-def test_a_message_longer_than_the_window_is_refused(narrow: MPlusChat) -> None:
+@pytest.mark.parametrize("turns", [0, 12])
+def test_a_message_longer_than_the_window_is_refused_and_nothing_flows(narrow: MPlusChat, turns: int) -> None:
     with pytest.raises(mplus.PromptTooLongError):
-        narrow.invoke("long " * 400)
+        narrow.invoke([*long_history(turns)[:-1], HumanMessage("long " * 400)])
     assert written(narrow) == []
+
+
+def test_an_empty_answer_in_the_history_does_not_make_later_turns_flow_twice(narrow: MPlusChat) -> None:
+    history = long_history(12)
+    history[4] = AIMessage("")
+    narrow.invoke(history)
+    first = written(narrow)
+    narrow.invoke(history)
+    assert written(narrow) == first and len(set(first)) == len(first)
+
+
+def test_a_history_that_ends_where_turns_had_flowed_is_asked_again(narrow: MPlusChat) -> None:
+    history = long_history(12)
+    narrow.invoke(history)
+    narrow.invoke(history[:4])
+    assert len(written(narrow)) == 2, "the question itself stands in the prompt, what followed is gone"
+
+
+def test_a_very_long_history_is_counted_only_a_few_times(narrow: MPlusChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    real = narrow.loaded.count_tokens
+
+    def count(*args: Any, **kwargs: Any) -> int:
+        counted.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(narrow.loaded, "count_tokens", count)
+    narrow.invoke(long_history(200))
+    assert len(counted) < 15
 
 
 # --- agents -------------------------------------------------------------------------------------------

@@ -95,6 +95,12 @@ def test_index_skips_updates_and_deletes() -> None:
     assert {d.page_content for d in store.similarity_search("box", k=9)} == {TEXTS[0], "The green box was sold."}
 
 
+def test_a_text_comes_back_exactly_as_it_was_given() -> None:
+    text = "  Tabs\tand  spaces, <|im_end|> and ünïcode ☃ .\n\n"
+    store = MPlusVectorStore.from_texts([text], ids=["t"], chat=MPlusChat(model=MODEL))
+    assert store.get_by_ids(["t"])[0].page_content == text
+
+
 def test_documents_need_no_embedding() -> None:
     documents = [Document(text, id=name) for name, text in zip("abc", TEXTS, strict=True)]
     store = MPlusVectorStore.from_documents(documents, chat=MPlusChat(model=MODEL))
