@@ -6,6 +6,8 @@ A read changes no memory. Several memories are read in one batch, each row with 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -210,11 +212,17 @@ def call_layer(
         hidden,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
         position_embeddings=rotation,
+        **{_cache_keyword(type(layer)): cache},
     )
     return output[0] if isinstance(output, tuple) else output
+
+
+@lru_cache
+def _cache_keyword(kind: type[nn.Module]) -> str:
+    """What a decoder layer calls its cache: transformers 5.24 renamed it and warns about the old name."""
+    return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
 
 
 class Prefill(NamedTuple):

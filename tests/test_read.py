@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 
@@ -33,6 +35,16 @@ def test_sdpa_equals_eager(model_type: str, text: str) -> None:
         step = prefill(model.weights, [request(model, memory)], all_logits=True)
         logits.append((step.logits, step.reading.decode([7])))
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_read_uses_nothing_that_is_deprecated(model_type: str, text: str) -> None:
+    model = tiny_model(model_type=model_type, memory=TINY)
+    memory = model.new_memory()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.write(memory, text, source="a")
+        model.generate(memory, QUESTION, max_new_tokens=3)
 
 
 def test_batch_equals_singles(model: MPlus, text: str) -> None:
