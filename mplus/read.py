@@ -4,11 +4,13 @@ The prefix of a layer is [bos ; recalled ; short-term], as ready keys and values
 A read changes no memory. Several memories are read in one batch, each row with a prefix of its own.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
 from typing import Any, NamedTuple
+from weakref import finalize, ref
 
 import torch
 from jaxtyping import Float, Int
@@ -84,6 +86,7 @@ class PrefixLayer(CacheLayerMixin):
         """Take over buffers whose first ``length`` columns are the prefix."""
         super().__init__()
         self.key_buffer, self.value_buffer, self.length = keys, values, length
+        self.prefix_length = length
         self.keys, self.values = keys[:, :, :length], values[:, :, :length]
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
@@ -115,6 +118,15 @@ class PrefixLayer(CacheLayerMixin):
         self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
         self.keys, self.values = self.key_buffer[:, :, : self.length], self.value_buffer[:, :, : self.length]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(t.numel() * t.element_size() for t in (self.key_buffer, self.value_buffer))
+
+    def rewound(self) -> "PrefixLayer":
+        """A layer of the same buffers that holds the prefix alone."""
+        return PrefixLayer(self.key_buffer, self.value_buffer, self.prefix_length)
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the mask for that many queries."""
         return self.length + query_length, 0
@@ -130,6 +142,40 @@ class PrefixLayer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         """No maximum (the name in transformers before 5.20)."""
         return -1
+
+
+class SparePrefixes:
+    """Prefixes of finished reads, kept for the next read of the same memory.
+
+    Short-term memory does not change until the next write, and stands rotated at the end of a prefix: a
+    later read that recalls as many tokens writes only what it recalls. A prefix has one user at a time,
+    goes with the memory it belongs to, and the least recently used go first.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._kept: list[tuple[ref[Tokens], list[PrefixLayer]]] = []
+        self._guard = threading.Lock()
+
+    def take(self, short_term: Tokens) -> list[PrefixLayer] | None:
+        """The prefix of an earlier read of this short-term memory, now the caller's alone."""
+        with self._guard:
+            for place in reversed(range(len(self._kept))):
+                if self._kept[place][0]() is short_term:
+                    return [layer.rewound() for layer in self._kept.pop(place)[1]]
+        return None
+
+    def keep(self, short_term: "ref[Tokens]", layers: list[PrefixLayer]) -> None:
+        """Keep what a read that has ended no longer needs."""
+        with self._guard:
+            self._kept = [(known, kept) for known, kept in self._kept if known() is not None]
+            if short_term() is not None:
+                self._kept.append((short_term, layers))
+            while sum(layer.nbytes for _, kept in self._kept for layer in kept) > self.max_bytes:
+                self._kept.pop(0)
+
+
+SPARE_PREFIXES = SparePrefixes(2**30)
 
 
 class Reading:
@@ -259,11 +305,14 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
     columns = torch.arange(longest) - (longest - torch.tensor(sizes))[:, None]  # negative: padding
 
     early = [_recall_before_reading(weights, request) for request in requests]
+    alone = requests[0] if len(requests) == 1 and prefixed[0] and requests[0].sources is None else None
+    spares = alone and SPARE_PREFIXES.take(alone.state.tracks[0].short_term)
     recalled: list[list[Recalled]] = [[] for _ in requests]
     layers: list[PrefixLayer] = []
     positions: list[Tensor] = []
     masks: list[Tensor | None] = []
     shared: dict[tuple[int, ...], tuple[Tensor, Rotation, Tensor, Tensor, Tensor | None]] = {}
+    turned: dict[tuple[int, torch.device], Rotation] = {}
     for index in range(backbone.num_layers):
         where = backbone.layer_device(index)
         hidden = hidden.to(where)
@@ -281,7 +330,11 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
                 recalled[row].append(chosen)
             prefixes.append(_prefix(weights, request, track, at, index, chosen))
         lengths = tuple(map(_length, prefixes))
-        layers.append(_prefix_layer(backbone, prefixes, longest, where))
+        widest = max(lengths)
+        if (widest, where) not in turned:
+            turned[widest, where] = backbone.rotation(torch.arange(widest, device=where))
+        spare = spares[index] if spares else None
+        layers.append(_prefix_layer(backbone, prefixes, longest, turned[widest, where], spare))
         if lengths not in shared:
             shared[lengths] = geometry(backbone, lengths, columns, where)
         position, rotation, mask, next_position, decode_mask = shared[lengths]
@@ -290,6 +343,8 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
         cache = Cache(layers=layers)  # pyright: ignore[reportArgumentType]
         hidden = call_layer(layer, hidden, rotation, backbone.layer_mask(mask), cache, position)
     reading = Reading(weights, modules, layers, positions, masks, [tuple(row) for row in recalled])
+    if alone is not None:
+        finalize(reading, SPARE_PREFIXES.keep, ref(alone.state.tracks[0].short_term), layers).atexit = False
     return Prefill(backbone.logits(hidden if all_logits else hidden[:, -1:]), reading)
 
 
@@ -325,20 +380,33 @@ def geometry(
     )
 
 
-def _prefix_layer(backbone: Backbone, prefixes: Sequence[Prefix], prompt: int, where: torch.device) -> PrefixLayer:
-    """A cache layer of rotated prefixes, padded on the left, with room for the prompt and an answer."""
-    widest = max(map(_length, prefixes))
-    heads, size = backbone.num_key_value_heads, backbone.head_size
-    shape = (len(prefixes), heads, widest + prompt + SPARE_TOKENS, size)
-    keys = torch.empty(shape, dtype=backbone.dtype, device=where)
-    values = torch.empty(shape, dtype=backbone.dtype, device=where)
-    rotation = backbone.rotation(torch.arange(widest, device=where))
+def _prefix_layer(
+    backbone: Backbone, prefixes: Sequence[Prefix], prompt: int, rotation: Rotation, spare: PrefixLayer | None
+) -> PrefixLayer:
+    """A cache layer of rotated prefixes, padded on the left, with room for the prompt and an answer.
+
+    ``rotation`` is that of every position of the longest prefix; ``spare`` is the layer of an earlier read of one
+    prefix that ended with the same part.
+    """
+    widest = rotation.cos.shape[0]
+    reused = spare is not None and spare.prefix_length == widest and spare.dtype == backbone.dtype
+    if spare is not None and reused:
+        keys, values = spare.key_buffer, spare.value_buffer
+    else:
+        shape = (
+            len(prefixes),
+            backbone.num_key_value_heads,
+            widest + prompt + SPARE_TOKENS,
+            backbone.head_size,
+        )
+        keys = torch.empty(shape, dtype=backbone.dtype, device=rotation.cos.device)
+        values = torch.empty_like(keys)
     for row, prefix in enumerate(prefixes):
         start = widest - _length(prefix)
         keys[row, :, :start] = 0
         values[row, :, :start] = 0
         position = 0
-        for part in prefix:
+        for part in prefix[:-1] if reused else prefix:
             after = position + part.keys.shape[0]
             here = Rotation(rotation.cos[position:after], rotation.sin[position:after])
             rotate_into(keys[row, :, start + position : start + after].transpose(0, 1), part.keys, here)

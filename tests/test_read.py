@@ -1,11 +1,13 @@
 import warnings
+from weakref import ref
 
 import pytest
 import torch
 
+from mplus import read
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
-from mplus.read import PrefixLayer, ReadRequest, prefill, recall
+from mplus.read import PrefixLayer, ReadRequest, SparePrefixes, prefill, recall
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 
@@ -35,6 +37,64 @@ def test_sdpa_equals_eager(model_type: str, text: str) -> None:
         step = prefill(model.weights, [request(model, memory)], all_logits=True)
         logits.append((step.logits, step.reading.decode([7])))
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+
+
+QUESTIONS = (QUESTION, "Where is the red one, and who said so?", "Why?")
+
+
+@pytest.mark.parametrize("layout", ["chunk", "token"])
+def test_a_prefix_used_again_gives_what_a_fresh_one_gives(
+    layout: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TINY if layout == "chunk" else TINY.model_copy(update={"layout": "token", "recall": "attention"})
+    model = tiny_model(memory=config)
+    memory, other = model.new_memory(), model.new_memory()
+    model.write(memory, text, source="a")
+    model.write(other, text[::-1], source="b")
+
+    def answers() -> list[torch.Tensor]:
+        logits: list[torch.Tensor] = []
+        for question in QUESTIONS:
+            for one in (memory, other):
+                step = prefill(model.weights, [request(model, one, question)], all_logits=True)
+                logits += [step.logits, step.reading.decode([7]), step.reading.decode([9])]
+        return logits
+
+    monkeypatch.setattr(read, "SPARE_PREFIXES", SparePrefixes(0))
+    fresh = answers()
+    spares = SparePrefixes(2**30)
+    monkeypatch.setattr(read, "SPARE_PREFIXES", spares)
+    answers()
+    for again, expected in zip(answers(), fresh, strict=True):
+        assert torch.equal(again, expected)
+    held = spares.take(memory.state.tracks[0].short_term)
+    assert held is not None
+    assert spares.take(memory.state.tracks[0].short_term) is None, "one user at a time"
+
+
+def test_two_readings_of_one_memory_at_once_do_not_share_a_prefix(text: str) -> None:
+    model = tiny_model(memory=TINY)
+    memory = model.new_memory()
+    model.write(memory, text, source="a")
+    prefill(model.weights, [request(model, memory)])
+    first = prefill(model.weights, [request(model, memory)]).reading
+    second = prefill(model.weights, [request(model, memory, QUESTIONS[1])]).reading
+    assert first.layers[0].key_buffer.data_ptr() != second.layers[0].key_buffer.data_ptr()
+
+
+def test_a_write_ends_the_use_of_a_prefix(text: str) -> None:
+    model = tiny_model(memory=TINY)
+    memory = model.new_memory()
+    model.write(memory, text, source="a")
+    prefill(model.weights, [request(model, memory)])
+    model.write(memory, text[:80], source="b")
+    fresh = memory.fork()
+    expected = prefill(model.weights, [request(model, fresh)]).logits
+    assert torch.equal(prefill(model.weights, [request(model, memory)]).logits, expected)
+    small = SparePrefixes(100)
+    step = prefill(model.weights, [request(model, memory)])
+    small.keep(ref(memory.state.tracks[0].short_term), step.reading.layers)
+    assert small.take(memory.state.tracks[0].short_term) is None, "larger than everything that may be kept"
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])

@@ -90,9 +90,9 @@ class Content:
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
-    """Memory tokens of one track: content and provenance, row by row."""
+    """Memory tokens of one track: content and provenance, row by row. Equal only to itself."""
 
     content: Content
     provenance: Provenance
