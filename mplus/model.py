@@ -69,8 +69,8 @@ class GenerationStream(Iterator[str]):
         self._row.cancelled.set()
 
     def cancel_with(self, cancelled: threading.Event) -> None:
-        """Stop when ``cancelled`` is set; for whoever waits elsewhere."""
-        self._row.cancelled = cancelled
+        """Stop when ``cancelled`` is set; for whoever waits elsewhere. It is never set from here."""
+        self._row.cancelled_by = cancelled
 
     def close(self) -> None:
         """Stop generating and release what it held."""
@@ -322,7 +322,7 @@ class MPlus:
             decoding = ConstrainedDecoding(constraint, self.tokenizer, self._stop_token_ids())
             row.processors = (*row.processors, decoding)
         if cancelled is not None:
-            row.cancelled = cancelled
+            row.cancelled_by = cancelled
         return GenerationStream(row, self._pieces(memory, row))
 
     def generate_batch(

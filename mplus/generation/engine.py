@@ -64,6 +64,9 @@ class Row:
     request: ReadRequest
     params: SamplingParams
     cancelled: threading.Event = field(default_factory=threading.Event)
+    """The row's own; whoever closes its stream sets it."""
+    cancelled_by: threading.Event | None = None
+    """Somebody else's, which may serve many rows; only looked at."""
     processors: tuple[Any, ...] = ()
     """Further logits processors, as for constrained decoding."""
     token_ids: list[int] = field(default_factory=list[int])
@@ -163,7 +166,8 @@ def _decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_id
 
 def _cancel(row: Row) -> bool:
     late = row.params.timeout is not None and time.monotonic() - row.started > row.params.timeout
-    if (late or row.cancelled.is_set()) and row.finish_reason is None:
+    asked = row.cancelled.is_set() or (row.cancelled_by is not None and row.cancelled_by.is_set())
+    if (late or asked) and row.finish_reason is None:
         row.finish_reason = "cancelled"
     return row.finish_reason is not None
 

@@ -155,3 +155,12 @@ def test_a_write_adapters_tail_is_read_as_text() -> None:
     request = model.read_request(memory, Prompt((40, 41), (0, 2)))
     assert list(request.input_ids) == [5, 6, 7, 40, 41]
     assert request.query == (3, 5)
+
+
+def test_closing_a_stream_leaves_somebody_elses_event_alone(model: MPlus) -> None:
+    shared = threading.Event()
+    with model.stream(model.new_memory(), "hello", cancelled=shared, max_new_tokens=4) as stream:
+        next(stream)
+    assert not shared.is_set()
+    shared.set()
+    assert model.generate(model.new_memory(), "hello", cancelled=shared).finish_reason == "cancelled"

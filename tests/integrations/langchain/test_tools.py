@@ -119,6 +119,15 @@ def test_leaving_while_a_call_is_held_back_stops_generation(chat: MPlusChat, mon
         assert len(steps) <= seen + 2 < 40
 
 
+async def test_an_async_stream_ends_with_the_same_last_chunk(chat: MPlusChat) -> None:
+    for bound in (chat.bind_tools([add], tool_choice="add"), chat.bind(max_tokens=8)):
+        expected = list(bound.stream("hi"))
+        found = [chunk async for chunk in bound.astream("hi")]
+        assert len(found) == len(expected)
+        assert found[-1].usage_metadata == expected[-1].usage_metadata is not None
+        assert [c["args"] for c in found[-1].tool_calls] == [c["args"] for c in expected[-1].tool_calls]
+
+
 def test_a_timeout_ends_an_answer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(tokens: list[int], logits: Any) -> Any:
         time.sleep(0.02)
