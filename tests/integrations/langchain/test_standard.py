@@ -10,6 +10,7 @@ import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
+import mplus
 from mplus.testing import tiny_model
 from mplus_integrations import MPlusChat
 from tests.conftest import TINY
@@ -52,3 +53,13 @@ class TestStandardIntegration(ChatModelIntegrationTests):
 
 
 MODEL = tiny_model(1, memory=TINY)
+
+
+@pytest.mark.default_model
+async def test_the_default_model_passes_what_asks_for_sense_but_the_agent_loop(default_model: mplus.MPlus) -> None:
+    """Three of the four tests above. In ``test_agent_loop``, free to choose, it answers in words instead of calling."""
+    suite, chat = ChatModelIntegrationTests, MPlusChat(model=default_model, max_tokens=200)
+    one = TestStandardIntegration()
+    suite.test_tool_calling(one, chat)
+    await suite.test_tool_calling_async(one, chat)
+    suite.test_unicode_tool_call_integration(one, chat)
