@@ -20,7 +20,8 @@ from mplus.generation.engine import Generation, Row, decode
 from mplus.generation.sampling import SamplingParams
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, SourceRecord, Tail
-from mplus.read import ReadRequest, rank_sources
+from mplus.read import ReadRequest
+from mplus.recall import rank_sources
 from mplus.text import SentenceEnds, cut, encode_inert
 from mplus.weights import Weights
 from mplus.write import Chunk, Progress, WriteReport, write_chunks

@@ -7,7 +7,9 @@ import torch
 from mplus import read
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
-from mplus.read import PrefixLayer, ReadRequest, SparePrefixes, prefill, recall
+from mplus.prefix import PrefixLayer, SparePrefixes
+from mplus.read import ReadRequest, prefill
+from mplus.recall import recall
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 

@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from mplus.generation.sampling import Sampler, SamplingParams, TextStream
-from mplus.read import Reading, ReadRequest, Recalled, has_prefix, prefill
+from mplus.read import ReadRequest, has_prefix, prefill
+from mplus.reading import Reading
+from mplus.recall import Recalled
 from mplus.weights import Weights
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -21,7 +21,7 @@ from torch.nn import functional
 from mplus.adapters import LoraLinear, LoraWeights, with_adapter
 from mplus.backbone import Rotation, rotate
 from mplus.generation.chat import Prompt, encode_prompt
-from mplus.read import geometry
+from mplus.reading import geometry
 from mplus.text import encode_inert
 from mplus.training.data import ChunkBank
 from mplus.weights import Weights

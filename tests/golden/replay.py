@@ -33,6 +33,7 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Provenance, Tokens
+from mplus.recall import Recalled, nothing_recalled, relevance_of_units
 from mplus.weights import Weights
 from mplus.write import encode_adapter
 
@@ -337,22 +338,20 @@ class Replay:
     def _recorded_recall(self, op: dict[str, Any], tag: str) -> Iterator[None]:
         draws = op.get("randint_draws_in_call_order")
 
-        def recall(
-            weights: Weights, track: Track, config: MemoryConfig, normed: Tensor, sources: None
-        ) -> read.Recalled:
+        def recall(weights: Weights, track: Track, config: MemoryConfig, normed: Tensor, sources: None) -> Recalled:
             layer = track.layers[0]
             if draws:
                 normed = normed[: draws[2 * layer]]
             stores = [store for store in (track.long_term, track.pending) if len(store)]
             order = self.get(tag, f"layer{layer}", "final_order")
             if order is None:
-                return original(weights, track, config, normed) if op.get("layers") else read.nothing_recalled()
+                return original(weights, track, config, normed) if op.get("layers") else nothing_recalled()
             everyone = Provenance.cat([store.provenance for store in stores])
             fallback = bool(op["layers"][layer].get("fallback")) if op.get("layers") else False
             recorded_scores = self.get(tag, f"layer{layer}", "scores")
             if recorded_scores is not None and not fallback:
                 unit = torch.arange(len(everyone))
-                scores = read.relevance_of_units(weights.scorers["published"], track, stores, normed, unit, len(unit))
+                scores = relevance_of_units(weights.scorers["published"], track, stores, normed, unit, len(unit))
                 self.report.close("scores", scores[: len(recorded_scores)], recorded_scores)
             ours = original(weights, track, config, normed)
             recorded = self.get(tag, f"layer{layer}", "selected_sorted")
@@ -363,7 +362,7 @@ class Replay:
                 self.report.equal("final_order", ours.index, order)
             if (ages := self.get(tag, f"layer{layer}", "ages_in_final_order")) is not None:
                 self.report.equal("ages_in_final_order", ours.provenance.ages, ages.long())
-            return read.Recalled(order, everyone.take(order), torch.zeros(len(order)))
+            return Recalled(order, everyone.take(order), torch.zeros(len(order)))
 
         original = read.recall
         with mock.patch.object(read, "recall", recall):
