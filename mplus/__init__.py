@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     )
     from mplus.generation.constrain import Constraint, ToolCall, parse_tool_calls
     from mplus.generation.engine import Generation, RecalledSource
+    from mplus.generation.sources import FoundSource
+    from mplus.generation.stream import GenerationStream
     from mplus.memory.memory import Memory, MemoryStats, Source
     from mplus.memory.store import MemoryStore
-    from mplus.model import FoundSource, GenerationStream, MPlus
+    from mplus.model import MPlus
     from mplus.write import WriteReport
 
 _HOMES = {
@@ -54,9 +56,11 @@ _HOMES = {
     ),
     "mplus.generation.constrain": ("Constraint", "ToolCall", "parse_tool_calls"),
     "mplus.generation.engine": ("Generation", "RecalledSource"),
+    "mplus.generation.sources": ("FoundSource",),
+    "mplus.generation.stream": ("GenerationStream",),
     "mplus.memory.memory": ("Memory", "MemoryStats", "Source"),
     "mplus.memory.store": ("MemoryStore",),
-    "mplus.model": ("FoundSource", "GenerationStream", "MPlus"),
+    "mplus.model": ("MPlus",),
     "mplus.write": ("WriteReport",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

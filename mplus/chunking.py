@@ -1,0 +1,160 @@
+"""From what a caller hands in to chunks that can be written: tokens, sources, cuts, and the tail that waits."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from mplus.config import MemoryConfig
+from mplus.memory.state import MemoryState, SourceRecord, Tail
+from mplus.text import SentenceEnds, cut, encode_inert
+from mplus.write import Chunk
+
+TextLike = str | Sequence[str] | Sequence[int] | torch.Tensor
+
+
+class TokenizedText(NamedTuple):
+    """One text on its way into memory."""
+
+    input_ids: list[int]
+    joined_by: list[int]
+    """What stands between it and a waiting tail of the same source."""
+    original: str
+    """As it was given; empty where token ids were."""
+
+
+def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[TokenizedText]:
+    """Texts as token ids.
+
+    Raises:
+        ValueError: Nothing to write, token ids out of range, or something that is not text.
+    """
+    if isinstance(text, torch.Tensor):
+        text = [int(i) for i in text.flatten()]
+    if isinstance(text, str):
+        text = [text]
+    elif text and all(isinstance(item, int) and not isinstance(item, bool) for item in text):
+        ids = [int(i) for i in text]
+        if wrong := [i for i in ids if not 0 <= i < vocabulary_size]:
+            raise ValueError(
+                f"Token id {wrong[0]} is out of range: this model has ids 0 to {vocabulary_size - 1}. Use the "
+                "model's own tokenizer."
+            )
+        return [TokenizedText(ids, [], "")]
+    newline = encode_inert(tokenizer, "\n")
+    found: list[TokenizedText] = []
+    for item in text:
+        if not isinstance(item, str):
+            raise ValueError(f"text holds {type(item).__name__} {item!r:.60}: expected strings, or token ids only.")
+        ids = encode_inert(tokenizer, item) if item.strip() else []
+        if not ids:
+            raise ValueError(f"text={item!r:.60}: nothing to write. Pass text that is not empty.")
+        found.append(TokenizedText(ids, newline, item))
+    if not found:
+        raise ValueError("text=[]: nothing to write. Pass at least one text.")
+    return found
+
+
+class Ready(NamedTuple):
+    """Texts of one call, cut."""
+
+    state: MemoryState
+    """With the sources noted and what is too short yet in its tail; no chunk is in it."""
+    chunks: list[Chunk]
+    """What can be written now, in order."""
+
+
+def ready_chunks(
+    state: MemoryState,
+    config: MemoryConfig,
+    texts: Sequence[TokenizedText],
+    ends: SentenceEnds,
+    *,
+    source: str | None,
+    metadata: Mapping[str, Any] | None,
+    kept_texts: Sequence[tuple[str, ...]],
+) -> Ready:
+    """Cut texts into chunks that go on from what a memory already holds.
+
+    Args:
+        state: What has been written so far.
+        config: How long chunks are.
+        texts: What is to be written.
+        ends: Where the tokenizer's sentences end.
+        source: Name for all of them; None gives each a name of its own.
+        metadata: Of the sources.
+        kept_texts: What to keep of each text beside its latents.
+    """
+    chunks: list[Chunk] = []
+    for text, kept in zip(texts, kept_texts, strict=True):
+        name = source if source is not None else f"text-{len(state.sources) + 1}"
+        state, number = _with_source(state, name, metadata, len(text.input_ids), kept)
+        state, more = _cut(state, config, text, ends, number, chunks)
+        chunks += more
+    return Ready(state, chunks)
+
+
+def _cut(
+    state: MemoryState,
+    config: MemoryConfig,
+    text: TokenizedText,
+    ends: SentenceEnds,
+    source: int,
+    before: Sequence[Chunk],
+) -> tuple[MemoryState, list[Chunk]]:
+    """Chunks that are ready now; what is too short yet waits in the tail of the returned state.
+
+    ``before`` are chunks of the same call that will have been written by then.
+    """
+    chunks: list[Chunk] = []
+    tail, ids = state.tail, text.input_ids
+    sources = [source] * len(ids)
+    if before:
+        last = before[-1].sources[-1:]
+    else:
+        last = state.context.sources[-1:].tolist() if state.context is not None else []
+    if tail.input_ids:
+        if tail.sources[-1] == source or config.encoding == "adapter":
+            ids = [*tail.input_ids, *text.joined_by, *ids]
+            sources = [*tail.sources, *([source] * len(text.joined_by)), *sources]
+        else:
+            # Another source follows: a chunk never mixes two where each can be forgotten exactly.
+            continues = last == [tail.sources[0]]
+            chunks.append(Chunk(list(tail.input_ids), list(tail.sources), continues))
+            last = [tail.sources[-1]]
+    cuts = cut(
+        ids,
+        ends,
+        chunk_tokens=config.chunk_tokens,
+        minimum_chunk_tokens=config.minimum_chunk_tokens,
+    )
+    for start, stop in cuts.chunks:
+        continues = last == [sources[start]]
+        chunks.append(Chunk(ids[start:stop], sources[start:stop], continues))
+        last = [sources[stop - 1]]
+    start, stop = cuts.tail
+    tail = Tail(tuple(ids[start:stop]), tuple(sources[start:stop]))
+    return replace(state, tail=tail), chunks
+
+
+def _with_source(
+    state: MemoryState, name: str, metadata: Mapping[str, Any] | None, text_tokens: int, texts: tuple[str, ...]
+) -> tuple[MemoryState, int]:
+    """The state with a source noted as written now, and the source's number."""
+    now = time.time()
+    number = state.source_number(name)
+    if number is None:
+        record = SourceRecord(name, dict(metadata or {}), now, now, text_tokens, texts=texts)
+        return replace(state, sources=(*state.sources, record)), len(state.sources)
+    known = state.sources[number]
+    record = replace(
+        known,
+        metadata={**known.metadata, **(metadata or {})},
+        last_written=now,
+        text_tokens=known.text_tokens + text_tokens,
+        texts=known.texts + texts,
+    )
+    sources = (*state.sources[:number], record, *state.sources[number + 1 :])
+    return replace(state, sources=sources), number

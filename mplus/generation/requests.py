@@ -1,0 +1,120 @@
+"""From a memory and a prompt to a row that can be answered: the state as reads see it, and what fits the window."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from mplus.config import MemoryConfig
+from mplus.errors import PromptTooLongError
+from mplus.generation.chat import Prompt, encode_prompt
+from mplus.generation.engine import Row
+from mplus.generation.sampling import SamplingParams
+from mplus.generation.sources import Where, allowed_sources
+from mplus.memory.memory import Memory
+from mplus.memory.state import MemoryState, Tail
+from mplus.read import ReadRequest
+from mplus.weights import Weights
+from mplus.write import Chunk, write_chunks
+
+PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
+Tools = Sequence[Mapping[str, Any]]
+
+
+class Requests:
+    """Makes the rows of one model."""
+
+    def __init__(self, weights: Weights, tokenizer: Any) -> None:
+        self._weights, self._tokenizer = weights, tokenizer
+        self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
+
+    def row(
+        self, memory: Memory, prompt: PromptLike, params: SamplingParams, *, tools: Tools | None, where: Where | None
+    ) -> Row:
+        """One prompt on its way to an answer, cut to what fits the window.
+
+        Raises:
+            PromptTooLongError: The prompt does not fit the model's window beside its memory.
+        """
+        request = self.read_request(memory, prompt, tools=tools, where=where)
+        room = self._room(request.state, request.config) - len(request.input_ids)
+        if params.max_new_tokens > room:
+            params = params.model_copy(update={"max_new_tokens": max(room, 1)})
+        return Row(request, params)
+
+    def read_request(
+        self, memory: Memory, prompt: PromptLike, *, tools: Tools | None, where: Where | None
+    ) -> ReadRequest:
+        """The memory's present state and the encoded prompt.
+
+        Raises:
+            PromptTooLongError: The prompt does not fit the model's window beside its memory.
+        """
+        encoded = self.encoded(prompt, tools)
+        state = self.present_state(memory)
+        ids, (begin, end) = list(encoded.input_ids), encoded.query
+        if not ids:
+            raise ValueError("prompt='': expected text or chat messages. Pass at least one token.")
+        bos = getattr(self._tokenizer, "bos_token_id", None)
+        remembers = any(map(len, state.tracks))
+        if remembers and len(ids) > 1 and bos is not None and ids[0] == bos and ids.count(bos) == 1:
+            # The prefix starts with the bos state already. A chat template that begins every turn with
+            # its bos token has more than one of them and keeps them all.
+            ids, begin, end = ids[1:], max(begin - 1, 0), end - 1
+        waiting = list(state.tail.input_ids)
+        ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
+        self._check_length(state, memory.config, len(ids))
+        return ReadRequest(state, memory.config, ids, (begin, end), allowed_sources(state, where))
+
+    def encoded(self, prompt: PromptLike, tools: Tools | None) -> Prompt:
+        """A prompt as token ids, what the chat template adds included."""
+        return prompt if isinstance(prompt, Prompt) else encode_prompt(self._tokenizer, prompt, tools=tools)
+
+    def present_state(self, memory: Memory) -> MemoryState:
+        """A memory's state as reads see it: a waiting tail counts as if it had been written.
+
+        A write adapter was not trained on so little text; there the tail is read as text instead.
+        """
+        state = memory.state
+        if not state.tail.input_ids or memory.config.encoding == "adapter":
+            return state
+        known = self._states.get(memory)
+        if known is not None and known[0] is state:
+            return known[1]
+        last = state.context.sources[-1:].tolist() if state.context is not None else []
+        chunk = Chunk(list(state.tail.input_ids), list(state.tail.sources), last == [state.tail.sources[0]])
+        whole, _ = write_chunks(self._weights, memory, replace(state, tail=Tail()), [chunk])
+        self._states[memory] = (state, whole)
+        return whole
+
+    def prompt_room(self, config: MemoryConfig) -> int:
+        """Tokens left for prompt and answer beside a memory of this layout once it is full."""
+        window, prefix = self._weights.backbone.window, config.prefix_tokens
+        return window - prefix - 1 if prefix + 1 < window else window - 1
+
+    def stop_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        found: set[int] = set()
+        backbone = self._weights.backbone
+        for holder in (self._tokenizer, getattr(backbone.model, "generation_config", None), backbone.config):
+            token = getattr(holder, "eos_token_id", None)
+            found |= set(token) if isinstance(token, list) else {token} if isinstance(token, int) else set()
+        return frozenset(found)
+
+    def _room(self, state: MemoryState, config: MemoryConfig) -> int:
+        """Positions left for prompt and answer behind the longest prefix this memory can have."""
+        window = self._weights.backbone.window
+        prefix = max(
+            len(track.short_term) + min(len(track.pending) + len(track.long_term), config.recalled_tokens)
+            for track in state.tracks
+        )
+        # A layout whose prefix alone exceeds the window was chosen knowingly; prompts still must fit it.
+        return window - prefix - 1 if prefix + 1 < window else window
+
+    def _check_length(self, state: MemoryState, config: MemoryConfig, length: int) -> None:
+        room = self._room(state, config)
+        if length >= room:
+            raise PromptTooLongError(
+                f"The prompt has {length:,} tokens, but {room - 1:,} fit beside this memory in the model's window "
+                f"of {self._weights.backbone.window:,}. Write the long part into memory, or shorten the prompt."
+            )

@@ -1,0 +1,45 @@
+"""Which sources a read may use, and which a search finds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mplus.memory.state import MemoryState
+
+Where = Mapping[str, Any] | Callable[[str, Mapping[str, Any]], bool]
+"""Which sources may be read: metadata that must be equal, or a test of name and metadata."""
+
+
+@dataclass(frozen=True)
+class FoundSource:
+    """A source that a search found.
+
+    Attributes:
+        source: Its name.
+        relevance: Relevance of its best chunk, as the scorer counts.
+        metadata: What was given when it was written.
+        texts: What was written, where it was kept.
+    """
+
+    source: str
+    relevance: float
+    metadata: Mapping[str, Any]
+    texts: tuple[str, ...]
+
+
+def allowed_sources(state: MemoryState, where: Where | None) -> torch.Tensor | None:
+    """Rows of the table of sources that match; None where all may be read."""
+    if where is None:
+        return None
+    if callable(where):
+        rows = [n for n, s in enumerate(state.sources) if not s.forgotten and where(s.name, s.metadata)]
+    else:
+        missing = object()
+        rows = [
+            n
+            for n, s in enumerate(state.sources)
+            if not s.forgotten and all(s.metadata.get(key, missing) == value for key, value in where.items())
+        ]
+    return torch.tensor(rows, dtype=torch.int64)

@@ -1,0 +1,49 @@
+"""``GenerationStream``: an answer, piece by piece."""
+
+import threading
+from collections.abc import Iterator
+
+from mplus.generation.engine import Generation, Row
+
+
+class GenerationStream(Iterator[str]):
+    """The pieces of an answer as they become certain; ``generation`` says the rest.
+
+    Stop early with ``cancel()`` (from any thread), ``close()``, or by leaving a ``with`` block: generation
+    stops within two tokens.
+    """
+
+    def __init__(self, row: Row, pieces: Iterator[str]) -> None:
+        self._row, self._pieces = row, pieces
+
+    def __iter__(self) -> "GenerationStream":
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def cancel(self) -> None:
+        """Stop generating; what has been answered so far stays."""
+        self._row.cancelled.set()
+
+    def cancel_with(self, cancelled: threading.Event) -> None:
+        """Stop when ``cancelled`` is set; for whoever waits elsewhere. It is never set from here."""
+        self._row.cancelled_by = cancelled
+
+    def close(self) -> None:
+        """Stop generating and release what it held."""
+        self.cancel()
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> "GenerationStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def generation(self) -> Generation:
+        """What has been answered so far; complete once the stream has ended."""
+        return self._row.generation()
