@@ -153,9 +153,9 @@ def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Se
     def planes(parts: Sequence[tuple[Plane, ...]]) -> tuple[Plane, ...]:
         result: list[Plane] = []
         for layer in zip(*parts, strict=True):
-            data = torch.cat([p.data[r] for p, r in zip(layer, rows, strict=True)])
-            scales = [p.scale[r] for p, r in zip(layer, rows, strict=True) if p.scale is not None]
-            result.append(Plane(data, torch.cat(scales) if scales else None))
+            taken = [plane.take(row) for plane, row in zip(layer, rows, strict=True)]
+            scales = [plane.scale for plane in taken if plane.scale is not None]
+            result.append(Plane(torch.cat([plane.data for plane in taken]), torch.cat(scales) if scales else None))
         return tuple(result)
 
     states = [s.states for s in segments if s.states is not None]

@@ -5,7 +5,6 @@ only segments that no file holds yet, and a recall touches only the rows it need
 """
 
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -46,9 +45,15 @@ class Plane:
             return data.to(dtype)
         return data.to(dtype) * self.scale[index].to(device=device, dtype=dtype)
 
-    def tensors(self) -> Iterable[Tensor]:
-        """The stored tensors."""
-        return (self.data,) if self.scale is None else (self.data, self.scale)
+    def take(self, index: Int[Tensor, " T"]) -> "Plane":
+        """Some rows in their stored form, not converted again."""
+        return Plane(self.data[index], None if self.scale is None else self.scale[index])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored tensors, wherever they are."""
+        stored = (self.data,) if self.scale is None else (self.data, self.scale)
+        return sum(tensor.numel() * tensor.element_size() for tensor in stored)
 
     def to(self, device: torch.device) -> "Plane":
         """The same plane on a device."""
@@ -96,6 +101,5 @@ class Segment:
     @property
     def nbytes(self) -> int:
         """Bytes of keys, values and states, wherever they are kept, and of retrieval keys."""
-        planes = (*self.keys, *self.values, *(self.states or ()))
-        stored = sum(t.numel() * t.element_size() for p in planes for t in p.tensors())
+        stored = sum(plane.nbytes for plane in (*self.keys, *self.values, *(self.states or ())))
         return stored + self.retrieval_keys.numel() * self.retrieval_keys.element_size()
