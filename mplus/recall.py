@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mplus.config import MemoryConfig
-from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Track
-from mplus.memory.tokens import Provenance, Tokens
+from mplus.memory.tokens import Provenance
+from mplus.memory.units import Candidates, Units
 from mplus.retriever import Scorer, choose_units
 from mplus.weights import Weights
 
@@ -53,20 +53,36 @@ def recall(
     budget = config.recalled_tokens
     if sources is None and config.repeat_short_recall and len(track.long_term) < budget:
         return _repeated(track, budget)
-    stores = [store for store in (track.long_term, track.pending) if len(store)]
-    if not stores or not budget:
+    candidates = _candidates(track, config, sources)
+    if not len(candidates) or not budget:
         return nothing_recalled()
-    provenance = Provenance.cat([store.provenance for store in stores])
-    unit, num_units = _units(provenance, config, sources)
-    if not num_units:
-        return nothing_recalled()
-    relevance = relevance_of_units(weights.scorers[config.recall], track, stores, normed, unit, num_units)
-    sizes = torch.bincount(unit[unit >= 0], minlength=num_units)
-    chosen = choose_units(relevance, sizes, budget)
-    index = torch.isin(unit, chosen).nonzero().flatten()
+    relevance = relevance_of(weights.scorers[config.recall], track.recall_layer, candidates, normed)
+    sizes = candidates.sizes
+    chosen = choose_units(relevance, sizes, budget).sort().values
+    index = candidates.take(chosen).tokens()
+    provenance = _taken(track, index)
     # Oldest first; ties in age in descending index order, as the published order has them.
-    index = index[provenance.ages[index].argsort(stable=True)].flip(0)
-    return Recalled(index, provenance.take(index), relevance[unit[index]])
+    order = provenance.ages.argsort(stable=True).flip(0)
+    shared = relevance[chosen].repeat_interleave(sizes[chosen])
+    return Recalled(index[order], provenance.take(order), shared[order])
+
+
+def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] | None) -> Candidates:
+    """Every unit that may be recalled, of long-term memory and of what is pending."""
+    stores = (track.long_term, track.pending)
+    units = tuple(store.units(config.layout) for store in stores)
+    if sources is not None:
+        units = tuple(known.among(store.provenance, sources) for known, store in zip(units, stores, strict=True))
+    return Candidates(stores, units)
+
+
+def _taken(track: Track, index: Int[Tensor, " T"]) -> Provenance:
+    """Provenance of some rows of [long-term ; pending], in ascending order."""
+    long = len(track.long_term)
+    inside = index < long
+    return Provenance.cat(
+        [track.long_term.provenance.take(index[inside]), track.pending.provenance.take(index[~inside] - long)]
+    )
 
 
 def rank_sources(
@@ -92,58 +108,27 @@ def rank_sources(
         return []
     ids = torch.tensor(list(query[-QUERY_TOKENS:]))
     normed = weights.norm(track.recall_layer, weights.backbone.plain_states(ids, track.recall_layer)[-1], reading=False)
-    provenance = Provenance.cat([pool.provenance for pool in pools])
-    allowed = provenance.sources >= 0
-    if sources is not None:
-        allowed &= torch.isin(provenance.sources, sources)
-    known, inside = provenance.chunks[allowed].unique(return_inverse=True)
-    if not len(known):
+    units = [Units.of(pool.provenance, config.layout) for pool in pools]
+    if sources is None:
+        sources = torch.arange(len(state.sources))  # not what came with a checkpoint
+    units = [known.among(pool.provenance, sources) for known, pool in zip(units, pools, strict=True)]
+    candidates = Candidates(tuple(pools), tuple(units))
+    if not len(candidates):
         return []
-    unit = torch.full((len(provenance),), -1, dtype=torch.int64)
-    unit[allowed] = inside
-    relevance = relevance_of_units(weights.scorers[config.recall], track, pools, normed, unit, len(known))
+    relevance = relevance_of(weights.scorers[config.recall], track.recall_layer, candidates, normed)
+    source = torch.cat([pool.provenance.sources[known.starts] for pool, known in zip(pools, units, strict=True)])
     best = torch.full((len(state.sources),), float("-inf"), dtype=relevance.dtype)
-    best.scatter_reduce_(0, provenance.sources[allowed], relevance[inside], reduce="amax")
+    best.scatter_reduce_(0, source, relevance, reduce="amax")
     order = best.argsort(descending=True, stable=True)
     return [(n, float(best[n])) for n in order.tolist() if best[n] > float("-inf")]
 
 
-def relevance_of_units(
-    scorer: Scorer,
-    track: Track,
-    pools: Sequence[LongTermMemory | Tokens],
-    normed: Float[Tensor, "S D"],
-    unit: Int[Tensor, " T"],
-    num_units: int,
+def relevance_of(
+    scorer: Scorer, recall_layer: int, candidates: Candidates, normed: Float[Tensor, "S D"]
 ) -> Float[Tensor, " U"]:
-    """Relevance of every unit of some pools, on the CPU; ``unit`` is -1 for tokens that do not count."""
-    queries = scorer.queries(track.recall_layer, normed).cpu().float()
-    keys: list[Tensor] = []
-    units: list[Tensor] = []
-    for pool, rows in zip(pools, unit.split([len(pool) for pool in pools]), strict=True):
-        if isinstance(pool, LongTermMemory):
-            units += pool.unit_rows(rows)
-            keys += [segment.retrieval_keys for segment in pool.segments]
-        else:
-            units.append(rows)
-            keys.append(pool.content.retrieval_keys.cpu())
-    return scorer.relevance(queries, keys, units, num_units)
-
-
-def _units(
-    provenance: Provenance, config: MemoryConfig, sources: Int[Tensor, " n"] | None
-) -> tuple[Int[Tensor, " T"], int]:
-    """The unit of recall each token belongs to: its chunk, or itself; -1 where it may not be recalled."""
-    if sources is None:
-        if config.layout == "token":
-            return torch.arange(len(provenance)), len(provenance)
-        known, unit = provenance.chunks.unique(return_inverse=True)
-        return unit, len(known)
-    allowed = torch.isin(provenance.sources, sources)
-    unit = torch.full((len(provenance),), -1, dtype=torch.int64)
-    inside, count = _units(provenance.take(allowed.nonzero().flatten()), config, None)
-    unit[allowed] = inside
-    return unit, count
+    """Relevance of every candidate, on the CPU."""
+    queries = scorer.queries(recall_layer, normed).cpu().float()
+    return scorer.relevance(queries, candidates.blocks(), len(candidates))
 
 
 def _repeated(track: Track, budget: int) -> Recalled:

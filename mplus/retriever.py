@@ -2,10 +2,12 @@
 
 A scorer turns the normed input of a layer into *retrieval keys* when a memory token is born, and into
 *retrieval queries* when a question is read; ``relevance`` compares them. Relevance is per **unit**: a
-whole chunk where chunks are kept whole, else a single token.
+whole chunk where chunks are kept whole, else a single token. Keys come in blocks, and no [tokens x
+queries] matrix is ever held for more than one of them.
 """
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +16,18 @@ from torch.nn import functional
 
 Normed = Float[Tensor, "S D"]
 RetrievalRows = Float[Tensor, "S ..."]
-Units = Int[Tensor, " _"]
+RowWeights = Float[Tensor, " S"]
 Relevance = Float[Tensor, " U"]
+
+
+class KeyBlock(NamedTuple):
+    """Retrieval keys of some units that follow one another, token by token."""
+
+    keys: Float[Tensor, "T R"]
+    sizes: Int[Tensor, " u"]
+    """Tokens of each unit, in order; they add up to the number of keys."""
+    first: int
+    """Number of the first unit. Where it is the last one of the block before, that unit goes on."""
 
 
 @runtime_checkable
@@ -31,11 +43,19 @@ class Scorer(Protocol):
         ...
 
     def relevance(
-        self, queries: RetrievalRows, keys: list[Float[Tensor, "_ R"]], units: list[Units], num_units: int
+        self,
+        queries: RetrievalRows,
+        blocks: Iterable[KeyBlock],
+        num_units: int,
+        row_weights: RowWeights | None = None,
     ) -> Relevance:
-        """Relevance of each unit; ``units`` gives every key's unit, -1 for a key that does not count.
+        """Relevance of units 0 to ``num_units`` - 1, each of which has a key in some block.
 
-        Keys come in blocks, and no [keys x queries] matrix is held for more than one of them.
+        Args:
+            queries: What is asked for, row by row.
+            blocks: All keys; gone through more than once where a scorer has to.
+            num_units: U.
+            row_weights: How much each query row says; all alike where not given.
         """
         ...
 
@@ -78,17 +98,35 @@ class LateInteraction(nn.Module):
         return functional.normalize(rows, dim=-1)
 
     def relevance(
-        self, queries: RetrievalRows, keys: list[Float[Tensor, "_ R"]], units: list[Units], num_units: int
+        self,
+        queries: RetrievalRows,
+        blocks: Iterable[KeyBlock],
+        num_units: int,
+        row_weights: RowWeights | None = None,
     ) -> Relevance:
         """Mean over query rows of (best cosine in the unit - that row's mean best cosine)."""
-        best = queries.new_full((num_units, queries.shape[0]), -1.0)
-        for block, unit in zip(keys, units, strict=True):
-            counted = unit >= 0
-            cosine = block.to(queries.dtype) @ queries.T
-            if not bool(counted.all()):
-                cosine, unit = cosine[counted], unit[counted]
-            best.scatter_reduce_(0, unit[:, None].expand_as(cosine), cosine, reduce="amax")
-        return (best - best.mean(dim=0)).mean(dim=1)
+        match = self.match(queries, blocks, num_units, row_weights)
+        # The mean over units of a mean over rows: what each row loses adds up to one number.
+        return match - match.mean()
+
+    def match(
+        self,
+        queries: RetrievalRows,
+        blocks: Iterable[KeyBlock],
+        num_units: int,
+        row_weights: RowWeights | None = None,
+    ) -> Relevance:
+        """Mean over query rows of the best cosine in each unit."""
+        weights = normalised(row_weights, queries)
+        match = queries.new_zeros(num_units)
+        last_unit, last_best = -1, queries.new_empty(0)
+        for keys, sizes, first in blocks:
+            best = best_of_runs(functional.linear(keys.to(queries.dtype), queries), sizes)
+            if first == last_unit:
+                best[0] = torch.maximum(best[0], last_best)
+            match[first : first + len(sizes)] = best @ weights
+            last_unit, last_best = first + len(sizes) - 1, best[-1]
+        return match
 
 
 class PublishedRetriever(nn.Module):
@@ -112,11 +150,21 @@ class PublishedRetriever(nn.Module):
         return self.query_projections[layer](normed)
 
     def relevance(
-        self, queries: RetrievalRows, keys: list[Float[Tensor, "_ R"]], units: list[Units], num_units: int
+        self,
+        queries: RetrievalRows,
+        blocks: Iterable[KeyBlock],
+        num_units: int,
+        row_weights: RowWeights | None = None,
     ) -> Relevance:
         """Mean over query rows, then over the unit's tokens, of sigmoid(query . key)."""
-        scores = [(block.to(queries.dtype) @ queries.T).sigmoid().mean(dim=1) for block in keys]
-        return _mean_per_unit(scores, units, num_units)
+        weights = normalised(row_weights, queries)
+        total, count = queries.new_zeros(num_units), queries.new_zeros(num_units)
+        for keys, sizes, first in blocks:
+            scores = functional.linear(keys.to(queries.dtype), queries).sigmoid_() @ weights
+            units = slice(first, first + len(sizes))
+            total[units] += sum_of_runs(scores, sizes)
+            count[units] += sizes
+        return total / count
 
     @staticmethod
     def projection(hidden_size: int, retriever_size: int) -> nn.Sequential:
@@ -157,34 +205,69 @@ class AttentionScorer(nn.Module):
         return heads if norm is None else norm(heads)
 
     def relevance(
-        self, queries: RetrievalRows, keys: list[Float[Tensor, "_ R"]], units: list[Units], num_units: int
+        self,
+        queries: RetrievalRows,
+        blocks: Iterable[KeyBlock],
+        num_units: int,
+        row_weights: RowWeights | None = None,
     ) -> Relevance:
-        """Attention mass of each unit."""
+        """Attention mass of each unit: one pass for the softmax's denominators, one for the masses."""
+        weights = normalised(row_weights, queries)
         grouped = queries.unflatten(1, (self.num_key_value_heads, -1)) * self.head_size**-0.5
-        unit = torch.cat(units)
-        counted = unit >= 0
-        logits: list[Tensor] = []
-        for block in keys:
-            heads = block.to(queries.dtype).unflatten(1, (self.num_key_value_heads, self.head_size))
-            logits.append(torch.einsum("shge,the->shgt", grouped, heads))
-        mass = torch.cat(logits, dim=-1)[..., counted].softmax(dim=-1).mean(dim=(0, 1, 2))
-        return mass.new_zeros(num_units).index_add_(0, unit[counted], mass)
+        grouped = grouped.permute(1, 3, 0, 2)  # [head, size, row, group]
+        highest = grouped.new_full((grouped.shape[0], 1, *grouped.shape[2:]), float("-inf"))
+        total = torch.zeros_like(highest)
+        for keys, _, _ in blocks:
+            logits = self._logits(keys, grouped)
+            higher = torch.maximum(highest, logits.amax(dim=1, keepdim=True))
+            total = total * (highest - higher).exp() + (logits - higher).exp().sum(dim=1, keepdim=True)
+            highest = higher
+        mass = queries.new_zeros(num_units)
+        for keys, sizes, first in blocks:
+            share = (self._logits(keys, grouped) - highest).exp_().div_(total)
+            mass[first : first + len(sizes)] += sum_of_runs(share.mean(dim=(0, 3)) @ weights, sizes)
+        return mass
+
+    def _logits(self, keys: Tensor, grouped: Tensor) -> Float[Tensor, "H T S G"]:
+        heads = keys.to(grouped.dtype).unflatten(1, (self.num_key_value_heads, self.head_size)).transpose(0, 1)
+        return (heads @ grouped.flatten(2)).unflatten(2, grouped.shape[2:])
 
 
-def _mean_per_unit(scores: list[Tensor], units: list[Units], num_units: int) -> Relevance:
-    unit, score = torch.cat(units), torch.cat(scores)
-    counted = unit >= 0
-    unit, score = unit[counted], score[counted]
-    total = score.new_zeros(num_units).index_add_(0, unit, score)
-    count = score.new_zeros(num_units).index_add_(0, unit, torch.ones_like(score))
-    return total / count.clamp(min=1)
+def normalised(row_weights: RowWeights | None, queries: RetrievalRows) -> RowWeights:
+    """Weights of query rows that add up to 1."""
+    if row_weights is None:
+        return queries.new_full((queries.shape[0],), 1 / queries.shape[0])
+    return row_weights.to(queries) / row_weights.sum()
+
+
+def best_of_runs(scores: Float[Tensor, "T S"], sizes: Int[Tensor, " u"]) -> Float[Tensor, "u S"]:
+    """The highest score of each run of rows, column by column."""
+    if len(sizes) == len(scores):
+        return scores
+    run = torch.arange(len(sizes), device=scores.device).repeat_interleave(sizes, output_size=len(scores))
+    best = scores.new_full((len(sizes), scores.shape[1]), float("-inf"))
+    return best.scatter_reduce_(0, run[:, None].expand_as(scores), scores, reduce="amax")
+
+
+def sum_of_runs(scores: Float[Tensor, " T"], sizes: Int[Tensor, " u"]) -> Float[Tensor, " u"]:
+    """The sum of each run of scores."""
+    if len(sizes) == len(scores):
+        return scores
+    run = torch.arange(len(sizes), device=scores.device).repeat_interleave(sizes, output_size=len(scores))
+    return scores.new_zeros(len(sizes)).index_add_(0, run, scores)
 
 
 def choose_units(relevance: Relevance, sizes: Int[Tensor, " U"], budget: int) -> Int[Tensor, " chosen"]:
-    """The most relevant units that fit into ``budget`` tokens, best first.
+    """The most relevant units that fit into ``budget`` tokens, best first, the earlier one among equals.
 
     A unit that does not fit ends the choice: a smaller, less relevant one must not displace it.
     """
-    order = relevance.argsort(descending=True, stable=True)
+    # Every unit has a token, so no more than ``budget`` units fit: only those are put in order.
+    most = min(budget, len(relevance))
+    if not most:
+        return torch.empty(0, dtype=torch.int64)
+    worst = relevance.topk(most).values[-1]
+    best = (relevance >= worst).nonzero().flatten()
+    order = best[relevance[best].argsort(descending=True, stable=True)]
     fits = sizes[order].cumsum(0) <= budget
     return order[: int(fits.sum())]

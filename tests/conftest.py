@@ -12,6 +12,7 @@ import tests.typecheck  # noqa: F401  (the hook finds it by name)
 
 install_import_hook("mplus", "tests.typecheck.checked")
 
+import hypothesis
 import pytest
 import torch
 
@@ -20,6 +21,9 @@ from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.testing import tiny_model
 
+# A first call checks shapes and may be slow; no test is about time.
+hypothesis.settings.register_profile("mplus", deadline=None)
+hypothesis.settings.load_profile("mplus")
 # Tiny models are quickest on one thread, and do not fight over cores.
 torch.set_num_threads(1)
 

@@ -1,29 +1,37 @@
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mplus.retriever import AttentionScorer, LateInteraction, PublishedRetriever, choose_units
+from mplus.retriever import AttentionScorer, KeyBlock, LateInteraction, PublishedRetriever, choose_units
 from mplus.testing import tiny_backbone
 
 
-def split(keys: torch.Tensor, units: torch.Tensor, at: int):
-    return [keys[:at], keys[at:]], [units[:at], units[at:]]
+def blocks(keys: torch.Tensor, sizes: list[int], cuts: list[int]) -> list[KeyBlock]:
+    """Keys of consecutive units, cut anywhere: a unit may go on in the next block."""
+    unit = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    edges = sorted({0, *(cut % len(keys) for cut in cuts), len(keys)})
+    return [
+        KeyBlock(keys[low:high], unit[low:high].unique(return_counts=True)[1], int(unit[low]))
+        for low, high in pairwise(edges)
+    ]
 
 
-def test_late_interaction_is_maxsim_less_the_mean_over_units() -> None:
+SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=8)
+CUTS = st.lists(st.integers(0, 40), max_size=4)
+
+
+@given(SIZES, CUTS, st.booleans())
+def test_late_interaction_is_weighted_maxsim_less_the_mean_over_units(sizes, cuts, weighted) -> None:
     torch.manual_seed(0)
-    keys, queries = (torch.nn.functional.normalize(torch.randn(n, 6), dim=-1) for n in (11, 3))
-    units = torch.tensor([0, 0, 0, 2, 2, -1, 1, 1, 1, 1, 3])
+    keys, queries = (torch.nn.functional.normalize(torch.randn(n, 6), dim=-1) for n in (sum(sizes), 3))
+    weights = torch.tensor([0.5, 2.0, 1.0]) if weighted else None
     scorer = LateInteraction(torch.zeros(1, 6), torch.ones(1, 6))
-    for at in (0, 4, 11):
-        got = scorer.relevance(queries, *split(keys, units, at), 4)
-        best = torch.tensor(
-            [
-                [max(float(q @ k) for k, u in zip(keys, units, strict=True) if u == unit) for q in queries]
-                for unit in range(4)
-            ]
-        )
-        torch.testing.assert_close(got, (best - best.mean(0)).mean(1))
+    got = scorer.relevance(queries, blocks(keys, sizes, cuts), len(sizes), weights)
+    best = torch.tensor([[max(float(q @ k) for k in unit) for q in queries] for unit in keys.split(sizes)])
+    share = torch.ones(3) if weights is None else weights
+    torch.testing.assert_close(got, (best - best.mean(0)) @ (share / share.sum()))
 
 
 def test_late_interaction_centres_standardises_and_projects() -> None:
@@ -44,27 +52,33 @@ def test_published_relevance_is_the_mean_sigmoid() -> None:
     rows, text = torch.randn(9, 6), torch.randn(3, 6)
     keys, queries = scorer.keys(1, rows), scorer.queries(1, text)
     expected = (queries @ keys.T).sigmoid().mean(0)
-    got = scorer.relevance(queries, *split(keys, torch.arange(9), 4), 9)
-    torch.testing.assert_close(got, expected)
-    units = torch.tensor([0, 0, 1, 1, 1, -1, 2, 2, 2])
-    got = scorer.relevance(queries, *split(keys, units, 3), 3)
-    torch.testing.assert_close(got, torch.stack([expected[:2].mean(), expected[2:5].mean(), expected[6:].mean()]))
+    for cuts in ([], [4], [1, 6]):
+        got = scorer.relevance(queries, blocks(keys, [1] * 9, cuts), 9)
+        torch.testing.assert_close(got, expected)
+        got = scorer.relevance(queries, blocks(keys, [2, 4, 3], cuts), 3)
+        torch.testing.assert_close(got, torch.stack([part.mean() for part in expected.split([2, 4, 3])]))
+    weights = torch.tensor([1.0, 0.0, 3.0])
+    got = scorer.relevance(queries, blocks(keys, [1] * 9, [4]), 9, weights)
+    torch.testing.assert_close(got, weights @ (queries @ keys.T).sigmoid() / 4)
 
 
-def test_attention_relevance_is_attention_mass_over_living_tokens() -> None:
+def test_attention_relevance_is_attention_mass() -> None:
     torch.manual_seed(0)
     model = tiny_backbone()
     scorer = AttentionScorer([layer.self_attn for layer in model.model.layers], 2, 8)
     rows, text = torch.randn(7, 48), torch.randn(3, 48)
     with torch.no_grad():
         keys, queries = scorer.keys(2, rows), scorer.queries(2, text)
-        units = torch.tensor([0, 1, 2, -1, 3, 4, 5])
-        got = scorer.relevance(queries, *split(keys, units, 3), 6)
         attention = model.model.layers[2].self_attn
-        k = attention.k_proj(rows).view(7, 2, 8).repeat_interleave(3, 1)[units >= 0]
+        k = attention.k_proj(rows).view(7, 2, 8).repeat_interleave(3, 1)
         q = attention.q_proj(text).view(3, 6, 8)
-        weights = (torch.einsum("qhe,khe->hqk", q, k) / 8**0.5).softmax(-1).mean((0, 1))
-    torch.testing.assert_close(got, weights)
+        mass = (torch.einsum("qhe,khe->hqk", q, k) / 8**0.5).softmax(-1).mean(0)
+        for cuts in ([], [3], [2, 5]):
+            got = scorer.relevance(queries, blocks(keys, [1] * 7, cuts), 7)
+            torch.testing.assert_close(got, mass.mean(0))
+            got = scorer.relevance(queries, blocks(keys, [3, 4], cuts), 2, torch.tensor([1.0, 2.0, 1.0]))
+            weighted = torch.tensor([0.25, 0.5, 0.25]) @ mass
+            torch.testing.assert_close(got, torch.stack([weighted[:3].sum(), weighted[3:].sum()]))
     assert abs(float(got.sum()) - 1) < 1e-5
 
 

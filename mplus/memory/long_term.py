@@ -4,16 +4,29 @@ Pending evictions are kept in the same form, so that recall sees both alike.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mplus.config import SURVIVAL_FREQUENCY
+from mplus.config import SURVIVAL_FREQUENCY, Layout
 from mplus.memory.tiers import Plane, Segment
 from mplus.memory.tokens import Content, Provenance
+from mplus.memory.units import Units
 from mplus.shapes import Index
+
+HOST = torch.device("cpu")
+
+
+@dataclass
+class Derived:
+    """What recall works out once of the tokens that live: versions of a store that only aged share it."""
+
+    of: Tensor | None = None
+    """The column of chunks it was worked out for."""
+    units: dict[Layout, Units] = field(default_factory=dict[Layout, Units])
+    bounds: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class LongTermMemory:
     provenance: Provenance
     segment: Int[Tensor, " T"]
     row: Int[Tensor, " T"]
+    _derived: Derived = field(default_factory=Derived, repr=False, compare=False)
 
     @staticmethod
     def empty() -> "LongTermMemory":
@@ -89,16 +103,42 @@ class LongTermMemory:
         order = torch.cat(places).argsort()
         return gathered if bool((order[:-1] < order[1:]).all()) else gathered.take(order)
 
-    def unit_rows(self, unit: Int[Tensor, " T"]) -> list[Int[Tensor, " _"]]:
-        """Per segment the unit of each of its rows, -1 for rows that no longer live."""
-        rows = [torch.full((len(s),), -1, dtype=torch.int64) for s in self.segments]
-        if len(rows) == 1:
-            rows[0][self.row] = unit
-            return rows
-        bounds = torch.tensor([0, *(len(s) for s in self.segments)]).cumsum(0)
-        flat = torch.full((int(bounds[-1]),), -1, dtype=torch.int64)
-        flat[bounds[self.segment] + self.row] = unit
-        return list(flat.split([len(s) for s in self.segments]))
+    # --- recall -----------------------------------------------------------------------------------
+
+    @property
+    def derived(self) -> Derived:
+        """What recall works out once; begun anew where other tokens live than it was worked out for."""
+        known = self._derived
+        if known.of is not self.provenance.chunks:
+            known.of, known.units, known.bounds = self.provenance.chunks, {}, None
+        return known
+
+    def units(self, layout: Layout) -> Units:
+        """Every unit of recall."""
+        known = self.derived.units
+        if layout not in known:
+            known[layout] = Units.of(self.provenance, layout)
+        return known[layout]
+
+    def key_bounds(self) -> tuple[int, ...]:
+        """Places at which a new segment begins, and the end."""
+        known = self.derived
+        if known.bounds is None:
+            living = torch.bincount(self.segment, minlength=len(self.segments))
+            known.bounds = (0, *living.cumsum(0).tolist())
+        return known.bounds
+
+    def retrieval_keys(self, index: Index | slice) -> Float[Tensor, "T R"]:
+        """Retrieval keys of some tokens, in ascending order, as numbers in host memory."""
+        segment, row = self.segment[index], self.row[index]
+        numbers, counts = segment.unique_consecutive(return_counts=True)
+        parts: list[Tensor] = []
+        for number, rows in zip(numbers.tolist(), row.split(counts.tolist()), strict=True):
+            first, last = int(rows[0]), int(rows[-1])
+            together = last - first + 1 == len(rows)
+            keys = self.segments[number].retrieval_keys
+            parts.append(keys.rows(slice(first, last + 1) if together else rows, torch.float32, HOST))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def compacted(self, *, size: int, waste: float = 0.5) -> "LongTermMemory":
         """Without rows that no longer live, where they are more than ``waste`` of a segment.
@@ -162,7 +202,7 @@ def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Se
     return Segment(
         planes([s.keys for s in segments]),
         planes([s.values for s in segments]),
-        torch.cat([s.retrieval_keys[r] for s, r in zip(segments, rows, strict=True)]),
+        planes([(s.retrieval_keys,) for s in segments])[0],
         planes(states) if len(states) == len(segments) else None,
     )
 

@@ -12,16 +12,13 @@ from mplus.memory.tiers import Plane, Segment
 
 def segment_tensors(segment: Segment) -> dict[str, Tensor]:
     """Every tensor of a segment under its name in the file."""
-    named: dict[str, Tensor] = {"retrieval_keys": segment.retrieval_keys.contiguous()}
-    for kind, planes in (
-        ("keys", segment.keys),
-        ("values", segment.values),
-        ("states", segment.states or ()),
-    ):
-        for layer, plane in enumerate(planes):
-            named[f"{kind}.{layer}"] = plane.data.contiguous()
-            if plane.scale is not None:
-                named[f"{kind}.{layer}.scale"] = plane.scale.contiguous()
+    named: dict[str, Tensor] = {}
+    kinds = (("keys", segment.keys), ("values", segment.values), ("states", segment.states or ()))
+    planes = [(f"{kind}.{layer}", plane) for kind, layers in kinds for layer, plane in enumerate(layers)]
+    for name, plane in [("retrieval_keys", segment.retrieval_keys), *planes]:
+        named[name] = plane.data.contiguous()
+        if plane.scale is not None:
+            named[f"{name}.scale"] = plane.scale.contiguous()
     return named
 
 
@@ -57,9 +54,9 @@ def open_segment(path: Path, *, name: str) -> Segment:
     if "retrieval_keys" not in named or not planes("keys"):
         raise CorruptMemoryError(f"{path.name}: lacks the tensors of a segment; it holds {sorted(named)[:3]}.")
     # Recall scores every retrieval key, so these are brought into host memory for good.
-    return Segment(
-        planes("keys"), planes("values"), named["retrieval_keys"].clone(), planes("states") or None, name=name
-    )
+    scale = named.get("retrieval_keys.scale")
+    retrieval_keys = Plane(named["retrieval_keys"].clone(), None if scale is None else scale.clone())
+    return Segment(planes("keys"), planes("values"), retrieval_keys, planes("states") or None, name=name)
 
 
 def spilled(segment: Segment) -> Segment:

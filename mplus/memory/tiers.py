@@ -55,6 +55,9 @@ class Plane:
         stored = (self.data,) if self.scale is None else (self.data, self.scale)
         return sum(tensor.numel() * tensor.element_size() for tensor in stored)
 
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
     def to(self, device: torch.device) -> "Plane":
         """The same plane on a device."""
         return Plane(self.data.to(device), None if self.scale is None else self.scale.to(device))
@@ -66,7 +69,7 @@ class Segment:
 
     keys: tuple[Plane, ...]
     values: tuple[Plane, ...]
-    retrieval_keys: Float[Tensor, "T R"]
+    retrieval_keys: Plane
     """Stays in host memory whatever the tier: recall scores all of them."""
     states: tuple[Plane, ...] | None
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -79,27 +82,28 @@ class Segment:
             made = (Plane.store(layer, kind) for layer in layers)
             return tuple(made if device is None else (plane.to(device) for plane in made))
 
+        scored = Plane.store(content.retrieval_keys, dtype)
         return cls(
             planes(content.keys, dtype),
             planes(content.values, dtype),
-            content.retrieval_keys.cpu() if device is not None else content.retrieval_keys,
+            scored if device is None else scored.to(torch.device("cpu")),
             None if content.states is None else planes(content.states, "auto"),
         )
 
     def __len__(self) -> int:
-        return self.retrieval_keys.shape[0]
+        return len(self.retrieval_keys)
 
     def content(self, index: Int[Tensor, " T"], dtype: torch.dtype, devices: tuple[torch.device, ...]) -> Content:
         """Some rows as content that a pool can hold."""
         return Content(
             tuple(p.rows(index, dtype, d) for p, d in zip(self.keys, devices, strict=True)),
             tuple(p.rows(index, dtype, d) for p, d in zip(self.values, devices, strict=True)),
-            self.retrieval_keys[index],
+            self.retrieval_keys.rows(index, dtype, torch.device("cpu")),
             tuple(p.rows(index, dtype, d) for p, d in zip(self.states, devices, strict=True)) if self.states else None,
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys, values and states, wherever they are kept, and of retrieval keys."""
-        stored = sum(plane.nbytes for plane in (*self.keys, *self.values, *(self.states or ())))
-        return stored + self.retrieval_keys.numel() * self.retrieval_keys.element_size()
+        planes = (*self.keys, *self.values, *(self.states or ()), self.retrieval_keys)
+        return sum(plane.nbytes for plane in planes)

@@ -100,6 +100,14 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.provenance)
 
+    def retrieval_keys(self, index: Index | slice) -> RetrievalKeys:
+        """Retrieval keys of some rows."""
+        return self.content.retrieval_keys[index].cpu().float()
+
+    def key_bounds(self) -> tuple[int, ...]:
+        """All retrieval keys are of one piece."""
+        return (0, len(self))
+
     def take(self, index: Index) -> "Tokens":
         """The rows at ``index``, in that order."""
         return Tokens(self.content.take(index), self.provenance.take(index))

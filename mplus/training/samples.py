@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mplus.retriever import LateInteraction
+from mplus.retriever import KeyBlock, LateInteraction
 from mplus.text import encode_inert
 from mplus.training.data import ChunkBank, Question, read_text
 from mplus.training.projection import gold_chunks
@@ -72,7 +72,7 @@ class Samples:
     chats: Sequence[list[dict[str, str]]]
     requests: Sequence[tuple[str, str]]
     _keys: Tensor = field(init=False)
-    _unit: Tensor = field(init=False)
+    _sizes: Tensor = field(init=False)
     _private: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class Samples:
         with torch.no_grad():
             keys = [self.scorer.keys(self.layer, bank.normed(c, self.layer)) for c in range(len(bank.input_ids))]
         self._keys = torch.cat(keys)
-        self._unit = torch.cat([torch.full((len(k),), c) for c, k in enumerate(keys)])
+        self._sizes = torch.tensor([len(k) for k in keys])
         private = {text for _, texts in self.people for text in texts}
         self._private = torch.tensor([owner in private for owner in bank.owner])
 
@@ -204,7 +204,9 @@ class Samples:
             rows = backbone.plain_states(ids, self.layer)[-1]
             normed = self.bank.weights.norm(self.layer, rows, reading=False).float()
             relevance = self.scorer.relevance(
-                self.scorer.queries(self.layer, normed), [self._keys], [self._unit], len(self._private)
+                self.scorer.queries(self.layer, normed),
+                [KeyBlock(self._keys, self._sizes, 0)],
+                len(self._private),
             )
         chosen: list[int] = []
         size = 0

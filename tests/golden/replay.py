@@ -33,7 +33,8 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Provenance, Tokens
-from mplus.recall import Recalled, nothing_recalled, relevance_of_units
+from mplus.memory.units import Candidates
+from mplus.recall import Recalled, nothing_recalled, relevance_of
 from mplus.weights import Weights
 from mplus.write import encode_adapter
 
@@ -350,8 +351,10 @@ class Replay:
             fallback = bool(op["layers"][layer].get("fallback")) if op.get("layers") else False
             recorded_scores = self.get(tag, f"layer{layer}", "scores")
             if recorded_scores is not None and not fallback:
-                unit = torch.arange(len(everyone))
-                scores = relevance_of_units(weights.scorers["published"], track, stores, normed, unit, len(unit))
+                units = tuple(store.units("token") for store in stores)
+                scores = relevance_of(
+                    weights.scorers["published"], track.recall_layer, Candidates(tuple(stores), units), normed
+                )
                 self.report.close("scores", scores[: len(recorded_scores)], recorded_scores)
             ours = original(weights, track, config, normed)
             recorded = self.get(tag, f"layer{layer}", "selected_sorted")

@@ -58,7 +58,7 @@ def test_taking_purging_and_compacting_lose_and_change_nothing(parts: list[list[
 def test_what_was_purged_is_in_no_tensor() -> None:
     memory = store([1, 2, 77, 3], [77, 77]).where(torch.tensor([True, True, False, True, False, False])).purged()
     for held in memory.segments:
-        assert 77.0 not in held.keys[0].data and 77.0 not in held.retrieval_keys
+        assert 77.0 not in held.keys[0].data and 77.0 not in held.retrieval_keys.data
 
 
 def test_compaction_bounds_the_number_of_segments() -> None:
@@ -67,11 +67,6 @@ def test_compaction_bounds_the_number_of_segments() -> None:
         memory = memory.append(segment([i] * 3), provenance([i] * 3)).compacted(size=30)
     assert len(memory.segments) <= 12
     assert rows_of(memory) == [float(i) for i in range(100) for _ in range(3)]
-
-
-def test_unit_rows_point_back_at_every_living_token() -> None:
-    memory = store([0, 1, 2], [3, 4]).where(torch.tensor([True, False, True, False, True]))
-    assert [rows.tolist() for rows in memory.unit_rows(torch.tensor([7, 8, 9]))] == [[7, -1, 8], [-1, 9]]
 
 
 @given(

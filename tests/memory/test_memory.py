@@ -62,7 +62,7 @@ def test_forgotten_text_is_in_no_tensor(model: MPlus, text: str) -> None:
     track = memory.state.tracks[0]
     for pool in (track.pending, track.long_term):
         for segment in pool.segments:
-            assert not bool((segment.retrieval_keys == secret).all(dim=1).any())
+            assert not bool((segment.retrieval_keys.data == secret).all(dim=1).any())
             assert len(segment) == int((pool.segment == pool.segments.index(segment)).sum())
 
 
