@@ -86,7 +86,7 @@ def read(model: mplus.MPlus, prefix: int, runs: int) -> dict[str, float]:
     question = text_ids(model, 400)[-32:]
     request = model.read_request(memory, Prompt(tuple(question), (0, 32)))
     backbone, plain = model.weights.backbone, model.weights.backbone.model
-    length = prefill(model.weights, [request]).reading.layers[0].length - 32
+    length = prefill(model.weights, [request]).reading.layers[0].get_seq_length() - 32
     ready = [
         tuple(torch.randn(1, backbone.num_key_value_heads, length, backbone.head_size) for _ in range(2))
         for _ in range(backbone.num_layers)

@@ -144,7 +144,11 @@ class MPlus:
             if config not in self._initial_states:
                 with torch.no_grad():
                     self._initial_states[config] = initial_state(self.weights, config, self._parts.initial)
-        return Memory(config, self._initial_states[config], model_fingerprint=self.weights.fingerprint, seed=seed)
+        initial = self._initial_states[config]
+        # Finished reads are kept under the pool they read; no two users ever share one, not even while empty.
+        own = tuple(replace(track, short_term=replace(track.short_term)) for track in initial.tracks)
+        initial = replace(initial, tracks=own)
+        return Memory(config, initial, model_fingerprint=self.weights.fingerprint, seed=seed)
 
     def write(
         self,

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -16,25 +17,28 @@ from mplus.memory.tokens import Tokens
 
 SPARE_TOKENS = 256
 """Room a cache layer has for decoding before it must be copied into a larger one."""
+READ_BLOCK_TOKENS = 128
+"""A lone prompt is read in blocks of this many tokens: what a later read of the same beginning need not read again."""
 Prefix = Sequence[KeysValues]
 """What stands before a prompt in one layer, in parts that are still where they were kept."""
 
 
 class PrefixLayer(CacheLayerMixin):
-    """A cache layer that starts with a prefix and grows in place.
+    """A cache layer whose rows start with a prefix each, grow in place, and may join and leave.
 
     transformers' own dynamic layer copies all keys and values for every new token; over a long prefix
-    that costs as much as reading it.
+    that costs as much as reading it. Every row begins at column 0, so that a column is a position, and
+    what stands behind a row's length is not seen.
     """
 
     is_sliding = False
 
-    def __init__(self, keys: Float[Tensor, "B H P E"], values: Float[Tensor, "B H P E"], length: int) -> None:
-        """Take over buffers whose first ``length`` columns are the prefix."""
+    def __init__(
+        self, keys: Float[Tensor, "B H P E"], values: Float[Tensor, "B H P E"], lengths: Sequence[int]
+    ) -> None:
+        """Take over buffers of which row n holds ``lengths[n]`` columns; further rows are free."""
         super().__init__()
-        self.key_buffer, self.value_buffer, self.length = keys, values, length
-        self.prefix_length = length
-        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+        self.key_buffer, self.value_buffer, self.lengths = keys, values, list(lengths)
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
 
@@ -42,45 +46,62 @@ class PrefixLayer(CacheLayerMixin):
         """Nothing to do: a prefix layer is born initialised."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values; returns all of them."""
-        end = self.length + key_states.shape[2]
-        if end > self.key_buffer.shape[2]:
-            self._grow(end + max(SPARE_TOKENS, end // 4))
-        self.key_buffer[:, :, self.length : end] = key_states
-        self.value_buffer[:, :, self.length : end] = value_states
-        self.length = end
-        self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
+        """Append keys and values to every row; returns all columns up to the end of the longest."""
+        rows, new = len(self.lengths), key_states.shape[2]
+        end = self.get_seq_length() + new
+        self._reserve(rows, end)
+        if min(self.lengths) + new == end:
+            self.key_buffer[:rows, :, end - new : end] = key_states
+            self.value_buffer[:rows, :, end - new : end] = value_states
+        else:
+            for row, length in enumerate(self.lengths):
+                self.key_buffer[row, :, length : length + new] = key_states[row]
+                self.value_buffer[row, :, length : length + new] = value_states[row]
+        self.lengths = [length + new for length in self.lengths]
+        self.keys, self.values = self.key_buffer[:rows, :, :end], self.value_buffer[:rows, :, :end]
         return self.keys, self.values
 
-    def _grow(self, capacity: int) -> None:
+    def join(self, other: "PrefixLayer") -> None:
+        """Copy the rows of another layer behind one's own."""
+        rows = len(self.lengths)
+        self._reserve(rows + len(other.lengths), max(*self.lengths, *other.lengths))
+        for row, length in enumerate(other.lengths):
+            self.key_buffer[rows + row, :, :length] = other.key_buffer[row, :, :length]
+            self.value_buffer[rows + row, :, :length] = other.value_buffer[row, :, :length]
+        self.lengths += other.lengths
+
+    def leave(self, row: int) -> None:
+        """Drop a row; the last one takes its place."""
+        last, length = len(self.lengths) - 1, self.lengths[-1]
+        if row != last:
+            self.key_buffer[row, :, :length] = self.key_buffer[last, :, :length]
+            self.value_buffer[row, :, :length] = self.value_buffer[last, :, :length]
+        self.lengths[row] = length
+        self.lengths.pop()
+
+    def _reserve(self, rows: int, columns: int) -> None:
+        slots, _, capacity, _ = self.key_buffer.shape
+        if rows <= slots and columns <= capacity:
+            return
+        if rows > slots:
+            slots = max(rows, 2 * slots)
+        if columns > capacity:
+            capacity = columns + max(SPARE_TOKENS, columns // 4)
         for name in ("key_buffer", "value_buffer"):
             old: Tensor = getattr(self, name)
-            new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
-            new[:, :, : self.length] = old[:, :, : self.length]
+            # Zeros: a column that is not seen yet has weight 0, and 0 times anything finite is 0.
+            new = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
+            for row, length in enumerate(self.lengths):
+                new[row, :, :length] = old[row, :, :length]
             setattr(self, name, new)
-
-    def select(self, rows: Int[Tensor, " B"]) -> None:
-        """Keep only some sequences of the batch."""
-        rows = rows.to(self.key_buffer.device)
-        self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
-        self.keys, self.values = self.key_buffer[:, :, : self.length], self.value_buffer[:, :, : self.length]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the buffers."""
-        return sum(t.numel() * t.element_size() for t in (self.key_buffer, self.value_buffer))
-
-    def rewound(self) -> "PrefixLayer":
-        """A layer of the same buffers that holds the prefix alone."""
-        return PrefixLayer(self.key_buffer, self.value_buffer, self.prefix_length)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the mask for that many queries."""
-        return self.length + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Columns in use, the prefix included."""
-        return self.length
+        """Columns of the longest row, its prefix included."""
+        return max(self.lengths)
 
     def get_max_length(self) -> int:
         """No maximum."""
@@ -91,35 +112,88 @@ class PrefixLayer(CacheLayerMixin):
         return -1
 
 
+@dataclass(frozen=True)
+class SparePrefix:
+    """What a finished read of one prompt leaves: its prefix and, behind it, the prompt.
+
+    Attributes:
+        short_term: Whose prefix it is; it ends with this pool.
+        recalled: Which long-term tokens stand in it; None where every layer chose its own.
+        prompt: What was read behind it.
+        prefix_lengths: By layer.
+        buffers: Keys and values, by layer.
+    """
+
+    short_term: ref[Tokens]
+    recalled: Int[Tensor, " T"] | None
+    prompt: Sequence[int]
+    prefix_lengths: Sequence[int]
+    buffers: Sequence[tuple[Tensor, Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(t.numel() * t.element_size() for pair in self.buffers for t in pair)
+
+    def has_recalled(self, recalled: Int[Tensor, " T"] | None) -> bool:
+        """Whether the prefix of a read that recalls these tokens is this one."""
+        return recalled is not None and self.recalled is not None and torch.equal(recalled, self.recalled)
+
+    def kept_tokens(self, recalled: Int[Tensor, " T"] | None, prompt: Sequence[int]) -> int:
+        """How many tokens of a prompt have been read behind the same prefix, in whole blocks.
+
+        At least one is left to be read, and a block is only kept if it was read as one, so that the
+        answer is bit for bit that of a fresh read.
+        """
+        if not self.has_recalled(recalled):
+            return 0
+        most = min(len(self.prompt), len(prompt) - 1)
+        same = next((n for n in range(most) if self.prompt[n] != prompt[n]), most)
+        return same // READ_BLOCK_TOKENS * READ_BLOCK_TOKENS
+
+    def layer(self, index: int, kept_tokens: int) -> PrefixLayer:
+        """The cache layer of a new read that goes on behind the prefix and what is kept of the prompt."""
+        return PrefixLayer(*self.buffers[index], [self.prefix_lengths[index] + kept_tokens])
+
+
 class SparePrefixes:
     """Prefixes of finished reads, kept for the next read of the same memory.
 
     Short-term memory does not change until the next write, and stands rotated at the end of a prefix: a
-    later read that recalls as many tokens writes only what it recalls. A prefix has one user at a time,
-    goes with the memory it belongs to, and the least recently used go first.
+    later read that recalls as many tokens writes only what it recalls, and one that recalls the same
+    tokens goes on where the conversations part. A prefix has one user at a time, goes with the memory it belongs
+    to, and the least recently used go first.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._kept: list[tuple[ref[Tokens], list[PrefixLayer]]] = []
+        self._kept: list[SparePrefix] = []
         self._guard = threading.Lock()
 
-    def take(self, short_term: Tokens) -> list[PrefixLayer] | None:
-        """The prefix of an earlier read of this short-term memory, now the caller's alone."""
+    def take(self, short_term: Tokens, recalled: Int[Tensor, " T"] | None, prompt: Sequence[int]) -> SparePrefix | None:
+        """The prefix of an earlier read of this short-term memory that saves most, now the caller's alone."""
         with self._guard:
-            for place in reversed(range(len(self._kept))):
-                if self._kept[place][0]() is short_term:
-                    return [layer.rewound() for layer in self._kept.pop(place)[1]]
-        return None
+            own = [spare for spare in self._kept if spare.short_term() is short_term]
+            if not own:
+                return None
+            # Of equals the latest.
+            best = max(reversed(own), key=lambda s: (s.has_recalled(recalled), s.kept_tokens(recalled, prompt)))
+            self._kept = [spare for spare in self._kept if spare is not best]
+            return best
 
-    def keep(self, short_term: "ref[Tokens]", layers: list[PrefixLayer]) -> None:
+    def keep(self, spare: SparePrefix) -> None:
         """Keep what a read that has ended no longer needs."""
         with self._guard:
-            self._kept = [(known, kept) for known, kept in self._kept if known() is not None]
-            if short_term() is not None:
-                self._kept.append((short_term, layers))
-            while sum(layer.nbytes for _, kept in self._kept for layer in kept) > self.max_bytes:
+            self._kept = [known for known in self._kept if known.short_term() is not None]
+            if spare.short_term() is not None:
+                self._kept.append(spare)
+            while sum(known.nbytes for known in self._kept) > self.max_bytes:
                 self._kept.pop(0)
+
+    def clear(self) -> None:
+        """Keep nothing of what has been read so far."""
+        with self._guard:
+            self._kept = []
 
 
 SPARE_PREFIXES = SparePrefixes(2**30)
@@ -128,36 +202,35 @@ SPARE_PREFIXES = SparePrefixes(2**30)
 def prefix_layer(
     backbone: Backbone, prefixes: Sequence[Prefix], prompt: int, rotation: Rotation, spare: PrefixLayer | None
 ) -> PrefixLayer:
-    """A cache layer of rotated prefixes, padded on the left, with room for the prompt and an answer.
+    """A cache layer of rotated prefixes with room for the prompt and an answer.
 
     ``rotation`` is that of every position of the longest prefix; ``spare`` is the layer of an earlier read of one
     prefix that ended with the same part.
     """
-    widest = rotation.cos.shape[0]
-    reused = spare is not None and spare.prefix_length == widest and spare.dtype == backbone.dtype
+    lengths = [length_of(prefix) for prefix in prefixes]
+    reused = spare is not None and spare.lengths == lengths
     if spare is not None and reused:
-        keys, values = spare.key_buffer, spare.value_buffer
+        layer = spare
     else:
         shape = (
             len(prefixes),
             backbone.num_key_value_heads,
-            widest + prompt + SPARE_TOKENS,
+            max(lengths) + prompt + SPARE_TOKENS,
             backbone.head_size,
         )
-        keys = torch.empty(shape, dtype=backbone.dtype, device=rotation.cos.device)
-        values = torch.empty_like(keys)
+        # Rows of different length leave gaps, which have to be finite.
+        new = torch.empty if len(prefixes) == 1 else torch.zeros
+        keys = new(shape, dtype=backbone.dtype, device=rotation.cos.device)
+        layer = PrefixLayer(keys, torch.empty_like(keys) if len(prefixes) == 1 else torch.zeros_like(keys), lengths)
     for row, prefix in enumerate(prefixes):
-        start = widest - length_of(prefix)
-        keys[row, :, :start] = 0
-        values[row, :, :start] = 0
         position = 0
         for part in prefix[:-1] if reused else prefix:
             after = position + part.keys.shape[0]
             here = Rotation(rotation.cos[position:after], rotation.sin[position:after])
-            rotate_into(keys[row, :, start + position : start + after].transpose(0, 1), part.keys, here)
-            values[row, :, start + position : start + after] = part.values.transpose(0, 1)
+            rotate_into(layer.key_buffer[row, :, position:after].transpose(0, 1), part.keys, here)
+            layer.value_buffer[row, :, position:after] = part.values.transpose(0, 1)
             position = after
-    return PrefixLayer(keys, values, widest)
+    return layer
 
 
 def length_of(prefix: Prefix) -> int:

@@ -4,8 +4,9 @@ The prefix of a layer is [bos ; recalled ; short-term], as ready keys and values
 A read changes no memory. Several memories are read in one batch, each row with a prefix of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
 from weakref import finalize, ref
 
@@ -14,10 +15,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from mplus.backbone import KeysValues, Rotation
+from mplus.backbone import KeysValues
 from mplus.config import MemoryConfig
 from mplus.memory.state import MemoryState, Track
-from mplus.prefix import SPARE_PREFIXES, Prefix, PrefixLayer, gather, length_of, prefix_layer
+from mplus.prefix import (
+    READ_BLOCK_TOKENS,
+    SPARE_PREFIXES,
+    Prefix,
+    PrefixLayer,
+    SparePrefix,
+    gather,
+    length_of,
+    prefix_layer,
+)
 from mplus.reading import Reading, call_layer, geometry
 from mplus.recall import QUERY_TOKENS, Recalled, nothing_recalled, recall
 from mplus.weights import Weights
@@ -55,23 +65,31 @@ class Prefill(NamedTuple):
     """The first step of a read."""
 
     logits: Float[Tensor, "B S V"]
-    """Of the last row of each prompt, or of all rows where asked for (prompts padded on the left)."""
+    """Of the last token of each prompt, or of all where asked for (prompts padded on the right)."""
     reading: Reading
 
 
-@torch.inference_mode()
 def prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool = False) -> Prefill:
     """Read prompts through their memories up to the first answer token.
 
     Args:
         weights: The model.
         requests: One per row.
-        all_logits: Logits of every prompt row, not only of the last.
+        all_logits: Logits of every prompt token, not only of the last.
     """
-    return _prefill(weights, requests, all_logits=all_logits)
+    steps = prefill_steps(weights, requests, all_logits=all_logits)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
 
 
-def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool) -> Prefill:
+@torch.inference_mode()
+def prefill_steps(
+    weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool = False
+) -> Generator[None, None, Prefill]:
+    """``prefill``, stopping after every block of a long prompt so that others may go on in between."""
     backbone = weights.backbone
     prefixed = [has_prefix(request) for request in requests]
     assert all(prefixed) or not any(prefixed), "rows with and without a prefix are read apart"
@@ -80,52 +98,96 @@ def _prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: b
     longest = max(sizes)
     padded = torch.zeros(len(requests), longest, dtype=torch.int64)
     for row, request in enumerate(requests):
-        padded[row, longest - sizes[row] :] = torch.tensor(request.input_ids)
-    hidden = backbone.embed(padded)
-    columns = torch.arange(longest) - (longest - torch.tensor(sizes))[:, None]  # negative: padding
+        padded[row, : sizes[row]] = torch.tensor(request.input_ids)
 
-    early = [_recall_before_reading(weights, request) for request in requests]
-    alone = requests[0] if len(requests) == 1 and prefixed[0] and requests[0].sources is None else None
-    spares = alone and SPARE_PREFIXES.take(alone.state.tracks[0].short_term)
-    recalled: list[list[Recalled]] = [[] for _ in requests]
+    prefixes = _Prefixes(weights, requests, longest, whole_prompt=all_logits)
     layers: list[PrefixLayer] = []
-    positions: list[Tensor] = []
-    masks: list[Tensor | None] = []
-    shared: dict[tuple[int, ...], tuple[Tensor, Rotation, Tensor, Tensor, Tensor | None]] = {}
-    turned: dict[tuple[int, torch.device], Rotation] = {}
-    for index in range(backbone.num_layers):
-        where = backbone.layer_device(index)
-        hidden = hidden.to(where)
-        layer: Any = modules[index]
+    hidden = torch.empty(0)
+    parts: list[Tensor] = []
+    for start in range(prefixes.kept_tokens, longest, prefixes.block):
+        if parts:
+            yield
+        hidden = backbone.embed(padded[:, start : start + prefixes.block])
+        at = cache(partial(geometry, backbone, hidden.shape[1]))
+        for index, module in enumerate(modules):
+            hidden = hidden.to(backbone.layer_device(index))
+            if not parts:
+                layers.append(prefixes.layer(index, module, hidden))
+            place = at(tuple(layers[index].lengths), hidden.device)
+            hidden = call_layer(module, hidden, place, backbone, Cache(layers=layers))  # pyright: ignore[reportArgumentType]
+        parts.append(hidden)
+    for layer in layers:
+        # Rows were padded on the right to the longest prompt.
+        layer.lengths = [length - longest + size for length, size in zip(layer.lengths, sizes, strict=True)]
+    reading = Reading(weights, modules, layers, [tuple(row) for row in prefixes.recalled])
+    if prefixes.alone is not None:
+        reading.when_done = finalize(reading, SPARE_PREFIXES.keep, prefixes.left_by(layers))
+        reading.when_done.atexit = False
+    last = torch.tensor(sizes, device=hidden.device) - longest - 1
+    final = torch.cat(parts, dim=1) if all_logits else hidden[torch.arange(len(sizes)), last][:, None]
+    return Prefill(backbone.logits(final), reading)
+
+
+class _Prefixes:
+    """Makes the cache layers of one read: recalls, gathers and rotates, or takes over what an earlier read left."""
+
+    def __init__(self, weights: Weights, requests: Sequence[ReadRequest], longest: int, *, whole_prompt: bool) -> None:
+        self._weights, self._requests, self._longest = weights, requests, longest
+        self._early = [_recall_before_reading(weights, request) for request in requests]
+        self.recalled: list[list[Recalled]] = [[] for _ in requests]
+        """Per row, what each track recalled."""
+        self.alone = requests[0] if len(requests) == 1 and requests[0].sources is None else None
+        """The only request, where its prefix is one that others may have left and may go on with."""
+        self._index = self._early[0].index if self._early[0] is not None else None
+        self.block = longest
+        """How many prompt tokens are read at once."""
+        if len(requests) == 1 and self._index is not None:
+            # Where every layer recalls for itself it needs the whole question at once.
+            self.block = READ_BLOCK_TOKENS
+        self._spare: SparePrefix | None = None
+        self.kept_tokens = 0
+        """Prompt tokens that an earlier read of the same prefix has read."""
+        if self.alone is not None:
+            pool, prompt = self.alone.state.tracks[0].short_term, self.alone.input_ids
+            self._spare = SPARE_PREFIXES.take(pool, self._index, prompt)
+            if self._spare is not None and not whole_prompt:
+                self.kept_tokens = self._spare.kept_tokens(self._index, prompt)
+        self._rotation = cache(
+            lambda length, where: weights.backbone.rotation(torch.arange(length, device=where))
+        )  # of every position of a prefix
+
+    def layer(self, index: int, module: Any, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
+        """The cache layer that the prompt's states at the input of layer ``index`` meet."""
         prefixes: list[Prefix] = []
-        for row, request in enumerate(requests):
+        whole = self._spare is not None and self._spare.has_recalled(self._index)
+        for row, request in enumerate(self._requests):
             track, at = _track_of(request.state, index)
-            chosen = early[row]
+            chosen = self._early[row]
             if chosen is None:
                 begin, end = request.query
-                start = longest - sizes[row]
-                normed = layer.input_layernorm(hidden[row, start + begin : start + end])
-                chosen = recall(weights, track, request.config, normed, request.sources)
+                normed = module.input_layernorm(hidden[row, begin:end])
+                chosen = recall(self._weights, track, request.config, normed, request.sources)
             if at == 0:
-                recalled[row].append(chosen)
-            prefixes.append(_prefix(weights, request, track, at, index, chosen))
-        lengths = tuple(map(length_of, prefixes))
-        widest = max(lengths)
-        if (widest, where) not in turned:
-            turned[widest, where] = backbone.rotation(torch.arange(widest, device=where))
-        spare = spares[index] if spares else None
-        layers.append(prefix_layer(backbone, prefixes, longest, turned[widest, where], spare))
-        if lengths not in shared:
-            shared[lengths] = geometry(backbone, lengths, columns, where)
-        position, rotation, mask, next_position, decode_mask = shared[lengths]
-        positions.append(next_position)
-        masks.append(decode_mask)
-        cache = Cache(layers=layers)  # pyright: ignore[reportArgumentType]
-        hidden = call_layer(layer, hidden, rotation, backbone.layer_mask(mask), cache, position)
-    reading = Reading(weights, modules, layers, positions, masks, [tuple(row) for row in recalled])
-    if alone is not None:
-        finalize(reading, SPARE_PREFIXES.keep, ref(alone.state.tracks[0].short_term), layers).atexit = False
-    return Prefill(backbone.logits(hidden if all_logits else hidden[:, -1:]), reading)
+                self.recalled[row].append(chosen)
+            if not whole:
+                prefixes.append(_prefix(self._weights, request, track, at, index, chosen))
+        if self._spare is not None and whole:
+            return self._spare.layer(index, self.kept_tokens)
+        rotation = self._rotation(max(map(length_of, prefixes)), hidden.device)
+        spare = self._spare.layer(index, 0) if self._spare is not None else None
+        return prefix_layer(self._weights.backbone, prefixes, self._longest, rotation, spare)
+
+    def left_by(self, layers: Sequence[PrefixLayer]) -> SparePrefix:
+        """What the next read may have of layers that now hold prefix and prompt."""
+        assert self.alone is not None
+        size = len(self.alone.input_ids)
+        return SparePrefix(
+            ref(self.alone.state.tracks[0].short_term),
+            self._index,
+            tuple(self.alone.input_ids),
+            [layer.lengths[0] - size for layer in layers],
+            [(layer.key_buffer, layer.value_buffer) for layer in layers],
+        )
 
 
 def _track_of(state: MemoryState, layer: int) -> tuple[Track, int]:

@@ -1,12 +1,12 @@
 """A prompt being answered: decoder layers called over a cache, and where each row stands."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -17,9 +17,9 @@ from mplus.weights import Weights
 
 
 class Reading:
-    """A batch of prompts being answered: the cache, and where each row stands.
+    """A batch of prompts being answered, every row over a cache of its own length.
 
-    Made by ``prefill``; ``decode`` adds one token to every row.
+    Made by ``prefill``; ``decode`` adds one token to every row. Rows join and leave between tokens.
     """
 
     def __init__(
@@ -27,8 +27,6 @@ class Reading:
         weights: Weights,
         modules: nn.ModuleList,
         layers: list[PrefixLayer],
-        positions: list[Int[Tensor, " B"]],
-        masks: list[Tensor | None],
         recalled: list[tuple[Recalled, ...]],
     ) -> None:
         self.weights = weights
@@ -36,68 +34,69 @@ class Reading:
         """Decoder layers: with the read adapter where there is a prefix."""
         self.cache = Cache(layers=layers)  # pyright: ignore[reportArgumentType]
         self.layers = layers
-        self.positions = positions
-        """Per layer, the next position of each row."""
-        self.masks = masks
-        """Per layer, which columns each row may see; None where it may see all."""
         self.recalled = recalled
         """Per row, what each track recalled."""
+        self.when_done: Callable[[], object] = lambda: None
+        """Called when the buffers it was made with are no longer needed."""
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int]) -> Float[Tensor, "B V"]:
         """Logits after one more token in every row."""
         backbone = self.weights.backbone
         hidden = backbone.embed(torch.tensor(tokens)[:, None])
-        rotations: dict[int, Rotation] = {}
-        for index in range(backbone.num_layers):
-            hidden = hidden.to(self.layers[index].key_buffer.device)
-            position = self.positions[index]
-            if id(position) not in rotations:
-                rotations[id(position)] = backbone.rotation(position[:, None])
-            mask = self.masks[index]
-            if mask is not None:
-                mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
-                self.masks[index] = mask
-                mask = backbone.layer_mask(mask[:, None, None])
-            hidden = call_layer(
-                self.modules[index],
-                hidden,
-                rotations[id(position)],
-                mask,
-                self.cache,
-                position[:, None],
-            )
-        moved: dict[int, Tensor] = {}
-        for index, position in enumerate(self.positions):
-            if id(position) not in moved:
-                moved[id(position)] = position + 1
-            self.positions[index] = moved[id(position)]
+        at = cache(partial(geometry, backbone, 1))
+        for module, layer in zip(self.modules, self.layers, strict=True):
+            place = at(tuple(layer.lengths), layer.device)
+            hidden = call_layer(module, hidden.to(layer.device), place, backbone, self.cache)
         return backbone.logits(hidden[:, -1])
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Go on with only some rows of the batch."""
-        index = torch.tensor(rows)
-        moved: dict[int, Tensor] = {}
-        for number, layer in enumerate(self.layers):
-            layer.select(index)
-            mask, position = self.masks[number], self.positions[number]
-            self.masks[number] = None if mask is None else mask[index.to(mask.device)]
-            if id(position) not in moved:
-                moved[id(position)] = position[index.to(position.device)]
-            self.positions[number] = moved[id(position)]
-        self.recalled = [self.recalled[row] for row in rows]
+    @torch.inference_mode()
+    def join(self, other: "Reading") -> None:
+        """Go on with the rows of another reading as well, behind one's own."""
+        assert self.modules is other.modules, "rows with and without a prefix are read apart"
+        for layer, more in zip(self.layers, other.layers, strict=True):
+            layer.join(more)
+        self.recalled += other.recalled
+        self.when_done()
+
+    @torch.inference_mode()
+    def leave(self, row: int) -> None:
+        """Go on without a row; the last one takes its place."""
+        for layer in self.layers:
+            layer.leave(row)
+        self.recalled[row] = self.recalled[-1]
+        self.recalled.pop()
+
+
+class Geometry(NamedTuple):
+    """Where new tokens stand, and what they may see."""
+
+    position: Int[Tensor, "B S"]
+    rotation: Rotation
+    mask: Bool[Tensor, "B 1 S P"] | None
+    """None where everything may be seen."""
+
+
+def geometry(backbone: Backbone, size: int, lengths: tuple[int, ...], where: torch.device) -> Geometry:
+    """Geometry of ``size`` new tokens in every row, behind so many columns; a column is a position."""
+    position = torch.tensor(lengths, device=where)[:, None] + torch.arange(size, device=where)
+    mask = None
+    if size > 1 or len(set(lengths)) > 1:
+        columns = torch.arange(max(lengths) + size, device=where)
+        mask = (columns <= position[:, :, None])[:, None]
+    return Geometry(position, backbone.rotation(position), mask)
 
 
 def call_layer(
-    layer: Any, hidden: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache, positions: Tensor
+    layer: Any, hidden: Float[Tensor, "B S D"], place: Geometry, backbone: Backbone, cache: Cache
 ) -> Float[Tensor, "B S D"]:
     """One transformers decoder layer over a cache."""
     output = layer(
         hidden,
-        attention_mask=mask,
-        position_ids=positions,
+        attention_mask=backbone.layer_mask(place.mask),
+        position_ids=place.position,
         use_cache=True,
-        position_embeddings=rotation,
+        position_embeddings=place.rotation,
         **{_cache_keyword(type(layer)): cache},
     )
     return output[0] if isinstance(output, tuple) else output
@@ -107,35 +106,3 @@ def call_layer(
 def _cache_keyword(kind: type[nn.Module]) -> str:
     """What a decoder layer calls its cache: transformers 5.24 renamed it and warns about the old name."""
     return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
-
-
-def geometry(
-    backbone: Backbone,
-    lengths: tuple[int, ...],
-    columns: Int[Tensor, "B S"],
-    where: torch.device,
-    widest: int | None = None,
-) -> tuple[Tensor, Rotation, Tensor, Tensor, Tensor | None]:
-    """Positions, rotation, prefill mask, next position and decode mask of rows with these prefixes.
-
-    Prefixes are padded on the left to ``widest`` columns, by default those of the longest.
-    """
-    prefix = torch.tensor(lengths)
-    widest = max(lengths) if widest is None else widest
-    position = (prefix[:, None] + columns).clamp(min=0)
-    before = torch.arange(widest) >= (widest - prefix)[:, None]  # prefixes are padded on the left
-    own = columns >= 0
-    visible = torch.cat([before, own], dim=1)
-    causal = columns[:, :, None] >= columns[:, None, :]
-    mask = torch.cat([before[:, None].expand(-1, columns.shape[1], -1), causal & own[:, None]], dim=2)
-    # A padding row sees itself, so that its softmax is not empty.
-    mask[:, :, widest:] |= torch.eye(columns.shape[1], dtype=torch.bool)
-    position = position.to(where)
-    everything = bool(visible.all())
-    return (
-        position,
-        backbone.rotation(position),
-        mask[:, None].to(where),
-        position[:, -1] + 1,
-        None if everything else visible.to(where),
-    )

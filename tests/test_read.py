@@ -1,5 +1,4 @@
 import warnings
-from weakref import ref
 
 import pytest
 import torch
@@ -7,7 +6,7 @@ import torch
 from mplus import read
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
-from mplus.prefix import PrefixLayer, SparePrefixes
+from mplus.prefix import READ_BLOCK_TOKENS, PrefixLayer, SparePrefixes
 from mplus.read import ReadRequest, prefill
 from mplus.recall import recall
 from mplus.testing import tiny_model
@@ -41,13 +40,18 @@ def test_sdpa_equals_eager(model_type: str, text: str) -> None:
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture
+def spares(monkeypatch: pytest.MonkeyPatch) -> SparePrefixes:
+    own = SparePrefixes(2**30)
+    monkeypatch.setattr(read, "SPARE_PREFIXES", own)
+    return own
+
+
 QUESTIONS = (QUESTION, "Where is the red one, and who said so?", "Why?")
 
 
 @pytest.mark.parametrize("layout", ["chunk", "token"])
-def test_a_prefix_used_again_gives_what_a_fresh_one_gives(
-    layout: str, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prefix_used_again_gives_what_a_fresh_one_gives(layout: str, text: str, spares: SparePrefixes) -> None:
     config = TINY if layout == "chunk" else TINY.model_copy(update={"layout": "token", "recall": "attention"})
     model = tiny_model(memory=config)
     memory, other = model.new_memory(), model.new_memory()
@@ -62,16 +66,15 @@ def test_a_prefix_used_again_gives_what_a_fresh_one_gives(
                 logits += [step.logits, step.reading.decode([7]), step.reading.decode([9])]
         return logits
 
-    monkeypatch.setattr(read, "SPARE_PREFIXES", SparePrefixes(0))
+    spares.max_bytes = 0
     fresh = answers()
-    spares = SparePrefixes(2**30)
-    monkeypatch.setattr(read, "SPARE_PREFIXES", spares)
+    spares.max_bytes = 2**30
     answers()
     for again, expected in zip(answers(), fresh, strict=True):
         assert torch.equal(again, expected)
-    held = spares.take(memory.state.tracks[0].short_term)
-    assert held is not None
-    assert spares.take(memory.state.tracks[0].short_term) is None, "one user at a time"
+    pool = memory.state.tracks[0].short_term
+    assert spares.take(pool, None, []) is not None
+    assert spares.take(pool, None, []) is None, "one user at a time"
 
 
 def test_two_readings_of_one_memory_at_once_do_not_share_a_prefix(text: str) -> None:
@@ -84,7 +87,7 @@ def test_two_readings_of_one_memory_at_once_do_not_share_a_prefix(text: str) -> 
     assert first.layers[0].key_buffer.data_ptr() != second.layers[0].key_buffer.data_ptr()
 
 
-def test_a_write_ends_the_use_of_a_prefix(text: str) -> None:
+def test_a_write_ends_the_use_of_a_prefix(text: str, spares: SparePrefixes) -> None:
     model = tiny_model(memory=TINY)
     memory = model.new_memory()
     model.write(memory, text, source="a")
@@ -93,10 +96,71 @@ def test_a_write_ends_the_use_of_a_prefix(text: str) -> None:
     fresh = memory.fork()
     expected = prefill(model.weights, [request(model, fresh)]).logits
     assert torch.equal(prefill(model.weights, [request(model, memory)]).logits, expected)
-    small = SparePrefixes(100)
-    step = prefill(model.weights, [request(model, memory)])
-    small.keep(ref(memory.state.tracks[0].short_term), step.reading.layers)
-    assert small.take(memory.state.tracks[0].short_term) is None, "larger than everything that may be kept"
+    spares.max_bytes = 100
+    prefill(model.weights, [request(model, memory)])
+    assert spares.take(memory.state.tracks[0].short_term, None, []) is None, "larger than everything that may be kept"
+
+
+CONVERSATION = [
+    {"role": "user", "content": "Which box is blue? " * 9},
+    {"role": "assistant", "content": "The seventh one, as was said. " * 5},
+    {"role": "user", "content": "Which box is blue? " * 3},
+    {"role": "assistant", "content": "The seventh."},
+    {"role": "user", "content": "Which box is blue?"},
+]
+
+
+@pytest.mark.parametrize("written", [0, 60, 900])
+def test_a_conversation_goes_on_where_it_was_bit_for_bit(text: str, written: int, spares: SparePrefixes) -> None:
+    model = tiny_model(memory=TINY)
+    memory = model.new_memory()
+    if written:
+        model.write(memory, text[:written], source="a")
+    turns = [model.read_request(memory, CONVERSATION[:size]) for size in (1, 3, 5)]
+    pool = memory.state.tracks[0].short_term
+    again: list[torch.Tensor] = []
+    kept: list[int] = []
+    for turn in turns:
+        spare = spares.take(pool, None, turn.input_ids)
+        if spare is not None:
+            kept.append(spare.kept_tokens(spare.recalled, turn.input_ids))
+            spares.keep(spare)
+        step = prefill(model.weights, [turn])
+        again += [step.logits, step.reading.decode([7])]
+        del step
+    # Beginnings of whole blocks are read once only, and what follows is as if they had been read anew.
+    assert kept == [len(turn.input_ids) // READ_BLOCK_TOKENS * READ_BLOCK_TOKENS for turn in turns[:2]]
+    for turn, place in zip(turns, range(0, 6, 2), strict=True):
+        spares.clear()
+        step = prefill(model.weights, [turn])
+        assert torch.equal(step.logits, again[place])
+        assert torch.equal(step.reading.decode([7]), again[place + 1])
+
+
+def test_another_recall_or_another_beginning_is_read_anew(text: str, spares: SparePrefixes) -> None:
+    model = tiny_model(memory=TINY)
+    memory = model.new_memory()
+    model.write(memory, text, source="a")
+    pool = memory.state.tracks[0].short_term
+    long = request(model, memory, "Which box is blue? " * 20)
+    step = prefill(model.weights, [long])
+    ((chosen,),) = step.reading.recalled
+    del step
+    other = chosen.index.flip(0)
+    spare = spares.take(pool, other, long.input_ids)
+    assert spare is not None
+    assert spare.kept_tokens(other, long.input_ids) == 0
+    assert spare.kept_tokens(None, long.input_ids) == 0, "every layer chooses for itself"
+    assert spare.kept_tokens(chosen.index, long.input_ids) > 0
+    assert spare.kept_tokens(chosen.index, [1, *long.input_ids]) == 0
+    assert spare.kept_tokens(chosen.index, long.input_ids[:READ_BLOCK_TOKENS]) == 0, "one token is left to be read"
+
+
+def test_two_users_never_share_what_a_read_left(model: MPlus, spares: SparePrefixes) -> None:
+    one, other = model.new_memory(), model.new_memory()
+    prefill(model.weights, [request(model, one, QUESTION * 20)])
+    asked = request(model, other, QUESTION * 20)
+    assert spares.take(other.state.tracks[0].short_term, torch.empty(0, dtype=torch.int64), asked.input_ids) is None
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
@@ -124,17 +188,31 @@ def test_batch_equals_singles(model: MPlus, text: str) -> None:
             torch.testing.assert_close(step[row], alone.reading.decode([token[row]])[0], atol=1e-4, rtol=1e-4)
 
 
-def test_select_goes_on_with_the_right_rows(model: MPlus, text: str) -> None:
-    memories = [model.new_memory() for _ in range(3)]
+def test_rows_join_and_leave_between_tokens(model: MPlus, text: str) -> None:
+    memories = [model.new_memory() for _ in range(4)]
     for n, memory in enumerate(memories):
-        model.write(memory, text[n * 200 : n * 200 + 300], source="a")
-    requests = [request(model, m, "q" * (n + 1)) for n, m in enumerate(memories)]
-    together = prefill(model.weights, requests).reading
-    together.select([2, 0])
-    step = together.decode([11, 12])
-    for row, number, token in ((0, 2, 11), (1, 0, 12)):
-        alone = prefill(model.weights, [requests[number]]).reading.decode([token])
-        torch.testing.assert_close(step[row], alone[0], atol=1e-4, rtol=1e-4)
+        model.write(memory, text[n * 200 : n * 200 + 150 + 90 * n], source="a")
+    requests = [request(model, m, "q" * (n * 5 + 1)) for n, m in enumerate(memories)]
+    alone = [prefill(model.weights, [r]).reading for r in requests]
+
+    def check(running, rows: list[int], token: int) -> None:
+        together = running.decode([token + row for row in rows])
+        for place, row in enumerate(rows):
+            expected = alone[row].decode([token + row])[0]
+            torch.testing.assert_close(together[place], expected, atol=1e-4, rtol=1e-4)
+
+    running = prefill(model.weights, [requests[1]]).reading
+    check(running, [1], 7)
+    running.join(prefill(model.weights, [requests[3]]).reading)
+    check(running, [1, 3], 8)
+    running.join(prefill(model.weights, [requests[0], requests[2]]).reading)
+    for token in (9, 10):
+        check(running, [1, 3, 0, 2], token)
+    running.leave(0)
+    check(running, [2, 3, 0], 11)
+    running.leave(2)
+    running.leave(0)
+    check(running, [3], 12)
 
 
 def test_a_read_equals_attention_over_recomputed_prefix(text: str) -> None:
@@ -238,16 +316,20 @@ def test_memory_without_long_term_reads_short_term_only(text: str) -> None:
 
 def test_prefix_layer_grows_like_concatenation() -> None:
     start = torch.randn(2, 3, 5, 4)
-    keys = torch.empty(2, 3, 8, 4)
+    keys = torch.zeros(2, 3, 8, 4)
     keys[:, :, :5] = start
-    layer = PrefixLayer(keys, keys.clone(), 5)
-    parts = [start]
+    layer = PrefixLayer(keys, keys.clone(), [5, 3])
+    parts = [[start[0]], [start[1, :, :3]]]
     for size in (1, 2, 7, 300, 1):
         new = torch.randn(2, 3, size, 4)
-        parts.append(new)
         got, _ = layer.update(new, new)
-        assert torch.equal(got, torch.cat(parts, dim=2))
+        for row in range(2):
+            parts[row].append(new[row])
+            expected = torch.cat(parts[row], dim=1)
+            assert torch.equal(got[row, :, : expected.shape[1]], expected)
+    assert layer.lengths == [5 + 311, 3 + 311]
     assert layer.get_seq_length() == 5 + 311
+    assert bool(got.isfinite().all()), "what is not seen has weight 0, and 0 times infinity is not 0"
 
 
 def test_published_fallback_repeats_a_short_long_term(model: MPlus, text: str) -> None:

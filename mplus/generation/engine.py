@@ -5,17 +5,23 @@ The loop stops a row at once when it is cancelled and yields text as soon as it 
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mplus.generation.sampling import Sampler, SamplingParams, TextStream
-from mplus.read import ReadRequest, has_prefix, prefill
+from mplus.read import Prefill, ReadRequest, has_prefix, prefill_steps
 from mplus.reading import Reading
 from mplus.recall import Recalled
 from mplus.weights import Weights
+
+JOINING_TOKENS = 512
+"""Most prompt tokens that are read together before the rows that are running get their next token."""
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -79,6 +85,15 @@ class Row:
     """Per track, when each recalled token was written, for ``Memory.note_recalled``."""
     prefix_tokens: int = 0
     started: float = field(default_factory=time.monotonic)
+    error: Exception | None = None
+    """What ended this row alone."""
+    is_read_alone: bool = False
+    """Whether its prompt shares no batch while it is read: a shared one failed."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no more tokens come."""
+        return self.finish_reason is not None or self.error is not None
 
     def generation(self) -> Generation:
         """What has been answered so far."""
@@ -96,91 +111,228 @@ class Row:
 class Piece(NamedTuple):
     """Newly certain text of one row."""
 
-    row: int
+    row: Row
     text: str
 
 
 def decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]) -> Iterator[Piece]:
     """Answer all rows, yielding text as it becomes certain; each row ends with its ``finish_reason`` set.
 
-    Closing the iterator cancels what is not finished.
+    Closing the iterator cancels what is not finished; an error in any row ends them all.
     """
-    # Rows with and without a prefix go through different layers; within a group they share every step.
-    groups = [[n for n, r in enumerate(rows) if has_prefix(r.request) is wanted] for wanted in (True, False)]
-    if not weights.backbone.pads_batches:
-        groups = [[n] for n in range(len(rows))]
+    engine = Engine(weights, tokenizer, stop_token_ids)
     try:
-        for group in filter(None, groups):
-            for piece in _decode(weights, tokenizer, [rows[n] for n in group], stop_token_ids):
-                yield Piece(group[piece.row], piece.text)
+        engine.add(rows)
+        while engine.rows:
+            yield from engine.step()
+            for row in rows:
+                if row.error is not None:
+                    raise row.error
     finally:
         for row in rows:
             row.finish_reason = row.finish_reason or "cancelled"
 
 
-def _decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]) -> Iterator[Piece]:
-    active = [number for number, row in enumerate(rows) if not _cancel(row)]
-    if not active:
-        return
-    logits, reading = prefill(weights, [rows[number].request for number in active])
-    _note(rows, active, reading)
-    samplers = {n: Sampler(rows[n].params, list(rows[n].request.input_ids), logits.device) for n in active}
-    streams = {n: TextStream(tokenizer, rows[n].params.stop) for n in active}
-    logits = logits[:, -1]
-    while True:
-        going: list[int] = []  # places in the present batch
-        tokens: list[int] = []
-        for place, number in enumerate(active):
-            row = rows[number]
-            if _cancel(row):
-                continue
-            scores = logits[place]
-            for processor in row.processors:
-                scores = processor(row.token_ids, scores)
-            token = samplers[number](scores, row.token_ids)
-            piece, finished = "", token in stop_token_ids or token in row.params.stop_token_ids
-            if finished:
+class Engine:
+    """The running batches of one model.
+
+    Rows are added at any time and join between steps; a step gives every row one more token. Rows with and
+    without a prefix go through different layers and are batched apart.
+    """
+
+    def __init__(self, weights: Weights, tokenizer: Any, stop_token_ids: frozenset[int]) -> None:
+        self._weights, self._tokenizer, self._stop_token_ids = weights, tokenizer, stop_token_ids
+        self._batches: list[Batch] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows that are not finished."""
+        return [row for batch in self._batches for row in batch.rows]
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Let rows join the running batches."""
+        for row in rows:
+            batch = next((b for b in self._batches if b.takes(row)), None)
+            if batch is None:
+                batch = Batch(self._weights, self._tokenizer, self._stop_token_ids)
+                self._batches.append(batch)
+            batch.add(row)
+
+    def step(self) -> Iterator[Piece]:
+        """One more token for every row, one more block of a prompt that is being read."""
+        for batch in self._batches:
+            yield from batch.step()
+        self._batches = [batch for batch in self._batches if batch.rows]
+
+
+class Joining(NamedTuple):
+    """Rows whose prompts are being read."""
+
+    rows: list[Row]
+    steps: Generator[None, None, Prefill]
+
+
+class Writer:
+    """Makes the tokens of one row, and their text."""
+
+    def __init__(self, row: Row, tokenizer: Any, stop_token_ids: frozenset[int], device: torch.device) -> None:
+        self.row, self.token = row, -1
+        self._sampler = Sampler(row.params, list(row.request.input_ids), device)
+        self._text = TextStream(tokenizer, row.params.stop)
+        self._stop_token_ids = stop_token_ids | set(row.params.stop_token_ids)
+
+    def write(self, scores: Float[Tensor, " V"]) -> str:
+        """Take the next token; returns text that is certain now. An error is the row's own."""
+        try:
+            return self._write(scores)
+        except Exception as error:
+            self.row.error = error
+            return ""
+
+    def _write(self, scores: Float[Tensor, " V"]) -> str:
+        row, text = self.row, ""
+        for processor in row.processors:
+            scores = processor(row.token_ids, scores)
+        self.token = self._sampler(scores, row.token_ids)
+        if self.token in self._stop_token_ids:
+            row.finish_reason = "stop"
+        else:
+            row.token_ids.append(self.token)
+            text = self._text.push(self.token)
+            if self._text.finished:
                 row.finish_reason = "stop"
+            elif len(row.token_ids) >= row.params.max_new_tokens:
+                row.finish_reason = "length"
+        if row.finish_reason is not None and not self._text.finished:
+            text += self._text.finish()
+        row.text += text
+        return text
+
+
+class Batch:
+    """Rows that are answered together, each over its own memory."""
+
+    def __init__(self, weights: Weights, tokenizer: Any, stop_token_ids: frozenset[int]) -> None:
+        self._weights, self._tokenizer, self._stop_token_ids = weights, tokenizer, stop_token_ids
+        self._waiting: deque[Row] = deque()
+        self._joining: Joining | None = None
+        self._writers: list[Writer] = []
+        """Of the rows of ``_reading``, in its order."""
+        self._reading: Reading | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows that are not finished, those that are still being read included."""
+        joining = self._joining.rows if self._joining is not None else []
+        return [*(writer.row for writer in self._writers), *joining, *self._waiting]
+
+    def takes(self, row: Row) -> bool:
+        """Whether a row can go through the same layers as these."""
+        mine = self.rows
+        if not mine:
+            return True
+        return self._weights.backbone.pads_batches and has_prefix(mine[0].request) == has_prefix(row.request)
+
+    def add(self, row: Row) -> None:
+        """Let a row join."""
+        self._waiting.append(row)
+
+    def step(self) -> Iterator[Piece]:
+        """One more token for every row; rows that wait are read up to the end of a block."""
+        self._drop_finished()
+        try:
+            if self._reading is not None:
+                tokens = [writer.token for writer in self._writers]
+                yield from self._write(self._writers, self._reading.decode(tokens))
+            yield from self._read_on()
+        except Exception as error:  # not one row's own: those are caught where they arise
+            for row in self.rows:
+                row.error = row.error or error
+            self._writers, self._reading, self._joining = [], None, None
+            self._waiting.clear()
+
+    def _drop_finished(self) -> None:
+        for place in reversed(range(len(self._writers))):
+            if ended(self._writers[place].row):
+                self._writers[place] = self._writers[-1]
+                self._writers.pop()
+                if self._reading is not None and self._writers:
+                    self._reading.leave(place)
+        if not self._writers:
+            self._reading = None
+
+    def _write(self, writers: Sequence[Writer], logits: Tensor) -> Iterator[Piece]:
+        for writer, scores in zip(list(writers), logits, strict=True):
+            if not ended(writer.row) and (text := writer.write(scores)):
+                yield Piece(writer.row, text)
+
+    def _read_on(self) -> Iterator[Piece]:
+        """The next block of the prompts that are joining; where it is the last, their rows join."""
+        if self._joining is None:
+            group = self._next_group()
+            if not group:
+                return
+            self._joining = Joining(group, prefill_steps(self._weights, [row.request for row in group]))
+        rows, steps = self._joining
+        try:
+            next(steps)
+        except StopIteration as done:
+            self._joining = None
+            yield from self._join(rows, done.value)
+        except Exception as error:
+            self._joining = None
+            if len(rows) > 1:
+                # Whose fault it was shows when they are read one by one.
+                for row in reversed(rows):
+                    row.is_read_alone = True
+                    self._waiting.appendleft(row)
             else:
-                row.token_ids.append(token)
-                piece = streams[number].push(token)
-                if streams[number].finished:
-                    row.finish_reason = "stop"
-                elif len(row.token_ids) >= row.params.max_new_tokens:
-                    row.finish_reason = "length"
-            if row.finish_reason is not None:
-                piece += "" if streams[number].finished else streams[number].finish()
-            if piece:
-                row.text += piece
-                yield Piece(number, piece)
-            if row.finish_reason is None:
-                going.append(place)
-                tokens.append(token)
-        # A consumer may have cancelled while it held the last piece.
-        kept = [(place, token) for place, token in zip(going, tokens, strict=True) if not _cancel(rows[active[place]])]
-        if not kept:
-            return
-        if len(kept) < len(active):
-            reading.select([place for place, _ in kept])
-            active = [active[place] for place, _ in kept]
-        logits = reading.decode([token for _, token in kept])
+                rows[0].error = error
+
+    def _next_group(self) -> list[Row]:
+        """Waiting rows that are read together: short prompts, so that nobody waits long for it."""
+        group: list[Row] = []
+        longest = 0
+        while self._waiting:
+            row = self._waiting[0]
+            longest = max(longest, len(row.request.input_ids))
+            together = longest * (len(group) + 1) <= JOINING_TOKENS and not row.is_read_alone
+            if group and not together:
+                break
+            self._waiting.popleft()
+            if not ended(row):
+                group.append(row)
+            if not together:
+                break
+        return group
+
+    def _join(self, rows: Sequence[Row], step: Prefill) -> Iterator[Piece]:
+        writers: list[Writer] = []
+        for place, row in enumerate(rows):
+            note_recalled(row, step.reading, place)
+            writers.append(Writer(row, self._tokenizer, self._stop_token_ids, step.logits.device))
+        if self._reading is None:
+            self._reading = step.reading
+        else:
+            self._reading.join(step.reading)
+        self._writers += writers
+        yield from self._write(writers, step.logits[:, -1])
 
 
-def _cancel(row: Row) -> bool:
+def ended(row: Row) -> bool:
+    """Whether a row is finished; one that was cancelled or is late finishes here."""
     late = row.params.timeout is not None and time.monotonic() - row.started > row.params.timeout
     asked = row.cancelled.is_set() or (row.cancelled_by is not None and row.cancelled_by.is_set())
-    if (late or asked) and row.finish_reason is None:
+    if (late or asked) and not row.is_finished:
         row.finish_reason = "cancelled"
-    return row.finish_reason is not None
+    return row.is_finished
 
 
-def _note(rows: Sequence[Row], active: Sequence[int], reading: Reading) -> None:
-    for place, number in enumerate(active):
-        row, recalled = rows[number], reading.recalled[place]
-        state = row.request.state
-        row.recalled = recalled_sources(row.request, recalled)
-        row.births = tuple(state.written_tokens - track.provenance.ages for track in recalled)
-        row.prefix_tokens = int(reading.positions[0][place]) - len(row.request.input_ids)
+def note_recalled(row: Row, reading: Reading, place: int) -> None:
+    """Tell a row what its read has used."""
+    row.recalled = recalled_sources(row.request, reading.recalled[place])
+    row.births = tuple(row.request.state.written_tokens - t.provenance.ages for t in reading.recalled[place])
+    row.prefix_tokens = reading.layers[0].lengths[place] - len(row.request.input_ids)
 
 
 def recalled_sources(request: ReadRequest, recalled: Sequence[Recalled]) -> tuple[RecalledSource, ...]:

@@ -21,7 +21,6 @@ from torch.nn import functional
 from mplus.adapters import LoraLinear, LoraWeights, with_adapter
 from mplus.backbone import Rotation, rotate
 from mplus.generation.chat import Prompt, encode_prompt
-from mplus.reading import geometry
 from mplus.text import encode_inert
 from mplus.training.data import ChunkBank
 from mplus.weights import Weights
@@ -182,7 +181,8 @@ class Reader:
         prefix = self._prefix(samples) if memory else None
         lengths = tuple(prefix[1]) if prefix is not None else (0,) * len(samples)
         widest = prefix[0].shape[2] if prefix is not None else 0
-        _, rotation, mask, _, _ = geometry(backbone, lengths, columns, torch.device("cpu"), widest)
+        position, mask = _left_padded(torch.tensor(lengths), columns, widest)
+        rotation = backbone.rotation(position)
         placed = torch.arange(widest) - (widest - torch.tensor(lengths))[:, None]
         before = backbone.rotation(placed.clamp(min=0))
         hidden = backbone.embed(padded)
@@ -318,3 +318,17 @@ def encode_sample(
     encoded: Prompt = encode_prompt(tokenizer, prompt)
     target = [*encode_inert(tokenizer, reply), tokenizer.eos_token_id]
     return Sample(tuple(chunks), (*encoded.input_ids, *target), len(encoded.input_ids), distil)
+
+
+def _left_padded(lengths: Tensor, columns: Tensor, widest: int) -> tuple[Tensor, Tensor]:
+    """Positions and mask of prompts behind prefixes of these lengths, both padded on the left.
+
+    ``columns`` counts prompt tokens; padding is negative.
+    """
+    before = torch.arange(widest) >= (widest - lengths)[:, None]
+    own = columns >= 0
+    causal = columns[:, :, None] >= columns[:, None, :]
+    mask = torch.cat([before[:, None].expand(-1, columns.shape[1], -1), causal & own[:, None]], dim=2)
+    # A padding row sees itself, so that its softmax is not empty.
+    mask[:, :, widest:] |= torch.eye(columns.shape[1], dtype=torch.bool)
+    return (lengths[:, None] + columns).clamp(min=0), mask[:, None]

@@ -302,7 +302,7 @@ class Replay:
                 ours = torch.stack([getattr(layer, name)[0] for layer in reading.layers])
                 self.report.close(f"cache_{name}", ours, recorded)
         if "cache_len" in op:
-            self.report.equal("cache_len", reading.layers[0].length, op["cache_len"])
+            self.report.equal("cache_len", reading.layers[0].get_seq_length(), op["cache_len"])
         self._decode(op, tag, logits, reading)
 
     def _decode(self, op: dict[str, Any], tag: str, logits: Tensor, reading: read.Reading) -> None:
@@ -313,7 +313,9 @@ class Replay:
             if (recorded := self.get(tag, f"decode{step}", "logits")) is not None:
                 self.report.close("decode_logits", following, recorded[0, 0])
         if "cache_len_after_decode" in op:
-            self.report.equal("cache_len_after_decode", reading.layers[0].length, op["cache_len_after_decode"])
+            self.report.equal(
+                "cache_len_after_decode", reading.layers[0].get_seq_length(), op["cache_len_after_decode"]
+            )
 
     def _with_delta(self, op: dict[str, Any], tag: str) -> MemoryState:
         """The memory a forward sees when new tokens are handed to it without having been written."""
