@@ -265,9 +265,20 @@ class MPlus:
         return GenerationStream(row, self._pieces(memory, row))
 
     def generate_batch(
-        self, memories: Sequence[Memory], prompts: Sequence[PromptLike], **sampling: Any
+        self,
+        memories: Sequence[Memory],
+        prompts: Sequence[PromptLike],
+        *,
+        where: Sequence[Where | None] | None = None,
+        **sampling: Any,
     ) -> list[Generation]:
         """Answer several prompts at once, each with its own memory.
+
+        Args:
+            memories: What is remembered, one memory per prompt; the same one may come several times.
+            prompts: Strings or chat messages.
+            where: Which sources each prompt may read, as in ``generate``; None for all.
+            sampling: As in ``generate``.
 
         Raises:
             ValueError: Different numbers of memories and prompts, or none.
@@ -276,8 +287,16 @@ class MPlus:
             raise ValueError(
                 f"{len(memories)} memories for {len(prompts)} prompts: expected one memory per prompt, at least one."
             )
+        allowed = [None] * len(prompts) if where is None else list(where)
+        if len(allowed) != len(prompts):
+            raise ValueError(
+                f"{len(allowed)} conditions in where for {len(prompts)} prompts: expected one per prompt; None reads all."
+            )
         params = SamplingParams(**sampling)
-        rows = [self._row(m, p, params) for m, p in zip(memories, prompts, strict=True)]
+        rows = [
+            self._row(memory, prompt, params, where=one)
+            for memory, prompt, one in zip(memories, prompts, allowed, strict=True)
+        ]
         for _ in decode(self.weights, self.tokenizer, rows, self._requests.stop_token_ids()):
             pass
         for memory, row in zip(memories, rows, strict=True):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mplus.cli.evaluate import evaluate
+
 if TYPE_CHECKING:
     from mplus import Memory, MPlus
 
@@ -222,6 +224,9 @@ def info(as_json: JsonOption = False) -> None:
         return
     for key, value in found.items():
         print(f"{key:13} {value}")
+
+
+app.command()(evaluate)
 
 
 # --- shared by commands -------------------------------------------------------------------------------

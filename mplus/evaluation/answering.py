@@ -1,0 +1,147 @@
+"""From a question and a memory to a reply with all that is worth keeping of it."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from mplus.evaluation.prompts import Asked, query, stops
+from mplus.evaluation.tasks import PromptStyle, Question
+from mplus.generation.engine import Generation
+from mplus.generation.sources import Where
+from mplus.memory.memory import Memory
+from mplus.model import MPlus
+
+RECALLED_KEPT = 8
+"""Recalled sources that a reply keeps, most relevant first."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How questions are put and answered, whatever answers them.
+
+    Attributes:
+        style: How a question is put.
+        examples: Worked examples before it, for readers of text in plain completion.
+        max_new_tokens: Most tokens of an answer.
+        batch: Questions answered at once.
+        seed: Decides what a random eviction drops.
+    """
+
+    style: PromptStyle = "short"
+    examples: int = 0
+    max_new_tokens: int = 24
+    batch: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer and how it came about.
+
+    Attributes:
+        text: The answer.
+        finish_reason: "stop" or "length".
+        prompt_tokens: Text tokens that were read.
+        prefix_tokens: Memory tokens that stood before them.
+        completion_tokens: Tokens of the answer.
+        found: Names of what recall or retrieval found, best first, with relevance.
+        rank: Place of the first of these that holds the answer, from 1; None where none does or nothing is searched.
+        features: Numbers from which a confidence can be fitted.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    prefix_tokens: int
+    completion_tokens: int
+    found: tuple[tuple[str, float], ...] = ()
+    rank: int | None = None
+    features: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def as_json(self) -> dict[str, Any]:
+        """What a line of the raw answers holds of it."""
+        found = [{"name": name, "relevance": round(relevance, 6)} for name, relevance in self.found]
+        return {**asdict(self), "found": found, "features": dict(self.features)}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A reply, and the levels at which it is the answer: where nothing it reads differs, it is given once."""
+
+    question: Question
+    levels: tuple[int, ...]
+    reply: Reply
+
+
+class Answerer(Protocol):
+    """One way of answering.
+
+    Attributes:
+        name: As it stands in the raw answers and the table.
+    """
+
+    name: str
+
+    def replies(self, wanted: Sequence[tuple[Question, int]]) -> Iterator[Answered]:
+        """Answer questions at levels, in any order; those that cannot be read at a level are left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One question to be read with one memory."""
+
+    question: Question
+    levels: tuple[int, ...]
+    memory: Memory
+    asked: Asked
+    where: Where | None = None
+
+
+def answer(model: MPlus, jobs: Sequence[Job], settings: Settings) -> list[Generation]:
+    """Answer some jobs at once."""
+    return model.generate_batch(
+        [job.memory for job in jobs],
+        [job.asked for job in jobs],
+        where=[job.where for job in jobs],
+        max_new_tokens=settings.max_new_tokens,
+        temperature=0.0,
+        stop=stops(settings.style),
+    )
+
+
+def batches(model: MPlus, jobs: Iterable[Job], settings: Settings) -> Iterator[list[Job]]:
+    """Jobs in batches of prompts of like length, so that little is padding.
+
+    Memories are made one after the other, so only some batches' worth of jobs is looked at together.
+    """
+    waiting: list[Job] = []
+    for job in jobs:
+        waiting.append(job)
+        if len(waiting) == 4 * settings.batch:
+            yield from _sorted(model, waiting, settings.batch)
+            waiting = []
+    yield from _sorted(model, waiting, settings.batch)
+
+
+def _sorted(model: MPlus, jobs: list[Job], size: int) -> Iterator[list[Job]]:
+    ordered = sorted(jobs, key=lambda job: (len(query(job.asked)), job.question.id))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def rank_of(gold: Sequence[str], found: Sequence[str]) -> int | None:
+    """Place from 1 of the first name that is gold."""
+    return next((place for place, name in enumerate(found, 1) if name in gold), None)
+
+
+def features(generation: Generation, relevances: Sequence[float]) -> dict[str, float]:
+    """Numbers that may tell a known answer from a guess: how well recall found it, how sure the words were."""
+    found: dict[str, float] = {}
+    if relevances:
+        found["relevance"] = relevances[0]
+        found["relevance_margin"] = relevances[0] - relevances[1] if len(relevances) > 1 else relevances[0]
+    confidence = getattr(generation, "confidence", None)
+    if confidence is not None:
+        found |= {name: float(value) for name, value in vars(confidence).items() if value is not None}
+    return found

@@ -1,0 +1,59 @@
+"""How a question is put: the same for every way of answering, with texts before it where it reads texts."""
+
+from collections.abc import Mapping, Sequence
+
+from mplus.evaluation.tasks import PromptStyle
+
+SHORT = "Answer in a few words."
+EXAMPLES = (
+    (
+        "The bakery on Mill Street was founded in 1887 by two sisters, Ada and Mabel Thornton.",
+        "Who founded the bakery on Mill Street?",
+        "Ada and Mabel Thornton",
+    ),
+    (
+        "Lake Orrin lies 340 metres above sea level and freezes over between December and March.",
+        "How high above sea level is Lake Orrin?",
+        "340 metres",
+    ),
+    (
+        "The second expedition had to turn back because its sledges were damaged by salt water.",
+        "Why did the second expedition turn back?",
+        "its sledges were damaged by salt water",
+    ),
+)
+"""Worked examples for plain completion, our own."""
+
+Asked = str | list[dict[str, str]]
+
+
+def prompt(question: str, style: PromptStyle, *, texts: Sequence[str] = (), examples: int = 0) -> Asked:
+    """A question as it is put.
+
+    Args:
+        question: What is asked.
+        style: How.
+        texts: What stands before it in the prompt, for ways of answering that read text.
+        examples: Worked examples between texts and question (only in plain completion): without training a
+            small model reads much better with some.
+    """
+    before = "".join(f"{text.strip()}\n\n" for text in texts)
+    if style == "completion":
+        shown = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for _, asked, answer in EXAMPLES[:examples])
+        passages = "".join(f"{passage}\n\n" for passage, _, _ in EXAMPLES[:examples])
+        return f"{passages}{before}{shown}Question: {question}\nAnswer:"
+    asked = question if style == "plain" else f"{question}\n{SHORT}"
+    return [{"role": "user", "content": before + asked}]
+
+
+def stops(style: PromptStyle) -> list[str]:
+    """Where an answer ends besides the end token."""
+    return ["\n"] if style == "completion" else []
+
+
+def query(asked: Asked) -> str:
+    """What a read takes as the question, and recall searches for."""
+    if isinstance(asked, str):
+        return asked
+    last: Mapping[str, str] = asked[-1]
+    return last["content"]

@@ -1,0 +1,143 @@
+"""Figures of a run: one line per way of answering and level, with 95% bootstrap intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mplus.evaluation.metrics import Abstention, Estimate, abstention, estimate
+from mplus.evaluation.runner import by_mode_and_level
+
+RANKS = (1, 3, 10)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Figures of one way of answering at one level.
+
+    Attributes:
+        mode: The way of answering.
+        level: Distractor tokens it stands for.
+        questions: How many were answerable.
+        contains: Share whose answer holds an accepted one.
+        exact: Share that is one.
+        f1: Mean token F1.
+        by_kind: Contains-answer by kind of question, where there are several kinds.
+        found: Share whose right source is among the first k, by k; empty where nothing is searched.
+        abstention: How well it declines.
+        seconds: Seconds of all its answers.
+    """
+
+    mode: str
+    level: int
+    questions: int
+    contains: Estimate | None
+    exact: Estimate | None
+    f1: Estimate | None
+    by_kind: dict[str, Estimate]
+    found: dict[int, Estimate]
+    abstention: Abstention
+    seconds: float
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    """Figures of raw answers."""
+    return [_line(mode, level, group) for (mode, level), group in by_mode_and_level(rows).items()]
+
+
+def _line(mode: str, level: int, rows: Sequence[dict[str, Any]]) -> Line:
+    asked = [row for row in rows if row["answerable"]]
+    clusters = [row["cluster"] for row in asked]
+
+    def figure(name: str) -> Estimate | None:
+        return estimate([float(row[name]) for row in asked], clusters) if asked else None
+
+    kinds = dict.fromkeys(row["kind"] for row in asked)
+    by_kind: dict[str, Estimate] = {}
+    for kind in kinds if len(kinds) > 1 else ():
+        mine = [row for row in asked if row["kind"] == kind]
+        by_kind[kind] = estimate([float(row["contains"]) for row in mine], [row["cluster"] for row in mine])
+    searched = [row for row in asked if row["gold"] and row["found"]]
+    found: dict[int, Estimate] = {}
+    for rank in RANKS if searched else ():
+        hits = [float(row["rank"] is not None and row["rank"] <= rank) for row in searched]
+        found[rank] = estimate(hits, [row["cluster"] for row in searched])
+    return Line(
+        mode,
+        level,
+        len(asked),
+        figure("contains"),
+        figure("exact"),
+        figure("f1"),
+        by_kind,
+        found,
+        abstention([row["declined"] for row in rows], [row["answerable"] for row in rows]),
+        sum(row["seconds"] for row in rows),
+    )
+
+
+HEADINGS = ("mode", "tokens", "n", "contains", "exact", "F1", "source @1 / 3 / 10", "wrongly declined", "declined")
+
+
+def cells(line: Line) -> tuple[str, ...]:
+    """A line as the table shows it; "declined" is the share of unanswerable questions that were."""
+    found = " / ".join(f"{one.mean:.3f}" for one in line.found.values())
+    return (
+        line.mode,
+        f"{line.level:,}",
+        str(line.questions),
+        str(line.contains or "–"),
+        f"{line.exact.mean:.3f}" if line.exact else "–",
+        f"{line.f1.mean:.3f}" if line.f1 else "–",
+        found or "–",
+        _share(line.abstention.wrongly_declined),
+        _share(line.abstention.recall),
+    )
+
+
+def kinds(report: Sequence[Line]) -> list[tuple[str, ...]]:
+    """Rows of a second table: contains-answer by kind of question."""
+    return [
+        (line.mode, f"{line.level:,}", kind, str(figure.count), str(figure))
+        for line in report
+        for kind, figure in line.by_kind.items()
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def markdown(report: Sequence[Line]) -> str:
+    """The tables as Markdown."""
+    tables = [_table(HEADINGS, [cells(line) for line in report])]
+    if by_kind := kinds(report):
+        tables.append(_table(("mode", "tokens", "kind", "n", "contains"), by_kind))
+    return "\n\n".join(tables) + "\n"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    shown = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in shown)
+
+
+def as_json(report: Sequence[Line]) -> list[dict[str, Any]]:
+    """The figures for a script to read."""
+
+    def plain(figure: Estimate | None) -> dict[str, float] | None:
+        return None if figure is None else figure._asdict()
+
+    return [
+        {
+            "mode": line.mode,
+            "level": line.level,
+            "questions": line.questions,
+            "contains": plain(line.contains),
+            "exact": plain(line.exact),
+            "f1": plain(line.f1),
+            "by_kind": {kind: plain(figure) for kind, figure in line.by_kind.items()},
+            "found": {str(rank): plain(figure) for rank, figure in line.found.items()},
+            "abstention": line.abstention._asdict(),
+            "seconds": round(line.seconds, 1),
+        }
+        for line in report
+    ]
