@@ -290,7 +290,7 @@ class MPlus:
         allowed = [None] * len(prompts) if where is None else list(where)
         if len(allowed) != len(prompts):
             raise ValueError(
-                f"{len(allowed)} conditions in where for {len(prompts)} prompts: expected one per prompt; None reads all."
+                f"{len(allowed)} conditions in where for {len(prompts)} prompts: expected one per prompt, None for all."
             )
         params = SamplingParams(**sampling)
         rows = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mplus.evaluation.prompts import Asked, query, stops
 from mplus.evaluation.tasks import PromptStyle, Question
@@ -73,6 +73,7 @@ class Answered:
     reply: Reply
 
 
+@runtime_checkable
 class Answerer(Protocol):
     """One way of answering.
 

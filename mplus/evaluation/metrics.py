@@ -90,7 +90,7 @@ class Estimate(NamedTuple):
     mean: float
     low: float
     high: float
-    count: int
+    size: int
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"

@@ -97,7 +97,7 @@ def cells(line: Line) -> tuple[str, ...]:
 def kinds(report: Sequence[Line]) -> list[tuple[str, ...]]:
     """Rows of a second table: contains-answer by kind of question."""
     return [
-        (line.mode, f"{line.level:,}", kind, str(figure.count), str(figure))
+        (line.mode, f"{line.level:,}", kind, str(figure.size), str(figure))
         for line in report
         for kind, figure in line.by_kind.items()
     ]

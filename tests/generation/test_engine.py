@@ -164,3 +164,19 @@ def test_closing_a_stream_leaves_somebody_elses_event_alone(model: MPlus) -> Non
     assert not shared.is_set()
     shared.set()
     assert model.generate(model.new_memory(), "hello", cancelled=shared).finish_reason == "cancelled"
+
+
+def test_a_batch_reads_for_each_prompt_only_what_it_may(model: MPlus, text: str) -> None:
+    memory = model.new_memory()
+    for number in range(6):
+        model.write(memory, f"Note {number}. {text[:300]}", source=f"note-{number}")
+    allowed = [lambda source, _: source == "note-1", None, lambda source, _: source in ("note-0", "note-5")]
+    prompts = ["Which box is red? ", "What about note four? ", "And the blue ones? "]
+    batch = model.generate_batch([memory] * 3, prompts, where=allowed, max_new_tokens=5)
+    for prompt, one, together in zip(prompts, allowed, batch, strict=True):
+        alone = model.generate(memory, prompt, where=one, max_new_tokens=5)
+        assert together.text == alone.text
+        assert {r.source for r in together.recalled} == {r.source for r in alone.recalled}
+    assert {r.source for r in batch[0].recalled} <= {"note-1"}
+    with pytest.raises(ValueError, match="2 conditions in where for 3 prompts"):
+        model.generate_batch([memory] * 3, prompts, where=allowed[:2])

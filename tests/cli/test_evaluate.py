@@ -1,0 +1,82 @@
+"""``mplus evaluate`` end to end, on a tiny model saved to disk."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mplus.cli.app import app
+from mplus.evaluation.opening import open_model
+from mplus.model import MPlus
+from tests.evaluation.data import filler_file, squad_file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, model: MPlus) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    return path
+
+
+def evaluate(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def common(folder: Path, tmp_path: Path) -> list[Any]:
+    return ["--model", folder, "--distractors", filler_file(tmp_path), "--levels", "0,400", "--max-new-tokens", 2]
+
+
+def test_squad_from_a_file(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["squad", "--data", squad_file(tmp_path), "--questions", 3, "--unanswerable", 1, "--out", out]
+    result = evaluate(*arguments, *common(folder, tmp_path))
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 2 * 4
+    assert {row["level"] for row in rows} == {0, 400}
+    assert "400" in result.output and "answers.jsonl" in result.output
+    again = evaluate(*arguments, *common(folder, tmp_path), "--json")
+    figures = json.loads(again.stdout)
+    assert [line["level"] for line in figures] == [0, 400]
+    assert len((out / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == len(rows)
+
+
+def test_facts_need_no_file(folder: Path, tmp_path: Path) -> None:
+    result = evaluate("facts", "--questions", 3, *common(folder, tmp_path), "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    rows = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 2 * (3 + 1)
+
+
+def test_a_folder_of_trained_parts_is_opened_on_its_backbone(folder: Path, tmp_path: Path, model: MPlus) -> None:
+    for name in ("mplus.json", "mplus.safetensors"):
+        shutil.copy(folder / name, tmp_path / name)
+    opened = open_model(str(tmp_path), backbone=str(folder))
+    assert opened.weights.fingerprint == open_model(str(folder)).weights.fingerprint
+    assert opened.memory_config == model.memory_config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["squad"], "pass --data FILE"),
+        (["squad", "--data", "nowhere.json"], "no such file"),
+        (["facts", "--data", "x.json"], "generated"),
+        (["poems", "--data", "x.json"], "expected one of facts, squad"),
+        (["facts", "--levels", "0,many"], "whole numbers"),
+        (["facts", "--levels", "0,-5"], "none of them negative"),
+        (["facts", "--levels", "0", "--mode", "magic"], "expected one of mplus"),
+        (["facts", "--levels", "0", "--set", "recalled_tokens"], "name=value"),
+        (["facts", "--levels", "0", "--set", "recalled=5"], "recalled"),
+        (["facts", "--levels", "5000"], "--distractors"),
+        (["facts", "--prompt", "rhyme"], "plain, short or completion"),
+    ],
+)
+def test_what_cannot_be_done_says_why(arguments: list[str], message: str, folder: Path, tmp_path: Path) -> None:
+    result = evaluate(*arguments, "--questions", 3, "--model", folder, "--out", tmp_path / "out")
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+    assert not (tmp_path / "out").exists()
