@@ -10,6 +10,8 @@
     ├── MemoryLimitError        a memory or its store would outgrow a limit the user set
     ├── MemoryLockedError       another process or thread holds the memory
     ├── MemoryNotFoundError     no saved memory at that path or under that name
+    ├── MemorySaveError         a memory could not be brought to disk; what was saved before is intact
+    ├── MemoryKeyError          an encrypted memory, and no key or another one
     └── CorruptMemoryError      a saved memory that is truncated, altered or of a newer format
 
 A bad argument raises ``ValueError``. Each message names the value received, what was expected and the
@@ -55,6 +57,14 @@ class MemoryLockedError(MPlusError):
 
 class MemoryNotFoundError(MPlusError):
     """There is no saved memory at that path or under that name."""
+
+
+class MemorySaveError(MPlusError, OSError):
+    """A memory could not be brought to disk; what was saved before is intact."""
+
+
+class MemoryKeyError(MPlusError):
+    """A saved memory is encrypted, and the key is missing, destroyed or another one."""
 
 
 class CorruptMemoryError(MPlusError):

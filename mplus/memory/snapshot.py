@@ -1,39 +1,38 @@
-"""Saved memories: a folder with ``memory.json`` and memory-mapped safetensors shards.
+"""Saved memories: a folder with ``memory.json`` and the files it names.
 
-    memory.json               format, model fingerprint, config, sources, counters, checksums of all shards
-    state-<digest>.safetensors    short-term and pending tokens, provenance, context
-    segment-<name>.safetensors    one long-term segment each; written once, shared by later saves
-
-A save writes new shards, forces them to disk, and then renames one small file. Killed at any point, the
-old or the new state loads. Shards that no state needs any more are removed afterwards.
+A save writes the files that are new, forces them to disk, and then exchanges ``memory.json`` in one step.
+Killed at any point, the old or the new state loads. Files that no state needs any more are removed
+afterwards; what a later save finds left over by a kill, it removes too.
 """
 
-import hashlib
-import json
 import os
-import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor
+from typing import Protocol, runtime_checkable
 
 from mplus.config import MemoryConfig
-from mplus.errors import CorruptMemoryError, MemoryMismatchError, MemoryNotFoundError
-from mplus.memory.long_term import LongTermMemory
+from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryMismatchError, MemoryNotFoundError
+from mplus.memory import format1
+from mplus.memory.encryption import MemoryKey
+from mplus.memory.folders import not_saved, put_file, remove_file, sole_writer, sync_folder
+from mplus.memory.manifest import (
+    MANIFEST,
+    Manifest,
+    format_of,
+    is_own_file,
+    parse_manifest,
+    read_manifest_bytes,
+    sealed_manifest,
+)
 from mplus.memory.memory import Memory
-from mplus.memory.shards import open_segment, write_segment
-from mplus.memory.state import Context, MemoryState, SourceRecord, Tail, Track
-from mplus.memory.tiers import Segment
-from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.memory.shards import ShardSum
+from mplus.memory.state_files import FileReader, FileSet, describe_state, read_state
 
-FORMAT = 1
-MANIFEST = "memory.json"
 VERIFIED_BYTES = 2**26
-"""Shards up to this size are read whole and checked when a memory is opened; of larger ones the ends are,
-and ``verify_memory`` checks the rest."""
+"""Memories up to this size are read whole and checked when they are opened; of larger ones, each block when
+it is first used. ``verify_memory`` checks everything at once."""
+SAVE_TIMEOUT = 60.0
 
 
 @runtime_checkable
@@ -45,308 +44,172 @@ class MemoryMaker(Protocol):
         ...
 
 
-def save_memory(memory: Memory, folder: Path) -> None:
+def save_memory(
+    memory: Memory,
+    folder: Path,
+    *,
+    key: MemoryKey | None = None,
+    check_size: Callable[[int], None] = lambda nbytes: None,
+    timeout: float = SAVE_TIMEOUT,
+) -> None:
     """Save a memory; an earlier save in the same folder is replaced, atomically.
 
+    Args:
+        memory: Its present state is saved; it may be written to meanwhile.
+        folder: Where; made if it is not there.
+        key: Encrypt with this.
+        check_size: Told how many bytes the save will have in all, before anything is written; may refuse.
+        timeout: Seconds to wait for another save into the same folder.
+
     Raises:
-        OSError: The folder cannot be written, or the disk is full; the earlier save is intact.
+        MemorySaveError: The folder cannot be written, or the disk is full; the earlier save is intact.
+        MemoryLockedError: Another save into it took too long.
     """
-    state = memory.state
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    shards: dict[str, dict[str, Any]] = {}
-    known = _manifest_or_nothing(folder).get("shards", {})
-    for track in state.tracks:
-        for segment in track.long_term.segments:
-            name = f"segment-{segment.name}.safetensors"
-            if name not in known or not (folder / name).exists():
-                _write_shard(folder, name, lambda path, s=segment: write_segment(s, path))
-                shards[name] = _checksum(folder / name)
-            else:
-                shards[name] = known[name]
-    tensors = _state_tensors(state)
-    name = f"state-{memory.fingerprint[:24]}-{os.urandom(4).hex()}.safetensors"
-    _write_shard(folder, name, lambda path: _save_tensors(tensors, path))
-    shards[name] = _checksum(folder / name)
-    manifest = {
-        "format": FORMAT,
-        "model": memory.model_fingerprint,
-        "seed": memory.seed,
-        "config": memory.config.model_dump(),
-        "digest": state.digest,
-        "counters": {
-            "written_tokens": state.written_tokens,
-            "text_tokens": state.text_tokens,
-            "num_chunks": state.num_chunks,
-            "waiting_tokens": state.waiting_tokens,
-        },
-        "tail": {"input_ids": state.tail.input_ids, "sources": state.tail.sources},
-        "sources": [asdict(source) for source in state.sources],
-        "long_term": [[f"segment-{s.name}.safetensors" for s in t.long_term.segments] for t in state.tracks],
-        "has_context": state.context is not None,
-        "state": name,
-        "shards": shards,
-    }
-    # Through JSON once, so that the checksum is of what a load will see.
-    manifest = json.loads(json.dumps(manifest, default=str))
-    text = json.dumps(manifest, indent=1, sort_keys=True)
-    sealed = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "memory": manifest})
-    _write_shard(folder, MANIFEST, lambda path: path.write_text(sealed, encoding="utf-8"))
-    for path in folder.glob("*.safetensors"):
-        if path.name not in shards:
-            path.unlink(missing_ok=True)
+    with sole_writer(folder, timeout=timeout):
+        files = FileSet(_reusable(folder, key), key)
+        manifest = _manifest(memory, files)
+        check_size(files.nbytes)
+        try:
+            _write(folder, files, manifest, key)
+        except OSError as error:
+            raise not_saved(folder, error) from error
+        _remove_others(folder, files)
 
 
-def load_memory(folder: Path, model: MemoryMaker) -> Memory:
+def load_memory(folder: Path, model: MemoryMaker, *, key: MemoryKey | None = None) -> Memory:
     """Open a saved memory; long-term tokens stay on disk until they are recalled.
 
     Raises:
         MemoryNotFoundError: Nothing is saved there.
         CorruptMemoryError: The save is truncated, altered, or of a newer format.
+        MemoryKeyError: It is encrypted with another key, or one is needed.
         MemoryMismatchError: It was made by another model.
     """
-    if not (folder / MANIFEST).exists():
-        raise MemoryNotFoundError(f"{folder}: no saved memory. Expected a folder with {MANIFEST} in it.")
-    manifest = _read_manifest(folder)
-    try:
-        config = MemoryConfig(**manifest["config"])
-        memory = model.new_memory(seed=int(manifest["seed"]), config=config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptMemoryError(f"{folder / MANIFEST}: not a memory this version can open ({error}).") from error
-    if manifest["model"] != memory.model_fingerprint:
-        raise MemoryMismatchError(
-            f"{folder}: this memory was made by a model with fingerprint {manifest['model']}, the model given has "
-            f"{memory.model_fingerprint}. Load it with the model that wrote it, or write its texts again."
-        )
-    _check_shards(folder, manifest)
-    try:
-        memory.commit(_read_state(folder, manifest, memory.state))
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise CorruptMemoryError(f"{folder}: its parts do not fit together ({error}).") from error
-    return memory
+    text = read_manifest_bytes(folder)
+    while True:
+        try:
+            return _loaded(folder, text, model, key)
+        except CorruptMemoryError:
+            # A save that ended meanwhile removes files that only the save before it named.
+            before, text = text, read_manifest_bytes(folder)
+            if text == before:
+                raise
 
 
-# --- manifest -----------------------------------------------------------------------------------------
-
-
-def _manifest_or_nothing(folder: Path) -> dict[str, Any]:
-    try:
-        return _read_manifest(folder)
-    except (CorruptMemoryError, OSError):
-        return {}
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        sealed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        manifest = sealed["memory"]
-        text = json.dumps(manifest, indent=1, sort_keys=True)
-        intact = hashlib.sha256(text.encode()).hexdigest() == sealed["sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptMemoryError(f"{folder / MANIFEST}: not readable ({error}). Restore it from a copy.") from error
-    if manifest.get("format") != FORMAT:
-        raise CorruptMemoryError(
-            f"{folder / MANIFEST}: format {manifest.get('format')!r}, this version reads {FORMAT}. Update mplus."
-        )
-    if not intact:
-        raise CorruptMemoryError(f"{folder / MANIFEST}: was altered after it was saved. Restore it from a copy.")
-    return manifest
-
-
-def _check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Every shard is there, of the right size and unaltered, before anything of it is used."""
-    for name, expected in manifest["shards"].items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file() or path.is_symlink():
-            raise CorruptMemoryError(f"{folder}: shard {name!r} is missing. Restore it from a copy.")
-        if path.stat().st_size != expected["bytes"]:
-            raise CorruptMemoryError(
-                f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}. It was cut short or altered."
-            )
-        whole = expected["bytes"] <= VERIFIED_BYTES
-        if _head_and_tail(path) != expected["edges"] or (whole and _checksum(path) != expected):
-            raise CorruptMemoryError(f"{path}: was altered after it was saved. Restore it from a copy.")
-
-
-def verify_memory(folder: Path) -> None:
+def verify_memory(folder: Path, *, key: MemoryKey | None = None) -> None:
     """Read every byte of a saved memory against its checksums.
 
     Raises:
-        CorruptMemoryError: A shard was altered.
+        MemoryNotFoundError: Nothing is saved there.
+        CorruptMemoryError: Something was altered.
+        MemoryKeyError: It is encrypted with another key, or one is needed.
     """
-    for name, expected in _read_manifest(folder)["shards"].items():
-        if _checksum(folder / name) != expected:
-            raise CorruptMemoryError(f"{folder / name}: was altered after it was saved. Restore it from a copy.")
+    text = read_manifest_bytes(folder)
+    if format_of(text, folder / MANIFEST) == 1:
+        format1.verify_memory(folder, text)
+        return
+    manifest = parse_manifest(text, folder / MANIFEST, key)
+    reader = FileReader(folder, manifest.files, key, verify=True)
+    for name in manifest.files:
+        reader.text(name) if name.endswith(".jsonl") else reader.shard(name)
 
 
-# --- shards -------------------------------------------------------------------------------------------
-
-
-def _write_shard(folder: Path, name: str, write: Any) -> None:
-    """Write a file beside its place, force it to disk, and put it there in one step."""
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
-    os.close(handle)
-    path = Path(temporary)
+def saved_manifest(folder: Path, key: MemoryKey | None) -> Manifest | None:
+    """The manifest of what is saved in a folder; None where that is nothing that can be built upon."""
     try:
-        write(path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        path.chmod(0o600)
-        path.replace(folder / name)
-        directory = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    finally:
-        path.unlink(missing_ok=True)
+        text = read_manifest_bytes(folder)
+        if format_of(text, folder / MANIFEST) == 1:
+            return None
+        return parse_manifest(text, folder / MANIFEST, key)
+    except (CorruptMemoryError, MemoryNotFoundError, MemoryKeyError):
+        return None
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path))
+# --- saving -------------------------------------------------------------------------------------------
 
 
-def _checksum(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest(), "edges": _head_and_tail(path)}
+def _reusable(folder: Path, key: MemoryKey | None) -> Mapping[str, ShardSum]:
+    """Files of the last save that are there still, and of their size."""
+    manifest = saved_manifest(folder, key)
+    if manifest is None:
+        return {}
+    with os.scandir(folder) as entries:
+        sizes = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries if entry.is_file()}
+    return {name: known for name, known in manifest.files.items() if sizes.get(name) == known.nbytes}
 
 
-def _head_and_tail(path: Path) -> str:
-    """A checksum of a shard's ends, which an open can afford on a memory of any size."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(2**16))
-        file.seek(max(path.stat().st_size - 2**16, 0))
-        digest.update(file.read(2**16))
-    return digest.hexdigest()
-
-
-# --- state --------------------------------------------------------------------------------------------
-
-
-def _state_tensors(state: MemoryState) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for number, track in enumerate(state.tracks):
-        tensors |= _token_tensors(f"{number}.short_term", track.short_term)
-        every = torch.arange(len(track.pending))
-        if len(track.pending):
-            pending = Tokens(track.pending.content(every, track.dtype, track.devices), track.pending.provenance)
-            tensors |= _token_tensors(f"{number}.pending", pending)
-        tensors |= _provenance_tensors(f"{number}.long_term", track.long_term.provenance)
-        tensors[f"{number}.long_term.segment"] = track.long_term.segment
-        tensors[f"{number}.long_term.row"] = track.long_term.row
-    if state.context is not None:
-        tensors["context.sources"] = state.context.sources
-        tensors |= {f"context.states.{n}": rows for n, rows in enumerate(state.context.states)}
-    # Forks and tracks share tensors; a file holds each of its own.
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _token_tensors(name: str, tokens: Tokens) -> dict[str, Tensor]:
-    content = tokens.content
-    found = {f"{name}.retrieval_keys": content.retrieval_keys}
-    for kind, layers in (
-        ("keys", content.keys),
-        ("values", content.values),
-        ("states", content.states or ()),
-    ):
-        found |= {f"{name}.{kind}.{layer}": rows for layer, rows in enumerate(layers)}
-    return found | _provenance_tensors(name, tokens.provenance)
-
-
-def _provenance_tensors(name: str, provenance: Provenance) -> dict[str, Tensor]:
-    return {f"{name}.{field}": tensor for field, tensor in vars(provenance).items()}
-
-
-def _read_state(folder: Path, manifest: Mapping[str, Any], empty: MemoryState) -> MemoryState:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(str(folder / manifest["state"]))
-    except (SafetensorError, OSError) as error:
-        raise CorruptMemoryError(f"{folder / manifest['state']}: not readable ({error}).") from error
-    tracks: list[Track] = []
-    for number, track in enumerate(empty.tracks):
-        segments = tuple(_open(folder, name) for name in manifest["long_term"][number])
-        long_term = LongTermMemory(
-            segments,
-            _provenance(tensors, f"{number}.long_term"),
-            tensors[f"{number}.long_term.segment"],
-            tensors[f"{number}.long_term.row"],
-        )
-        _check_rows(long_term)
-        pending = LongTermMemory.empty()
-        if f"{number}.pending.ages" in tensors:
-            waiting = _tokens(tensors, f"{number}.pending", track)
-            pending = pending.append(Segment.store(waiting.content, "auto", None), waiting.provenance)
-        tracks.append(
-            Track(
-                track.layers,
-                track.recall_layer,
-                _tokens(tensors, f"{number}.short_term", track),
-                pending,
-                long_term,
-            )
-        )
-    context = None
-    if manifest["has_context"]:
-        devices = [device for track in empty.tracks for device in track.devices]
-        rows = tuple(tensors[f"context.states.{n}"].to(device) for n, device in enumerate(devices))
-        context = Context(rows, tensors["context.sources"])
-    tail = manifest["tail"]
-    return MemoryState(
-        tuple(tracks),
-        digest=str(manifest["digest"]),
-        context=context,
-        tail=Tail(tuple(map(int, tail["input_ids"])), tuple(map(int, tail["sources"]))),
-        sources=tuple(_source_record(source) for source in manifest["sources"]),
-        **{name: int(count) for name, count in manifest["counters"].items()},
+def _manifest(memory: Memory, files: FileSet) -> Manifest:
+    """What the save will consist of; files are described in ``files``, not written."""
+    state = memory.state
+    return Manifest(
+        model=memory.model_fingerprint,
+        seed=memory.seed,
+        config=memory.config.model_dump(mode="json"),
+        saved=time.time(),
+        state=describe_state(state, memory.config, files),
+        files={},
     )
 
 
-def _open(folder: Path, name: str) -> Segment:
-    return open_segment(folder / name, name=name.removeprefix("segment-").removesuffix(".safetensors"))
+def _write(folder: Path, files: FileSet, manifest: Manifest, key: MemoryKey | None) -> None:
+    written: dict[str, ShardSum] = {}
+    try:
+        for name, file in files.new.items():
+            written[name] = put_file(folder, name, file.write)
+        sync_folder(folder)
+        text = sealed_manifest(manifest.model_copy(update={"files": files.kept | written}), key)
+        put_file(folder, MANIFEST, lambda file: file.write(text))
+    except BaseException:
+        # ``memory.json`` is as it was and names none of these.
+        for name in written:
+            remove_file(folder / name)
+        raise
+    sync_folder(folder)
 
 
-def _check_rows(store: LongTermMemory) -> None:
-    sizes = torch.tensor([len(segment) for segment in store.segments] or [0])
-    if len(store) and (
-        int(store.segment.min()) < 0
-        or int(store.segment.max()) >= len(store.segments)
-        or int(store.row.min()) < 0
-        or bool((store.row >= sizes[store.segment]).any())
-    ):
-        raise CorruptMemoryError("a long-term token points outside its segment")
+def _remove_others(folder: Path, files: FileSet) -> None:
+    needed = files.kept.keys() | files.new.keys()
+    for path in folder.iterdir():
+        if is_own_file(path.name) and path.name not in needed:
+            remove_file(path)
 
 
-def _provenance(tensors: dict[str, Tensor], name: str) -> Provenance:
-    found = {field: tensors[f"{name}.{field}"] for field in ("ages", "recall_frequencies", "sources", "chunks")}
-    if len({len(tensor) for tensor in found.values()}) > 1:
-        raise CorruptMemoryError(f"the columns of {name!r} have different lengths")
-    return Provenance(**found)
+# --- loading ------------------------------------------------------------------------------------------
 
 
-def _tokens(tensors: dict[str, Tensor], name: str, track: Track) -> Tokens:
-    """A pool, checked against the shapes that the model makes."""
-    like = track.short_term.content
+def _loaded(folder: Path, text: bytes, model: MemoryMaker, key: MemoryKey | None) -> Memory:
+    path = folder / MANIFEST
+    if format_of(text, path) == 1:
+        if key is not None:
+            raise MemoryKeyError(f"{path}: this memory is not encrypted, but a key was given. Load it without.")
+        return format1.load_memory(folder, text, model)
+    manifest = parse_manifest(text, path, key)
+    memory = new_memory_for(path, model, manifest.config, manifest.seed, manifest.model)
+    reader = FileReader(folder, manifest.files, key, verify=manifest.nbytes <= VERIFIED_BYTES)
+    try:
+        memory.commit(read_state(manifest.state, reader, memory.state))
+    except CorruptMemoryError as error:
+        message = str(error)
+        raise (error if message.startswith(str(folder)) else CorruptMemoryError(f"{folder}: {message}.")) from error
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CorruptMemoryError(f"{folder}: its parts do not fit together ({error!r:.200}).") from error
+    return memory
 
-    def layers(kind: str) -> tuple[Tensor, ...]:
-        pattern = getattr(like, kind) or ()
-        return tuple(tensors[f"{name}.{kind}.{n}"].to(device=p.device, dtype=p.dtype) for n, p in enumerate(pattern))
 
-    content = Content(layers("keys"), layers("values"), tensors[f"{name}.retrieval_keys"], layers("states") or None)
-    provenance = _provenance(tensors, name)
-    for ours, pattern in zip((*content.keys, *content.values), (*like.keys, *like.values), strict=True):
-        if ours.shape != (len(provenance), *pattern.shape[1:]):
-            raise CorruptMemoryError(f"{name!r} holds rows of shape {tuple(ours.shape[1:])}")
-    return Tokens(content, provenance)
+def new_memory_for(path: Path, model: MemoryMaker, config: Mapping[str, object], seed: int, fingerprint: str) -> Memory:
+    """An empty memory of the layout that was saved.
 
-
-def _source_record(saved: dict[str, Any]) -> SourceRecord:
-    texts = tuple(saved.pop("texts", ()))
-    return SourceRecord(**saved, texts=texts)
+    Raises:
+        CorruptMemoryError: The layout is none.
+        MemoryMismatchError: The model is another one.
+    """
+    try:
+        memory = model.new_memory(seed=seed, config=MemoryConfig(**config))  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError) as error:
+        raise CorruptMemoryError(f"{path}: not a memory this version can open ({error}).") from error
+    if fingerprint != memory.model_fingerprint:
+        raise MemoryMismatchError(
+            f"{path.parent}: this memory was made by a model with fingerprint {fingerprint}, the model given has "
+            f"{memory.model_fingerprint}. Load it with the model that wrote it, or write its texts again."
+        )
+    return memory

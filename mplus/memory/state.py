@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory, survivors
-from mplus.memory.shards import spilled
+from mplus.memory.mapped import spilled
 from mplus.memory.short_term import chunk_starts, evict_chunks, evict_tokens
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mplus.errors import MemoryLimitError, MemoryLockedError, MemoryNotFoundError
+from mplus.memory.manifest import MANIFEST
 from mplus.memory.memory import Memory
-from mplus.memory.snapshot import MANIFEST, MemoryMaker, load_memory, save_memory
+from mplus.memory.snapshot import MemoryMaker, load_memory, save_memory
 
 NAME = re.compile(r"[^\W_][\w.@+-]{0,127}")
 

@@ -1,0 +1,115 @@
+"""Encryption at rest: AES-256-GCM under one key per memory. Whoever destroys the key has erased the memory.
+
+Every file has a random salt, from which and the memory's key its own key is derived (HKDF-SHA-256); blocks
+are numbered, and the number is the nonce. So no key ever meets a nonce twice, and a block, a file or the
+end of a file that was exchanged is noticed.
+"""
+
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from mplus.errors import CorruptMemoryError
+
+KEY_BYTES = 32
+MAGIC = b"mplus-2\n"
+SALT_BYTES = 32
+TAG_BYTES = 16
+
+
+def _aead(key: bytes) -> Any:
+    try:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    except ImportError as error:
+        raise ImportError(
+            "Encrypted memories need the 'cryptography' package: pip install 'mplus[encryption]'."
+        ) from error
+    return AESGCM(key)
+
+
+class FileCipher:
+    """Encryption of the numbered blocks of one file."""
+
+    overhead = TAG_BYTES
+
+    def __init__(self, key: bytes, salt: bytes, name: str) -> None:
+        self.head = MAGIC + salt
+        # HKDF with one block of output: extract, then expand.
+        extracted = hmac.new(salt, key, hashlib.sha256).digest()
+        info = b"mplus file " + name.encode() + b"\x01"
+        self._aead = _aead(hmac.new(extracted, info, hashlib.sha256).digest())
+
+    def encrypt(self, number: int, block: Any) -> bytes:
+        """A block and its tag."""
+        return self._aead.encrypt(number.to_bytes(12, "little"), block, None)
+
+    def decrypt(self, number: int, block: Any) -> bytes:
+        """The block again.
+
+        Raises:
+            CorruptMemoryError: It was altered, or belongs elsewhere.
+        """
+        from cryptography.exceptions import InvalidTag
+
+        try:
+            return self._aead.decrypt(number.to_bytes(12, "little"), block, None)
+        except (InvalidTag, ValueError) as error:
+            raise CorruptMemoryError("altered after it was saved, or of another key") from error
+
+
+@dataclass(frozen=True)
+class MemoryKey:
+    """The key of one memory.
+
+    Attributes:
+        secret: 32 random bytes; ``MemoryKey.new()`` draws them.
+    """
+
+    secret: bytes = field(repr=False)
+
+    head_bytes = len(MAGIC) + SALT_BYTES
+    overhead = TAG_BYTES
+
+    def __post_init__(self) -> None:
+        if len(self.secret) != KEY_BYTES:
+            raise ValueError(f"A key has {KEY_BYTES} bytes, this has {len(self.secret)}. MemoryKey.new() makes one.")
+        _aead(self.secret)
+
+    @classmethod
+    def new(cls) -> "MemoryKey":
+        """A key that nobody had before."""
+        return cls(os.urandom(KEY_BYTES))
+
+    @property
+    def id(self) -> str:
+        """A name that says nothing about the key."""
+        return hashlib.sha256(b"mplus key id" + self.secret).hexdigest()[:16]
+
+    def new_cipher(self, name: str) -> FileCipher:
+        """Encryption of a new file of that name."""
+        return FileCipher(self.secret, os.urandom(SALT_BYTES), name)
+
+    def cipher(self, name: str, head: bytes) -> FileCipher:
+        """Decryption of the file of that name that begins with ``head``.
+
+        Raises:
+            CorruptMemoryError: It is no encrypted file.
+        """
+        if len(head) != self.head_bytes or not head.startswith(MAGIC):
+            raise CorruptMemoryError("it is not an encrypted file of a memory")
+        return FileCipher(self.secret, head[len(MAGIC) :], name)
+
+    def seal(self, name: str, text: bytes) -> bytes:
+        """A small file, encrypted in one piece."""
+        cipher = self.new_cipher(name)
+        return cipher.head + cipher.encrypt(0, text)
+
+    def unseal(self, name: str, sealed: bytes) -> bytes:
+        """The small file again.
+
+        Raises:
+            CorruptMemoryError: It was altered.
+        """
+        return self.cipher(name, sealed[: self.head_bytes]).decrypt(0, sealed[self.head_bytes :])

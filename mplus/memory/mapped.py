@@ -1,0 +1,169 @@
+"""Segments whose rows stay in a shard until they are recalled."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mplus.errors import CorruptMemoryError
+from mplus.memory.shards import OpenShard, write_shard
+from mplus.memory.tiers import Plane, Segment
+from mplus.memory.tokens import Content
+
+
+class ShardPlane(Plane):
+    """A plane in a shard: rows are read, and checked or decrypted, when they are asked for."""
+
+    def __init__(self, shard: OpenShard, name: str) -> None:
+        # A frozen dataclass whose two fields are read from the file: nothing to store but where that is.
+        object.__setattr__(self, "_shard", shard)
+        object.__setattr__(self, "_name", name)
+        object.__setattr__(self, "_scale", f"{name}.scale" if f"{name}.scale" in shard.layout.tensors else None)
+
+    _shard: OpenShard
+    _name: str
+    _scale: str | None
+
+    @property
+    def data(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All of it."""
+        return self._shard.whole(self._name)
+
+    @property
+    def scale(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All scales, where it is int8."""
+        return None if self._scale is None else self._shard.whole(self._scale)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of it and of its scales."""
+        return sum(self._shard.layout.tensors[name].nbytes for name in (self._name, self._scale) if name)
+
+    def __len__(self) -> int:
+        return self._shard.layout.tensors[self._name].shape[0]
+
+    def resident(self) -> Plane:
+        """A copy of it in host memory."""
+        scale = self.scale
+        return Plane(self.data.clone(), None if scale is None else scale.clone())
+
+    def take(self, index: Int[Tensor, " T"]) -> Plane:
+        """Some rows in their stored form."""
+        return Plane(
+            self._shard.rows(self._name, index), None if self._scale is None else self._shard.rows(self._scale, index)
+        )
+
+    def rows(self, index: Int[Tensor, " T"] | slice, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Some rows, as numbers."""
+        data = self._shard.rows(self._name, index).to(device, non_blocking=True)
+        if self._scale is None:
+            return data.to(dtype)
+        return data.to(dtype) * self._shard.rows(self._scale, index).to(device=device, dtype=dtype)
+
+
+def segment_tensors(segment: Segment) -> dict[str, Tensor]:
+    """Every tensor of a segment under its name in the file."""
+    named: dict[str, Tensor] = {}
+    kinds = (("keys", segment.keys), ("values", segment.values), ("states", segment.states or ()))
+    planes = [(f"{kind}.{layer}", plane) for kind, layers in kinds for layer, plane in enumerate(layers)]
+    for name, plane in [("retrieval_keys", segment.retrieval_keys), *planes]:
+        named[name] = plane.data
+        scale = plane.scale
+        if scale is not None:
+            named[f"{name}.scale"] = scale
+    return named
+
+
+def content_tensors(content: Content) -> dict[str, Tensor]:
+    """The same names for content that is in no segment."""
+    layers = {"keys": content.keys, "values": content.values, "states": content.states or ()}
+    named = {f"{kind}.{layer}": rows for kind, found in layers.items() for layer, rows in enumerate(found)}
+    return named | {"retrieval_keys": content.retrieval_keys}
+
+
+def opened_segment(shard: OpenShard, like: Content, *, name: str) -> Segment:
+    """A segment in a shard; only its retrieval keys are read now, since recall scores every one.
+
+    Args:
+        shard: Where it is.
+        like: Content of the track it belongs to, for the shapes it must have.
+        name: Its name.
+
+    Raises:
+        CorruptMemoryError: It does not hold what a segment of this track holds.
+    """
+    _check_shapes(shard, like)
+
+    def planes(kind: str, layers: tuple[Tensor, ...]) -> tuple[Plane, ...]:
+        return tuple(ShardPlane(shard, f"{kind}.{layer}") for layer in range(len(layers)))
+
+    scored = ShardPlane(shard, "retrieval_keys").resident()
+    states = planes("states", like.states) if like.states is not None else None
+    return Segment(planes("keys", like.keys), planes("values", like.values), scored, states, name=name)
+
+
+def read_content(shard: OpenShard, like: Content) -> Content:
+    """All of a shard's content, where and as its track holds it.
+
+    Raises:
+        CorruptMemoryError: It does not hold what this track holds.
+    """
+    _check_shapes(shard, like)
+
+    def layers(kind: str, patterns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # A copy, so that nothing that changes on disk reaches a memory that is in use.
+        return tuple(
+            torch.clone(shard.whole(f"{kind}.{n}")).to(device=p.device, dtype=p.dtype) for n, p in enumerate(patterns)
+        )
+
+    return Content(
+        layers("keys", like.keys),
+        layers("values", like.values),
+        shard.whole("retrieval_keys").clone().to(like.retrieval_keys.device),
+        layers("states", like.states) if like.states is not None else None,
+    )
+
+
+def _check_shapes(shard: OpenShard, like: Content) -> None:
+    expected: dict[str, tuple[int, ...]] = {"retrieval_keys": tuple(like.retrieval_keys.shape[1:])}
+    for kind, layers in (("keys", like.keys), ("values", like.values), ("states", like.states or ())):
+        expected |= {f"{kind}.{layer}": tuple(pattern.shape[1:]) for layer, pattern in enumerate(layers)}
+    held = shard.layout.tensors
+    length = held["keys.0"].shape[0] if "keys.0" in held else -1
+    for name, shape in expected.items():
+        tensor = held.get(name)
+        if tensor is None or tensor.shape != (length, *shape):
+            found = None if tensor is None else tensor.shape
+            raise CorruptMemoryError(f"{shard.path}: {name} has shape {found}, expected {(length, *shape)}")
+        scale = held.get(f"{name}.scale")
+        if not tensor.dtype.is_floating_point and scale is None:
+            raise CorruptMemoryError(f"{shard.path}: {name} is {tensor.dtype} without scales")
+        if scale is not None and (scale.shape != (length, *shape[:-1], 1) or not scale.dtype.is_floating_point):
+            raise CorruptMemoryError(f"{shard.path}: the scales of {name} have shape {scale.shape}")
+
+
+def spilled(segment: Segment) -> Segment:
+    """The same segment, its keys and values on disk in a file that ends with the last tensor using it.
+
+    The file has no name once it is mapped, so nothing is left behind, not even by a killed process.
+    """
+    handle, name = tempfile.mkstemp(prefix="mplus-", suffix=".segment")
+    path = Path(name)
+    try:
+        with open(handle, "wb") as file:
+            written = write_shard(file, path.name, segment_tensors(segment), None)
+        shard = OpenShard(path, written)
+    finally:
+        path.unlink()
+
+    def planes(kind: str, count: int) -> tuple[Plane, ...]:
+        return tuple(ShardPlane(shard, f"{kind}.{layer}") for layer in range(count))
+
+    states = None if segment.states is None else planes("states", len(segment.states))
+    keys, values = planes("keys", len(segment.keys)), planes("values", len(segment.values))
+    return Segment(keys, values, segment.retrieval_keys, states, name=segment.name)
+
+
+__all__ = ["ShardPlane", "content_tensors", "opened_segment", "read_content", "segment_tensors", "spilled"]
