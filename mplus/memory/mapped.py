@@ -121,7 +121,7 @@ def read_content(shard: OpenShard, like: Content) -> Content:
     return Content(
         layers("keys", like.keys),
         layers("values", like.values),
-        shard.whole("retrieval_keys").clone().to(like.retrieval_keys.device),
+        shard.whole("retrieval_keys").clone().to(device=like.retrieval_keys.device, dtype=like.retrieval_keys.dtype),
         layers("states", like.states) if like.states is not None else None,
     )
 
