@@ -63,7 +63,13 @@ class MemoryConfig(BaseModel):
     keep_states: bool = False
     """Keep hidden states of every memory token, to export it; more than doubles its size."""
     long_term_device: Tier = "auto"
-    """Where long-term keys and values wait: host memory, device memory or disk."""
+    """Where long-term keys and values wait: "cuda" beside their layers, "cpu" in host memory, "disk"; "auto" is
+    host memory, and disk where that is too small. Whatever exceeds a tier's bytes goes one tier down."""
+    long_term_device_bytes: NonNegativeInt | None = None
+    """Most bytes of one memory beside its layers where long_term_device="cuda". None: no limit."""
+    long_term_host_bytes: NonNegativeInt | None = None
+    """Most bytes of one memory's long-term tokens in host memory. None: a quarter of the machine's for "auto",
+    else no limit."""
     long_term_dtype: StorageDtype = "auto"
     """How they are stored. "auto": int8 in the chunk layout, the model's dtype in the token layout."""
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from mplus.backbone import Backbone, KeysValues, Rotation, rotate_into
-from mplus.memory.state import Track
 from mplus.memory.tokens import Tokens
 
 SPARE_TOKENS = 256
@@ -236,35 +235,3 @@ def prefix_layer(
 def length_of(prefix: Prefix) -> int:
     """Columns of a prefix."""
     return sum(part.keys.shape[0] for part in prefix)
-
-
-def gather(
-    track: Track, index: Int[Tensor, " T"], at: int, dtype: torch.dtype, where: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Keys and values of recalled tokens in one layer; only their rows are read and moved."""
-    long = len(track.long_term)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for store, inside, shift in (
-        (track.long_term, index < long, 0),
-        (track.pending, index >= long, long),
-    ):
-        places = inside.nonzero().flatten()
-        if not len(places):
-            continue
-        rows = index[places] - shift
-        segment, row = store.segment[rows], store.row[rows]
-        for number in segment.unique().tolist():
-            here = (segment == number).nonzero().flatten()
-            block = store.segments[number]
-            parts.append(
-                (
-                    places[here],
-                    block.keys[at].rows(row[here], dtype, where),
-                    block.values[at].rows(row[here], dtype, where),
-                )
-            )
-    order = torch.cat([places for places, _, _ in parts]).argsort().to(where)
-    return (
-        torch.cat([keys for _, keys, _ in parts])[order],
-        torch.cat([values for _, _, values in parts])[order],
-    )

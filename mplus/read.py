@@ -24,12 +24,12 @@ from mplus.prefix import (
     Prefix,
     PrefixLayer,
     SparePrefix,
-    gather,
     length_of,
     prefix_layer,
 )
 from mplus.reading import Reading, call_layer, geometry
 from mplus.recall import QUERY_TOKENS, Recalled, nothing_recalled, recall
+from mplus.transfer import RecalledRows
 from mplus.weights import Weights
 
 
@@ -134,6 +134,7 @@ class _Prefixes:
     def __init__(self, weights: Weights, requests: Sequence[ReadRequest], longest: int, *, whole_prompt: bool) -> None:
         self._weights, self._requests, self._longest = weights, requests, longest
         self._early = [_recall_before_reading(weights, request) for request in requests]
+        self._coming: list[RecalledRows | None] = [None] * len(requests)
         self.recalled: list[list[Recalled]] = [[] for _ in requests]
         """Per row, what each track recalled."""
         self.alone = requests[0] if len(requests) == 1 and requests[0].sources is None else None
@@ -169,8 +170,9 @@ class _Prefixes:
                 chosen = recall(self._weights, track, request.config, normed, request.sources)
             if at == 0:
                 self.recalled[row].append(chosen)
+                self._coming[row] = None if whole else _rows(self._weights, track, chosen)
             if not whole:
-                prefixes.append(_prefix(self._weights, request, track, at, index, chosen))
+                prefixes.append(_prefix(self._weights, request, track, at, index, self._coming[row]))
         if self._spare is not None and whole:
             return self._spare.layer(index, self.kept_tokens)
         rotation = self._rotation(max(map(length_of, prefixes)), hidden.device)
@@ -197,8 +199,17 @@ def _track_of(state: MemoryState, layer: int) -> tuple[Track, int]:
     return state.tracks[layer], 0
 
 
+def _rows(weights: Weights, track: Track, chosen: Recalled) -> RecalledRows | None:
+    """What was recalled, on its way to the track's first layer."""
+    if not len(chosen.index):
+        return None
+    rows = RecalledRows((track.long_term, track.pending), chosen.index, weights.backbone.dtype, track.devices)
+    rows.start(0)
+    return rows
+
+
 def _prefix(
-    weights: Weights, request: ReadRequest, track: Track, at: int, layer: int, chosen: Recalled
+    weights: Weights, request: ReadRequest, track: Track, at: int, layer: int, coming: RecalledRows | None
 ) -> list[KeysValues]:
     """[bos ; recalled ; short-term] of one layer: keys before rotary embedding, and values."""
     if not has_prefix(request):
@@ -207,8 +218,8 @@ def _prefix(
     where = backbone.layer_device(layer)
     bos = weights.norm(layer, backbone.bos_states[layer : layer + 1].to(where), reading=True)
     parts = [backbone.keys_values(backbone.read_layers[layer], bos)]
-    if len(chosen.index):
-        parts.append(KeysValues(*gather(track, chosen.index, at, backbone.dtype, where)))
+    if coming is not None:
+        parts.append(coming.take(at))
     content = track.short_term.content
     recent = KeysValues(content.keys[at], content.values[at])
     if request.sources is not None:

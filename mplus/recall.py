@@ -126,9 +126,9 @@ def rank_sources(
 def relevance_of(
     scorer: Scorer, recall_layer: int, candidates: Candidates, normed: Float[Tensor, "S D"]
 ) -> Float[Tensor, " U"]:
-    """Relevance of every candidate, on the CPU."""
-    queries = scorer.queries(recall_layer, normed).cpu().float()
-    return scorer.relevance(queries, candidates.blocks(), len(candidates))
+    """Relevance of every candidate: worked out where the layer computes, given on the CPU."""
+    queries = scorer.queries(recall_layer, normed).to(normed.device).float()
+    return scorer.relevance(queries, candidates.blocks(normed.device), len(candidates)).cpu()
 
 
 def _repeated(track: Track, budget: int) -> Recalled:

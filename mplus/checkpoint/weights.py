@@ -529,6 +529,6 @@ def stored(
         retrieval_keys.to(weights.backbone.dtype),
         tokens.content.states,
     )
-    segment = Segment.store(content, config.resolved_long_term_dtype, torch.device("cpu"))
+    segment = Segment.store(content, config.resolved_long_term_dtype)
     provenance = Provenance(ages.long(), frequencies.double(), tokens.provenance.sources, tokens.provenance.chunks)
     return LongTermMemory.empty().append(segment, provenance)

@@ -108,7 +108,7 @@ def _state(folder: Path, manifest: Mapping[str, Any], empty: MemoryState) -> Mem
         pending = LongTermMemory.empty()
         if f"{number}.pending.ages" in tensors:
             waiting = _tokens(tensors, f"{number}.pending", track)
-            pending = pending.append(Segment.store(waiting.content, "auto", None), waiting.provenance)
+            pending = pending.append(Segment.store(waiting.content, "auto"), waiting.provenance)
         short_term = _tokens(tensors, f"{number}.short_term", track)
         tracks.append(Track(track.layers, track.recall_layer, short_term, pending, long_term))
     context = None

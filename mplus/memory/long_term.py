@@ -11,12 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import SURVIVAL_FREQUENCY, Layout
-from mplus.memory.tiers import Plane, Segment
+from mplus.memory.tiers import HOST, Plane, Segment
 from mplus.memory.tokens import Content, Provenance
 from mplus.memory.units import Units
 from mplus.shapes import Index
-
-HOST = torch.device("cpu")
 
 
 @dataclass
@@ -128,8 +126,8 @@ class LongTermMemory:
             known.bounds = (0, *living.cumsum(0).tolist())
         return known.bounds
 
-    def retrieval_keys(self, index: Index | slice) -> Float[Tensor, "T R"]:
-        """Retrieval keys of some tokens, in ascending order, as numbers in host memory."""
+    def retrieval_keys(self, index: Index | slice, device: torch.device = HOST) -> Float[Tensor, "T R"]:
+        """Retrieval keys of some tokens, in ascending order, as numbers on a device."""
         segment, row = self.segment[index], self.row[index]
         numbers, counts = segment.unique_consecutive(return_counts=True)
         parts: list[Tensor] = []
@@ -137,7 +135,7 @@ class LongTermMemory:
             first, last = int(rows[0]), int(rows[-1])
             together = last - first + 1 == len(rows)
             keys = self.segments[number].retrieval_keys
-            parts.append(keys.rows(slice(first, last + 1) if together else rows, torch.float32, HOST))
+            parts.append(keys.rows(slice(first, last + 1) if together else rows, torch.float32, device))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def compacted(self, *, size: int, waste: float = 0.5) -> "LongTermMemory":

@@ -51,16 +51,16 @@ class ShardPlane(Plane):
 
     def take(self, index: Int[Tensor, " T"]) -> Plane:
         """Some rows in their stored form."""
+        return self._stored(index)
+
+    def _stored(self, index: Int[Tensor, " T"] | slice) -> Plane:
         return Plane(
             self._shard.rows(self._name, index), None if self._scale is None else self._shard.rows(self._scale, index)
         )
 
     def rows(self, index: Int[Tensor, " T"] | slice, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Some rows, as numbers."""
-        data = self._shard.rows(self._name, index).to(device, non_blocking=True)
-        if self._scale is None:
-            return data.to(dtype)
-        return data.to(dtype) * self._shard.rows(self._scale, index).to(device=device, dtype=dtype)
+        return self._stored(index).rows(slice(None), dtype, device)
 
 
 def segment_tensors(segment: Segment) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def opened_segment(shard: OpenShard, like: Content, *, name: str) -> Segment:
 
     scored = ShardPlane(shard, "retrieval_keys").resident()
     states = planes("states", like.states) if like.states is not None else None
-    return Segment(planes("keys", like.keys), planes("values", like.values), scored, states, name=name)
+    return Segment(planes("keys", like.keys), planes("values", like.values), scored, states, "disk", name)
 
 
 def read_content(shard: OpenShard, like: Content) -> Content:
@@ -163,7 +163,7 @@ def spilled(segment: Segment) -> Segment:
 
     states = None if segment.states is None else planes("states", len(segment.states))
     keys, values = planes("keys", len(segment.keys)), planes("values", len(segment.values))
-    return Segment(keys, values, segment.retrieval_keys, states, name=segment.name)
+    return Segment(keys, values, segment.retrieval_keys, states, "disk", segment.name)
 
 
 __all__ = ["ShardPlane", "content_tensors", "opened_segment", "read_content", "segment_tensors", "spilled"]

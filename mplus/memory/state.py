@@ -15,13 +15,18 @@ from torch import Tensor
 
 from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory, survivors
-from mplus.memory.mapped import spilled
+from mplus.memory.placement import placed
 from mplus.memory.short_term import chunk_starts, evict_chunks, evict_tokens
-from mplus.memory.tiers import Segment
+from mplus.memory.tiers import Segment, SegmentTier
 from mplus.memory.tokens import Content, Provenance, Tokens
 
 SEGMENT_TOKENS = 4096
 """Long-term memory is kept in segments of about this many tokens."""
+
+
+def arrival_tier(config: MemoryConfig) -> SegmentTier:
+    """Where tokens go that leave short-term memory."""
+    return "device" if config.long_term_device == "cuda" else "host"
 
 
 def chained(digest: str, *facts: object) -> str:
@@ -106,7 +111,8 @@ class Track:
             remaining, evicted = evict_tokens(pool, new, config.short_term_tokens, permutation)
         pending = self.pending.aged(len(new))
         if len(evicted) and config.long_term_capacity:
-            pending = pending.append(Segment.store(evicted.content, "auto", None), evicted.provenance)
+            segment = Segment.store(evicted.content, "auto", arrival_tier(config))
+            pending = pending.append(segment, evicted.provenance)
         track = replace(self, short_term=remaining, pending=pending, long_term=self.long_term.aged(len(new)))
         return track, len(evicted)
 
@@ -115,13 +121,10 @@ class Track:
         if not len(self.pending):
             return self
         long_term = self.long_term
-        device = torch.device("cuda" if config.long_term_device == "cuda" else "cpu")
         everything = torch.arange(len(self.pending))
         for part in everything.split(SEGMENT_TOKENS):
             content = self.pending.content(part, self.dtype, self.devices)
-            segment = Segment.store(content, config.resolved_long_term_dtype, device)
-            if config.long_term_device == "disk":
-                segment = spilled(segment)
+            segment = Segment.store(content, config.resolved_long_term_dtype, arrival_tier(config))
             fresh = self.pending.provenance.take(part)
             frequencies = torch.full_like(fresh.recall_frequencies, config.initial_recall_frequency)
             long_term = long_term.append(segment, replace(fresh, recall_frequencies=frequencies))
@@ -207,8 +210,10 @@ class MemoryState:
         if self.waiting_tokens < config.consolidate_every * config.tokens_per_write:
             return self, 0
         moved = max(len(track.pending) for track in self.tracks)
-        tracks = tuple(track.consolidate(config) for track in self.tracks)
-        return replace(self, tracks=tracks, waiting_tokens=0), moved
+        tracks = [track.consolidate(config) for track in self.tracks]
+        stores = placed([track.long_term for track in tracks], config)
+        tracks = [replace(track, long_term=store) for track, store in zip(tracks, stores, strict=True)]
+        return replace(self, tracks=tuple(tracks), waiting_tokens=0), moved
 
 
 __all__ = [

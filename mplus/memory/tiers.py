@@ -5,7 +5,8 @@ only segments that no file holds yet, and a recall touches only the rows it need
 """
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,17 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+HOST = torch.device("cpu")
+SegmentTier = Literal["device", "host", "disk"]
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; by way of pinned memory where that lets the copy run beside computation."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -40,10 +52,8 @@ class Plane:
         self, index: Int[Tensor, " T"] | slice, dtype: torch.dtype, device: torch.device
     ) -> Float[Tensor, "T ..."]:
         """Some rows, as numbers; only they are read and moved."""
-        data = self.data[index].to(device, non_blocking=True)
-        if self.scale is None:
-            return data.to(dtype)
-        return data.to(dtype) * self.scale[index].to(device=device, dtype=dtype)
+        data = moved(self.data[index], device).to(dtype)
+        return data if self.scale is None else data * moved(self.scale[index], device).to(dtype)
 
     def take(self, index: Int[Tensor, " T"]) -> "Plane":
         """Some rows in their stored form, not converted again."""
@@ -62,6 +72,13 @@ class Plane:
         """The same plane on a device."""
         return Plane(self.data.to(device), None if self.scale is None else self.scale.to(device))
 
+    def in_host_memory(self) -> "Plane":
+        """The same plane in host memory: pinned where there is a GPU that will ask for its rows."""
+        plane = self.to(HOST)
+        if not torch.cuda.is_available() or plane.data.is_pinned():
+            return plane
+        return Plane(plane.data.pin_memory(), None if plane.scale is None else plane.scale.pin_memory())
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -70,24 +87,46 @@ class Segment:
     keys: tuple[Plane, ...]
     values: tuple[Plane, ...]
     retrieval_keys: Plane
-    """Stays in host memory whatever the tier: recall scores all of them."""
+    """Beside the layer on the device tier, else in host memory: recall scores all of them."""
     states: tuple[Plane, ...] | None
+    tier: SegmentTier = "host"
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
-    def store(cls, content: Content, dtype: StorageDtype, device: torch.device | None) -> "Segment":
-        """Bring content into its stored form. ``device`` None leaves it where it is."""
+    def store(cls, content: Content, dtype: StorageDtype, tier: SegmentTier = "host") -> "Segment":
+        """Bring content into its stored form, in host memory or, on the device tier, where its layers are."""
+        # A model on the CPU has its layers in host memory: there is no other device.
+        beside = tier == "device" and content.keys[0].device.type != "cpu"
 
         def planes(layers: tuple[Tensor, ...], kind: StorageDtype) -> tuple[Plane, ...]:
             made = (Plane.store(layer, kind) for layer in layers)
-            return tuple(made if device is None else (plane.to(device) for plane in made))
+            return tuple(made if beside else (plane.in_host_memory() for plane in made))
 
         scored = Plane.store(content.retrieval_keys, dtype)
+        keys = planes(content.keys, dtype)
         return cls(
-            planes(content.keys, dtype),
+            keys,
             planes(content.values, dtype),
-            scored if device is None else scored.to(torch.device("cpu")),
+            scored.to(keys[0].data.device) if beside else scored.in_host_memory(),
             None if content.states is None else planes(content.states, "auto"),
+            "device" if beside else "host",
+        )
+
+    def in_host_memory(self) -> "Segment":
+        """The same segment in host memory."""
+        if self.tier == "host":
+            return self
+
+        def planes(layers: tuple[Plane, ...]) -> tuple[Plane, ...]:
+            return tuple(plane.in_host_memory() for plane in layers)
+
+        return replace(
+            self,
+            keys=planes(self.keys),
+            values=planes(self.values),
+            retrieval_keys=self.retrieval_keys.in_host_memory(),
+            states=None if self.states is None else planes(self.states),
+            tier="host",
         )
 
     def __len__(self) -> int:
@@ -98,7 +137,7 @@ class Segment:
         return Content(
             tuple(p.rows(index, dtype, d) for p, d in zip(self.keys, devices, strict=True)),
             tuple(p.rows(index, dtype, d) for p, d in zip(self.values, devices, strict=True)),
-            self.retrieval_keys.rows(index, dtype, torch.device("cpu")),
+            self.retrieval_keys.rows(index, dtype, HOST),
             tuple(p.rows(index, dtype, d) for p, d in zip(self.states, devices, strict=True)) if self.states else None,
         )
 

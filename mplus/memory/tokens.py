@@ -100,9 +100,9 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.provenance)
 
-    def retrieval_keys(self, index: Index | slice) -> RetrievalKeys:
-        """Retrieval keys of some rows."""
-        return self.content.retrieval_keys[index].cpu().float()
+    def retrieval_keys(self, index: Index | slice, device: torch.device) -> RetrievalKeys:
+        """Retrieval keys of some rows, as numbers on a device."""
+        return self.content.retrieval_keys[index].to(device).float()
 
     def key_bounds(self) -> tuple[int, ...]:
         """All retrieval keys are of one piece."""

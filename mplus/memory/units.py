@@ -1,9 +1,10 @@
 """Units of recall: runs of tokens that are recalled together, and their retrieval keys block by block."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -11,12 +12,16 @@ from torch import Tensor
 
 from mplus.config import Layout
 from mplus.memory.short_term import chunk_starts
+from mplus.memory.tiers import moved
 from mplus.memory.tokens import Provenance
 from mplus.retriever import KeyBlock
 from mplus.shapes import Index
 
 BLOCK_TOKENS = 4096
 """Keys scored at a time: few enough that they and their scores stay in a core's cache."""
+
+BLOCKS_AHEAD = 4
+"""Blocks that may wait on a GPU for the scoring of earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class Scored(Protocol):
         """Of its tokens."""
         ...
 
-    def retrieval_keys(self, index: Index | slice) -> Float[Tensor, "T R"]:
-        """Retrieval keys of some tokens, as numbers."""
+    def retrieval_keys(self, index: Index | slice, device: torch.device) -> Float[Tensor, "T R"]:
+        """Retrieval keys of some tokens, as numbers on a device."""
         ...
 
     def key_bounds(self) -> Sequence[int]:
@@ -84,9 +89,9 @@ class Candidates(NamedTuple):
     def __len__(self) -> int:
         return sum(map(len, self.units))
 
-    def blocks(self) -> "Blocks":
-        """Their retrieval keys."""
-        return Blocks(self)
+    def blocks(self, device: torch.device) -> "Blocks":
+        """Their retrieval keys, to be scored on a device."""
+        return Blocks(self, device)
 
     def take(self, index: Int[Tensor, " u"]) -> "Candidates":
         """Some of them, in ascending order of ``index``."""
@@ -107,21 +112,46 @@ class Candidates(NamedTuple):
 
 
 class Blocks:
-    """Retrieval keys of candidates in blocks; can be gone through any number of times."""
+    """Retrieval keys of candidates in blocks; can be gone through any number of times.
 
-    def __init__(self, candidates: Candidates) -> None:
-        self.candidates = candidates
+    To a GPU they are streamed: a block is copied while the one before it is scored, and device memory does
+    not grow with their number.
+    """
+
+    def __init__(self, candidates: Candidates, device: torch.device) -> None:
+        self.candidates, self.device = candidates, device
 
     def __iter__(self) -> Iterator[KeyBlock]:
+        return self._all() if self.device.type == "cpu" else self._streamed()
+
+    def _streamed(self) -> Iterator[KeyBlock]:
+        side, here = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        blocks = self._all()
+        scored: deque[Any] = deque()
+        while True:
+            if len(scored) == BLOCKS_AHEAD:
+                scored.popleft().synchronize()
+            with torch.cuda.stream(side):
+                block = next(blocks, None)
+                if block is None:
+                    return
+                block = block._replace(sizes=moved(block.sizes, self.device))
+            here.wait_stream(side)
+            for tensor in (block.keys, block.sizes):
+                tensor.record_stream(here)
+            yield block
+            scored.append(here.record_event())
+
+    def _all(self) -> Iterator[KeyBlock]:
         first = 0
         for pool, units in zip(*self.candidates, strict=True):
             whole = int(units.sizes.sum()) == len(pool.provenance)
-            for block in _whole(pool, units) if whole else _chosen(pool, units):
+            for block in (_whole if whole else _chosen)(pool, units, self.device):
                 yield block._replace(first=block.first + first)
             first += len(units)
 
 
-def _whole(pool: Scored, units: Units) -> Iterator[KeyBlock]:
+def _whole(pool: Scored, units: Units, device: torch.device) -> Iterator[KeyBlock]:
     """All of a pool, cut where its keys are: a unit may go on in the next block."""
     ends = units.starts + units.sizes
     bounds = pool.key_bounds()
@@ -132,10 +162,10 @@ def _whole(pool: Scored, units: Units) -> Iterator[KeyBlock]:
             last = int(torch.searchsorted(units.starts, stop))
             edges = units.starts[first:last].clamp(min=start)
             sizes = torch.diff(edges, append=torch.tensor([stop]))
-            yield KeyBlock(pool.retrieval_keys(slice(start, stop)), sizes, first)
+            yield KeyBlock(pool.retrieval_keys(slice(start, stop), device), sizes, first)
 
 
-def _chosen(pool: Scored, units: Units) -> Iterator[KeyBlock]:
+def _chosen(pool: Scored, units: Units, device: torch.device) -> Iterator[KeyBlock]:
     """Some units of a pool, whole ones to a block."""
     filled = units.sizes.cumsum(0)
     first = 0
@@ -143,5 +173,5 @@ def _chosen(pool: Scored, units: Units) -> Iterator[KeyBlock]:
         before = int(filled[first - 1]) if first else 0
         last = max(int(torch.searchsorted(filled, before + BLOCK_TOKENS, right=True)), first + 1)
         part = Units(units.starts[first:last], units.sizes[first:last])
-        yield KeyBlock(pool.retrieval_keys(part.tokens()), part.sizes, first)
+        yield KeyBlock(pool.retrieval_keys(part.tokens(), device), part.sizes, first)
         first = last

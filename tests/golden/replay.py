@@ -152,7 +152,7 @@ class Replay:
         )
         keys = self.tensors[f"{tag}/cached_dropped_keys"][layer]
         content = replace(tokens.content, retrieval_keys=keys)
-        return LongTermMemory.empty().append(Segment.store(content, "auto", None), tokens.provenance)
+        return LongTermMemory.empty().append(Segment.store(content, "auto"), tokens.provenance)
 
     def compare_state(self, tag: str, described: Mapping[str, Any] | None) -> None:
         report = self.report

@@ -11,7 +11,7 @@ CPU = (torch.device("cpu"),)
 
 def segment(rows: list[int], dtype: str = "float32") -> Segment:
     values = torch.tensor(rows, dtype=torch.float32)[:, None, None].repeat(1, 2, 3)
-    return Segment.store(Content((values,), (-values,), values[:, 0]), dtype, torch.device("cpu"))
+    return Segment.store(Content((values,), (-values,), values[:, 0]), dtype)
 
 
 def provenance(rows: list[int], frequency: float = 10.0) -> Provenance:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from mplus.memory import units as units_module
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.tiers import Segment
+from mplus.memory.tiers import HOST, Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.memory.units import Candidates, Units
 
@@ -19,7 +19,7 @@ def filled(sizes: list[int], cuts: list[int], keep: torch.Tensor | None = None) 
     store = LongTermMemory.empty()
     for part in torch.arange(count).tensor_split(sorted(cut % count for cut in cuts)):
         keys = part.float()[:, None, None]
-        segment = Segment.store(Content((keys,), (keys,), keys[:, 0]), "float32", torch.device("cpu"))
+        segment = Segment.store(Content((keys,), (keys,), keys[:, 0]), "float32")
         store = store.append(segment, known.take(part))
     return store if keep is None else store.where(keep), known if keep is None else known.take(keep.nonzero().flatten())
 
@@ -39,7 +39,7 @@ def test_blocks_hold_every_candidate_token_once_in_order(sizes, cuts, block_toke
     before, units_module.BLOCK_TOKENS = units_module.BLOCK_TOKENS, block_tokens
     try:
         for candidates in (every, some):
-            blocks = list(candidates.blocks())
+            blocks = list(candidates.blocks(HOST))
             keys = torch.cat([torch.empty(0, 1), *(block.keys for block in blocks)])[:, 0]
             assert torch.equal(keys, numbers[candidates.tokens()])
             unit = [block.first + torch.arange(len(block.sizes)).repeat_interleave(block.sizes) for block in blocks]

@@ -1,0 +1,121 @@
+"""Recalled rows on their way to the layers that will read them: one layer ahead of the computation."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mplus.backbone import KeysValues
+from mplus.memory.long_term import LongTermMemory
+from mplus.memory.tiers import Segment
+from mplus.shapes import Index
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one segment, and where they belong among all that are recalled."""
+
+    segment: Segment
+    rows: Index | slice
+    places: Index | slice
+
+
+def located(stores: Sequence[LongTermMemory], index: Index) -> list[Rows]:
+    """Where the tokens at ``index`` of stores laid one behind the other are; chunks are runs of rows."""
+    found: list[Rows] = []
+    for store in stores:
+        inside = ((index >= 0) & (index < len(store))).nonzero().flatten()
+        segment, row = store.segment[index[inside]], store.row[index[inside]]
+        for number in segment.unique().tolist():
+            here = (segment == number).nonzero().flatten()
+            found += _runs(store.segments[number], row[here], inside[here])
+        index = index - len(store)
+    return found
+
+
+def _runs(segment: Segment, rows: Index, places: Index) -> list[Rows]:
+    """Slices where most rows stand in runs, else one list of rows: a copy of a run costs far less."""
+    ends = ((rows.diff() != 1) | (places.diff() != 1)).nonzero().flatten() + 1
+    if len(ends) >= len(rows) // 8:
+        return [Rows(segment, rows, places)]
+    return [
+        Rows(segment, slice(int(r[0]), int(r[-1]) + 1), slice(int(p[0]), int(p[-1]) + 1))
+        for r, p in zip(rows.tensor_split(ends), places.tensor_split(ends), strict=True)
+    ]
+
+
+class Arrival(NamedTuple):
+    """Rows that are on a device, or will be once its copies up to ``event`` are done."""
+
+    rows: KeysValues
+    event: Any
+
+
+class RecalledRows:
+    """Keys and values of what one track recalled, layer by layer.
+
+    ``start`` sets a layer's rows on their way and ``take`` waits for them, so that disk and bus work while
+    the layer before computes. Only the rows themselves are read and moved, in their stored form, and they
+    become numbers where they are used.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[LongTermMemory],
+        index: Int[Tensor, " T"],
+        dtype: torch.dtype,
+        devices: Sequence[torch.device],
+    ) -> None:
+        self.count, self.dtype, self.devices = len(index), dtype, devices
+        self._parts = located(stores, index)
+        self._streams = {d: torch.cuda.Stream(d) for d in set(devices) if d.type == "cuda"}
+        waits = bool(self._streams) or any(part.segment.tier == "disk" for part in self._parts)
+        # In host memory there is nothing to wait for, and a second thread would only take a core away.
+        self._worker = ThreadPoolExecutor(1, "mplus-rows") if waits and len(devices) > 1 else None
+        self._coming: dict[int, Future[Arrival]] = {}
+
+    def start(self, at: int) -> None:
+        """Set the rows of a layer on their way, where there is anything to wait for."""
+        if self._worker is not None and at < len(self.devices) and at not in self._coming:
+            self._coming[at] = self._worker.submit(self._fetch, at)
+
+    def take(self, at: int) -> KeysValues:
+        """The rows of a layer, ready to be used on its device; the next layer's are set on their way."""
+        coming = self._coming.pop(at, None)
+        arrival = self._fetch(at) if coming is None else coming.result()
+        if self._worker is not None and at + 1 == len(self.devices):
+            self._worker.shutdown(wait=False)
+        else:
+            self.start(at + 1)
+        if arrival.event is not None:
+            here = torch.cuda.current_stream(self.devices[at])
+            here.wait_event(arrival.event)
+            for tensor in arrival.rows:
+                tensor.record_stream(here)
+        return arrival.rows
+
+    @torch.inference_mode()
+    def _fetch(self, at: int) -> Arrival:
+        device = self.devices[at]
+        if device.type != "cuda":
+            return Arrival(self._gather(at, device), None)
+        stream = self._streams[device]
+        with torch.cuda.stream(stream):
+            rows = self._gather(at, device)
+            return Arrival(rows, stream.record_event())
+
+    def _gather(self, at: int, device: torch.device) -> KeysValues:
+        keys = self._kind([part.segment.keys[at].rows(part.rows, self.dtype, device) for part in self._parts])
+        values = self._kind([part.segment.values[at].rows(part.rows, self.dtype, device) for part in self._parts])
+        return KeysValues(keys, values)
+
+    def _kind(self, found: Sequence[Float[Tensor, "_ H E"]]) -> Float[Tensor, "T H E"]:
+        gathered = found[0].new_empty(self.count, *found[0].shape[1:])
+        for part, rows in zip(self._parts, found, strict=True):
+            places = part.places
+            gathered[places if isinstance(places, slice) else places.to(rows.device)] = rows
+        return gathered

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mplus.memory.long_term import LongTermMemory
+from mplus.memory.mapped import spilled
+from mplus.memory.tiers import Segment
+from mplus.memory.tokens import Content, Provenance
+from mplus.transfer import RecalledRows, located
+
+LAYERS = 3
+CPU = (torch.device("cpu"),) * LAYERS
+
+
+def store(sizes: list[int], first: int = 0, *, on_disk: bool = False, dtype: str = "float32") -> LongTermMemory:
+    """Tokens numbered from ``first`` on; layer n holds the number plus n / 8 as keys, its negative as values."""
+    filled = LongTermMemory.empty()
+    for size in sizes:
+        number = torch.arange(first, first + size)
+        keys = tuple((number + layer / 8)[:, None, None].repeat(1, 2, 4) for layer in range(LAYERS))
+        segment = Segment.store(Content(keys, tuple(-k for k in keys), number[:, None].float()), dtype)
+        known = Provenance(number, torch.ones(size, dtype=torch.float64), number, number)
+        filled = filled.append(spilled(segment) if on_disk else segment, known)
+        first += size
+    return filled
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    st.lists(st.integers(1, 20), max_size=2),
+    st.booleans(),
+    st.data(),
+)
+def test_rows_come_in_the_order_asked_for_from_every_tier(long, waiting, on_disk, data) -> None:
+    stores = (store(long, on_disk=on_disk), store(waiting, sum(long)))
+    count = sum(long) + sum(waiting)
+    if data.draw(st.booleans()):  # whole runs, as chunks are
+        starts = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=3, unique=True))
+        index = torch.cat([torch.arange(s, min(s + 17, count)) for s in starts])
+    else:
+        index = torch.tensor(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=30)))
+    rows = RecalledRows(stores, index, torch.float32, CPU)
+    rows.start(0)
+    for layer in range(LAYERS):
+        got = rows.take(layer)
+        expected = (index + layer / 8)[:, None, None].expand(-1, 2, 4)
+        assert torch.equal(got.keys, expected)
+        assert torch.equal(got.values, -expected)
+
+
+def test_runs_are_slices_and_single_rows_are_not() -> None:
+    stores = (store([64, 64]), store([32], 128))
+    runs = located(stores, torch.cat([torch.arange(100, 120), torch.arange(10, 40), torch.arange(130, 150)]))
+    assert all(isinstance(part.rows, slice) for part in runs)
+    assert len(runs) == 3
+    single = located(stores, torch.arange(0, 128, 2))
+    assert [isinstance(part.rows, slice) for part in single] == [False, False]
+
+
+def test_a_failure_on_the_way_reaches_the_layer_that_waits() -> None:
+    rows = RecalledRows((store([8], on_disk=True),), torch.arange(8), torch.float32, CPU)
+    rows.start(7)  # beyond the last layer: nothing to do
+    rows._parts = [part.__class__(part.segment, slice(0, 3), slice(0, 8)) for part in rows._parts]
+    rows.start(0)
+    with pytest.raises(RuntimeError, match="size"):
+        rows.take(0)
+
+
+@pytest.mark.gpu
+def test_rows_reach_a_gpu_on_a_side_stream() -> None:
+    device = torch.device("cuda", 0)
+    for on_disk in (False, True):
+        stores = (store([64, 64], on_disk=on_disk, dtype="int8"),)
+        index = torch.cat([torch.arange(70, 90), torch.arange(3, 30)])
+        here = RecalledRows(stores, index, torch.float32, CPU)
+        there = RecalledRows(stores, index, torch.float32, (device,) * LAYERS)
+        there.start(0)
+        for layer in range(LAYERS):
+            for one, other in zip(here.take(layer), there.take(layer), strict=True):
+                assert other.device == device
+                torch.testing.assert_close(one, other.cpu())
