@@ -27,12 +27,15 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         MPlusError,
         PromptTooLongError,
+        QueueFullError,
+        SchedulerClosedError,
         UnsupportedModelError,
     )
     from mplus.generation.constrain import Constraint, ToolCall, parse_tool_calls
     from mplus.generation.engine import Generation, RecalledSource
+    from mplus.generation.scheduler import Scheduler
     from mplus.generation.sources import FoundSource
-    from mplus.generation.stream import GenerationStream
+    from mplus.generation.stream import AsyncGenerationStream, GenerationStream
     from mplus.memory.memory import Memory, MemoryStats, Source
     from mplus.memory.store import MemoryStore
     from mplus.model import MPlus
@@ -52,12 +55,15 @@ _HOMES = {
         "MemoryNotFoundError",
         "ModelNotFoundError",
         "PromptTooLongError",
+        "QueueFullError",
+        "SchedulerClosedError",
         "UnsupportedModelError",
     ),
     "mplus.generation.constrain": ("Constraint", "ToolCall", "parse_tool_calls"),
     "mplus.generation.engine": ("Generation", "RecalledSource"),
+    "mplus.generation.scheduler": ("Scheduler",),
     "mplus.generation.sources": ("FoundSource",),
-    "mplus.generation.stream": ("GenerationStream",),
+    "mplus.generation.stream": ("AsyncGenerationStream", "GenerationStream"),
     "mplus.memory.memory": ("Memory", "MemoryStats", "Source"),
     "mplus.memory.store": ("MemoryStore",),
     "mplus.model": ("MPlus",),
@@ -67,6 +73,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncGenerationStream",
     "CheckpointError",
     "Constraint",
     "CorruptMemoryError",
@@ -86,7 +93,10 @@ __all__ = [
     "MemoryStore",
     "ModelNotFoundError",
     "PromptTooLongError",
+    "QueueFullError",
     "RecalledSource",
+    "Scheduler",
+    "SchedulerClosedError",
     "Source",
     "ToolCall",
     "UnsupportedModelError",

@@ -12,6 +12,8 @@
     ├── MemoryNotFoundError     no saved memory at that path or under that name
     ├── MemorySaveError         a memory could not be brought to disk; what was saved before is intact
     ├── MemoryKeyError          an encrypted memory, and no key or another one
+    ├── QueueFullError          a scheduler has as many requests waiting as it may have
+    ├── SchedulerClosedError    a scheduler that takes no more requests
     └── CorruptMemoryError      a saved memory that is truncated, altered or of a newer format
 
 A bad argument raises ``ValueError``. Each message names the value received, what was expected and the
@@ -69,3 +71,11 @@ class MemoryKeyError(MPlusError):
 
 class CorruptMemoryError(MPlusError):
     """A saved memory is truncated, altered or of a format this version cannot read."""
+
+
+class QueueFullError(MPlusError):
+    """A scheduler has as many requests waiting as it may have."""
+
+
+class SchedulerClosedError(MPlusError):
+    """A scheduler that takes no more requests."""

@@ -13,11 +13,10 @@ from mplus.checkpoint import catalog
 from mplus.checkpoint.weights import Loaded, TrainedParts, initial_state, load, write_parts
 from mplus.chunking import TextLike, ready_chunks, tokenized
 from mplus.config import MemoryConfig
-from mplus.errors import MemoryMismatchError
-from mplus.generation.constrain import ConstrainedDecoding, Constraint
-from mplus.generation.engine import Generation, Row, decode
+from mplus.generation.constrain import Constraint
+from mplus.generation.engine import Engine, Generation, Row, decode
 from mplus.generation.requests import PromptLike, Requests
-from mplus.generation.sampling import SamplingParams
+from mplus.generation.scheduler import Scheduler
 from mplus.generation.sources import FoundSource, Where, allowed_sources
 from mplus.generation.stream import GenerationStream
 from mplus.memory.memory import Memory
@@ -57,7 +56,7 @@ class MPlus:
         self._parts = parts or TrainedParts()
         self._ends = SentenceEnds(tokenizer) if tokenizer is not None else None
         self._initial_states: dict[MemoryConfig, MemoryState] = {}
-        self._requests = Requests(weights, tokenizer)
+        self._requests = Requests(weights, tokenizer, name=name)
         self._lock = threading.Lock()
         self._check(memory)
 
@@ -178,7 +177,7 @@ class MPlus:
             ValueError: Empty text, token ids out of range, or an empty source name.
             MemoryMismatchError: The memory belongs to another model.
         """
-        self._check_memory(memory)
+        self._requests.check_memory(memory)
         if source is not None and not source.strip():
             raise ValueError(f"source={source!r}: expected a name, or None to have one made.")
         texts = tokenized(text, self.tokenizer, self.weights.backbone.vocabulary_size)
@@ -254,14 +253,16 @@ class MPlus:
         **sampling: Any,
     ) -> GenerationStream:
         """Like ``generate``, piece by piece: an iterator of text with ``cancel`` and ``generation``."""
-        params = SamplingParams(**sampling)
-        row = self._row(memory, prompt, params, tools=tools, where=where)
-        row.processors = tuple(processors)
-        if constraint is not None:
-            decoding = ConstrainedDecoding(constraint, self.tokenizer, self._requests.stop_token_ids())
-            row.processors = (*row.processors, decoding)
-        if cancelled is not None:
-            row.cancelled_by = cancelled
+        row = self._requests.row(
+            memory,
+            prompt,
+            cancelled=cancelled,
+            processors=processors,
+            tools=tools,
+            constraint=constraint,
+            where=where,
+            **sampling,
+        )
         return GenerationStream(row, self._pieces(memory, row))
 
     def generate_batch(
@@ -292,9 +293,8 @@ class MPlus:
             raise ValueError(
                 f"{len(allowed)} conditions in where for {len(prompts)} prompts: expected one per prompt, None for all."
             )
-        params = SamplingParams(**sampling)
         rows = [
-            self._row(memory, prompt, params, where=one)
+            self._requests.row(memory, prompt, where=one, **sampling)
             for memory, prompt, one in zip(memories, prompts, allowed, strict=True)
         ]
         for _ in decode(self.weights, self.tokenizer, rows, self._requests.stop_token_ids()):
@@ -302,6 +302,19 @@ class MPlus:
         for memory, row in zip(memories, rows, strict=True):
             memory.note_recalled(row.births) if row.births else None
         return [row.generation() for row in rows]
+
+    def serve(self, *, max_running: int = 16, max_waiting: int = 256) -> Scheduler:
+        """A scheduler that answers the requests of many users at once, in batches they join and leave.
+
+        Args:
+            max_running: Most requests that are answered at the same time.
+            max_waiting: Most requests that wait for their turn; more are refused with ``QueueFullError``.
+
+        Raises:
+            ValueError: A limit is below its least.
+        """
+        engine = Engine(self.weights, self.tokenizer, self._requests.stop_token_ids())
+        return Scheduler(self._requests, engine, max_running=max_running, max_waiting=max_waiting)
 
     def search(
         self, memory: Memory, query: str, *, limit: int | None = 4, where: Where | None = None
@@ -318,7 +331,7 @@ class MPlus:
             ValueError: An empty query, or a limit below 1.
             MemoryMismatchError: The memory belongs to another model.
         """
-        self._check_memory(memory)
+        self._requests.check_memory(memory)
         ids = encode_inert(self.tokenizer, query) if query.strip() else []
         if not ids:
             raise ValueError(f"query={query!r}: expected text to search for.")
@@ -351,7 +364,6 @@ class MPlus:
         Raises:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
         """
-        self._check_memory(memory)
         return self._requests.read_request(memory, prompt, tools=tools, where=where)
 
     # --- inside -----------------------------------------------------------------------------------
@@ -361,18 +373,6 @@ class MPlus:
             yield piece.text
         if row.births:
             memory.note_recalled(row.births)
-
-    def _row(
-        self,
-        memory: Memory,
-        prompt: PromptLike,
-        params: SamplingParams,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        where: Where | None = None,
-    ) -> Row:
-        self._check_memory(memory)
-        return self._requests.row(memory, prompt, params, tools=tools, where=where)
 
     def _check(self, config: MemoryConfig) -> None:
         if config.recall not in self.weights.scorers:
@@ -386,14 +386,6 @@ class MPlus:
             raise ValueError(
                 f"recall_layer={config.recall_layer}: the backbone has layers 0 to "
                 f"{self.weights.backbone.num_layers - 1}."
-            )
-
-    def _check_memory(self, memory: Memory) -> None:
-        if memory.model_fingerprint != self.weights.fingerprint:
-            raise MemoryMismatchError(
-                f"This memory was made by a model with fingerprint {memory.model_fingerprint}, not by "
-                f"{self.name or 'this one'} ({self.weights.fingerprint}). Latent memory cannot move between "
-                "weights: write its texts again with new_memory()."
             )
 
     def __repr__(self) -> str:

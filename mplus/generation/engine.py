@@ -277,7 +277,6 @@ class Batch:
         try:
             next(steps)
         except StopIteration as done:
-            self._joining = None
             yield from self._join(rows, done.value)
         except Exception as error:
             self._joining = None
@@ -316,6 +315,7 @@ class Batch:
         else:
             self._reading.join(step.reading)
         self._writers += writers
+        self._joining = None
         yield from self._write(writers, step.logits[:, -1])
 
 

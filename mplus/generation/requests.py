@@ -1,13 +1,15 @@
 """From a memory and a prompt to a row that can be answered: the state as reads see it, and what fits the window."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from mplus.config import MemoryConfig
-from mplus.errors import PromptTooLongError
+from mplus.errors import MemoryMismatchError, PromptTooLongError
 from mplus.generation.chat import Prompt, encode_prompt
+from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.engine import Row
 from mplus.generation.sampling import SamplingParams
 from mplus.generation.sources import Where, allowed_sources
@@ -24,23 +26,39 @@ Tools = Sequence[Mapping[str, Any]]
 class Requests:
     """Makes the rows of one model."""
 
-    def __init__(self, weights: Weights, tokenizer: Any) -> None:
-        self._weights, self._tokenizer = weights, tokenizer
+    def __init__(self, weights: Weights, tokenizer: Any, *, name: str = "") -> None:
+        self._weights, self._tokenizer, self._name = weights, tokenizer, name
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
 
     def row(
-        self, memory: Memory, prompt: PromptLike, params: SamplingParams, *, tools: Tools | None, where: Where | None
+        self,
+        memory: Memory,
+        prompt: PromptLike,
+        *,
+        cancelled: threading.Event | None = None,
+        processors: Sequence[Any] = (),
+        tools: Tools | None = None,
+        constraint: Constraint | None = None,
+        where: Where | None = None,
+        **sampling: Any,
     ) -> Row:
-        """One prompt on its way to an answer, cut to what fits the window.
+        """One prompt on its way to an answer; arguments of ``MPlus.generate``.
 
         Raises:
+            ValueError: A setting out of range, or a malformed prompt.
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
+            MemoryMismatchError: The memory belongs to another model.
         """
+        params = SamplingParams(**sampling)
         request = self.read_request(memory, prompt, tools=tools, where=where)
         room = self._room(request.state, request.config) - len(request.input_ids)
         if params.max_new_tokens > room:
             params = params.model_copy(update={"max_new_tokens": max(room, 1)})
-        return Row(request, params)
+        row = Row(request, params, cancelled_by=cancelled, processors=tuple(processors))
+        if constraint is not None:
+            decoding = ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids())
+            row.processors = (*row.processors, decoding)
+        return row
 
     def read_request(
         self, memory: Memory, prompt: PromptLike, *, tools: Tools | None, where: Where | None
@@ -49,7 +67,9 @@ class Requests:
 
         Raises:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
+            MemoryMismatchError: The memory belongs to another model.
         """
+        self.check_memory(memory)
         encoded = self.encoded(prompt, tools)
         state = self.present_state(memory)
         ids, (begin, end) = list(encoded.input_ids), encoded.query
@@ -65,6 +85,19 @@ class Requests:
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
         self._check_length(state, memory.config, len(ids))
         return ReadRequest(state, memory.config, ids, (begin, end), allowed_sources(state, where))
+
+    def check_memory(self, memory: Memory) -> None:
+        """Refuse a memory of another model.
+
+        Raises:
+            MemoryMismatchError: It belongs to another model.
+        """
+        if memory.model_fingerprint != self._weights.fingerprint:
+            raise MemoryMismatchError(
+                f"This memory was made by a model with fingerprint {memory.model_fingerprint}, not by "
+                f"{self._name or 'this one'} ({self._weights.fingerprint}). Latent memory cannot move between "
+                "weights: write its texts again with new_memory()."
+            )
 
     def encoded(self, prompt: PromptLike, tools: Tools | None) -> Prompt:
         """A prompt as token ids, what the chat template adds included."""

@@ -1,7 +1,8 @@
-"""``GenerationStream``: an answer, piece by piece."""
+"""An answer, piece by piece: ``GenerationStream`` and its asynchronous twin."""
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from mplus.generation.engine import Generation, Row
 
@@ -42,6 +43,51 @@ class GenerationStream(Iterator[str]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def generation(self) -> Generation:
+        """What has been answered so far; complete once the stream has ended."""
+        return self._row.generation()
+
+
+class AsyncGenerationStream(AsyncIterator[str]):
+    """``GenerationStream`` for an event loop: ``async for piece in stream``.
+
+    Stop early with ``cancel()``, ``aclose()``, or by leaving an ``async with`` block.
+    """
+
+    def __init__(self, row: Row, pieces: "asyncio.Queue[str | None]", when_answered: Callable[[], None]) -> None:
+        self._row, self._pieces, self._when_answered = row, pieces, when_answered
+        self._ended = False
+
+    def __aiter__(self) -> "AsyncGenerationStream":
+        return self
+
+    async def __anext__(self) -> str:
+        if self._ended:
+            raise StopAsyncIteration
+        piece = await self._pieces.get()
+        if piece is not None:
+            return piece
+        self._ended = True
+        if self._row.error is not None:
+            raise self._row.error
+        await asyncio.to_thread(self._when_answered)
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """Stop generating; what has been answered so far stays."""
+        self._row.cancelled.set()
+
+    async def aclose(self) -> None:
+        """Stop generating."""
+        self.cancel()
+
+    async def __aenter__(self) -> "AsyncGenerationStream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     @property
     def generation(self) -> Generation:
