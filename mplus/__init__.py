@@ -20,10 +20,12 @@ if TYPE_CHECKING:
         CheckpointError,
         CorruptMemoryError,
         DownloadError,
+        MemoryKeyError,
         MemoryLimitError,
         MemoryLockedError,
         MemoryMismatchError,
         MemoryNotFoundError,
+        MemorySaveError,
         ModelNotFoundError,
         MPlusError,
         PromptTooLongError,
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
     from mplus.generation.scheduler import Scheduler
     from mplus.generation.sources import FoundSource
     from mplus.generation.stream import AsyncGenerationStream, GenerationStream
+    from mplus.memory.encryption import MemoryKey
     from mplus.memory.memory import Memory, MemoryStats, Source
-    from mplus.memory.store import MemoryStore
+    from mplus.memory.store import MemoryStore, StoredMemory
+    from mplus.memory.vault import KeyVault
     from mplus.model import MPlus
     from mplus.write import WriteReport
 
@@ -49,10 +53,12 @@ _HOMES = {
         "CorruptMemoryError",
         "DownloadError",
         "MPlusError",
+        "MemoryKeyError",
         "MemoryLimitError",
         "MemoryLockedError",
         "MemoryMismatchError",
         "MemoryNotFoundError",
+        "MemorySaveError",
         "ModelNotFoundError",
         "PromptTooLongError",
         "QueueFullError",
@@ -64,8 +70,10 @@ _HOMES = {
     "mplus.generation.scheduler": ("Scheduler",),
     "mplus.generation.sources": ("FoundSource",),
     "mplus.generation.stream": ("AsyncGenerationStream", "GenerationStream"),
+    "mplus.memory.encryption": ("MemoryKey",),
     "mplus.memory.memory": ("Memory", "MemoryStats", "Source"),
-    "mplus.memory.store": ("MemoryStore",),
+    "mplus.memory.store": ("MemoryStore", "StoredMemory"),
+    "mplus.memory.vault": ("KeyVault",),
     "mplus.model": ("MPlus",),
     "mplus.write": ("WriteReport",),
 }
@@ -81,14 +89,18 @@ __all__ = [
     "FoundSource",
     "Generation",
     "GenerationStream",
+    "KeyVault",
     "MPlus",
     "MPlusError",
     "Memory",
     "MemoryConfig",
+    "MemoryKey",
+    "MemoryKeyError",
     "MemoryLimitError",
     "MemoryLockedError",
     "MemoryMismatchError",
     "MemoryNotFoundError",
+    "MemorySaveError",
     "MemoryStats",
     "MemoryStore",
     "ModelNotFoundError",
@@ -98,6 +110,7 @@ __all__ = [
     "Scheduler",
     "SchedulerClosedError",
     "Source",
+    "StoredMemory",
     "ToolCall",
     "UnsupportedModelError",
     "WriteReport",

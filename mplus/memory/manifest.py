@@ -56,7 +56,8 @@ class StateEntry(_Entry):
     """The files and facts of one state."""
 
     shard: FileName
-    """Columns of provenance, context and whatever else tensors hold."""
+    """Columns of provenance, and whatever else tensors hold."""
+    context: FileName | None
     tracks: list[TrackEntry]
     values: dict[str, Any]
     """Fields of the state that fit in here."""
@@ -142,6 +143,17 @@ def format_of(text: bytes, path: Path) -> int:
     if found not in (1, FORMAT) or (found == FORMAT) != (match is not None):
         raise CorruptMemoryError(f"{path}: format {found!r:.40}, this version reads 1 and {FORMAT}. Update mplus.")
     return int(found)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether what is saved in a folder is encrypted.
+
+    Raises:
+        FileNotFoundError: Nothing is saved there.
+    """
+    with (folder / MANIFEST).open("rb") as file:
+        match = _SEAL.match(file.read(256))
+    return match is not None and match["key"] is not None
 
 
 def parse_manifest(text: bytes, path: Path, key: MemoryKey | None) -> Manifest:

@@ -164,6 +164,3 @@ def spilled(segment: Segment) -> Segment:
     states = None if segment.states is None else planes("states", len(segment.states))
     keys, values = planes("keys", len(segment.keys)), planes("values", len(segment.values))
     return Segment(keys, values, segment.retrieval_keys, states, "disk", segment.name)
-
-
-__all__ = ["ShardPlane", "content_tensors", "opened_segment", "read_content", "segment_tensors", "spilled"]

@@ -13,6 +13,7 @@ from mplus.config import MemoryConfig
 from mplus.memory.state import MemoryState, SourceRecord, Tail, chained
 
 if TYPE_CHECKING:
+    from mplus.memory.encryption import MemoryKey
     from mplus.memory.snapshot import MemoryMaker
 
 
@@ -184,28 +185,60 @@ class Memory:
 
     # --- on disk ----------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, place: str | Path, *, key: "MemoryKey | None" = None) -> None:
         """Save into a folder: atomic, and only what changed since the last save there.
 
+        Args:
+            place: A folder, or an ``fsspec`` url such as "s3://bucket/alice".
+            key: Encrypt with this; needs the ``cryptography`` package.
+
         Raises:
-            OSError: The folder cannot be written or the disk is full; an earlier save is intact.
+            MemorySaveError: The folder cannot be written or the disk is full; an earlier save is intact.
+            MemoryLockedError: Another save into the same folder took too long.
         """
+        from mplus.memory.remote import local_path, save_to_url
         from mplus.memory.snapshot import save_memory
 
-        save_memory(self, Path(folder))
+        folder = local_path(place)
+        save_to_url(self, str(place), key=key) if folder is None else save_memory(self, folder, key=key)
+
+    def export(self, place: str | Path, *, key: "MemoryKey | None" = None) -> None:
+        """Write everything into one portable file; ``Memory.load`` opens it.
+
+        Args:
+            place: A file such as "alice.mplus", or an ``fsspec`` url.
+            key: Encrypt with this.
+
+        Raises:
+            MemorySaveError: It cannot be written, or the disk is full; an earlier file is intact.
+            ValueError: It is a folder.
+        """
+        from mplus.memory.remote import export_to
+
+        export_to(self, place, key=key)
 
     @classmethod
-    def load(cls, folder: str | Path, model: "MemoryMaker") -> "Memory":
+    def load(cls, place: str | Path, model: "MemoryMaker", *, key: "MemoryKey | None" = None) -> "Memory":
         """Open a saved memory; its long-term tokens stay on disk until they are recalled.
+
+        Args:
+            place: A folder, a portable file, or an ``fsspec`` url of either.
+            model: The model that wrote it.
+            key: What it was encrypted with.
 
         Raises:
             MemoryNotFoundError: Nothing is saved there.
             CorruptMemoryError: The save is truncated, altered, or of a newer format.
+            MemoryKeyError: It is encrypted with another key, or one is needed.
             MemoryMismatchError: It was made by another model.
         """
+        from mplus.memory.remote import load_from_file, load_from_url, local_path
         from mplus.memory.snapshot import load_memory
 
-        return load_memory(Path(folder), model)
+        path = local_path(place)
+        if path is None:
+            return load_from_url(str(place), model, key=key)
+        return load_from_file(path, model, key=key) if path.is_file() else load_memory(path, model, key=key)
 
     # --- what is in it ----------------------------------------------------------------------------
 

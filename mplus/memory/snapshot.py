@@ -67,7 +67,7 @@ def save_memory(
     """
     with sole_writer(folder, timeout=timeout):
         files = FileSet(_reusable(folder, key), key)
-        manifest = _manifest(memory, files)
+        manifest = described(memory, files)
         check_size(files.nbytes)
         try:
             _write(folder, files, manifest, key)
@@ -138,7 +138,7 @@ def _reusable(folder: Path, key: MemoryKey | None) -> Mapping[str, ShardSum]:
     return {name: known for name, known in manifest.files.items() if sizes.get(name) == known.nbytes}
 
 
-def _manifest(memory: Memory, files: FileSet) -> Manifest:
+def described(memory: Memory, files: FileSet) -> Manifest:
     """What the save will consist of; files are described in ``files``, not written."""
     state = memory.state
     return Manifest(

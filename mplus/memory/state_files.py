@@ -3,7 +3,7 @@
     tokens-<name>     keys, values and retrieval keys of one long-term or pending segment, or of one chunk in
                       short-term memory; never changes once it is written
     records-<name>    some rows of a table of records, such as the sources, one JSON text a line
-    state-<name>      everything else that is a tensor: provenance of all tokens, context
+    state-<name>      everything else that is a tensor: provenance of all tokens; context
 
 Names of the first two say what is in them, so a save finds by name what an earlier one wrote already.
 """
@@ -172,9 +172,10 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
                 num_long_term=len(track.long_term),
             )
         )
+    context = None
     if state.context is not None:
-        tensors["context.sources"] = state.context.sources
-        tensors |= {f"context.states.{n}": rows for n, rows in enumerate(state.context.states)}
+        rows = {f"states.{n}": rows for n, rows in enumerate(state.context.states)}
+        context = files.tensors("state", {"sources": state.context.sources, **rows})
 
     def keep(tensor: Tensor) -> str:
         name = f"values.{len(tensors)}"
@@ -189,7 +190,9 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
             values[name] = encode(value, keep)
         else:
             records[name] = None if value is None else files.records(value)
-    return StateEntry(shard=files.tensors("state", tensors), tracks=tracks, values=values, records=records)
+    return StateEntry(
+        shard=files.tensors("state", tensors), context=context, tracks=tracks, values=values, records=records
+    )
 
 
 def _parts(pool: Tokens, config: MemoryConfig) -> list[Content]:
@@ -296,7 +299,8 @@ def read_state(entry: StateEntry, reader: FileReader, initial: MemoryState) -> M
     unknown = (entry.values.keys() | entry.records.keys()) - _plain_fields().keys()
     if unknown:
         raise CorruptMemoryError(f"a state has no field {sorted(unknown)[0]!r:.80}; update mplus to read it")
-    state = MemoryState(tracks, context=_context(tensors, initial), **values)
+    context = None if entry.context is None else _context(reader.shard(entry.context), initial)
+    state = MemoryState(tracks, context=context, **values)
     _check_sources(state)
     return state
 
@@ -341,13 +345,11 @@ def _provenance(tensors: dict[str, Tensor], name: str, length: int) -> Provenanc
     return Provenance(**columns)
 
 
-def _context(tensors: dict[str, Tensor], initial: MemoryState) -> Context | None:
-    sources = tensors.get("context.sources")
-    if sources is None:
-        return None
+def _context(shard: OpenShard, initial: MemoryState) -> Context:
     devices = [device for track in initial.tracks for device in track.devices]
-    rows = tuple(tensors[f"context.states.{n}"].to(device) for n, device in enumerate(devices))
-    if sources.dtype != torch.int64 or any(len(row) != len(sources) or row.dim() != 2 for row in rows):
+    sources = shard.whole("sources").clone()
+    rows = tuple(shard.whole(f"states.{n}").clone().to(device) for n, device in enumerate(devices))
+    if sources.dtype != torch.int64 or any(row.dim() != 2 or len(row) != len(sources) for row in rows):
         raise CorruptMemoryError("the rows of the context do not fit its sources")
     return Context(rows, sources)
 

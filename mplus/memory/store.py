@@ -1,20 +1,28 @@
 """``MemoryStore``: many named memories in one folder, safe across threads and processes."""
 
-import re
+import os
 import shutil
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from mplus.errors import MemoryLimitError, MemoryLockedError, MemoryNotFoundError
-from mplus.memory.manifest import MANIFEST
+from mplus.errors import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemorySaveError
+from mplus.memory.autosave import autosaving
+from mplus.memory.encryption import MemoryKey
+from mplus.memory.folders import make_private, not_saved
+from mplus.memory.manifest import MANIFEST, is_sealed
 from mplus.memory.memory import Memory
+from mplus.memory.names import check_name, check_spelling
+from mplus.memory.portable import copy_memory
+from mplus.memory.recent import RecentMemories, identity
 from mplus.memory.snapshot import MemoryMaker, load_memory, save_memory
+from mplus.memory.vault import KeyVault
 
-NAME = re.compile(r"[^\W_][\w.@+-]{0,127}")
+POLL_SECONDS = 0.01
+QUOTA_LOCK = ".quota.lock"
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,9 @@ class StoredMemory:
     nbytes: int
     saved: float
     """Unix time of the last save."""
+    used: float
+    """Unix time at which it was last opened."""
+    encrypted: bool
 
 
 class MemoryStore:
@@ -37,16 +48,37 @@ class MemoryStore:
         root: The folder; made private to the user.
         max_memory_bytes: Most bytes of one saved memory; None for no limit.
         max_total_bytes: Most bytes of all of them.
+        max_resident_bytes: Most bytes of host memory taken by memories that nobody has open; beyond
+            that, the least recently used are dropped, and read from disk when they are opened again.
+        vault: Encrypt every memory with its own key from here; None does not encrypt.
     """
 
     def __init__(
-        self, root: str | Path, *, max_memory_bytes: int | None = None, max_total_bytes: int | None = None
+        self,
+        root: str | Path,
+        *,
+        max_memory_bytes: int | None = None,
+        max_total_bytes: int | None = None,
+        max_resident_bytes: int = 2**30,
+        vault: KeyVault | None = None,
     ) -> None:
+        limits = {
+            "max_memory_bytes": max_memory_bytes,
+            "max_total_bytes": max_total_bytes,
+            "max_resident_bytes": max_resident_bytes,
+        }
+        for limit, value in limits.items():
+            if value is not None and value < 0:
+                raise ValueError(f"{limit}={value}: expected a number of bytes, 0 or more.")
         self.root = Path(root).expanduser()
         self.max_memory_bytes, self.max_total_bytes = max_memory_bytes, max_total_bytes
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._locks: dict[str, threading.RLock] = {}
+        self.vault = vault
+        make_private(self.root)
+        self._recent = RecentMemories(max_resident_bytes)
+        self._locks: dict[str, threading.Lock] = {}
+        self._holders: dict[str, int] = {}
         self._guard = threading.Lock()
+        self._sweep()
 
     def path(self, name: str) -> Path:
         """Where a memory is kept.
@@ -54,66 +86,161 @@ class MemoryStore:
         Raises:
             ValueError: A name that could leave the folder, is too long, or holds odd characters.
         """
-        if not NAME.fullmatch(name) or ".." in name:
-            raise ValueError(
-                f"Memory name {name[:60]!r} ({len(name)} characters): expected 1 to 128 letters, digits, or any of "
-                "'. _ @ + -', beginning with a letter or digit."
-            )
-        return self.root / name
+        path = self.root / check_name(name)
+        if path.is_symlink():
+            raise ValueError(f"Memory name {name!r}: {path} is a link, which could lead anywhere. Remove it.")
+        check_spelling(path)
+        return path
 
     @contextmanager
-    def open(self, name: str, model: MemoryMaker, *, timeout: float = 60.0) -> Generator[Memory]:
+    def open(
+        self, name: str, model: MemoryMaker, *, timeout: float = 60.0, autosave_seconds: float | None = None
+    ) -> Generator[Memory]:
         """A memory to use for a while: nobody else has it, and changes are saved at the end.
+
+        If the block ends with an error, nothing of it is saved, but for what was autosaved.
+
+        Args:
+            name: Which memory; made if there is none of that name.
+            model: The model that reads and writes it.
+            timeout: Seconds to wait for whoever has it now.
+            autosave_seconds: Also save every so many seconds while it changes; None only at the end.
 
         Raises:
             ValueError: A bad name.
             MemoryLockedError: Someone else still has it after ``timeout`` seconds.
             MemoryLimitError: It would outgrow a quota; the saved state is as it was.
+            MemorySaveError: The disk is full, or does not allow it; the saved state is as it was.
+            MemoryKeyError: It is encrypted and its key is not in the vault.
             CorruptMemoryError: The saved state is damaged.
         """
         with self._held(name, timeout):
-            folder = self.path(name)
-            memory = load_memory(folder, model) if (folder / MANIFEST).exists() else model.new_memory()
-            before = memory.fingerprint
-            yield memory
-            if memory.fingerprint != before or not (folder / MANIFEST).exists():
-                self._check_quota(name, memory)
-                save_memory(memory, folder)
+            memory = self._loaded(name, model)
+            saved = memory.fork() if self._is_as_wanted(name) else None
 
-    def list(self) -> list[StoredMemory]:
-        """Every saved memory, by name."""
-        return [
-            StoredMemory(path.name, _size(path), (path / MANIFEST).stat().st_mtime)
-            for path in sorted(self.root.iterdir())
-            if (path / MANIFEST).exists()
-        ]
+            def save() -> None:
+                nonlocal saved
+                current = memory.fork()
+                if saved is None or current.state is not saved.state:
+                    self._save(name, current, model, dispensable=saved)
+                    saved = current
 
-    def delete(self, name: str) -> None:
-        """Remove a memory for good.
+            with nullcontext() if autosave_seconds is None else autosaving(save, autosave_seconds):
+                yield memory
+            save()
+
+    def load(self, name: str, model: MemoryMaker) -> Memory:
+        """A memory as it was last saved, to read while others write; what is done to it is not saved.
 
         Raises:
             MemoryNotFoundError: There is none of that name.
+            MemoryKeyError: It is encrypted and its key is not in the vault.
+            CorruptMemoryError: The saved state is damaged.
+        """
+        folder = self._existing(name)
+        load = lambda: load_memory(folder, model, key=self._key(folder))
+        return self._recent.get(name, model, identity(folder / MANIFEST), load).fork()
+
+    def put(self, name: str, memory: Memory) -> None:
+        """Keep a copy of a memory, such as an imported one, under a new name.
+
+        Raises:
+            ValueError: ``name`` is taken or not a good name.
+            MemoryLimitError: It would exceed a quota.
+            MemorySaveError: The disk is full, or does not allow it.
         """
         with self._held(name, 60.0):
+            self._refuse_taken(name)
+            self._save(name, memory.fork(), None, dispensable=None)
+
+    def list(self) -> list[StoredMemory]:
+        """Every saved memory, by name."""
+        found: list[StoredMemory] = []
+        for path in sorted(self.root.iterdir()):
+            try:
+                if not path.name.startswith(".") and not path.is_symlink():
+                    found.append(self._stored(path))
+            except FileNotFoundError:
+                continue  # no memory, or deleted meanwhile
+        return found
+
+    def delete(self, name: str, *, timeout: float = 60.0) -> None:
+        """Remove a memory for good, its encryption key too.
+
+        Raises:
+            MemoryNotFoundError: There is none of that name.
+            MemoryLockedError: Someone has it open.
+        """
+        with self._held(name, timeout):
             folder = self._existing(name)
             doomed = self.root / f".deleted-{name}-{time.time_ns()}"
             folder.rename(doomed)
-            shutil.rmtree(doomed)
+            self._recent.drop(name)
+            if self.vault is not None:
+                self.vault.destroy(name)
+            shutil.rmtree(doomed, ignore_errors=True)
 
     def copy(self, name: str, new_name: str) -> None:
-        """A second memory with the same content.
+        """A second memory with the same content; on one disk its files are shared until they differ.
 
         Raises:
             MemoryNotFoundError: There is none called ``name``.
             ValueError: ``new_name`` is taken or not a good name.
+            MemoryLimitError: It would exceed the quota of all memories.
         """
-        target = self.path(new_name)
-        if target.exists():
-            raise ValueError(f"A memory called {new_name!r} exists already. Delete it first, or choose another name.")
-        with self._held(name, 60.0):
-            work = self.root / f".copying-{new_name}-{time.time_ns()}"
-            shutil.copytree(self._existing(name), work)
-            work.rename(target)
+        with ExitStack() as locks:
+            for held in sorted({check_name(name), check_name(new_name)}):  # in one order, so that none waits for ever
+                locks.enter_context(self._held(held, 60.0))
+            self._refuse_taken(new_name)
+            folder = self._existing(name)
+            with self._quota_held():
+                self._check_total(new_name, self._stored(folder).nbytes)
+                key = None if self.vault is None else self.vault.key_for_saving(new_name)
+                work = self.root / f".copying-{new_name}-{time.time_ns()}"
+                try:
+                    copy_memory(folder, work, key=self._key(folder), new_key=key)
+                    work.rename(self.path(new_name))
+                except OSError as error:
+                    raise not_saved(self.root / new_name, error) from error
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
+
+    # --- loading and saving -----------------------------------------------------------------------
+
+    def _loaded(self, name: str, model: MemoryMaker) -> Memory:
+        folder = self.path(name)
+        if not (folder / MANIFEST).exists():
+            return model.new_memory()
+        load = lambda: load_memory(folder, model, key=self._key(folder))
+        return self._recent.get(name, model, identity(folder / MANIFEST), load)
+
+    def _save(self, name: str, memory: Memory, model: MemoryMaker | None, *, dispensable: Memory | None) -> None:
+        """Save within the quotas.
+
+        Where nothing but recall frequencies differs from ``dispensable``, which is saved, a failure loses
+        nothing that anyone told the memory, and a disk that is full or read-only does not stop reading.
+        """
+        folder = self.path(name)
+        key = None if self.vault is None else self.vault.key_for_saving(name)
+        try:
+            with self._quota_held():
+                save_memory(memory, folder, key=key, check_size=lambda nbytes: self._check_quota(name, nbytes))
+        except (MemorySaveError, MemoryLimitError):
+            self._recent.drop(name)
+            if dispensable is None or memory.fingerprint != dispensable.fingerprint:
+                raise
+            return
+        if model is not None:
+            self._recent.put(name, model, identity(folder / MANIFEST), memory)
+
+    def _key(self, folder: Path) -> MemoryKey | None:
+        """The key that a saved memory needs."""
+        return self.vault.key(folder.name) if self.vault is not None and is_sealed(folder) else None
+
+    def _is_as_wanted(self, name: str) -> bool:
+        """Whether a memory is saved, and encrypted if it should be."""
+        folder = self.path(name)
+        return (folder / MANIFEST).exists() and is_sealed(folder) == (self.vault is not None)
 
     def _existing(self, name: str) -> Path:
         folder = self.path(name)
@@ -122,42 +249,93 @@ class MemoryStore:
             raise MemoryNotFoundError(f"No memory called {name!r} in {self.root}; there are: {known}.")
         return folder
 
+    def _refuse_taken(self, name: str) -> None:
+        if (self.path(name) / MANIFEST).exists():
+            raise ValueError(f"A memory called {name!r} exists already. Delete it first, or choose another name.")
+        # What a save that was killed left there has no manifest, and is nobody's.
+        shutil.rmtree(self.path(name), ignore_errors=True)
+
+    def _stored(self, folder: Path) -> StoredMemory:
+        lock = self.root / f".{folder.name}.lock"
+        saved = (folder / MANIFEST).stat().st_mtime
+        return StoredMemory(
+            folder.name,
+            sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+            saved,
+            max(saved, lock.stat().st_mtime if lock.exists() else 0.0),
+            is_sealed(folder),
+        )
+
+    # --- locks ------------------------------------------------------------------------------------
+
     @contextmanager
     def _held(self, name: str, timeout: float) -> Generator[None]:
         from filelock import FileLock, Timeout
 
         self.path(name)
-        with self._guard:
-            lock = self._locks.setdefault(name, threading.RLock())
-        started = time.monotonic()
         message = f"Memory {name!r} is in use elsewhere and was not free within {timeout:g} s. Try again later."
+        with self._guard:
+            lock = self._locks.setdefault(name, threading.Lock())
+        if self._holders.get(name) == threading.get_ident():
+            raise MemoryLockedError(f"Memory {name!r} is open in this very thread already. Use the one that is open.")
+        started = time.monotonic()
         if not lock.acquire(timeout=timeout):
             raise MemoryLockedError(message)
         try:
+            self._holders[name] = threading.get_ident()
+            path = self.root / f".{name}.lock"
             left = max(timeout - (time.monotonic() - started), 0.0)
             try:
-                with FileLock(str(self.root / f".{name}.lock"), timeout=left):
+                with FileLock(str(path), timeout=left, mode=0o600, poll_interval=POLL_SECONDS):
+                    os.utime(path)
                     yield
             except Timeout as error:
                 raise MemoryLockedError(message) from error
         finally:
+            self._holders.pop(name, None)
             lock.release()
 
-    def _check_quota(self, name: str, memory: Memory) -> None:
-        size = memory.nbytes
-        if self.max_memory_bytes is not None and size > self.max_memory_bytes:
+    @contextmanager
+    def _quota_held(self) -> Generator[None]:
+        """Where all memories share a quota, only one is saved at a time: else two could exceed it together."""
+        if self.max_total_bytes is None:
+            yield
+            return
+        from filelock import FileLock
+
+        with FileLock(str(self.root / QUOTA_LOCK), mode=0o600, poll_interval=POLL_SECONDS):
+            yield
+
+    def _sweep(self) -> None:
+        """Remove what deleting and copying left behind when they were killed."""
+        from filelock import FileLock, Timeout
+
+        for path in self.root.glob(".deleted-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.root.glob(".copying-*-*"):
+            name = path.name.removeprefix(".copying-").rpartition("-")[0]
+            try:
+                with FileLock(str(self.root / f".{name}.lock"), timeout=0, mode=0o600):
+                    shutil.rmtree(path, ignore_errors=True)
+            except Timeout:
+                continue  # somebody is copying still
+
+    # --- quotas -----------------------------------------------------------------------------------
+
+    def _check_quota(self, name: str, nbytes: int) -> None:
+        if self.max_memory_bytes is not None and nbytes > self.max_memory_bytes:
             raise MemoryLimitError(
-                f"Memory {name!r} has {size:,} bytes, more than max_memory_bytes={self.max_memory_bytes:,}. Forget "
+                f"Memory {name!r} has {nbytes:,} bytes, more than max_memory_bytes={self.max_memory_bytes:,}. Forget "
                 "sources, or raise the limit; the saved state is as it was."
             )
-        if self.max_total_bytes is not None:
-            others = sum(stored.nbytes for stored in self.list() if stored.name != name)
-            if others + size > self.max_total_bytes:
-                raise MemoryLimitError(
-                    f"All memories would have {others + size:,} bytes, more than max_total_bytes="
-                    f"{self.max_total_bytes:,}. Delete some, or raise the limit; the saved state is as it was."
-                )
+        self._check_total(name, nbytes)
 
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    def _check_total(self, name: str, nbytes: int) -> None:
+        if self.max_total_bytes is None:
+            return
+        total = nbytes + sum(stored.nbytes for stored in self.list() if stored.name != name)
+        if total > self.max_total_bytes:
+            raise MemoryLimitError(
+                f"All memories would have {total:,} bytes, more than max_total_bytes={self.max_total_bytes:,}. Delete "
+                "some, or raise the limit; the saved state is as it was."
+            )

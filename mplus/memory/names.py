@@ -1,0 +1,40 @@
+"""Names of memories: such that none leaves its folder, on any file system."""
+
+import re
+import unicodedata
+from pathlib import Path
+
+NAME = re.compile(r"[^\W_][\w.@+-]{0,127}")
+RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
+MAX_NAME_BYTES = 200
+
+
+def check_name(name: str) -> str:
+    """The name itself, if it is one.
+
+    Raises:
+        ValueError: A name that could leave its folder, is too long, or means another file on some system.
+    """
+    fits = NAME.fullmatch(name) and ".." not in name and not name.endswith(".")
+    # Two ways to write one letter are one file on some systems and two on others.
+    fits = fits and unicodedata.normalize("NFC", name) == name and len(name.encode()) <= MAX_NAME_BYTES
+    if not fits or name.partition(".")[0].lower() in RESERVED:
+        raise ValueError(
+            f"Memory name {name[:60]!r} ({len(name)} characters): expected 1 to 128 letters, digits, or any of "
+            "'. _ @ + -', beginning with a letter or digit, no '..', no '.' at the end, no device name such as 'con'."
+        )
+    return name
+
+
+def check_spelling(path: Path) -> None:
+    """Where capitals do not count, nobody gets the memory of another whose name differs by them.
+
+    Raises:
+        ValueError: There is a memory whose name differs only in capitals.
+    """
+    other = path.with_name(path.name.swapcase())
+    if other.name == path.name or not path.exists() or not other.exists() or not path.samefile(other):
+        return
+    spellings = [entry.name for entry in path.parent.iterdir() if entry.name.casefold() == path.name.casefold()]
+    if path.name not in spellings:
+        raise ValueError(f"Memory name {path.name!r}: this file system takes it for {spellings[0]!r}. Choose another.")
