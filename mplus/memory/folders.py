@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from mplus.errors import MemoryLockedError, MemorySaveError
 
@@ -14,13 +14,22 @@ LOCK = ".lock"
 UNFINISHED = ".writing-"
 
 
+@runtime_checkable
+class Sink(Protocol):
+    """Whatever bytes can be written to: a file, an entry of an archive, an upload."""
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes; how many there were."""
+        ...
+
+
 def make_private(folder: Path) -> None:
     """Make a folder that only the user can enter; one that is there stays as it is."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
-def put_file(folder: Path, name: str, write: Callable[[BinaryIO], Result]) -> Result:
+def put_file(folder: Path, name: str, write: Callable[[Sink], Result]) -> Result:
     """Write a file beside its place, force it to disk, and put it there in one step."""
     path = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)

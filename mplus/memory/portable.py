@@ -9,12 +9,12 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, cast
 
 from mplus.errors import CorruptMemoryError
 from mplus.memory.codec import from_json, to_json
 from mplus.memory.encryption import MemoryKey
-from mplus.memory.folders import make_private, put_file, sync_folder
+from mplus.memory.folders import Sink, make_private, put_file, sync_folder
 from mplus.memory.manifest import (
     MANIFEST,
     MAX_FILES,
@@ -31,12 +31,12 @@ from mplus.memory.shards import ShardSum, write_shard
 from mplus.memory.snapshot import described
 from mplus.memory.state_files import FileReader, FileSet
 
-PutFile = Callable[[str, Callable[[BinaryIO], ShardSum]], ShardSum]
+PutFile = Callable[[str, Callable[[Sink], ShardSum]], ShardSum]
 """Makes a file of a name with what is written to it."""
 COPY_BYTES = 2**22
 
 
-def export_memory(memory: Memory, file: BinaryIO, *, key: MemoryKey | None = None) -> None:
+def export_memory(memory: Memory, file: Sink, *, key: MemoryKey | None = None) -> None:
     """Write a memory as one portable file.
 
     Args:
@@ -46,13 +46,13 @@ def export_memory(memory: Memory, file: BinaryIO, *, key: MemoryKey | None = Non
     """
     files = FileSet({}, key)
     manifest = described(memory, files)
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(cast("IO[bytes]", file), "w", zipfile.ZIP_STORED) as archive:
 
-        def put(name: str, write: Callable[[BinaryIO], ShardSum]) -> ShardSum:
+        def put(name: str, write: Callable[[Sink], ShardSum]) -> ShardSum:
             entry = zipfile.ZipInfo(name)
             entry.external_attr = 0o600 << 16
             with archive.open(entry, "w", force_zip64=True) as stream:
-                return write(stream)  # pyright: ignore[reportArgumentType]
+                return write(stream)
 
         sums = {name: put(name, new.write) for name, new in files.new.items()}
         entry = zipfile.ZipInfo(MANIFEST)
@@ -151,6 +151,6 @@ def _under_another_key(
     return sealed_manifest(Manifest.model_validate(described), new_key)
 
 
-def _write_text(file: BinaryIO, text: bytes) -> ShardSum:
+def _write_text(file: Sink, text: bytes) -> ShardSum:
     file.write(text)
     return ShardSum(nbytes=len(text), sha256=hashlib.sha256(text).hexdigest())

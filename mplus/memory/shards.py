@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
+from mplus.memory.folders import Sink
 
 BLOCK_BYTES = 2**16
 MAX_HEADER_BYTES = 2**21
@@ -224,7 +225,7 @@ def shard_bytes(tensors: Mapping[str, Tensor], seal: Seal | None) -> int:
     return seal.head_bytes + 8 + header + layout.nbytes + seal.overhead * (1 + layout.num_blocks)
 
 
-def write_shard(file: BinaryIO, name: str, tensors: Mapping[str, Tensor], seal: Seal | None) -> ShardSum:
+def write_shard(file: Sink, name: str, tensors: Mapping[str, Tensor], seal: Seal | None) -> ShardSum:
     """Write tensors in one pass, from where they are to the file."""
     layout = Layout.of(tensors)
     header = layout.header(sealed=seal is not None)

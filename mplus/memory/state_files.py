@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from mplus.errors import CorruptMemoryError
 from mplus.memory.codec import decode, encode, from_json, to_json
 from mplus.memory.columns import decode_column, encode_column
 from mplus.memory.encryption import MemoryKey
+from mplus.memory.folders import Sink
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.manifest import StateEntry, TrackEntry
 from mplus.memory.mapped import content_tensors, opened_segment, read_content, segment_tensors
@@ -43,7 +44,7 @@ class NewFile:
     """A file that is to be written."""
 
     size: int
-    write: Callable[[BinaryIO], ShardSum]
+    write: Callable[[Sink], ShardSum]
 
 
 class FileSet:
@@ -94,7 +95,7 @@ class FileSet:
         if not self._has(name):
             key = self._key
 
-            def write(file: BinaryIO) -> ShardSum:
+            def write(file: Sink) -> ShardSum:
                 return write_shard(file, name, tensors(), key)
 
             self.new[name] = NewFile(shard_bytes(tensors(), key), write)
@@ -105,7 +106,7 @@ class FileSet:
         if not self._has(name):
             whole = text if self._key is None else self._key.seal(name, text)
 
-            def write(file: BinaryIO) -> ShardSum:
+            def write(file: Sink) -> ShardSum:
                 file.write(whole)
                 return ShardSum(nbytes=len(whole), sha256=hashlib.sha256(whole).hexdigest())
 
