@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         CheckpointError,
         CorruptMemoryError,
         DownloadError,
+        LedgerMissingError,
         MemoryKeyError,
         MemoryLimitError,
         MemoryLockedError,
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
     from mplus.generation.sources import FoundSource
     from mplus.generation.stream import AsyncGenerationStream, GenerationStream
     from mplus.memory.encryption import MemoryKey
-    from mplus.memory.memory import Memory, MemoryStats, Source
+    from mplus.memory.history import MemoryDiff, Snapshot
+    from mplus.memory.memory import Memory
+    from mplus.memory.sources import Source, SourceTokens
+    from mplus.memory.stats import MemoryStats
     from mplus.memory.store import MemoryStore, StoredMemory
     from mplus.memory.vault import KeyVault
     from mplus.model import MPlus
@@ -52,6 +56,7 @@ _HOMES = {
         "CheckpointError",
         "CorruptMemoryError",
         "DownloadError",
+        "LedgerMissingError",
         "MPlusError",
         "MemoryKeyError",
         "MemoryLimitError",
@@ -71,9 +76,12 @@ _HOMES = {
     "mplus.generation.sources": ("FoundSource",),
     "mplus.generation.stream": ("AsyncGenerationStream", "GenerationStream"),
     "mplus.memory.encryption": ("MemoryKey",),
-    "mplus.memory.memory": ("Memory", "MemoryStats", "Source"),
     "mplus.memory.store": ("MemoryStore", "StoredMemory"),
     "mplus.memory.vault": ("KeyVault",),
+    "mplus.memory.history": ("MemoryDiff", "Snapshot"),
+    "mplus.memory.memory": ("Memory",),
+    "mplus.memory.sources": ("Source", "SourceTokens"),
+    "mplus.memory.stats": ("MemoryStats",),
     "mplus.model": ("MPlus",),
     "mplus.write": ("WriteReport",),
 }
@@ -90,10 +98,12 @@ __all__ = [
     "Generation",
     "GenerationStream",
     "KeyVault",
+    "LedgerMissingError",
     "MPlus",
     "MPlusError",
     "Memory",
     "MemoryConfig",
+    "MemoryDiff",
     "MemoryKey",
     "MemoryKeyError",
     "MemoryLimitError",
@@ -109,7 +119,9 @@ __all__ = [
     "RecalledSource",
     "Scheduler",
     "SchedulerClosedError",
+    "Snapshot",
     "Source",
+    "SourceTokens",
     "StoredMemory",
     "ToolCall",
     "UnsupportedModelError",

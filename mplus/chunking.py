@@ -1,6 +1,5 @@
 """From what a caller hands in to chunks that can be written: tokens, sources, cuts, and the tail that waits."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -8,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from mplus.config import MemoryConfig
-from mplus.memory.state import MemoryState, SourceRecord, Tail
+from mplus.memory.ledger import LedgerEntry, WrittenText
+from mplus.memory.sources import SourceRecord
+from mplus.memory.state import MemoryState, Tail
 from mplus.text import SentenceEnds, cut, encode_inert
 from mplus.write import Chunk
 
@@ -23,6 +24,11 @@ class TokenizedText(NamedTuple):
     """What stands between it and a waiting tail of the same source."""
     original: str
     """As it was given; empty where token ids were."""
+
+    def written(self, source: str, metadata: Mapping[str, Any], kept: tuple[str, ...]) -> WrittenText:
+        """The text under the name of a source, as a ledger keeps it."""
+        ids = torch.tensor(self.input_ids, dtype=torch.int32)
+        return WrittenText(source, metadata, ids, tuple(self.joined_by), kept)
 
 
 def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[TokenizedText]:
@@ -66,32 +72,30 @@ class Ready(NamedTuple):
     """What can be written now, in order."""
 
 
-def ready_chunks(
-    state: MemoryState,
-    config: MemoryConfig,
-    texts: Sequence[TokenizedText],
-    ends: SentenceEnds,
-    *,
-    source: str | None,
-    metadata: Mapping[str, Any] | None,
-    kept_texts: Sequence[tuple[str, ...]],
-) -> Ready:
+def fresh_names(state: MemoryState, num: int) -> list[str]:
+    """Names for texts that came without one: "text-1", "text-2", …, none of them in use."""
+    taken = {record.name for record in state.sources}
+    number, names = len(state.sources), list[str]()
+    while len(names) < num:
+        number += 1
+        if (name := f"text-{number}") not in taken:
+            names.append(name)
+    return names
+
+
+def ready_chunks(state: MemoryState, config: MemoryConfig, entry: LedgerEntry, ends: SentenceEnds) -> Ready:
     """Cut texts into chunks that go on from what a memory already holds.
 
     Args:
         state: What has been written so far.
         config: How long chunks are.
-        texts: What is to be written.
+        entry: What is to be written.
         ends: Where the tokenizer's sentences end.
-        source: Name for all of them; None gives each a name of its own.
-        metadata: Of the sources.
-        kept_texts: What to keep of each text beside its latents.
     """
     chunks: list[Chunk] = []
-    for text, kept in zip(texts, kept_texts, strict=True):
-        name = source if source is not None else f"text-{len(state.sources) + 1}"
-        state, number = _with_source(state, name, metadata, len(text.input_ids), kept)
-        state, more = _cut(state, config, text, ends, number, chunks)
+    for text in entry.texts:
+        state, number = _with_source(state, text, entry.time)
+        state, more = _cut(state, config, text, ends, number, chunks, entry.time)
         chunks += more
     return Ready(state, chunks)
 
@@ -99,17 +103,18 @@ def ready_chunks(
 def _cut(
     state: MemoryState,
     config: MemoryConfig,
-    text: TokenizedText,
+    text: WrittenText,
     ends: SentenceEnds,
     source: int,
     before: Sequence[Chunk],
+    now: float,
 ) -> tuple[MemoryState, list[Chunk]]:
     """Chunks that are ready now; what is too short yet waits in the tail of the returned state.
 
     ``before`` are chunks of the same call that will have been written by then.
     """
     chunks: list[Chunk] = []
-    tail, ids = state.tail, text.input_ids
+    tail, ids, since = state.tail, text.input_ids.tolist(), now
     sources = [source] * len(ids)
     if before:
         last = before[-1].sources[-1:]
@@ -119,10 +124,11 @@ def _cut(
         if tail.sources[-1] == source or config.encoding == "adapter":
             ids = [*tail.input_ids, *text.joined_by, *ids]
             sources = [*tail.sources, *([source] * len(text.joined_by)), *sources]
+            since = tail.since
         else:
             # Another source follows: a chunk never mixes two where each can be forgotten exactly.
             continues = last == [tail.sources[0]]
-            chunks.append(Chunk(list(tail.input_ids), list(tail.sources), continues))
+            chunks.append(Chunk(list(tail.input_ids), list(tail.sources), continues, tail.since))
             last = [tail.sources[-1]]
     cuts = cut(
         ids,
@@ -132,29 +138,26 @@ def _cut(
     )
     for start, stop in cuts.chunks:
         continues = last == [sources[start]]
-        chunks.append(Chunk(ids[start:stop], sources[start:stop], continues))
-        last = [sources[stop - 1]]
+        chunks.append(Chunk(ids[start:stop], sources[start:stop], continues, since))
+        last, since = [sources[stop - 1]], now
     start, stop = cuts.tail
-    tail = Tail(tuple(ids[start:stop]), tuple(sources[start:stop]))
+    tail = Tail(tuple(ids[start:stop]), tuple(sources[start:stop]), since)
     return replace(state, tail=tail), chunks
 
 
-def _with_source(
-    state: MemoryState, name: str, metadata: Mapping[str, Any] | None, text_tokens: int, texts: tuple[str, ...]
-) -> tuple[MemoryState, int]:
-    """The state with a source noted as written now, and the source's number."""
-    now = time.time()
-    number = state.source_number(name)
+def _with_source(state: MemoryState, text: WrittenText, now: float) -> tuple[MemoryState, int]:
+    """The state with a text's source noted as written now, and the source's number."""
+    number = state.source_number(text.source)
     if number is None:
-        record = SourceRecord(name, dict(metadata or {}), now, now, text_tokens, texts=texts)
+        record = SourceRecord(text.source, dict(text.metadata), now, now, len(text.input_ids), texts=text.kept)
         return replace(state, sources=(*state.sources, record)), len(state.sources)
     known = state.sources[number]
     record = replace(
         known,
-        metadata={**known.metadata, **(metadata or {})},
+        metadata={**known.metadata, **text.metadata},
         last_written=now,
-        text_tokens=known.text_tokens + text_tokens,
-        texts=known.texts + texts,
+        text_tokens=known.text_tokens + len(text.input_ids),
+        texts=known.texts + text.kept,
     )
     sources = (*state.sources[:number], record, *state.sources[number + 1 :])
     return replace(state, sources=sources), number

@@ -14,6 +14,7 @@ StorageDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 FiniteFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class MemoryConfig(BaseModel):
@@ -50,6 +51,12 @@ class MemoryConfig(BaseModel):
     """What every recall frequency loses at a consolidation; a token at 0 is forgotten [delta]."""
     recall_frequency_gain: FiniteFloat = 1.0
     """What a recalled token's frequency gains (0 in the published model, where it only decays)."""
+    age_limit_seconds: PositiveFloat | None = None
+    """Text handed in longer ago is forgotten, whether or not anything is written since. None: never."""
+    age_limit_tokens: PositiveInt | None = None
+    """Chunks after which more memory tokens than this were written are forgotten. None: never."""
+    ledger: bool = True
+    """Keep what was written as token ids (4 bytes each), so that ``forget(rebuild=…)`` can write it again."""
     layout: Layout = "chunk"
     """Evict and recall whole chunks, one choice for all layers; or single tokens, layer by layer."""
     recall: Recall = "late"
@@ -96,6 +103,11 @@ class MemoryConfig(BaseModel):
                 f"tokens_per_write={self.tokens_per_write} short-term tokens, so that many must be kept."
             )
         return self
+
+    @property
+    def has_age_limit(self) -> bool:
+        """Whether anything goes by age."""
+        return self.age_limit_seconds is not None or self.age_limit_tokens is not None
 
     @property
     def resolved_long_term_dtype(self) -> StorageDtype:

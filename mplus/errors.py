@@ -7,6 +7,7 @@
     ├── UnsupportedModelError   a backbone whose layers M+ cannot read or write
     ├── PromptTooLongError      the prompt and its memory do not fit the model's window
     ├── MemoryMismatchError     a memory made by another model or another memory layout
+    ├── LedgerMissingError      a memory that was to be rebuilt, but what was written was not kept
     ├── MemoryLimitError        a memory or its store would outgrow a limit the user set
     ├── MemoryLockedError       another process or thread holds the memory
     ├── MemoryNotFoundError     no saved memory at that path or under that name
@@ -47,6 +48,10 @@ class PromptTooLongError(MPlusError, ValueError):
 
 class MemoryMismatchError(MPlusError, ValueError):
     """The memory was made by another model or with another memory layout."""
+
+
+class LedgerMissingError(MPlusError):
+    """What was written into a memory was not kept, so that it cannot be written again."""
 
 
 class MemoryLimitError(MPlusError):

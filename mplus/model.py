@@ -11,7 +11,7 @@ import torch
 
 from mplus.checkpoint import catalog
 from mplus.checkpoint.weights import Loaded, TrainedParts, initial_state, load, write_parts
-from mplus.chunking import TextLike, ready_chunks, tokenized
+from mplus.chunking import TextLike, fresh_names, ready_chunks, tokenized
 from mplus.config import MemoryConfig
 from mplus.generation.constrain import Constraint
 from mplus.generation.engine import Engine, Generation, Row, decode
@@ -19,6 +19,8 @@ from mplus.generation.requests import PromptLike, Requests
 from mplus.generation.scheduler import Scheduler
 from mplus.generation.sources import FoundSource, Where, allowed_sources
 from mplus.generation.stream import GenerationStream
+from mplus.memory.forgetting import within_age_limits
+from mplus.memory.ledger import LedgerEntry
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
 from mplus.read import ReadRequest
@@ -182,16 +184,36 @@ class MPlus:
             raise ValueError(f"source={source!r}: expected a name, or None to have one made.")
         texts = tokenized(text, self.tokenizer, self.weights.backbone.vocabulary_size)
         kept = [(t.original or self.tokenizer.decode(t.input_ids),) if keep_text else () for t in texts]
-        assert self._ends is not None, "a model without a tokenizer writes nothing"
         started = time.perf_counter()
         with memory.writing():
-            state, chunks = ready_chunks(
-                memory.state, memory.config, texts, self._ends, source=source, metadata=metadata, kept_texts=kept
-            )
-            state, report = write_chunks(self.weights, memory, state, chunks, progress=progress)
+            state = memory.state
+            names = [source] * len(texts) if source is not None else fresh_names(state, len(texts))
+            written = [t.written(n, dict(metadata or {}), k) for t, n, k in zip(texts, names, kept, strict=True)]
+            state, report = self._written(memory, state, LedgerEntry(tuple(written), time.time()), progress)
             memory.commit(state)
-        written = sum(len(t.input_ids) for t in texts)
-        return replace(report, text_tokens=written, seconds=time.perf_counter() - started)
+        num_tokens = sum(len(t.input_ids) for t in texts)
+        return replace(report, text_tokens=num_tokens, seconds=time.perf_counter() - started)
+
+    def replay(self, memory: Memory, state: MemoryState, entry: LedgerEntry) -> MemoryState:
+        """The state after an entry of a memory's ledger has been written once more; the memory is not touched.
+
+        Raises:
+            MemoryMismatchError: The memory belongs to another model.
+        """
+        self._requests.check_memory(memory)
+        return self._written(memory, state, entry, None)[0]
+
+    def _written(
+        self, memory: Memory, state: MemoryState, entry: LedgerEntry, progress: Progress | None
+    ) -> tuple[MemoryState, WriteReport]:
+        """The state after ``entry`` has been written at its time."""
+        assert self._ends is not None, "a model without a tokenizer writes nothing"
+        config = memory.config
+        state, chunks = ready_chunks(within_age_limits(state, config, entry.time), config, entry, self._ends)
+        state, report = write_chunks(self.weights, memory, state, chunks, progress=progress)
+        if state.ledger is not None:
+            state = replace(state, ledger=(*state.ledger, entry))
+        return within_age_limits(state, config, entry.time), report
 
     # --- answers ----------------------------------------------------------------------------------
 

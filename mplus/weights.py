@@ -49,7 +49,8 @@ class Weights:
             )
             for layers, layer in self.tracks(config)
         )
-        return MemoryState(tracks, digest=f"{self.fingerprint}/{config.model_dump_json()}")
+        digest = f"{self.fingerprint}/{config.model_dump_json()}"
+        return MemoryState(tracks, digest=digest, ledger=() if config.ledger else None)
 
     def no_tokens(self, layers: tuple[int, ...], recall_layer: int, config: MemoryConfig) -> Tokens:
         """A pool with nothing in it, of the right shape, dtype and device."""

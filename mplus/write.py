@@ -36,6 +36,8 @@ class Chunk(NamedTuple):
     """Row of the memory's table of sources, per text token."""
     continues: bool
     """Whether it goes on from the chunk before it, and may see it."""
+    since: float = 0.0
+    """Unix time at which the first of its text was handed in."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +111,22 @@ def absorb(
         written, out = track.write(tokens, config, generator)
         tracks.append(written)
         evicted = max(evicted, out)
-    digest = state.digest
+    num_new, digest = len(new[0]), state.digest
+    # One chunk of K tokens, or chunks that keep each of their text tokens.
+    sizes = [num_new] if len(chunks) == 1 else [len(chunk.input_ids) for chunk in chunks]
+    ends = torch.tensor(sizes).cumsum(dim=0) + state.written_tokens
+    times = torch.tensor([chunk.since for chunk in chunks], dtype=torch.float64)
     for chunk in chunks:
         digest = chained(digest, "write", chunk.input_ids, chunk.sources, chunk.continues)
     state = replace(
         state,
         tracks=tuple(tracks),
         context=context,
-        written_tokens=state.written_tokens + len(new[0]),
+        written_tokens=state.written_tokens + num_new,
         text_tokens=state.text_tokens + sum(len(chunk.input_ids) for chunk in chunks),
         num_chunks=state.num_chunks + len(chunks),
-        waiting_tokens=state.waiting_tokens + len(new[0]),
+        waiting_tokens=state.waiting_tokens + num_new,
+        chunk_log=state.chunk_log.append(times, ends),
         digest=digest,
     )
     state, moved = state.consolidated_when_due(config)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -497,7 +497,7 @@ def initial_state(weights: Weights, config: MemoryConfig, initial: InitialMemory
         tuple(cast(rows[-num:]).to(weights.backbone.layer_device(i)) for i, rows in enumerate(initial.short_term)),
         torch.full((min(num, len(initial.short_term[0])),), -1),
     )
-    return MemoryState(tuple(tracks), digest=empty.digest, context=context)
+    return replace(empty, tracks=tuple(tracks), context=context)
 
 
 def tokens_from_states(weights: Weights, layer: int, states: Tensor, ages: Tensor, config: MemoryConfig) -> Tokens:

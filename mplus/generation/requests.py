@@ -81,10 +81,13 @@ class Requests:
             # The prefix starts with the bos state already. A chat template that begins every turn with
             # its bos token has more than one of them and keeps them all.
             ids, begin, end = ids[1:], max(begin - 1, 0), end - 1
-        waiting = list(state.tail.input_ids)
+        allowed = allowed_sources(state, where)
+        readable = None if allowed is None else set(allowed.tolist())
+        tail = zip(state.tail.input_ids, state.tail.sources, strict=True)
+        waiting = [i for i, source in tail if readable is None or source in readable]
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
         self._check_length(state, memory.config, len(ids))
-        return ReadRequest(state, memory.config, ids, (begin, end), allowed_sources(state, where))
+        return ReadRequest(state, memory.config, ids, (begin, end), allowed)
 
     def check_memory(self, memory: Memory) -> None:
         """Refuse a memory of another model.
@@ -115,7 +118,9 @@ class Requests:
         if known is not None and known[0] is state:
             return known[1]
         last = state.context.sources[-1:].tolist() if state.context is not None else []
-        chunk = Chunk(list(state.tail.input_ids), list(state.tail.sources), last == [state.tail.sources[0]])
+        chunk = Chunk(
+            list(state.tail.input_ids), list(state.tail.sources), last == [state.tail.sources[0]], state.tail.since
+        )
         whole, _ = write_chunks(self._weights, memory, replace(state, tail=Tail()), [chunk])
         self._states[memory] = (state, whole)
         return whole

@@ -16,7 +16,8 @@ from torch import Tensor
 from mplus.errors import CorruptMemoryError
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.shards import open_regular
-from mplus.memory.state import Context, MemoryState, SourceRecord, Tail, Track
+from mplus.memory.sources import SourceRecord
+from mplus.memory.state import Context, MemoryState, Tail, Track
 from mplus.memory.state_files import check_rows
 from mplus.memory.tiers import Plane, Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
@@ -116,14 +117,17 @@ def _state(folder: Path, manifest: Mapping[str, Any], empty: MemoryState) -> Mem
         devices = [device for track in empty.tracks for device in track.devices]
         rows = tuple(tensors[f"context.states.{n}"].to(device) for n, device in enumerate(devices))
         context = Context(rows, tensors["context.sources"])
-    tail = manifest["tail"]
+    tail, counters = manifest["tail"], {name: int(count) for name, count in manifest["counters"].items()}
     return MemoryState(
         tuple(tracks),
         digest=str(manifest["digest"]),
         context=context,
         tail=Tail(tuple(map(int, tail["input_ids"])), tuple(map(int, tail["sources"]))),
         sources=tuple(SourceRecord(**(s | {"texts": tuple(s.get("texts", ()))})) for s in manifest["sources"]),
-        **{name: int(count) for name, count in manifest["counters"].items()},
+        written_tokens=counters["written_tokens"],
+        text_tokens=counters["text_tokens"],
+        num_chunks=counters["num_chunks"],
+        waiting_tokens=counters["waiting_tokens"],
     )
 
 

@@ -205,19 +205,21 @@ def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Se
     )
 
 
-def survivors(provenance: Provenance, *, decay: float, capacity: int, required: int) -> tuple[Provenance, Tensor]:
+def survivors(
+    provenance: Provenance, *, decay: float, capacity: int, required: int, pinned: Bool[Tensor, " T"]
+) -> tuple[Provenance, Tensor]:
     """Who stays at a consolidation, and their recall frequencies afterwards (spec section 5).
 
     Every frequency loses ``decay``; tokens at zero go, but only if more than ``required`` remain, else
     nobody goes and nothing decays. Beyond ``capacity`` the lowest frequencies go first, the oldest first
-    among equals.
+    among equals. A pinned token neither decays nor goes, even where pinned ones alone exceed the capacity.
 
     Returns:
         The provenance of all tokens with decayed frequencies, and the indices of those that stay.
     """
     everyone = torch.arange(len(provenance))
-    frequencies = provenance.recall_frequencies - decay
-    alive = (frequencies > SURVIVAL_FREQUENCY).nonzero().flatten()
+    frequencies = (provenance.recall_frequencies - decay).where(~pinned, provenance.recall_frequencies)
+    alive = ((frequencies > SURVIVAL_FREQUENCY) | pinned).nonzero().flatten()
     if len(alive) > required:
         provenance, staying = replace(provenance, recall_frequencies=frequencies), alive
     else:
@@ -225,6 +227,7 @@ def survivors(provenance: Provenance, *, decay: float, capacity: int, required: 
     if len(staying) > capacity:
         # Stable sort over rows in order of arrival: among equals the oldest stand last and go.
         newest_first = staying.flip(0)
-        order = provenance.recall_frequencies[newest_first].argsort(descending=True, stable=True)
-        staying = newest_first[order[:capacity]].sort().values
+        claims = provenance.recall_frequencies.masked_fill(pinned, float("inf"))[newest_first]
+        order = claims.argsort(descending=True, stable=True)
+        staying = newest_first[order[: max(capacity, int(pinned.sum()))]].sort().values
     return provenance, staying

@@ -68,7 +68,10 @@ class StateEntry(_Entry):
 class SnapshotEntry(_Entry):
     """A state that can be rolled back to."""
 
-    facts: dict[str, Any]
+    id: str
+    label: str
+    created: float
+    """Unix time."""
     state: StateEntry
 
 

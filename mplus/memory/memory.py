@@ -1,68 +1,36 @@
 """``Memory``: what belongs to one conversation or one corpus, and is passed to the model."""
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from mplus.config import MemoryConfig
-from mplus.memory.state import MemoryState, SourceRecord, Tail, chained
+from mplus.errors import LedgerMissingError, MemoryMismatchError
+from mplus.memory.forgetting import within_age_limits, without_expired, without_source
+from mplus.memory.history import MemoryDiff, Snapshot, difference, latest_base
+from mplus.memory.ledger import LedgerEntry, Redaction, num_tokens
+from mplus.memory.sources import Source, listed
+from mplus.memory.state import MemoryState, chained
+from mplus.memory.stats import MemoryStats, measured
 
 if TYPE_CHECKING:
     from mplus.memory.encryption import MemoryKey
     from mplus.memory.snapshot import MemoryMaker
 
 
-@dataclass(frozen=True)
-class Source:
-    """One source that a memory holds."""
+@runtime_checkable
+class Writer(Protocol):
+    """What forgetting with a rebuild needs of a model."""
 
-    name: str
-    metadata: Mapping[str, Any]
-    memory_tokens: int
-    """Tokens left over all pools; in the token layout, the mean over layers."""
-    text_tokens: int
-    """Text tokens written under this name."""
-    first_written: float
-    """Unix time."""
-    last_written: float
-    """Unix time."""
-    oldest_age: int
-    """Memory tokens written since the oldest of its tokens."""
-    texts: tuple[str, ...] = ()
-    """What was written, where it was kept (``write(..., keep_text=True)``)."""
-
-
-@dataclass(frozen=True)
-class PoolStats:
-    """How much is in one pool."""
-
-    tokens: tuple[int, ...]
-    """Memory tokens by layer."""
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class MemoryStats:
-    """Sizes, ages and sources of a memory."""
-
-    short_term: PoolStats
-    pending: PoolStats
-    long_term: PoolStats
-    tail_tokens: int
-    """Text tokens that wait until a chunk is full."""
-    written_tokens: int
-    """Memory tokens written per layer so far."""
-    text_tokens: int
-    """Text tokens written so far."""
-    oldest_age: int
-    """Age of the oldest memory token that is still held."""
-    num_sources: int
-    nbytes: int
+    def replay(self, memory: "Memory", state: MemoryState, entry: LedgerEntry) -> MemoryState:
+        """The state after an entry of a ledger has been written once more."""
+        ...
 
 
 class Memory:
@@ -79,14 +47,27 @@ class Memory:
         self.seed = seed
         self._initial = initial
         self._state = initial
+        self._snapshots: tuple[Snapshot, ...] = ()
         self._lock = threading.RLock()
 
     # --- state ------------------------------------------------------------------------------------
 
     @property
     def state(self) -> MemoryState:
-        """The present state: an immutable value that later writes do not touch."""
+        """The present state: an immutable value that later writes do not touch.
+
+        What is past its age limit is never in it.
+        """
+        if self.config.has_age_limit:
+            self._expire()
         return self._state
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """States that can be rolled back to, in the order in which they were taken."""
+        if self.config.has_age_limit:
+            self._expire()
+        return self._snapshots
 
     def writing(self) -> AbstractContextManager[Any]:
         """Hold this while a new state is computed from the present one and committed."""
@@ -97,6 +78,20 @@ class Memory:
         with self._lock:
             self._state = state
 
+    def restore(self, state: MemoryState, snapshots: tuple[Snapshot, ...]) -> None:
+        """Make this the present state and history, as when loading."""
+        with self._lock:
+            self._state, self._snapshots = state, snapshots
+
+    def _expire(self) -> None:
+        now = time.time()
+        with self._lock:
+            self._state = within_age_limits(self._state, self.config, now)
+            self._snapshots = tuple(
+                s if (state := within_age_limits(s.state, self.config, now)) is s.state else replace(s, state=state)
+                for s in self._snapshots
+            )
+
     def generator(self, state: MemoryState) -> torch.Generator:
         """Randomness of the write that follows ``state``: a function of the seed and of its serial number."""
         generator = torch.Generator()
@@ -105,64 +100,198 @@ class Memory:
     @property
     def fingerprint(self) -> str:
         """A hash that changes exactly when a read could change."""
-        state = self._state
+        state = self.state
         return chained(state.digest, state.tail.input_ids)
 
     # --- whole-memory operations ------------------------------------------------------------------
 
     def fork(self) -> "Memory":
-        """An independent memory with the same content; nothing is copied until one of them changes."""
+        """An independent memory with the same content and history; nothing is copied until one of them changes."""
         fork = Memory(self.config, self._initial, model_fingerprint=self.model_fingerprint, seed=self.seed)
-        fork.commit(self._state)
+        with self._lock:
+            fork.restore(self.state, self._snapshots)
         return fork
 
+    def adopt(self, fork: "Memory") -> None:
+        """Become what a fork of this memory has become, history included: all of its changes at once.
+
+        Raises:
+            MemoryMismatchError: It is no fork of this memory's kind: another model, layout or seed.
+        """
+        ours, theirs = ((m.model_fingerprint, m.config, m.seed) for m in (self, fork))
+        if ours != theirs:
+            raise MemoryMismatchError(
+                f"adopt: {fork!r} has another model, layout or seed than this memory. Pass what fork() made."
+            )
+        with fork.writing():
+            state, snapshots = fork.state, fork.snapshots
+        self.restore(state, snapshots)
+
     def reset(self) -> None:
-        """Back to how the model made it: nothing written."""
-        self.commit(self._initial)
+        """Back to how the model made it: nothing written, no snapshots."""
+        self.restore(self._initial, ())
 
-    def forget(self, source: str) -> int:
-        """Remove a source from every pool, for good.
+    # --- history ----------------------------------------------------------------------------------
 
-        In the chunk layout the memory then reads like one that never had the source. In the token layout
-        later chunks were written while seeing earlier ones, so traces of it may remain in them.
+    def snapshot(self, label: str = "") -> str:
+        """Remember the present state; it costs nothing until the memory moves on, and is saved with it.
+
+        Args:
+            label: Anything that helps to recognise it in ``snapshots``.
+
+        Returns:
+            Its id, for ``rollback`` and ``diff``.
+        """
+        with self._lock:
+            taken = Snapshot(self.state, label)
+            self._snapshots = (*self._snapshots, taken)
+        return taken.id
+
+    def rollback(self, snapshot: str) -> None:
+        """Back to a snapshot. All snapshots stay, later ones too, so this can be undone.
+
+        What was forgotten since does not come back: forgetting reaches into snapshots.
+
+        Raises:
+            ValueError: There is no snapshot of that id.
+        """
+        with self._lock:
+            self._state = self._snapshot(snapshot).state
+
+    def discard(self, snapshot: str) -> None:
+        """Drop a snapshot and whatever only it holds.
+
+        Raises:
+            ValueError: There is no snapshot of that id.
+        """
+        with self._lock:
+            dropped = self._snapshot(snapshot)
+            self._snapshots = tuple(s for s in self._snapshots if s is not dropped)
+
+    def diff(self, before: "str | Memory") -> MemoryDiff:
+        """The sources that were added, removed and changed since ``before``.
+
+        Args:
+            before: Id of a snapshot of this memory, or another memory, such as a fork.
+
+        Raises:
+            ValueError: There is no snapshot of that id.
+        """
+        earlier = before.state if isinstance(before, Memory) else self._snapshot(before).state
+        return difference(earlier, self.state)
+
+    def _snapshot(self, name: str) -> Snapshot:
+        for snapshot in self.snapshots:
+            if snapshot.id == name:
+                return snapshot
+        known = ", ".join(repr(s.id) for s in self._snapshots[-4:]) or "none"
+        raise ValueError(f"snapshot={name!r}: this memory has no such snapshot; its latest are: {known}.")
+
+    # --- forgetting and keeping -------------------------------------------------------------------
+
+    def forget(
+        self, source: str, *, rebuild: Writer | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Remove a source from every pool, tier and snapshot, for good; from disk with the next save.
+
+        In the chunk layout the memory then reads like one that never had the source (what had been pushed
+        into long-term memory meanwhile keeps its stored precision). In the token layout later chunks were
+        written while seeing earlier ones, so traces of it may remain in them: ``rebuild`` removes those.
+
+        Args:
+            source: Its name.
+            rebuild: The model. Whatever was written since the last snapshot before the source is then
+                written again without it, so that every read is, bit for bit, that of a memory that never
+                had the source. Takes as long as writing those texts did.
+            progress: Called with text tokens written again so far and in total.
 
         Returns:
             How many memory tokens were removed (in the token layout, the mean over layers); 0 if there is
             no such source.
+
+        Raises:
+            ValueError: ``rebuild`` is not a model.
+            LedgerMissingError: ``rebuild`` was asked for, but what was written was not kept.
+            MemoryMismatchError: ``rebuild`` is another model than the memory's own.
+        """
+        if rebuild is not None and not isinstance(rebuild, Writer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(
+                f"rebuild={rebuild!r:.60}: expected the model that writes this memory, as in "
+                f"forget({source!r}, rebuild=model)."
+            )
+        with self._lock:
+            before, redaction = self.state, Redaction(source)
+            if rebuild is None:
+                state = without_source(before, self.config, redaction)
+                snapshots = tuple(
+                    replace(s, state=without_source(s.state, self.config, redaction)) for s in self._snapshots
+                )
+            else:
+                state, snapshots = self._rebuilt(redaction, rebuild, progress)
+            self.restore(state, snapshots)
+        removed = [s.memory_tokens + s.tail_tokens for s in listed(before) if s.name == source]
+        return sum(removed)
+
+    def _rebuilt(
+        self, redaction: Redaction, writer: Writer, progress: Callable[[int, int], None] | None
+    ) -> tuple[MemoryState, tuple[Snapshot, ...]]:
+        """The present state and all snapshots as they would be had the source never been written."""
+
+        def is_clean(state: MemoryState) -> bool:
+            return state.replayable and state.source_number(redaction.source) is None
+
+        bases = [self._initial, *(s.state for s in self._snapshots if is_clean(s.state))]
+        done = 0
+
+        def clean(state: MemoryState) -> MemoryState:
+            nonlocal done
+            if is_clean(state):
+                return state
+            if state.ledger is None:
+                raise LedgerMissingError(
+                    f"forget({redaction.source!r}, rebuild=…): what was written into this memory was not kept, so it "
+                    "cannot be written again. Forget without rebuild, or make memories with MemoryConfig(ledger=True)."
+                )
+            ledger, pinned = redaction(state.ledger), state.pinned - {redaction.source}
+            again = latest_base([replace(bases[0], pinned=pinned), *bases[1:]], ledger, pinned)
+            left = ledger[len(again.ledger or ()) :]
+            total = done + num_tokens(left)
+            for entry in left:
+                again = writer.replay(self, again, entry)
+                done += entry.num_tokens
+                if progress is not None:
+                    progress(done, total)
+            bases.append(again)
+            return again
+
+        # Shorter ledgers first: each state is a base for those that go on from it.
+        taken = sorted(self._snapshots, key=lambda s: len(s.state.ledger or ()))
+        again = {s.id: replace(s, state=clean(s.state)) for s in taken}
+        return clean(self._state), tuple(again[s.id] for s in self._snapshots)
+
+    def pin(self, source: str) -> None:
+        """Spare a source from age limits, capacity and disuse, until ``unpin``; ``forget`` still removes it.
+
+        Raises:
+            ValueError: There is no such source, or the memory keeps no long-term memory.
         """
         with self._lock:
-            state = self._state
-            numbers = [n for n, s in enumerate(state.sources) if s.name == source and not s.forgotten]
-            if not numbers:
-                return 0
-            gone = torch.tensor(numbers)
-            tracks = tuple(track.forget(gone, self.config) for track in state.tracks)
-            removed = sum(map(len, state.tracks)) - sum(map(len, tracks))
-            context = state.context
-            if context is not None and bool(torch.isin(context.sources, gone).any()):
-                kept = (~torch.isin(context.sources, gone)).nonzero().flatten()
-                context = replace(
-                    context,
-                    states=tuple(layer[kept.to(layer.device)] for layer in context.states),
-                    sources=context.sources[kept],
+            state = self.state
+            if state.source_number(source) is None:
+                known = ", ".join(repr(s.name) for s in state.sources if not s.forgotten) or "none"
+                raise ValueError(f"pin({source!r:.60}): this memory has no such source; it has: {known:.200}.")
+            if not self.config.long_term_capacity:
+                raise ValueError(
+                    f"pin({source!r}): long_term_capacity=0 keeps nothing that leaves short-term memory. Use a memory "
+                    "with a capacity."
                 )
-            tail = [(i, s) for i, s in zip(state.tail.input_ids, state.tail.sources, strict=True) if s not in numbers]
-            removed_tail = len(state.tail.input_ids) - len(tail)
-            sources = tuple(
-                SourceRecord("", {}, 0.0, 0.0, 0, forgotten=True) if n in numbers else s
-                for n, s in enumerate(state.sources)
-            )
-            self.commit(
-                replace(
-                    state,
-                    tracks=tracks,
-                    context=context,
-                    tail=Tail(tuple(i for i, _ in tail), tuple(s for _, s in tail)),
-                    sources=sources,
-                    digest=chained(state.digest, "forget", source),
-                )
-            )
-            return removed // len(tracks) + removed_tail
+            self.commit(replace(state, pinned=state.pinned | {source}))
+
+    def unpin(self, source: str) -> None:
+        """Let retention treat a source like any other again; what is past its age limit goes at once."""
+        with self._lock:
+            state = replace(self.state, pinned=self._state.pinned - {source})
+            self.commit(without_expired(state, self.config) if self.config.has_age_limit else state)
 
     def note_recalled(self, births: tuple[torch.Tensor, ...]) -> None:
         """Raise the recall frequency of long-term tokens that a read used.
@@ -244,57 +373,11 @@ class Memory:
 
     def sources(self) -> list[Source]:
         """Every source that was written and not forgotten, in the order of first writing."""
-        state = self._state
-        count = torch.zeros(len(state.sources), dtype=torch.int64)
-        oldest = torch.zeros(len(state.sources), dtype=torch.int64)
-        for track in state.tracks:
-            for pool in (track.short_term, track.pending, track.long_term):
-                provenance = pool.provenance
-                known = provenance.sources >= 0
-                row, age = provenance.sources[known], provenance.ages[known]
-                count.index_add_(0, row, torch.ones_like(row))
-                oldest.scatter_reduce_(0, row, age, reduce="amax")
-        return [
-            Source(
-                record.name,
-                dict(record.metadata),
-                int(count[number]) // len(state.tracks),
-                record.text_tokens,
-                record.first_written,
-                record.last_written,
-                int(oldest[number]),
-                record.texts,
-            )
-            for number, record in enumerate(state.sources)
-            if not record.forgotten
-        ]
+        return listed(self.state)
 
     def stats(self) -> MemoryStats:
         """Tokens per pool and layer, bytes, ages, number of sources."""
-        state = self._state
-
-        def pool(sizes: list[tuple[int, int]], nbytes: int) -> PoolStats:
-            return PoolStats(tuple(size for size, layers in sizes for _ in range(layers)), nbytes)
-
-        tracks = state.tracks
-        short = pool(
-            [(len(t.short_term), len(t.layers)) for t in tracks],
-            sum(t.short_term.content.nbytes for t in tracks),
-        )
-        pending = pool([(len(t.pending), len(t.layers)) for t in tracks], sum(t.pending.nbytes for t in tracks))
-        long = pool([(len(t.long_term), len(t.layers)) for t in tracks], sum(t.long_term.nbytes for t in tracks))
-        ages = [p.provenance.ages.max() for t in tracks for p in (t.short_term, t.pending, t.long_term) if len(p)]
-        return MemoryStats(
-            short_term=short,
-            pending=pending,
-            long_term=long,
-            tail_tokens=len(state.tail.input_ids),
-            written_tokens=state.written_tokens,
-            text_tokens=state.text_tokens,
-            oldest_age=int(max(ages)) if ages else 0,
-            num_sources=sum(not s.forgotten for s in state.sources),
-            nbytes=short.nbytes + pending.nbytes + long.nbytes,
-        )
+        return measured(self.state)
 
     @property
     def nbytes(self) -> int:

@@ -16,9 +16,11 @@ from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryMismatchError
 from mplus.memory import format1
 from mplus.memory.encryption import MemoryKey
 from mplus.memory.folders import not_saved, put_file, remove_file, sole_writer, sync_folder
+from mplus.memory.history import Snapshot
 from mplus.memory.manifest import (
     MANIFEST,
     Manifest,
+    SnapshotEntry,
     format_of,
     is_own_file,
     parse_manifest,
@@ -27,6 +29,7 @@ from mplus.memory.manifest import (
 )
 from mplus.memory.memory import Memory
 from mplus.memory.shards import ShardSum
+from mplus.memory.state import MemoryState
 from mplus.memory.state_files import FileReader, FileSet, describe_state, read_state
 
 VERIFIED_BYTES = 2**26
@@ -140,13 +143,20 @@ def _reusable(folder: Path, key: MemoryKey | None) -> Mapping[str, ShardSum]:
 
 def described(memory: Memory, files: FileSet) -> Manifest:
     """What the save will consist of; files are described in ``files``, not written."""
-    state = memory.state
+    with memory.writing():
+        state, snapshots = memory.state, memory.snapshots
     return Manifest(
         model=memory.model_fingerprint,
         seed=memory.seed,
         config=memory.config.model_dump(mode="json"),
         saved=time.time(),
         state=describe_state(state, memory.config, files),
+        snapshots=[
+            SnapshotEntry(
+                id=s.id, label=s.label, created=s.created, state=describe_state(s.state, memory.config, files)
+            )
+            for s in snapshots
+        ],
         files={},
     )
 
@@ -187,13 +197,19 @@ def _loaded(folder: Path, text: bytes, model: MemoryMaker, key: MemoryKey | None
     memory = new_memory_for(path, model, manifest.config, manifest.seed, manifest.model)
     reader = FileReader(folder, manifest.files, key, verify=manifest.nbytes <= VERIFIED_BYTES)
     try:
-        memory.commit(read_state(manifest.state, reader, memory.state))
+        initial = memory.state
+        state = read_state(manifest.state, reader, initial)
+        memory.restore(state, tuple(_snapshot(entry, reader, initial) for entry in manifest.snapshots))
     except CorruptMemoryError as error:
         message = str(error)
         raise (error if message.startswith(str(folder)) else CorruptMemoryError(f"{folder}: {message}.")) from error
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CorruptMemoryError(f"{folder}: its parts do not fit together ({error!r:.200}).") from error
     return memory
+
+
+def _snapshot(entry: SnapshotEntry, reader: FileReader, initial: MemoryState) -> Snapshot:
+    return Snapshot(read_state(entry.state, reader, initial), entry.label, entry.id, entry.created)
 
 
 def new_memory_for(path: Path, model: MemoryMaker, config: Mapping[str, object], seed: int, fingerprint: str) -> Memory:

@@ -5,23 +5,29 @@ diverges, a failed operation changes nothing, and a read never sees half of a wr
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import MemoryConfig
+from mplus.memory.chunk_log import ChunkLog
+from mplus.memory.ledger import Ledger
 from mplus.memory.long_term import LongTermMemory, survivors
 from mplus.memory.placement import placed
 from mplus.memory.short_term import chunk_starts, evict_chunks, evict_tokens
+from mplus.memory.sources import SourceRecord
 from mplus.memory.tiers import Segment, SegmentTier
 from mplus.memory.tokens import Content, Provenance, Tokens
 
 SEGMENT_TOKENS = 4096
 """Long-term memory is kept in segments of about this many tokens."""
+
+NO_SOURCES = torch.empty(0, dtype=torch.int64)
+Keeps = Callable[[Provenance], Bool[Tensor, " T"]]
+"""Which tokens stay."""
 
 
 def arrival_tier(config: MemoryConfig) -> SegmentTier:
@@ -35,25 +41,15 @@ def chained(digest: str, *facts: object) -> str:
 
 
 @dataclass(frozen=True)
-class SourceRecord:
-    """One document, turn or note that was written."""
-
-    name: str
-    metadata: Mapping[str, Any]
-    first_written: float
-    last_written: float
-    text_tokens: int
-    forgotten: bool = False
-    texts: tuple[str, ...] = ()
-    """What was written, where it was asked to be kept."""
-
-
-@dataclass(frozen=True)
 class Context:
     """What the next write still sees of the last one: states at the input of each layer."""
 
     states: tuple[Float[Tensor, "T D"], ...]
     sources: Int[Tensor, " T"]
+
+    def take(self, index: Int[Tensor, " T"]) -> "Context":
+        """The rows at ``index``, in that order."""
+        return Context(tuple(layer[index.to(layer.device)] for layer in self.states), self.sources[index])
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,8 @@ class Tail:
 
     input_ids: tuple[int, ...] = ()
     sources: tuple[int, ...] = ()
+    since: float = 0.0
+    """Unix time at which the first of it was handed in."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,11 @@ class Track:
         track = replace(self, short_term=remaining, pending=pending, long_term=self.long_term.aged(len(new)))
         return track, len(evicted)
 
-    def consolidate(self, config: MemoryConfig) -> "Track":
-        """Pending tokens join long-term memory; those without a claim left are forgotten (spec section 5)."""
+    def consolidate(self, config: MemoryConfig, pinned: Int[Tensor, " n"] = NO_SOURCES) -> "Track":
+        """Pending tokens join long-term memory; those without a claim left are forgotten (spec section 5).
+
+        Tokens of ``pinned`` sources always have one.
+        """
         if not len(self.pending):
             return self
         long_term = self.long_term
@@ -133,6 +134,7 @@ class Track:
             decay=config.recall_frequency_decay,
             capacity=config.long_term_capacity,
             required=config.recalled_tokens,
+            pinned=torch.isin(long_term.provenance.sources, pinned),
         )
         long_term = replace(long_term, provenance=provenance)
         if len(staying) < len(long_term):
@@ -140,14 +142,14 @@ class Track:
         compact = long_term.compacted(size=SEGMENT_TOKENS)
         return replace(self, pending=LongTermMemory.empty(), long_term=compact)
 
-    def forget(self, sources: Int[Tensor, " n"], config: MemoryConfig) -> "Track":
-        """Without any token of these sources, in any pool and any tensor."""
-        kept = (~torch.isin(self.short_term.provenance.sources, sources)).nonzero().flatten()
+    def keeping(self, keeps: Keeps, config: MemoryConfig) -> "Track":
+        """Without any other token, in any pool and any tensor."""
+        kept = keeps(self.short_term.provenance).nonzero().flatten()
         track = replace(
             self,
             short_term=self.short_term.take(kept),
-            pending=self.pending.where(~torch.isin(self.pending.provenance.sources, sources)).purged(),
-            long_term=self.long_term.where(~torch.isin(self.long_term.provenance.sources, sources)).purged(),
+            pending=self.pending.where(keeps(self.pending.provenance)).purged(),
+            long_term=self.long_term.where(keeps(self.long_term.provenance)).purged(),
         )
         return track._refilled(config) if config.layout == "chunk" else track
 
@@ -197,6 +199,18 @@ class MemoryState:
     num_chunks: int = 0
     waiting_tokens: int = 0
     """Memory tokens written since the last consolidation (published: update_step)."""
+    chunk_log: ChunkLog = field(default_factory=ChunkLog)
+    pinned: frozenset[str] = frozenset()
+    """Names of sources that age, capacity and disuse spare."""
+    ledger: Ledger | None = None
+    """What was written, in order; None where it is not kept."""
+    replayable: bool = True
+    """Whether writing the ledger again gives this state: so until something was taken out of it."""
+
+    def numbers(self, names: Collection[str]) -> Int[Tensor, " n"]:
+        """Rows of the living sources of these names."""
+        rows = [n for n, s in enumerate(self.sources) if s.name in names and not s.forgotten] if names else []
+        return torch.tensor(rows, dtype=torch.int64)
 
     def source_number(self, name: str) -> int | None:
         """Row of a living source, None where there is none of that name."""
@@ -210,13 +224,15 @@ class MemoryState:
         if self.waiting_tokens < config.consolidate_every * config.tokens_per_write:
             return self, 0
         moved = max(len(track.pending) for track in self.tracks)
-        tracks = [track.consolidate(config) for track in self.tracks]
+        pinned = self.numbers(self.pinned)
+        tracks = [track.consolidate(config, pinned) for track in self.tracks]
         stores = placed([track.long_term for track in tracks], config)
         tracks = [replace(track, long_term=store) for track, store in zip(tracks, stores, strict=True)]
         return replace(self, tracks=tuple(tracks), waiting_tokens=0), moved
 
 
 __all__ = [
+    "ChunkLog",
     "Content",
     "Context",
     "MemoryState",

@@ -237,7 +237,7 @@ class MPlusChat(BaseChatModel):
                     keep_text=True,
                 )
                 written += report.text_tokens
-            memory.commit(fork.state)
+            memory.adopt(fork)
         return written
 
     async def amemorize(

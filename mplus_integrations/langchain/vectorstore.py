@@ -82,7 +82,7 @@ class MPlusVectorStore(VectorStore):
             for name, text, metadata in zip(names, texts, metadatas, strict=True):
                 fork.forget(name)
                 model.write(fork, text, source=name, metadata={DOCUMENT: True, **metadata}, keep_text=True)
-            memory.commit(fork.state)
+            memory.adopt(fork)
         return names
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
@@ -100,7 +100,7 @@ class MPlusVectorStore(VectorStore):
             fork = memory.fork()
             for name in ids if ids is not None else [d.id for d in _documents(memory)]:
                 fork.forget(str(name))
-            memory.commit(fork.state)
+            memory.adopt(fork)
         return True
 
     @classmethod

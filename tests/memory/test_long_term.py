@@ -80,7 +80,8 @@ def test_survivors_follow_the_rule_of_the_paper(
 ) -> None:
     index = torch.arange(len(frequencies))
     known = Provenance(index, torch.tensor(frequencies, dtype=torch.float64), index, index)
-    after, staying = survivors(known, decay=decay, capacity=capacity, required=required)
+    nobody = torch.zeros(len(frequencies), dtype=torch.bool)
+    after, staying = survivors(known, decay=decay, capacity=capacity, required=required, pinned=nobody)
     alive = [n for n, f in enumerate(frequencies) if f - decay > 0.01]
     decayed = len(alive) > required
     expected = alive if decayed else list(range(len(frequencies)))

@@ -1,0 +1,104 @@
+"""Forgetting: tokens leave every pool, tier and table, and what they had pushed out comes back."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mplus.config import MemoryConfig
+from mplus.memory.ledger import Redaction, since
+from mplus.memory.sources import SourceRecord
+from mplus.memory.state import MemoryState, Tail, chained
+
+Gone = Callable[[Int[Tensor, " T"], Int[Tensor, " T"]], Bool[Tensor, " T"]]
+"""Which tokens go, by their sources and their chunks."""
+
+
+def holds(state: MemoryState, source: str) -> bool:
+    """Whether anything in a state is known to come from a source."""
+    return state.source_number(source) is not None
+
+
+def without_source(state: MemoryState, config: MemoryConfig, redaction: Redaction) -> MemoryState:
+    """The state without any token of a source; later chunks stay as they were written.
+
+    In the chunk layout no chunk ever saw another source, so that reads are those of a memory that never had
+    it. In the token layout later chunks were written while seeing earlier ones.
+    """
+    source = redaction.source
+    numbers = state.numbers({source})
+    if not len(numbers):
+        return state
+    state = _without(state, config, lambda sources, _: torch.isin(sources, numbers))
+    return replace(
+        state,
+        tail=_tail_without(state.tail, numbers.tolist()),
+        sources=_blanked(state, numbers.tolist()),
+        ledger=None if state.ledger is None else redaction(state.ledger),
+        pinned=state.pinned - {source},
+        digest=chained(state.digest, "forget", source),
+    )
+
+
+def within_age_limits(state: MemoryState, config: MemoryConfig, now: float) -> MemoryState:
+    """The state without what is past its age limit at ``now``; the state itself where nothing is."""
+    if not config.has_age_limit:
+        return state
+    earliest = float("-inf") if config.age_limit_seconds is None else now - config.age_limit_seconds
+    past = state.chunk_log.num_past(earliest, state.written_tokens, config.age_limit_tokens)
+    if state.tail.input_ids and state.tail.since < earliest:
+        going = set(state.tail.sources) - set(state.numbers(state.pinned).tolist())
+        if going:
+            state = replace(state, tail=_tail_without(state.tail, sorted(going)))
+            return without_expired(replace(state, chunk_log=state.chunk_log.later(past)), config)
+    if not past:
+        return state
+    return without_expired(replace(state, chunk_log=state.chunk_log.later(past)), config)
+
+
+def without_expired(state: MemoryState, config: MemoryConfig) -> MemoryState:
+    """The state without chunks from before its chunk log, but for those of pinned sources.
+
+    A source of which nothing can be left is forgotten, its record and its ledger entries too.
+    """
+    log, pinned = state.chunk_log, state.numbers(state.pinned)
+
+    def gone(sources: Int[Tensor, " T"], chunks: Int[Tensor, " T"]) -> Bool[Tensor, " T"]:
+        # Chunk -1 came with a checkpoint: nobody knows when that was written.
+        return (chunks >= 0) & (chunks < log.first) & ~torch.isin(sources, pinned)
+
+    horizon = float(log.times[0]) if len(log) else state.tail.since if state.tail.input_ids else float("inf")
+    ended = [
+        number
+        for number, record in enumerate(state.sources)
+        if record.last_written < horizon and not record.forgotten and record.name not in state.pinned
+    ]
+    state = _without(state, config, gone)
+    return replace(
+        state,
+        sources=_blanked(state, ended),
+        ledger=None if state.ledger is None else since(state.ledger, horizon, pinned=state.pinned),
+        digest=chained(state.digest, "age", log.first, len(state.tail.input_ids)),
+    )
+
+
+def _without(state: MemoryState, config: MemoryConfig, gone: Gone) -> MemoryState:
+    tracks = tuple(track.keeping(lambda known: ~gone(known.sources, known.chunks), config) for track in state.tracks)
+    context = state.context
+    if context is not None:
+        last = torch.full_like(context.sources, state.num_chunks - 1)
+        kept = (~gone(context.sources, last)).nonzero().flatten()
+        context = context.take(kept) if len(kept) else None
+    return replace(state, tracks=tracks, context=context, replayable=False)
+
+
+def _tail_without(tail: Tail, numbers: list[int]) -> Tail:
+    left = [(i, s) for i, s in zip(tail.input_ids, tail.sources, strict=True) if s not in numbers]
+    return Tail(tuple(i for i, _ in left), tuple(s for _, s in left), tail.since)
+
+
+def _blanked(state: MemoryState, numbers: list[int]) -> tuple[SourceRecord, ...]:
+    """The table of sources in which some rows say nothing any more; rows are numbers and never move."""
+    return tuple(SourceRecord.blank() if n in numbers else s for n, s in enumerate(state.sources))

@@ -1,0 +1,94 @@
+"""Sources: what a memory knows of each document, turn or note that was written into it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from mplus.memory.state import MemoryState
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """A row of a memory's table of sources."""
+
+    name: str
+    metadata: Mapping[str, Any]
+    first_written: float
+    last_written: float
+    text_tokens: int
+    forgotten: bool = False
+    texts: tuple[str, ...] = ()
+    """What was written, where it was asked to be kept."""
+
+    @classmethod
+    def blank(cls) -> "SourceRecord":
+        """What is left of a forgotten source: its place."""
+        return cls("", {}, 0.0, 0.0, 0, forgotten=True)
+
+
+class SourceTokens(NamedTuple):
+    """Memory tokens of one source that are left, by pool; in the token layout, the mean over layers."""
+
+    short_term: int
+    pending: int
+    long_term: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source that a memory holds."""
+
+    name: str
+    metadata: Mapping[str, Any]
+    memory_tokens: int
+    """Tokens left over all pools; in the token layout, the mean over layers."""
+    tokens: SourceTokens
+    """The same by pool."""
+    tail_tokens: int
+    """Text tokens that wait until a chunk is full."""
+    text_tokens: int
+    """Text tokens written under this name."""
+    first_written: float
+    """Unix time."""
+    last_written: float
+    """Unix time."""
+    oldest_age: int
+    """Memory tokens written since the oldest of its tokens."""
+    pinned: bool
+    """Whether age limits, capacity and disuse spare it."""
+    texts: tuple[str, ...]
+    """What was written, where it was kept (``write(..., keep_text=True)``)."""
+
+
+def listed(state: "MemoryState") -> list[Source]:
+    """Every source that was written and not forgotten, in the order of first writing."""
+    counts = torch.zeros(3, len(state.sources), dtype=torch.int64)
+    oldest = torch.zeros(len(state.sources), dtype=torch.int64)
+    for track in state.tracks:
+        for place, pool in enumerate((track.short_term, track.pending, track.long_term)):
+            provenance = pool.provenance
+            known = provenance.sources >= 0
+            row, age = provenance.sources[known], provenance.ages[known]
+            counts[place].index_add_(0, row, torch.ones_like(row))
+            oldest.scatter_reduce_(0, row, age, reduce="amax")
+    tail = torch.bincount(torch.tensor(state.tail.sources, dtype=torch.int64), minlength=len(state.sources))
+    return [
+        Source(
+            record.name,
+            dict(record.metadata),
+            int(counts[:, number].sum()) // len(state.tracks),
+            SourceTokens(*(counts[:, number] // len(state.tracks)).tolist()),
+            int(tail[number]),
+            record.text_tokens,
+            record.first_written,
+            record.last_written,
+            int(oldest[number]),
+            record.name in state.pinned,
+            record.texts,
+        )
+        for number, record in enumerate(state.sources)
+        if not record.forgotten
+    ]
