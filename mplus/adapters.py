@@ -25,6 +25,10 @@ class LoraWeights:
     up: Float[Tensor, "outputs rank"]
     scale: float
 
+    def in_full(self) -> "LoraWeights":
+        """The same in single precision, as training wants it."""
+        return LoraWeights(self.down.float(), self.up.float(), self.scale)
+
 
 Adapter = Mapping[str, LoraWeights]
 """Adapted linear layers by module name below the decoder layers, as in ``0.self_attn.q_proj``."""

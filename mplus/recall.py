@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mplus.config import MemoryConfig
+from mplus.config import Layout, MemoryConfig
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Provenance
 from mplus.memory.units import Candidates, Units
@@ -17,10 +17,13 @@ from mplus.weights import Weights
 QUERY_TOKENS = 256
 """Most tokens of a question that recall looks at: its last ones."""
 
+LAST_UNITS = 2
+"""So many of the most relevant chunks stand last, nearest to the prompt; a value and its change are two."""
+
 
 @dataclass(frozen=True)
 class Recalled:
-    """What one track brought back for one read, oldest first."""
+    """What one track brought back for one read, in the order in which it is read."""
 
     index: Int[Tensor, " T"]
     """Rows of [long-term ; pending]."""
@@ -56,13 +59,17 @@ def recall(
     candidates = _candidates(track, config, sources)
     if not len(candidates) or not budget:
         return nothing_recalled()
-    relevance = relevance_of(weights.scorers[config.recall], track.recall_layer, candidates, normed)
+    relevance = relevance_of(weights.scorers[config.recall], track.recall_layer, candidates, normed, config.layout)
     sizes = candidates.sizes
-    chosen = choose_units(relevance, sizes, budget).sort().values
+    best_first = choose_units(relevance, sizes, budget)
+    chosen = best_first.sort().values
     index = candidates.take(chosen).tokens()
     provenance = _taken(track, index)
     # Oldest first; ties in age in descending index order, as the published order has them.
     order = provenance.ages.argsort(stable=True).flip(0)
+    if config.layout == "chunk":
+        last = torch.isin(chosen, best_first[:LAST_UNITS]).repeat_interleave(sizes[chosen])[order]
+        order = torch.cat([order[~last], order[last]])
     shared = relevance[chosen].repeat_interleave(sizes[chosen])
     return Recalled(index[order], provenance.take(order), shared[order])
 
@@ -115,7 +122,7 @@ def rank_sources(
     candidates = Candidates(tuple(pools), tuple(units))
     if not len(candidates):
         return []
-    relevance = relevance_of(weights.scorers[config.recall], track.recall_layer, candidates, normed)
+    relevance = relevance_of(weights.scorers[config.recall], track.recall_layer, candidates, normed, config.layout)
     source = torch.cat([pool.provenance.sources[known.starts] for pool, known in zip(pools, units, strict=True)])
     best = torch.full((len(state.sources),), float("-inf"), dtype=relevance.dtype)
     best.scatter_reduce_(0, source, relevance, reduce="amax")
@@ -124,11 +131,13 @@ def rank_sources(
 
 
 def relevance_of(
-    scorer: Scorer, recall_layer: int, candidates: Candidates, normed: Float[Tensor, "S D"]
+    scorer: Scorer, recall_layer: int, candidates: Candidates, normed: Float[Tensor, "S D"], layout: Layout
 ) -> Float[Tensor, " U"]:
     """Relevance of every candidate: worked out where the layer computes, given on the CPU."""
     queries = scorer.queries(recall_layer, normed).to(normed.device).float()
-    return scorer.relevance(queries, candidates.blocks(normed.device), len(candidates)).cpu()
+    goes_on = candidates.goes_on.to(normed.device) if layout == "chunk" else None
+    blocks = candidates.blocks(normed.device)
+    return scorer.relevance(queries, blocks, len(candidates), goes_on=goes_on).cpu()
 
 
 def _repeated(track: Track, budget: int) -> Recalled:

@@ -6,11 +6,11 @@ whole chunk where chunks are kept whole, else a single token. Keys come in block
 queries] matrix is ever held for more than one of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +18,7 @@ Normed = Float[Tensor, "S D"]
 RetrievalRows = Float[Tensor, "S ..."]
 RowWeights = Float[Tensor, " S"]
 Relevance = Float[Tensor, " U"]
+GoesOn = Bool[Tensor, " U"]
 
 
 class KeyBlock(NamedTuple):
@@ -48,6 +49,7 @@ class Scorer(Protocol):
         blocks: Iterable[KeyBlock],
         num_units: int,
         row_weights: RowWeights | None = None,
+        goes_on: GoesOn | None = None,
     ) -> Relevance:
         """Relevance of units 0 to ``num_units`` - 1, each of which has a key in some block.
 
@@ -56,6 +58,8 @@ class Scorer(Protocol):
             blocks: All keys; gone through more than once where a scorer has to.
             num_units: U.
             row_weights: How much each query row says; all alike where not given.
+            goes_on: Which units go on where the one before them ends; None: each stands alone. Only late
+                interaction looks at it.
         """
         ...
 
@@ -103,9 +107,10 @@ class LateInteraction(nn.Module):
         blocks: Iterable[KeyBlock],
         num_units: int,
         row_weights: RowWeights | None = None,
+        goes_on: GoesOn | None = None,
     ) -> Relevance:
         """Mean over query rows of (best cosine in the unit - that row's mean best cosine)."""
-        match = self.match(queries, blocks, num_units, row_weights)
+        match = self.match(queries, blocks, num_units, row_weights, goes_on)
         # The mean over units of a mean over rows: what each row loses adds up to one number.
         return match - match.mean()
 
@@ -115,18 +120,30 @@ class LateInteraction(nn.Module):
         blocks: Iterable[KeyBlock],
         num_units: int,
         row_weights: RowWeights | None = None,
+        goes_on: GoesOn | None = None,
     ) -> Relevance:
-        """Mean over query rows of the best cosine in each unit."""
+        """Mean over query rows of the best cosine in each unit, with its neighbours where they are told."""
         weights = normalised(row_weights, queries)
+        if goes_on is not None:
+            best = queries.new_empty(num_units, len(queries))
+            for first, rows in _best_of_units(queries, blocks):
+                best[first : first + len(rows)] = rows
+            return with_neighbours(best, goes_on) @ weights
         match = queries.new_zeros(num_units)
-        last_unit, last_best = -1, queries.new_empty(0)
-        for keys, sizes, first in blocks:
-            best = best_of_runs(functional.linear(keys.to(queries.dtype), queries), sizes)
-            if first == last_unit:
-                best[0] = torch.maximum(best[0], last_best)
-            match[first : first + len(sizes)] = best @ weights
-            last_unit, last_best = first + len(sizes) - 1, best[-1]
+        for first, rows in _best_of_units(queries, blocks):
+            match[first : first + len(rows)] = rows @ weights
         return match
+
+
+def _best_of_units(queries: RetrievalRows, blocks: Iterable[KeyBlock]) -> Iterator[tuple[int, Tensor]]:
+    """Per block, its first unit and the best cosine of every query row in each of its units so far."""
+    last_unit, last_best = -1, queries.new_empty(0)
+    for keys, sizes, first in blocks:
+        best = best_of_runs(functional.linear(keys.to(queries.dtype), queries), sizes)
+        if first == last_unit:
+            best[0] = torch.maximum(best[0], last_best)
+        yield first, best
+        last_unit, last_best = first + len(sizes) - 1, best[-1]
 
 
 class PublishedRetriever(nn.Module):
@@ -155,6 +172,7 @@ class PublishedRetriever(nn.Module):
         blocks: Iterable[KeyBlock],
         num_units: int,
         row_weights: RowWeights | None = None,
+        goes_on: GoesOn | None = None,
     ) -> Relevance:
         """Mean over query rows, then over the unit's tokens, of sigmoid(query . key)."""
         weights = normalised(row_weights, queries)
@@ -210,6 +228,7 @@ class AttentionScorer(nn.Module):
         blocks: Iterable[KeyBlock],
         num_units: int,
         row_weights: RowWeights | None = None,
+        goes_on: GoesOn | None = None,
     ) -> Relevance:
         """Attention mass of each unit: one pass for the softmax's denominators, one for the masses."""
         weights = normalised(row_weights, queries)
@@ -247,6 +266,21 @@ def best_of_runs(scores: Float[Tensor, "T S"], sizes: Int[Tensor, " u"]) -> Floa
     run = torch.arange(len(sizes), device=scores.device).repeat_interleave(sizes, output_size=len(scores))
     best = scores.new_full((len(sizes), scores.shape[1]), float("-inf"))
     return best.scatter_reduce_(0, run[:, None].expand_as(scores), scores, reduce="amax")
+
+
+def with_neighbours(best: Float[Tensor, "U S"], goes_on: Bool[Tensor, " U"]) -> Float[Tensor, "U S"]:
+    """Half of what each unit matches, half of what it does together with its neighbours in the same text.
+
+    An answer's sentence often leaves to the one before what it is about.
+
+    Args:
+        best: Best score of every unit and query row.
+        goes_on: Which units go on where the one before them ends.
+    """
+    start = goes_on.new_zeros(1)
+    before = torch.where(goes_on[:, None], best.roll(1, 0), best)
+    after = torch.where(torch.cat([goes_on[1:], start])[:, None], best.roll(-1, 0), best)
+    return (best + torch.maximum(best, torch.maximum(before, after))) / 2
 
 
 def sum_of_runs(scores: Float[Tensor, " T"], sizes: Int[Tensor, " u"]) -> Float[Tensor, " u"]:

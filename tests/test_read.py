@@ -8,7 +8,7 @@ from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.prefix import READ_BLOCK_TOKENS, PrefixLayer, SparePrefixes
 from mplus.read import ReadRequest, prefill
-from mplus.recall import recall
+from mplus.recall import LAST_UNITS, recall
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 
@@ -275,13 +275,19 @@ def test_a_read_changes_nothing_that_a_read_could_see(model: MPlus, text: str) -
     assert torch.equal(prefill(model.weights, [request(model, memory)]).logits, first)
 
 
-def test_recalled_tokens_are_whole_chunks_oldest_first_within_budget(model: MPlus, text: str) -> None:
-    memory = model.new_memory()
+def test_recalled_tokens_are_whole_chunks_oldest_first_but_the_best_last(model: MPlus, text: str) -> None:
+    config = TINY.model_copy(update={"recalled_tokens": 160})
+    memory = model.new_memory(config=config)
     model.write(memory, text, source="a")
     (chosen,) = prefill(model.weights, [request(model, memory)]).reading.recalled[0]
     ages = chosen.provenance.ages
-    assert 0 < len(ages) <= TINY.recalled_tokens
-    assert bool((ages[:-1] > ages[1:]).all())
+    assert 0 < len(ages) <= config.recalled_tokens
+    runs = chosen.provenance.chunks.unique_consecutive()
+    assert len(runs) == len(chosen.provenance.chunks.unique()) > LAST_UNITS
+    relevance = [float(chosen.relevance[chosen.provenance.chunks == run][0]) for run in runs]
+    assert min(relevance[-LAST_UNITS:]) >= max(relevance[:-LAST_UNITS])
+    for part in (runs[:-LAST_UNITS], runs[-LAST_UNITS:]):
+        assert bool((part[:-1] < part[1:]).all())
     track = memory.state.tracks[0]
     every = torch.cat([track.long_term.provenance.chunks, track.pending.provenance.chunks])
     for chunk in chosen.provenance.chunks.unique():

@@ -34,6 +34,28 @@ def test_late_interaction_is_weighted_maxsim_less_the_mean_over_units(sizes, cut
     torch.testing.assert_close(got, (best - best.mean(0)) @ (share / share.sum()))
 
 
+@given(st.data(), CUTS)
+def test_a_unit_counts_half_for_itself_and_half_with_its_neighbours(data, cuts) -> None:
+    sizes = data.draw(SIZES)
+    goes_on = data.draw(st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes)))
+    goes_on[0] = False
+    torch.manual_seed(0)
+    keys, queries = (torch.nn.functional.normalize(torch.randn(n, 6), dim=-1) for n in (sum(sizes), 3))
+    scorer = LateInteraction(torch.zeros(1, 6), torch.ones(1, 6))
+    got = scorer.relevance(queries, blocks(keys, sizes, cuts), len(sizes), goes_on=torch.tensor(goes_on))
+    best = torch.tensor([[max(float(q @ k) for k in unit) for q in queries] for unit in keys.split(sizes)])
+    expected = []
+    for unit in range(len(sizes)):
+        near = [unit]
+        if goes_on[unit]:
+            near.append(unit - 1)
+        if unit + 1 < len(sizes) and goes_on[unit + 1]:
+            near.append(unit + 1)
+        expected.append((best[unit] + best[near].amax(0)) / 2)
+    match = torch.stack(expected).mean(1)
+    torch.testing.assert_close(got, match - match.mean())
+
+
 def test_late_interaction_centres_standardises_and_projects() -> None:
     torch.manual_seed(0)
     mean, deviation, query, key = torch.randn(2, 6), torch.rand(2, 6) + 0.5, torch.randn(4, 6), torch.randn(4, 6)

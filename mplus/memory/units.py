@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import Layout
@@ -85,6 +85,15 @@ class Candidates(NamedTuple):
     def sizes(self) -> Int[Tensor, " U"]:
         """Tokens of every unit."""
         return torch.cat([units.sizes for units in self.units])
+
+    @property
+    def goes_on(self) -> Bool[Tensor, " U"]:
+        """Which chunks go on where the one before them ends: written next, of the same source."""
+        pairs = list(zip(self.pools, self.units, strict=True))
+        chunks = torch.cat([pool.provenance.chunks[units.starts] for pool, units in pairs])
+        sources = torch.cat([pool.provenance.sources[units.starts] for pool, units in pairs])
+        same = (chunks[1:] == chunks[:-1] + 1) & (sources[1:] == sources[:-1])
+        return torch.cat([torch.zeros(min(len(chunks), 1), dtype=torch.bool), same])
 
     def __len__(self) -> int:
         return sum(map(len, self.units))

@@ -2,12 +2,16 @@
 
 import gzip
 import json
+import os
 import random
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,13 +122,66 @@ def _spoken(rng: random.Random, statements: Sequence[str]) -> str:
     return said
 
 
+class StateFile:
+    """States of chunks in bfloat16, [layer, token, size] each, one after the other in a mapped file.
+
+    A file that is there already is taken as far as it goes: an interrupted run does not encode again.
+    """
+
+    def __init__(self, path: Path | None, num_layers: int, hidden_size: int) -> None:
+        self._layers, self._hidden = num_layers, hidden_size
+        self._file = path.open("a+b") if path is not None else tempfile.TemporaryFile("a+b")  # noqa: SIM115
+        finalize(self, self._file.close)
+        self._file.seek(0, os.SEEK_END)
+        self._whole = self._file.tell() // 2
+        self._starts = [0]
+        self._sizes: list[int] = []
+        self._map: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def claim(self, sizes: Sequence[int]) -> bool:
+        """Whether the next chunks, of these sizes, are in the file already; then they are known from now on."""
+        numbers = sum(sizes) * self._layers * self._hidden
+        if self._starts[-1] + numbers > self._whole:
+            self._file.truncate(self._starts[-1] * 2)
+            self._whole = self._starts[-1]
+            return False
+        self._note(sizes)
+        return True
+
+    def extend(self, parts: Sequence[Tensor]) -> None:
+        """More chunks, each [layer, token, size]."""
+        for part in parts:
+            self._file.write(part.contiguous().view(torch.int16).numpy().tobytes())
+        self._file.flush()
+        self._note([part.shape[1] for part in parts])
+        self._whole = self._starts[-1]
+        self._map = None
+
+    def _note(self, sizes: Sequence[int]) -> None:
+        for size in sizes:
+            self._sizes.append(size)
+            self._starts.append(self._starts[-1] + size * self._layers * self._hidden)
+
+    def __getitem__(self, chunk: int) -> Tensor:
+        if self._map is None:
+            self._map = np.memmap(self._file, dtype=np.int16, mode="c")
+        start = self._starts[chunk]
+        shape = (self._layers, self._sizes[chunk], self._hidden)
+        rows = self._map[start : self._starts[chunk + 1]]
+        return torch.from_numpy(rows).view(torch.bfloat16).view(shape)
+
+
 class ChunkBank:
     """Texts, cut and encoded once: what recall scores and what reads attend to.
 
-    States are kept in bfloat16, about 35 kB a token for 30 layers of 576.
+    States take about 35 kB a token for 30 layers of 576, so they wait in a file.
     """
 
-    def __init__(self, weights: Weights, tokenizer: Any, config: MemoryConfig) -> None:
+    def __init__(self, weights: Weights, tokenizer: Any, config: MemoryConfig, file: Path | None = None) -> None:
+        """``file`` is where states are kept; None: a temporary file that ends with the bank."""
         self.weights, self.tokenizer, self.config = weights, tokenizer, config
         self.input_ids: list[list[int]] = []
         self.texts: list[str] = []
@@ -132,7 +189,7 @@ class ChunkBank:
         """Which text each chunk is from."""
         self.chunks_of: list[list[int]] = []
         """Chunks of each text, in order."""
-        self.states: list[Tensor] = []
+        self.states = StateFile(file, weights.backbone.num_layers, weights.backbone.hidden_size)
         self._ends = SentenceEnds(tokenizer)
 
     def add(self, texts: Iterable[str], *, progress: str = "") -> list[int]:
@@ -161,10 +218,13 @@ class ChunkBank:
         return numbers
 
     def _encode(self, chunks: Sequence[Chunk]) -> None:
+        sizes = [len(chunk.input_ids) for chunk in chunks]
+        if self.states.claim(sizes):
+            return
         with torch.inference_mode():
             encoded = encode_states(self.weights, chunks, None)
             states = torch.stack(encoded.states).bfloat16()
-        self.states += [part.clone() for part in states.split([len(c.input_ids) for c in chunks], dim=1)]
+        self.states.extend(states.split(sizes, dim=1))
 
     def normed(self, chunk: int, layer: int) -> Tensor:
         """A chunk's states, normed by a layer, in float32."""

@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("--num-people", type=int, default=450)
     parser.add_argument("--projection-steps", type=int, default=1500)
     parser.add_argument("--reader-steps", type=int, default=4500)
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of the read adapter")
+    parser.add_argument("--decay", type=int, default=600, help="last steps, in which the rate falls")
+    parser.add_argument("--go-on", action="store_true", help="begin with the read adapter that the model has")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     run(**vars(arguments))
@@ -52,11 +55,14 @@ def run(
     projection_steps: int,
     reader_steps: int,
     seed: int,
+    learning_rate: float = 5e-4,
+    decay: int = 600,
+    go_on: bool = False,
 ) -> None:
     """Train the parts of a model and save them in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     plain = MPlus.from_pretrained(model, dtype="bfloat16")
-    made = make_bank(plain, squad, dialogues, num_dialogues, num_people, seed)
+    made = make_bank(plain, squad, dialogues, num_dialogues, num_people, seed, out / "states.bin")
     projection = out / "projection.pt"
     base = plain.weights.scorers["late"]
     assert isinstance(base, LateInteraction)
@@ -70,8 +76,10 @@ def run(
         scorer = train_projection(made.bank, asked, layer, base.float(), settings, made.groups, private)
         saved = {"query_projection": scorer.query_projection, "key_projection": scorer.key_projection}
         torch.save({name: p.detach() for name, p in saved.items() if p is not None}, projection)
-    settings = ReaderSettings(steps=reader_steps, seed=seed)
-    reader = Reader(plain.weights, made.bank, new_adapter(plain.weights, settings))
+    settings = ReaderSettings(steps=reader_steps, seed=seed, learning_rate=learning_rate, decay=decay)
+    known = plain._parts.read_adapter if go_on else None
+    adapter = {name: part.in_full() for name, part in known.items()} if known else new_adapter(plain.weights, settings)
+    reader = Reader(plain.weights, made.bank, adapter)
     samples = Samples(
         made.bank,
         plain.tokenizer,
@@ -111,11 +119,17 @@ class Made:
 
 
 def make_bank(
-    model: MPlus, squad_file: Path, dialogue_file: Path, num_dialogues: int, num_people: int, seed: int
+    model: MPlus,
+    squad_file: Path,
+    dialogue_file: Path,
+    num_dialogues: int,
+    num_people: int,
+    seed: int,
+    states: Path | None = None,
 ) -> Made:
     """Encode everything that is trained on."""
     rng = random.Random(seed)
-    made = Made(ChunkBank(model.weights, model.tokenizer, MemoryConfig()))
+    made = Made(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states))
     texts, made.questions, made.groups = squad(squad_file)
     made.passages = made.bank.add(texts, progress="passages")
     ids, talks = dialogues(dialogue_file, num_dialogues, rng)

@@ -16,13 +16,16 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from mplus.retriever import KeyBlock, LateInteraction
+from mplus.recall import LAST_UNITS
+from mplus.retriever import LateInteraction, best_of_runs, with_neighbours
 from mplus.text import encode_inert
 from mplus.training.data import ChunkBank, Question, read_text
 from mplus.training.projection import gold_chunks
@@ -33,13 +36,17 @@ SHORT = "Answer in a few words."
 LONGEST = 192
 """Most tokens of a conversation that is learnt from."""
 MIXTURE = (
-    ("passage", 0.44),
-    ("persona", 0.28),
-    ("dialogue", 0.08),
-    ("continue", 0.04),
-    ("keep", 0.10),
+    ("passage", 0.54),
+    ("persona", 0.22),
+    ("dialogue", 0.07),
+    ("continue", 0.03),
+    ("keep", 0.08),
     ("request", 0.06),
 )
+BUDGETS = (128, 192, 256, 256, 256)
+"""Tokens recalled: mostly as many as the default model recalls."""
+RECENT = (0, 64, 128, 128)
+"""Tokens of short-term memory, likewise."""
 
 
 @dataclass
@@ -74,6 +81,7 @@ class Samples:
     _keys: Tensor = field(init=False)
     _sizes: Tensor = field(init=False)
     _private: Tensor = field(init=False)
+    _goes_on: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         bank = self.bank
@@ -83,6 +91,8 @@ class Samples:
         self._sizes = torch.tensor([len(k) for k in keys])
         private = {text for _, texts in self.people for text in texts}
         self._private = torch.tensor([owner in private for owner in bank.owner])
+        self._goes_on = torch.tensor([a == b for a, b in pairwise([-1, *bank.owner])])
+        self._matches: dict[str, Tensor] = {}
 
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
         """Some samples of the mixture."""
@@ -157,6 +167,13 @@ class Samples:
             recalled = [c for c in self._recall(question.text, own, rng) if c not in spared]
             recalled = [c for c in recalled if not _holds(bank, c, question)]
             return self._said(rng, self._prefix(rng, recalled, own, spared), question, known=False)
+        if not own and rng.random() < 0.3:
+            # A memory of little more than the passage, most of which is then read.
+            texts = [*question.passages, *rng.sample(list(self.passages), rng.choice([0, 0, 1, 2, 4]))]
+            little = [c for text in texts for c in bank.chunks_of[text]]
+            recalled = self._best(question.text, little, rng.choice(BUDGETS))
+            if any(c in recalled for c in gold):
+                return self._said(rng, self._prefix(rng, recalled, own), question, known=True)
         if rng.random() < 0.12:
             # What is asked about is recent: it stands whole in short-term memory.
             text = rng.choice(question.passages)
@@ -168,15 +185,16 @@ class Samples:
             if rng.random() < 0.25:
                 recalled = [c for c in recalled if not _holds(bank, c, question)]
                 return self._said(rng, self._prefix(rng, recalled, own), question, known=False)
-            recalled = [*recalled[:-1], *self._needed(rng, question, gold)]
+            recalled = [*self._needed(question, gold), *recalled[:-1]]
         elif len(question.passages) > 1:
-            recalled = list(dict.fromkeys([*recalled, *self._needed(rng, question, gold)]))
+            recalled = list(dict.fromkeys([*self._needed(question, gold), *recalled]))
         return self._said(rng, self._prefix(rng, recalled, own), question, known=True)
 
-    def _needed(self, rng: random.Random, question: Question, gold: Sequence[int]) -> list[int]:
+    def _needed(self, question: Question, gold: Sequence[int]) -> list[int]:
         if len(question.passages) > 1:  # said first and changed later: both are needed
             return [c for t in question.passages for c in self.bank.chunks_of[t]]
-        return [rng.choice(gold)]
+        # The same words may stand in several chunks; the one nearest the question is what answers it.
+        return self._best(question.text, gold, 1)
 
     def _said(self, rng: random.Random, chunks: Sequence[int], question: Question, *, known: bool) -> Sample:
         style = rng.random()
@@ -192,46 +210,55 @@ class Samples:
 
     def _recall(self, text: str, own: Sequence[int], rng: random.Random) -> list[int]:
         """Most relevant chunks, best first, of everything that is not another person's."""
-        budget = rng.choice([96, 192, 256, 384])
         allowed = ~self._private
-        allowed[list(own)] = True
         if rng.random() < 0.5:  # a smaller memory: nearer misses are rarer
             allowed &= torch.rand(len(allowed), generator=torch.Generator().manual_seed(rng.randrange(2**31))) < 0.1
-            allowed[list(own)] = True
-        with torch.no_grad():
-            ids = torch.tensor(encode_inert(self.tokenizer, text))
-            backbone = self.bank.weights.backbone
-            rows = backbone.plain_states(ids, self.layer)[-1]
-            normed = self.bank.weights.norm(self.layer, rows, reading=False).float()
-            relevance = self.scorer.relevance(
-                self.scorer.queries(self.layer, normed),
-                [KeyBlock(self._keys, self._sizes, 0)],
-                len(self._private),
-            )
+        allowed[list(own)] = True
+        return self._best(text, allowed.nonzero().flatten().tolist(), rng.choice(BUDGETS))
+
+    def _best(self, text: str, chunks: Sequence[int], budget: int) -> list[int]:
+        """Of some chunks the most relevant ones that fit into a budget, at least one; best first."""
+        match = self._match(text)
         chosen: list[int] = []
         size = 0
-        for chunk in relevance.masked_fill(~allowed, float("-inf")).argsort(descending=True)[:40].tolist():
+        for chunk in sorted(chunks, key=lambda c: -match[c])[:40]:
             size += len(self.bank.input_ids[chunk])
             if size > budget and chosen:
                 break
             chosen.append(chunk)
         return chosen
 
+    def _match(self, text: str) -> list[float]:
+        """How well every chunk matches a question, as recall will score it."""
+        if text not in self._matches:
+            backbone = self.bank.weights.backbone
+            with torch.no_grad():
+                rows = backbone.plain_states(torch.tensor(encode_inert(self.tokenizer, text)), self.layer)[-1]
+                normed = self.bank.weights.norm(self.layer, rows, reading=False).float()
+                queries = self.scorer.queries(self.layer, normed)
+                best = best_of_runs(functional.linear(self._keys, queries), self._sizes)
+                self._matches[text] = with_neighbours(best, self._goes_on).mean(dim=1).half()
+        return self._matches[text].tolist()
+
     def _prefix(
         self, rng: random.Random, recalled: Sequence[int], own: Sequence[int], spared: set[int] | None = None
     ) -> list[int]:
-        """Recalled chunks oldest first, then some recent ones."""
-        recent = self._random_chunks(rng, rng.choice([0, 64, 128, 256]))
+        """Recalled chunks, then some recent ones."""
+        recent = self._random_chunks(rng, rng.choice(RECENT))
         taken = {*recalled, *(spared or ())}
         return [*self._ordered(rng, recalled, own), *(c for c in recent if c not in taken)]
 
     def _ordered(self, rng: random.Random, recalled: Sequence[int], own: Sequence[int]) -> list[int]:
-        """In an order in which they may have been written: texts shuffled, own texts in theirs."""
+        """As a read lays recalled chunks out: oldest first, but the two best last.
+
+        When what was written is not known: texts in a random order, own texts in theirs.
+        """
         rank = {text: rng.random() for text in {self.bank.owner[c] for c in recalled}}
         mine = sorted(rank[self.bank.owner[c]] for c in set(own) & set(recalled))
         for chunk, place in zip(sorted(set(own) & set(recalled)), mine, strict=True):
             rank[self.bank.owner[chunk]] = place
-        return sorted(set(recalled), key=lambda c: (rank[self.bank.owner[c]], c))
+        last = set(recalled[:LAST_UNITS])
+        return sorted(set(recalled), key=lambda c: (c in last, rank[self.bank.owner[c]], c))
 
     def _random_chunks(self, rng: random.Random, budget: int) -> list[int]:
         """A run of neighbouring chunks that belong to nobody."""

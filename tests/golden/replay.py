@@ -354,9 +354,8 @@ class Replay:
             recorded_scores = self.get(tag, f"layer{layer}", "scores")
             if recorded_scores is not None and not fallback:
                 units = tuple(store.units("token") for store in stores)
-                scores = relevance_of(
-                    weights.scorers["published"], track.recall_layer, Candidates(tuple(stores), units), normed
-                )
+                scorer, candidates = weights.scorers["published"], Candidates(tuple(stores), units)
+                scores = relevance_of(scorer, track.recall_layer, candidates, normed, "token")
                 self.report.close("scores", scores[: len(recorded_scores)], recorded_scores)
             ours = original(weights, track, config, normed)
             recorded = self.get(tag, f"layer{layer}", "selected_sorted")

@@ -65,3 +65,17 @@ def test_units_are_worked_out_once_until_other_tokens_live() -> None:
     fewer = store.where(torch.tensor([True, True, False, True, True, True]))
     assert fewer.units("chunk").sizes.tolist() == [2, 3]
     assert store.units("chunk") is units
+
+
+def test_a_chunk_goes_on_only_from_the_one_before_it_of_the_same_source() -> None:
+    count = torch.arange(6)
+    known = Provenance(
+        count.flip(0),
+        torch.ones(6, dtype=torch.float64),
+        sources=torch.tensor([0, 0, 0, 1, 1, 0]),
+        chunks=torch.tensor([4, 4, 5, 6, 8, 9]),
+    )
+    pool = Tokens(Content((), (), torch.zeros(6, 1)), known)
+    later = Tokens(Content((), (), torch.zeros(1, 1)), known.take(torch.tensor([5])).aged(0))
+    units = Candidates((pool, later), (Units.of(known, "chunk"), Units.of(later.provenance, "chunk")))
+    assert units.goes_on.tolist() == [False, True, False, False, False, False]
