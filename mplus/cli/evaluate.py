@@ -26,6 +26,7 @@ def evaluate(
         typer.Option(help="More texts to stand between memory and question: a file or folder. Repeatable."),
     ] = None,
     mode: Annotated[str, typer.Option(help="Ways of answering, separated by commas, or all.")] = "mplus",
+    top: Annotated[str, typer.Option(help="How many passages rag reads, by commas.")] = "1,2,3",
     levels: Annotated[
         str | None, typer.Option(help=f"Distractor tokens at which is asked, by commas. Default {LEVELS}.")
     ] = None,
@@ -56,11 +57,11 @@ def evaluate(
 ) -> None:
     """Measure what is remembered: write contexts, then distractors, and ask after more and more of them."""
     from mplus.evaluation.answering import Settings
-    from mplus.evaluation.modes import answerer, available
+    from mplus.evaluation.modes import answerers, chosen
     from mplus.evaluation.opening import open_model
     from mplus.evaluation.report import as_json as figures
     from mplus.evaluation.report import lines
-    from mplus.evaluation.runner import Run, select
+    from mplus.evaluation.runner import Run
     from mplus.evaluation.stream import Stream
     from mplus.evaluation.texts import passages
 
@@ -72,10 +73,12 @@ def evaluate(
     settings = Settings(prompt or read.style, examples, max_new_tokens, batch, seed)  # pyright: ignore[reportArgumentType]
     extra = [text for path in distractors or [] for text in passages(path)]
     random.Random(seed).shuffle(extra)
-    wanted = _numbers(levels) if levels is not None else list(read.levels or _numbers(LEVELS))
+    wanted = _numbers("--levels", levels) if levels is not None else list(read.levels or _numbers("--levels", LEVELS))
     stream = Stream.of(read, extra, opened.tokenizer, wanted, together=together)
-    names = available(opened, [name.strip() for name in mode.split(",")])
-    answerers = [answerer(name, opened, layout, stream, settings) for name in names]
+    tops = _numbers("--top", top)
+    if min(tops) < 1:
+        raise ValueError(f"--top {top}: expected numbers of passages, at least 1.")
+    names = chosen([name.strip() for name in mode.split(",")], opened, layout)
     described = {
         "task": task,
         "data": _digest(data),
@@ -93,10 +96,10 @@ def evaluate(
     }
     run = Run(out or Path("runs") / f"{task}-{opened.weights.fingerprint[:8]}", described)
     progress = _Progress()
-    for one in answerers:
+    for one in answerers(names, opened, layout, stream, settings, tops=tops):
         run.ask(one, stream, progress=progress)
     progress.close()
-    report = lines(select(run.rows, names))
+    report = lines(run.rows)
     (run.folder / "figures.json").write_text(json.dumps(figures(report), indent=1) + "\n", encoding="utf-8")
     if as_json:
         print(json.dumps(figures(report)))
@@ -122,11 +125,11 @@ def _task(name: str, data: Path | None, questions: int, unanswerable: int | None
     return READERS[name](data, questions, unanswerable or 0, random.Random(seed))
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part.replace("_", "")) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"--levels {text}: expected whole numbers of tokens, separated by commas.") from error
+        raise ValueError(f"{option} {text}: expected whole numbers, separated by commas.") from error
 
 
 def _assignments(pairs: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from mplus.model import MPlus
 
 RECALLED_KEPT = 8
 """Recalled sources that a reply keeps, most relevant first."""
+BATCH_CHARACTERS = 60_000
+"""Most characters of prompts that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Answered:
     question: Question
     levels: tuple[int, ...]
     reply: Reply
+    distractor_tokens: int | None = None
+    """Tokens of other text that came in between, where the stream does not say."""
 
 
 @runtime_checkable
@@ -111,7 +115,7 @@ def answer(model: MPlus, jobs: Sequence[Job], settings: Settings) -> list[Genera
     )
 
 
-def batches(model: MPlus, jobs: Iterable[Job], settings: Settings) -> Iterator[list[Job]]:
+def batches(jobs: Iterable[Job], settings: Settings) -> Iterator[list[Job]]:
     """Jobs in batches of prompts of like length, so that little is padding.
 
     Memories are made one after the other, so only some batches' worth of jobs is looked at together.
@@ -120,15 +124,35 @@ def batches(model: MPlus, jobs: Iterable[Job], settings: Settings) -> Iterator[l
     for job in jobs:
         waiting.append(job)
         if len(waiting) == 4 * settings.batch:
-            yield from _sorted(model, waiting, settings.batch)
+            yield from _sorted(waiting, settings.batch)
             waiting = []
-    yield from _sorted(model, waiting, settings.batch)
+    yield from _sorted(waiting, settings.batch)
 
 
-def _sorted(model: MPlus, jobs: list[Job], size: int) -> Iterator[list[Job]]:
-    ordered = sorted(jobs, key=lambda job: (len(query(job.asked)), job.question.id))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+def _sorted(jobs: list[Job], size: int) -> Iterator[list[Job]]:
+    batch: list[Job] = []
+    for job in sorted(jobs, key=lambda job: (len(query(job.asked)), job.question.id)):
+        # The longest prompt, the last one, decides what a batch costs.
+        if len(batch) == size or (batch and (len(batch) + 1) * len(query(job.asked)) > BATCH_CHARACTERS):
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+def reply_of(generation: Generation, found: Sequence[tuple[str, float]] = (), gold: Sequence[str] = ()) -> Reply:
+    """A reply, given all that recall or retrieval found for it, best first."""
+    return Reply(
+        generation.text,
+        generation.finish_reason,
+        generation.prompt_tokens,
+        generation.prefix_tokens,
+        generation.completion_tokens,
+        tuple(found[:RECALLED_KEPT]),
+        rank_of(gold, [name for name, _ in found]),
+        features(generation, [relevance for _, relevance in found]),
+    )
 
 
 def rank_of(gold: Sequence[str], found: Sequence[str]) -> int | None:

@@ -1,38 +1,104 @@
-"""Ways of answering by name: "mplus", "rag-bm25", …, all with the same backbone and the same prompts."""
+"""Ways of answering by name, all with the same backbone, the same questions and the same prompts.
 
-from collections.abc import Sequence
+closed-book        the question alone
+full-context       everything in the prompt, as far as it fits
+memoryllm          short-term memory only
+mplus              M+ as the weights' own layout says
+mplus-late         M+ with recall by late interaction over chunks
+mplus-attention    M+ with recall by attention
+mplus-published    M+ with recall by the paper's co-trained retriever, where the weights have one
+rag-bm25           best passages by BM25 in the prompt, read by the plain backbone
+rag-minilm         the same by a sentence embedder
+rag-bm25+adapter   best passages read through the trained read adapter, as M+ reads its memory
+rag-minilm+adapter the same by a sentence embedder
+"""
 
-from mplus.config import MemoryConfig
+from collections.abc import Iterator, Sequence
+
+from mplus.config import MemoryConfig, Recall
 from mplus.evaluation.answering import Answerer, Settings
+from mplus.evaluation.reading import ClosedBook, FullContext, PassageIndex, RetrievalAugmented
 from mplus.evaluation.recalling import Recalling
+from mplus.evaluation.retrieval import BM25, MiniLM
+from mplus.evaluation.rolling import Rolling, memoryllm
 from mplus.evaluation.stream import Stream
 from mplus.model import MPlus
 
-MODES = ("mplus", "mplus-late", "mplus-attention", "mplus-published")
+SCORERS: dict[str, Recall] = {
+    "mplus-late": "late",
+    "mplus-attention": "attention",
+    "mplus-published": "published",
+}
+RETRIEVERS = {"rag-bm25": BM25, "rag-minilm": MiniLM}
+ADAPTER = "+adapter"
+MODES = (
+    "closed-book",
+    "full-context",
+    "memoryllm",
+    "mplus",
+    *SCORERS,
+    *RETRIEVERS,
+    *(name + ADAPTER for name in RETRIEVERS),
+)
 
 
-def answerer(name: str, model: MPlus, config: MemoryConfig, stream: Stream, settings: Settings) -> Answerer:
-    """The way of answering that goes by a name.
+def chosen(names: Sequence[str], model: MPlus, config: MemoryConfig) -> list[str]:
+    """Names as given, each once; "all" means every way that these weights can do.
 
     Raises:
         ValueError: An unknown name, or one that these weights cannot do.
     """
-    if name not in MODES:
-        raise ValueError(f"mode={name!r}: expected one of {', '.join(MODES)}.")
-    if name == "mplus":
-        return Recalling(name, model, config, stream, settings)
-    recall = name.removeprefix("mplus-")
-    if recall not in model.weights.scorers:
-        raise ValueError(
-            f"mode={name!r}: these weights have no such retriever, only {', '.join(sorted(model.weights.scorers))}."
-        )
-    return Recalling(name, model, config.model_copy(update={"recall": recall}), stream, settings)
-
-
-def available(model: MPlus, names: Sequence[str]) -> list[str]:
-    """Names as given, "all" meaning every way that these weights can do."""
-    possible = [n for n in MODES if not n.startswith("mplus-") or n.removeprefix("mplus-") in model.weights.scorers]
     found: list[str] = []
     for name in names:
-        found += possible if name == "all" else [name]
+        if name != "all" and name not in MODES:
+            raise ValueError(f"mode={name!r}: expected all, or some of {', '.join(MODES)}.")
+        missing = name in SCORERS and SCORERS[name] not in model.weights.scorers
+        if missing:
+            known = ", ".join(sorted(model.weights.scorers))
+            raise ValueError(f"mode={name!r}: these weights have no such retriever, only {known}.")
+        found += _possible(model, config) if name == "all" else [name]
     return list(dict.fromkeys(found))
+
+
+def _possible(model: MPlus, config: MemoryConfig) -> Iterator[str]:
+    adapter = model.weights.backbone.read_layers is not model.weights.backbone.write_layers
+    for name in MODES:
+        same = SCORERS.get(name) == config.recall  # "mplus" is that one
+        lacking = name in SCORERS and SCORERS[name] not in model.weights.scorers
+        if not (same or lacking or (name.endswith(ADAPTER) and not adapter)):
+            yield name
+
+
+def answerers(
+    names: Sequence[str],
+    model: MPlus,
+    config: MemoryConfig,
+    stream: Stream,
+    settings: Settings,
+    *,
+    tops: Sequence[int] = (1, 2, 3),
+) -> Iterator[Answerer]:
+    """Ways of answering by name; those that read the best k passages once for each k.
+
+    Each is made when its turn has come, so that what one needs is gone before the next.
+    """
+    indices: dict[str, PassageIndex] = {}
+    for name in names:
+        retriever = name.removesuffix(ADAPTER)
+        if name == "closed-book":
+            yield ClosedBook(model, settings)
+        elif name == "full-context":
+            yield FullContext(model, stream, settings)
+        elif name == "memoryllm":
+            yield Rolling(name, model, memoryllm(config, model.weights.backbone.window), stream, settings)
+        elif retriever in RETRIEVERS:
+            if retriever not in indices:
+                indices[retriever] = PassageIndex(stream, model.tokenizer, RETRIEVERS[retriever])
+            layout = config if name.endswith(ADAPTER) else None
+            for top in tops:
+                yield RetrievalAugmented(
+                    f"{name} top-{top}", model, indices[retriever], settings, top=top, layout=layout
+                )
+        else:
+            recall = SCORERS.get(name, config.recall)
+            yield Recalling(name, model, config.model_copy(update={"recall": recall}), stream, settings)

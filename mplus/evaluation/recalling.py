@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from mplus.config import MemoryConfig
-from mplus.evaluation.answering import RECALLED_KEPT, Answered, Job, Reply, Settings, answer, batches, features, rank_of
+from mplus.evaluation.answering import Answered, Job, Reply, Settings, answer, batches, reply_of
 from mplus.evaluation.prompts import prompt, query
 from mplus.evaluation.stream import Stream, WrittenMemory, distractor_names
 from mplus.evaluation.tasks import Question
@@ -51,7 +51,7 @@ class Recalling:
                     written[question.id] = memory
                     yield Job(question, (level,), memory.memory, prompt(question.text, self.settings.style))
 
-        for batch in batches(self.model, jobs(), self.settings):
+        for batch in batches(jobs(), self.settings):
             for job, generation in zip(batch, answer(self.model, batch, self.settings), strict=True):
                 memory = written.pop(job.question.id)
                 yield Answered(job.question, job.levels, self._reply(memory, job, generation))
@@ -74,7 +74,7 @@ class Recalling:
                 )
                 for question in questions
             ]
-            for batch in batches(self.model, jobs, self.settings):
+            for batch in batches(jobs, self.settings):
                 for job, generation in zip(batch, answer(self.model, batch, self.settings), strict=True):
                     yield Answered(job.question, job.levels, self._reply(memory, job, generation))
 
@@ -83,15 +83,5 @@ class Recalling:
 
     def _reply(self, memory: WrittenMemory, job: Job, generation: Generation) -> Reply:
         ranked = self.model.search(memory.memory, query(job.asked), limit=None, where=job.where)
-        names = [memory.name_of[one.source] for one in ranked]
-        relevances = [one.relevance for one in ranked]
-        return Reply(
-            generation.text,
-            generation.finish_reason,
-            generation.prompt_tokens,
-            generation.prefix_tokens,
-            generation.completion_tokens,
-            tuple(zip(names, relevances, strict=True))[:RECALLED_KEPT],
-            rank_of(job.question.gold, names),
-            features(generation, relevances),
-        )
+        found = [(memory.name_of[one.source], one.relevance) for one in ranked]
+        return reply_of(generation, found, job.question.gold)

@@ -6,7 +6,7 @@ folder/answers.jsonl   one line per way of answering, level and question
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,9 @@ def _rows(mode: str, stream: Stream, answered: Answered, seconds: float) -> Iter
             "task": stream.task.name,
             "mode": mode,
             "level": level,
-            "distractor_tokens": stream.tokens(level),
+            "distractor_tokens": stream.tokens(level)
+            if answered.distractor_tokens is None
+            else answered.distractor_tokens,
             **_asked(question),
             **reply.as_json(),
             **scores(question, reply.text),
@@ -135,8 +137,3 @@ def by_mode_and_level(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int], l
         groups.setdefault((row["mode"], row["level"]), []).append(row)
     modes = list(dict.fromkeys(mode for mode, _ in groups))
     return dict(sorted(groups.items(), key=lambda item: (modes.index(item[0][0]), item[0][1])))
-
-
-def select(rows: Iterable[dict[str, Any]], modes: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Answers of some ways of answering; None for all."""
-    return [row for row in rows if modes is None or row["mode"] in modes]

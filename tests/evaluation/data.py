@@ -11,16 +11,16 @@ def squad_file(folder: Path, articles: int = 3, paragraphs: int = 4) -> Path:
             "title": f"Article {a}",
             "paragraphs": [
                 {
-                    "context": f"The tower number {a}-{p} was built in {1800 + 10 * a + p} by the mason called Mason{a}{p}. It stands on a hill.",
+                    "context": f"The tower T{a}{p} was built in {1800 + 10 * a + p} by the mason called Mason{a}{p}. It stands on a hill.",
                     "qas": [
                         {
                             "id": f"{a}-{p}-year",
-                            "question": f"When was tower {a}-{p} built?",
+                            "question": f"When was tower T{a}{p} built?",
                             "answers": [{"text": str(1800 + 10 * a + p)}],
                         },
                         {
                             "id": f"{a}-{p}-who",
-                            "question": f"Who built tower {a}-{p}?",
+                            "question": f"Who built tower T{a}{p}?",
                             "answers": [{"text": f"Mason{a}{p}"}, {"text": f"the mason called Mason{a}{p}"}],
                         },
                     ],

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mplus.evaluation.answering import Answered, Settings
-from mplus.evaluation.modes import answerer
+from mplus.evaluation.answering import Answered, Answerer, Settings
+from mplus.evaluation.modes import answerers, chosen
 from mplus.evaluation.people import facts
 from mplus.evaluation.prompts import prompt
 from mplus.evaluation.readers import squad
@@ -26,6 +26,11 @@ from mplus.write import WriteReport
 from tests.evaluation.data import filler_file, squad_file
 
 SETTINGS = Settings(max_new_tokens=3, batch=4)
+
+
+def answerer(name: str, model: MPlus, stream: Stream) -> Answerer:
+    (one,) = answerers([name], model, model.memory_config, stream, SETTINGS, tops=[2])
+    return one
 
 
 def stream_of(model: MPlus, folder: Path, *, together: bool = False) -> Stream:
@@ -77,7 +82,7 @@ def test_low_levels_are_asked_of_memories_of_their_own_and_high_ones_of_the_stre
         return real(self, memory, text)
 
     monkeypatch.setattr(MPlus, "write", write)
-    subject = answerer("mplus", model, model.memory_config, stream, SETTINGS)
+    subject = answerer("mplus", model, stream)
     wanted = [(question, level) for level in (0, 1500) for question in stream.task.questions]
     found = list(subject.replies(wanted))
     assert sorted((a.question.id, a.levels) for a in found) == sorted((q.id, (level,)) for q, level in wanted)
@@ -88,7 +93,7 @@ def test_low_levels_are_asked_of_memories_of_their_own_and_high_ones_of_the_stre
 
 def test_every_source_is_ranked_and_the_right_one_found(model: MPlus, tmp_path: Path) -> None:
     stream = stream_of(model, tmp_path, together=True)
-    subject = answerer("mplus-late", model, model.memory_config, stream, SETTINGS)
+    subject = answerer("mplus-late", model, stream)
     replies = list(subject.replies([(q, 500) for q in stream.task.questions if q.is_answerable]))
     assert all(a.reply.rank is not None for a in replies)
     for a in replies:
@@ -143,7 +148,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
 def test_a_report_has_a_line_per_level(model: MPlus, tmp_path: Path) -> None:
     stream = stream_of(model, tmp_path)
     run = Run(tmp_path / "run", {})
-    run.ask(answerer("mplus", model, model.memory_config, stream, SETTINGS), stream)
+    run.ask(answerer("mplus", model, stream), stream)
     report = lines(run.rows)
     assert [(line.level, line.questions) for line in report] == [(0, 6), (500, 6), (1500, 6)]
     assert report[0].found[1].mean == 1.0  # only one source to find
@@ -167,9 +172,14 @@ def test_people_tell_ask_and_change_their_minds() -> None:
         assert any(text.startswith("User: ") and "\nAssistant: " in text for text in texts)
 
 
-def test_an_unknown_mode_is_an_error(model: MPlus, tmp_path: Path) -> None:
-    stream = stream_of(model, tmp_path)
-    with pytest.raises(ValueError, match="expected one of mplus"):
-        answerer("magic", model, model.memory_config, stream, SETTINGS)
+def test_modes_by_name(model: MPlus) -> None:
+    config = model.memory_config
+    with pytest.raises(ValueError, match="expected all, or some of closed-book"):
+        chosen(["magic"], model, config)
     with pytest.raises(ValueError, match="no such retriever"):
-        answerer("mplus-published", model, model.memory_config, stream, SETTINGS)
+        chosen(["mplus-published"], model, config)
+    everything = chosen(["mplus", "all"], model, config)
+    assert everything[0] == "mplus" and everything.count("mplus") == 1
+    assert {"closed-book", "memoryllm", "mplus-attention", "rag-bm25"} <= set(everything)
+    # Untrained weights have no adapter to read with, nor the published retriever; "mplus" is the late one here.
+    assert not {"rag-bm25+adapter", "mplus-published", "mplus-late"} & set(everything)
