@@ -68,7 +68,7 @@ def test_a_folder_of_trained_parts_is_opened_on_its_backbone(folder: Path, tmp_p
         (["poems", "--data", "x.json"], "expected one of facts, squad"),
         (["facts", "--levels", "0,many"], "whole numbers"),
         (["facts", "--levels", "0,-5"], "none of them negative"),
-        (["facts", "--levels", "0", "--mode", "magic"], "expected one of mplus"),
+        (["facts", "--levels", "0", "--mode", "magic"], "some of closed-book"),
         (["facts", "--levels", "0", "--set", "recalled_tokens"], "name=value"),
         (["facts", "--levels", "0", "--set", "recalled=5"], "recalled"),
         (["facts", "--levels", "5000"], "--distractors"),
