@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from mplus.evaluation.tasks import Task
 
-TASKS = ("facts", "squad")
+TASKS = ("facts", "squad", "nq", "dialogue", "babi", "locomo", "longdoc")
 LEVELS = "0,1000,2000,4000,8000,16000,32000,64000,160000"
 
 

@@ -48,7 +48,7 @@ SMALL_TALK = (
 ACKNOWLEDGED = ("Noted.", "Got it.", "Thanks, I will remember that.", "Good to know.", "All right, I have noted it.")
 
 
-def facts(questions: int, unanswerable: int, seed: int, *, split: Split = "dev", updated: float = 0.25) -> Task:
+def facts(questions: int, unanswerable: int, seed: int, *, split: Split = "dev", updated: float = 0.4) -> Task:
     """People, what each told in order, and what they ask.
 
     Args:

@@ -1,6 +1,6 @@
 """What is asked: questions, the texts that answer them, and the name under which each task is known.
 
-No task ships any third-party text. Every one is read from a file that the user names (``readers.py``), except
+No task ships any third-party text. Every one is read from a file that the user names (``readers/``), except
 ``facts``, which is generated (``people.py``).
 """
 

@@ -1,0 +1,35 @@
+"""Which questions of a file are asked, and what they accept."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mplus.evaluation.tasks import Task
+
+T = TypeVar("T")
+Reader = Callable[[Path, int, int, random.Random], Task]
+"""File, answerable questions, unanswerable questions, and what decides which."""
+
+
+def spread(groups: Sequence[Sequence[T]], count: int, rng: random.Random) -> list[T]:
+    """Up to ``count`` items, as evenly from all groups as they allow, in random order within each."""
+    shuffled = [rng.sample(list(group), len(group)) for group in groups]
+    longest = max(map(len, shuffled), default=0)
+    return [group[turn] for turn in range(longest) for group in shuffled if turn < len(group)][:count]
+
+
+def enough(path: Path, what: str, wanted: int, found: int) -> None:
+    """Refuse to ask for more than there is.
+
+    Raises:
+        ValueError: Fewer were found than wanted.
+    """
+    if found < wanted:
+        raise ValueError(f"{path}: {wanted} {what} wanted, but it has {found}. Ask for at most {found}.")
+
+
+def answer_texts(given: Any) -> tuple[str, ...]:
+    """Answers as texts, however they are given."""
+    listed = given if isinstance(given, list) else [given]
+    return tuple(dict.fromkeys(str(one) for one in listed))
