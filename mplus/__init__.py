@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mplus.checkpoint.catalog import pull
+    from mplus.confidence import Calibration, Evidence, fit_calibration
     from mplus.config import MemoryConfig
     from mplus.errors import (
         CheckpointError,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "mplus.checkpoint.catalog": ("pull",),
+    "mplus.confidence": ("Calibration", "Evidence", "fit_calibration"),
     "mplus.config": ("MemoryConfig",),
     "mplus.errors": (
         "CheckpointError",
@@ -90,10 +92,12 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "AsyncGenerationStream",
+    "Calibration",
     "CheckpointError",
     "Constraint",
     "CorruptMemoryError",
     "DownloadError",
+    "Evidence",
     "FoundSource",
     "Generation",
     "GenerationStream",
@@ -126,6 +130,7 @@ __all__ = [
     "ToolCall",
     "UnsupportedModelError",
     "WriteReport",
+    "fit_calibration",
     "parse_tool_calls",
     "pull",
 ]

@@ -14,6 +14,7 @@ StorageDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 FiniteFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

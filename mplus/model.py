@@ -12,6 +12,7 @@ import torch
 from mplus.checkpoint import catalog
 from mplus.checkpoint.weights import Loaded, TrainedParts, initial_state, load, write_parts
 from mplus.chunking import TextLike, fresh_names, ready_chunks, tokenized
+from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
 from mplus.generation.constrain import Constraint
 from mplus.generation.engine import Engine, Generation, Row, decode
@@ -58,7 +59,7 @@ class MPlus:
         self._parts = parts or TrainedParts()
         self._ends = SentenceEnds(tokenizer) if tokenizer is not None else None
         self._initial_states: dict[MemoryConfig, MemoryState] = {}
-        self._requests = Requests(weights, tokenizer, name=name)
+        self._requests = Requests(weights, tokenizer, name=name, calibration=self._parts.calibration)
         self._lock = threading.Lock()
         self._check(memory)
 
@@ -126,6 +127,14 @@ class MPlus:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(path)
         write_parts(path, replace(self._parts, memory=self.memory_config))
+
+    def with_calibration(self, calibration: Calibration) -> "MPlus":
+        """This model, its confidence in answers calibrated; weights are shared, and so are memories.
+
+        ``save_pretrained`` of the result keeps it.
+        """
+        parts = replace(self._parts, calibration=calibration)
+        return MPlus(self.weights, self.tokenizer, self.memory_config, name=self.name, parts=parts)
 
     # --- memories ---------------------------------------------------------------------------------
 
@@ -241,7 +250,8 @@ class MPlus:
             constraint: The form the answer must have.
             where: Only sources of this metadata (or for which this says so) are read, from any pool.
             sampling: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop,
-                stop_token_ids, seed.
+                stop_token_ids, seed, timeout; abstain_below and abstain_reply to say the latter where the
+                confidence in an answer is lower.
 
         Raises:
             ValueError: A setting out of range, or a malformed prompt.
@@ -274,7 +284,11 @@ class MPlus:
         where: Where | None = None,
         **sampling: Any,
     ) -> GenerationStream:
-        """Like ``generate``, piece by piece: an iterator of text with ``cancel`` and ``generation``."""
+        """Like ``generate``, piece by piece: an iterator of text with ``cancel`` and ``generation``.
+
+        With ``abstain_below`` the text comes in one piece at the end: whether it is said at all depends on all
+        of its words.
+        """
         row = self._requests.row(
             memory,
             prompt,

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mplus.adapters import Adapter, LoraWeights
 from mplus.backbone import GROUPED_ATTENTION, Backbone, register_attention
 from mplus.checkpoint.files import TensorFiles
 from mplus.checkpoint.published import InitialMemory, backbone_config, is_published, read_published
+from mplus.confidence import Calibration
 from mplus.config import MemoryConfig, Recall
 from mplus.errors import CheckpointError
 from mplus.memory.long_term import LongTermMemory
@@ -47,6 +49,8 @@ class TrainedParts:
     write_position: Tensor | None = None
     initial: InitialMemory | None = None
     """The memory that a published checkpoint came with."""
+    calibration: Calibration | None = None
+    """From the evidence for an answer to how likely it is right."""
 
 
 @dataclass(frozen=True)
@@ -376,6 +380,7 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
         "memory": None if parts.memory is None else parts.memory.model_dump(),
         "recall_layer": parts.recall_layer,
         "lora_scale": scales,
+        "calibration": None if parts.calibration is None else parts.calibration.model_dump(),
     }
     (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -426,10 +431,19 @@ def read_parts(folder: Path) -> TrainedParts:
         tensors.pop("bos_states", None),
         tensors.pop("write_position", None),
         _initial(section("initial")),
+        _calibration(folder, description.get("calibration")),
     )
     if tensors:
         raise CheckpointError(f"{folder}: {len(tensors)} tensors would be dropped, first {min(tensors)!r}.")
     return parts
+
+
+def _calibration(folder: Path, saved: Any) -> Calibration | None:
+    try:
+        return None if saved is None else Calibration.model_validate(saved)
+    except ValidationError as error:
+        wrong = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        raise CheckpointError(f"{folder / PARTS_FILE}: its calibration is none ({wrong}). Fit it again.") from error
 
 
 def _initial(tensors: dict[str, Tensor]) -> InitialMemory | None:

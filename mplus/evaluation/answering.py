@@ -166,7 +166,7 @@ def features(generation: Generation, relevances: Sequence[float]) -> dict[str, f
     if relevances:
         found["relevance"] = relevances[0]
         found["relevance_margin"] = relevances[0] - relevances[1] if len(relevances) > 1 else relevances[0]
-    confidence = getattr(generation, "confidence", None)
-    if confidence is not None:
-        found |= {name: float(value) for name, value in vars(confidence).items() if value is not None}
+    found["confidence"] = generation.confidence
+    if generation.evidence is not None:
+        found |= {name: float(value) for name, value in generation.evidence._asdict().items()}
     return found

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mplus.confidence import Calibration, Evidence, TokenTrace, uncalibrated_confidence
 from mplus.generation.sampling import Sampler, SamplingParams, TextStream
 from mplus.read import Prefill, ReadRequest, has_prefix, prefill_steps
 from mplus.reading import Reading
@@ -54,6 +55,11 @@ class Generation:
         completion_tokens: Tokens generated.
         recalled: Sources of the long-term tokens that were read, highest share first.
         prefix_tokens: Memory tokens that stood before the prompt.
+        confidence: How likely the answer is to be right, 0 to 1; calibrated where the model has a calibration
+            for this memory's scorer (``is_calibrated``), else the mean probability of its tokens.
+        is_calibrated: Whether ``confidence`` is the share of such answers that are right.
+        abstained: Whether ``text`` is the set reply of ``abstain_below`` instead of the answer.
+        evidence: What ``confidence`` goes by; None before the first token.
     """
 
     text: str
@@ -63,6 +69,10 @@ class Generation:
     completion_tokens: int
     recalled: tuple[RecalledSource, ...]
     prefix_tokens: int
+    confidence: float
+    is_calibrated: bool
+    abstained: bool
+    evidence: Evidence | None
 
 
 @dataclass
@@ -84,6 +94,8 @@ class Row:
     births: tuple[torch.Tensor, ...] = ()
     """Per track, when each recalled token was written, for ``Memory.note_recalled``."""
     prefix_tokens: int = 0
+    calibration: Calibration | None = None
+    trace: TokenTrace = field(default_factory=TokenTrace)
     started: float = field(default_factory=time.monotonic)
     error: Exception | None = None
     """What ended this row alone."""
@@ -97,15 +109,39 @@ class Row:
 
     def generation(self) -> Generation:
         """What has been answered so far."""
+        evidence = self.trace.evidence([source.relevance for source in self.recalled])
+        # A calibration is for answers from memory, found by the scorer it was fitted with.
+        fits = self.calibration is not None and self.calibration.recall == self.request.config.recall
+        calibration = self.calibration if fits and self.prefix_tokens else None
+        confidence = 0.0
+        if evidence is not None:
+            confidence = calibration.confidence(evidence) if calibration else uncalibrated_confidence(evidence)
+        limit = self.params.abstain_below
+        abstained = limit is not None and evidence is not None and confidence < limit
         return Generation(
-            self.text,
+            self.params.abstain_reply if abstained else self.text,
             tuple(self.token_ids),
             self.finish_reason or "cancelled",
             len(self.request.input_ids),
             len(self.token_ids),
             self.recalled,
             self.prefix_tokens,
+            confidence,
+            calibration is not None,
+            abstained,
+            evidence,
         )
+
+    def said(self, text: str) -> str:
+        """What may go out of newly certain text.
+
+        Where the answer may be withheld, nothing goes out before it is complete: half of its evidence is
+        how likely all of its words were.
+        """
+        self.text += text
+        if self.params.abstain_below is None:
+            return text
+        return self.generation().text if self.finish_reason is not None else ""
 
 
 class Piece(NamedTuple):
@@ -190,10 +226,11 @@ class Writer:
             return ""
 
     def _write(self, scores: Float[Tensor, " V"]) -> str:
-        row, text = self.row, ""
+        row, text, logits = self.row, "", scores
         for processor in row.processors:
             scores = processor(row.token_ids, scores)
         self.token = self._sampler(scores, row.token_ids)
+        row.trace.note(logits, self.token, ends=self.token in self._stop_token_ids)
         if self.token in self._stop_token_ids:
             row.finish_reason = "stop"
         else:
@@ -205,8 +242,7 @@ class Writer:
                 row.finish_reason = "length"
         if row.finish_reason is not None and not self._text.finished:
             text += self._text.finish()
-        row.text += text
-        return text
+        return row.said(text)
 
 
 class Batch:

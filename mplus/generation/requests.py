@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
 from mplus.errors import MemoryMismatchError, PromptTooLongError
 from mplus.generation.chat import Prompt, encode_prompt
@@ -26,8 +27,10 @@ Tools = Sequence[Mapping[str, Any]]
 class Requests:
     """Makes the rows of one model."""
 
-    def __init__(self, weights: Weights, tokenizer: Any, *, name: str = "") -> None:
-        self._weights, self._tokenizer, self._name = weights, tokenizer, name
+    def __init__(
+        self, weights: Weights, tokenizer: Any, *, name: str = "", calibration: Calibration | None = None
+    ) -> None:
+        self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
 
     def row(
@@ -50,11 +53,16 @@ class Requests:
             MemoryMismatchError: The memory belongs to another model.
         """
         params = SamplingParams(**sampling)
+        if constraint is not None and params.abstain_below is not None:
+            raise ValueError(
+                f"abstain_below={params.abstain_below} beside a constraint: the reply would not have the form that was "
+                "asked for. Leave one of them out, and look at Generation.confidence."
+            )
         request = self.read_request(memory, prompt, tools=tools, where=where)
         room = self._room(request.state, request.config) - len(request.input_ids)
         if params.max_new_tokens > room:
             params = params.model_copy(update={"max_new_tokens": max(room, 1)})
-        row = Row(request, params, cancelled_by=cancelled, processors=tuple(processors))
+        row = Row(request, params, cancelled_by=cancelled, processors=tuple(processors), calibration=self._calibration)
         if constraint is not None:
             decoding = ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids())
             row.processors = (*row.processors, decoding)

@@ -37,6 +37,11 @@ class SamplingParams(BaseModel):
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds after which an answer ends as it is, as if cancelled; None: never."""
 
+    abstain_below: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """Say ``abstain_reply`` where the confidence in an answer is lower than this; None: never."""
+    abstain_reply: str = "I don't know."
+    """What is said instead."""
+
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:

@@ -87,10 +87,9 @@ class Memory:
         now = time.time()
         with self._lock:
             self._state = within_age_limits(self._state, self.config, now)
-            self._snapshots = tuple(
-                s if (state := within_age_limits(s.state, self.config, now)) is s.state else replace(s, state=state)
-                for s in self._snapshots
-            )
+            states = [within_age_limits(s.state, self.config, now) for s in self._snapshots]
+            if any(state is not s.state for state, s in zip(states, self._snapshots, strict=True)):
+                self._snapshots = tuple(replace(s, state=t) for s, t in zip(self._snapshots, states, strict=True))
 
     def generator(self, state: MemoryState) -> torch.Generator:
         """Randomness of the write that follows ``state``: a function of the seed and of its serial number."""
@@ -111,6 +110,10 @@ class Memory:
         with self._lock:
             fork.restore(self.state, self._snapshots)
         return fork
+
+    def is_unchanged_since(self, fork: "Memory") -> bool:
+        """Whether state and history are the very ones that a fork took over."""
+        return self.state is fork.state and self.snapshots is fork.snapshots
 
     def adopt(self, fork: "Memory") -> None:
         """Become what a fork of this memory has become, history included: all of its changes at once.

@@ -121,7 +121,7 @@ class MemoryStore:
             def save() -> None:
                 nonlocal saved
                 current = memory.fork()
-                if saved is None or current.state is not saved.state:
+                if saved is None or not current.is_unchanged_since(saved):
                     self._save(name, current, model, dispensable=saved)
                     saved = current
 

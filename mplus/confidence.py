@@ -1,0 +1,169 @@
+"""How likely an answer is to be right: evidence from recall and from the read, and a fitted curve over it.
+
+Recall says how well the best source fits the question and how far ahead it is of the next; the read says
+how likely it found its own words. A ``Calibration`` weighs these so that, of answers with confidence 0.7,
+about 70% are right.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from mplus.config import FiniteNumber, Recall
+
+
+class Evidence(NamedTuple):
+    """What the confidence in one answer goes by.
+
+    Attributes:
+        relevance: Relevance of the best source that was recalled; 0 where none was.
+        margin: How far it is ahead of the next source; ahead of 0, an average chunk's, where there is none.
+        mean_log_probability: Mean over the answer's tokens, as the model itself saw them.
+        min_log_probability: Of the answer's least likely token.
+        first_entropy: Entropy of the first token, in nats: how open the answer was.
+        recalled: Whether any long-term token was read; short-term memory is read whole and not scored.
+    """
+
+    relevance: float
+    margin: float
+    mean_log_probability: float
+    min_log_probability: float
+    first_entropy: float
+    recalled: bool
+
+
+class TokenTrace:
+    """How likely a model found the tokens of one answer while it wrote them."""
+
+    def __init__(self) -> None:
+        self.log_probabilities: list[float] = []
+        self.end_log_probability = 0.0
+        self.first_entropy: float | None = None
+
+    def note(self, logits: Float[Tensor, " V"], token: int, *, ends: bool) -> None:
+        """Take in one step: the model's own logits, before sampling or a constraint, and what became of them.
+
+        The token that ends an answer is no part of it, unless the answer is empty.
+        """
+        likelihoods = logits.float().log_softmax(dim=-1)
+        if self.first_entropy is None:
+            self.first_entropy = float(-(likelihoods.exp() * likelihoods.clamp(min=-1e4)).sum())
+        if ends:
+            self.end_log_probability = float(likelihoods[token])
+        else:
+            self.log_probabilities.append(float(likelihoods[token]))
+
+    def evidence(self, relevances: Sequence[float]) -> Evidence | None:
+        """The evidence so far, given the relevance of each recalled source; None before the first token."""
+        if self.first_entropy is None:
+            return None
+        tokens = self.log_probabilities or [self.end_log_probability]
+        best, second, *_ = [*sorted(relevances, reverse=True), 0.0, 0.0]
+        return Evidence(
+            best, best - second, sum(tokens) / len(tokens), min(tokens), self.first_entropy, bool(relevances)
+        )
+
+
+class Calibration(BaseModel):
+    """A logistic curve from evidence to the share of answers that are right.
+
+    Fitted with ``fit_calibration`` on answers that are known to be right or wrong, and kept in a model's
+    ``mplus.json``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recall: Recall
+    """The scorer it was fitted with: relevance means something else with another."""
+    num_answers: int = Field(ge=2)
+    """Answers it was fitted on."""
+    intercept: FiniteNumber
+    relevance: FiniteNumber
+    margin: FiniteNumber
+    mean_log_probability: FiniteNumber
+    min_log_probability: FiniteNumber
+    first_entropy: FiniteNumber
+    recalled: FiniteNumber
+
+    def confidence(self, evidence: Evidence) -> float:
+        """How likely an answer of that evidence is to be right."""
+        score = self.intercept + sum(getattr(self, name) * value for name, value in evidence._asdict().items())
+        return 1 / (1 + math.exp(-max(min(score, 700.0), -700.0)))
+
+
+def uncalibrated_confidence(evidence: Evidence) -> float:
+    """The geometric mean of the token probabilities: in [0, 1], and higher where the model is surer, but no
+    share of right answers.
+    """
+    return math.exp(min(evidence.mean_log_probability, 0.0))
+
+
+def fit_calibration(
+    evidence: Sequence[Evidence], is_right: Sequence[bool], *, recall: Recall = "late", shrinkage: float = 1.0
+) -> Calibration:
+    """The curve that fits answers known to be right or wrong: logistic regression by Newton's method.
+
+    Args:
+        evidence: Of each answer.
+        is_right: Whether it was right.
+        recall: The scorer that was used.
+        shrinkage: Weight of the squared standardised coefficients against one answer's loss; keeps the
+            curve finite where a few answers are told apart exactly.
+
+    Raises:
+        ValueError: Different numbers of both, evidence that is not finite, or only right or only wrong answers.
+    """
+    if len(evidence) != len(is_right):
+        raise ValueError(f"{len(evidence)} rows of evidence for {len(is_right)} answers: expected one per answer.")
+    if len(set(is_right)) < 2:
+        raise ValueError(
+            f"{len(is_right)} answers, {sum(is_right)} of them right: expected some right and some wrong ones to fit."
+        )
+    rows = torch.tensor([[float(value) for value in row] for row in evidence], dtype=torch.float64)
+    if not bool(rows.isfinite().all()):
+        place = int((~rows.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"Row {place} of evidence is not finite: {evidence[place]}.")
+    mean, deviation = rows.mean(dim=0), rows.std(dim=0, correction=0)
+    # What never varies says nothing; its coefficient stays 0.
+    deviation = deviation.where(deviation > 1e-9, 1.0)
+    inputs = torch.cat([(rows - mean) / deviation, rows.new_ones(len(rows), 1)], dim=1)
+    coefficients = _logistic_regression(inputs, torch.tensor(is_right, dtype=torch.float64), shrinkage)
+    slopes = coefficients[:-1] / deviation
+    return Calibration(
+        recall=recall,
+        num_answers=len(is_right),
+        intercept=float(coefficients[-1] - slopes @ mean),
+        **dict(zip(Evidence._fields, slopes.tolist(), strict=True)),
+    )
+
+
+def _logistic_regression(
+    inputs: Float[Tensor, "n f"], is_right: Float[Tensor, " n"], shrinkage: float
+) -> Float[Tensor, " f"]:
+    """Coefficients of least loss; the last, the intercept, is not shrunk."""
+    penalty = torch.full((inputs.shape[1],), shrinkage, dtype=torch.float64)
+    penalty[-1] = 1e-6
+    coefficients = torch.zeros(inputs.shape[1], dtype=torch.float64)
+
+    def loss(at: Tensor) -> float:
+        scores = inputs @ at
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(scores, is_right, reduction="sum")
+        return float(losses + (penalty * at.square()).sum() / 2)
+
+    for _ in range(100):
+        likely = (inputs @ coefficients).sigmoid()
+        gradient = inputs.T @ (likely - is_right) + penalty * coefficients
+        curvature = (inputs * (likely * (1 - likely))[:, None]).T @ inputs + penalty.diag()
+        step = torch.linalg.solve(curvature, gradient)
+        size = 1.0
+        while loss(coefficients - size * step) > loss(coefficients) and size > 1e-6:
+            size /= 2
+        coefficients = coefficients - size * step
+        if float(gradient.abs().max()) < 1e-9:
+            break
+    return coefficients
