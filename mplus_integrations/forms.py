@@ -1,0 +1,90 @@
+"""The form an answer must have, as frameworks ask for it: tools to call, or a JSON schema."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mplus import Constraint, Generation
+
+OPEN_CALL = "<tool_call>"
+
+
+class Form(NamedTuple):
+    """What a call asks of its answer.
+
+    Attributes:
+        constraint: Enforced token by token; None: free text.
+        told: What the model is told about it, beside the messages.
+    """
+
+    constraint: Constraint | None
+    told: str | None
+
+
+def form_of(
+    tools: Sequence[Mapping[str, Any]] | None, choice: str, schema: Mapping[str, Any] | None
+) -> Form:
+    """The form of an answer that may call tools or must follow a schema.
+
+    Raises:
+        ValueError: A schema, tool or choice that cannot be followed.
+    """
+    if schema is not None:
+        told = f"Answer with JSON of this schema: {json.dumps(schema, ensure_ascii=False)}"
+        return Form(Constraint.json_schema(schema), told)
+    return Form(Constraint.tool_calls(tools, choice) if tools and choice != "none" else None, None)
+
+
+def tool_choice(choice: str | Mapping[str, Any] | bool | None) -> str:
+    """A choice in any of the usual spellings as "auto", "required", "none" or a tool's name.
+
+    Raises:
+        ValueError: A mapping that names no tool.
+    """
+    if choice is None or choice is False:
+        return "auto"
+    if choice is True or choice == "any":
+        return "required"
+    if isinstance(choice, Mapping):
+        name = choice.get("function", choice).get("name")
+        if not isinstance(name, str):
+            raise ValueError(f"tool_choice={choice!r}: expected {{'type': 'function', 'function': {{'name': …}}}}.")
+        return name
+    return choice
+
+
+def with_told(messages: list[dict[str, Any]], told: str | None) -> list[dict[str, Any]]:
+    """Chat messages whose system message also says ``told``."""
+    if told is None:
+        return messages
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": told}, *messages]
+    return [{"role": "system", "content": f"{messages[0]['content']}\n\n{told}"}, *messages[1:]]
+
+
+def before_calls(text: str) -> tuple[str, str]:
+    """Text that can be shown now, and what has to wait because it is or may become a tool call."""
+    at = text.find(OPEN_CALL)
+    if at < 0:
+        most = min(len(OPEN_CALL) - 1, len(text))
+        at = next((len(text) - n for n in range(most, 0, -1) if OPEN_CALL.startswith(text[-n:])), len(text))
+    return text[:at], text[at:]
+
+
+def about(generation: Generation, model_name: str) -> dict[str, Any]:
+    """What an answer says about itself: why it ended and which sources it recalled."""
+    return {
+        "model_name": model_name,
+        "model_provider": "mplus",
+        "finish_reason": generation.finish_reason,
+        "recalled": [
+            {
+                "source": recalled.source,
+                "share": recalled.share,
+                "relevance": recalled.relevance,
+                "metadata": dict(recalled.metadata),
+            }
+            for recalled in generation.recalled
+        ],
+        "prefix_tokens": generation.prefix_tokens,
+    }

@@ -1,0 +1,117 @@
+"""Histories longer than the window: the oldest turns flow into memory, each once.
+
+A turn is known by a hash of everything said up to it, so the same history is recognised when it comes
+back. Turns of the same conversation that the history no longer has (it was edited or went back) are
+forgotten. A turn that says under ``source`` where it has been written already is not written again.
+"""
+
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mplus import Memory, MPlus
+
+CONVERSATION = "mplus_conversation"
+KEPT_SHARE = 0.75
+"""What stays in the prompt after turns have flowed, as a share of the room there is."""
+
+Messages = Sequence[Mapping[str, Any]]
+Where = Callable[[str, Mapping[str, Any]], bool]
+
+
+class Fitted(NamedTuple):
+    """A history as it is asked.
+
+    Attributes:
+        messages: What stands in the prompt; what does not fit any more has been written into memory.
+        where: Which sources may be read; None: all.
+    """
+
+    messages: list[dict[str, Any]]
+    where: Where | None
+
+
+def turn_name(before: str, message: Mapping[str, Any]) -> str:
+    """The name of a turn: a hash of it and of all before it, which the name before it stands for."""
+    said = json.dumps(
+        [before.removeprefix("turn-"), message["role"], message["content"], message.get("tool_calls")], sort_keys=True
+    )
+    return f"turn-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
+
+
+def turn_names(messages: Messages) -> list[str]:
+    """A name for every turn, given or made of all that was said up to it."""
+    names: list[str] = []
+    for message in messages:
+        before = names[-1] if names else ""
+        names.append(message.get("source") or turn_name(before, message))
+    return names
+
+
+def fitted(
+    model: MPlus,
+    memory: Memory,
+    messages: Messages,
+    *,
+    room: int,
+    tools: Sequence[Mapping[str, Any]] | None,
+    apart: bool,
+) -> Fitted:
+    """Let the oldest turns of a history flow into memory as far as needed.
+
+    Args:
+        model: For counting and writing.
+        memory: Takes the turns; changed only where something flows or is rolled back.
+        messages: The whole history.
+        room: Tokens the prompt may have.
+        tools: Told to the model beside the messages.
+        apart: Whether turns of other histories in this memory stay unread.
+    """
+    first = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    system, turns = [dict(m) for m in messages[:first]], [dict(m) for m in messages[first:]]
+    names = turn_names(turns)
+    known = set(names)
+    with memory.writing():
+        conversations = {s.name: s.metadata[CONVERSATION] for s in memory.sources() if CONVERSATION in s.metadata}
+        mine = {name for name, conversation in conversations.items() if names[:1] == [conversation]}
+        # The last turn is asked now, so it stands in the prompt even where it had flowed before.
+        stale = mine - set(names[:-1])
+        # A name says everything that was said before, so no other history has one of these.
+        others = apart and not conversations.keys() - stale <= known
+        where = (lambda name, metadata: CONVERSATION not in metadata or name in known) if others else None
+        if not turns:
+            return Fitted(system, where)
+        flowed = max((n + 1 for n, name in enumerate(names[:-1]) if name in mine), default=0)
+
+        def size(start: int) -> int:
+            return model.count_tokens([*system, *turns[start:]], tools=tools)
+
+        wanted, last = flowed, len(turns) - 1
+        if size(flowed) > room:
+            if size(last) >= model.prompt_room(memory):
+                # No prompt can hold the question itself: the read will say so.
+                return Fitted([*system, *turns[flowed:]], where)
+            # The first start from which the rest fits: sizes fall with the start.
+            wanted = bisect_left(range(last), True, flowed, key=lambda start: size(start) <= room * KEPT_SHARE)
+            while turns[wanted]["role"] == "tool" and wanted < last:
+                wanted += 1  # a result never loses its call
+        flowing = [(name, turn) for name, turn in zip(names, turns, strict=True)][flowed:wanted]
+        if stale or any("source" not in turn for _, turn in flowing):
+            fork = memory.fork()
+            for name in stale:
+                fork.forget(name)
+            for name, turn in flowing:
+                if "source" in turn:
+                    continue
+                text = turn["content"] or json.dumps(turn.get("tool_calls") or "")
+                model.write(
+                    fork,
+                    f"{turn['role'].capitalize()}: {text}",
+                    source=name,
+                    metadata={CONVERSATION: names[0], "role": turn["role"]},
+                    keep_text=True,
+                )
+            memory.commit(fork.state)
+    return Fitted([*system, *turns[wanted:]], where)
