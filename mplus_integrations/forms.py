@@ -21,9 +21,7 @@ class Form(NamedTuple):
     told: str | None
 
 
-def form_of(
-    tools: Sequence[Mapping[str, Any]] | None, choice: str, schema: Mapping[str, Any] | None
-) -> Form:
+def form_of(tools: Sequence[Mapping[str, Any]] | None, choice: str, schema: Mapping[str, Any] | None) -> Form:
     """The form of an answer that may call tools or must follow a schema.
 
     Raises:

@@ -5,8 +5,9 @@ each knows under which name it has been written, and whose latents are to be rea
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Protocol
 
 from llama_index.core.base.llms.types import ChatMessage
 from pydantic import PrivateAttr
@@ -23,11 +24,10 @@ class Latents:
         self.store = store if memory is None else None
         self.key = (key or "default") if self.store is not None else None
         self._memory = memory
-        self.is_given = memory is not None
         self._guard = threading.Lock()
 
     @contextmanager
-    def opened(self, model: MPlus) -> Iterator[Memory]:
+    def opened(self, model: MPlus) -> Generator[Memory]:
         """The memory itself, for writing; a stored one is locked, and saved at the end."""
         if self.store is not None:
             with self.store.open(self.key or "default", model) as memory:
@@ -39,9 +39,18 @@ class Latents:
         yield self._memory
 
     def read(self, model: MPlus) -> Memory:
-        """The memory as it is now, for reading: nobody has to wait while an answer is generated from it."""
+        """The memory as it is now: nobody has to wait while an answer is generated from it."""
         with self.opened(model) as memory:
             return memory if self.store is None else memory.fork()
+
+
+class Remembers(Protocol):
+    """Whatever knows where its latents are; finding them may take loading, so it is asked late."""
+
+    @property
+    def latents(self) -> Latents:
+        """Where they are."""
+        ...
 
 
 class Turn(ChatMessage):
@@ -50,16 +59,16 @@ class Turn(ChatMessage):
     source: str = ""
     """The name under which it was written."""
 
-    _latents: Latents | None = PrivateAttr(default=None)
+    _given_by: Remembers | None = PrivateAttr(default=None)
 
     @property
     def latents(self) -> Latents | None:
         """What is to be read beside the message; None once it went through JSON."""
-        return self._latents
+        return None if self._given_by is None else self._given_by.latents
 
-    def within(self, latents: Latents) -> "Turn":
+    def given_by(self, memory: Remembers) -> "Turn":
         """A copy to hand out, which may be changed."""
         turn = Turn(role=self.role, blocks=[b.model_copy() for b in self.blocks], source=self.source)
         turn.additional_kwargs = dict(self.additional_kwargs)
-        turn._latents = latents
+        turn._given_by = memory
         return turn

@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -28,7 +28,7 @@ from pydantic import Field, PrivateAttr, field_serializer, model_validator
 
 from mplus import GenerationStream, Memory, MemoryStore, MPlus
 from mplus_integrations.forms import before_calls, form_of, tool_choice, with_told
-from mplus_integrations.history import Fitted, Where, fitted
+from mplus_integrations.history import Where, fitted
 from mplus_integrations.keys import checked_key
 from mplus_integrations.llama_index.latents import Latents, Turn
 from mplus_integrations.llama_index.messages import to_chat, to_response, to_texts
@@ -45,6 +45,19 @@ CALL_SETTINGS = frozenset(
     {*SAMPLING, "max_tokens", "stop", "tools", "tool_choice", "allow_parallel_tool_calls", "response_format"}
     | {"memory_key", "where"}
 )
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _reported_chat(function: F) -> F:
+    """LlamaIndex's callbacks and instrumentation around a member that chats."""
+    return llm_chat_callback()(function)
+
+
+def _reported_completion(function: F) -> F:
+    """The same around a member that completes."""
+    return llm_completion_callback()(function)
 
 
 class MPlusLLM(StructuredPredict, FunctionCallingLLM):
@@ -81,6 +94,7 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
 
     _own: dict[str | None, Latents] = PrivateAttr(default_factory=dict[str | None, Latents])
     _bound: Latents | None = PrivateAttr(default=None)
+    _bound_where: Where | None = PrivateAttr(default=None)
     _guard: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     @model_validator(mode="after")
@@ -146,10 +160,16 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
         with self._guard:
             return self._own.setdefault(key, Latents())
 
-    def reading(self, latents: Latents | Memory) -> "MPlusLLM":
-        """This LLM, reading one memory whatever its messages say; weights are shared."""
+    def reading(self, latents: Latents | Memory, where: Where | None = None) -> "MPlusLLM":
+        """This LLM, reading one memory whatever its messages say; weights are shared.
+
+        Args:
+            latents: What is read.
+            where: Only sources for which this says so.
+        """
         bound = self.model_copy()
         bound._bound = Latents(memory=latents) if isinstance(latents, Memory) else latents
+        bound._bound_where = where
         return bound
 
     def memorize(
@@ -201,33 +221,33 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
 
     # --- the eight members ------------------------------------------------------------------------
 
-    @llm_chat_callback()
+    @_reported_chat
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
         return self._answered(messages, kwargs, threading.Event())
 
-    @llm_chat_callback()
+    @_reported_chat
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer piece by piece; leaving the loop stops generation."""
         self._check(messages, kwargs)
         return self._chunks(messages, kwargs, threading.Event())
 
-    @llm_chat_callback()
+    @_reported_chat
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """``chat`` without blocking the event loop; cancelling it stops generation."""
         return await self._aanswered(messages, kwargs)
 
-    @llm_chat_callback()
+    @_reported_chat
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """``stream_chat`` without blocking the event loop."""
         return self._achunks(messages, kwargs)
 
-    @llm_completion_callback()
+    @_reported_completion
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer one message; ``formatted``: go on from the very text that is given."""
         return _completion(self._answered(_prompt(prompt, formatted), kwargs, threading.Event()))
 
-    @llm_completion_callback()
+    @_reported_completion
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """``complete`` piece by piece; leaving the loop stops generation."""
         asked = _prompt(prompt, formatted)
@@ -235,15 +255,13 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
         chunks = self._chunks(asked, kwargs, threading.Event())
         return (_completion(chunk) for chunk in chunks)
 
-    @llm_completion_callback()
+    @_reported_completion
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """``complete`` without blocking the event loop; cancelling it stops generation."""
         return _completion(await self._aanswered(_prompt(prompt, formatted), kwargs))
 
-    @llm_completion_callback()
-    async def astream_complete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> CompletionResponseAsyncGen:
+    @_reported_completion
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """``stream_complete`` without blocking the event loop."""
         chunks = self._achunks(_prompt(prompt, formatted), kwargs)
 
@@ -300,8 +318,8 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
         raw = response.raw if isinstance(response.raw, dict) else {}
         if invalid := raw.get("invalid_tool_calls"):
             raise ValueError(
-                f"The model's call {invalid[0]['text']!r:.120} is not valid ({invalid[0]['error']}); it ended because of "
-                f"{raw.get('finish_reason')!r}. Allow it more max_tokens."
+                f"The model's call {invalid[0]['text']!r:.120} is not valid ({invalid[0]['error']}); it ended because "
+                f"of {raw.get('finish_reason')!r}. Allow it more max_tokens."
             )
         raise ValueError(f"Expected at least one tool call, but the answer is {response.message.content!r:.120}.")
 
@@ -309,7 +327,9 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
 
     def _check(self, prompt: Prompt, kwargs: Mapping[str, Any]) -> None:
         if unknown := kwargs.keys() - CALL_SETTINGS:
-            raise ValueError(f"Unknown setting {sorted(unknown)[0]!r}: expected one of {', '.join(sorted(CALL_SETTINGS))}.")
+            raise ValueError(
+                f"Unknown setting {sorted(unknown)[0]!r}: expected one of {', '.join(sorted(CALL_SETTINGS))}."
+            )
         if not isinstance(prompt, str):
             to_chat(prompt)
 
@@ -318,9 +338,8 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
             return self.latents(kwargs["memory_key"])
         if self._bound is not None:
             return self._bound
-        turns = [] if isinstance(prompt, str) else [m for m in prompt if isinstance(m, Turn)]
-        said = next((turn.latents for turn in reversed(turns) if turn.latents is not None), None)
-        return said or self.latents()
+        turns = [] if isinstance(prompt, str) else [m for m in reversed(prompt) if isinstance(m, Turn)]
+        return next((found for turn in turns if (found := turn.latents) is not None), None) or self.latents()
 
     def _begin(self, prompt: Prompt, kwargs: Mapping[str, Any]) -> GenerationStream:
         self._check(prompt, kwargs)
@@ -343,7 +362,9 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
                 )
             # A stored memory is read as it is now, so that nobody has to wait for it meanwhile.
             memory = memory if latents.store is None else memory.fork()
-        memory, asked, where = _without_repetition(model, memory, asked, [where, _chosen(kwargs.get("where"))])
+        memory, asked, where = _without_repetition(
+            model, memory, asked, [where, self._bound_where, _chosen(kwargs.get("where"))]
+        )
         sampling = {name: kwargs.get(name, getattr(self, name)) for name in SAMPLING}
         return model.stream(
             memory,
@@ -379,10 +400,7 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
         yield last.model_copy(update={"delta": rest})
 
     def _answered(self, prompt: Prompt, kwargs: Mapping[str, Any], left: threading.Event) -> ChatResponse:
-        last: ChatResponse | None = None
-        for last in self._chunks(prompt, kwargs, left):
-            pass
-        assert last is not None
+        *_, last = self._chunks(prompt, kwargs, left)
         return last.model_copy(update={"delta": None})
 
     async def _aanswered(self, prompt: Prompt, kwargs: Mapping[str, Any]) -> ChatResponse:
@@ -396,8 +414,7 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
     def _achunks(self, prompt: Prompt, kwargs: Mapping[str, Any]) -> AsyncGenerator[ChatResponse, None]:
         self._check(prompt, kwargs)
         left = threading.Event()
-        chunks = streamed(partial(self._chunks, prompt, kwargs, left), left)
-        return cast("AsyncGenerator[ChatResponse, None]", chunks)
+        return streamed(partial(self._chunks, prompt, kwargs, left), left)
 
 
 def _prompt(prompt: str, formatted: bool) -> Prompt:
@@ -440,8 +457,10 @@ def _schema(wanted: Any) -> Mapping[str, Any] | None:
 
 def _chosen(where: Any) -> Where | None:
     """A choice of sources as a test of name and metadata."""
-    if where is None or callable(where):
-        return where
+    if where is None:
+        return None
+    if callable(where):
+        return lambda name, metadata: bool(where(name, metadata))
     wanted, missing = dict(where), object()
     return lambda _, metadata: all(metadata.get(key, missing) == value for key, value in wanted.items())
 

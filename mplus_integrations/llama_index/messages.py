@@ -16,7 +16,6 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
     ToolCallBlock,
 )
-
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from mplus import Generation, parse_tool_calls
@@ -71,7 +70,7 @@ def _arguments(call: ToolCallBlock) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise ValueError(
-            f"ToolCallBlock {call.tool_name!r} has tool_kwargs {call.tool_kwargs!r:.80}: expected a dict, or JSON of one."
+            f"ToolCallBlock {call.tool_name!r} has tool_kwargs {call.tool_kwargs!r:.80}: expected a dict, or its JSON."
         )
     return found
 
@@ -102,7 +101,9 @@ def _texts(blocks: Iterable[Any], role: MessageRole) -> list[str]:
 
 def spoken(message: ChatMessage) -> str:
     """What a message says, as it is written into memory; empty where it says nothing."""
-    chat = _to_chat(message) if message.blocks else {"role": ROLES[message.role], "content": ""}
+    chat: dict[str, Any] = {"role": ROLES[message.role], "content": ""}
+    if message.blocks:
+        chat = _to_chat(message)
     text = chat["content"].strip() and chat["content"]
     if not text and "tool_calls" in chat:
         text = json.dumps([call["function"] for call in chat["tool_calls"]], ensure_ascii=False)

@@ -3,8 +3,8 @@
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
-import llama_index.core.instrumentation as instrument
 from llama_index.core.base.llms.types import ChatResponse
+from llama_index.core.instrumentation import get_dispatcher  # pyright: ignore[reportPrivateImportUsage]
 from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictEndEvent,
     LLMStructuredPredictInProgressEvent,
@@ -15,7 +15,7 @@ from llama_index.core.program.utils import process_streaming_objects
 from llama_index.core.prompts import BasePromptTemplate
 from pydantic import BaseModel, ValidationError
 
-dispatcher = instrument.get_dispatcher(__name__)
+dispatcher = get_dispatcher(__name__)
 
 
 class StructuredPredict(LLM):
@@ -38,8 +38,8 @@ class StructuredPredict(LLM):
             ValueError: The class has fields that are open, or ``max_tokens`` cut the answer off.
         """
         dispatcher.event(_start(output_cls, prompt, prompt_args))
-        response = self.chat(self._get_messages(prompt, **prompt_args), **_asking(output_cls, llm_kwargs))
-        return _done(_parsed(output_cls, response))
+        response = self.chat(self._get_messages(prompt, **prompt_args), **asking(output_cls, llm_kwargs))
+        return _done(parsed(output_cls, response))
 
     @dispatcher.span
     async def astructured_predict(
@@ -51,8 +51,8 @@ class StructuredPredict(LLM):
     ) -> BaseModel:
         """``structured_predict`` without blocking the event loop."""
         dispatcher.event(_start(output_cls, prompt, prompt_args))
-        response = await self.achat(self._get_messages(prompt, **prompt_args), **_asking(output_cls, llm_kwargs))
-        return _done(_parsed(output_cls, response))
+        response = await self.achat(self._get_messages(prompt, **prompt_args), **asking(output_cls, llm_kwargs))
+        return _done(parsed(output_cls, response))
 
     @dispatcher.span
     def stream_structured_predict(
@@ -66,7 +66,7 @@ class StructuredPredict(LLM):
         dispatcher.event(_start(output_cls, prompt, prompt_args))
         messages = self._get_messages(prompt, **prompt_args)
         partial: Any = None
-        for response in self.stream_chat(messages, **_asking(output_cls, llm_kwargs)):
+        for response in self.stream_chat(messages, **asking(output_cls, llm_kwargs)):
             partial = _step(output_cls, response, partial)
             yield partial
         _done(partial)
@@ -85,7 +85,7 @@ class StructuredPredict(LLM):
             dispatcher.event(_start(output_cls, prompt, prompt_args))
             messages = self._get_messages(prompt, **prompt_args)
             partial: Any = None
-            async for response in await self.astream_chat(messages, **_asking(output_cls, llm_kwargs)):
+            async for response in await self.astream_chat(messages, **asking(output_cls, llm_kwargs)):
                 partial = _step(output_cls, response, partial)
                 yield partial
             _done(partial)
@@ -99,12 +99,18 @@ def _start(
     return LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
 
 
-def _asking(output_cls: type[BaseModel], llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+def asking(output_cls: type[BaseModel], llm_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of a call whose answer is JSON of a class."""
     schema = {"name": output_cls.__name__, "schema": output_cls.model_json_schema()}
     return {**(llm_kwargs or {}), "response_format": {"type": "json_schema", "json_schema": schema}}
 
 
-def _parsed(output_cls: type[BaseModel], response: ChatResponse) -> BaseModel:
+def parsed(output_cls: type[BaseModel], response: ChatResponse) -> BaseModel:
+    """The object that an answer is.
+
+    Raises:
+        ValueError: It was cut off.
+    """
     text = response.message.content or ""
     try:
         return output_cls.model_validate_json(text)
@@ -118,7 +124,7 @@ def _parsed(output_cls: type[BaseModel], response: ChatResponse) -> BaseModel:
 
 def _step(output_cls: type[BaseModel], response: ChatResponse, before: Any) -> Any:
     found = (
-        _parsed(output_cls, response)  # the last one
+        parsed(output_cls, response)  # the last one
         if response.raw is not None
         else process_streaming_objects(response, output_cls, None if before is None else [before])
     )

@@ -1,0 +1,51 @@
+"""``MPlusMemoryBlock``: latents for LlamaIndex's own ``Memory``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.memory.memory import BaseMemoryBlock
+from pydantic import Field, PrivateAttr
+
+from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.llama_index.memory import MPlusMemory
+from mplus_integrations.worker import in_thread
+
+
+class MPlusMemoryBlock(BaseMemoryBlock[str]):
+    """Takes the messages that LlamaIndex's ``Memory`` drops, into the memory that its LLM reads.
+
+        llm = MPlusLLM(store=MemoryStore("memories"), memory_key="anna")
+        memory = Memory.from_defaults(memory_blocks=[MPlusMemoryBlock(llm=llm)], token_limit=2000)
+
+    It adds nothing to prompts. ``Memory.reset`` does not reach blocks, and ``Memory.set`` goes past them: use
+    ``forget`` here, or an ``MPlusMemory`` alone.
+    """
+
+    name: str = "mplus"
+    description: str | None = "What was said before, in latent memory."
+    llm: MPlusLLM = Field(exclude=True)
+    """Reads what the block is given: its ``memory``, its ``memory_key``, or its own."""
+
+    _turns: MPlusMemory | None = PrivateAttr(default=None)
+
+    @property
+    def _conversation(self) -> MPlusMemory:
+        if self._turns is None:
+            self._turns = MPlusMemory.from_defaults(llm=self.llm, memory=self.llm.latents())
+        return self._turns
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> str:
+        return ""
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        await in_thread(self._put, messages)
+
+    def _put(self, messages: Sequence[ChatMessage]) -> None:
+        conversation = self._conversation
+        conversation.put_messages(messages)
+        conversation.chat_history = conversation.chat_history[-1:]  # only to name the next ones
+
+    def forget(self) -> None:
+        """Forget every turn that was written, for good."""
+        self._conversation.reset(forget=True)

@@ -1,0 +1,384 @@
+"""``MPlusIndex``: what stands where a ``VectorStoreIndex`` stood, and nothing is embedded."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.indices.loading import load_index_from_storage
+from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
+from llama_index.core.llms.llm import LLM
+from llama_index.core.llms.utils import LLMType, resolve_llm
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import BaseNode
+from llama_index.core.settings import Settings
+from llama_index.core.storage import StorageContext
+from llama_index.core.storage.docstore.types import RefDocInfo
+
+from mplus import FoundSource, Memory, MemoryMismatchError, MemoryNotFoundError, MemoryStore
+from mplus_integrations.keys import checked_key
+from mplus_integrations.llama_index.chat_engine import Alongside, MPlusChatEngine, MPlusQuestionChatEngine
+from mplus_integrations.llama_index.latents import Latents
+from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.llama_index.memory import MPlusMemory
+from mplus_integrations.llama_index.nodes import NODE, as_node, forget_nodes, write_nodes
+from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
+from mplus_integrations.llama_index.storage import (
+    STRUCT_TYPE,
+    LatentsBesideIndex,
+    MPlusStruct,
+    StorePlace,
+    namespace,
+    saved_folder,
+)
+from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
+from mplus_integrations.worker import in_thread
+
+RecallMode = Literal["latent", "hybrid", "text"]
+
+RETRIEVER = frozenset({"similarity_top_k", "filters", "node_ids", "doc_ids"})
+LATENT_ENGINE = frozenset({"node_postprocessors", "callback_manager", "streaming", "output_cls"})
+TEXT_ENGINE = frozenset(inspect.signature(RetrieverQueryEngine.from_args).parameters) - {"retriever", "llm", "kwargs"}
+CHAT = frozenset({"memory", "chat_history", "system_prompt", "verbose", "node_postprocessors"})
+CONDENSE = frozenset({"condense_prompt", "condense_question_prompt"})
+
+
+class MPlusIndex(BaseIndex[MPlusStruct]):
+    """Documents in latent memory.
+
+        index = MPlusIndex.from_documents(documents, llm=llm)
+        index.as_query_engine().query("What do the documents say about …?")
+
+    Args:
+        nodes: What to write; ``from_documents`` makes them.
+        llm: Reads the latents; None: ``Settings.llm`` where that is an ``MPlusLLM``, else ``MPlusLLM()``.
+        memory: Latents to share, such as an LLM's own; None: own ones.
+        store: Keeps the latents on disk.
+        memory_key: Their name in the store.
+        embed_model: Accepted and not used.
+        kwargs: As for every index.
+    """
+
+    index_struct_cls = MPlusStruct
+
+    def __init__(
+        self,
+        nodes: Sequence[BaseNode] | None = None,
+        llm: LLM | None = None,
+        *,
+        memory: Memory | Latents | None = None,
+        store: MemoryStore | None = None,
+        memory_key: str | None = None,
+        embed_model: Any = None,
+        index_struct: MPlusStruct | None = None,
+        storage_context: StorageContext | None = None,
+        persist_dir: str | Path | None = None,
+        show_progress: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        _only(kwargs, {"objects", "callback_manager", "transformations"}, "MPlusIndex")
+        self.llm = _mplus(llm)
+        storage_context = storage_context or StorageContext.from_defaults()
+        struct = index_struct or MPlusStruct()
+        if memory is not None and memory_key is not None:
+            raise ValueError(f"memory= and memory_key={memory_key!r:.60}: expected one of them, not both.")
+        if struct.store is not None and store is None and memory is None:
+            store, memory_key = StorePlace(**struct.store).opened(), struct.memory_key
+        if store is not None and memory_key is None:
+            raise ValueError("store= without memory_key=: expected a name, so that the index is found again.")
+        if memory_key is not None and store is None:
+            raise ValueError(f"memory_key={memory_key!r:.60} without store=: pass mplus.MemoryStore(folder).")
+        self.is_shared = memory is not None
+        if isinstance(memory, Latents):
+            self.latents = memory
+        else:
+            self.latents = Latents(memory=memory, store=store, key=checked_key(memory_key))
+        if store is not None:
+            struct.store, struct.memory_key = StorePlace.of(store).model_dump(), memory_key
+        elif index_struct is not None and memory is None:
+            self.latents = _restored(self.llm, index_struct, storage_context, persist_dir)
+        super().__init__(
+            nodes=nodes,
+            index_struct=index_struct,
+            storage_context=storage_context,
+            show_progress=show_progress,
+            # The structure has to be there while nodes are written into it.
+            **({"struct": struct} if index_struct is None else {}),
+            **kwargs,
+        )
+        self._keep_beside()
+
+    @classmethod
+    def from_latents(
+        cls,
+        llm: LLM | None = None,
+        *,
+        memory: Memory | Latents | None = None,
+        store: MemoryStore | None = None,
+        memory_key: str | None = None,
+        **kwargs: Any,
+    ) -> "MPlusIndex":
+        """An index over nodes that are in a memory already, as an ingestion pipeline left them."""
+        index = cls(nodes=[], llm=llm, memory=memory, store=store, memory_key=memory_key, **kwargs)
+        found = [s for s in index.latents.read(index.llm.loaded).sources() if NODE in s.metadata]
+        index.insert_nodes([as_node(source.name, source) for source in found])
+        return index
+
+    @classmethod
+    def load(
+        cls, persist_dir: str | Path, llm: LLM | None = None, *, index_id: str | None = None, **kwargs: Any
+    ) -> "MPlusIndex":
+        """An index that was persisted, with its latents."""
+        context = StorageContext.from_defaults(persist_dir=str(persist_dir))
+        index = load_index_from_storage(context, index_id=index_id, llm=llm, persist_dir=persist_dir, **kwargs)
+        if not isinstance(index, cls):
+            raise ValueError(
+                f"persist_dir={str(persist_dir)!r} holds a {type(index).__name__}; expected an MPlusIndex."
+            )
+        return index
+
+    def persist(self, persist_dir: str | Path) -> None:
+        """Save text, structure and latents into a folder; so does ``storage_context.persist``."""
+        self.storage_context.persist(persist_dir=str(persist_dir))
+
+    def set_index_id(self, index_id: str) -> None:
+        """Give the index another id."""
+        self.storage_context.vector_stores.pop(namespace(self.index_id), None)
+        super().set_index_id(index_id)
+        self._keep_beside()
+
+    def _keep_beside(self) -> None:
+        name = namespace(self.index_id)
+        stored = self.latents.store is not None
+        beside = LatentsBesideIndex.of(name, lambda: None if stored else self.latents.read(self.llm.loaded))
+        self.storage_context.vector_stores[name] = beside
+
+    # --- writing: first into memory, so that after an error nothing has changed -------------------------
+
+    def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> MPlusStruct:
+        struct: MPlusStruct = build_kwargs["struct"]
+        self._write(struct, nodes)
+        if nodes and not struct.nodes:
+            raise ValueError(f"{len(nodes)} nodes, none of them with text: expected some. Check how they were read.")
+        return struct
+
+    def build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> MPlusStruct:
+        """Write nodes; as for every index, their text goes into the document store."""
+        struct = self._build_index_from_nodes(nodes, **build_kwargs)
+        self._docstore.add_documents(nodes, allow_update=True)
+        return struct
+
+    def _insert(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        self._write(self._index_struct, nodes)
+
+    def _write(self, struct: MPlusStruct, nodes: Sequence[BaseNode]) -> None:
+        model = self.llm.loaded
+        with self.latents.opened(model) as memory:
+            ids = write_nodes(model, memory, nodes, show_progress=self._show_progress)
+            struct.fingerprint = memory.fingerprint
+        documents = {node.node_id: node.ref_doc_id or "" for node in nodes}
+        struct.nodes.update({name: documents[name] for name in ids})
+
+    def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """Write further nodes."""
+        self._insert(nodes)
+        super().insert_nodes(nodes, **insert_kwargs)  # what has been written is not written again
+
+    async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """``insert_nodes`` without blocking the event loop."""
+        await in_thread(self.insert_nodes, nodes, **insert_kwargs)
+
+    def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
+        self.delete_nodes([node_id])
+
+    def delete_nodes(self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
+        """Forget nodes: the memory then reads as if they had never been in it."""
+        mine = [name for name in node_ids if name in self._index_struct.nodes]
+        with self.latents.opened(self.llm.loaded) as memory:
+            forget_nodes(memory, mine)
+            self._index_struct.fingerprint = memory.fingerprint
+        for name in mine:
+            del self._index_struct.nodes[name]
+        super().delete_nodes([], delete_from_docstore=delete_from_docstore)
+        if delete_from_docstore:
+            for name in node_ids:
+                self.docstore.delete_document(name, raise_error=False)
+
+    async def adelete_nodes(
+        self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        """``delete_nodes`` without blocking the event loop."""
+        await in_thread(self.delete_nodes, node_ids, delete_from_docstore)
+
+    def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
+        """Forget a document: neither latents nor, unless asked to keep it, text stay; a refresh takes it again."""
+        super().delete_ref_doc(ref_doc_id, delete_from_docstore=delete_from_docstore, **delete_kwargs)
+
+    async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
+        """``delete_ref_doc`` without blocking the event loop."""
+        await in_thread(self.delete_ref_doc, ref_doc_id, delete_from_docstore, **delete_kwargs)
+
+    @property
+    def ref_doc_info(self) -> dict[str, RefDocInfo]:
+        """The documents that were written, with their nodes and metadata."""
+        documents = dict.fromkeys(filter(None, self._index_struct.nodes.values()))
+        infos = {document: self.docstore.get_ref_doc_info(document) for document in documents}
+        return {document: info for document, info in infos.items() if info is not None}
+
+    def node(self, found: FoundSource) -> BaseNode:
+        """The node that a source is, from the document store or as the memory kept it."""
+        return self.docstore.get_node(found.source, raise_error=False) or as_node(found.source, found)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def as_retriever(self, **kwargs: Any) -> MPlusIndexRetriever:
+        """Finds source nodes with scores.
+
+        Args:
+            kwargs: similarity_top_k, filters, node_ids, doc_ids, callback_manager, verbose.
+
+        Raises:
+            ValueError: Another argument.
+        """
+        _only(kwargs, RETRIEVER | {"callback_manager", "verbose"}, "as_retriever")
+        return MPlusIndexRetriever(self, **kwargs)
+
+    def as_query_engine(
+        self, llm: LLMType | None = None, recall: RecallMode | None = None, **kwargs: Any
+    ) -> BaseQueryEngine:
+        """Answers questions, with source nodes as citations.
+
+        Args:
+            llm: Another reader. One that is no ``MPlusLLM`` is given text.
+            recall: "latent": the question is asked alone and the documents are read as memory; "text": the text
+                of the nodes found is pasted into the prompt, as in RAG; "hybrid": both.
+            kwargs: For the retriever (similarity_top_k, filters, node_ids, doc_ids) and for the engine.
+
+        Raises:
+            ValueError: An unknown argument, or one that says how to paste text where none is.
+        """
+        reader = self.llm if llm is None else resolve_llm(llm, callback_manager=self._callback_manager)
+        recall = recall or ("latent" if isinstance(reader, MPlusLLM) else "text")
+        if recall not in ("latent", "hybrid", "text"):
+            raise ValueError(f"recall={recall!r}: expected 'latent', 'hybrid' or 'text'.")
+        if recall != "text" and not isinstance(reader, MPlusLLM):
+            raise ValueError(f"recall={recall!r} with {type(reader).__name__}: only an MPlusLLM reads latents.")
+        if recall == "latent" and (about_text := sorted(kwargs.keys() & (TEXT_ENGINE - LATENT_ENGINE))):
+            raise ValueError(
+                f"{about_text[0]}= says how text is put into prompts, and answers from latents have none in them. "
+                "Leave it out, or use recall='hybrid'."
+            )
+        _only(kwargs, RETRIEVER | (LATENT_ENGINE if recall == "latent" else TEXT_ENGINE), "as_query_engine")
+        retriever = self.as_retriever(**{k: v for k, v in kwargs.items() if k in RETRIEVER})
+        engine = {k: v for k, v in kwargs.items() if k not in RETRIEVER}
+        where = self.where(retriever)
+        if recall == "latent":
+            engine["response_synthesizer"] = MPlusSynthesizer(
+                cast("MPlusLLM", reader),
+                self.latents,
+                where=where,
+                only_nodes=bool(engine.get("node_postprocessors")),
+                streaming=engine.pop("streaming", False),
+                output_cls=engine.pop("output_cls", None),
+                callback_manager=engine.get("callback_manager"),
+            )
+        elif recall == "hybrid":
+            reader = cast("MPlusLLM", reader).reading(self.latents, where)
+        return RetrieverQueryEngine.from_args(retriever, llm=reader, **engine)
+
+    def as_chat_engine(
+        self, chat_mode: ChatMode = ChatMode.BEST, llm: LLMType | None = None, **kwargs: Any
+    ) -> BaseChatEngine:
+        """A conversation about the documents, which are read as memory.
+
+        Args:
+            chat_mode: BEST and CONTEXT: the question as it was asked, after the recent turns.
+                CONDENSE_PLUS_CONTEXT and CONDENSE_QUESTION: put into words of its own first. SIMPLE: without the
+                documents.
+            llm: Another ``MPlusLLM`` of the same weights.
+            kwargs: memory, chat_history, system_prompt, verbose, node_postprocessors, a prompt for condensing,
+                and what the retriever takes. Without ``memory``, turns beyond the recent ones are read as
+                latents beside the documents.
+
+        Raises:
+            ValueError: An unknown mode or argument.
+        """
+        _only(kwargs, RETRIEVER | CHAT | CONDENSE, "as_chat_engine")
+        reader = self.llm if llm is None else _mplus(resolve_llm(llm, callback_manager=self._callback_manager))
+        retriever_kwargs = {k: v for k, v in kwargs.items() if k in RETRIEVER}
+        chat = {k: v for k, v in kwargs.items() if k not in RETRIEVER}
+        history = chat.pop("chat_history", None)
+        documents_too = chat_mode in (ChatMode.BEST, ChatMode.CONTEXT, ChatMode.CONDENSE_PLUS_CONTEXT)
+        memory = chat.pop("memory", None)
+        latents = self.latents
+        if memory is None:
+            if documents_too:
+                latents = Alongside(self.latents)
+            memory = MPlusMemory.from_defaults(
+                chat_history=history, llm=reader, memory=latents if documents_too else Latents()
+            )
+        elif history is not None:
+            memory.set(history)
+        if chat_mode == ChatMode.SIMPLE:
+            return SimpleChatEngine.from_defaults(llm=reader, memory=memory, **chat)
+        if chat_mode == ChatMode.CONDENSE_QUESTION:
+            engine = self.as_query_engine(llm=reader, **retriever_kwargs)
+            return MPlusQuestionChatEngine.from_defaults(query_engine=engine, llm=reader, memory=memory, **chat)
+        if documents_too:
+            return MPlusChatEngine(
+                self.as_retriever(**retriever_kwargs),
+                reader,
+                memory,
+                latents=latents,
+                skip_condense=chat_mode != ChatMode.CONDENSE_PLUS_CONTEXT,
+                callback_manager=self._callback_manager,
+                **chat,
+            )
+        raise ValueError(
+            f"chat_mode={chat_mode!r}: expected BEST, CONTEXT, CONDENSE_PLUS_CONTEXT, CONDENSE_QUESTION or SIMPLE. For "
+            "an agent, give a FunctionAgent or ReActAgent this index's query engine as a tool."
+        )
+
+    def where(self, retriever: MPlusIndexRetriever) -> Any:
+        """Which sources answers about what a retriever may find are read from; None: all there are."""
+        return retriever.where() if retriever.is_limited or self.is_shared else None
+
+
+INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = MPlusIndex
+
+
+def _mplus(llm: LLM | None) -> MPlusLLM:
+    if llm is None:
+        default = Settings._llm  # asking for Settings.llm would look for a hosted one
+        return default if isinstance(default, MPlusLLM) else MPlusLLM()
+    if not isinstance(llm, MPlusLLM):
+        raise ValueError(f"llm={type(llm).__name__}: expected an MPlusLLM, the only one that can read latents.")
+    return llm
+
+
+def _only(kwargs: dict[str, Any], known: frozenset[str] | set[str], what: str) -> None:
+    if unknown := sorted(kwargs.keys() - known):
+        raise ValueError(f"Unknown argument {unknown[0]!r} of {what}: expected {', '.join(sorted(known))}.")
+
+
+def _restored(
+    llm: MPlusLLM, struct: MPlusStruct, storage_context: StorageContext, persist_dir: str | Path | None
+) -> Latents:
+    """The latents of an index that was persisted; written again from its text where they are not those."""
+    model = llm.loaded
+    folder = saved_folder(storage_context, struct.index_id, persist_dir)
+    if folder is not None:
+        try:
+            memory = Memory.load(folder, model)
+            if memory.fingerprint == struct.fingerprint:
+                return Latents(memory=memory)
+        except (MemoryNotFoundError, MemoryMismatchError):  # moved, or read by another model now
+            pass
+    memory = model.new_memory()
+    write_nodes(model, memory, storage_context.docstore.get_nodes(list(struct.nodes)))
+    struct.fingerprint = memory.fingerprint
+    return Latents(memory=memory)

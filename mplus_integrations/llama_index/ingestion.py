@@ -1,0 +1,75 @@
+"""``MPlusWriter``: the step of an ``IngestionPipeline`` that writes nodes into latent memory."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from llama_index.core.schema import BaseNode, TransformComponent
+from pydantic import Field, model_validator
+
+from mplus import Memory
+from mplus_integrations.llama_index.latents import Latents
+from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.llama_index.nodes import NODE, forget_nodes, write_nodes
+from mplus_integrations.worker import in_thread
+
+
+class MPlusWriter(TransformComponent):
+    """Writes nodes into memory and passes them on as they are.
+
+        pipeline = IngestionPipeline(transformations=[SentenceSplitter(), MPlusWriter(llm=llm, memory_key="handbook")])
+        pipeline.run(documents=documents)
+        index = MPlusIndex.from_latents(llm=llm, memory=llm.latents("handbook"))
+
+    A document that comes again, changed, replaces what was written of it.
+    """
+
+    llm: MPlusLLM = Field(default_factory=MPlusLLM, exclude=True)
+    """The model that writes."""
+    memory: Memory | None = Field(default=None, exclude=True)
+    """Takes the nodes; None: the LLM's memory of that name."""
+    memory_key: str | None = None
+    """Which memory of the LLM."""
+
+    @model_validator(mode="after")
+    def _one_memory(self) -> Self:
+        if self.memory is not None and self.memory_key is not None:
+            raise ValueError(f"memory= and memory_key={self.memory_key!r:.60}: expected one of them, not both.")
+        return self
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which it is serialised."""
+        return "MPlusWriter"
+
+    @property
+    def latents(self) -> Latents:
+        """Where the nodes go."""
+        return self.llm.latents(self.memory_key) if self.memory is None else Latents(memory=self.memory)
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Its settings, and what the memory holds: a pipeline's cache must not skip a write that is missing."""
+        with self.latents.opened(self.llm.loaded) as memory:
+            return {**super().to_dict(**kwargs), "model": self.llm.model_name, "fingerprint": memory.fingerprint}
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Write nodes; nothing has changed after an error."""
+        model = self.llm.loaded
+        documents = {node.ref_doc_id for node in nodes} - {None, ""}
+        with self.latents.opened(model) as memory, memory.writing():
+            fork = memory.fork()
+            ids = {node.node_id for node in nodes}
+            old = [s.name for s in fork.sources() if s.metadata.get(NODE) in documents and s.name not in ids]
+            forget_nodes(fork, old)
+            write_nodes(model, fork, nodes, show_progress=bool(kwargs.get("show_progress")))
+            memory.commit(fork.state)
+        return nodes
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """``__call__`` without blocking the event loop."""
+        return await in_thread(self.__call__, nodes, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise ValueError(
+            "An MPlusWriter cannot go to another process: what was written there would be lost. Run the pipeline with "
+            "num_workers=None."
+        )

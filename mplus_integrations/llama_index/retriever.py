@@ -1,0 +1,80 @@
+"""Which nodes of an index the model's own retriever finds for a query."""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.vector_stores import MetadataFilters
+from llama_index.core.vector_stores.utils import build_metadata_filter_fn
+
+from mplus_integrations.history import Where
+from mplus_integrations.worker import in_thread
+
+if TYPE_CHECKING:
+    from mplus_integrations.llama_index.index import MPlusIndex
+
+DEFAULT_TOP_K = 2
+"""As for a ``VectorStoreIndex``."""
+
+
+class MPlusIndexRetriever(BaseRetriever):
+    """Finds nodes by late interaction with the latents themselves; nothing is embedded.
+
+    Args:
+        index: Where to search.
+        similarity_top_k: Most nodes.
+        filters: Metadata that nodes must have.
+        node_ids: Only these nodes.
+        doc_ids: Only nodes of these documents.
+        callback_manager: Told about every retrieval.
+        verbose: As LlamaIndex means it.
+    """
+
+    def __init__(
+        self,
+        index: "MPlusIndex",
+        *,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        filters: MetadataFilters | None = None,
+        node_ids: Collection[str] | None = None,
+        doc_ids: Collection[str] | None = None,
+        callback_manager: CallbackManager | None = None,
+        verbose: bool = False,
+    ) -> None:
+        if similarity_top_k < 1:
+            raise ValueError(f"similarity_top_k={similarity_top_k}: expected at least 1.")
+        super().__init__(callback_manager=callback_manager, verbose=verbose)
+        self.index, self.similarity_top_k = index, similarity_top_k
+        self._filters = filters
+        self._node_ids = None if node_ids is None else frozenset(node_ids)
+        self._doc_ids = None if doc_ids is None else frozenset(doc_ids)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether only a part of the index may be read."""
+        return any(limit is not None for limit in (self._filters, self._node_ids, self._doc_ids))
+
+    def where(self) -> Where:
+        """Which sources of the memory may be found."""
+        nodes = self.index.index_struct.nodes
+        if self._doc_ids is not None:
+            infos = self.index.ref_doc_info
+            nodes = {n for doc in self._doc_ids if doc in infos for n in infos[doc].node_ids if n in nodes}
+
+        def matches(name: str, metadata: Any) -> bool:
+            if name not in nodes or (self._node_ids is not None and name not in self._node_ids):
+                return False
+            return build_metadata_filter_fn(lambda _: metadata, self._filters)(name)
+
+        return matches
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        model = self.index.llm.loaded
+        memory = self.index.latents.read(model)
+        found = model.search(memory, query_bundle.query_str, limit=self.similarity_top_k, where=self.where())
+        return [NodeWithScore(node=self.index.node(source), score=source.relevance) for source in found]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await in_thread(self._retrieve, query_bundle)

@@ -1,0 +1,106 @@
+"""How an index is kept: its structure, and latents that are saved with the rest of a ``StorageContext``."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+from llama_index.core.data_structs.data_structs import IndexStruct
+from llama_index.core.data_structs.registry import INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS
+from llama_index.core.data_structs.struct_type import IndexStructType
+from llama_index.core.storage import StorageContext
+from llama_index.core.vector_stores.simple import SimpleVectorStore
+from pydantic import BaseModel, PrivateAttr
+
+from mplus import Memory, MemoryStore
+
+logger = logging.getLogger(__name__)
+
+STRUCT_TYPE = cast("IndexStructType", "mplus")
+FOLDER = "mplus_folder"
+
+
+class StorePlace(BaseModel):
+    """A store of memories, in JSON."""
+
+    root: str
+    max_memory_bytes: int | None = None
+    max_total_bytes: int | None = None
+
+    @classmethod
+    def of(cls, store: MemoryStore) -> "StorePlace":
+        """Where a store is, and its limits."""
+        return cls(
+            root=str(store.root.absolute()),
+            max_memory_bytes=store.max_memory_bytes,
+            max_total_bytes=store.max_total_bytes,
+        )
+
+    def opened(self) -> MemoryStore:
+        """The store itself."""
+        return MemoryStore(self.root, max_memory_bytes=self.max_memory_bytes, max_total_bytes=self.max_total_bytes)
+
+
+@dataclass
+class MPlusStruct(IndexStruct):
+    """What an index says about itself in a ``StorageContext``: names, never tensors."""
+
+    nodes: dict[str, str] = field(default_factory=dict[str, str])
+    """Ids of nodes, and of the documents they are from."""
+    fingerprint: str = ""
+    """Of the latents, to recognise them by."""
+    store: dict[str, Any] | None = None
+    """The store that keeps the latents; None: they are saved with the index."""
+    memory_key: str | None = None
+    """Their name in the store."""
+
+    @classmethod
+    def get_type(cls) -> IndexStructType:
+        """The name under which LlamaIndex finds the class again."""
+        return STRUCT_TYPE
+
+
+INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[STRUCT_TYPE] = MPlusStruct
+
+
+def namespace(index_id: str) -> str:
+    """The name of an index's latents among the vector stores of a ``StorageContext``, and on disk."""
+    return f"mplus-{hashlib.sha256(index_id.encode()).hexdigest()[:16]}"
+
+
+class LatentsBesideIndex(SimpleVectorStore):
+    """An empty vector store that saves latents whenever its ``StorageContext`` is persisted."""
+
+    _memory: Callable[[], Memory | None] = PrivateAttr()
+    _name: str = PrivateAttr()
+
+    @classmethod
+    def of(cls, name: str, memory: Callable[[], Memory | None]) -> "LatentsBesideIndex":
+        """A store that saves what ``memory`` gives under a name; None: nothing."""
+        found = cls()
+        found._name, found._memory = name, memory
+        return found
+
+    def persist(self, persist_path: str = "", fs: fsspec.AbstractFileSystem | None = None) -> None:
+        """Save the latents into a folder beside the file that LlamaIndex names."""
+        memory = self._memory()
+        if memory is not None and fs is None:
+            folder = Path(persist_path).absolute().parent / self._name
+            memory.save(folder)
+            self.data.metadata_dict[FOLDER] = str(folder)
+        elif memory is not None:
+            logger.info("Latents are saved on local disks only; from %s they will be written again from text.", fs)
+        super().persist(persist_path, fs)
+
+
+def saved_folder(storage_context: StorageContext, index_id: str, persist_dir: str | Path | None) -> Path | None:
+    """Where the latents of an index were saved, if they were."""
+    name = namespace(index_id)
+    if persist_dir is not None:
+        return Path(persist_dir) / name
+    known = storage_context.vector_stores.get(name)
+    folder = known.data.metadata_dict.get(FOLDER) if isinstance(known, SimpleVectorStore) else None
+    return None if folder is None else Path(folder)

@@ -1,0 +1,139 @@
+"""Answers from latent memory where LlamaIndex would paste text: for its query and chat engines."""
+
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.prompts.mixin import PromptDictType
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.types import RESPONSE_TEXT_TYPE
+from pydantic import BaseModel
+
+from mplus_integrations.history import Where
+from mplus_integrations.llama_index.latents import Latents
+from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.llama_index.nodes import NODE
+from mplus_integrations.llama_index.structured import asking, parsed
+
+NOTHING = NodeWithScore(node=TextNode(text=""))
+
+
+class MPlusSynthesizer(BaseSynthesizer):
+    """Asks the LLM the question alone; what it reads is latent, and the nodes are its citations.
+
+    Args:
+        llm: The model.
+        latents: What it reads.
+        where: Only sources for which this says so.
+        only_nodes: Read no document but the nodes given, as after a filter or a reranker.
+        before: Messages that stand before the question.
+        streaming: Give answers piece by piece.
+        output_cls: A Pydantic class that answers are of.
+        callback_manager: Told about every answer.
+    """
+
+    def __init__(
+        self,
+        llm: MPlusLLM,
+        latents: Latents,
+        *,
+        where: Where | None = None,
+        only_nodes: bool = False,
+        before: Sequence[ChatMessage] = (),
+        streaming: bool = False,
+        output_cls: type[BaseModel] | None = None,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        super().__init__(llm=llm, callback_manager=callback_manager, streaming=streaming, output_cls=output_cls)
+        self._reader, self._latents, self._where = llm, latents, where
+        self._only_nodes, self._before = only_nodes, list(before)
+
+    def _get_prompts(self) -> PromptDictType:
+        return {}
+
+    def _update_prompts(self, prompts_dict: PromptDictType) -> None:
+        pass
+
+    # Without nodes the base class says "Empty Response" and never asks.
+
+    def synthesize(
+        self,
+        query: str | QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """Answer a question; the nodes are cited."""
+        names = [node.node_id for node in nodes]
+        response = super().synthesize(
+            query, nodes or [NOTHING], additional_source_nodes, node_ids=names, **response_kwargs
+        )
+        return response if nodes else _uncited(response, additional_source_nodes)
+
+    async def asynthesize(
+        self,
+        query: str | QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """``synthesize`` without blocking the event loop."""
+        names = [node.node_id for node in nodes]
+        response = await super().asynthesize(
+            query, nodes or [NOTHING], additional_source_nodes, node_ids=names, **response_kwargs
+        )
+        return response if nodes else _uncited(response, additional_source_nodes)
+
+    def get_response(
+        self, query_str: str, text_chunks: Sequence[str], node_ids: Sequence[str] = (), **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """The answer itself; ``text_chunks`` stay out of the prompt."""
+        llm, messages = self._bound(node_ids), self._messages(query_str)
+        if self._output_cls is not None:
+            return parsed(self._output_cls, llm.chat(messages, **asking(self._output_cls)))
+        if self._streaming:
+            return _deltas(llm, messages)
+        return llm.chat(messages).message.content or ""
+
+    async def aget_response(
+        self, query_str: str, text_chunks: Sequence[str], node_ids: Sequence[str] = (), **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """``get_response`` without blocking the event loop."""
+        llm, messages = self._bound(node_ids), self._messages(query_str)
+        if self._output_cls is not None:
+            return parsed(self._output_cls, await llm.achat(messages, **asking(self._output_cls)))
+        if self._streaming:
+            return _adeltas(llm, messages)
+        return (await llm.achat(messages)).message.content or ""
+
+    def _messages(self, query: str) -> list[ChatMessage]:
+        return [*self._before, ChatMessage(role=MessageRole.USER, content=query)]
+
+    def _bound(self, node_ids: Sequence[str]) -> MPlusLLM:
+        where = self._where
+        if self._only_nodes:
+            allowed, beside = frozenset(node_ids), self._where
+            # A turn of the conversation is no node, and is read all the same.
+            where = lambda name, metadata: (
+                name in allowed if NODE in metadata else beside is None or beside(name, metadata)
+            )
+        return self._reader.reading(self._latents, where)
+
+
+def _uncited(response: RESPONSE_TYPE, others: Sequence[NodeWithScore] | None) -> RESPONSE_TYPE:
+    response.source_nodes = list(others or [])
+    response.metadata = {}
+    return response
+
+
+def _deltas(llm: MPlusLLM, messages: Sequence[ChatMessage]) -> Generator[str, None, None]:
+    for chunk in llm.stream_chat(messages):
+        yield chunk.delta or ""
+
+
+async def _adeltas(llm: MPlusLLM, messages: Sequence[ChatMessage]) -> AsyncGenerator[str, None]:
+    async for chunk in await llm.astream_chat(messages):
+        yield chunk.delta or ""
