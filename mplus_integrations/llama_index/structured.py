@@ -11,7 +11,7 @@ from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictStartEvent,
 )
 from llama_index.core.llms.llm import LLM
-from llama_index.core.program.utils import process_streaming_objects
+from llama_index.core.program.utils import create_flexible_model, process_streaming_objects
 from llama_index.core.prompts import BasePromptTemplate
 from pydantic import BaseModel, ValidationError
 
@@ -65,11 +65,10 @@ class StructuredPredict(LLM):
         """The object as it grows, parts of it missing at first; the last one is whole."""
         dispatcher.event(_start(output_cls, prompt, prompt_args))
         messages = self._get_messages(prompt, **prompt_args)
-        partial: Any = None
+        growing = _Growing(output_cls)
         for response in self.stream_chat(messages, **asking(output_cls, llm_kwargs)):
-            partial = _step(output_cls, response, partial)
-            yield partial
-        _done(partial)
+            yield growing.step(response)
+        _done(growing.found)
 
     @dispatcher.span
     async def astream_structured_predict(
@@ -84,11 +83,10 @@ class StructuredPredict(LLM):
         async def objects() -> AsyncGenerator[Any, None]:
             dispatcher.event(_start(output_cls, prompt, prompt_args))
             messages = self._get_messages(prompt, **prompt_args)
-            partial: Any = None
+            growing = _Growing(output_cls)
             async for response in await self.astream_chat(messages, **asking(output_cls, llm_kwargs)):
-                partial = _step(output_cls, response, partial)
-                yield partial
-            _done(partial)
+                yield growing.step(response)
+            _done(growing.found)
 
         return objects()
 
@@ -122,14 +120,23 @@ def parsed(output_cls: type[BaseModel], response: ChatResponse) -> BaseModel:
         ) from error
 
 
-def _step(output_cls: type[BaseModel], response: ChatResponse, before: Any) -> Any:
-    found = (
-        parsed(output_cls, response)  # the last one
-        if response.raw is not None
-        else process_streaming_objects(response, output_cls, None if before is None else [before])
-    )
-    dispatcher.event(LLMStructuredPredictInProgressEvent(output=found))
-    return found
+class _Growing:
+    """An object whose JSON arrives piece by piece."""
+
+    def __init__(self, output_cls: type[BaseModel]) -> None:
+        self.found: Any = None
+        self._whole = output_cls
+        self._partial = create_flexible_model(output_cls)
+
+    def step(self, response: ChatResponse) -> Any:
+        """The object as far as it is known; whole with the last piece, which says why it is the last."""
+        if response.raw is not None:
+            self.found = parsed(self._whole, response)
+        else:
+            before = None if self.found is None else [self.found]
+            self.found = process_streaming_objects(response, self._partial, before, flexible_mode=False)
+        dispatcher.event(LLMStructuredPredictInProgressEvent(output=self.found))
+        return self.found
 
 
 def _done(found: Any) -> Any:
