@@ -5,12 +5,16 @@ from typing import Any
 
 _HOME = {
     "MPlusChat": "mplus_integrations.langchain",
+    "MPlusIndex": "mplus_integrations.llama_index",
+    "MPlusLLM": "mplus_integrations.llama_index",
+    "MPlusMemory": "mplus_integrations.llama_index",
+    "MPlusMemoryBlock": "mplus_integrations.llama_index",
     "MPlusMemoryMiddleware": "mplus_integrations.langchain",
     "MPlusRetriever": "mplus_integrations.langchain",
     "MPlusVectorStore": "mplus_integrations.langchain",
 }
 
-__all__ = ["MPlusChat", "MPlusMemoryMiddleware", "MPlusRetriever", "MPlusVectorStore"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
