@@ -113,5 +113,5 @@ def fitted(
                     metadata={CONVERSATION: names[0], "role": turn["role"]},
                     keep_text=True,
                 )
-            memory.commit(fork.state)
+            memory.adopt(fork)
     return Fitted([*system, *turns[wanted:]], where)

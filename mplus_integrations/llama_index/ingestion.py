@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any, Self
+from uuid import uuid4
 
 from llama_index.core.schema import BaseNode, TransformComponent
 from pydantic import Field, model_validator
@@ -47,9 +48,8 @@ class MPlusWriter(TransformComponent):
         return self.llm.latents(self.memory_key) if self.memory is None else Latents(memory=self.memory)
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Its settings, and what the memory holds: a pipeline's cache must not skip a write that is missing."""
-        with self.latents.opened(self.llm.loaded) as memory:
-            return {**super().to_dict(**kwargs), "model": self.llm.model_name, "fingerprint": memory.fingerprint}
+        """Its settings, different every time: a pipeline's cache would skip writes, which are what this is for."""
+        return {**super().to_dict(**kwargs), "model": self.llm.model_name, "run": uuid4().hex}
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Write nodes; nothing has changed after an error."""
@@ -61,7 +61,7 @@ class MPlusWriter(TransformComponent):
             old = [s.name for s in fork.sources() if s.metadata.get(NODE) in documents and s.name not in ids]
             forget_nodes(fork, old)
             write_nodes(model, fork, nodes, show_progress=bool(kwargs.get("show_progress")))
-            memory.commit(fork.state)
+            memory.adopt(fork)
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:

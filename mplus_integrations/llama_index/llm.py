@@ -200,7 +200,7 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
             for text, name, own in texts:
                 about = {**own, **(metadata or {})}
                 written += model.write(fork, text, source=source or name, metadata=about, keep_text=True).text_tokens
-            memory.commit(fork.state)
+            memory.adopt(fork)
         return written
 
     async def amemorize(

@@ -205,7 +205,7 @@ class MPlusMemory(BaseMemory):
                     for source in memory.sources():
                         if TURN in source.metadata:
                             fork.forget(source.name)
-                    memory.commit(fork.state)
+                    memory.adopt(fork)
             self.chat_history = []
 
     async def areset(self, forget: bool = False) -> None:
@@ -247,7 +247,7 @@ class MPlusMemory(BaseMemory):
                     written[known] = (text,)
                 turns.append(turn)
                 name = known
-            memory.commit(fork.state)
+            memory.adopt(fork)
         return turns
 
     def _write(self, memory: Memory, name: str, turn: ChatMessage) -> None:

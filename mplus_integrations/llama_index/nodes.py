@@ -32,7 +32,7 @@ def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show
             metadata = {**node.metadata, NODE: node.ref_doc_id or ""}
             model.write(fork, text, source=node.node_id, metadata=metadata, keep_text=True)
             known[node.node_id] = (text,)
-        memory.commit(fork.state)
+        memory.adopt(fork)
     return ids
 
 
@@ -42,7 +42,7 @@ def forget_nodes(memory: Memory, ids: Sequence[str]) -> None:
         fork = memory.fork()
         for name in ids:
             fork.forget(name)
-        memory.commit(fork.state)
+        memory.adopt(fork)
 
 
 def as_node(name: str, source: Source | FoundSource) -> TextNode:

@@ -36,7 +36,7 @@ import mplus_integrations
 import mplus_integrations.llama_index as ours
 for name in ours.__all__:
     getattr(ours, name)
-llm = mplus_integrations.MPlusLLM(model=tiny_model(), max_tokens=2)
+llm = mplus_integrations.MPlusLLM(model=tiny_model(num_hidden_layers=1), max_tokens=2)
 memory = mplus_integrations.MPlusMemory.from_defaults(llm=llm)
 memory.put(ChatMessage(content="Hello."))
 llm.chat(memory.get())
@@ -49,7 +49,7 @@ import mplus_integrations
 import mplus_integrations.langchain as ours
 for name in ours.__all__:
     getattr(ours, name)
-mplus_integrations.MPlusChat(model=tiny_model(), max_tokens=2).invoke("Hello?")
+mplus_integrations.MPlusChat(model=tiny_model(num_hidden_layers=1), max_tokens=2).invoke("Hello?")
 """,
 }
 

@@ -132,12 +132,12 @@ async def test_acceptance_8_a_contexts_json_round_trip_restores_history_and_late
 
 
 async def test_a_long_conversation_stays_within_the_window(stored: MPlusLLM, say: Saying) -> None:
-    memory = MPlusMemory.from_defaults(llm=stored, memory_key="anna", token_limit=200)
+    memory = MPlusMemory.from_defaults(llm=stored, memory_key="anna", token_limit=120)
     agent = FunctionAgent(llm=stored, tools=[])
-    for n in range(8):
+    for n in range(5):
         say("I see.")
         output = await agent.run(f"Box {n} is in room {n * 7 % 5}, behind the door.", memory=memory)
-    assert len(memory.get_all()) == len(sources(memory)) == 16 and len(memory.get()) < 8
+    assert len(memory.get_all()) == len(sources(memory)) == 10 and len(memory.get()) < 6
     assert output.raw["prefix_tokens"] > 0 and output.raw["usage"]["prompt_tokens"] < 500
 
 
@@ -177,7 +177,11 @@ async def test_an_agent_may_have_the_index_as_a_tool(stored: MPlusLLM, say: Sayi
     index = MPlusIndex.from_documents([Document(text="The key is under the pot.")], llm=stored)
     tool = QueryEngineTool.from_defaults(index.as_query_engine(), name="notes", description="Notes about the house")
     agent = FunctionAgent(llm=stored, tools=[tool])
-    say('<tool_call>\n{"name": "notes", "arguments": {"input": "Where is the key?"}}\n</tool_call>', "Under it.", "There.")
+    say(
+        '<tool_call>\n{"name": "notes", "arguments": {"input": "Where is the key?"}}\n</tool_call>',
+        "Under it.",
+        "There.",
+    )
     output = await agent.run("Where is the key?", memory=conversation(stored, "anna"))
     result = output.tool_calls[0].tool_output
     assert str(output) == "There." and result.content == "Under it."

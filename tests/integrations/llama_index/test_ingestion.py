@@ -8,7 +8,6 @@ from llama_index.core import Document
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import TextNode
-from llama_index.core.storage.docstore import SimpleDocumentStore
 
 from mplus import MemoryStore
 from mplus_integrations.llama_index import MPlusIndex, MPlusLLM, MPlusWriter
@@ -50,10 +49,13 @@ def test_acceptance_5_the_pipelines_cache_never_hides_a_write(llm: MPlusLLM) -> 
 def test_a_document_that_changed_replaces_what_was_written_of_it(llm: MPlusLLM) -> None:
     writer = MPlusWriter(llm=llm, memory_key="boxes")
     work = pipeline(writer)
-    work.docstore = SimpleDocumentStore()
     work.run(documents=DOCUMENTS)
     work.run(documents=[Document(text="Box 1 was sold.", id_="d1"), *DOCUMENTS[2:]])
-    assert sorted(texts(writer)) == ["Box 0 is in room 0, as before.", "Box 1 was sold.", "Box 2 is in room 14, as before."]
+    assert sorted(texts(writer)) == [
+        "Box 0 is in room 0, as before.",
+        "Box 1 was sold.",
+        "Box 2 is in room 14, as before.",
+    ]
 
 
 async def test_async_pipelines_and_stores(llm: MPlusLLM, tmp_path: Path) -> None:

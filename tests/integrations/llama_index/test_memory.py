@@ -225,9 +225,7 @@ async def test_the_block_takes_what_the_stock_memory_drops(llm: MPlusLLM) -> Non
 
 
 @pytest.mark.default_model
-def test_the_default_model_answers_from_a_conversation_of_long_ago(
-    default_model: mplus.MPlus, tmp_path: Path
-) -> None:
+def test_the_default_model_answers_from_a_conversation_of_long_ago(default_model: mplus.MPlus, tmp_path: Path) -> None:
     def memory() -> MPlusMemory:
         return MPlusMemory.from_defaults(llm=llm, store=MemoryStore(tmp_path), memory_key="anna")
 

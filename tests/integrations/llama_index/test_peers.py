@@ -123,11 +123,17 @@ def test_tools_reach_the_prompt(llm: MPlusLLM) -> None:
 
     tool = FunctionTool.from_defaults(lookup)
     with_tool = llm.chat_with_tools([tool], "Hi", max_tokens=1).raw["usage"]["prompt_tokens"]
-    assert with_tool > llm.chat_with_tools([], "Hi", max_tokens=1).raw["usage"]["prompt_tokens"] + len("Look up a rare word.")
+    assert with_tool > llm.chat_with_tools([], "Hi", max_tokens=1).raw["usage"]["prompt_tokens"] + len(
+        "Look up a rare word."
+    )
 
 
 def test_the_last_message_need_not_be_a_users(llm: MPlusLLM) -> None:
-    messages = [*QUESTION, ChatMessage(role="assistant", content="Biscuit."), ChatMessage(role="system", content="Go on.")]
+    messages = [
+        *QUESTION,
+        ChatMessage(role="assistant", content="Biscuit."),
+        ChatMessage(role="system", content="Go on."),
+    ]
     assert llm.chat(messages).message.role.value == "assistant"
 
 
