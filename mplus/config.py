@@ -9,7 +9,7 @@ Layout = Literal["chunk", "token"]
 Encoding = Literal["states", "adapter"]
 Recall = Literal["late", "published", "attention"]
 Tier = Literal["auto", "cpu", "cuda", "disk"]
-StorageDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+StorageDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
@@ -64,6 +64,9 @@ class MemoryConfig(BaseModel):
     """How long-term tokens are scored: late interaction, co-trained retriever, or attention."""
     recall_layer: NonNegativeInt | None = None
     """Layer whose states are scored in the chunk layout. None: what the retriever was made for."""
+    exact_recall_tokens: NonNegativeInt = 262_144
+    """Up to this many long-term tokens late interaction scores every chunk; beyond, those that a coarse index
+    finds nearest (recall@R of 0.95 and more)."""
     ages_stop_in_short_term: bool = False
     """Published defect: short-term ages never grow, so long-term order is not temporal order."""
     repeat_short_recall: bool = False
@@ -79,7 +82,8 @@ class MemoryConfig(BaseModel):
     """Most bytes of one memory's long-term tokens in host memory. None: a quarter of the machine's for "auto",
     else no limit."""
     long_term_dtype: StorageDtype = "auto"
-    """How they are stored. "auto": int8 in the chunk layout, the model's dtype in the token layout."""
+    """How they are stored. "auto": int8 in the chunk layout, the model's dtype in the token layout. "int4" takes
+    half the bytes of "int8" and costs some accuracy; retrieval keys stay in int8 with it."""
 
     @model_validator(mode="after")
     def _check(self) -> "MemoryConfig":

@@ -11,9 +11,11 @@ from mplus.config import Layout, MemoryConfig
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Provenance
 from mplus.memory.units import Candidates, Units
-from mplus.retriever import Scorer, choose_units
+from mplus.retriever import LateInteraction, Scorer, choose_units, normalised
 from mplus.weights import Weights
 
+SHORTLIST = 512
+"""Chunks that the coarse index finds and that are then scored exactly."""
 QUERY_TOKENS = 256
 """Most tokens of a question that recall looks at: its last ones."""
 
@@ -59,7 +61,11 @@ def recall(
     candidates = _candidates(track, config, sources)
     if not len(candidates) or not budget:
         return nothing_recalled()
-    relevance = relevance_of(weights.scorers[config.recall], track.recall_layer, candidates, normed, config.layout)
+    scorer = weights.scorers[config.recall]
+    if isinstance(scorer, LateInteraction) and config.layout == "chunk" and _many(candidates, config):
+        candidates, relevance = _shortlisted(scorer, track, candidates, normed)
+    else:
+        relevance = relevance_of(scorer, track.recall_layer, candidates, normed, config.layout)
     sizes = candidates.sizes
     best_first = choose_units(relevance, sizes, budget)
     chosen = best_first.sort().values
@@ -72,6 +78,37 @@ def recall(
         order = torch.cat([order[~last], order[last]])
     shared = relevance[chosen].repeat_interleave(sizes[chosen])
     return Recalled(index[order], provenance.take(order), shared[order])
+
+
+def _many(candidates: Candidates, config: MemoryConfig) -> bool:
+    long_term = candidates.units[0]
+    return int(long_term.sizes.sum()) > config.exact_recall_tokens
+
+
+def _shortlisted(
+    scorer: LateInteraction, track: Track, candidates: Candidates, normed: Float[Tensor, "S D"]
+) -> tuple[Candidates, Float[Tensor, " U"]]:
+    """The candidates worth scoring, and their exact relevance.
+
+    Those that the coarse index finds nearest, with their neighbours, those it does not hold yet, and what
+    is pending. What relevance is counted from, the mean over all, is taken over a sample of them.
+    """
+    index, every = track.long_term.coarse_index(), candidates.units[0]
+    serials = track.long_term.provenance.chunks[every.starts]
+    queries = scorer.queries(track.recall_layer, normed).to(normed.device).float()
+    near = index.nearest(queries.cpu(), normalised(None, queries).cpu(), SHORTLIST, serials)
+    # A chunk counts with its neighbours, and these with theirs.
+    around = torch.searchsorted(serials, near)[:, None] + torch.arange(-2, 3)
+    newer = torch.arange(int(torch.searchsorted(serials, index.chunks[-1], right=True)), len(candidates))
+    shortlist = candidates.take(torch.cat([around.flatten().clamp(0, len(serials) - 1), newer]).unique())
+    runs = torch.arange(0, len(candidates), max(8 * len(candidates) // SHORTLIST, 8))[:, None] + torch.arange(8)
+    sample = candidates.take(runs.flatten().clamp(max=len(candidates) - 1).unique())
+
+    def match(some: Candidates) -> Float[Tensor, " u"]:
+        goes_on = some.goes_on.to(normed.device)
+        return scorer.match(queries, some.blocks(normed.device), len(some), goes_on=goes_on).cpu()
+
+    return shortlist, match(shortlist) - match(sample).mean()
 
 
 def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] | None) -> Candidates:

@@ -3,7 +3,7 @@
 Pending evictions are kept in the same form, so that recall sees both alike.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,10 +11,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import SURVIVAL_FREQUENCY, Layout
+from mplus.memory.coarse import CoarseIndex
 from mplus.memory.tiers import HOST, Plane, Segment
 from mplus.memory.tokens import Content, Provenance
-from mplus.memory.units import Units
+from mplus.memory.units import Blocks, Candidates, Units
 from mplus.shapes import Index
+
+UNINDEXED_TOKENS = 131_072
+"""Tokens behind the coarse index that are scored one by one before it is made anew."""
+INDEX_WASTE = 0.25
+"""Share of the coarse index's tokens that may have gone before it is made anew."""
 
 
 @dataclass
@@ -25,6 +31,8 @@ class Derived:
     """The column of chunks it was worked out for."""
     units: dict[Layout, Units] = field(default_factory=dict[Layout, Units])
     bounds: tuple[int, ...] | None = None
+    coarse: CoarseIndex | None = None
+    """Outlives changes: it names chunks by their serial numbers."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class LongTermMemory:
             Provenance.cat([self.provenance, provenance]),
             torch.cat([self.segment, where]),
             torch.cat([self.row, torch.arange(len(segment))]),
+            Derived(coarse=self._derived.coarse),
         )
 
     def aged(self, by: int) -> "LongTermMemory":
@@ -82,6 +91,7 @@ class LongTermMemory:
             self.provenance.take(index),
             renumber[segment],
             self.row[index],
+            Derived(coarse=self._derived.coarse),
         )
 
     def where(self, keep: Bool[Tensor, " T"]) -> "LongTermMemory":
@@ -126,6 +136,17 @@ class LongTermMemory:
             known.bounds = (0, *living.cumsum(0).tolist())
         return known.bounds
 
+    def coarse_index(self) -> CoarseIndex:
+        """The coarse index of whole chunks; made anew once too many have come or gone since."""
+        known, chunks = self._derived.coarse, self.provenance.chunks
+        if known is not None:
+            inside = int(torch.searchsorted(chunks, known.chunks[-1], right=True))
+            if len(chunks) - inside <= UNINDEXED_TOKENS and inside >= (1 - INDEX_WASTE) * known.tokens:
+                return known
+        made = CoarseIndex.build(_Keys(self), chunks)
+        self._derived.coarse = made
+        return made
+
     def retrieval_keys(self, index: Index | slice, device: torch.device = HOST) -> Float[Tensor, "T R"]:
         """Retrieval keys of some tokens, in ascending order, as numbers on a device."""
         segment, row = self.segment[index], self.row[index]
@@ -151,10 +172,15 @@ class LongTermMemory:
             room = groups and sum(living[i] for i in groups[-1]) + living[number] <= size
             joinable = room and not whole and not self._is_whole(groups[-1], living, size, waste)
             groups[-1].append(number) if joinable else groups.append([number])
-        return self._regrouped(groups, lambda group: self._must_rewrite(group, living, waste))
+        compact = self._regrouped(groups, lambda group: self._must_rewrite(group, living, waste))
+        compact._derived.coarse = self._derived.coarse
+        return compact
 
     def purged(self) -> "LongTermMemory":
-        """Without any row that no longer lives: what was forgotten is in no tensor any more."""
+        """Without any row that no longer lives: what was forgotten is in no tensor any more.
+
+        Nor in the coarse index, which is made anew: clusters that it helped to make could tell.
+        """
         living = torch.bincount(self.segment, minlength=len(self.segments)).tolist()
         groups = [[i] for i in range(len(self.segments))]
         return self._regrouped(groups, lambda group: living[group[0]] < len(self.segments[group[0]]))
@@ -183,6 +209,16 @@ class LongTermMemory:
 
     def _rows_in(self, group: list[int], here: Index) -> list[Int[Tensor, " _"]]:
         return [self.row[here[self.segment[here] == number]] for number in group]
+
+
+class _Keys:
+    """Retrieval keys of a whole store, block by block; can be gone through more than once."""
+
+    def __init__(self, store: LongTermMemory) -> None:
+        self._blocks = Blocks(Candidates((store,), (store.units("chunk"),)), HOST)
+
+    def __iter__(self) -> Iterator[Float[Tensor, "T R"]]:
+        return (block.keys for block in self._blocks)
 
 
 def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Segment:

@@ -134,8 +134,10 @@ def _check_shapes(shard: OpenShard, like: Content) -> None:
     length = held["keys.0"].shape[0] if "keys.0" in held else -1
     for name, shape in expected.items():
         tensor = held.get(name)
-        if tensor is None or tensor.shape != (length, *shape):
-            found = None if tensor is None else tensor.shape
+        found = None if tensor is None else tensor.shape
+        if tensor is not None and tensor.dtype == torch.uint8:
+            found = (*tensor.shape[:-1], 2 * tensor.shape[-1])  # four bits, two to a byte
+        if tensor is None or found != (length, *shape):
             raise CorruptMemoryError(f"{shard.path}: {name} has shape {found}, expected {(length, *shape)}")
         scale = held.get(f"{name}.scale")
         if not tensor.dtype.is_floating_point and scale is None:

@@ -140,6 +140,8 @@ class Track:
         if len(staying) < len(long_term):
             long_term = long_term.take(staying)
         compact = long_term.compacted(size=SEGMENT_TOKENS)
+        if config.recall == "late" and config.layout == "chunk" and len(compact) > config.exact_recall_tokens:
+            compact.coarse_index()  # here, so that no read has to wait for it
         return replace(self, pending=LongTermMemory.empty(), long_term=compact)
 
     def keeping(self, keeps: Keeps, config: MemoryConfig) -> "Track":

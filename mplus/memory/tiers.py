@@ -1,4 +1,4 @@
-"""Where long-term content waits, and in how many bytes: device, host memory or disk; full or int8.
+"""Where long-term content waits, and in how many bytes: device, host memory or disk; full, int8 or int4.
 
 A ``Segment`` is an immutable block of content. Memories share segments with their forks, a save writes
 only segments that no file holds yet, and a recall touches only the rows it needs.
@@ -6,6 +6,7 @@ only segments that no file holds yet, and a recall touches only the rows it need
 
 import uuid
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -35,7 +36,10 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Plane:
-    """One tensor of a segment, as stored: plain, or int8 with a scale per token and head."""
+    """One tensor of a segment, as stored: plain, or in 8 or 4 bits with a scale per token and head.
+
+    Four bits are two to a byte (uint8), and of rotated heads: see ``spread``.
+    """
 
     data: Tensor
     scale: Tensor | None
@@ -44,16 +48,27 @@ class Plane:
     def store(cls, tensor: Tensor, dtype: StorageDtype) -> "Plane":
         """Bring a tensor into its stored form."""
         if dtype == "int8":
-            scale = (tensor.abs().amax(dim=-1, keepdim=True).float() / 127).clamp(min=1e-12)
-            return cls((tensor / scale).round().clamp(-127, 127).to(torch.int8), scale)
+            scale = _scale(tensor, 127)
+            return cls((tensor / scale.float()).round_().to(torch.int8), scale)
+        if dtype == "int4":
+            turned = tensor.float() @ spread(tensor.shape[-1]).to(tensor.device)
+            scale = _scale(turned, 7)
+            low, high = ((turned / scale.float()).round_() + 8).to(torch.uint8).chunk(2, dim=-1)
+            return cls(low | high << 4, scale)
         return cls(tensor if dtype == "auto" else tensor.to(DTYPES[dtype]), None)
 
     def rows(
         self, index: Int[Tensor, " T"] | slice, dtype: torch.dtype, device: torch.device
     ) -> Float[Tensor, "T ..."]:
         """Some rows, as numbers; only they are read and moved."""
-        data = moved(self.data[index], device).to(dtype)
-        return data if self.scale is None else data * moved(self.scale[index], device).to(dtype)
+        data = moved(self.data[index], device)
+        if self.scale is None:
+            return data.to(dtype)
+        scale = moved(self.scale[index], device).to(dtype)
+        if data.dtype != torch.uint8:
+            return data.to(dtype) * scale
+        turned = torch.cat([data & 15, data >> 4], dim=-1).to(dtype).sub_(8).mul_(scale)
+        return turned @ spread(turned.shape[-1]).T.to(turned)
 
     def take(self, index: Int[Tensor, " T"]) -> "Plane":
         """Some rows in their stored form, not converted again."""
@@ -80,6 +95,26 @@ class Plane:
         return Plane(plane.data.pin_memory(), None if plane.scale is None else plane.scale.pin_memory())
 
 
+def _scale(tensor: Float[Tensor, "*rows E"], steps: int) -> Float[Tensor, "*rows 1"]:
+    """A scale per row, rounded up to bfloat16: half the bytes, and no number is cut off."""
+    exact = tensor.abs().amax(dim=-1, keepdim=True).float() / steps
+    return (exact * (1 + 2**-8)).clamp(min=1e-12).to(torch.bfloat16)
+
+
+@cache
+@torch.inference_mode(False)
+def spread(size: int) -> Float[Tensor, "E E"]:
+    """The orthonormal cosine transform of a head.
+
+    A few dimensions of attention keys are far larger than the rest, and would leave these no steps of the
+    sixteen that four bits have. Transformed, every dimension holds a little of each.
+    """
+    at = torch.arange(size, dtype=torch.float64)
+    wave = torch.cos(torch.pi / size * (at[:, None] + 0.5) * at[None, :]) * (2 / size) ** 0.5
+    wave[:, 0] *= 0.5**0.5
+    return wave.float()
+
+
 @dataclass(frozen=True)
 class Segment:
     """An immutable block of long-term content of one track."""
@@ -102,7 +137,8 @@ class Segment:
             made = (Plane.store(layer, kind) for layer in layers)
             return tuple(made if beside else (plane.in_host_memory() for plane in made))
 
-        scored = Plane.store(content.retrieval_keys, dtype)
+        # Of one layer in the chunk layout, and what recall is decided by.
+        scored = Plane.store(content.retrieval_keys, "int8" if dtype == "int4" else dtype)
         keys = planes(content.keys, dtype)
         return cls(
             keys,

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mplus.memory.long_term import LongTermMemory, survivors
-from mplus.memory.tiers import Plane, Segment
+from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance
 
 CPU = (torch.device("cpu"),)
@@ -91,13 +91,3 @@ def test_survivors_follow_the_rule_of_the_paper(
         expected = sorted(best)
     assert staying.tolist() == expected
     assert after.recall_frequencies.tolist() == left
-
-
-@given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 8))
-def test_int8_is_within_half_a_step_of_each_row(rows: int, heads: int, size: int) -> None:
-    tensor = torch.randn(rows, heads, size) * torch.logspace(-3, 3, rows)[:, None, None]
-    plane = Plane.store(tensor, "int8")
-    back = plane.rows(torch.arange(rows), torch.float32, CPU[0])
-    step = tensor.abs().amax(-1, keepdim=True) / 127
-    assert bool(((back - tensor).abs() <= step * 0.501 + 1e-9).all())
-    assert plane.data.dtype == torch.int8

@@ -1,0 +1,169 @@
+"""A coarse index over retrieval keys: which chunks are worth scoring exactly, in much less than one look at each.
+
+Keys are sorted into clusters, about four times the square root of their number. A question row visits the
+clusters it is nearest to and is compared with the keys in them; of a chunk that has none there it assumes what
+the nearest cluster it did not visit would give. Only late interaction needs it: a chunk's relevance is a sum of
+nearest neighbours.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mplus.memory.tiers import Plane
+
+SAMPLE_TOKENS = 65_536
+"""Keys that the clusters are made from."""
+ROUNDS = 4
+"""Rounds of k-means: later ones change recall by less than 0.01."""
+PROBES = 48
+"""Clusters that each question row visits."""
+MOST_ROWS = 64
+"""Question rows that visit clusters, evenly spaced: enough to find what all rows will then score."""
+ASSIGNED_TOKENS = 32_768
+"""Keys sorted into clusters at a time."""
+
+
+@dataclass(frozen=True)
+class CoarseIndex:
+    """Retrieval keys in the order of their clusters."""
+
+    centroids: Float[Tensor, "C R"]
+    offsets: Int[Tensor, " bounds"]
+    """Where each cluster begins; one more for the end."""
+    keys: Plane
+    """A copy in eight bits, so that a cluster is one piece of memory."""
+    members: Int[Tensor, " T"]
+    """The chunk of each key, as a row of ``chunks``."""
+    chunks: Int[Tensor, " U"]
+    """Serial numbers of all chunks, ascending."""
+
+    @staticmethod
+    def build(blocks: Iterable[Float[Tensor, "_ R"]], chunks: Int[Tensor, " T"]) -> "CoarseIndex":
+        """Index keys of unit length.
+
+        Args:
+            blocks: All keys, in order; gone through twice.
+            chunks: Serial number of each token's chunk, ascending.
+        """
+        count = len(chunks)
+        branches = max(round(2 * count**0.25), 2)
+        every = max(-(-count // SAMPLE_TOKENS), 1)
+        coarse, fine = _tree(torch.cat([keys[::every] for keys in blocks]), branches)
+        unit, known = torch.zeros(count, dtype=torch.int64), chunks.unique_consecutive()
+        unit[1:] = (chunks[1:] != chunks[:-1]).cumsum(0)
+        cluster, planes = torch.empty(count, dtype=torch.int64), list[Plane]()
+        start = 0
+        for keys in _batched(blocks):
+            cluster[start : start + len(keys)] = _assigned(keys, coarse, fine)
+            planes.append(Plane.store(keys, "int8"))
+            start += len(keys)
+        order = cluster.argsort(stable=True)
+        scales = [plane.scale for plane in planes if plane.scale is not None]
+        keys = Plane(torch.cat([plane.data for plane in planes])[order], torch.cat(scales)[order])
+        bounds = torch.bincount(cluster, minlength=branches**2).cumsum(0)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), bounds])
+        return CoarseIndex(fine.flatten(0, 1), offsets, keys, unit[order].int(), known)
+
+    def nearest(
+        self,
+        queries: Float[Tensor, "S R"],
+        weights: Float[Tensor, " S"],
+        most: int,
+        allowed: Int[Tensor, " n"] | None = None,
+    ) -> Int[Tensor, " chosen"]:
+        """Serial numbers of the chunks that look best, at most so many, ascending.
+
+        Args:
+            queries: Question rows of unit length.
+            weights: What each row says.
+            most: How many.
+            allowed: Serial numbers, ascending, of those that may be chosen; None for all.
+        """
+        step = -(-len(queries) // MOST_ROWS)
+        queries, weights = queries[::step], weights[::step]
+        probes = min(PROBES, len(self.centroids) - 1)
+        near = (queries @ self.centroids.T).topk(probes + 1)
+        best = near.values[:, -1:].repeat(1, len(self.chunks))
+        for rows, units, scores in self._visits(queries, near.indices[:, :probes]):
+            at = (rows[:, None] * len(self.chunks) + units).flatten()
+            best.view(-1).scatter_reduce_(0, at, scores.flatten(), reduce="amax")
+        total = weights @ (best - near.values[:, -1:])
+        if allowed is not None:
+            at = torch.searchsorted(allowed, self.chunks).clamp(max=max(len(allowed) - 1, 0))
+            total[allowed[at] != self.chunks if len(allowed) else slice(None)] = -1.0
+        chosen = total.topk(min(most, len(total)))
+        return self.chunks[chosen.indices[chosen.values > 0]].sort().values
+
+    def _visits(
+        self, queries: Float[Tensor, "S R"], clusters: Int[Tensor, "S probes"]
+    ) -> Iterator[tuple[Int[Tensor, " s"], Int[Tensor, " t"], Float[Tensor, "s t"]]]:
+        """Per visited cluster: the rows that visit it, the chunks of its keys, and their cosines."""
+        visited, order = clusters.flatten().sort(stable=True)
+        rows = order // clusters.shape[1]
+        numbers, counts = visited.unique_consecutive(return_counts=True)
+        low, high = self.offsets[numbers].tolist(), self.offsets[numbers + 1].tolist()
+        for start, stop, visitors in zip(low, high, rows.split(counts.tolist()), strict=True):
+            keys = self.keys.rows(slice(start, stop), queries.dtype, queries.device)
+            yield visitors, self.members[start:stop], queries[visitors] @ keys.T
+
+    @property
+    def tokens(self) -> int:
+        """How many keys are indexed."""
+        return len(self.members)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of it."""
+        held = (self.centroids, self.offsets, self.members, self.chunks)
+        return self.keys.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def _batched(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    waiting: list[Tensor] = []
+    for keys in blocks:
+        waiting.append(keys)
+        if sum(map(len, waiting)) >= ASSIGNED_TOKENS:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
+
+
+def _tree(sample: Float[Tensor, "T R"], branches: int) -> tuple[Float[Tensor, "b R"], Float[Tensor, "b b R"]]:
+    """Cluster centres of two levels: a key is compared with 2b of them, not with b squared."""
+    coarse = _clusters(sample, branches)
+    home = (sample @ coarse.T).argmax(dim=1)
+    fine = [_clusters(sample[home == n], branches, fallback=coarse[n]) for n in range(branches)]
+    return coarse, torch.stack(fine)
+
+
+def _clusters(
+    keys: Float[Tensor, "T R"], count: int, fallback: Float[Tensor, " R"] | None = None
+) -> Float[Tensor, "b R"]:
+    """Spherical k-means from evenly spaced keys."""
+    if not len(keys):
+        assert fallback is not None
+        return fallback.expand(count, -1).clone()
+    centres = keys[torch.linspace(0, len(keys) - 1, count).long()].clone()
+    for _ in range(ROUNDS):
+        home = (keys @ centres.T).argmax(dim=1)
+        total = torch.zeros_like(centres).index_add_(0, home, keys)
+        length = total.norm(dim=1, keepdim=True)
+        centres = torch.where(length > 0, total / length.clamp(min=1e-12), centres)
+    return centres
+
+
+def _assigned(
+    keys: Float[Tensor, "T R"], coarse: Float[Tensor, "b R"], fine: Float[Tensor, "b b R"]
+) -> Int[Tensor, " T"]:
+    """The cluster of each key: the nearest branch, and the nearest of its twigs."""
+    home = (keys @ coarse.T).argmax(dim=1)
+    order = home.argsort()
+    cluster = torch.empty_like(home)
+    for branch, places in enumerate(order.split(torch.bincount(home, minlength=len(coarse)).tolist())):
+        cluster[places] = branch * len(coarse) + (keys[places] @ fine[branch].T).argmax(dim=1)
+    return cluster
