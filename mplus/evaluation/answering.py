@@ -168,5 +168,5 @@ def features(generation: Generation, relevances: Sequence[float]) -> dict[str, f
         found["relevance_margin"] = relevances[0] - relevances[1] if len(relevances) > 1 else relevances[0]
     found["confidence"] = generation.confidence
     if generation.evidence is not None:
-        found |= {name: float(value) for name, value in generation.evidence._asdict().items()}
+        found |= {f"evidence_{name}": float(value) for name, value in generation.evidence._asdict().items()}
     return found
