@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from mplus.evaluation.tasks import Task
+    from collections.abc import Callable
 
-TASKS = ("facts", "squad", "nq", "dialogue", "babi", "locomo", "longdoc")
+    from mplus.config import MemoryConfig
+    from mplus.evaluation.answering import Settings
+    from mplus.evaluation.runner import Run
+    from mplus.evaluation.stream import Stream
+    from mplus.evaluation.tasks import Task
+    from mplus.model import MPlus
+
+PERPLEXITY = "perplexity"
+TASKS = ("facts", "squad", "nq", "dialogue", "babi", "locomo", "longdoc", PERPLEXITY)
 LEVELS = "0,1000,2000,4000,8000,16000,32000,64000,160000"
 
 
@@ -30,7 +38,7 @@ def evaluate(
     levels: Annotated[
         str | None, typer.Option(help=f"Distractor tokens at which is asked, by commas. Default {LEVELS}.")
     ] = None,
-    questions: Annotated[int, typer.Option(min=0, help="Answerable questions.")] = 300,
+    questions: Annotated[int, typer.Option(min=0, help="Answerable questions; documents in perplexity.")] = 300,
     unanswerable: Annotated[
         int | None,
         typer.Option(min=0, help="Questions that nothing answers. Default: a third as many in facts, else 0."),
@@ -57,10 +65,7 @@ def evaluate(
 ) -> None:
     """Measure what is remembered: write contexts, then distractors, and ask after more and more of them."""
     from mplus.evaluation.answering import Settings
-    from mplus.evaluation.modes import answerers, chosen
     from mplus.evaluation.opening import open_model
-    from mplus.evaluation.report import as_json as figures
-    from mplus.evaluation.report import lines
     from mplus.evaluation.runner import Run
     from mplus.evaluation.stream import Stream
     from mplus.evaluation.texts import passages
@@ -75,10 +80,6 @@ def evaluate(
     random.Random(seed).shuffle(extra)
     wanted = _numbers("--levels", levels) if levels is not None else list(read.levels or _numbers("--levels", LEVELS))
     stream = Stream.of(read, extra, opened.tokenizer, wanted, together=together)
-    tops = _numbers("--top", top)
-    if min(tops) < 1:
-        raise ValueError(f"--top {top}: expected numbers of passages, at least 1.")
-    names = chosen([name.strip() for name in mode.split(",")], opened, layout)
     described = {
         "task": task,
         "data": _digest(data),
@@ -94,18 +95,100 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
-    run = Run(out or Path("runs") / f"{task}-{opened.weights.fingerprint[:8]}", described)
+
+    def run() -> Run:
+        return Run(out or Path("runs") / f"{task}-{opened.weights.fingerprint[:8]}", described)
+
+    if task == PERPLEXITY:
+        _perplexities(run, opened, layout, stream, settings, as_json=as_json)
+    else:
+        modes = [name.strip() for name in mode.split(",")]
+        _answers(run, modes, opened, layout, stream, settings, tops=_tops(top), as_json=as_json)
+
+
+def _answers(
+    start: "Callable[[], Run]",
+    modes: Sequence[str],
+    model: "MPlus",
+    layout: "MemoryConfig",
+    stream: "Stream",
+    settings: "Settings",
+    *,
+    tops: Sequence[int],
+    as_json: bool,
+) -> None:
+    """Ask every question in every way, and show how it went."""
+    from mplus.evaluation.modes import answerers, chosen
+    from mplus.evaluation.plots import can_plot, retention
+    from mplus.evaluation.report import HEADINGS, KIND_HEADINGS, cells, kinds, lines, markdown
+    from mplus.evaluation.report import as_json as figures
+
+    names = chosen(modes, model, layout)
+    run = start()
     progress = _Progress()
-    for one in answerers(names, opened, layout, stream, settings, tops=tops):
+    for one in answerers(names, model, layout, stream, settings, tops=tops):
         run.ask(one, stream, progress=progress)
     progress.close()
     report = lines(run.rows)
     (run.folder / "figures.json").write_text(json.dumps(figures(report), indent=1) + "\n", encoding="utf-8")
+    (run.folder / "table.md").write_text(markdown(report), encoding="utf-8")
+    if not can_plot():
+        print("No plot: matplotlib is not installed (pip install 'mplus[evaluate]').", file=sys.stderr)
+    elif any(line.contains is not None for line in report):
+        retention(report, run.folder / "retention.png", title=f"{stream.task.name}: {model.name}")
     if as_json:
         print(json.dumps(figures(report)))
-    else:
-        _show(report)
-        print(f"Raw answers: {run.folder / 'answers.jsonl'}")
+        return
+    _show(HEADINGS, [cells(line) for line in report])
+    if by_kind := kinds(report):
+        _show(KIND_HEADINGS, by_kind)
+    print(f"Raw answers, table and plot: {run.folder}")
+
+
+def _perplexities(
+    start: "Callable[[], Run]",
+    model: "MPlus",
+    layout: "MemoryConfig",
+    stream: "Stream",
+    settings: "Settings",
+    *,
+    as_json: bool,
+) -> None:
+    """Score every document in every condition, and show what memory costs it."""
+    from mplus.evaluation.perplexity import CONDITIONS, Condition, documents, figures
+
+    read = documents(stream.task.contexts, model.tokenizer)
+    run = start()
+    progress = _Progress()
+    for name in CONDITIONS:
+        condition = Condition(name, model, layout, stream, batch=settings.batch, seed=settings.seed)
+        wanted = {
+            level: [document for document in read if (name, level, document.id) not in run.done]
+            for level in condition.levels()
+        }
+        total = len(read) * len(wanted)
+        count = total - sum(map(len, wanted.values()))
+        for scored in condition.scored({level: some for level, some in wanted.items() if some}):
+            run.add([{"task": PERPLEXITY, "mode": name, **scored._asdict()}])
+            count += 1
+            progress(name, count, total)
+    progress.close()
+    report = figures(run.rows)
+    if as_json:
+        print(json.dumps([figure.as_json() for figure in report]))
+        return
+    _show(
+        ("condition", "tokens", "documents", "perplexity", "ratio to the backbone"),
+        [(f.name, f"{f.level:,}", str(f.perplexity.size), str(f.perplexity), str(f.ratio or "–")) for f in report],
+    )
+    print(f"Every document: {run.folder / 'answers.jsonl'}")
+
+
+def _tops(text: str) -> list[int]:
+    tops = _numbers("--top", text)
+    if min(tops) < 1:
+        raise ValueError(f"--top {text}: expected numbers of passages, at least 1.")
+    return tops
 
 
 def _task(name: str, data: Path | None, questions: int, unanswerable: int | None, seed: int, split: str) -> "Task":
@@ -118,11 +201,28 @@ def _task(name: str, data: Path | None, questions: int, unanswerable: int | None
         if split not in ("dev", "train"):
             raise ValueError(f"--split {split}: expected dev or train.")
         return facts(questions, questions // 3 if unanswerable is None else unanswerable, seed, split=split)
-    if name not in READERS:
+    if name == PERPLEXITY and data is not None:
+        return _documents(data, questions, seed)
+    if name not in READERS and name != PERPLEXITY:
         raise ValueError(f"task={name!r}: expected one of {', '.join(TASKS)}.")
     if data is None:
         raise ValueError(f"{name} is read from a file that you name: pass --data FILE (docs/evaluation.md says which).")
     return READERS[name](data, questions, unanswerable or 0, random.Random(seed))
+
+
+def _documents(data: Path, count: int, seed: int) -> "Task":
+    """Texts whose second halves are scored; those that are too short are spare."""
+    from mplus.evaluation.perplexity import SHORTEST_TOKENS
+    from mplus.evaluation.tasks import Task
+    from mplus.evaluation.texts import passages
+
+    # A token is hardly ever longer than a word.
+    texts = [text for text in passages(data) if len(text.split()) >= SHORTEST_TOKENS]
+    if len(texts) < count or not count:
+        raise ValueError(f"--questions {count}: {data} has {len(texts)} texts long enough; ask for 1 to {len(texts)}.")
+    random.Random(seed).shuffle(texts)
+    chosen = {f"document-{place}": text for place, text in enumerate(texts[:count])}
+    return Task(PERPLEXITY, chosen, (), tuple(texts[count:]), levels=(0, 16_000))
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -156,26 +256,14 @@ def _digest(path: Path | None) -> str | None:
     return f"{path.name}:{digest.hexdigest()[:16]}"
 
 
-def _show(report: "Sequence[Any]") -> None:
+def _show(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mplus.evaluation.report import HEADINGS, cells, kinds
-
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    table = Table()
-    for heading in HEADINGS:
-        table.add_column(heading)
-    for line in report:
-        table.add_row(*cells(line))
-    console.print(table)
-    if by_kind := kinds(report):
-        table = Table()
-        for heading in ("mode", "tokens", "kind", "n", "contains"):
-            table.add_column(heading)
-        for row in by_kind:
-            table.add_row(*row)
-        console.print(table)
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 class _Progress:

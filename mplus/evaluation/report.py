@@ -77,6 +77,8 @@ def _line(mode: str, level: int, rows: Sequence[dict[str, Any]]) -> Line:
 
 HEADINGS = ("mode", "tokens", "n", "contains", "exact", "F1", "source @1 / 3 / 10", "wrongly declined", "declined")
 
+KIND_HEADINGS = ("mode", "tokens", "kind", "n", "contains")
+
 
 def cells(line: Line) -> tuple[str, ...]:
     """A line as the table shows it; "declined" is the share of unanswerable questions that were."""
@@ -111,7 +113,7 @@ def markdown(report: Sequence[Line]) -> str:
     """The tables as Markdown."""
     tables = [_table(HEADINGS, [cells(line) for line in report])]
     if by_kind := kinds(report):
-        tables.append(_table(("mode", "tokens", "kind", "n", "contains"), by_kind))
+        tables.append(_table(KIND_HEADINGS, by_kind))
     return "\n\n".join(tables) + "\n"
 
 

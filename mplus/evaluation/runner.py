@@ -50,30 +50,31 @@ class Run:
         else:
             path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         self.rows = _known(folder / ANSWERS)
+        self.done = {_key(row) for row in self.rows}
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Take in rows that are not there yet, on disk at once."""
+        with (self.folder / ANSWERS).open("a", encoding="utf-8") as file:
+            for row in rows:
+                if _key(row) not in self.done:
+                    self.done.add(_key(row))
+                    self.rows.append(row)
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def ask(self, answerer: Answerer, stream: Stream, *, progress: Progress | None = None) -> None:
         """Ask one way of answering whatever it has not been asked yet."""
-        done = {_key(row) for row in self.rows}
         everything = [(question, level) for level in stream.levels for question in stream.task.questions]
-        wanted = [(q, level) for q, level in everything if (answerer.name, level, q.id) not in done]
+        wanted = [(q, level) for q, level in everything if (answerer.name, level, q.id) not in self.done]
         count = len(everything) - len(wanted)
         if not wanted:
             return
-        with (self.folder / ANSWERS).open("a", encoding="utf-8") as file:
+        started = time.perf_counter()
+        for answered in answerer.replies(wanted):
+            self.add(_rows(answerer.name, stream, answered, time.perf_counter() - started))
+            count += len(answered.levels)
+            if progress is not None:
+                progress(answerer.name, count, len(everything))
             started = time.perf_counter()
-            for answered in answerer.replies(wanted):
-                seconds = time.perf_counter() - started
-                for row in _rows(answerer.name, stream, answered, seconds):
-                    if _key(row) in done:
-                        continue
-                    done.add(_key(row))
-                    self.rows.append(row)
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    count += 1
-                file.flush()
-                if progress is not None:
-                    progress(answerer.name, count, len(everything))
-                started = time.perf_counter()
 
 
 def _known(path: Path) -> list[dict[str, Any]]:

@@ -37,7 +37,8 @@ def test_squad_from_a_file(folder: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 2 * 4
     assert {row["level"] for row in rows} == {0, 400}
-    assert "400" in result.output and "answers.jsonl" in result.output
+    assert "400" in result.output and str(out) in result.output.replace("\n", "")
+    assert "| mplus | 400 |" in (out / "table.md").read_text(encoding="utf-8")
     again = evaluate(*arguments, *common(folder, tmp_path), "--json")
     figures = json.loads(again.stdout)
     assert [line["level"] for line in figures] == [0, 400]
@@ -49,6 +50,19 @@ def test_facts_need_no_file(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     rows = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 2 * (3 + 1)
+
+
+def test_perplexity_of_a_text_file(folder: Path, tmp_path: Path) -> None:
+    arguments = ["perplexity", "--data", filler_file(tmp_path), "--questions", 4, "--model", folder]
+    arguments += ["--levels", "0,400", "--out", tmp_path / "out", "--json"]
+    result = evaluate(*arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [(f["name"], f["level"]) for f in found] == [("backbone", 0), ("empty memory", 0), ("memory", 400)]
+    assert found[1]["ratio"]["mean"] == pytest.approx(1, abs=1e-4)
+    before = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8")
+    assert json.loads(evaluate(*arguments).stdout) == found
+    assert (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8") == before
 
 
 def test_a_folder_of_trained_parts_is_opened_on_its_backbone(folder: Path, tmp_path: Path, model: MPlus) -> None:
@@ -72,6 +86,8 @@ def test_a_folder_of_trained_parts_is_opened_on_its_backbone(folder: Path, tmp_p
         (["facts", "--levels", "0", "--set", "recalled_tokens"], "name=value"),
         (["facts", "--levels", "0", "--set", "recalled=5"], "recalled"),
         (["facts", "--levels", "5000"], "--distractors"),
+        (["facts", "--levels", "0", "--mode", "rag-bm25", "--top", "0"], "at least 1"),
+        (["perplexity"], "pass --data FILE"),
         (["facts", "--prompt", "rhyme"], "plain, short or completion"),
     ],
 )
