@@ -98,3 +98,13 @@ def not_saved(folder: Path | str, error: OSError) -> MemorySaveError:
         f"{folder}: the memory was not saved ({reason}); what was saved there before is intact. Free space or allow "
         "writing there, or save to another folder",
     )
+
+
+def not_opened(root: Path, name: str, error: OSError) -> MemorySaveError:
+    """The error of a folder in which nothing can be locked, and so nothing be changed."""
+    reason = error.strerror or str(error)
+    return MemorySaveError(
+        error.errno,
+        f"{root}: memory {name!r} cannot be opened for writing there ({reason}). Free space or allow writing, or use "
+        "MemoryStore.load to only read it",
+    )

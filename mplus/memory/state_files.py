@@ -137,7 +137,7 @@ def _line(record: Any) -> bytes:
 
 
 @cache
-def _plain_fields() -> dict[str, Any]:
+def plain_fields() -> dict[str, Any]:
     """Fields of a state with their types, but for those that are pools."""
     hints = typing.get_type_hints(MemoryState)
     return {field.name: hints[field.name] for field in fields(MemoryState) if field.name not in ("tracks", "context")}
@@ -185,7 +185,7 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
 
     values: dict[str, Any] = {}
     records: dict[str, list[str] | None] = {}
-    for name, hint in _plain_fields().items():
+    for name, hint in plain_fields().items():
         value = getattr(state, name)
         if _record_type(hint) is None:
             values[name] = encode(value, keep)
@@ -290,14 +290,14 @@ def read_state(entry: StateEntry, reader: FileReader, initial: MemoryState) -> M
         raise CorruptMemoryError(f"it has {len(entry.tracks)} tracks, expected {len(initial.tracks)}")
     tracks = tuple(_track(entry.tracks[n], f"{n}", tensors, reader, like) for n, like in enumerate(initial.tracks))
     values: dict[str, Any] = {}
-    for name, hint in _plain_fields().items():
+    for name, hint in plain_fields().items():
         kind = _record_type(hint)
         if kind is None and name in entry.values:
             values[name] = decode(hint, entry.values[name], lambda key: tensors[key])
         elif kind is not None and name in entry.records:
             names = entry.records[name]
             values[name] = None if names is None else reader.records(names, kind)
-    unknown = (entry.values.keys() | entry.records.keys()) - _plain_fields().keys()
+    unknown = (entry.values.keys() | entry.records.keys()) - plain_fields().keys()
     if unknown:
         raise CorruptMemoryError(f"a state has no field {sorted(unknown)[0]!r:.80}; update mplus to read it")
     context = None if entry.context is None else _context(reader.shard(entry.context), initial)

@@ -12,7 +12,7 @@ from pathlib import Path
 from mplus.errors import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemorySaveError
 from mplus.memory.autosave import autosaving
 from mplus.memory.encryption import MemoryKey
-from mplus.memory.folders import make_private, not_saved
+from mplus.memory.folders import make_private, not_opened, not_saved
 from mplus.memory.manifest import MANIFEST, is_sealed
 from mplus.memory.memory import Memory
 from mplus.memory.names import check_name, check_spelling
@@ -285,12 +285,19 @@ class MemoryStore:
             self._holders[name] = threading.get_ident()
             path = self.root / f".{name}.lock"
             left = max(timeout - (time.monotonic() - started), 0.0)
+            held = FileLock(str(path), timeout=left, mode=0o600, poll_interval=POLL_SECONDS)
             try:
-                with FileLock(str(path), timeout=left, mode=0o600, poll_interval=POLL_SECONDS):
-                    os.utime(path)
-                    yield
+                held.acquire()
+                os.utime(path)
             except Timeout as error:
                 raise MemoryLockedError(message) from error
+            except OSError as error:
+                held.release()
+                raise not_opened(self.root, name, error) from error
+            try:
+                yield
+            finally:
+                held.release()
         finally:
             self._holders.pop(name, None)
             lock.release()

@@ -1,0 +1,82 @@
+"""Each of these runs as a process of its own, without the type checks of the other tests, so that much can happen.
+
+MPLUS_RELIABILITY=full runs them at full length; docs/memories.md says what that gave.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FULL = os.environ.get("MPLUS_RELIABILITY") == "full"
+KILLS = 200 if FULL else 60
+MUTATIONS = 500
+STRESS_SECONDS = float(os.environ.get("MPLUS_STRESS_SECONDS", "120" if FULL else "4"))
+
+
+def run(script: str, *arguments: object, prefix: tuple[str, ...] = ()) -> Any:
+    command = [*prefix, sys.executable, "-m", f"tests.reliability.{script}", *map(str, arguments)]
+    root = Path(__file__).parent.parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="victims are forks, which this system does not have")
+def test_a_kill_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
+    found = run("kills", tmp_path, "--kills", KILLS)
+    assert sum(sum(outcomes.values()) for outcomes in found["outcomes"].values()) == KILLS
+    assert found["leftovers"] == []
+    # The moments are random, and not all of them are before or after everything.
+    assert any("old, killed" in outcomes for outcomes in found["outcomes"].values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
+def test_altered_memories_are_refused_or_open_as_they_were(tmp_path: Path) -> None:
+    found = run("mutations", tmp_path, "--count", MUTATIONS)
+    assert found["wrong"] == []
+    assert sum(found["outcomes"].values()) == MUTATIONS
+    assert found["outcomes"]["refused"] >= 0.9 * MUTATIONS
+
+
+def can_mount() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_a_full_or_read_only_disk_is_a_clear_error_and_loses_nothing(tmp_path: Path) -> None:
+    if not can_mount():
+        pytest.skip("no file system can be mounted here: needs unshare and user namespaces")
+    found = run("disks", tmp_path, prefix=("unshare", "-Urm"))
+    full = [result for name, result in found.items() if name.startswith("full")]
+    assert len(full) == 5
+    for result in full:
+        assert result["intact"]
+        assert result["garbage"] == []
+        assert result["errno"] == "ENOSPC"
+        assert "No space left" in result["message"]
+    assert found["room again"] == ["a", "c"]
+    for name in ("save", "open", "export"):
+        result = found[f"read-only, {name}"]
+        assert result["intact"]
+        assert result["errno"] == "EROFS"
+        assert "Read-only" in result["message"]
+
+
+@pytest.mark.timeout(STRESS_SECONDS + 600)
+def test_many_threads_and_processes_lose_and_cross_nothing(tmp_path: Path) -> None:
+    found = run("stress", tmp_path, "--seconds", STRESS_SECONDS, *(() if FULL else ("--processes", 2, "--threads", 8)))
+    assert found["lost"] == []
+    assert found["crossed"] == []
+    assert found["never begun"] == []
+    assert found["failed"] == []
+    assert set(found["exit_codes"]) == {0}
+    assert found["kills"] >= 1
