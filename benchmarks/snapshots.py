@@ -8,7 +8,8 @@
 * incremental: saving the large memory after one more turn of a conversation, over saving all of it.
 
 A large memory is made of one real segment of 4,096 tokens under many names: what is measured does not depend
-on what the bytes say. Page cache is warm, as after a save; ``--folder`` chooses the disk.
+on what the bytes say. Page cache is warm, as
+after a save; ``--folder`` chooses the disk.
 """
 
 import argparse
@@ -97,21 +98,27 @@ def filled(model: mplus.MPlus, tokens: int) -> mplus.Memory:
     return memory
 
 
+def compared(model: mplus.MPlus, memory: mplus.Memory, ours: Path, theirs: Path) -> tuple[dict[str, float], int]:
+    """Seconds of each, and the bytes that were saved."""
+    taken = {
+        "save": seconds(lambda: memory.save(ours)),
+        "copy": seconds(lambda: copy_files(ours, theirs)),
+        "load": seconds(lambda: (mplus.Memory.load(ours, model), verify_memory(ours))),
+        "read": seconds(lambda: read_files(theirs)),
+    }
+    nbytes = folder_bytes(ours)
+    shutil.rmtree(ours)
+    shutil.rmtree(theirs)
+    return taken, nbytes
+
+
 def throughput(model: mplus.MPlus, root: Path, tokens: int, runs: int) -> dict[str, Any]:
     """Save and load against plain copies and reads, in turn."""
     memory = filled(model, tokens)
     timed: dict[str, list[float]] = {name: [] for name in ("save", "copy", "load", "read")}
+    nbytes = 0
     for number in range(runs + 1):
-        ours, theirs = root / f"ours-{number}", root / f"theirs-{number}"
-        taken = {
-            "save": seconds(lambda: memory.save(ours)),
-            "copy": seconds(lambda: copy_files(ours, theirs)),
-            "load": seconds(lambda: (mplus.Memory.load(ours, model), verify_memory(ours))),
-            "read": seconds(lambda: read_files(theirs)),
-        }
-        nbytes = folder_bytes(ours)
-        shutil.rmtree(ours)
-        shutil.rmtree(theirs)
+        taken, nbytes = compared(model, memory, root / f"ours-{number}", root / f"theirs-{number}")
         for name, value in taken.items():
             if number:
                 timed[name].append(value)
@@ -122,10 +129,10 @@ def throughput(model: mplus.MPlus, root: Path, tokens: int, runs: int) -> dict[s
 def opened(model: mplus.MPlus, folder: Path, runs: int) -> dict[str, Any]:
     """Seconds to open, and resident memory before and after the first time."""
     before = resident_bytes()
-    taken = [seconds(lambda: held.append(mplus.Memory.load(folder, model))) for held in [[]] for _ in range(1)]
-    kept = mplus.Memory.load(folder, model)
+    kept: list[mplus.Memory] = []
+    taken = [seconds(lambda: kept.append(mplus.Memory.load(folder, model)))]
     growth = resident_bytes() - before
-    del kept
+    kept.clear()
     taken += [seconds(lambda: mplus.Memory.load(folder, model)) for _ in range(runs)]
     return {"first_open_seconds": taken[0], "open_seconds": statistics.median(taken[1:]), "resident_growth": growth}
 
@@ -190,16 +197,18 @@ def main() -> None:
     for ours, theirs, what in (("save", "copy", "save / copy and fsync"), ("load", "read", "load and check / read")):
         print(f"| {what} | {rate[ours]:.2f} | {rate[theirs]:.2f} | {rate[ours] / rate[theirs]:.2f} |")
     print(f"\n| {big['tokens']:,} tokens, {big['bytes'] / 1e9:.2f} GB | |\n| --- | --- |")
-    print(f"| open (target: below 1 s) | {big['open_seconds']:.2f} s; the first time {big['first_open_seconds']:.2f} s |")
+    print(
+        f"| open (target: below 1 s) | {big['open_seconds']:.2f} s; the first time {big['first_open_seconds']:.2f} s |"
+    )
     print(
         f"| resident memory grows by (target: below 5%) | {big['resident_growth'] / 1e6:.0f} MB, "
         f"{big['resident_growth_share']:.1%} |"
     )
     print(f"| full save | {big['full_save_seconds']:.1f} s |")
+    share = big["incremental_save_seconds"] / big["full_save_seconds"]
     print(
         f"| save after one more turn | {big['incremental_save_seconds']:.3f} s, "
-        f"{big['incremental_save_bytes'] / 1e6:.1f} MB: {big['incremental_save_seconds'] / big['full_save_seconds']:.2%} "
-        "of the time |"
+        f"{big['incremental_save_bytes'] / 1e6:.1f} MB: {share:.2%} of the time |"
     )
     print(f"| first answer's first token after opening | {big['first_read_seconds']:.2f} s |")
     if arguments.json:

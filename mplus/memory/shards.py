@@ -242,9 +242,10 @@ def write_shard(file: Sink, name: str, tensors: Mapping[str, Tensor], seal: Seal
         for number, (start, stop) in enumerate(tensor.blocks(), tensor.first_block):
             if cipher is None:
                 sums[number] = zlib.crc32(data[start:stop])
-                size += file.write(data[start:stop])
             else:
                 size += file.write(cipher.encrypt(number + 1, data[start:stop]))
+        if cipher is None:
+            size += file.write(data)
     tail = sums.tobytes() if cipher is None else b""
     size += file.write(tail)
     return ShardSum(nbytes=size, sha256=hashlib.sha256(head + tail).hexdigest())

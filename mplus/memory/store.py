@@ -227,7 +227,7 @@ class MemoryStore:
                 save_memory(memory, folder, key=key, check_size=lambda nbytes: self._check_quota(name, nbytes))
         except (MemorySaveError, MemoryLimitError):
             self._recent.drop(name)
-            if dispensable is None or memory.fingerprint != dispensable.fingerprint:
+            if dispensable is None or not _reads_alike(memory, dispensable):
                 raise
             return
         if model is not None:
@@ -346,3 +346,9 @@ class MemoryStore:
                 f"All memories would have {total:,} bytes, more than max_total_bytes={self.max_total_bytes:,}. Delete "
                 "some, or raise the limit; the saved state is as it was."
             )
+
+
+def _reads_alike(one: Memory, other: Memory) -> bool:
+    ours, theirs = one.snapshots, other.snapshots
+    same = len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))
+    return same and one.fingerprint == other.fingerprint

@@ -1,11 +1,15 @@
+import contextlib
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mplus import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemoryStore
+from mplus.memory import store as store_module
 from mplus.model import MPlus
 
 
@@ -27,7 +31,26 @@ def test_memories_are_kept_by_name(tmp_path: Path, model: MPlus, text: str) -> N
     assert (tmp_path / "s").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "/etc", ".hidden", "a" * 129, "a\0b", "a b", "x..y", "-rf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        "../x",
+        "a/b",
+        "/etc",
+        ".hidden",
+        "a" * 129,
+        "a\0b",
+        "a b",
+        "x..y",
+        "-rf",
+        "a.",
+        "con",
+        "LPT1.txt",
+        "e\u0301",
+    ],
+)
 def test_names_that_could_leave_the_folder_are_refused(tmp_path: Path, model: MPlus, name: str) -> None:
     store = MemoryStore(tmp_path / "s")
     with pytest.raises(ValueError, match="Memory name"), store.open(name, model):
@@ -95,3 +118,132 @@ def test_a_memory_held_by_another_process_is_locked_until_it_dies(tmp_path: Path
         child.stdout.close()
     with store.open("alice", model, timeout=5):
         pass
+
+
+def test_recent_memories_stay_in_host_memory_and_others_are_dropped(tmp_path: Path, model: MPlus, text: str) -> None:
+    loads: list[str] = []
+    original = store_module.load_memory
+
+    def load(folder: Path, *arguments, **options):
+        loads.append(folder.name)
+        return original(folder, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "load_memory", load)
+        store = MemoryStore(tmp_path, max_resident_bytes=150_000)  # room for two
+        for name in "abc":
+            with store.open(name, model) as memory:
+                model.write(memory, text[:100], source=name)
+        kept = store._recent.names
+        assert 1 <= len(kept) < 3 and kept[-1] == "c"
+        for name in ("c", "a", "a"):
+            with store.open(name, model) as memory:
+                assert [s.name for s in memory.sources()] == [name]
+        assert loads == ["a"]
+        # Another process saved it meanwhile.
+        with MemoryStore(tmp_path).open("a", model) as memory:
+            model.write(memory, text[:100], source="later")
+        with store.open("a", model) as memory:
+            assert [s.name for s in memory.sources()] == ["a", "later"]
+
+
+def test_what_a_caller_does_after_closing_reaches_nobody(tmp_path: Path, model: MPlus) -> None:
+    store = MemoryStore(tmp_path)
+    with store.open("alice", model) as memory:
+        model.write(memory, "Something to keep.", source="a")
+    model.write(memory, "Written after the end of it.", source="late")
+    with store.open("alice", model) as again:
+        assert [s.name for s in again.sources()] == ["a"]
+        loaded = store.load("alice", model)
+        model.write(loaded, "Written into a reader's copy.", source="reader")
+    assert [s.name for s in store.load("alice", model).sources()] == ["a"]
+
+
+def test_autosave_brings_changes_to_disk_while_a_memory_is_open(tmp_path: Path, model: MPlus) -> None:
+    store = MemoryStore(tmp_path)
+    with store.open("alice", model, autosave_seconds=0.02) as memory:
+        model.write(memory, "Something to keep for long.", source="a")
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(MemoryNotFoundError):
+                if [s.name for s in store.load("alice", model).sources()] == ["a"]:
+                    break
+            time.sleep(0.01)
+        else:
+            pytest.fail("nothing was saved while the memory was open")
+    with pytest.raises(ValueError, match="autosave_seconds"), store.open("alice", model, autosave_seconds=0):
+        pass
+
+
+def test_opening_what_is_open_in_the_same_thread_is_an_error_at_once(tmp_path: Path, model: MPlus) -> None:
+    store = MemoryStore(tmp_path)
+    with store.open("alice", model), pytest.raises(MemoryLockedError, match="this very thread"):
+        store.delete("alice")
+
+
+def test_how_often_tokens_were_recalled_is_saved_too(tmp_path: Path, model: MPlus, text: str) -> None:
+    store = MemoryStore(tmp_path, max_resident_bytes=0)
+    with store.open("alice", model) as memory:
+        model.write(memory, text, source="a")
+    with store.open("alice", model) as memory:
+        model.generate(memory, "Which box is blue?", max_new_tokens=1)
+        recalled = memory.state.tracks[0].long_term.provenance.recall_frequencies
+    with store.open("alice", model) as memory:
+        assert torch.equal(memory.state.tracks[0].long_term.provenance.recall_frequencies, recalled)
+        assert recalled.max() > recalled.min()
+
+
+def test_snapshots_are_saved_and_survive(tmp_path: Path, model: MPlus, text: str) -> None:
+    store = MemoryStore(tmp_path, max_resident_bytes=0)
+    with store.open("alice", model) as memory:
+        model.write(memory, text, source="a")
+    with store.open("alice", model) as memory:
+        number = memory.snapshot("before b")  # changes nothing but the history
+    with store.open("alice", model) as memory:
+        model.write(memory, text[:200], source="b")
+    with store.open("alice", model) as memory:
+        memory.rollback(number)
+        assert [s.name for s in memory.sources()] == ["a"]
+    assert [s.name for s in store.load("alice", model).sources()] == ["a"]
+
+
+def test_a_memory_can_be_put_listed_and_copied_cheaply(tmp_path: Path, model: MPlus, text: str) -> None:
+    store = MemoryStore(tmp_path)
+    memory = model.new_memory()
+    model.write(memory, text, source="a")
+    store.put("alice", memory)
+    with pytest.raises(ValueError, match="exists already"):
+        store.put("alice", memory)
+    store.copy("alice", "bob")
+    with pytest.raises(ValueError, match="exists already"):
+        store.copy("alice", "bob")
+    (alice, bob) = store.list()
+    assert alice.nbytes > memory.nbytes and abs(alice.nbytes - bob.nbytes) < 100
+    assert time.time() - 600 < alice.saved <= alice.used <= time.time() + 1
+    shared = {p.stat().st_ino for p in (tmp_path / "alice").glob("tokens-*")}
+    assert shared == {p.stat().st_ino for p in (tmp_path / "bob").glob("tokens-*")}
+    with store.open("bob", model) as copy:
+        copy.forget("a")
+    assert [s.name for s in store.load("alice", model).sources()] == ["a"]
+    limited = MemoryStore(tmp_path, max_total_bytes=alice.nbytes + bob.nbytes // 2)
+    with pytest.raises(MemoryLimitError, match="max_total_bytes"):
+        limited.copy("alice", "carol")
+    assert not (tmp_path / "carol").exists()
+
+
+def test_a_link_in_place_of_a_memory_is_refused(tmp_path: Path, model: MPlus) -> None:
+    store = MemoryStore(tmp_path / "s")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "s" / "alice").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link"), store.open("alice", model):
+        pass
+    assert store.list() == []
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_what_killed_deletes_and_copies_left_is_swept(tmp_path: Path) -> None:
+    for name in (".deleted-alice-17", ".copying-bob-18"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokens").write_text("left")
+    MemoryStore(tmp_path)
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []

@@ -57,7 +57,7 @@ def main() -> None:
 
         def write_much(bigger=bigger) -> None:
             with store.open("alice", model) as memory:
-                memory.commit(bigger.state)
+                memory.adopt(bigger)
 
         code, message = refused(write_much)
         found[f"full, {left} bytes left"] = {

@@ -86,7 +86,7 @@ class Bench:
 
     def put_back(self, store: MemoryStore, memory: Memory) -> None:
         with store.open(NAME, self.model) as opened:
-            opened.commit(memory.state)
+            opened.adopt(memory)
 
     def work(self, kind: str, store: MemoryStore, old: Memory) -> tuple[Callable[[], object], str | None]:
         """What a victim does, and the hash of what there is when it is done."""

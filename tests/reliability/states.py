@@ -32,7 +32,7 @@ def text(seed: int, sentences: int = 6) -> str:
 
 def hash_of(memory: Memory) -> str:
     """Equal exactly where two memories hold the same: every tensor, source, counter and snapshot."""
-    states = [memory.state]
+    states = [memory.state, *(snapshot.state for snapshot in memory.snapshots)]
     return hashlib.sha256("".join(map(_hash_of_state, states)).encode()).hexdigest()
 
 
