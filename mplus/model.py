@@ -1,7 +1,6 @@
 """``MPlus``: one loaded model that writes and reads any number of memories."""
 
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from mplus.checkpoint import catalog
 from mplus.checkpoint.weights import Loaded, TrainedParts, initial_state, load, write_parts
-from mplus.chunking import TextLike, fresh_names, ready_chunks, tokenized
+from mplus.chunking import TextLike
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
 from mplus.generation.constrain import Constraint
@@ -20,15 +19,15 @@ from mplus.generation.requests import PromptLike, Requests
 from mplus.generation.scheduler import Scheduler
 from mplus.generation.sources import FoundSource, Where, allowed_sources
 from mplus.generation.stream import GenerationStream
-from mplus.memory.forgetting import within_age_limits
 from mplus.memory.ledger import LedgerEntry
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
 from mplus.read import ReadRequest
 from mplus.recall import rank_sources
-from mplus.text import SentenceEnds, encode_inert
+from mplus.text import encode_inert
 from mplus.weights import Weights
-from mplus.write import Progress, WriteReport, write_chunks
+from mplus.write import Progress, WriteReport
+from mplus.writer import Writer
 
 
 class MPlus:
@@ -57,9 +56,9 @@ class MPlus:
         self.memory_config = memory
         self.name = name
         self._parts = parts or TrainedParts()
-        self._ends = SentenceEnds(tokenizer) if tokenizer is not None else None
         self._initial_states: dict[MemoryConfig, MemoryState] = {}
         self._requests = Requests(weights, tokenizer, name=name, calibration=self._parts.calibration)
+        self._writer = Writer(weights, tokenizer)
         self._lock = threading.Lock()
         self._check(memory)
 
@@ -189,19 +188,47 @@ class MPlus:
             MemoryMismatchError: The memory belongs to another model.
         """
         self._requests.check_memory(memory)
-        if source is not None and not source.strip():
-            raise ValueError(f"source={source!r}: expected a name, or None to have one made.")
-        texts = tokenized(text, self.tokenizer, self.weights.backbone.vocabulary_size)
-        kept = [(t.original or self.tokenizer.decode(t.input_ids),) if keep_text else () for t in texts]
-        started = time.perf_counter()
-        with memory.writing():
-            state = memory.state
-            names = [source] * len(texts) if source is not None else fresh_names(state, len(texts))
-            written = [t.written(n, dict(metadata or {}), k) for t, n, k in zip(texts, names, kept, strict=True)]
-            state, report = self._written(memory, state, LedgerEntry(tuple(written), time.time()), progress)
-            memory.commit(state)
-        num_tokens = sum(len(t.input_ids) for t in texts)
-        return replace(report, text_tokens=num_tokens, seconds=time.perf_counter() - started)
+        (report,) = self._writer.write([memory], [text], [source], metadata, keep_text, progress)
+        return report
+
+    def write_batch(
+        self,
+        memories: Sequence[Memory],
+        texts: Sequence[TextLike],
+        *,
+        sources: Sequence[str | None] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        keep_text: bool = False,
+        progress: Progress | None = None,
+    ) -> list[WriteReport]:
+        """Write into several memories at once, as ``write`` does into each.
+
+        Their chunks go through the layers together: many short texts cost little more than one long one.
+
+        Args:
+            memories: What to write into, each at most once; changed only when everything has been written.
+            texts: For each memory, what ``write`` takes.
+            sources: For each memory, the name of the source; None makes names.
+            metadata: Of all the sources.
+            keep_text: Keep the texts beside their latents.
+            progress: Called with text tokens written so far and in total.
+
+        Raises:
+            ValueError: Different numbers of memories, texts and sources, a memory given twice, empty text, or
+                token ids out of range.
+            MemoryMismatchError: A memory belongs to another model.
+        """
+        names = [None] * len(memories) if sources is None else list(sources)
+        if not len(memories) == len(texts) == len(names):
+            raise ValueError(
+                f"{len(memories)} memories, {len(texts)} texts and {len(names)} sources: expected one text and one "
+                "source per memory."
+            )
+        if len({id(memory) for memory in memories}) < len(memories):
+            raise ValueError("A memory is given more than once: pass its texts as one list.")
+        for memory in memories:
+            self._requests.check_memory(memory)
+        return self._writer.write(memories, texts, names, metadata, keep_text, progress)
 
     def replay(self, memory: Memory, state: MemoryState, entry: LedgerEntry) -> MemoryState:
         """The state after an entry of a memory's ledger has been written once more; the memory is not touched.
@@ -210,19 +237,8 @@ class MPlus:
             MemoryMismatchError: The memory belongs to another model.
         """
         self._requests.check_memory(memory)
-        return self._written(memory, state, entry, None)[0]
-
-    def _written(
-        self, memory: Memory, state: MemoryState, entry: LedgerEntry, progress: Progress | None
-    ) -> tuple[MemoryState, WriteReport]:
-        """The state after ``entry`` has been written at its time."""
-        assert self._ends is not None, "a model without a tokenizer writes nothing"
-        config = memory.config
-        state, chunks = ready_chunks(within_age_limits(state, config, entry.time), config, entry, self._ends)
-        state, report = write_chunks(self.weights, memory, state, chunks, progress=progress)
-        if state.ledger is not None:
-            state = replace(state, ledger=(*state.ledger, entry))
-        return within_age_limits(state, config, entry.time), report
+        ((state, _),) = self._writer.written([memory], [state], [entry], None)
+        return state
 
     # --- answers ----------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ a write adapter compresses a chunk into K tokens (spec section 3), one chunk aft
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -78,23 +79,55 @@ def write_chunks(
     progress: Progress | None = None,
 ) -> tuple[MemoryState, WriteReport]:
     """Write chunks in order; the memory itself is not touched, the new state is returned."""
+    (written,) = write_together(weights, [Writing(memory, state, chunks)], progress=progress)
+    return written
+
+
+class Writing(NamedTuple):
+    """Chunks that are to be written into one memory."""
+
+    memory: Memory
+    state: MemoryState
+    chunks: Sequence[Chunk]
+
+
+def write_together(
+    weights: Weights, writings: Sequence[Writing], *, progress: Progress | None = None
+) -> list[tuple[MemoryState, WriteReport]]:
+    """Write into several memories, each in order; their chunks go through the layers together.
+
+    No memory is touched; new states are returned.
+    """
     started = time.perf_counter()
-    total, done = sum(len(chunk.input_ids) for chunk in chunks), 0
-    memory_tokens = evicted = consolidated = 0
-    for batch in _batches(chunks, memory.config):
+    totals = [sum(len(chunk.input_ids) for chunk in writing.chunks) for writing in writings]
+    reports = [WriteReport(total, 0, 0, 0, 0.0) for total in totals]
+    states = [writing.state for writing in writings]
+    waiting = [deque(writing.chunks) for writing in writings]
+    done = 0
+    while any(waiting):
+        config, batch = _next_batch([writing.memory.config for writing in writings], waiting)
+        parts = [Part(states[number], chunks) for number, chunks in batch]
         with torch.inference_mode():
-            if memory.config.encoding == "states":
-                new, context = _encode_states(weights, memory.config, state, batch)
+            if config.encoding == "states":
+                encoded = _encode_states(weights, config, parts)
             else:
-                new, context = _encode_adapter(weights, memory.config, state, batch[0])
-        generator = memory.generator(state)
-        state, out, moved = absorb(state, memory.config, new, generator, context, batch)
-        memory_tokens += len(new[0])
-        evicted, consolidated = evicted + out, consolidated + moved
-        done += sum(len(chunk.input_ids) for chunk in batch)
+                ((state, (chunk,)),) = parts
+                encoded = [_encode_adapter(weights, config, state, chunk)]
+        for (number, chunks), (new, context) in zip(batch, encoded, strict=True):
+            generator = writings[number].memory.generator(states[number])
+            states[number], out, moved = absorb(states[number], config, new, generator, context, chunks)
+            known = reports[number]
+            reports[number] = replace(
+                known,
+                memory_tokens=known.memory_tokens + len(new[0]),
+                evicted=known.evicted + out,
+                consolidated=known.consolidated + moved,
+                seconds=time.perf_counter() - started,
+            )
+            done += sum(len(chunk.input_ids) for chunk in chunks)
         if progress is not None:
-            progress(done, total)
-    return state, WriteReport(total, memory_tokens, evicted, consolidated, time.perf_counter() - started)
+            progress(done, sum(totals))
+    return list(zip(states, reports, strict=True))
 
 
 def absorb(
@@ -133,36 +166,74 @@ def absorb(
     return state, evicted, moved
 
 
-def _batches(chunks: Sequence[Chunk], config: MemoryConfig) -> list[Sequence[Chunk]]:
+class Part(NamedTuple):
+    """What goes into one memory of a batch of chunks."""
+
+    state: MemoryState
+    chunks: Sequence[Chunk]
+
+
+def _next_batch(
+    configs: Sequence[MemoryConfig], waiting: Sequence[deque[Chunk]]
+) -> tuple[MemoryConfig, list[tuple[int, list[Chunk]]]]:
+    """Chunks that go through the layers together next, taken from ``waiting``, by number of their memory."""
+    first = next(number for number, chunks in enumerate(waiting) if chunks)
+    config = configs[first]
     if config.encoding == "adapter" or config.layout == "token":
-        return [[chunk] for chunk in chunks]
-    per_batch = max(WRITE_BATCH_TOKENS // config.chunk_tokens, 1)
-    return [chunks[i : i + per_batch] for i in range(0, len(chunks), per_batch)]
+        return config, [(first, [waiting[first].popleft()])]
+    room = max(WRITE_BATCH_TOKENS // config.chunk_tokens, 1)
+    batch: list[tuple[int, list[Chunk]]] = []
+    for number in range(first, len(waiting)):
+        if configs[number] != config:
+            continue
+        taken = [waiting[number].popleft() for _ in range(min(room, len(waiting[number])))]
+        room -= len(taken)
+        if taken:
+            batch.append((number, taken))
+    return config, batch
 
 
 # --- each text token's own state ----------------------------------------------------------------------
 
 
-def _encode_states(
-    weights: Weights, config: MemoryConfig, state: MemoryState, chunks: Sequence[Chunk]
-) -> tuple[list[Tokens], Context]:
-    context = state.context if chunks[0].continues else None
-    encoded = encode_states(weights, chunks, context)
-    sizes = [len(chunk.input_ids) for chunk in chunks]
-    provenance = Provenance(
-        ages=torch.arange(sum(sizes) - 1, -1, -1),
-        recall_frequencies=torch.full((sum(sizes),), config.initial_recall_frequency, dtype=torch.float64),
-        sources=torch.tensor([source for chunk in chunks for source in chunk.sources]),
-        chunks=torch.arange(len(chunks)).repeat_interleave(torch.tensor(sizes)) + state.num_chunks,
-    )
+def _encode_states(weights: Weights, config: MemoryConfig, parts: Sequence[Part]) -> list[tuple[list[Tokens], Context]]:
+    chunks = [chunk for part in parts for chunk in part.chunks]
+    contexts: list[Context | None] = []
+    for part in parts:
+        # What follows in the same part goes on from the chunk before it.
+        contexts += [part.state.context if part.chunks[0].continues else None, *[None] * (len(part.chunks) - 1)]
+    encoded = encode_states(weights, chunks, contexts)
+    provenances = [_provenance(config, part) for part in parts]
     assert encoded.base is not None
-    tokens = [
-        Tokens(_born(weights, encoded.states, encoded.base, layers, recall_layer, config), provenance)
+    content = [
+        _born(weights, encoded.states, encoded.base, layers, recall_layer, config)
         for layers, recall_layer in weights.tracks(config)
     ]
-    keep = min(sizes[-1], config.tokens_per_write)
-    context = Context(tuple(layer[-keep:].clone() for layer in encoded.states), provenance.sources[-keep:].clone())
-    return tokens, context
+    everything = Provenance.cat(provenances) if len(parts) > 1 else provenances[0]
+    together = [Tokens(track, everything) for track in content]
+    found: list[tuple[list[Tokens], Context]] = []
+    end = 0
+    for part, provenance in zip(parts, provenances, strict=True):
+        start, end = end, end + len(provenance)
+        # Rows of several memories are taken apart, so that none holds another's.
+        own = together if len(parts) == 1 else [tokens.take(torch.arange(start, end)) for tokens in together]
+        own = [replace(tokens, provenance=provenance) for tokens in own]
+        keep = min(len(part.chunks[-1].input_ids), config.tokens_per_write)
+        last = tuple(layer[end - keep : end].clone() for layer in encoded.states)
+        found.append((own, Context(last, provenance.sources[-keep:].clone())))
+    return found
+
+
+def _provenance(config: MemoryConfig, part: Part) -> Provenance:
+    """Where the tokens of a part come from, as its memory counts."""
+    sizes = torch.tensor([len(chunk.input_ids) for chunk in part.chunks])
+    total = int(sizes.sum())
+    return Provenance(
+        ages=torch.arange(total - 1, -1, -1),
+        recall_frequencies=torch.full((total,), config.initial_recall_frequency, dtype=torch.float64),
+        sources=torch.tensor([source for chunk in part.chunks for source in chunk.sources]),
+        chunks=torch.arange(len(part.chunks)).repeat_interleave(sizes) + part.state.num_chunks,
+    )
 
 
 def _born(
@@ -186,35 +257,42 @@ def _born(
     )
 
 
-def encode_states(weights: Weights, chunks: Sequence[Chunk], context: Context | None) -> Encoded:
+def encode_states(weights: Weights, chunks: Sequence[Chunk], contexts: Sequence[Context | None]) -> Encoded:
     """States of every text token at the input of every layer.
 
     Rows of all chunks are packed for the linear layers and laid out [chunk, row] for attention, where
-    each chunk sees the bos state, the chunk before it (if it continues it) and its own past. Positions
-    count from the bos state, as in any write.
+    each chunk sees the bos state, what it continues, and its own past. Positions count from the bos state,
+    as in any write.
+
+    Args:
+        weights: The model.
+        chunks: Of one text or of many.
+        contexts: For each chunk, what it goes on from if that was written earlier; None where that is the
+            chunk before it in ``chunks``, or nothing.
     """
     backbone = weights.backbone
     device = backbone.device
     sizes = torch.tensor([len(chunk.input_ids) for chunk in chunks])
     longest = int(sizes.max())
+    earlier = torch.tensor([0 if context is None else context.sources.shape[0] for context in contexts])
+    offset = int(earlier.sum())
+    starts = offset + sizes.cumsum(0) - sizes
     before = torch.zeros_like(sizes)
     before[1:] = sizes[:-1]
-    if context is not None:
-        before[0] = context.sources.shape[0]
     before *= torch.tensor([chunk.continues for chunk in chunks])
+    is_earlier = torch.tensor([context is not None for context in contexts])
+    before = torch.where(is_earlier, earlier, before)
     reach = int(before.max())
 
     columns = torch.arange(longest)
     inside = columns < sizes[:, None]  # [chunk, row]
     slot = torch.full(inside.shape, 0)
     slot[inside] = torch.arange(int(sizes.sum()))
-    # Rows of the chunk before, as packed rows; the first chunk finds its past at the front.
-    starts = sizes.cumsum(0) - sizes
+    # Rows of what a chunk continues; what was written earlier stands in front of all chunks.
     past_columns = torch.arange(reach)
     past_inside = past_columns < before[:, None]
-    past_slot = (starts - before)[:, None] + past_columns
-    offset = int(before[0])
-    past_slot = torch.where(past_inside, past_slot + offset, 0)
+    past_starts = torch.where(is_earlier, earlier.cumsum(0) - earlier, starts - before)
+    past_slot = torch.where(past_inside, past_starts[:, None] + past_columns, 0)
 
     position = 1 + before[:, None] + columns
     table = backbone.rotation(torch.arange(1 + reach + longest, device=device))
@@ -236,9 +314,9 @@ def encode_states(weights: Weights, chunks: Sequence[Chunk], context: Context | 
         where = backbone.layer_device(index)
         hidden = hidden.to(where)
         states.append(hidden)
-        past = context.states[index].to(where)[-offset:] if context is not None and offset else hidden[:0]
+        past = [context.states[index].to(where) for context in contexts if context is not None]
         normed = weights.norm(
-            index, torch.cat([backbone.bos_states[index : index + 1].to(where), past, hidden]), reading=False
+            index, torch.cat([backbone.bos_states[index : index + 1].to(where), *past, hidden]), reading=False
         )
         keys, values = backbone.keys_values(layer, normed)
         base.append(KeysValues(keys[1 + offset :], values[1 + offset :]))

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mplus.errors import MemoryMismatchError
 from mplus.model import MPlus
+from mplus.read import prefill
 from mplus.testing import tiny_model
 from mplus.write import Chunk, encode_states
 from tests.conftest import TINY
@@ -47,7 +50,7 @@ def test_states_equal_a_plain_forward_of_what_each_chunk_sees(model_type: str) -
         Chunk(list(b"goes on here!"), [1] * 13, True),
     ]
     with torch.no_grad():
-        encoded = encode_states(weights, chunks, None)
+        encoded = encode_states(weights, chunks, [None] * len(chunks))
         sizes = [len(c.input_ids) for c in chunks]
         for number, chunk in enumerate(chunks):
             start = sum(sizes[:number])
@@ -249,3 +252,47 @@ def test_progress_counts_up_to_the_whole_text(model: MPlus, text: str) -> None:
     model.write(model.new_memory(), text * 3, source="a", progress=lambda done, total: seen.append((done, total)))
     assert [d for d, _ in seen] == sorted(d for d, _ in seen)
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("layout", ["chunk", "token"])
+def test_writing_into_several_memories_at_once_equals_one_by_one(layout: str, text: str) -> None:
+    config = TINY if layout == "chunk" else TINY.model_copy(update={"layout": "token", "recall": "attention"})
+    model = tiny_model(memory=config)
+    other = model.memory_config.model_copy(update={"chunk_tokens": 24, "tokens_per_write": 24})
+    alone = [model.new_memory(), model.new_memory(config=other), model.new_memory(), model.new_memory()]
+    together = [model.new_memory(), model.new_memory(config=other), model.new_memory(), model.new_memory()]
+    for number, memory in enumerate([*alone, *together]):
+        if number % 4 != 2:  # what goes on and what begins, side by side
+            model.write(memory, text[:130], source="a")
+    texts = [text[130:900], text[:50], [text[200:400], text[600:720]], text[130:145]]
+    names = ["a", "b", None, "a"]
+    expected = [model.write(m, t, source=n) for m, t, n in zip(alone, texts, names, strict=True)]
+    counted: list[int] = []
+    reports = model.write_batch(together, texts, sources=names, progress=lambda done, total: counted.append(done))
+    assert counted == sorted(counted) and len(counted) >= 1
+    for one, report, mine, batched in zip(expected, reports, alone, together, strict=True):
+        assert replace(report, seconds=0.0) == replace(one, seconds=0.0)
+        assert batched.fingerprint == mine.fingerprint
+        assert [s.name for s in batched.sources()] == [s.name for s in mine.sources()]
+        logits = [prefill(model.weights, [model.read_request(m, "Which box?")]).logits for m in (mine, batched)]
+        torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+        for track, known in zip(batched.state.tracks, mine.state.tracks, strict=True):
+            assert torch.equal(track.short_term.provenance.ages, known.short_term.provenance.ages)
+            assert torch.equal(track.short_term.provenance.chunks, known.short_term.provenance.chunks)
+            keys = track.short_term.content.keys[0]
+            assert keys.untyped_storage().nbytes() < 4 * max(keys.nbytes, 1000), "no memory holds another's rows"
+
+
+def test_a_batch_of_writes_that_cannot_be_done_changes_nothing(model: MPlus) -> None:
+    memories = [model.new_memory(), model.new_memory()]
+    for texts, message in (
+        (["one"], "2 memories, 1 texts"),
+        (["one", " "], "nothing to write"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.write_batch(memories, texts)
+    with pytest.raises(ValueError, match="more than once"):
+        model.write_batch([memories[0], memories[0]], ["one", "two"])
+    with pytest.raises(ValueError, match="source=' '"):
+        model.write_batch(memories, ["one", "two"], sources=["a", " "])
+    assert [memory.stats().text_tokens for memory in memories] == [0, 0]

@@ -208,7 +208,7 @@ class Joining(NamedTuple):
     steps: Generator[None, None, Prefill]
 
 
-class Writer:
+class RowDecoder:
     """Makes the tokens of one row, and their text."""
 
     def __init__(self, row: Row, tokenizer: Any, stop_token_ids: frozenset[int], device: torch.device) -> None:
@@ -217,15 +217,15 @@ class Writer:
         self._text = TextStream(tokenizer, row.params.stop)
         self._stop_token_ids = stop_token_ids | set(row.params.stop_token_ids)
 
-    def write(self, scores: Float[Tensor, " V"]) -> str:
+    def take(self, scores: Float[Tensor, " V"]) -> str:
         """Take the next token; returns text that is certain now. An error is the row's own."""
         try:
-            return self._write(scores)
+            return self._take(scores)
         except Exception as error:
             self.row.error = error
             return ""
 
-    def _write(self, scores: Float[Tensor, " V"]) -> str:
+    def _take(self, scores: Float[Tensor, " V"]) -> str:
         row, text, logits = self.row, "", scores
         for processor in row.processors:
             scores = processor(row.token_ids, scores)
@@ -252,7 +252,7 @@ class Batch:
         self._weights, self._tokenizer, self._stop_token_ids = weights, tokenizer, stop_token_ids
         self._waiting: deque[Row] = deque()
         self._joining: Joining | None = None
-        self._writers: list[Writer] = []
+        self._decoders: list[RowDecoder] = []
         """Of the rows of ``_reading``, in its order."""
         self._reading: Reading | None = None
 
@@ -260,7 +260,7 @@ class Batch:
     def rows(self) -> list[Row]:
         """Rows that are not finished, those that are still being read included."""
         joining = self._joining.rows if self._joining is not None else []
-        return [*(writer.row for writer in self._writers), *joining, *self._waiting]
+        return [*(decoder.row for decoder in self._decoders), *joining, *self._waiting]
 
     def takes(self, row: Row) -> bool:
         """Whether a row can go through the same layers as these."""
@@ -278,29 +278,29 @@ class Batch:
         self._drop_finished()
         try:
             if self._reading is not None:
-                tokens = [writer.token for writer in self._writers]
-                yield from self._write(self._writers, self._reading.decode(tokens))
+                tokens = [decoder.token for decoder in self._decoders]
+                yield from self._decode(self._decoders, self._reading.decode(tokens))
             yield from self._read_on()
         except Exception as error:  # not one row's own: those are caught where they arise
             for row in self.rows:
                 row.error = row.error or error
-            self._writers, self._reading, self._joining = [], None, None
+            self._decoders, self._reading, self._joining = [], None, None
             self._waiting.clear()
 
     def _drop_finished(self) -> None:
-        for place in reversed(range(len(self._writers))):
-            if ended(self._writers[place].row):
-                self._writers[place] = self._writers[-1]
-                self._writers.pop()
-                if self._reading is not None and self._writers:
+        for place in reversed(range(len(self._decoders))):
+            if ended(self._decoders[place].row):
+                self._decoders[place] = self._decoders[-1]
+                self._decoders.pop()
+                if self._reading is not None and self._decoders:
                     self._reading.leave(place)
-        if not self._writers:
+        if not self._decoders:
             self._reading = None
 
-    def _write(self, writers: Sequence[Writer], logits: Tensor) -> Iterator[Piece]:
-        for writer, scores in zip(list(writers), logits, strict=True):
-            if not ended(writer.row) and (text := writer.write(scores)):
-                yield Piece(writer.row, text)
+    def _decode(self, decoders: Sequence[RowDecoder], logits: Tensor) -> Iterator[Piece]:
+        for decoder, scores in zip(list(decoders), logits, strict=True):
+            if not ended(decoder.row) and (text := decoder.take(scores)):
+                yield Piece(decoder.row, text)
 
     def _read_on(self) -> Iterator[Piece]:
         """The next block of the prompts that are joining; where it is the last, their rows join."""
@@ -342,17 +342,17 @@ class Batch:
         return group
 
     def _join(self, rows: Sequence[Row], step: Prefill) -> Iterator[Piece]:
-        writers: list[Writer] = []
+        decoders: list[RowDecoder] = []
         for place, row in enumerate(rows):
             note_recalled(row, step.reading, place)
-            writers.append(Writer(row, self._tokenizer, self._stop_token_ids, step.logits.device))
+            decoders.append(RowDecoder(row, self._tokenizer, self._stop_token_ids, step.logits.device))
         if self._reading is None:
             self._reading = step.reading
         else:
             self._reading.join(step.reading)
-        self._writers += writers
+        self._decoders += decoders
         self._joining = None
-        yield from self._write(writers, step.logits[:, -1])
+        yield from self._decode(decoders, step.logits[:, -1])
 
 
 def ended(row: Row) -> bool:

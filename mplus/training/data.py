@@ -222,7 +222,7 @@ class ChunkBank:
         if self.states.claim(sizes):
             return
         with torch.inference_mode():
-            encoded = encode_states(self.weights, chunks, None)
+            encoded = encode_states(self.weights, chunks, [None] * len(chunks))
             states = torch.stack(encoded.states).bfloat16()
         self.states.extend(states.split(sizes, dim=1))
 
