@@ -44,10 +44,15 @@ class LoraLinear(nn.Module):
         self.down = nn.Parameter(weights.down, requires_grad=False)
         self.up = nn.Parameter(weights.up, requires_grad=False)
         self.scale = weights.scale
+        self.dropout = 0.0
+        """Share of inputs that training leaves out, where gradients flow."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The base layer's output plus the scaled low-rank change."""
-        change = nn.functional.linear(nn.functional.linear(inputs.to(self.down.dtype), self.down), self.up)
+        seen = inputs.to(self.down.dtype)
+        if self.dropout and torch.is_grad_enabled():
+            seen = nn.functional.dropout(seen, self.dropout)
+        change = nn.functional.linear(nn.functional.linear(seen, self.down), self.up)
         output: Tensor = self._base[0](inputs)
         return output + (change * self.scale).to(output.dtype)
 
