@@ -135,6 +135,11 @@ class MPlus:
         parts = replace(self._parts, calibration=calibration)
         return MPlus(self.weights, self.tokenizer, self.memory_config, name=self.name, parts=parts)
 
+    @property
+    def trained_parts(self) -> TrainedParts:
+        """What training added to the backbone."""
+        return self._parts
+
     # --- memories ---------------------------------------------------------------------------------
 
     def new_memory(self, *, seed: int = 0, config: MemoryConfig | None = None) -> Memory:

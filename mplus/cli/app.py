@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mplus.cli.evaluate import evaluate
+from mplus.cli.train import train
 
 if TYPE_CHECKING:
     from mplus import Memory, MPlus
@@ -25,6 +26,9 @@ MemoryOption = Annotated[
     str, typer.Option("--memory", help="Name of a memory kept for you, or a folder (with a slash in it).")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+
+
+app.command()(train)
 
 
 def main() -> None:

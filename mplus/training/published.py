@@ -280,7 +280,9 @@ class PublishedObjective:
         """What a write sees of the memory: the last K tokens of every layer."""
         context = self.memory.state.context
         if context is None:
-            nothing = torch.zeros(0, weights.backbone.hidden_size, dtype=weights.backbone.dtype, device=self.parts.device)
+            nothing = torch.zeros(
+                0, weights.backbone.hidden_size, dtype=weights.backbone.dtype, device=self.parts.device
+            )
             return (nothing,) * weights.backbone.num_layers
         return tuple(rows.clone() for rows in context.states)
 
@@ -291,5 +293,3 @@ class PublishedObjective:
 def _written_between(track: Track, remembered: Remembered) -> Bool[Tensor, " T"]:
     chunks = track.short_term.provenance.chunks
     return (chunks >= remembered.first_chunk) & (chunks < remembered.stop_chunk)
-
-

@@ -130,28 +130,17 @@ class TrainableParts:
             write_position=self.write_position.to(backbone.dtype),
         )
 
-    def trained(self, start: TrainedParts, memory: MemoryConfig, *, has_retriever: bool) -> TrainedParts:
+    def trained(self, start: TrainedParts, memory: MemoryConfig) -> TrainedParts:
         """The parts as a checkpoint keeps them, in half precision: far finer than what they change."""
-        retriever = None
-        if has_retriever:
-            retriever = new_retriever(self._backbone, self.retriever_size, torch.Generator())
-            retriever.load_state_dict(self.retriever.state_dict())
-            retriever = PublishedRetriever(retriever.query_projections, retriever.key_projections).half()
         return replace(
             start,
             memory=memory,
             write_adapter=self._adapter("write_adapter"),
             read_adapter=self._adapter("read_adapter"),
-            published=retriever,
+            published=half_precision(self.retriever),
             bos_states=self.bos_states.detach().cpu().clone(),
             write_position=self.write_position.detach().cpu().clone(),
         )
-
-    @property
-    def retriever_size(self) -> int:
-        """Numbers of a retrieval key."""
-        last: nn.Linear = self.retriever.key_projections[0][2]  # pyright: ignore[reportAssignmentType, reportIndexIssue]
-        return last.out_features
 
     def _adapter(self, role: str) -> Adapter:
         return {
@@ -186,6 +175,12 @@ def new_retriever(backbone: Backbone, size: int, generator: torch.Generator) -> 
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5)
         retriever.key_projections.load_state_dict(retriever.query_projections.state_dict())
     return retriever
+
+
+def half_precision(retriever: PublishedRetriever) -> PublishedRetriever:
+    """A copy to keep, that reads in whatever precision its model has."""
+    kept = copy.deepcopy(retriever).cpu().half().requires_grad_(False)
+    return PublishedRetriever(kept.query_projections, kept.key_projections)
 
 
 def retriever_loss(

@@ -123,11 +123,9 @@ def published_stages(backbone: Backbone, **changes: Any) -> dict[str, Stage]:
         "final_learning_rate": 4.6e-6 * width,
         "retriever_learning_rate": 1e-4 * width,
     } | changes
-    return {
-        "published-1": Stage(name="published-1", **shared),
-        "published-2": Stage(name="published-2", **(shared | {"long_documents": 0.5, "has_retriever": True} | changes)),
-        "published-3": Stage(
-            name="published-3",
-            **(shared | {"long_term_blocks": 10, "long_documents": 0.1, "has_retriever": True} | changes),
-        ),
+    special: dict[str, dict[str, Any]] = {
+        "published-1": {},
+        "published-2": {"long_documents": 0.5, "has_retriever": True},
+        "published-3": {"long_documents": 0.1, "has_retriever": True, "long_term_blocks": 10},
     }
+    return {name: Stage.model_validate({"name": name} | shared | own | changes) for name, own in special.items()}

@@ -1,0 +1,191 @@
+"""A run for the default layout: the projection that recall scores with, the read adapter, the comparison scorer."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from mplus.checkpoint.weights import TrainedParts
+from mplus.model import MPlus
+from mplus.retriever import LateInteraction
+from mplus.training.corpus import Corpus, build_corpus
+from mplus.training.data import ChunkBank, Question
+from mplus.training.loop import train_task
+from mplus.training.projection import ProjectionSettings, gold_chunks, question_rows, train_projection
+from mplus.training.published_scorer import ScorerSettings, ScorerTask
+from mplus.training.reader import Reader, ReaderSettings, Sample, SampleSource, new_adapter
+from mplus.training.reader_task import ReaderTask
+from mplus.training.run_folder import RunFolder
+from mplus.training.run_settings import RunSettings
+from mplus.training.samples import Samples
+from mplus.training.text_samples import TextSamples
+from mplus.training.texts import read_documents
+
+Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
+
+MEASURED_SHARE, MEASURED_MOST = 0.1, 200
+"""Questions that measure recall and are not learnt from."""
+
+
+class ChunkRun:
+    """Model, bank and questions of a run, and its stages by name; on the CPU."""
+
+    def __init__(self, settings: RunSettings, folder: RunFolder, accelerator: Accelerator) -> None:
+        self.settings, self.folder, self.accelerator = settings, folder, accelerator
+        self.log = folder.log(writes=accelerator.is_main_process)
+        # Half the memory of float32, and what the read adapter is trained through anyway.
+        self.model = MPlus.from_pretrained(settings.model, device="cpu", dtype=settings.dtype or "bfloat16")
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Everything that is trained on, encoded when the first unfinished stage asks for it."""
+        settings = self.settings
+        corpus = build_corpus(
+            self.model,
+            read_documents([Path(path) for path in settings.texts]) if settings.texts else [],
+            None if settings.squad is None else Path(settings.squad),
+            None if settings.dialogues is None else Path(settings.dialogues),
+            text_tokens=settings.text_tokens,
+            seed=settings.seed,
+        )
+        self.log.say(f"{len(corpus.questions)} questions about {corpus.num_tokens:,} tokens of text")
+        return corpus
+
+    def stage(self, name: str, start: TrainedParts) -> TrainedParts:
+        """Train a stage from the parts that the one before it left."""
+        layer = self.settings.layer if self.settings.layer is not None else self.model.weights.recall_layer
+        start = replace(start, recall_layer=layer, memory=start.memory or self.model.memory_config)
+        if name == "projection":
+            return self._projection(layer, start)
+        if name == "reader":
+            return self._reader(layer, start)
+        return self._scorer(layer, start)
+
+    def _projection(self, layer: int, start: TrainedParts) -> TrainedParts:
+        settings, corpus = self.settings, self.corpus
+        learnt, measured = self._split(corpus.questions)
+        base = late_interaction(self.model, None)
+        trained = train_projection(
+            corpus.bank,
+            learnt,
+            layer,
+            base,
+            _changed(ProjectionSettings(seed=settings.seed), settings, "projection"),
+            corpus.groups,
+            corpus.private,
+        )
+        steps = _changed(ProjectionSettings(), settings, "projection").steps
+        for done, scorer in ((0, base), (steps, trained)):
+            self.log.write("projection", done, recall_figures(corpus.bank, measured, layer, scorer))
+        return replace(start, late=trained)
+
+    def _reader(self, layer: int, start: TrainedParts) -> TrainedParts:
+        settings, corpus = self.settings, self.corpus
+        scorer = late_interaction(self.model, start.late)
+        learning = _changed(ReaderSettings(seed=settings.seed, rank=settings.rank), settings, "reader")
+        if settings.learning_rate is not None:
+            learning = replace(learning, learning_rate=settings.learning_rate)
+        learning = replace(learning, decay=min(learning.decay, learning.steps // 4))
+        reader = Reader(self.model.weights, corpus.bank, new_adapter(self.model.weights, learning))
+        task = ReaderTask(reader, self._samples(scorer, layer), learning, start)
+        return train_task(task, self.accelerator, self.folder.stage("reader"), self.log, settings)
+
+    def _scorer(self, layer: int, start: TrainedParts) -> TrainedParts:
+        settings, corpus = self.settings, self.corpus
+        learning = _changed(ScorerSettings(seed=settings.seed), settings, "scorer")
+        if settings.retriever_size is not None:
+            learning = replace(learning, size=settings.retriever_size)
+        scorer = late_interaction(self.model, start.late)
+        task = ScorerTask(corpus.bank, corpus.questions, layer, scorer, learning, start, corpus.groups)
+        return train_task(task, self.accelerator, self.folder.stage("scorer"), self.log, settings)
+
+    def _samples(self, scorer: LateInteraction, layer: int) -> SampleSource:
+        """The default model's mixture where its files were given, else what texts and questions allow; or both."""
+        corpus, made = self.corpus, self.corpus.made
+        tokenizer = self.model.tokenizer
+        if made is None:
+            return TextSamples(corpus.bank, tokenizer, scorer, layer, corpus.questions, corpus.texts, corpus.requests)
+        usual = Samples(
+            made.bank,
+            tokenizer,
+            scorer,
+            layer,
+            made.questions,
+            made.passages,
+            made.conversations,
+            made.dialogue_questions,
+            made.people,
+            made.chats,
+            made.requests,
+        )
+        known = {id(q) for q in (*made.questions, *made.dialogue_questions)}
+        known |= {id(q) for questions, _ in made.people for q in questions}
+        own = [q for q in corpus.questions if id(q) not in known]
+        if not own:
+            return usual
+        texts = corpus.texts[len(made.passages) + len(made.conversations) :]
+        return Alternating(usual, TextSamples(corpus.bank, tokenizer, scorer, layer, own, texts))
+
+    def _split(self, questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
+        """Questions to learn from, and those that measure recall."""
+        measured = set(
+            random.Random(f"{self.settings.seed}/measured").sample(
+                range(len(questions)), min(int(len(questions) * MEASURED_SHARE), MEASURED_MOST)
+            )
+        )
+        return (
+            [q for n, q in enumerate(questions) if n not in measured],
+            [q for n, q in enumerate(questions) if n in measured],
+        )
+
+
+class Alternating:
+    """Half of the samples from one source, half from another."""
+
+    def __init__(self, one: SampleSource, other: SampleSource) -> None:
+        self._one, self._other = one, other
+
+    def draw(self, rng: random.Random, count: int) -> list[Sample]:
+        """Some samples of both."""
+        drawn = [*self._one.draw(rng, count - count // 2), *self._other.draw(rng, count // 2)]
+        rng.shuffle(drawn)
+        return drawn
+
+
+def late_interaction(model: MPlus, trained: LateInteraction | None) -> LateInteraction:
+    """The given scorer, else the model's own, in float32."""
+    scorer = trained or model.weights.scorers["late"]
+    assert isinstance(scorer, LateInteraction)
+    return scorer.float()
+
+
+@torch.no_grad()
+def recall_figures(
+    bank: ChunkBank, questions: Sequence[Question], layer: int, scorer: LateInteraction
+) -> dict[str, float]:
+    """How often the right chunk is the most relevant of all, or among three."""
+    asked = [(q, gold) for q in questions if (gold := gold_chunks(bank, q))]
+    if not asked:
+        return {}
+    keys = torch.cat([scorer.keys(layer, bank.normed(c, layer)) for c in range(len(bank.input_ids))])
+    unit = torch.arange(len(bank.input_ids)).repeat_interleave(torch.tensor([len(ids) for ids in bank.input_ids]))
+    rows = question_rows(bank, [q for q, _ in asked], layer)
+    top1 = top3 = 0
+    for (_, gold), normed, mask in zip(asked, rows.rows, rows.mask, strict=True):
+        queries = scorer.queries(layer, normed[mask].float())
+        relevance = scorer.relevance(queries, [keys], [unit], len(bank.input_ids))
+        best = relevance.topk(min(3, len(relevance))).indices.tolist()
+        top1 += best[0] in gold
+        top3 += any(c in gold for c in best)
+    return {"chunk_top1": top1 / len(asked), "chunk_top3": top3 / len(asked)}
+
+
+def _changed(preset: Preset, settings: RunSettings, stage: str) -> Preset:
+    """A preset with the steps and the batch that were asked for."""
+    changes = {"steps": settings.steps.get(stage), "batch": settings.batch}
+    return replace(preset, **{name: value for name, value in changes.items() if value is not None})

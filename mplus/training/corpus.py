@@ -1,0 +1,133 @@
+"""What the projection, the read adapter and the scorer are trained on: one bank of texts, and questions about them."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mplus.config import MemoryConfig
+from mplus.model import MPlus
+from mplus.training.cloze import passages, questions_about
+from mplus.training.data import ChunkBank, Question, dialogues, squad
+from mplus.training.recipe import Made, make_bank
+from mplus.training.requests import answered_requests
+from mplus.training.texts import Document
+
+QUESTIONS_PER_PASSAGE = 3
+DIALOGUES = 300
+PEOPLE = 450
+REQUESTS = 120
+
+
+@dataclass
+class Corpus:
+    """A bank and everything that is known of its texts.
+
+    Attributes:
+        bank: Every text, encoded.
+        questions: About texts of the bank.
+        groups: Per text, what it belongs to: a document, an article, a person.
+        texts: Numbers of the texts that belong to nobody.
+        private: Numbers of the texts that belong to somebody.
+        requests: Ordinary requests and the backbone's own replies.
+        made: The default model's data, where its files were given.
+    """
+
+    bank: ChunkBank
+    questions: list[Question] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    texts: list[int] = field(default_factory=list)
+    private: frozenset[int] = frozenset()
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    made: Made | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all texts."""
+        return sum(map(len, self.bank.input_ids))
+
+
+def build_corpus(
+    model: MPlus,
+    documents: Sequence[Document],
+    squad_file: Path | None,
+    dialogue_file: Path | None,
+    *,
+    text_tokens: int,
+    seed: int,
+) -> Corpus:
+    """Encode everything that is trained on.
+
+    Args:
+        model: The backbone reads and writes as it is.
+        documents: Plain text, which asks its own questions.
+        squad_file: Passages with questions, as SQuAD JSON.
+        dialogue_file: Conversations, one JSON a line. With both files, generated people are added and the mixture is
+            that of the default model.
+        text_tokens: Most tokens of plain text that are encoded; beyond that, passages are drawn.
+        seed: Decides what is drawn and asked.
+
+    Raises:
+        ValueError: Nothing to train on.
+    """
+    rng = random.Random(f"{seed}/corpus")
+    if squad_file is not None and dialogue_file is not None:
+        made = make_bank(model, squad_file, dialogue_file, DIALOGUES, PEOPLE, seed)
+        people = [question for questions, _ in made.people for question in questions]
+        corpus = Corpus(
+            made.bank,
+            [*made.questions, *made.dialogue_questions, *people],
+            list(made.groups),
+            [*made.passages, *made.conversations],
+            frozenset(text for _, texts in made.people for text in texts),
+            made.requests,
+            made,
+        )
+    else:
+        corpus = Corpus(ChunkBank(model.weights, model.tokenizer, MemoryConfig()))
+        if squad_file is not None:
+            texts, corpus.questions, corpus.groups = squad(squad_file)
+            corpus.texts = corpus.bank.add(texts)
+        if dialogue_file is not None:
+            _, talks = dialogues(dialogue_file, DIALOGUES, rng)
+            _add(corpus, talks, range(_next_group(corpus), _next_group(corpus) + len(talks)))
+        if getattr(model.tokenizer, "chat_template", None):
+            corpus.requests = answered_requests(model, rng, REQUESTS)
+    _add_documents(corpus, documents, text_tokens, rng)
+    if not corpus.questions:
+        raise ValueError(
+            "texts: no sentence to ask about was found. Give running text with sentences, or questions with --squad."
+        )
+    return corpus
+
+
+def _add_documents(corpus: Corpus, documents: Sequence[Document], most: int, rng: random.Random) -> None:
+    """Passages of plain text and the questions they ask, drawn where there are too many."""
+    first_group = _next_group(corpus)
+    found = [
+        (text, (first_group + n, place))
+        for n, document in enumerate(documents)
+        for place, text in enumerate(passages(document))
+    ]
+    rng.shuffle(found)
+    characters = sum(len(text) for text, _ in found)
+    sample = " ".join(text for text, _ in found[:32])
+    if sample:
+        per_token = len(sample) / max(len(corpus.bank.tokenizer(sample, verbose=False)["input_ids"]), 1)
+        keep = min(most * per_token / max(characters, 1), 1.0)
+        found = found[: max(round(len(found) * keep), 1)]
+    found.sort(key=lambda passage: passage[1])  # a document's passages follow one another again
+    numbers = _add(corpus, [text for text, _ in found], [group for _, (group, _) in found])
+    for (text, _), number in zip(found, numbers, strict=True):
+        corpus.questions += questions_about(text, number, rng, QUESTIONS_PER_PASSAGE)
+
+
+def _add(corpus: Corpus, texts: Sequence[str], groups: Sequence[int]) -> list[int]:
+    numbers = corpus.bank.add(texts)
+    corpus.groups += groups
+    corpus.texts += numbers
+    return numbers
+
+
+def _next_group(corpus: Corpus) -> int:
+    return max(corpus.groups, default=-1) + 1

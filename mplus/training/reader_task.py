@@ -1,0 +1,77 @@
+"""The read adapter of the default layout as the loop trains it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mplus.checkpoint.weights import TrainedParts, write_parts
+from mplus.training.published import StepLoss
+from mplus.training.reader import Reader, ReaderSettings, SampleSource, _batch
+
+
+class ReaderTask:
+    """Trains a read adapter on samples of what recall brings.
+
+    Args:
+        reader: The backbone with the adapter.
+        samples: Where samples come from.
+        settings: Steps, batch and rates.
+        start: Parts of the model that stay as they are.
+    """
+
+    name = "reader"
+    batch = 1
+    clip = 1.0
+    betas = (0.9, 0.98)
+
+    def __init__(self, reader: Reader, samples: SampleSource, settings: ReaderSettings, start: TrainedParts) -> None:
+        self.steps = settings.steps
+        self._reader, self._samples, self._settings, self._start = reader, samples, settings, start
+
+    def groups(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
+        """One group: the adapter."""
+        return {
+            "adapter": {
+                f"{name}.{side}": leaf
+                for name, linear in self._reader.linears.items()
+                for side, leaf in (("down", linear.down), ("up", linear.up))
+            }
+        }
+
+    def learning_rate(self, group: str, step: int) -> float:
+        """Rises over the warm-up, stays, and falls over the last steps."""
+        settings = self._settings
+        rising = (step + 1) / max(settings.warmup, 1)
+        falling = max((settings.steps - step) / max(settings.decay, 1), 0.02)
+        return settings.learning_rate * min(rising, falling, 1.0)
+
+    def loss(self, step: int, number: int) -> StepLoss:
+        """Mean loss of a batch, and of each kind of sample in it."""
+        batch = _batch(self._samples, self._settings, step)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = self._reader.loss(batch)
+        kinds: dict[str, list[float]] = {}
+        for sample, loss in zip(batch, losses.tolist(), strict=True):
+            kinds.setdefault(sample.kind or "sample", []).append(loss)
+        return StepLoss(losses.mean(), {kind: sum(seen) / len(seen) for kind, seen in kinds.items()})
+
+    def measure(self) -> dict[str, float]:
+        """Nothing beside the losses."""
+        return {}
+
+    def save_process(self, folder: Path) -> None:
+        """Nothing beside the leaves."""
+
+    def load_process(self, folder: Path) -> None:
+        """Nothing beside the leaves."""
+
+    def save_parts(self, folder: Path) -> None:
+        """Save the trained parts as they stand."""
+        write_parts(folder, self.trained())
+
+    def trained(self) -> TrainedParts:
+        """The model's parts, with this adapter for reading."""
+        return replace(self._start, read_adapter=self._reader.adapter())

@@ -1,0 +1,106 @@
+"""``mplus train``: from a model and texts to a model that remembers, stage by stage.
+
+    projection, reader       for the default layout: recall by whole chunks, each token's own state
+    scorer                   the published retriever on that layout, for comparison
+    published-1, -2, -3      the published recipe: compressed tokens, a write adapter, a co-trained retriever
+
+A stage begins with the parts that the one before it left. Its own are kept when it is finished, so that a run
+which was killed goes on where it was.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mplus.checkpoint import catalog
+from mplus.checkpoint.published import is_published
+from mplus.checkpoint.weights import PARTS_FILE, PARTS_TENSORS, TrainedParts, read_config, read_parts, write_parts
+from mplus.model import MPlus
+from mplus.training.chunk_run import ChunkRun
+from mplus.training.published_run import PublishedRun
+from mplus.training.run_folder import RunFolder
+from mplus.training.run_settings import RunSettings
+
+
+def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
+    """Train a model's parts; returns the folder of the trained model.
+
+    Args:
+        settings: What is asked for.
+        out: The run's folder.
+        resume: Go on with the run that is there.
+
+    Raises:
+        ValueError: Settings that make no sense, or another run in the folder.
+        ModelNotFoundError: Nothing under the model's name.
+        UnsupportedModelError: A backbone that M+ cannot read, write or train.
+    """
+    accelerator = Accelerator(
+        cpu=settings.device == "cpu" or not settings.is_published,
+        mixed_precision=None if settings.precision == "auto" else settings.precision,
+    )
+    if accelerator.num_processes > 1 and not settings.is_published:
+        raise ValueError(
+            f"stages={', '.join(settings.stages)} train in one process, this is one of {accelerator.num_processes}. "
+            "Run mplus train without accelerate launch; only the published stages use several."
+        )
+    folder = RunFolder(out)
+    if accelerator.is_main_process:
+        folder.begin(settings.model_dump(), resume=resume)
+    accelerator.wait_for_everyone()
+    kind = PublishedRun if settings.is_published else ChunkRun
+    training = kind(settings, folder, accelerator)
+    parts = training.model.trained_parts
+    for name in settings.stages:
+        finished = folder.finished_parts(name)
+        if not finished.exists():
+            parts = training.stage(name, parts)
+            if accelerator.is_main_process:
+                _keep_parts(finished, parts)
+            accelerator.wait_for_everyone()
+        parts = read_parts(finished)
+    if accelerator.is_main_process:
+        save_model(folder.model, settings.model, training.model, parts)
+        training.log.say(f"The trained model is in {folder.model}")
+    accelerator.wait_for_everyone()
+    return folder.model
+
+
+def resumed_settings(out: Path, changes: dict[str, Any]) -> RunSettings:
+    """Settings of the run in a folder, with what was asked for beside it.
+
+    Raises:
+        ValueError: There is no run, or its settings cannot be read.
+    """
+    return RunSettings(**(RunFolder(out).known_settings() | changes))
+
+
+def save_model(folder: Path, name: str, model: MPlus, parts: TrainedParts) -> None:
+    """The backbone as it came, with trained parts beside it.
+
+    Its files are copied where they are a plain backbone's, so that no weight changes its precision.
+    """
+    origin = catalog.resolve(name)
+    writing = folder.with_name(f".{folder.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    if is_published(read_config(origin)):
+        model.save_pretrained(writing)
+    else:
+        for path in origin.iterdir():
+            if path.is_file() and path.name not in (PARTS_FILE, PARTS_TENSORS):
+                shutil.copy2(path, writing / path.name)
+    write_parts(writing, parts)
+    shutil.rmtree(folder, ignore_errors=True)
+    writing.replace(folder)
+
+
+def _keep_parts(folder: Path, parts: TrainedParts) -> None:
+    """Put a finished stage's parts in place in one step."""
+    writing = folder.with_name(f".{folder.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    write_parts(writing, parts)
+    writing.replace(folder)

@@ -1,0 +1,136 @@
+"""A run's folder: what was asked for, what happened, what was trained.
+
+settings.json         everything that was asked for; going on takes it from here
+log.jsonl             one line per figure that was logged
+stages/<name>/        checkpoints of a stage, and parts/ once it is finished
+model/                the trained model, for ``MPlus.from_pretrained``
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class Log:
+    """Lines of JSON in a file, and the same in short on standard error."""
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        """Log into ``path``; a process that is not the first one logs nothing."""
+        self.path = path
+        self._writes = writes
+
+    def write(self, stage: str, step: int, figures: dict[str, float], **more: Any) -> None:
+        """One line: a stage's figures after a step."""
+        if not self._writes:
+            return
+        line = {"stage": stage, "step": step} | figures | more
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.say(f"{stage} step {step}: {shown}")
+
+    def say(self, message: str) -> None:
+        """Tell whoever watches."""
+        if self._writes:
+            print(message, file=sys.stderr, flush=True)
+
+    def cut(self, stage: str, step: int) -> None:
+        """Drop lines of a stage after a step: what was done after the last checkpoint is done again."""
+        if not self._writes or not self.path.exists():
+            return
+        kept = [line for line in self._lines() if line["stage"] != stage or line["step"] <= step]
+        temporary = self.path.with_suffix(".new")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:  # cut short by a kill
+                continue
+
+    @contextmanager
+    def progress(self, stage: str, done: int, steps: int) -> Generator[Callable[[], None]]:
+        """A bar on a terminal; yields what to call after every step."""
+        if not self._writes or not sys.stderr.isatty():
+            yield lambda: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, redirect_stderr=True) as bars:
+            task = bars.add_task(stage, total=steps, completed=done)
+            yield lambda: bars.advance(task)
+
+
+class RunFolder:
+    """Paths of a run.
+
+    Args:
+        path: Of the folder; made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "settings.json"
+        self.model = path / "model"
+
+    def stage(self, name: str) -> Path:
+        """A stage's folder."""
+        return self.path / "stages" / name
+
+    def finished_parts(self, name: str) -> Path:
+        """Trained parts of a finished stage; there only once it is."""
+        return self.stage(name) / "parts"
+
+    def log(self, *, writes: bool) -> Log:
+        """The run's log."""
+        return Log(self.path / "log.jsonl", writes=writes)
+
+    def begin(self, settings: dict[str, Any], *, resume: bool) -> None:
+        """Note what was asked for, or check that it is what this run was begun with.
+
+        Raises:
+            ValueError: The folder holds a run and ``resume`` is not set, or it holds none and it is, or
+                settings differ from those of the run.
+        """
+        if self.path.is_file():
+            raise ValueError(f"out={str(self.path)!r} is a file; expected a folder for the run.")
+        if not self.settings.exists():
+            if resume:
+                raise ValueError(f"out={str(self.path)!r}: no run to resume. Leave --resume out to begin one.")
+            self.path.mkdir(parents=True, exist_ok=True)
+            temporary = self.settings.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            temporary.replace(self.settings)
+            return
+        if not resume:
+            raise ValueError(f"out={str(self.path)!r} holds a run. Pass --resume to go on with it, or another --out.")
+        known = self.known_settings()
+        # Compared as files hold them: a tuple comes back as a list.
+        asked = json.loads(json.dumps(settings))
+        changed = sorted(name for name in known.keys() | asked.keys() if known.get(name) != asked.get(name))
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{name}={asked.get(name)!r}, but the run in {self.path} was begun with {known.get(name)!r}. Resume it "
+                "with the same settings (or with none but --out), or begin another."
+            )
+
+    def known_settings(self) -> dict[str, Any]:
+        """Settings that the run was begun with.
+
+        Raises:
+            ValueError: There are none, or they cannot be read.
+        """
+        try:
+            return json.loads(self.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.settings}: not the settings of a run ({error}).") from error

@@ -1,0 +1,106 @@
+"""What a training run is asked for; frozen, checked once, kept in the run's folder."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+CHUNK_STAGES = ("projection", "reader", "scorer")
+PUBLISHED_STAGES = ("published-1", "published-2", "published-3")
+ALIASES = {"published": PUBLISHED_STAGES}
+"""Names that stand for several stages."""
+DEFAULT_STAGES = ("projection", "reader")
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class RunSettings(BaseModel):
+    """Everything that decides what a run trains.
+
+    Raises:
+        ValueError: An unknown stage, stages that exclude each other, nothing to train on, or a number out of
+            range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """Backbone: built-in name, local folder or hub repository."""
+    stages: tuple[str, ...] = DEFAULT_STAGES
+    """What is trained, in order."""
+    texts: tuple[str, ...] = ()
+    """Text files, and folders of them."""
+    squad: str | None = None
+    """Passages with questions, as SQuAD JSON."""
+    dialogues: str | None = None
+    """Conversations, one JSON a line."""
+    steps: dict[str, Positive] = Field(default_factory=dict)
+    """Steps of a stage, by its name, where they shall not be the preset's."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Of adapters; None takes the stage's preset."""
+    batch: Positive | None = None
+    """Samples a step and process; None takes the stage's preset."""
+    rank: Positive = 16
+    """Of the adapters."""
+    retriever_size: Positive | None = None
+    """Numbers of a retrieval key; None takes the stage's preset."""
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """Layer whose states recall scores; None: what the model says, else a fifth of the way up."""
+    tokens_per_write: Positive | None = None
+    """Memory tokens per chunk in the published stages [K]; None: what fits the backbone's window."""
+    blocks: Positive | None = None
+    """Short-term and recalled tokens in the published stages, in units of K; None: 50, as published."""
+    chunk_tokens: Positive | None = None
+    """Longest chunk in the published stages; None: 512, or what fits the window."""
+    target_tokens: Positive | None = None
+    """Longest target in the published stages; None: 2048, or what fits the window."""
+    text_tokens: Positive = 150_000
+    """Most tokens of plain text held as states for projection, reader and scorer."""
+    seed: int = 0
+    device: str = "auto"
+    """Where the published stages compute: "auto" takes what accelerate finds, "cpu" the CPU."""
+    dtype: str | None = None
+    """Of the frozen backbone; None: bfloat16 for projection, reader and scorer, else as ``from_pretrained`` has it."""
+    precision: Literal["auto", "no", "bf16"] = "auto"
+    """Mixed precision of the published stages; "auto" takes what accelerate was launched with."""
+    save_every: Positive = 100
+    """Steps between checkpoints."""
+    log_every: Positive = 10
+    """Steps between log lines."""
+
+    @field_validator("stages")
+    @classmethod
+    def _known_stages(cls, stages: tuple[str, ...]) -> tuple[str, ...]:
+        named = tuple(name for stage in stages for name in ALIASES.get(stage, (stage,)))
+        known = (*CHUNK_STAGES, *PUBLISHED_STAGES)
+        if not named:
+            raise ValueError(f"stages is empty; expected some of {', '.join(known)}.")
+        for name in named:
+            if name not in known:
+                raise ValueError(f"stage {name!r} is unknown; expected some of {', '.join(known)}, or published.")
+        if len(set(named)) < len(named):
+            raise ValueError(f"stages={', '.join(named)}: a stage is named twice.")
+        kinds = {name in PUBLISHED_STAGES for name in named}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"stages={', '.join(named)}: projection, reader and scorer are for memory of each token's own state, "
+                "the published stages for compressed tokens, and each leaves a read adapter of its own. Train one sort."
+            )
+        return named
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunSettings":
+        if not self.texts and self.squad is None and self.dialogues is None:
+            raise ValueError("Nothing to train on. Give text files or folders with --texts, or questions with --squad.")
+        if unknown := sorted(set(self.steps) - set(self.stages)):
+            raise ValueError(f"steps for {unknown[0]!r}, which is none of the stages {', '.join(self.stages)}.")
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(
+                f"device={self.device!r}: expected 'auto' or 'cpu'. Which GPUs are used is accelerate's choice: "
+                "CUDA_VISIBLE_DEVICES=1 mplus train …, or accelerate launch."
+            )
+        return self
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the published recipe is asked for."""
+        return self.stages[0] in PUBLISHED_STAGES
