@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from mplus.training.run_settings import RunSettings
 TENSORS, PROGRESS = "training.safetensors", "training.json"
 
 
+@runtime_checkable
 class Task(Protocol):
     """What the loop trains: leaves in groups, a loss per step, and whatever else must be saved."""
 

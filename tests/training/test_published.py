@@ -183,7 +183,7 @@ def test_gradients_equal_differences(parts: TrainableParts) -> None:
             leaf -= 2 * move
             below = loss()
             leaf += move
-        assert float(above - below) == pytest.approx(1e-3, rel=0.03), name
+        assert float(above - below) == pytest.approx(1e-3, rel=0.1), name
 
 
 def test_the_retriever_loss_equals_its_oracle_with_gradients() -> None:
