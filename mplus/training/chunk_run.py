@@ -1,5 +1,6 @@
 """A run for the default layout: the projection that recall scores with, the read adapter, the comparison scorer."""
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,19 +8,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from accelerate import Accelerator
 
 from mplus.checkpoint.weights import TrainedParts
 from mplus.model import MPlus
 from mplus.retriever import LateInteraction
+from mplus.training.bank_recall import recall_figures
 from mplus.training.corpus import Corpus, build_corpus
-from mplus.training.data import ChunkBank, Question
+from mplus.training.data import Question
 from mplus.training.loop import train_task
-from mplus.training.projection import ProjectionSettings, gold_chunks, question_rows, train_projection
+from mplus.training.projection import ProjectionSettings, train_projection
 from mplus.training.published_scorer import ScorerSettings, ScorerTask
 from mplus.training.reader import Reader, ReaderSettings, Sample, SampleSource, new_adapter
 from mplus.training.reader_task import ReaderTask
+from mplus.training.requests import answered_requests
 from mplus.training.run_folder import RunFolder
 from mplus.training.run_settings import RunSettings
 from mplus.training.samples import Samples
@@ -28,6 +30,7 @@ from mplus.training.texts import read_documents
 
 Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 
+REQUESTS = 120
 MEASURED_SHARE, MEASURED_MOST = 0.1, 200
 """Questions that measure recall and are not learnt from."""
 
@@ -45,13 +48,20 @@ class ChunkRun:
     def corpus(self) -> Corpus:
         """Everything that is trained on, encoded when the first unfinished stage asks for it."""
         settings = self.settings
+        documents = read_documents([Path(path) for path in settings.texts]) if settings.texts else []
+        files = [None if name is None else Path(name) for name in (settings.squad, settings.dialogues)]
+        # Named by what is in it: texts that were changed since are encoded again.
+        digest = hashlib.sha256("\0".join(d.text for d in documents).encode())
+        for file in files:
+            digest.update(file.read_bytes() if file is not None else b"")
+        self.folder.states.mkdir(exist_ok=True)
         corpus = build_corpus(
             self.model,
-            read_documents([Path(path) for path in settings.texts]) if settings.texts else [],
-            None if settings.squad is None else Path(settings.squad),
-            None if settings.dialogues is None else Path(settings.dialogues),
+            documents,
+            *files,
             text_tokens=settings.text_tokens,
             seed=settings.seed,
+            states=self.folder.states / f"{digest.hexdigest()[:16]}.bin",
         )
         self.log.say(f"{len(corpus.questions)} questions about {corpus.num_tokens:,} tokens of text")
         return corpus
@@ -109,7 +119,11 @@ class ChunkRun:
         corpus, made = self.corpus, self.corpus.made
         tokenizer = self.model.tokenizer
         if made is None:
-            return TextSamples(corpus.bank, tokenizer, scorer, layer, corpus.questions, corpus.texts, corpus.requests)
+            requests: list[tuple[str, str]] = []
+            if getattr(tokenizer, "chat_template", None):
+                rng = random.Random(f"{self.settings.seed}/requests")
+                requests = answered_requests(self.model, rng, REQUESTS)
+            return TextSamples(corpus.bank, tokenizer, scorer, layer, corpus.questions, corpus.texts, requests)
         usual = Samples(
             made.bank,
             tokenizer,
@@ -162,27 +176,6 @@ def late_interaction(model: MPlus, trained: LateInteraction | None) -> LateInter
     scorer = trained or model.weights.scorers["late"]
     assert isinstance(scorer, LateInteraction)
     return scorer.float()
-
-
-@torch.no_grad()
-def recall_figures(
-    bank: ChunkBank, questions: Sequence[Question], layer: int, scorer: LateInteraction
-) -> dict[str, float]:
-    """How often the right chunk is the most relevant of all, or among three."""
-    asked = [(q, gold) for q in questions if (gold := gold_chunks(bank, q))]
-    if not asked:
-        return {}
-    keys = torch.cat([scorer.keys(layer, bank.normed(c, layer)) for c in range(len(bank.input_ids))])
-    unit = torch.arange(len(bank.input_ids)).repeat_interleave(torch.tensor([len(ids) for ids in bank.input_ids]))
-    rows = question_rows(bank, [q for q, _ in asked], layer)
-    top1 = top3 = 0
-    for (_, gold), normed, mask in zip(asked, rows.rows, rows.mask, strict=True):
-        queries = scorer.queries(layer, normed[mask].float())
-        relevance = scorer.relevance(queries, [keys], [unit], len(bank.input_ids))
-        best = relevance.topk(min(3, len(relevance))).indices.tolist()
-        top1 += best[0] in gold
-        top3 += any(c in gold for c in best)
-    return {"chunk_top1": top1 / len(asked), "chunk_top3": top3 / len(asked)}
 
 
 def _changed(preset: Preset, settings: RunSettings, stage: str) -> Preset:

@@ -9,14 +9,15 @@ from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.training.cloze import passages, questions_about
 from mplus.training.data import ChunkBank, Question, dialogues, squad
+from mplus.training.projection import gold_chunks
 from mplus.training.recipe import Made, make_bank
-from mplus.training.requests import answered_requests
 from mplus.training.texts import Document
 
 QUESTIONS_PER_PASSAGE = 3
+FEWEST_QUESTIONS = 10
+"""Fewer teach nothing."""
 DIALOGUES = 300
 PEOPLE = 450
-REQUESTS = 120
 
 
 @dataclass
@@ -29,7 +30,6 @@ class Corpus:
         groups: Per text, what it belongs to: a document, an article, a person.
         texts: Numbers of the texts that belong to nobody.
         private: Numbers of the texts that belong to somebody.
-        requests: Ordinary requests and the backbone's own replies.
         made: The default model's data, where its files were given.
     """
 
@@ -38,7 +38,6 @@ class Corpus:
     groups: list[int] = field(default_factory=list)
     texts: list[int] = field(default_factory=list)
     private: frozenset[int] = frozenset()
-    requests: list[tuple[str, str]] = field(default_factory=list)
     made: Made | None = None
 
     @property
@@ -55,6 +54,7 @@ def build_corpus(
     *,
     text_tokens: int,
     seed: int,
+    states: Path | None = None,
 ) -> Corpus:
     """Encode everything that is trained on.
 
@@ -66,13 +66,14 @@ def build_corpus(
             that of the default model.
         text_tokens: Most tokens of plain text that are encoded; beyond that, passages are drawn.
         seed: Decides what is drawn and asked.
+        states: File in which encoded texts are kept for a later start; None: a temporary one.
 
     Raises:
         ValueError: Nothing to train on.
     """
     rng = random.Random(f"{seed}/corpus")
     if squad_file is not None and dialogue_file is not None:
-        made = make_bank(model, squad_file, dialogue_file, DIALOGUES, PEOPLE, seed)
+        made = make_bank(model, squad_file, dialogue_file, DIALOGUES, PEOPLE, seed, states)
         people = [question for questions, _ in made.people for question in questions]
         corpus = Corpus(
             made.bank,
@@ -80,23 +81,22 @@ def build_corpus(
             list(made.groups),
             [*made.passages, *made.conversations],
             frozenset(text for _, texts in made.people for text in texts),
-            made.requests,
             made,
         )
     else:
-        corpus = Corpus(ChunkBank(model.weights, model.tokenizer, MemoryConfig()))
+        corpus = Corpus(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states))
         if squad_file is not None:
             texts, corpus.questions, corpus.groups = squad(squad_file)
             corpus.texts = corpus.bank.add(texts)
         if dialogue_file is not None:
             _, talks = dialogues(dialogue_file, DIALOGUES, rng)
             _add(corpus, talks, range(_next_group(corpus), _next_group(corpus) + len(talks)))
-        if getattr(model.tokenizer, "chat_template", None):
-            corpus.requests = answered_requests(model, rng, REQUESTS)
     _add_documents(corpus, documents, text_tokens, rng)
-    if not corpus.questions:
+    answered = sum(bool(gold_chunks(corpus.bank, question)) for question in corpus.questions)
+    if answered < FEWEST_QUESTIONS:
         raise ValueError(
-            "texts: no sentence to ask about was found. Give running text with sentences, or questions with --squad."
+            f"The texts answer {answered} questions about themselves; expected at least {FEWEST_QUESTIONS}. Give more "
+            "running text with --texts, or passages with questions with --squad."
         )
     return corpus
 

@@ -5,7 +5,6 @@ for writing and reading, so that training runs through what is used afterwards.
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -199,11 +198,9 @@ def retriever_loss(
     return -(log_relevant[is_relevant].mean() + log_other[~is_relevant].mean()) / 2
 
 
-def _floats(adapter: Adapter, device: torch.device) -> Mapping[str, LoraWeights]:
-    return {
-        name: LoraWeights(w.down.to(device, torch.float32), w.up.to(device, torch.float32), w.scale)
-        for name, w in adapter.items()
-    }
+def _floats(adapter: Adapter, device: torch.device) -> Adapter:
+    full = {name: weights.in_full() for name, weights in adapter.items()}
+    return {name: LoraWeights(w.down.to(device), w.up.to(device), w.scale) for name, w in full.items()}
 
 
 def _only_device(backbone: Backbone) -> torch.device:

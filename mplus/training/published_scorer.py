@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mplus.checkpoint.weights import TrainedParts, write_parts
 from mplus.retriever import LateInteraction
 from mplus.text import encode_inert
+from mplus.training.bank_recall import BankRecall
 from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
 from mplus.training.published import StepLoss
@@ -77,10 +78,6 @@ class ScorerTask:
         self._bank, self._layer, self._late, self._settings, self._start = bank, layer, late, settings, start
         gold = [gold_chunks(bank, q) for q in questions]
         usable = [n for n in range(len(questions)) if gold[n]]
-        if len(usable) < 20:
-            raise ValueError(
-                f"{len(usable)} questions have a chunk that holds their answer; expected at least 20. Give more text."
-            )
         self._questions, self._gold = questions, gold
         random.Random(settings.seed).shuffle(usable)
         count = min(len(usable) // 10, MEASURED_QUESTIONS)
@@ -89,10 +86,7 @@ class ScorerTask:
         for chunk, text in enumerate(bank.owner):
             self._neighbours.setdefault(groups[text], []).append(chunk)
         self._groups = groups
-        self._late_keys = torch.cat([late.keys(layer, bank.normed(c, layer)) for c in range(len(bank.input_ids))])
-        self._unit = torch.arange(len(bank.input_ids)).repeat_interleave(
-            torch.tensor([len(ids) for ids in bank.input_ids])
-        )
+        self._late_recall = BankRecall(bank, late, layer)
         self._hard: dict[int, list[int]] = {}
         self.retriever = self._new(device or torch.device("cpu"))
 
@@ -161,11 +155,7 @@ class ScorerTask:
     def _mined(self, number: int) -> list[int]:
         """Wrong chunks that late interaction ranks highest; found once per question."""
         if number not in self._hard:
-            rows = self._asked(self._questions[number])[self._layer]
-            queries = self._late.queries(self._layer, rows)
-            count = len(self._bank.input_ids)
-            relevance = self._late.relevance(queries, [self._late_keys], [self._unit], count)
-            order = relevance.argsort(descending=True)[:12].tolist()
+            order = self._late_recall.relevance(self._questions[number].text).argsort(descending=True)[:12].tolist()
             self._hard[number] = [c for c in order if c not in self._gold[number]][:8]
         return self._hard[number]
 
@@ -177,22 +167,18 @@ class ScorerTask:
         """
         if not self._measured:
             return {}
-        bank, layer = self._bank, self._layer
-        keys = [self.retriever.keys(layer, bank.normed(c, layer).to(self.device)) for c in range(len(bank.input_ids))]
-        all_keys = torch.cat(keys).cpu()
+        recall = BankRecall(self._bank, self.retriever, self._layer)
+        chunk_of_token = torch.arange(len(recall.sizes)).repeat_interleave(recall.sizes)
         top1 = top3 = tokens = 0.0
         for n in self._measured:
-            rows = self._asked(self._questions[n])[layer].to(self.device)
-            queries = self.retriever.queries(layer, rows).cpu()
-            relevance = self.retriever.relevance(queries, [all_keys], [self._unit], len(bank.input_ids))
+            relevance = recall.relevance(self._questions[n].text)
             best = relevance.topk(min(3, len(relevance))).indices.tolist()
             top1 += best[0] in self._gold[n]
             top3 += any(c in self._gold[n] for c in best)
-            every = torch.arange(len(all_keys))
-            single = self.retriever.relevance(queries, [all_keys], [every], len(all_keys))
-            recalled = self._unit[single.topk(min(MEASURED_TOKENS, len(single))).indices]
+            single = recall.token_relevance(self._questions[n].text)
+            recalled = chunk_of_token[single.topk(min(MEASURED_TOKENS, len(single))).indices]
             wanted = self._gold[n][0]
-            tokens += float((recalled == wanted).sum()) / len(bank.input_ids[wanted])
+            tokens += float((recalled == wanted).sum() / recall.sizes[wanted])
         count = len(self._measured)
         return {"chunk_top1": top1 / count, "chunk_top3": top3 / count, "token_recall": tokens / count}
 

@@ -7,7 +7,6 @@ model/                the trained model, for ``MPlus.from_pretrained``
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -81,6 +80,7 @@ class RunFolder:
         self.path = path
         self.settings = path / "settings.json"
         self.model = path / "model"
+        self.states = path / "states"
 
     def stage(self, name: str) -> Path:
         """A stage's folder."""
@@ -103,16 +103,17 @@ class RunFolder:
         """
         if self.path.is_file():
             raise ValueError(f"out={str(self.path)!r} is a file; expected a folder for the run.")
-        if not self.settings.exists():
-            if resume:
-                raise ValueError(f"out={str(self.path)!r}: no run to resume. Leave --resume out to begin one.")
+        if resume and not self.settings.exists():
+            raise ValueError(f"out={str(self.path)!r}: no run to resume. Leave --resume out to begin one.")
+        if not resume:
+            if any(self.path.glob("stages/*/*")):
+                raise ValueError(f"out={str(self.path)!r} holds a run. Pass --resume to go on, or another --out.")
             self.path.mkdir(parents=True, exist_ok=True)
-            temporary = self.settings.with_suffix(f".{os.getpid()}")
+            (self.path / "log.jsonl").unlink(missing_ok=True)
+            temporary = self.settings.with_suffix(".new")
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             temporary.replace(self.settings)
             return
-        if not resume:
-            raise ValueError(f"out={str(self.path)!r} holds a run. Pass --resume to go on with it, or another --out.")
         known = self.known_settings()
         # Compared as files hold them: a tuple comes back as a list.
         asked = json.loads(json.dumps(settings))

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mplus.retriever import LateInteraction
 from mplus.text import encode_inert
+from mplus.training.bank_recall import BankRecall, laid_out
 from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
 from mplus.training.reader import Sample, encode_sample
@@ -29,7 +29,7 @@ SHORT = "Answer in a few words."
 MIXTURE = (("ask", 0.5), ("continue", 0.2), ("repeat", 0.08), ("keep", 0.14), ("request", 0.08))
 UNANSWERED = 0.12
 """Of the questions: the answer is taken out of what is read."""
-RECALLED_TOKENS = (96, 192, 256, 384)
+RECALLED_TOKENS = (128, 192, 256, 256)
 RECENT_TOKENS = (0, 64, 128, 256)
 
 
@@ -56,11 +56,7 @@ class TextSamples:
     requests: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
-        chunks = range(len(self.bank.input_ids))
-        with torch.no_grad():
-            keys = [self.scorer.keys(self.layer, self.bank.normed(c, self.layer)) for c in chunks]
-        self._keys = torch.cat(keys)
-        self._unit = torch.cat([torch.full((len(k),), c) for c, k in zip(chunks, keys, strict=True)])
+        self._scores = BankRecall(self.bank, self.scorer, self.layer)
         self._continued = [t for t in self.texts if len(self.bank.chunks_of[t]) > 1]
         possible = {
             "ask": self.questions,
@@ -91,7 +87,7 @@ class TextSamples:
         recalled = self._recall(question.text, rng)
         is_known = bool(gold) and rng.random() >= UNANSWERED
         if is_known and not set(gold) & set(recalled):
-            recalled = [*recalled[:-1], rng.choice(gold)]
+            recalled = [rng.choice(gold), *recalled[:-1]]
         if not is_known:
             recalled = [c for c in recalled if not self._holds(c, question)]
         answer, reply = (question.answers[0], question.reply) if is_known else (DECLINED, DECLINED)
@@ -138,33 +134,18 @@ class TextSamples:
         """A target of one token needs something before it."""
         return tuple(ids) if len(ids) > 1 else (*ids, *ids)
 
-    @torch.no_grad()
     def _recall(self, text: str, rng: random.Random) -> list[int]:
         """Most relevant chunks of the bank, or of a tenth of it, best first."""
-        bank = self.bank
-        ids = torch.tensor(encode_inert(self.tokenizer, text))
-        rows = bank.weights.backbone.plain_states(ids, self.layer)[-1]
-        normed = bank.weights.norm(self.layer, rows, reading=False).float()
-        count = len(bank.input_ids)
-        relevance: Tensor = self.scorer.relevance(
-            self.scorer.queries(self.layer, normed), [self._keys], [self._unit], count
-        )
+        allowed = None
         if rng.random() < 0.5:  # a smaller memory: nearer misses are rarer
-            kept = torch.rand(count, generator=torch.Generator().manual_seed(rng.randrange(2**31))) < 0.1
-            relevance = relevance.masked_fill(~kept, float("-inf"))
-        budget, size = rng.choice(RECALLED_TOKENS), 0
-        chosen: list[int] = []
-        for chunk in relevance.argsort(descending=True)[:40].tolist():
-            size += len(bank.input_ids[chunk])
-            if size > budget and chosen:
-                break
-            chosen.append(chunk)
-        return chosen
+            generator = torch.Generator().manual_seed(rng.randrange(2**31))
+            allowed = torch.rand(len(self.bank.input_ids), generator=generator) < 0.1
+        return self._scores.best(text, rng.choice(RECALLED_TOKENS), allowed)
 
     def _prefix(self, rng: random.Random, recalled: Sequence[int], without: Question | None = None) -> list[int]:
-        """Recalled chunks in an order in which they may have been written, then some recent ones."""
-        rank = {text: rng.random() for text in {self.bank.owner[c] for c in recalled}}
-        ordered = sorted(set(recalled), key=lambda c: (rank[self.bank.owner[c]], c))
+        """Recalled chunks as a read lays them out, had their texts been written in a random order; some recent ones."""
+        written = {text: rng.random() for text in {self.bank.owner[c] for c in recalled}}
+        ordered = laid_out(recalled, {c: written[self.bank.owner[c]] for c in recalled})
         recent = [c for c in self._neighbours(rng, rng.choice(RECENT_TOKENS)) if c not in set(recalled)]
         if without is not None:
             recent = [c for c in recent if not self._holds(c, without)]

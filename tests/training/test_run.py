@@ -1,0 +1,211 @@
+"""``mplus train`` from the command line to a model that loads."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mplus import MPlus
+from mplus.cli.app import app
+from mplus.cli.train import parse_steps
+from mplus.memory.memory import Memory
+from mplus.testing import tiny_model
+from mplus.training import published_task
+from mplus.training.published_stages import published_stages
+from mplus.training.run_settings import RunSettings
+from tests.conftest import TINY
+
+RUN = CliRunner()
+WORDS = ["Berlin", "Vienna", "Anna", "Boris", "harbour", "lantern", "orchard", "violin", "winter"]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone folder that M+ never touched, and a folder of plain texts."""
+    folder = tmp_path_factory.mktemp("given")
+    model = tiny_model(num_hidden_layers=2)
+    model.weights.backbone.save(folder / "model")
+    model.tokenizer.save_pretrained(folder / "model")
+    rng = random.Random(0)
+    for number in range(8):
+        sentences = [
+            f"The {rng.choice(WORDS)} of {rng.choice(WORDS)} met container {rng.randrange(999)} near "
+            f"{rng.choice(WORDS)} on day {rng.randrange(99)}."
+            for _ in range(10)
+        ]
+        path = folder / "texts" / ("deep" if number % 2 else "") / f"{number}.md"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(" ".join(sentences[:5]) + "\n\n" + " ".join(sentences[5:]))
+    return folder
+
+
+def invoke(*arguments: str) -> str:
+    result = RUN.invoke(app, ["train", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def train(given: Path, out: Path, *more: str) -> None:
+    invoke("--model", str(given / "model"), "--texts", str(given / "texts"), "--out", str(out), *more)
+
+
+PUBLISHED = (
+    *("--stages", "published", "--rank", "2", "--retriever-size", "8", "--tokens-per-write", "8", "--blocks", "20"),
+    *("--chunk-tokens", "64", "--target-tokens", "48", "--save-every", "2", "--log-every", "1"),
+    *("--steps", "published-1=2", "--steps", "published-2=2", "--steps", "published-3=2"),
+)
+
+
+def test_plain_texts_train_the_published_parts(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published_task, "HELD_OUT_EPISODES", 1)
+    train(given, tmp_path / "run", *PUBLISHED)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"published-1", "published-2", "published-3"}
+    assert any("held_out_without_memory" in line for line in lines)
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["rank"] == 2
+
+    model = MPlus.from_pretrained(tmp_path / "run" / "model")
+    assert (model.memory_config.encoding, model.memory_config.layout) == ("adapter", "token")
+    assert (model.memory_config.short_term_tokens, model.memory_config.recalled_tokens) == (80, 80)
+    parts = model.trained_parts
+    assert parts.write_adapter and parts.read_adapter and parts.published and parts.write_position is not None
+    assert any(bool(weights.up.any()) for weights in parts.read_adapter.values())
+    memory = model.new_memory()
+    model.write(memory, "The violin of Anna met container 7 near Vienna. " * 30, source="a")
+    model.write(memory, "The lantern of Boris met container 8 in winter. " * 30, source="b")
+    assert min(memory.stats().short_term.tokens) == 80 and min(memory.stats().long_term.tokens) > 80
+    answer = model.generate(memory, "The violin of", max_new_tokens=4)
+    assert {source.source for source in answer.recalled} <= {"a", "b"} and answer.recalled
+    memory.save(tmp_path / "memory")
+    assert Memory.load(tmp_path / "memory", model).fingerprint == memory.fingerprint
+
+
+def test_plain_texts_train_recall_and_reading(given: Path, tmp_path: Path) -> None:
+    """Stopped after the first stage and gone on with, as if it had not been."""
+    steps = ("--steps", "projection=30", "--steps", "reader=4", "--steps", "scorer=3", "--batch", "4", "--layer", "1")
+    more = ("--stages", "projection,reader,scorer", *steps, "--retriever-size", "8", "--log-every", "2")
+    train(given, tmp_path / "whole", *more)
+    train(given, tmp_path / "again", *more)
+    for name in ("reader", "scorer"):
+        (tmp_path / "again" / "stages" / name / "parts").rename(tmp_path / name)
+    invoke("--out", str(tmp_path / "again"), "--resume")
+    models = [MPlus.from_pretrained(tmp_path / run / "model") for run in ("whole", "again")]
+    assert models[0].weights.fingerprint == models[1].weights.fingerprint
+    assert not (tmp_path / "whole" / "states").exists()
+
+    model = models[0]
+    parts = model.trained_parts
+    assert parts.recall_layer == 1 and parts.read_adapter and parts.late is not None and parts.published is not None
+    assert parts.late.query_projection is not None
+    text = (given / "texts" / "0.md").read_text()
+    # The trained projection by default; the published scorer on the same layout, by chunks or by single tokens.
+    for layout in ("chunk", "token"):
+        config = TINY.model_copy(update={"recall": "published", "layout": layout})
+        memory = model.new_memory(config=config)
+        model.write(memory, text, source="text")
+        assert model.generate(memory, "The violin", max_new_tokens=2).recalled
+    memory = model.new_memory()
+    model.write(memory, text, source="text")
+    assert model.generate(memory, "The violin", max_new_tokens=2).completion_tokens
+
+
+def test_questions_and_conversations_are_read_as_texts_too(given: Path, tmp_path: Path) -> None:
+    squad = {
+        "data": [
+            {
+                "paragraphs": [
+                    {
+                        "context": f"The {a} of {b} is in container {n}. " * 3,
+                        "qas": [{"question": f"Where is the {a} of {b}?", "answers": [{"text": f"container {n}"}]}],
+                    }
+                    for n, (a, b) in enumerate((a, b) for a in WORDS[:4] for b in WORDS[4:])
+                ]
+            }
+        ]
+    }
+    (tmp_path / "squad.json").write_text(json.dumps(squad))
+    model = ("--model", str(given / "model"))
+    more = ("--squad", str(tmp_path / "squad.json"), "--out", str(tmp_path / "run"))
+    invoke(*model, *more, "--steps", "projection=3", "--steps", "reader=2", "--batch", "2")
+    assert MPlus.from_pretrained(tmp_path / "run" / "model").trained_parts.read_adapter
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": ("reading",)}, "stage 'reading' is unknown; expected some of projection, reader, scorer"),
+        ({"stages": ()}, "stages is empty"),
+        ({"stages": ("reader", "published-1")}, "Train one sort"),
+        ({"stages": ("reader", "reader")}, "named twice"),
+        ({"texts": ()}, "Nothing to train on"),
+        ({"steps": {"published-1": 4}}, "none of the stages projection, reader"),
+        ({"device": "cuda:1"}, "expected 'auto' or 'cpu'"),
+        ({"rank": 0}, "greater than or equal to 1"),
+        ({"precision": "fp8"}, "'auto', 'no' or 'bf16'"),
+    ],
+)
+def test_settings_that_make_no_sense_say_so(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunSettings.model_validate({"model": "m", "texts": ("t",)} | changes)
+
+
+def test_a_run_is_neither_overwritten_nor_changed(given: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(given, out, "--stages", "projection", "--steps", "projection=2")
+    for path in (given / "model").iterdir():
+        assert (out / "model" / path.name).read_bytes() == path.read_bytes(), "the backbone comes out as it went in"
+    with pytest.raises(ValueError, match="holds a run. Pass --resume"):
+        train(given, out, "--stages", "projection", "--steps", "projection=2")
+    with pytest.raises(ValueError, match=r"seed=7, but the run in .* was begun with 0"):
+        invoke("--out", str(out), "--seed", "7", "--resume")
+    with pytest.raises(ValueError, match="no run to resume|not the settings of a run"):
+        invoke("--out", str(tmp_path / "none"), "--resume")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
+        train(given, tmp_path / "file")
+
+
+@pytest.mark.parametrize("given_steps", ["reader", "reader=", "reader=many", "=3x"])
+def test_steps_are_a_stage_and_a_number(given_steps: str) -> None:
+    assert parse_steps(["reader=40", "published-1=3"]) == {"reader": 40, "published-1": 3}
+    with pytest.raises(ValueError, match="expected a stage and a number"):
+        parse_steps([given_steps])
+
+
+def test_presets_are_the_published_sizes_where_they_fit() -> None:
+    wide = tiny_model(max_position_embeddings=131072).weights.backbone
+    stages = published_stages(wide)
+    first, _, third = stages.values()
+    assert list(stages) == ["published-1", "published-2", "published-3"]
+    assert (third.memory.short_term_tokens, third.memory.recalled_tokens) == (10240, 2560)
+    assert (first.memory.short_term_tokens, first.memory.long_term_capacity) == (12800, 0)
+    assert third.learning_rate / third.final_learning_rate == pytest.approx(10)
+    assert third.learning_rate * 48 / 4096 == pytest.approx(4.6e-5)
+    narrow = published_stages(tiny_model(max_position_embeddings=2048).weights.backbone)["published-3"]
+    assert narrow.memory.prefix_tokens <= 1 + 1024 and narrow.target_tokens < 1024
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        published_stages(wide, replay=1.5)
+
+
+def test_dropout_is_for_gradients_only() -> None:
+    from mplus.adapters import LoraLinear, LoraWeights
+
+    linear = LoraLinear(torch.nn.Linear(8, 8), LoraWeights(torch.randn(2, 8), torch.randn(8, 2), 1.0))
+    linear.dropout = 0.5
+    rows = torch.randn(3, 8)
+    with torch.no_grad():
+        assert torch.equal(linear(rows), linear(rows))
+    assert not torch.equal(linear(rows), linear(rows))
+
+
+def test_too_little_text_says_so(given: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("One sentence about the harbour of Antwerp.")
+    arguments = ("--model", str(given / "model"), "--texts", str(tmp_path / "short.txt"))
+    with pytest.raises(ValueError, match="answer 1 questions about themselves; expected at least 10"):
+        invoke(*arguments, "--out", str(tmp_path / "run"), "--stages", "projection")
+    # Nothing was trained: the folder may be used again, and need not be resumed.
+    with pytest.raises(ValueError, match="None of 1 documents has 48 tokens"):
+        invoke(*arguments, "--out", str(tmp_path / "run"), "--stages", "published-1")
