@@ -70,11 +70,10 @@ class ChunkRun:
         """Train a stage from the parts that the one before it left."""
         layer = self.settings.layer if self.settings.layer is not None else self.model.weights.recall_layer
         start = replace(start, recall_layer=layer, memory=start.memory or self.model.memory_config)
-        if name == "projection":
-            return self._projection(layer, start)
-        if name == "reader":
-            return self._reader(layer, start)
-        return self._scorer(layer, start)
+        if name == "scorer":
+            return self._scorer(layer, start)
+        start = replace(start, calibration=None)  # was of what is now trained anew
+        return self._projection(layer, start) if name == "projection" else self._reader(layer, start)
 
     def _projection(self, layer: int, start: TrainedParts) -> TrainedParts:
         settings, corpus = self.settings, self.corpus

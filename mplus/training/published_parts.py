@@ -134,6 +134,7 @@ class TrainableParts:
         return replace(
             start,
             memory=memory,
+            calibration=None,
             write_adapter=self._adapter("write_adapter"),
             read_adapter=self._adapter("read_adapter"),
             published=half_precision(self.retriever),
