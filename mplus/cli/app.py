@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mplus.cli.evaluate import evaluate
+from mplus.cli.memories import delete, export, import_, memories
 from mplus.cli.train import train
 
 if TYPE_CHECKING:
-    from mplus import Memory, MPlus
+    from mplus import Memory, MemoryStore, MPlus
 
 app = typer.Typer(
     help="Latent long-term memory for language models.",
@@ -221,7 +222,7 @@ def info(as_json: JsonOption = False) -> None:
         "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
         "cache": str(cache_root()),
         "models": known,
-        "memories": [stored.name for stored in _store().list()],
+        "memories": [stored.name for stored in user_store().list()],
     }
     if as_json:
         print(json.dumps(found))
@@ -231,16 +232,31 @@ def info(as_json: JsonOption = False) -> None:
 
 
 app.command()(evaluate)
+app.command()(memories)
+app.command()(export)
+app.command("import")(import_)
+app.command()(delete)
 
 
 # --- shared by commands -------------------------------------------------------------------------------
 
 
-def _store() -> Any:
+def user_store() -> "MemoryStore":
+    """The memories that are kept for the user."""
     from mplus import MemoryStore
     from mplus.checkpoint.catalog import cache_root
 
     return MemoryStore(cache_root() / "memories")
+
+
+def located(memory: str) -> "tuple[MemoryStore, str]":
+    """Where a memory is kept that is called by name or by folder."""
+    from mplus import MemoryStore
+
+    if "/" in memory:
+        path = Path(memory).expanduser()
+        return MemoryStore(path.parent), path.name
+    return user_store(), memory
 
 
 class opened:
@@ -248,12 +264,8 @@ class opened:
 
     def __init__(self, memory: str, model: str) -> None:
         from mplus import MPlus
-        from mplus.memory.store import MemoryStore
 
-        store, name = _store(), memory
-        if "/" in memory:
-            path = Path(memory).expanduser()
-            store, name = MemoryStore(path.parent), path.name
+        store, name = located(memory)
         self._folder = store.path(name)
         self._model = MPlus.from_pretrained(model)
         self._context = store.open(name, self._model)

@@ -88,3 +88,19 @@ def test_errors_are_one_line(
     assert caught.value.code == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and error.startswith("mplus: ")
+
+
+def test_export_import_list_and_delete(folder: str, tmp_path: Path) -> None:
+    file = tmp_path / "me.mplus"
+    invoke("write", "-m", folder, "--memory", "me", "My dog is called Biscuit, ok?", "--source", "dog")
+    assert "Wrote 'me'" in invoke("export", str(file), "-m", folder, "--memory", "me")
+    assert "Imported 'copy'" in invoke("import", str(file), "-m", folder, "--memory", "copy")
+    listed = json.loads(invoke("memories", "--json"))
+    assert [memory["name"] for memory in listed] == ["copy", "me"]
+    assert all(memory["nbytes"] > 1000 and memory["saved"] > 0 for memory in listed)
+    assert "copy" in invoke("memories")
+    shown = json.loads(invoke("inspect", "-m", folder, "--memory", "copy", "--json"))
+    assert [source["name"] for source in shown["sources"]] == ["dog"]
+    invoke("delete", "copy", "--yes")
+    assert RUN.invoke(app, ["delete", "me"], input="n\n").exit_code != 0
+    assert [memory["name"] for memory in json.loads(invoke("memories", "--json"))] == ["me"]
