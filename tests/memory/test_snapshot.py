@@ -2,16 +2,18 @@ import json
 import os
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 import mplus
-from mplus.errors import CorruptMemoryError, MemoryMismatchError, MemoryNotFoundError
+from mplus.errors import CorruptMemoryError, MemoryLockedError, MemoryMismatchError, MemoryNotFoundError
+from mplus.memory.folders import sole_writer
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.manifest import MANIFEST
-from mplus.memory.snapshot import verify_memory
+from mplus.memory.snapshot import save_memory, verify_memory
 from mplus.memory.state import Track
 from mplus.memory.tokens import Tokens
 from mplus.model import MPlus
@@ -254,3 +256,37 @@ def test_no_byte_of_a_forgotten_source_stays_on_disk(tmp_path: Path, text: str, 
     assert not [row for row in rows if row in after]
     assert not [what for what in told if what in after]
     assert [s.name for s in mplus.Memory.load(tmp_path, model).sources()] == ["a", "b"]
+
+
+def test_a_second_writer_waits_or_is_refused(tmp_path: Path, model: MPlus, text: str) -> None:
+    memory = written(model, text)
+    with sole_writer(tmp_path, timeout=1.0), pytest.raises(MemoryLockedError, match="another save"):
+        save_memory(memory, tmp_path, timeout=0.05)
+    threads = [threading.Thread(target=memory.save, args=(tmp_path,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    verify_memory(tmp_path)
+    assert mplus.Memory.load(tmp_path, model).fingerprint == memory.fingerprint
+
+
+def test_a_load_during_saves_finds_a_whole_state(tmp_path: Path, model: MPlus, text: str) -> None:
+    states = [written(model, text[:n]) for n in (300, 700)]
+    known = {memory.fingerprint for memory in states}
+    states[0].save(tmp_path)
+    stop = threading.Event()
+
+    def save() -> None:
+        while not stop.is_set():
+            for memory in states:
+                memory.save(tmp_path)
+
+    saver = threading.Thread(target=save)
+    saver.start()
+    try:
+        for _ in range(15):
+            assert mplus.Memory.load(tmp_path, model).fingerprint in known
+    finally:
+        stop.set()
+        saver.join()
