@@ -104,6 +104,9 @@ def ask(
     max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    abstain_below: Annotated[
+        float | None, typer.Option(help="Say that you do not know where confidence is lower, 0 to 1.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question; the answer comes from memory."""
@@ -116,6 +119,7 @@ def ask(
             max_new_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
+            abstain_below=abstain_below,
         )
         for piece in stream:
             if not as_json:
@@ -123,12 +127,13 @@ def ask(
         generation = stream.generation
     if as_json:
         described = asdict(generation) | {"recalled": [r._asdict() for r in generation.recalled]}
+        described["evidence"] = generation.evidence and generation.evidence._asdict()
         print(json.dumps(described, default=str))
         return
     print()
     if generation.recalled:
         shares = ", ".join(f"{r.source} {r.share:.0%}" for r in generation.recalled[:4])
-        print(f"(recalled: {shares})")
+        print(f"(recalled: {shares}; confidence {generation.confidence:.2f})")
 
 
 @app.command()
@@ -150,31 +155,11 @@ def inspect(
     model: ModelOption = "smol-135m",
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a memory holds: pools, bytes, sources."""
-    from dataclasses import asdict
+    """Show what a memory holds: pools, bytes, sources, snapshots."""
+    from mplus.cli.inspecting import described, shown
 
     with opened(memory, model) as (_, held):
-        stats, sources = held.stats(), held.sources()
-    if as_json:
-        print(json.dumps({"stats": asdict(stats), "sources": [asdict(s) for s in sources]}, default=str))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    pools = Table(title=repr(held))
-    for heading in ("pool", "tokens per layer", "MiB"):
-        pools.add_column(heading)
-    for name in ("short_term", "pending", "long_term"):
-        pool = getattr(stats, name)
-        pools.add_row(name, f"{max(pool.tokens, default=0):,}", f"{pool.nbytes / 2**20:.1f}")
-    console.print(pools)
-    listed = Table()
-    for heading in ("source", "memory tokens", "text tokens", "oldest age"):
-        listed.add_column(heading)
-    for known in sources:
-        listed.add_row(known.name, f"{known.memory_tokens:,}", f"{known.text_tokens:,}", f"{known.oldest_age:,}")
-    console.print(listed)
+        print(json.dumps(described(held), default=str)) if as_json else shown(held)
 
 
 @app.command()
@@ -182,11 +167,53 @@ def forget(
     source: Annotated[str, typer.Argument(help="Source to remove for good.")],
     memory: MemoryOption = "default",
     model: ModelOption = "smol-135m",
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Also write again what came after it, so that no trace is left.")
+    ] = False,
 ) -> None:
-    """Remove a source from a memory for good."""
-    with opened(memory, model) as (_, held):
-        removed = held.forget(source)
+    """Remove a source from a memory, its snapshots and its files, for good."""
+    with opened(memory, model) as (loaded, held):
+        removed = held.forget(source, rebuild=loaded if rebuild else None, progress=_progress_bar())
     print(f"Removed {removed:,} memory tokens of {source!r}.")
+
+
+@app.command()
+def pin(
+    source: Annotated[str, typer.Argument(help="Source that age, capacity and disuse are to spare.")],
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+    remove: Annotated[bool, typer.Option("--remove", help="Spare it no longer.")] = False,
+) -> None:
+    """Keep a source whatever the memory's limits say."""
+    with opened(memory, model) as (_, held):
+        held.unpin(source) if remove else held.pin(source)
+    print(f"{source!r} is {'no longer ' if remove else ''}pinned.")
+
+
+@app.command()
+def snapshot(
+    label: Annotated[str, typer.Argument(help="Anything that helps to recognise it.")] = "",
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+) -> None:
+    """Remember a memory's present state, to roll back to."""
+    with opened(memory, model) as (_, held):
+        print(held.snapshot(label))
+
+
+@app.command()
+def rollback(
+    snapshot: Annotated[str, typer.Argument(help="Id that `mplus snapshot` printed.")],
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+) -> None:
+    """Bring a memory back to a snapshot; its state before is kept as another one."""
+    with opened(memory, model) as (_, held):
+        undo = held.snapshot(f"before the rollback to {snapshot}")
+        difference = held.diff(snapshot)
+        held.rollback(snapshot)
+    gone, back = ", ".join(difference.added) or "none", ", ".join(difference.removed) or "none"
+    print(f"Rolled back. Sources gone: {gone}; back again: {back}. Undo: mplus rollback {undo}")
 
 
 @app.command()

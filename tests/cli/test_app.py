@@ -48,6 +48,34 @@ def test_write_ask_inspect_forget(folder: str, tmp_path: Path) -> None:
     assert [s["name"] for s in held["sources"]] == ["note.txt", "piped"]
 
 
+def test_history_pins_and_forgetting_without_a_trace(folder: str) -> None:
+    chosen = ("-m", folder, "--memory", "me")
+    invoke("write", *chosen, "The first note that is kept.", "--source", "first")
+    first = invoke("snapshot", *chosen, "before the second").strip()
+    invoke("write", *chosen, "The second note, which goes again.", "--source", "second")
+    invoke("pin", *chosen, "first")
+    out = invoke("inspect", *chosen)
+    assert "first (pinned)" in out and "before the second" in out and first in out
+    out = invoke("rollback", *chosen, first)
+    assert "Sources gone: second; back again: none" in out
+    undo = out.split()[-1]
+    invoke("rollback", *chosen, undo)
+    assert "34 memory tokens" in invoke("forget", *chosen, "second", "--rebuild")
+    held = json.loads(invoke("inspect", *chosen, "--json"))
+    assert [s["name"] for s in held["sources"]] == ["first"]
+    assert held["sources"][0]["tokens"] == {"short_term": 28, "pending": 0, "long_term": 0}
+    assert len(held["snapshots"]) == 3 and held["keeps_ledger"]
+    assert "no longer pinned" in invoke("pin", *chosen, "first", "--remove")
+
+
+def test_asking_may_be_answered_with_not_knowing(folder: str) -> None:
+    invoke("write", "-m", folder, "The key is under the third flowerpot by the door.")
+    out = invoke("ask", "-m", folder, "Where is the key?", "--max-tokens", "4", "--abstain-below", "1", "--json")
+    answer = json.loads(out)
+    assert answer["text"] == "I don't know." and answer["abstained"]
+    assert answer["confidence"] < 1 and answer["evidence"]["min_log_probability"] < 0
+
+
 def test_a_memory_may_be_a_folder(folder: str, tmp_path: Path) -> None:
     invoke("write", "-m", folder, "--memory", str(tmp_path / "mine"), "A note that is long enough.")
     assert (tmp_path / "mine" / "memory.json").exists()
