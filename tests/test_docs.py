@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import mplus
-import mplus_integrations.langchain.chat as chat_module
+import mplus_integrations.langchain.memories as memories
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 
@@ -24,7 +24,7 @@ def test_the_readme_runs(
 ) -> None:
     model = tiny_model(memory=TINY)
     monkeypatch.setattr(mplus.MPlus, "from_pretrained", lambda *_, **__: model)
-    monkeypatch.setattr(chat_module, "_LOADED", {})
+    monkeypatch.setattr(memories, "_LOADED", {})
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out

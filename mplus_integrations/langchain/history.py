@@ -8,8 +8,8 @@ forgotten.
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mplus import Memory, MPlus
 
@@ -18,6 +18,19 @@ KEPT_SHARE = 0.75
 """What stays in the prompt after turns have flowed, as a share of the room there is."""
 
 Messages = Sequence[Mapping[str, Any]]
+Where = Callable[[str, Mapping[str, Any]], bool]
+
+
+class Fitted(NamedTuple):
+    """A history as it is asked.
+
+    Attributes:
+        messages: What stands in the prompt; what does not fit any more has been written into memory.
+        where: Which sources may be read; None: all.
+    """
+
+    messages: list[dict[str, Any]]
+    where: Where | None
 
 
 def turn_names(messages: Messages) -> list[str]:
@@ -32,9 +45,15 @@ def turn_names(messages: Messages) -> list[str]:
 
 
 def fitted(
-    model: MPlus, memory: Memory, messages: Messages, *, room: int, tools: Sequence[Mapping[str, Any]] | None
-) -> list[dict[str, Any]]:
-    """The messages that stand in the prompt; what does not fit any more has been written into memory.
+    model: MPlus,
+    memory: Memory,
+    messages: Messages,
+    *,
+    room: int,
+    tools: Sequence[Mapping[str, Any]] | None,
+    apart: bool,
+) -> Fitted:
+    """Let the oldest turns of a history flow into memory as far as needed.
 
     Args:
         model: For counting and writing.
@@ -42,16 +61,22 @@ def fitted(
         messages: The whole history.
         room: Tokens the prompt may have.
         tools: Told to the model beside the messages.
+        apart: Whether turns of other histories in this memory stay unread.
     """
     first = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
     system, turns = [dict(m) for m in messages[:first]], [dict(m) for m in messages[first:]]
-    if not turns:
-        return system
     names = turn_names(turns)
+    known = set(names)
     with memory.writing():
-        mine = {s.name for s in memory.sources() if s.metadata.get(CONVERSATION) == names[0]}
+        conversations = {s.name: s.metadata[CONVERSATION] for s in memory.sources() if CONVERSATION in s.metadata}
+        mine = {name for name, conversation in conversations.items() if names[:1] == [conversation]}
         # The last turn is asked now, so it stands in the prompt even where it had flowed before.
         stale = mine - set(names[:-1])
+        # A name says everything that was said before, so no other history has one of these.
+        others = apart and not conversations.keys() - stale <= known
+        where = (lambda name, metadata: CONVERSATION not in metadata or name in known) if others else None
+        if not turns:
+            return Fitted(system, where)
         flowed = max((n + 1 for n, name in enumerate(names[:-1]) if name in mine), default=0)
 
         def size(start: int) -> int:
@@ -60,7 +85,8 @@ def fitted(
         wanted, last = flowed, len(turns) - 1
         if size(flowed) > room:
             if size(last) >= model.prompt_room(memory):
-                return [*system, *turns[flowed:]]  # no prompt can hold the question itself: the read will say so
+                # No prompt can hold the question itself: the read will say so.
+                return Fitted([*system, *turns[flowed:]], where)
             # The first start from which the rest fits: sizes fall with the start.
             wanted = bisect_left(range(last), True, flowed, key=lambda start: size(start) <= room * KEPT_SHARE)
             while turns[wanted]["role"] == "tool" and wanted < last:
@@ -79,4 +105,4 @@ def fitted(
                     keep_text=True,
                 )
             memory.adopt(fork)
-    return [*system, *turns[wanted:]]
+    return Fitted([*system, *turns[wanted:]], where)

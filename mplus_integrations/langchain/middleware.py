@@ -24,10 +24,11 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
     """Writes each turn of an agent into latent memory once, and reads that memory at every model call.
 
     The memory is named by ``runtime.context["memory_key"]`` (or an attribute of that name), else by
-    ``config["configurable"]``: ``memory_key``, ``user_id`` or ``thread_id``, the first that is there.
+    ``config["configurable"]``: ``memory_key``, ``user_id`` or ``thread_id``, the first that is there. A chat
+    made with ``memory=`` has that one only.
 
     Args:
-        chat: The model; give it a ``MemoryStore`` where there is more than one user.
+        chat: The model; give it a ``MemoryStore`` where memories should outlive the process.
         tools: Also offer the agent ``remember``, ``recall`` and ``forget``.
     """
 
@@ -39,7 +40,10 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
         self.tools = memory_tools(chat) if tools else []
 
     def _key(self, runtime: Runtime[Any]) -> str | None:
-        return None if self.chat.store is None else _from_context(runtime.context) or current_key(self.chat)
+        if self.chat.memory is not None:
+            return None
+        key = _from_context(runtime.context)
+        return current_key(self.chat) if key is None else key
 
     def wrap_model_call(
         self, request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse[Any]]
@@ -89,7 +93,7 @@ def _from_context(context: Any) -> str | None:
 
 def current_key(chat: MPlusChat) -> str | None:
     """The memory that the running graph's config names."""
-    if chat.store is None:
+    if chat.memory is not None:
         return None
     try:
         configurable: Mapping[str, Any] = get_config().get("configurable", {})

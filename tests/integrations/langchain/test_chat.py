@@ -115,14 +115,24 @@ def test_users_have_memories_of_their_own(tmp_path, chat: MPlusChat) -> None:
 @pytest.mark.parametrize("key", ["../up", "a" * 10_000, "a/b", "☃"])
 def test_a_wrong_memory_key_is_refused(tmp_path, chat: MPlusChat, key: str) -> None:
     shared = MPlusChat(model=chat.loaded, store=mplus.MemoryStore(tmp_path / "s"))
-    with pytest.raises(ValueError, match="Memory name"):
+    with pytest.raises(ValueError, match="memory_key="):
         shared.invoke("hi", memory_key=key)
     assert list((tmp_path / "s").iterdir()) == []
 
 
-def test_a_memory_key_needs_a_store(chat: MPlusChat) -> None:
-    with pytest.raises(ValueError, match="without a store"):
-        chat.invoke("hi", memory_key="alice")
+def test_names_without_a_store_live_as_long_as_the_chat(chat: MPlusChat) -> None:
+    chat.memorize("Alice keeps the key under the pot.", memory_key="alice")
+    assert chat.invoke("Where?", memory_key="alice").response_metadata["prefix_tokens"] > 0
+    assert chat.invoke("Where?", memory_key="bob").response_metadata["prefix_tokens"] == 0
+    assert chat.invoke("Where?").response_metadata["prefix_tokens"] == 0
+
+
+def test_one_given_memory_has_no_names(chat: MPlusChat) -> None:
+    one = MPlusChat(model=chat.loaded, memory=chat.loaded.new_memory())
+    with pytest.raises(ValueError, match="made with memory="):
+        one.invoke("hi", memory_key="alice")
+    with pytest.raises(ValueError, match="one of them"):
+        MPlusChat(model=chat.loaded, memory=chat.loaded.new_memory(), memory_key="alice")
 
 
 @pytest.mark.parametrize(
