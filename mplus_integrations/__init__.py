@@ -11,6 +11,7 @@ _HOME = {
     "MPlusMemoryBlock": "mplus_integrations.llama_index",
     "MPlusMemoryMiddleware": "mplus_integrations.langchain",
     "MPlusRetriever": "mplus_integrations.langchain",
+    "MPlusStore": "mplus_integrations.langchain",
     "MPlusVectorStore": "mplus_integrations.langchain",
 }
 

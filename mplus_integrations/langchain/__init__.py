@@ -1,7 +1,7 @@
-"""M+ for LangChain: chat model, vector store, retriever, and memory for agents.
+"""M+ for LangChain: chat model, vector store, retriever, memory and store for agents.
 
 Only what is asked for is imported: the chat model and the stores need ``langchain-core``, the middleware
-needs ``langchain``.
+and the LangGraph store need ``langchain``.
 """
 
 from importlib import import_module
@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mplus_integrations.langchain.chat import MPlusChat
     from mplus_integrations.langchain.middleware import MPlusMemoryMiddleware, memory_tools
+    from mplus_integrations.langchain.store import MPlusStore
     from mplus_integrations.langchain.vectorstore import MPlusRetriever, MPlusVectorStore
 
 _HOME = {
     "MPlusChat": "chat",
     "MPlusMemoryMiddleware": "middleware",
     "MPlusRetriever": "vectorstore",
+    "MPlusStore": "store",
     "MPlusVectorStore": "vectorstore",
     "memory_tools": "middleware",
 }
 
-__all__ = ["MPlusChat", "MPlusMemoryMiddleware", "MPlusRetriever", "MPlusVectorStore", "memory_tools"]
+__all__ = ["MPlusChat", "MPlusMemoryMiddleware", "MPlusRetriever", "MPlusStore", "MPlusVectorStore", "memory_tools"]
 
 
 def __getattr__(name: str) -> Any:
