@@ -245,7 +245,7 @@ class MPlusChat(Remembering, BaseChatModel):
                 apart=self._keeps_conversations_apart(key),
             )
             return model.stream(
-                memory,
+                prompt.memory,
                 prompt.messages,
                 max_new_tokens=max_tokens,
                 temperature=kwargs.get("temperature", self.temperature),

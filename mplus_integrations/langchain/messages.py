@@ -19,6 +19,7 @@ from langchain_core.messages.content import InvalidToolCall
 from langchain_core.messages.tool import invalid_tool_call, tool_call
 
 from mplus import Generation, ToolCall
+from mplus_integrations.langchain.forms import OPEN_CALL
 
 _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (HumanMessage, "user"),
@@ -92,7 +93,9 @@ def to_tool_calls(calls: Sequence[ToolCall]) -> tuple[list[LangChainToolCall], l
     for call in calls:
         number = f"call_{uuid4().hex[:24]}"
         if call.arguments is None:
-            bad.append(invalid_tool_call(name=call.name or None, args=call.text, id=number, error=call.error))
+            # With its tag, so that whoever joins chunks and reads half a JSON leniently never takes it for a call.
+            text = f"{OPEN_CALL}\n{call.text}"
+            bad.append(invalid_tool_call(name=call.name or None, args=text, id=number, error=call.error))
         else:
             good.append(tool_call(name=call.name, args=call.arguments, id=number))
     return good, bad

@@ -67,7 +67,7 @@ class MPlusStore(BaseStore):
                 fork = memory.fork()
                 for place, op in puts.items():
                     self._put(fork, op, kept.get(place))
-                memory.commit(fork.state)
+                memory.adopt(fork)
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:

@@ -1,0 +1,105 @@
+"""What several tests of the adapter share."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mplus import MPlus
+from mplus.testing import tiny_model
+from mplus_integrations.langchain import MPlusChat
+from tests.conftest import TINY
+
+TICK = 0.005
+
+
+class LoopWatch:
+    """For how long an event loop did not run although another thread of the process could.
+
+    Wall time alone would blame the loop for a busy machine. A plain thread that wants to run as often
+    as the loop does counts its own turns between two beats of the loop: where neither runs, neither counts.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._turns = 0
+        self._done = threading.Event()
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator["LoopWatch"]:
+        loop = asyncio.get_running_loop()
+
+        def beat() -> None:
+            self._turns = 0
+            if not self._done.is_set():
+                loop.call_later(TICK, beat)
+
+        def count() -> None:
+            while not self._done.is_set():
+                time.sleep(TICK)
+                self._turns += 1
+                self.longest = max(self.longest, self._turns * TICK)
+
+        beat()
+        thread = threading.Thread(target=count)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._done.set()
+            await asyncio.to_thread(thread.join)
+
+
+class Steps:
+    """A logits processor that takes its time, and counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, tokens: list[int], logits: Any) -> Any:
+        self.count += 1
+        time.sleep(0.02)
+        return logits
+
+    async def reach(self, count: int) -> None:
+        while self.count < count:
+            await asyncio.sleep(0.002)
+
+
+Process = Callable[[list[int], Any], Any]
+
+
+@pytest.fixture
+def processed(monkeypatch: pytest.MonkeyPatch) -> Callable[[MPlus, Process], None]:
+    """Have every answer of a model go through a logits processor."""
+
+    def install(model: MPlus, processor: Process) -> None:
+        real = model.stream
+        monkeypatch.setattr(model, "stream", lambda *a, **k: real(*a, **k, processors=[processor]))
+
+    return install
+
+
+@pytest.fixture
+def chat() -> MPlusChat:
+    return MPlusChat(model=tiny_model(memory=TINY), max_tokens=12)
+
+
+@pytest.fixture
+def steps(chat: MPlusChat, processed: Callable[[MPlus, Process], None]) -> Steps:
+    steps = Steps()
+    processed(chat.loaded, steps)
+    return steps
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the standard tests that run on the default model."""
+    from tests.integrations.langchain.test_standard import WANT_SENSE, TestStandardIntegration
+
+    for item in items:
+        if getattr(item, "cls", None) is TestStandardIntegration and item.name in WANT_SENSE:
+            item.add_marker(pytest.mark.default_model)
