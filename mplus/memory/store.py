@@ -80,6 +80,15 @@ class MemoryStore:
         self._guard = threading.Lock()
         self._sweep()
 
+    @staticmethod
+    def check_name(name: str) -> str:
+        """The name itself, if a memory may have it.
+
+        Raises:
+            ValueError: It may not; the message says what is expected.
+        """
+        return check_name(name)
+
     def path(self, name: str) -> Path:
         """Where a memory is kept.
 

@@ -17,7 +17,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field
 
-from mplus import Generation, GenerationStream, parse_tool_calls
+from mplus import Generation, GenerationStream, Scheduler, parse_tool_calls
 from mplus_integrations.langchain.forms import before_calls, form_of, with_schema, with_told, with_tools
 from mplus_integrations.langchain.history import fitted
 from mplus_integrations.langchain.memories import Remembering, keyed
@@ -57,6 +57,8 @@ class MPlusChat(Remembering, BaseChatModel):
     """Accepted for what hosted models need it for; a local model does not retry."""
     streaming: bool = False
     """Accepted; every answer can be streamed."""
+    scheduler: Scheduler | None = None
+    """``model.serve()``: answers to many users share the model's steps; None: each runs by itself."""
 
     # --- what LangChain asks ----------------------------------------------------------------------
 
@@ -244,7 +246,8 @@ class MPlusChat(Remembering, BaseChatModel):
                 tools=tools,
                 apart=self._keeps_conversations_apart(key),
             )
-            return model.stream(
+            engine = model if self.scheduler is None or "model" in kwargs else self.scheduler
+            return engine.stream(
                 prompt.memory,
                 prompt.messages,
                 max_new_tokens=max_tokens,

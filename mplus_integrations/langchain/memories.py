@@ -1,6 +1,5 @@
 """Whose memory a call reads and writes: one that was given, a named one, or an own one."""
 
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,9 +14,6 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
 from mplus import Memory, MemoryStore, MPlus
 from mplus_integrations.langchain.messages import to_texts
 from mplus_integrations.langchain.worker import in_thread
-
-NAME = re.compile(r"[^\W_][\w.@+-]{0,127}")
-"""What ``MemoryStore`` takes as a name, so that a store can be added later."""
 
 _LOADED: dict[str, MPlus] = {}
 _LOADING = threading.Lock()
@@ -153,12 +149,7 @@ def _checked(key: object) -> str | None:
         return None
     if not isinstance(key, str):
         raise ValueError(f"memory_key={key!r:.60} is {type(key).__name__}: expected a string.")
-    if not NAME.fullmatch(key) or ".." in key:
-        raise ValueError(
-            f"memory_key={key[:60]!r} ({len(key)} characters): expected 1 to 128 letters, digits, or any of "
-            "'. _ @ + -', beginning with a letter or digit."
-        )
-    return key
+    return MemoryStore.check_name(key)  # also where there is no store, so that one can be added
 
 
 def _load(name: str) -> MPlus:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mplus import MPlus
+from mplus import MPlus, Scheduler
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import MPlusChat
 from tests.conftest import TINY
@@ -74,10 +74,10 @@ Process = Callable[[list[int], Any], Any]
 
 
 @pytest.fixture
-def processed(monkeypatch: pytest.MonkeyPatch) -> Callable[[MPlus, Process], None]:
+def processed(monkeypatch: pytest.MonkeyPatch) -> Callable[[MPlus | Scheduler, Process], None]:
     """Have every answer of a model go through a logits processor."""
 
-    def install(model: MPlus, processor: Process) -> None:
+    def install(model: MPlus | Scheduler, processor: Process) -> None:
         real = model.stream
         monkeypatch.setattr(model, "stream", lambda *a, **k: real(*a, **k, processors=[processor]))
 
@@ -101,5 +101,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from tests.integrations.langchain.test_standard import WANT_SENSE, TestStandardIntegration
 
     for item in items:
-        if getattr(item, "cls", None) is TestStandardIntegration and item.name in WANT_SENSE:
+        if getattr(item, "cls", None) is TestStandardIntegration and item.name.partition("[")[0] in WANT_SENSE:
             item.add_marker(pytest.mark.default_model)

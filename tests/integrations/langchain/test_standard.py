@@ -30,9 +30,10 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestStandardIntegration(ChatModelIntegrationTests):
     @pytest.fixture
     def model(self, request: Any) -> BaseChatModel:
+        settings = self.chat_model_params
         if request.function.__name__ in WANT_SENSE:
-            return MPlusChat(model=request.getfixturevalue("default_model"), max_tokens=200)
-        return MPlusChat(**{**self.chat_model_params, **(getattr(request, "param", None) or {})})
+            settings = {"model": request.getfixturevalue("default_model"), "max_tokens": 200}
+        return MPlusChat(**settings, **(getattr(request, "param", None) or {}))
 
     @pytest.fixture(autouse=True)
     def _other_model(self, other_model: Path) -> None:
