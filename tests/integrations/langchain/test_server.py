@@ -18,6 +18,7 @@ import torch
 import uvicorn
 
 import mplus
+from mplus.generation.requests import Requests
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import MPlusChat
 from tests.conftest import TINY
@@ -111,7 +112,7 @@ def test_eight_users_stream_at_once_and_nobody_sees_anothers_facts(
         alone = MPlusChat(model=model, max_tokens=24)
         alone.memorize(f"My dog is called {name}. " * 8, source="text-1")
         expected[user] = str(alone.invoke(question).content)
-    for place, what in ((mplus.MemoryStore, "open"), (mplus.MPlus, "write"), (mplus.MPlus, "read_request")):
+    for place, what in ((mplus.MemoryStore, "open"), (mplus.MPlus, "write"), (Requests, "row")):
         monkeypatch.setattr(place, what, noted(getattr(place, what)))
     with serving(chat) as served, ThreadPoolExecutor(8) as threads:
         list(
