@@ -51,6 +51,10 @@ class MPlusChat(Remembering, BaseChatModel):
     """Strings that end an answer."""
     seed: int | None = None
     """The same seed gives the same answer."""
+    abstain_below: float | None = None
+    """Say ``abstain_reply`` instead of an answer in words that is less sure than this; None: never."""
+    abstain_reply: str = "I don't know."
+    """What is said then."""
     timeout: float | None = None
     """Seconds after which an answer ends as it is; None: never."""
     max_retries: int = 0
@@ -79,6 +83,8 @@ class MPlusChat(Remembering, BaseChatModel):
             "top_p": self.top_p,
             "stop": self.stop,
             "seed": self.seed,
+            "abstain_below": self.abstain_below,
+            "abstain_reply": self.abstain_reply,
         }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -259,6 +265,9 @@ class MPlusChat(Remembering, BaseChatModel):
                 constraint=form.constraint,
                 where=prompt.where,
                 timeout=kwargs.get("timeout", self.timeout),
+                # A call or a structured answer has no such reply: its form would be broken.
+                abstain_below=None if form.constraint else kwargs.get("abstain_below", self.abstain_below),
+                abstain_reply=kwargs.get("abstain_reply", self.abstain_reply),
             )
 
     def _message(self, generation: Generation, kwargs: Mapping[str, Any]) -> AIMessage:

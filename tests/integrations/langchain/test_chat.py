@@ -34,6 +34,19 @@ def test_the_answer_names_what_it_recalled(chat: MPlusChat) -> None:
     assert answer.usage_metadata is not None and answer.usage_metadata["output_tokens"] > 0
 
 
+def test_an_answer_says_how_sure_it_is_and_may_abstain(chat: MPlusChat) -> None:
+    question = "What does box 1 hold?"
+    sure = chat.invoke(question).response_metadata
+    assert 0 < sure["confidence"] < 1 and not sure["is_calibrated"] and not sure["abstained"]
+    shy = MPlusChat(model=chat.loaded, max_tokens=12, abstain_below=1.0, abstain_reply="No idea.")
+    answer = shy.invoke(question)
+    assert answer.content == "No idea." and answer.response_metadata["abstained"]
+    assert "".join(str(chunk.content) for chunk in shy.stream(question)) == "No idea."
+    assert chat.invoke(question, abstain_below=1.0).content == "I don't know."
+    form = {"title": "a", "type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]}
+    assert set(shy.with_structured_output(form, max_tokens=60).invoke("hi")) == {"b"}, "a form has no such reply"
+
+
 def test_documents_and_messages_can_be_memorized(chat: MPlusChat) -> None:
     documents = [Document("A page about pears and plums.", metadata={"source": "fruit.md", "page": 2})]
     messages = [HumanMessage("I live in Graz, in an old house.", id="m1"), AIMessage("How nice to hear that!", id="m2")]
