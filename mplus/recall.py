@@ -167,6 +167,7 @@ def rank_sources(
     return [(n, float(best[n])) for n in order.tolist() if best[n] > float("-inf")]
 
 
+@torch.no_grad()
 def relevance_of(
     scorer: Scorer, recall_layer: int, candidates: Candidates, normed: Float[Tensor, "S D"], layout: Layout
 ) -> Float[Tensor, " U"]:

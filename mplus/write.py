@@ -22,8 +22,9 @@ from mplus.memory.state import Context, MemoryState, chained
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.weights import Weights
 
-WRITE_BATCH_TOKENS = 2048
-"""Text tokens that go through a layer together: measured best on CPU (docs/performance.md)."""
+WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Text tokens that go through a layer together. On a CPU more leave its caches (docs/performance.md); a GPU
+wants more to be busy."""
 
 Progress = Callable[[int, int], None]
 """Called with text tokens written so far and in total."""
@@ -66,8 +67,8 @@ class Encoded(NamedTuple):
     states: tuple[Float[Tensor, "T D"], ...]
     base: tuple[KeysValues, ...] | None
     """Keys and values under the write layers, where they were computed on the way."""
-    hidden: Float[Tensor, "S D"]
-    """Output of the last layer."""
+    hidden: Float[Tensor, "S D"] | None = None
+    """Output of the last layer, where it was computed."""
 
 
 def write_chunks(
@@ -105,7 +106,8 @@ def write_together(
     waiting = [deque(writing.chunks) for writing in writings]
     done = 0
     while any(waiting):
-        config, batch = _next_batch([writing.memory.config for writing in writings], waiting)
+        configs = [writing.memory.config for writing in writings]
+        config, batch = _next_batch(configs, waiting, WRITE_BATCH_TOKENS.get(weights.backbone.device.type, 2048))
         parts = [Part(states[number], chunks) for number, chunks in batch]
         with torch.inference_mode():
             if config.encoding == "states":
@@ -174,14 +176,17 @@ class Part(NamedTuple):
 
 
 def _next_batch(
-    configs: Sequence[MemoryConfig], waiting: Sequence[deque[Chunk]]
+    configs: Sequence[MemoryConfig], waiting: Sequence[deque[Chunk]], tokens: int
 ) -> tuple[MemoryConfig, list[tuple[int, list[Chunk]]]]:
-    """Chunks that go through the layers together next, taken from ``waiting``, by number of their memory."""
+    """Chunks that go through the layers together next, taken from ``waiting``, by number of their memory.
+
+    Whole chunks of up to ``tokens`` text tokens together.
+    """
     first = next(number for number, chunks in enumerate(waiting) if chunks)
     config = configs[first]
     if config.encoding == "adapter" or config.layout == "token":
         return config, [(first, [waiting[first].popleft()])]
-    room = max(WRITE_BATCH_TOKENS // config.chunk_tokens, 1)
+    room = max(tokens // config.chunk_tokens, 1)
     batch: list[tuple[int, list[Chunk]]] = []
     for number in range(first, len(waiting)):
         if configs[number] != config:
@@ -320,6 +325,8 @@ def encode_states(weights: Weights, chunks: Sequence[Chunk], contexts: Sequence[
         )
         keys, values = backbone.keys_values(layer, normed)
         base.append(KeysValues(keys[1 + offset :], values[1 + offset :]))
+        if index + 1 == backbone.num_layers:
+            break  # what the last layer makes of them nobody reads
         here = slot.to(where)
         rotation = Rotation(table.cos.to(where), table.sin.to(where))
         at = position.to(where)
@@ -328,7 +335,7 @@ def encode_states(weights: Weights, chunks: Sequence[Chunk], contexts: Sequence[
         rotated, laid_values = _laid_out(keys, values, here, past_slot.to(where), offset, rotation, at, reach)
         attended = backbone.attend(layer, queries.transpose(1, 2), rotated, laid_values, mask.to(where))
         hidden = backbone.finish(layer, hidden, attended[inside.to(where)])
-    return Encoded(tuple(states), tuple(base), hidden)
+    return Encoded(tuple(states), tuple(base))
 
 
 def _laid_out(

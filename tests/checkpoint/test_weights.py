@@ -270,11 +270,18 @@ def test_bfloat16_and_a_device_map_with_disk_offload(tmp_path: Path, text: str) 
     spread = MPlus.from_pretrained(
         tmp_path / "m", memory=TINY, device=device_map, offload_folder=str(tmp_path / "offload")
     )
+    answers = []
     for one in (whole, spread):
-        memory = one.new_memory()
-        one.write(memory, text, source="a")
-        one.answer = one.generate(memory, "Which box is blue?", max_new_tokens=5).token_ids
-    assert whole.answer == spread.answer
+        for tier in ("cpu", "disk"):
+            memory = one.new_memory(config=TINY.model_copy(update={"long_term_device": tier}))
+            one.write(memory, text, source="a")
+            answers.append(one.generate(memory, "Which box is blue?", max_new_tokens=5).token_ids)
+            (track,) = memory.state.tracks
+            backbone = one.weights.backbone
+            beside = tuple(backbone.layer_device(layer) for layer in range(backbone.num_layers))
+            assert track.devices == beside, "memory lives beside its layer, also where accelerate brings its weights"
+            assert {segment.tier for segment in track.long_term.segments} == {"host" if tier == "cpu" else "disk"}
+    assert len(set(answers)) == 1
     half = MPlus.from_pretrained(tmp_path / "m", memory=TINY, dtype="bfloat16")
     memory = half.new_memory()
     half.write(memory, text, source="a")
