@@ -68,8 +68,8 @@ class LateInteraction(nn.Module):
     """Scores a unit by late interaction (MaxSim) over states of the model itself.
 
     Relevance of a unit: for every query row the best cosine with any of the unit's tokens, minus that
-    row's mean over all units (rows that match everything say nothing: an inverse-frequency effect),
-    averaged over the query rows. States are centred and standardised per dimension first. Training-free
+    row's mean over all units (so that zero is an average unit; it changes no order), averaged over the
+    query rows. States are centred and standardised per dimension first. Training-free
     with the identity as projection; with trained linear projections the same formula (docs/recall.md).
     """
 
