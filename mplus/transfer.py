@@ -98,7 +98,7 @@ class RecalledRows:
                 tensor.record_stream(here)
         return arrival.rows
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _fetch(self, at: int) -> Arrival:
         device = self.devices[at]
         if device.type != "cuda":
