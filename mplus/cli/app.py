@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mplus.cli.calibrate import calibrate
 from mplus.cli.evaluate import evaluate
 from mplus.cli.memories import delete, export, import_, memories
 from mplus.cli.train import train
@@ -263,6 +264,7 @@ app.command()(memories)
 app.command()(export)
 app.command("import")(import_)
 app.command()(delete)
+app.command()(calibrate)
 
 
 # --- shared by commands -------------------------------------------------------------------------------

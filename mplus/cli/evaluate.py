@@ -56,6 +56,9 @@ def evaluate(
     config: Annotated[
         list[str] | None, typer.Option("--set", help="Memory layout, such as recalled_tokens=512. Repeatable.")
     ] = None,
+    abstain_below: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Decline where the confidence in an answer is lower.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 24,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
     split: Annotated[str, typer.Option(help="Whose names and values facts has: dev or train.")] = "dev",
@@ -75,7 +78,16 @@ def evaluate(
         raise ValueError(f"--prompt {prompt}: expected plain, short or completion.")
     opened = open_model(model, backbone=backbone, dtype=dtype)
     layout = type(opened.memory_config)(**{**opened.memory_config.model_dump(), **_assignments(config or [])})
-    settings = Settings(prompt or read.style, examples, max_new_tokens, batch, seed)  # pyright: ignore[reportArgumentType]
+    progress = _Progress()
+    settings = Settings(
+        prompt or read.style,  # pyright: ignore[reportArgumentType]
+        examples,
+        max_new_tokens,
+        batch,
+        seed,
+        abstain_below,
+        progress.writing,
+    )
     extra = [text for path in distractors or [] for text in passages(path)]
     random.Random(seed).shuffle(extra)
     wanted = _numbers("--levels", levels) if levels is not None else list(read.levels or _numbers("--levels", LEVELS))
@@ -93,6 +105,7 @@ def evaluate(
         "prompt": settings.style,
         "examples": examples,
         "max_new_tokens": max_new_tokens,
+        "abstain_below": abstain_below,
         "seed": seed,
     }
 
@@ -100,10 +113,10 @@ def evaluate(
         return Run(out or Path("runs") / f"{task}-{opened.weights.fingerprint[:8]}", described)
 
     if task == PERPLEXITY:
-        _perplexities(run, opened, layout, stream, settings, as_json=as_json)
+        _perplexities(run, opened, layout, stream, settings, progress, as_json=as_json)
     else:
         modes = [name.strip() for name in mode.split(",")]
-        _answers(run, modes, opened, layout, stream, settings, tops=_tops(top), as_json=as_json)
+        _answers(run, modes, opened, layout, stream, settings, progress, tops=_tops(top), as_json=as_json)
 
 
 def _answers(
@@ -113,6 +126,7 @@ def _answers(
     layout: "MemoryConfig",
     stream: "Stream",
     settings: "Settings",
+    progress: "_Progress",
     *,
     tops: Sequence[int],
     as_json: bool,
@@ -125,7 +139,6 @@ def _answers(
 
     names = chosen(modes, model, layout)
     run = start()
-    progress = _Progress()
     for one in answerers(names, model, layout, stream, settings, tops=tops):
         run.ask(one, stream, progress=progress)
     progress.close()
@@ -139,9 +152,9 @@ def _answers(
     if as_json:
         print(json.dumps(figures(report)))
         return
-    _show(HEADINGS, [cells(line) for line in report])
+    show(HEADINGS, [cells(line) for line in report])
     if by_kind := kinds(report):
-        _show(KIND_HEADINGS, by_kind)
+        show(KIND_HEADINGS, by_kind)
     print(f"Raw answers, table and plot: {run.folder}")
 
 
@@ -151,6 +164,7 @@ def _perplexities(
     layout: "MemoryConfig",
     stream: "Stream",
     settings: "Settings",
+    progress: "_Progress",
     *,
     as_json: bool,
 ) -> None:
@@ -159,7 +173,6 @@ def _perplexities(
 
     read = documents(stream.task.contexts, model.tokenizer)
     run = start()
-    progress = _Progress()
     for name in CONDITIONS:
         condition = Condition(name, model, layout, stream, batch=settings.batch, seed=settings.seed)
         wanted = {
@@ -177,7 +190,7 @@ def _perplexities(
     if as_json:
         print(json.dumps([figure.as_json() for figure in report]))
         return
-    _show(
+    show(
         ("condition", "tokens", "documents", "perplexity", "ratio to the backbone"),
         [(f.name, f"{f.level:,}", str(f.perplexity.size), str(f.perplexity), str(f.ratio or "–")) for f in report],
     )
@@ -256,7 +269,8 @@ def _digest(path: Path | None) -> str | None:
     return f"{path.name}:{digest.hexdigest()[:16]}"
 
 
-def _show(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def show(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; not cut where standard output is no terminal."""
     from rich.console import Console
     from rich.table import Table
 
@@ -288,6 +302,14 @@ class _Progress:
             self.close()
             self._bar, self._name = tqdm(total=total, unit="answer", desc=name), name
         self._bar.update(done - self._bar.n)
+
+    def writing(self, done: int, total: int) -> None:
+        """Texts are being written, which answers nothing yet."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"writing {done:,} of {total:,} tokens" if done < total else "")
+        elif time.monotonic() - self._last > self.EVERY:
+            self._last = time.monotonic()
+            print(f"writing: {done:,} of {total:,} tokens", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

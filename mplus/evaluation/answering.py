@@ -10,6 +10,7 @@ from mplus.generation.engine import Generation
 from mplus.generation.sources import Where
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
+from mplus.write import Progress
 
 RECALLED_KEPT = 8
 """Recalled sources that a reply keeps, most relevant first."""
@@ -27,6 +28,8 @@ class Settings:
         max_new_tokens: Most tokens of an answer.
         batch: Questions answered at once.
         seed: Decides what a random eviction drops.
+        abstain_below: Decline where the confidence in an answer is lower; None: never.
+        writing: Called while texts are written, with tokens so far and in total.
     """
 
     style: PromptStyle = "short"
@@ -34,6 +37,8 @@ class Settings:
     max_new_tokens: int = 24
     batch: int = 16
     seed: int = 0
+    abstain_below: float | None = None
+    writing: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def answer(model: MPlus, jobs: Sequence[Job], settings: Settings) -> list[Genera
         max_new_tokens=settings.max_new_tokens,
         temperature=0.0,
         stop=stops(settings.style),
+        abstain_below=settings.abstain_below,
     )
 
 

@@ -59,7 +59,7 @@ class Recalling:
     def _far(self, by_level: dict[int, list[Question]]) -> Iterator[Answered]:
         memory = WrittenMemory(self.model, self.config, seed=self.settings.seed)
         contexts = self.stream.task.contexts
-        memory.write(list(contexts), list(contexts.values()))
+        memory.write(list(contexts), list(contexts.values()), progress=self.settings.writing)
         count = 0
         for level, questions in by_level.items():
             self._write_distractors(memory, count, self.stream.count(level))
@@ -79,7 +79,8 @@ class Recalling:
                     yield Answered(job.question, job.levels, self._reply(memory, job, generation))
 
     def _write_distractors(self, memory: WrittenMemory, start: int, stop: int) -> None:
-        memory.write(distractor_names(start, stop), self.stream.distractors[start:stop])
+        texts = self.stream.distractors[start:stop]
+        memory.write(distractor_names(start, stop), texts, progress=self.settings.writing)
 
     def _reply(self, memory: WrittenMemory, job: Job, generation: Generation) -> Reply:
         ranked = self.model.search(memory.memory, query(job.asked), limit=None, where=job.where)

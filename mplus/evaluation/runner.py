@@ -105,7 +105,7 @@ def _rows(mode: str, stream: Stream, answered: Answered, seconds: float) -> Iter
             **_asked(question),
             **reply.as_json(),
             **scores(question, reply.text),
-            "seconds": round(seconds, 3),
+            "seconds": round(seconds / len(answered.levels), 3),
         }
 
 

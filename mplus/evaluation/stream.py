@@ -18,6 +18,7 @@ from mplus.generation.sources import Where
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
 from mplus.text import encode_inert
+from mplus.write import Progress
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,14 @@ class WrittenMemory:
         self.name_of: dict[str, str] = {}
         self.source_of: dict[str, str] = {}
 
-    def write(self, names: Sequence[str], texts: Sequence[str]) -> None:
+    def write(self, names: Sequence[str], texts: Sequence[str], *, progress: Progress | None = None) -> None:
         """Write texts, each under a name of its own."""
         if not texts:
             return
         for name in names:
             source = f"text-{len(self.name_of) + 1}"
             self.name_of[source], self.source_of[name] = name, source
-        self.model.write(self.memory, list(texts))
+        self.model.write(self.memory, list(texts), progress=progress)
 
     def own_and_distractors(self, question: Question) -> Where:
         """Which sources a question meets that is to see no other question's contexts."""

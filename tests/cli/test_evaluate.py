@@ -12,6 +12,7 @@ from mplus.cli.app import app
 from mplus.evaluation.opening import open_model
 from mplus.model import MPlus
 from tests.evaluation.data import filler_file, squad_file
+from tests.evaluation.test_calibrating import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,23 @@ def test_perplexity_of_a_text_file(folder: Path, tmp_path: Path) -> None:
     before = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8")
     assert json.loads(evaluate(*arguments).stdout) == found
     assert (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8") == before
+
+
+def test_calibrate_on_a_run(folder: Path, tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "train", 0)
+    for name in ("mplus.json", "mplus.safetensors"):
+        shutil.copy(folder / name, tmp_path / name)
+    arguments = ["calibrate", str(run), "--check", str(run_folder(tmp_path / "dev", 1)), "--into", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Recommended: abstain_below=0." in result.output
+    out = tmp_path / "out"
+    arguments = ["facts", "--questions", 3, "--levels", "0", "--max-new-tokens", 2, "--out", out]
+    result = evaluate(*arguments, "--model", tmp_path, "--backbone", folder, "--abstain-below", 1)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(row["declined"] and row["text"] == "I don't know." for row in rows)
+    assert all(0 < row["features"]["confidence"] < 1 for row in rows)
 
 
 def test_a_folder_of_trained_parts_is_opened_on_its_backbone(folder: Path, tmp_path: Path, model: MPlus) -> None:

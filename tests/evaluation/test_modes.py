@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def test_memoryllm_asks_when_as_much_has_been_written_since(
     look = Look(monkeypatch)
     small = memoryllm(model.memory_config, 512 + 320)
     monkeypatch.setattr("mplus.evaluation.modes.memoryllm", lambda *_: small)
+    stream = replace(stream, levels=(0, 700, 1500))
     found = ask("memoryllm", model, stream)
     assert sorted((one.question.id, one.levels[0]) for one in found) == sorted(
         (question.id, level) for question in stream.task.questions for level in stream.levels

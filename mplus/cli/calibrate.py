@@ -1,0 +1,42 @@
+"""``mplus calibrate``: from the raw answers of a run to a confidence that means what it says."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def calibrate(
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a run of mplus evaluate to fit on, with unanswerable questions.")
+    ],
+    check: Annotated[Path | None, typer.Option(help="Folder of another run, on other data, to check it on.")] = None,
+    into: Annotated[Path | None, typer.Option(help="Folder whose mplus.json keeps the calibration.")] = None,
+    mode: Annotated[str, typer.Option(help="Way of answering whose answers count.")] = "mplus",
+) -> None:
+    """Fit the confidence of answers on a run, and say which abstain_below to use."""
+    from mplus.cli.evaluate import show
+    from mplus.evaluation.calibrating import checked, fitted, given_answers, keep, recall_of
+
+    answers = given_answers(run, mode)
+    calibration = fitted(answers, recall=recall_of(run))
+    print(f"Fitted on {calibration.num_answers:,} answers of {run}.")
+    other = run if check is None else check
+    found = checked(answers if check is None else given_answers(check, mode), calibration)
+    whose = "the same answers (pass --check for others)" if check is None else str(other)
+    print(f"On {whose}: calibration error {found.error:.3f}.")
+    show(
+        ("abstain below", "unanswerable declined", "answerable declined", "answerable right"),
+        [
+            (f"{t.below:.2f}", _share(t.abstention.recall), _share(t.abstention.wrongly_declined), _share(t.right))
+            for t in found.thresholds
+        ],
+    )
+    print(f"Recommended: abstain_below={found.recommended.below:.2f}")
+    if into is not None:
+        keep(calibration, into)
+        print(f"Kept in {into / 'mplus.json'}")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
