@@ -8,6 +8,7 @@ import pytest
 import mplus
 import mplus_integrations.langchain.memories as memories
 from mplus.testing import tiny_model
+from mplus_integrations import models
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,7 @@ def test_the_readme_runs(
     model = tiny_model(memory=TINY)
     monkeypatch.setattr(mplus.MPlus, "from_pretrained", lambda *_, **__: model)
     monkeypatch.setattr(memories, "_LOADED", {})
+    monkeypatch.setattr(models, "_LOADED", {})
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out
