@@ -70,7 +70,7 @@ def before_calls(text: str) -> tuple[str, str]:
 
 
 def about(generation: Generation, model_name: str) -> dict[str, Any]:
-    """What an answer says about itself: why it ended and which sources it recalled."""
+    """What an answer says about itself: why it ended, which sources it recalled, how sure it is."""
     return {
         "model_name": model_name,
         "model_provider": "mplus",
@@ -85,4 +85,7 @@ def about(generation: Generation, model_name: str) -> dict[str, Any]:
             for recalled in generation.recalled
         ],
         "prefix_tokens": generation.prefix_tokens,
+        "confidence": generation.confidence,
+        "is_calibrated": generation.is_calibrated,
+        "abstained": generation.abstained,
     }

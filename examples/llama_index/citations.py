@@ -16,7 +16,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from mplus_integrations.llama_index import MPlusIndex, MPlusLLM
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
-PAGES = ("recall.md", "langchain.md")
+PAGES = ("recall.md", "evaluation.md")
 NOTE = "The reading room is on the second floor, beside the stairs. Its code is 4719."
 # What is asked, and where the answer is.
 QUESTIONS = [
@@ -51,7 +51,7 @@ def main() -> int:
 
     # A correction replaces what was written; a page that is gone is forgotten, with everything it left.
     index.update_ref_doc(Document(text=NOTE.replace("second", "fourth"), id_="note.txt"))
-    index.delete_ref_doc("langchain.md")
+    index.delete_ref_doc("evaluation.md")
     answer = index.as_query_engine(similarity_top_k=1).query(QUESTIONS[0][0])
     print(f"\nAfter the correction: {str(answer).strip()}")
     print(f"{right} of {len(QUESTIONS)} cited from the right page first")

@@ -40,7 +40,7 @@ Prompt = str | Sequence[ChatMessage]
 UNLOADED_WINDOW = 4096
 """What the context window is taken to be until weights are loaded: asking for it must not load them."""
 
-SAMPLING = ("temperature", "top_p", "seed", "timeout")
+SAMPLING = ("temperature", "top_p", "seed", "timeout", "abstain_below", "abstain_reply")
 CALL_SETTINGS = frozenset(
     {*SAMPLING, "max_tokens", "stop", "tools", "tool_choice", "allow_parallel_tool_calls", "response_format"}
     | {"memory_key", "where"}
@@ -83,6 +83,10 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
     """Strings that end an answer."""
     seed: int | None = None
     """The same seed gives the same answer."""
+    abstain_below: float | None = None
+    """Say ``abstain_reply`` instead of an answer in words that is less sure than this; None: never."""
+    abstain_reply: str = "I don't know."
+    """What is said then."""
     timeout: float | None = None
     """Seconds after which an answer ends as it is; None: never."""
     memory: Memory | None = Field(default=None, exclude=True)
@@ -366,6 +370,8 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
             model, memory, asked, [where, self._bound_where, _chosen(kwargs.get("where"))]
         )
         sampling = {name: kwargs.get(name, getattr(self, name)) for name in SAMPLING}
+        if form.constraint is not None:
+            sampling["abstain_below"] = None  # a call or an object has no such reply: its form would be broken
         return model.stream(
             memory,
             asked,

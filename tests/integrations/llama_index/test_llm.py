@@ -254,6 +254,15 @@ def test_raw_is_json_with_usage_and_recalled_sources(llm: MPlusLLM) -> None:
     assert json.loads(llm.to_json())["model"] == "tiny-llama"
 
 
+def test_an_unsure_answer_is_a_set_reply(llm: MPlusLLM) -> None:
+    sure = llm.chat(QUESTION)
+    assert 0 <= sure.raw["confidence"] <= 1 and not sure.raw["abstained"]
+    unsure = llm.chat(QUESTION, abstain_below=1.0, abstain_reply="No idea.")
+    assert unsure.message.content == "No idea." and unsure.raw["abstained"]
+    chunks = list(llm.stream_chat(QUESTION, abstain_below=1.0, abstain_reply="No idea."))
+    assert "".join(c.delta or "" for c in chunks) == chunks[-1].message.content == "No idea."
+
+
 def test_callbacks_and_instrumentation_are_told(llm: MPlusLLM) -> None:
     counter = TokenCountingHandler(tokenizer=MODEL.tokenizer.encode)
     llm.callback_manager = CallbackManager([counter])
