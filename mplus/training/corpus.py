@@ -8,8 +8,9 @@ from pathlib import Path
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.training.cloze import passages, questions_about
-from mplus.training.data import ChunkBank, Question, dialogues, squad
+from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
+from mplus.training.question_files import has_facts, read_dialogues, read_squad
 from mplus.training.recipe import Made, make_bank
 from mplus.training.texts import Document
 
@@ -17,6 +18,8 @@ QUESTIONS_PER_PASSAGE = 3
 FEWEST_QUESTIONS = 10
 """Fewer teach nothing."""
 DIALOGUES = 300
+FEWEST_DIALOGUES = 2000
+"""What the default model's mixture draws ordinary talk from."""
 PEOPLE = 450
 
 
@@ -62,8 +65,8 @@ def build_corpus(
         model: The backbone reads and writes as it is.
         documents: Plain text, which asks its own questions.
         squad_file: Passages with questions, as SQuAD JSON.
-        dialogue_file: Conversations, one JSON a line. With both files, generated people are added and the mixture is
-            that of the default model.
+        dialogue_file: Conversations, one JSON a line. With both files, and 2,000 conversations with facts, generated
+            people are added and the mixture is that of the default model.
         text_tokens: Most tokens of plain text that are encoded; beyond that, passages are drawn.
         seed: Decides what is drawn and asked.
         states: File in which encoded texts are kept for a later start; None: a temporary one.
@@ -72,7 +75,9 @@ def build_corpus(
         ValueError: Nothing to train on.
     """
     rng = random.Random(f"{seed}/corpus")
-    if squad_file is not None and dialogue_file is not None:
+    passages_given = None if squad_file is None else read_squad(squad_file)
+    talks = None if dialogue_file is None else read_dialogues(dialogue_file, DIALOGUES, rng)[1]
+    if squad_file is not None and dialogue_file is not None and has_facts(dialogue_file, FEWEST_DIALOGUES):
         made = make_bank(model, squad_file, dialogue_file, DIALOGUES, PEOPLE, seed, states)
         people = [question for questions, _ in made.people for question in questions]
         corpus = Corpus(
@@ -85,11 +90,10 @@ def build_corpus(
         )
     else:
         corpus = Corpus(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states))
-        if squad_file is not None:
-            texts, corpus.questions, corpus.groups = squad(squad_file)
-            corpus.texts = corpus.bank.add(texts)
-        if dialogue_file is not None:
-            _, talks = dialogues(dialogue_file, DIALOGUES, rng)
+        if passages_given is not None:
+            corpus.questions, corpus.groups = passages_given.questions, passages_given.articles
+            corpus.texts = corpus.bank.add(passages_given.texts)
+        if talks is not None:
             _add(corpus, talks, range(_next_group(corpus), _next_group(corpus) + len(talks)))
     _add_documents(corpus, documents, text_tokens, rng)
     answered = sum(bool(gold_chunks(corpus.bank, question)) for question in corpus.questions)

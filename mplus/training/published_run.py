@@ -8,11 +8,11 @@ from accelerate import Accelerator
 
 from mplus.checkpoint.weights import TrainedParts
 from mplus.model import MPlus
-from mplus.training.data import dialogues, squad
 from mplus.training.loop import train_task
 from mplus.training.published_parts import PartSizes, TrainableParts
 from mplus.training.published_stages import Stage, published_stages
 from mplus.training.published_task import PublishedTask
+from mplus.training.question_files import read_dialogues, read_squad
 from mplus.training.run_folder import RunFolder
 from mplus.training.run_settings import RunSettings
 from mplus.training.texts import Document, Episodes, held_out, read_documents
@@ -81,13 +81,13 @@ def read_texts(settings: RunSettings) -> list[Document]:
     """Everything there is to read, as documents: texts, articles with questions, conversations."""
     documents = read_documents([Path(path) for path in settings.texts]) if settings.texts else []
     if settings.squad is not None:
-        passages, _, articles = squad(Path(settings.squad))
+        passages, _, articles = read_squad(Path(settings.squad))
         joined: dict[int, list[str]] = {}
         for passage, article in zip(passages, articles, strict=True):
             joined.setdefault(article, []).append(passage)
         documents += [Document(f"{settings.squad}:{n}", "\n\n".join(texts)) for n, texts in joined.items()]
     if settings.dialogues is not None:
-        names, talks = dialogues(Path(settings.dialogues), DIALOGUES, random.Random(settings.seed))
+        names, talks = read_dialogues(Path(settings.dialogues), DIALOGUES, random.Random(settings.seed))
         documents += [Document(name, talk) for name, talk in zip(names, talks, strict=True)]
     return documents
 

@@ -123,6 +123,7 @@ def published_stages(backbone: Backbone, **changes: Any) -> dict[str, Stage]:
         "final_learning_rate": 4.6e-6 * width,
         "retriever_learning_rate": 1e-4 * width,
     } | changes
+    shared.setdefault("short_tokens", 2 * shared["target_tokens"])
     special: dict[str, dict[str, Any]] = {
         "published-1": {},
         "published-2": {"long_documents": 0.5, "has_retriever": True},

@@ -91,7 +91,7 @@ def save_model(folder: Path, name: str, model: MPlus, parts: TrainedParts) -> No
         model.save_pretrained(writing)
     else:
         for path in origin.iterdir():
-            if path.is_file() and path.name not in (PARTS_FILE, PARTS_TENSORS):
+            if path.is_file() and path.name not in (PARTS_FILE, PARTS_TENSORS, catalog.MANIFEST):
                 shutil.copy2(path, writing / path.name)
     write_parts(writing, parts)
     shutil.rmtree(folder, ignore_errors=True)

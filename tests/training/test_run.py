@@ -182,6 +182,8 @@ def test_presets_are_the_published_sizes_where_they_fit() -> None:
     assert list(stages) == ["published-1", "published-2", "published-3"]
     assert (third.memory.short_term_tokens, third.memory.recalled_tokens) == (10240, 2560)
     assert (first.memory.short_term_tokens, first.memory.long_term_capacity) == (12800, 0)
+    assert (third.target_tokens, third.short_tokens) == (2048, 4096)
+    assert published_stages(wide, target_tokens=100)["published-1"].short_tokens == 200
     assert third.learning_rate / third.final_learning_rate == pytest.approx(10)
     assert third.learning_rate * 48 / 4096 == pytest.approx(4.6e-5)
     narrow = published_stages(tiny_model(max_position_embeddings=2048).weights.backbone)["published-3"]

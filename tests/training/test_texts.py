@@ -6,6 +6,7 @@ import pytest
 
 from mplus.testing import byte_tokenizer
 from mplus.training.cloze import GAP, PASSAGE_CHARACTERS, passages, questions_about
+from mplus.training.question_files import has_facts, read_dialogues, read_squad
 from mplus.training.texts import Document, Episodes, held_out, read_documents
 
 STORY = (
@@ -116,3 +117,27 @@ def test_questions_are_answered_by_their_passage_and_do_not_say_the_answer() -> 
     assert questions_about("Too short.", 0, rng, 2) == []
     in_chinese = "这是一个很长的句子,讲述了一个古老港口的故事和那里的人们。"
     assert questions_about(in_chinese, 0, rng, 1), "no spaces are needed to ask how a sentence goes on"
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "no JSON", '{"data": [{"paragraphs": [{"qas": []}]}]}'])
+def test_what_is_not_squad_says_so(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"squad=.*a\.json.*not SQuAD JSON"):
+        read_squad(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"data": []}')
+    with pytest.raises(ValueError, match="no questions in it"):
+        read_squad(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="not SQuAD JSON"):
+        read_squad(tmp_path / "nowhere.json")
+
+
+def test_conversations_are_read_or_say_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "talks.jsonl"
+    path.write_text('{"id": "1", "turns": [["u", "Hello"], ["s", "Good day"]], "facts": []}\n')
+    names, talks = read_dialogues(path, 10, random.Random(0))
+    assert (names, talks) == (["1"], ["User: Hello\nAssistant: Good day"])
+    assert has_facts(path, 1) and not has_facts(path, 2)
+    for content in ("words", "{}", '{"id": "1", "turns": [["x", "Hello"]]}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="not conversations"):
+            read_dialogues(path, 10, random.Random(0))
