@@ -15,7 +15,6 @@ install_import_hook("mplus", "tests.typecheck.checked")
 import hypothesis
 import pytest
 import torch
-from hypothesis import settings
 
 from mplus.checkpoint.catalog import BUILT_IN, is_pulled
 from mplus.config import MemoryConfig
@@ -25,8 +24,6 @@ from mplus.testing import tiny_model
 # A first call checks shapes and may be slow; no test is about time.
 hypothesis.settings.register_profile("mplus", deadline=None)
 hypothesis.settings.load_profile("mplus")
-# pytest --hypothesis-profile=thorough: what takes minutes.
-settings.register_profile("thorough", max_examples=1000, deadline=None)
 
 # Tiny models are quickest on one thread, and do not fight over cores.
 torch.set_num_threads(1)

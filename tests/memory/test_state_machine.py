@@ -1,8 +1,9 @@
 """Random histories of memories against a slow, obvious model: lists of chunks of text.
 
-By default some dozens of them; ``pytest --hypothesis-profile=thorough tests/memory/test_state_machine.py`` runs 1,000.
+By default 30 of them; ``MPLUS_RELIABILITY=full pytest tests/memory/test_state_machine.py`` runs 1,000.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from mplus.testing import tiny_model
 from mplus.write import Chunk, encode_states
 
 CHUNK, MINIMUM, SHORT_TERM = 8, 4, 20
-EXAMPLES = 1000 if settings.get_current_profile_name() == "thorough" else 30
+EXAMPLES = 1000 if os.environ.get("MPLUS_RELIABILITY") == "full" else 30
 SOURCES = st.sampled_from("abc")
 # Printable letters of the byte tokenizer: no sentence ever ends, so that chunks are cut where they are full.
 TEXTS = st.lists(st.integers(40, 60), min_size=1, max_size=22).map(tuple)
@@ -120,7 +121,7 @@ def keys_of(chunk: Written) -> torch.Tensor:
     """Keys of a chunk's tokens in the last layer, encoded with nothing but what it goes on from."""
     run = [Chunk(list(ids), [0] * len(ids), place > 0) for place, ids in enumerate((*chunk.before, chunk.ids))]
     with torch.inference_mode():
-        encoded = encode_states(MODEL.weights, run, None)
+        encoded = encode_states(MODEL.weights, run, [None] * len(run))
     assert encoded.base is not None
     return encoded.base[-1].keys[-len(chunk.ids) :]
 
