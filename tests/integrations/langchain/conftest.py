@@ -103,3 +103,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if getattr(item, "cls", None) is TestStandardIntegration and item.name.partition("[")[0] in WANT_SENSE:
             item.add_marker(pytest.mark.default_model)
+            item.add_marker(pytest.mark.timeout(900))  # seconds where the machine is free, minutes where it is not

@@ -10,6 +10,8 @@ import pytest
 import mplus
 from mplus_integrations.langchain import memories
 
+pytestmark = pytest.mark.timeout(900)  # seconds where the machine is free, minutes where it is not
+
 EXAMPLES = Path(__file__).parents[3] / "examples" / "langchain"
 
 
@@ -62,6 +64,6 @@ def test_the_agent_calls_tools_and_knows_its_users_apart(run) -> None:
 
 @pytest.mark.default_model
 def test_rag_and_memory_are_drawn_side_by_side(run, tmp_path: Path) -> None:
-    printed = run("side_by_side.py", "--pages", 3, 6, "--questions", 2, "--plot", tmp_path / "plot.png")
-    assert printed.count("RAG ") == 2 and printed.count("M+ ") == 2
+    printed = run("side_by_side.py", "--pages", 4, "--questions", 2, "--plot", tmp_path / "plot.png")
+    assert printed.count("RAG ") == 1 and printed.count("M+ ") == 1
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

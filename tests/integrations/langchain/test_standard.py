@@ -32,7 +32,7 @@ class TestStandardIntegration(ChatModelIntegrationTests):
     def model(self, request: Any) -> BaseChatModel:
         settings = self.chat_model_params
         if request.function.__name__ in WANT_SENSE:
-            settings = {"model": request.getfixturevalue("default_model"), "max_tokens": 200}
+            settings = {"model": request.getfixturevalue("default_model"), "max_tokens": 100}
         return MPlusChat(**settings, **(getattr(request, "param", None) or {}))
 
     @pytest.fixture(autouse=True)
