@@ -8,7 +8,7 @@ forgotten. A turn that says under ``source`` where it has been written already i
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from mplus import Memory, MPlus
@@ -26,10 +26,12 @@ class Fitted(NamedTuple):
 
     Attributes:
         messages: What stands in the prompt; what does not fit any more has been written into memory.
-        where: Which sources may be read; None: all.
+        memory: What is read with it.
+        where: Which of its sources; None: all.
     """
 
     messages: list[dict[str, Any]]
+    memory: Memory
     where: Where | None
 
 
@@ -45,8 +47,7 @@ def turn_names(messages: Messages) -> list[str]:
     """A name for every turn, given or made of all that was said up to it."""
     names: list[str] = []
     for message in messages:
-        before = names[-1] if names else ""
-        names.append(message.get("source") or turn_name(before, message))
+        names.append(message.get("source") or turn_name(names[-1] if names else "", message))
     return names
 
 
@@ -78,33 +79,24 @@ def fitted(
         mine = {name for name, conversation in conversations.items() if names[:1] == [conversation]}
         # The last turn is asked now, so it stands in the prompt even where it had flowed before.
         stale = mine - set(names[:-1])
-        # A name says everything that was said before, so no other history has one of these.
-        others = apart and not conversations.keys() - stale <= known
-        where = (lambda name, metadata: CONVERSATION not in metadata or name in known) if others else None
-        if not turns:
-            return Fitted(system, where)
         flowed = max((n + 1 for n, name in enumerate(names[:-1]) if name in mine), default=0)
 
         def size(start: int) -> int:
             return model.count_tokens([*system, *turns[start:]], tools=tools)
 
         wanted, last = flowed, len(turns) - 1
-        if size(flowed) > room:
-            if size(last) >= model.prompt_room(memory):
-                # No prompt can hold the question itself: the read will say so.
-                return Fitted([*system, *turns[flowed:]], where)
+        # Where no prompt can hold the question itself nothing flows, and the read will say so.
+        if turns and size(flowed) > room and size(last) < model.prompt_room(memory):
             # The first start from which the rest fits: sizes fall with the start.
             wanted = bisect_left(range(last), True, flowed, key=lambda start: size(start) <= room * KEPT_SHARE)
             while turns[wanted]["role"] == "tool" and wanted < last:
                 wanted += 1  # a result never loses its call
-        flowing = [(name, turn) for name, turn in zip(names, turns, strict=True)][flowed:wanted]
-        if stale or any("source" not in turn for _, turn in flowing):
+        flowing = [(n, t) for n, t in zip(names[flowed:wanted], turns[flowed:wanted], strict=True) if "source" not in t]
+        if stale or flowing:
             fork = memory.fork()
             for name in stale:
                 fork.forget(name)
             for name, turn in flowing:
-                if "source" in turn:
-                    continue
                 text = turn["content"] or json.dumps(turn.get("tool_calls") or "")
                 model.write(
                     fork,
@@ -114,4 +106,18 @@ def fitted(
                     keep_text=True,
                 )
             memory.adopt(fork)
-    return Fitted([*system, *turns[wanted:]], where)
+        read, where = _read(model, memory, known) if apart else (memory, None)
+    return Fitted([*system, *turns[wanted:]], read, where)
+
+
+def _read(model: MPlus, memory: Memory, turns: Set[str]) -> tuple[Memory, Where | None]:
+    """What a history may read that shares its memory with others: everything but their turns."""
+
+    def where(name: str, metadata: Mapping[str, Any]) -> bool:
+        # A turn's name says everything that was said before it, so no other history has one of these.
+        return CONVERSATION not in metadata or name in turns
+
+    may_read = [where(source.name, source.metadata) for source in memory.sources()]
+    if all(may_read):
+        return memory, None
+    return (memory, where) if any(may_read) else (model.new_memory(config=memory.config), None)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import mplus
-import mplus_integrations.langchain.memories as memories
 from mplus.testing import tiny_model
 from mplus_integrations import models
 from tests.conftest import TINY
@@ -25,7 +24,6 @@ def test_the_readme_runs(
 ) -> None:
     model = tiny_model(memory=TINY)
     monkeypatch.setattr(mplus.MPlus, "from_pretrained", lambda *_, **__: model)
-    monkeypatch.setattr(memories, "_LOADED", {})
     monkeypatch.setattr(models, "_LOADED", {})
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})

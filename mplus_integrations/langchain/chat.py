@@ -18,11 +18,11 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field
 
 from mplus import Generation, GenerationStream, Scheduler, parse_tool_calls
+from mplus_integrations.history import fitted
 from mplus_integrations.langchain.forms import before_calls, form_of, with_schema, with_told, with_tools
-from mplus_integrations.langchain.history import fitted
 from mplus_integrations.langchain.memories import Remembering, keyed
 from mplus_integrations.langchain.messages import response_metadata, to_chat, to_tool_calls, usage
-from mplus_integrations.langchain.worker import in_thread, streamed
+from mplus_integrations.worker import in_thread, streamed
 
 MEMORY_STATE = "mplus_memory_state"
 """Carries the state of a call's memory to the key of LangChain's cache."""

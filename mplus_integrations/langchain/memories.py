@@ -12,11 +12,10 @@ from langchain_core.runnables.config import ensure_config
 from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
 
 from mplus import Memory, MemoryStore, MPlus
+from mplus_integrations.keys import checked_key
 from mplus_integrations.langchain.messages import to_texts
-from mplus_integrations.langchain.worker import in_thread
-
-_LOADED: dict[str, MPlus] = {}
-_LOADING = threading.Lock()
+from mplus_integrations.models import load, loaded_already
+from mplus_integrations.worker import in_thread
 
 
 class Remembering(BaseModel):
@@ -45,16 +44,16 @@ class Remembering(BaseModel):
     @property
     def loaded(self) -> MPlus:
         """The model itself; loaded at the first use."""
-        return self.model if isinstance(self.model, MPlus) else _load(self.model)
+        return load(self.model)
 
     def _model(self, kwargs: Mapping[str, Any]) -> MPlus:
         """The model of a call, which may name another."""
         other = kwargs.get("model")
-        return self.loaded if other is None else other if isinstance(other, MPlus) else _load(str(other))
+        return self.loaded if other is None else load(other if isinstance(other, MPlus) else str(other))
 
     def _known_model(self) -> MPlus | None:
         """The model, if it has been loaded already."""
-        return self.model if isinstance(self.model, MPlus) else _LOADED.get(self.model)
+        return loaded_already(self.model)
 
     def opened(self, memory_key: str | None = None, model: MPlus | None = None) -> AbstractContextManager[Memory]:
         """The memory of a call: the given one, the one of that name, or an own one.
@@ -62,7 +61,7 @@ class Remembering(BaseModel):
         Raises:
             ValueError: A name that is no good one, or a name where there is one memory for all calls.
         """
-        key = _checked(memory_key if memory_key is not None else self.memory_key)
+        key = checked_key(memory_key if memory_key is not None else self.memory_key)
         if self.memory is not None:
             if key is not None:
                 raise ValueError(
@@ -142,18 +141,3 @@ def keyed(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, An
     """Keyword arguments of a call with the memory that its config names."""
     key = ensure_config(config).get("configurable", {}).get("memory_key")
     return kwargs if key is None or "memory_key" in kwargs else {**kwargs, "memory_key": key}
-
-
-def _checked(key: object) -> str | None:
-    if key is None:
-        return None
-    if not isinstance(key, str):
-        raise ValueError(f"memory_key={key!r:.60} is {type(key).__name__}: expected a string.")
-    return MemoryStore.check_name(key)  # also where there is no store, so that one can be added
-
-
-def _load(name: str) -> MPlus:
-    with _LOADING:
-        if name not in _LOADED:
-            _LOADED[name] = MPlus.from_pretrained(name)
-        return _LOADED[name]

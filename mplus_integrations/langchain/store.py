@@ -21,7 +21,7 @@ from langgraph.store.base import (
 
 from mplus import Memory
 from mplus_integrations.langchain.chat import MPlusChat
-from mplus_integrations.langchain.worker import in_thread
+from mplus_integrations.worker import in_thread
 
 ITEM = "mplus_item"
 """Marks the sources of a memory that are items of a store; holds what the item consists of."""

@@ -356,7 +356,7 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
             where: Where | None = None
             if not isinstance(prompt, str):
                 room = model.prompt_room(memory)
-                asked, where = fitted(
+                asked, memory, where = fitted(
                     model,
                     memory,
                     with_told(to_chat(prompt), form.told),

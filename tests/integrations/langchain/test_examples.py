@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mplus
-from mplus_integrations.langchain import memories
+from mplus_integrations import models
 
 pytestmark = pytest.mark.timeout(900)  # seconds where the machine is free, minutes where it is not
 
@@ -25,7 +25,7 @@ def test_acceptance_7_a_rag_script_changes_by_two_lines() -> None:
 @pytest.fixture
 def run(default_model: mplus.MPlus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run an example as its users do, on the model that is loaded already; returns what it prints."""
-    monkeypatch.setitem(memories._LOADED, "smol-135m", default_model)
+    monkeypatch.setitem(models._LOADED, "smol-135m", default_model)
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
     def call(name: str, *arguments: object) -> str:
