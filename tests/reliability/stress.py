@@ -11,22 +11,20 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from mplus import MemoryLockedError, MemoryStore
+from mplus import MemoryLockedError, MemoryStore, MPlus
 from tests.reliability import states
 
 LOCK_SECONDS = 60.0
 
 
-def work(root: Path, log: Path, threads: int, memories: int, seconds: float, seed: int) -> None:
+def work(model: MPlus, root: Path, log: Path, arguments: argparse.Namespace, deadline: float, seed: int) -> None:
     """One process: what it begins and what it has saved goes into ``log``, a line each."""
-    model, store = states.model(), MemoryStore(root)
-    deadline = time.monotonic() + seconds
+    store = MemoryStore(root)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(word: str, name: str, source: str) -> None:
@@ -36,7 +34,7 @@ def work(root: Path, log: Path, threads: int, memories: int, seconds: float, see
         rng = random.Random(seed * 1000 + number)
         count = 0
         while time.monotonic() < deadline:
-            name = f"memory-{rng.randrange(memories):02d}"
+            name = f"memory-{rng.randrange(arguments.memories):02d}"
             source = f"{name}/{os.getpid()}-{number}-{count}"
             count += 1
             try:
@@ -55,23 +53,27 @@ def work(root: Path, log: Path, threads: int, memories: int, seconds: float, see
                 note("failed", name, f"{error!r:.300}".replace("\n", " "))
                 raise
 
-    running = [threading.Thread(target=thread, args=(number,)) for number in range(threads)]
+    running = [threading.Thread(target=thread, args=(number,)) for number in range(arguments.threads)]
     for one in running:
         one.start()
     for one in running:
         one.join()
 
 
-def started(root: Path, log: Path, arguments: argparse.Namespace, seconds: float, seed: int) -> subprocess.Popen[bytes]:
-    numbers = [str(n) for n in (arguments.threads, arguments.memories, seconds, seed)]
-    return subprocess.Popen([sys.executable, "-m", "tests.reliability.stress", "--work", str(root), str(log), *numbers])
+def forked(process: Callable[[], None]) -> int:
+    """A child process that has imported everything already."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            process()
+            status = 0
+        finally:
+            os._exit(status)
+    return child
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--work"]:
-        root, log, threads, memories, seconds, seed = sys.argv[2:]
-        work(Path(root), Path(log), int(threads), int(memories), float(seconds), int(seed))
-        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=120)
@@ -79,30 +81,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--memories", type=int, default=20)
     arguments = parser.parse_args()
-    root = arguments.folder / "store"
+    model, root = states.model(), arguments.folder / "store"
     root.mkdir(parents=True)
     logs = [arguments.folder / f"log-{number}" for number in range(arguments.processes + 1)]
     begun = time.monotonic()
+    deadline = begun + arguments.seconds
     processes = [
-        started(root, log, arguments, arguments.seconds, number)
-        for number, log in enumerate(logs[: arguments.processes])
+        forked(lambda n=number: work(model, root, logs[n], arguments, deadline, n))
+        for number in range(arguments.processes)
     ]
     # One more, which is killed whatever it is at, as soon as it has saved something, and begun anew.
-    rng, kills = random.Random(0), 0
-    while (left := arguments.seconds - (time.monotonic() - begun)) > 0:
-        before = logs[-1].stat().st_size if logs[-1].exists() else 0
-        victim = started(root, logs[-1], arguments, left + 60, 1000 + kills)
-        while time.monotonic() - begun < arguments.seconds and (
-            not logs[-1].exists() or logs[-1].stat().st_size == before
-        ):
+    rng, kills, victims_log = random.Random(0), 0, logs[-1]
+    victims_log.touch()
+    while time.monotonic() < deadline:
+        before = victims_log.stat().st_size
+        seed = 1000 + kills
+        victim = forked(lambda seed=seed: work(model, root, victims_log, arguments, deadline + 600, seed))
+        while victims_log.stat().st_size == before and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(rng.uniform(0, 1.5))
-        victim.send_signal(signal.SIGKILL)
-        victim.wait()
+        time.sleep(rng.uniform(0, 1.0))
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
         kills += 1
-    codes = [process.wait() for process in processes]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
 
-    model, store = states.model(), MemoryStore(root)
+    store = MemoryStore(root)
     lines = [line.split(" ", 2) for log in logs if log.exists() for line in log.read_text().splitlines()]
     told = {word: {(name, source) for w, name, source in lines if w == word} for word in ("began", "saved")}
     held = {(m.name, s.name) for m in store.list() for s in store.load(m.name, model).sources()}

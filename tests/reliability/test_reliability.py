@@ -71,6 +71,7 @@ def test_a_full_or_read_only_disk_is_a_clear_error_and_loses_nothing(tmp_path: P
         assert "Read-only" in result["message"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forks, which this system does not have")
 @pytest.mark.timeout(STRESS_SECONDS + 600)
 def test_many_threads_and_processes_lose_and_cross_nothing(tmp_path: Path) -> None:
     found = run("stress", tmp_path, "--seconds", STRESS_SECONDS, *(() if FULL else ("--processes", 2, "--threads", 8)))
