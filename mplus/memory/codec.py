@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
-from mplus.memory.shards import DTYPE_NAMES, DTYPES, as_bytes
+from mplus.memory.layout import DTYPE_NAMES, DTYPES
+from mplus.memory.shards import as_bytes
 
 KeepTensor = Callable[[Tensor], Any]
 FindTensor = Callable[[Any], Tensor]

@@ -7,13 +7,10 @@ memory, and a block is checked when it is first used.
 """
 
 import hashlib
-import json
 import os
 import stat
-import threading
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
@@ -25,26 +22,9 @@ from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
 from mplus.memory.folders import Sink
+from mplus.memory.layout import Layout
 
-BLOCK_BYTES = 2**16
 MAX_HEADER_BYTES = 2**21
-MAX_TENSORS = 2**16
-MAX_DIMENSIONS = 8
-CHECKSUMS = "checksums"
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "F32": torch.float32,
-    "I32": torch.int32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I16": torch.int16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class ShardSum(BaseModel):
@@ -90,127 +70,6 @@ class Seal(Protocol):
     def cipher(self, name: str, head: bytes) -> Cipher:
         """Decryption of the shard that begins with ``head``."""
         ...
-
-
-# --- layout -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TensorLayout:
-    """Where one tensor of a shard lies."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    """First byte, counted from where the data begins."""
-    first_block: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return self.shape[0] * self.row_bytes
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        size = self.dtype.itemsize
-        for extent in self.shape[1:]:
-            size *= extent
-        return size
-
-    @property
-    def rows_per_block(self) -> int:
-        """A block is a run of whole rows, of about BLOCK_BYTES."""
-        return max(BLOCK_BYTES // max(self.row_bytes, 1), 1)
-
-    @property
-    def num_blocks(self) -> int:
-        """How many blocks the tensor has."""
-        return -(-self.shape[0] // self.rows_per_block) if self.row_bytes else 0
-
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """First and last byte of each block, within the tensor."""
-        step = self.rows_per_block * self.row_bytes
-        for number in range(self.num_blocks):
-            yield number * step, min((number + 1) * step, self.nbytes)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The tensors of a shard, in the order of the file."""
-
-    tensors: Mapping[str, TensorLayout]
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
-        """Lay tensors out, the widest numbers first so that every one is aligned."""
-        placed: dict[str, TensorLayout] = {}
-        start = block = 0
-        for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
-            tensor = tensors[name]
-            placed[name] = TensorLayout(tensor.dtype, tuple(tensor.shape), start, block)
-            start, block = start + placed[name].nbytes, block + placed[name].num_blocks
-        return cls(placed)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of all tensors."""
-        return sum(tensor.num_blocks for tensor in self.tensors.values())
-
-    def header(self, *, sealed: bool) -> bytes:
-        """The safetensors header; a sealed shard needs no checksums."""
-        described: dict[str, Any] = {"__metadata__": {"format": "mplus", "block_bytes": str(BLOCK_BYTES)}}
-        entries = [(name, t.dtype, t.shape, t.start, t.start + t.nbytes) for name, t in self.tensors.items()]
-        if not sealed:
-            sums = self.num_blocks
-            entries.append((CHECKSUMS, torch.uint8, (sums, 4), self.nbytes, self.nbytes + 4 * sums))
-        for name, dtype, shape, start, stop in entries:
-            described[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
-        text = json.dumps(described, separators=(",", ":")).encode()
-        return text + b" " * (-len(text) % 8)
-
-    @classmethod
-    def parse(cls, header: bytes, *, room: int, sealed: bool) -> "Layout":
-        """Read a header, believing nothing of it.
-
-        Args:
-            header: Its bytes.
-            room: Bytes that follow it in the file.
-            sealed: Whether blocks are encrypted.
-
-        Raises:
-            CorruptMemoryError: It does not describe tensors that fill those bytes exactly.
-        """
-        try:
-            described = json.loads(header)
-            described.pop("__metadata__", None)
-            if len(described) > MAX_TENSORS:
-                raise ValueError(f"{len(described)} tensors")
-            placed: dict[str, TensorLayout] = {}
-            start = block = 0
-            for name, entry in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
-                shape, offsets = entry["shape"], entry["data_offsets"]
-                whole = all(type(n) is int and 0 <= n < 2**48 for n in (*shape, *offsets))
-                if not whole or not 1 <= len(shape) <= MAX_DIMENSIONS:
-                    raise ValueError(f"tensor {name!r} has shape {shape!r:.80} at {offsets!r:.80}")
-                tensor = TensorLayout(DTYPES[entry["dtype"]], tuple(shape), start, block)
-                if offsets != [start, start + tensor.nbytes] or tensor.nbytes > room:
-                    raise ValueError(f"tensor {name!r} does not lie where it should")
-                placed[name] = tensor
-                start, block = start + tensor.nbytes, block + tensor.num_blocks
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CorruptMemoryError(f"its header is not one of a shard ({error})") from error
-        sums = None if sealed else placed.pop(CHECKSUMS, None)
-        layout = cls(placed)
-        expected = (layout.num_blocks, 4)
-        if not sealed and (sums is None or sums.shape != expected or sums.start != layout.nbytes):
-            raise CorruptMemoryError("it lacks the checksums of its blocks")
-        return layout
 
 
 # --- writing ------------------------------------------------------------------------------------------
@@ -295,7 +154,6 @@ class OpenShard:
     def __init__(self, path: Path, expected: ShardSum | None, *, seal: Seal | None = None) -> None:
         self.path = path
         self._cipher: Cipher | None = None
-        self._lock = threading.Lock()
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if expected is not None and size != expected.nbytes:

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from mplus import CorruptMemoryError, MemoryKey
-from mplus.memory import shards
+from mplus.memory import layout
 from mplus.memory.shards import OpenShard, shard_bytes, write_shard
 
 TENSORS = {
@@ -21,7 +21,7 @@ TENSORS = {
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(layout, "BLOCK_BYTES", 64)
 
 
 def written(folder: Path, seal: MemoryKey | None) -> OpenShard:
