@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,12 +41,12 @@ class TensorLayout:
     """First byte, counted from where the data begins."""
     first_block: int
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the tensor."""
         return self.shape[0] * self.row_bytes
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         size = self.dtype.itemsize
@@ -53,12 +54,12 @@ class TensorLayout:
             size *= extent
         return size
 
-    @property
+    @cached_property
     def rows_per_block(self) -> int:
         """A block is a run of whole rows, of about BLOCK_BYTES."""
         return max(BLOCK_BYTES // max(self.row_bytes, 1), 1)
 
-    @property
+    @cached_property
     def num_blocks(self) -> int:
         """How many blocks the tensor has."""
         return -(-self.shape[0] // self.rows_per_block) if self.row_bytes else 0
@@ -87,12 +88,12 @@ class Layout:
             start, block = start + placed[name].nbytes, block + placed[name].num_blocks
         return cls(placed)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    @property
+    @cached_property
     def num_blocks(self) -> int:
         """Blocks of all tensors."""
         return sum(tensor.num_blocks for tensor in self.tensors.values())

@@ -46,8 +46,8 @@ class ShardPlane(Plane):
 
     def resident(self) -> Plane:
         """A copy of it in host memory."""
-        scale = self.scale
-        return Plane(self.data.clone(), None if scale is None else scale.clone())
+        scale = None if self._scale is None else self._shard.resident(self._scale)
+        return Plane(self._shard.resident(self._name), scale)
 
     def take(self, index: Int[Tensor, " T"]) -> Plane:
         """Some rows in their stored form."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mplus import CorruptMemoryError, Memory, MemoryKey, MemoryNotFoundError
+from mplus import CorruptMemoryError, Memory, MemoryKey, MemoryKeyError, MemoryNotFoundError
 from mplus.memory import snapshot
 from mplus.memory.manifest import MANIFEST
 from tests.reliability import states
@@ -261,6 +261,8 @@ def main() -> None:
             outcome = "opened as it was" if same else "WRONG: opened as something else"
         except CorruptMemoryError:
             outcome = "refused"
+        except MemoryKeyError:  # an encrypted manifest that was exchanged for a plain one
+            outcome = "refused" if name == "encrypted" else "WRONG: asks for a key"
         except MemoryNotFoundError:
             outcome = "WRONG: not found" if os.path.lexists(folder / MANIFEST) else "refused"
         except Exception as error:

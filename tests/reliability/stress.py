@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from mplus import MemoryLockedError, MemoryStore, MPlus
 from tests.reliability import states
 
@@ -24,6 +26,8 @@ LOCK_SECONDS = 60.0
 
 def work(model: MPlus, root: Path, log: Path, arguments: argparse.Namespace, deadline: float, seed: int) -> None:
     """One process: what it begins and what it has saved goes into ``log``, a line each."""
+    # After a fork torch renews its thread pool at the first use, which several threads must not be at once.
+    torch.set_num_threads(1)
     store = MemoryStore(root)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
