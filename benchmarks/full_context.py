@@ -19,6 +19,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from transformers import DynamicCache
 
 import mplus
 from mplus.generation.chat import Prompt
+from mplus.memory.long_term import LongTermMemory
+from mplus.memory.tokens import Provenance
 
 SAID, ASKED, ANSWERED = 64, 32, 16
 MEBIBYTE = 2**20
@@ -86,19 +89,35 @@ class Ours:
         self.question = Prompt(tuple(calibration_ids(model, 500)[-ASKED:]), (0, ASKED))
         self.number = 0
 
-    def grow(self, history: int) -> float | None:
-        """Write what is missing; tokens per second where that says anything."""
-        missing = history - self.memory.stats().text_tokens
-        if missing <= 0:
-            return None
-        report = self.model.write(self.memory, calibration_ids(self.model, missing), source="history")
-        return missing / report.seconds if missing > 4096 else None
+    def grow(self, history: int, written: int) -> None:
+        """Let the memory hold ``history`` tokens: written up to ``written``, and beyond that repeated."""
+        missing = min(history, written) - self.memory.stats().text_tokens
+        if missing > 0:
+            self.model.write(self.memory, calibration_ids(self.model, missing), source="history")
+        track = self.memory.state.tracks[0]
+        times = (history - len(track.short_term) - len(track.pending)) // max(len(track.long_term), 1)
+        if history > written and times > 1:
+            track = replace(track, long_term=repeated(track.long_term, times))
+            self.memory.commit(replace(self.memory.state, tracks=(track,)))
 
     def turn(self) -> None:
         self.number += 1
         said = calibration_ids(self.model, SAID + self.number % 1000)[-SAID:]
         self.model.write(self.memory, said, source="turn")
         self.model.generate(self.memory, self.question, max_new_tokens=ANSWERED, processors=[never_end(self.model)])
+
+
+def repeated(store: LongTermMemory, times: int) -> LongTermMemory:
+    """A store of the same tokens over and over, as chunks of their own: what it costs depends on its size only."""
+    spans = int(store.provenance.chunks.max()) + 1
+    parts = [replace(store.provenance, chunks=store.provenance.chunks - n * spans) for n in reversed(range(times))]
+    count = len(store.segments)
+    return LongTermMemory(
+        store.segments * times,
+        Provenance.cat(parts),
+        torch.cat([store.segment + n * count for n in range(times)]),
+        store.row.repeat(times),
+    )
 
 
 class FullContext:
@@ -144,11 +163,12 @@ def as_transformers(model: mplus.MPlus, work: Callable[[], object]) -> Callable[
     return run
 
 
-def compare(model: mplus.MPlus, ours: Ours, history: int, window: int, turns: int) -> dict[str, Any]:
+def compare(model: mplus.MPlus, ours: Ours, history: int, written: int, turns: int) -> dict[str, Any]:
     """One row of the table."""
-    row: dict[str, Any] = {"history": history, "written_tokens_per_second": ours.grow(history)}
+    ours.grow(history, written)
+    row: dict[str, Any] = {"history": history}
     sides: dict[str, tuple[Callable[[], object], float]] = {"mplus": (ours.turn, ours.memory.nbytes / MEBIBYTE)}
-    if history + SAID + ASKED + ANSWERED <= window:
+    if history + SAID + ASKED + ANSWERED <= model.weights.backbone.window:
         full = FullContext(model, history)
         as_transformers(model, full.fill)()
         sides["kept_cache"] = (as_transformers(model, full.go_on), full.kept_mib())
@@ -167,14 +187,15 @@ def compare(model: mplus.MPlus, ours: Ours, history: int, window: int, turns: in
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--history", type=int, nargs="+", default=[1024, 2048, 4096, 8000, 16384, 163840])
+    parser.add_argument("--written", type=int, default=163840, help="what lies beyond is the same text repeated")
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
     model = mplus.MPlus.from_pretrained(arguments.model, device="cpu", dtype="float32")
-    ours, window = Ours(model), model.weights.backbone.window
-    rows = [compare(model, ours, history, window, arguments.turns) for history in arguments.history]
+    ours = Ours(model)
+    rows = [compare(model, ours, history, arguments.written, arguments.turns) for history in arguments.history]
     # The machine may have been busier at one time than at another: the longest against 8,000 once more, in turn.
     short = Ours(model)
-    short.grow(8000)
+    short.grow(8000, 8000)
     pairs = [(measured(ours.turn)[0], measured(short.turn)[0]) for _ in range(arguments.turns + 1)][1:]
     flatness = statistics.median(long for long, _ in pairs) / statistics.median(brief for _, brief in pairs)
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -192,7 +213,12 @@ def main() -> None:
         axes.set(xscale="log", yscale="log", xlabel="tokens of history", ylabel="seconds per turn")
         axes.legend()
 
-    report.save("full_context", {"rows": rows, "longest_over_8000": flatness}, arguments.output, draw)
+    report.save(
+        "full_context",
+        {"rows": rows, "written": arguments.written, "longest_over_8000": flatness},
+        arguments.output,
+        draw,
+    )
 
 
 if __name__ == "__main__":
