@@ -81,7 +81,8 @@ class MPlus:
             model: "smol-135m", a folder (plain backbone, published M+ checkpoint or our own save), or a
                 Hugging Face repository.
             device: "auto", "cpu", "cuda", "cuda:1", or an accelerate device map.
-            dtype: "auto" (float32 on CPU, the checkpoint's own on a GPU) or a torch dtype by name.
+            dtype: "auto" (float32 on CPU, the checkpoint's own on a GPU), a torch dtype by name, or "int8":
+                int8 weights for decoding beside bfloat16, for the CPU.
             memory: Layout of new memories; None takes the checkpoint's, else a preset for the backbone.
             attention: "auto", "sdpa", "eager" or "flash_attention_2".
             revision: Branch, tag or commit of a hub repository.

@@ -27,6 +27,7 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.quantised import quantise_for_decoding
 from mplus.retriever import AttentionScorer, LateInteraction, PublishedRetriever, Scorer
 from mplus.weights import Weights
 
@@ -78,7 +79,7 @@ def load(
     Args:
         folder: Backbone, published checkpoint or our own save.
         device: "auto", a torch device, or an accelerate device map.
-        dtype: "auto" or a torch dtype by name.
+        dtype: "auto", a torch dtype by name, or "int8": int8 weights for decoding beside bfloat16, on the CPU.
         attention: "auto", "sdpa", "eager" or "flash_attention_2".
         trained: Where our trained parts are, if not in ``folder``.
         options: Passed on to transformers (quantization_config, offload_folder, …).
@@ -88,6 +89,7 @@ def load(
         UnsupportedModelError: A backbone that M+ cannot read and write.
     """
     config = read_config(folder)
+    quantised, dtype = dtype == "int8", "bfloat16" if dtype == "int8" else dtype
     if is_published(config):
         published = read_published(folder, config)
         parts = TrainedParts(
@@ -110,6 +112,8 @@ def load(
         model = _load_backbone(folder, config, None, device, dtype, attention, options)
     tokenizer = load_tokenizer(folder)
     weights = assemble(model, tokenizer, parts)
+    if quantised:
+        quantise_for_decoding([weights.backbone.model, weights.backbone.write_layers, weights.backbone.read_layers])
     return Loaded(weights, tokenizer, parts.memory or preset(weights.backbone), parts)
 
 
@@ -306,7 +310,7 @@ def _dtype(dtype: str) -> Any:
         return torch.float32 if not torch.cuda.is_available() else "auto"
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16' or 'float16'.")
+        raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16', 'float16' or 'int8'.")
     return found
 
 
