@@ -54,7 +54,10 @@ class ReaderSettings:
     batch: int = 8
     rank: int = 16
     alpha: float = 32.0
+    dropout: float = 0.0
+    """Share of an adapter's inputs that is left out at random: against learning the questions by heart."""
     learning_rate: float = 5e-4
+    weight_decay: float = 0.0
     warmup: int = 50
     decay: int = 600
     """Last steps, in which the learning rate falls to nothing; constant before."""
@@ -247,7 +250,11 @@ def train_reader(
 
     ``save`` writes the trained parts as they stand, at every checkpoint.
     """
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
+    for linear in reader.linears.values():
+        linear.dropout = settings.dropout
+    optimizer = torch.optim.AdamW(
+        reader.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+    )
 
     def rate(step: int) -> float:
         if step < settings.warmup:
@@ -270,6 +277,7 @@ def train_reader(
     running: dict[str, list[float]] = {}
     for step in range(done, settings.steps):
         batch = _batch(samples, settings, step)
+        torch.manual_seed(settings.seed * 1_000_003 + step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = reader.loss(batch)
         optimizer.zero_grad()

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--reader-steps", type=int, default=4500)
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="of the read adapter")
     parser.add_argument("--decay", type=int, default=600, help="last steps, in which the rate falls")
+    parser.add_argument("--dropout", type=float, default=0.05, help="of the read adapter's inputs")
     parser.add_argument("--go-on", action="store_true", help="begin with the read adapter that the model has")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -57,6 +58,7 @@ def run(
     seed: int,
     learning_rate: float = 5e-4,
     decay: int = 600,
+    dropout: float = 0.05,
     go_on: bool = False,
 ) -> None:
     """Train the parts of a model and save them in ``out``."""
@@ -76,7 +78,7 @@ def run(
         scorer = train_projection(made.bank, asked, layer, base.float(), settings, made.groups, private)
         saved = {"query_projection": scorer.query_projection, "key_projection": scorer.key_projection}
         torch.save({name: p.detach() for name, p in saved.items() if p is not None}, projection)
-    settings = ReaderSettings(steps=reader_steps, seed=seed, learning_rate=learning_rate, decay=decay)
+    settings = ReaderSettings(steps=reader_steps, seed=seed, learning_rate=learning_rate, decay=decay, dropout=dropout)
     known = plain._parts.read_adapter if go_on else None
     adapter = {name: part.in_full() for name, part in known.items()} if known else new_adapter(plain.weights, settings)
     reader = Reader(plain.weights, made.bank, adapter)

@@ -4,6 +4,7 @@ Kinds of samples, drawn at random:
 
 * ``passage``: a question about a passage among thousands; answered, or declined where nothing recalled
   holds the answer;
+* ``cloze``: a question made of a sentence of a passage by leaving its answer out and some of its words;
 * ``persona``: a person's own facts, some of them changed later; also questions nobody can answer;
 * ``dialogue``: what was settled in one of many conversations;
 * ``continue``: the next part of a text whose beginning is in memory;
@@ -30,18 +31,20 @@ from mplus.text import encode_inert
 from mplus.training.data import ChunkBank, Question, read_text
 from mplus.training.projection import gold_chunks
 from mplus.training.reader import Sample, encode_sample
+from mplus.training.spans import span_question
 
 DECLINED = "I don't know."
 SHORT = "Answer in a few words."
 LONGEST = 192
 """Most tokens of a conversation that is learnt from."""
 MIXTURE = (
-    ("passage", 0.54),
-    ("persona", 0.22),
-    ("dialogue", 0.07),
+    ("passage", 0.38),
+    ("cloze", 0.22),
+    ("persona", 0.20),
+    ("dialogue", 0.06),
     ("continue", 0.03),
-    ("keep", 0.08),
-    ("request", 0.06),
+    ("keep", 0.06),
+    ("request", 0.05),
 )
 BUDGETS = (128, 192, 256, 256, 256)
 """Tokens recalled: mostly as many as the default model recalls."""
@@ -93,6 +96,7 @@ class Samples:
         self._private = torch.tensor([owner in private for owner in bank.owner])
         self._goes_on = torch.tensor([a == b for a, b in pairwise([-1, *bank.owner])])
         self._matches: dict[str, Tensor] = {}
+        self._texts = {p: "".join(bank.texts[c] for c in bank.chunks_of[p]) for p in self.passages}
 
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
         """Some samples of the mixture."""
@@ -103,6 +107,11 @@ class Samples:
 
     def _passage(self, rng: random.Random) -> Sample:
         return self._asked(rng, rng.choice(self.questions), own=(), wrong=0.12)
+
+    def _cloze(self, rng: random.Random) -> Sample:
+        passage = rng.choice(self.passages)
+        question = span_question(rng, self._texts[passage], passage)
+        return self._asked(rng, question, own=(), wrong=0.1) if question else self._cloze(rng)
 
     def _dialogue(self, rng: random.Random) -> Sample:
         return self._asked(rng, rng.choice(self.dialogue_questions), own=(), wrong=0.1)
