@@ -61,7 +61,7 @@ class TestStandardIntegration(ChatModelIntegrationTests):
 
     @pytest.mark.xfail(
         reason="free to choose, the default model answers in words instead of calling: it passes 0 of 21 runs "
-        "(greedy and 20 sampled, benchmarks/langchain_tools.py); the other tests that ask for sense pass"
+        "(greedy and 20 sampled, benchmarks/langchain_tools.py); the other tests that ask for sense pass greedily"
     )
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
