@@ -9,6 +9,8 @@ import pytest
 import mplus
 from mplus_integrations import models
 
+pytestmark = pytest.mark.timeout(900)  # seconds where the machine is free, minutes where it is not
+
 EXAMPLES = Path(__file__).parent.parent.parent.parent / "examples" / "llama_index"
 
 
