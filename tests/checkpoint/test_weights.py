@@ -236,7 +236,7 @@ def test_backbones_that_cannot_be_read_right_are_refused(tmp_path: Path, model_t
         MPlus.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"device": "tpu9"}, "device"), ({"dtype": "int8"}, "dtype")])
+@pytest.mark.parametrize(("options", "message"), [({"device": "tpu9"}, "device"), ({"dtype": "int9"}, "dtype")])
 def test_bad_device_and_dtype_are_named(tmp_path: Path, options: dict, message: str) -> None:
     tiny_backbone().save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
