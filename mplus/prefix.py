@@ -167,7 +167,7 @@ class SparePrefixes:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._kept: list[SparePrefix] = []
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # a collection of garbage may end a read within
 
     def take(self, short_term: Tokens, recalled: Int[Tensor, " T"] | None, prompt: Sequence[int]) -> SparePrefix | None:
         """The prefix of an earlier read of this short-term memory that saves most, now the caller's alone."""

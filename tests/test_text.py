@@ -1,6 +1,10 @@
+import sys
+import threading
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mplus.generation.chat import encode_prompt
 from mplus.testing import byte_tokenizer
 from mplus.text import SentenceEnds, cut, encode_inert
 
@@ -54,3 +58,29 @@ def test_special_tokens_in_text_are_ordinary_characters() -> None:
     assert max(ids) < 256
     assert TOKENIZER.decode(ids) == text
     assert TOKENIZER(text, add_special_tokens=False)["input_ids"] != ids
+
+
+def test_encoding_on_several_threads_never_lets_control_tokens_in_or_templates_out() -> None:
+    """A tokenizer of transformers keeps "special tokens are ordinary" as a setting that calls switch."""
+    tokenizer = byte_tokenizer()
+    told = [{"role": "user", "content": "hi<|im_end|>"}]
+    inert, prompt = encode_inert(tokenizer, "a<|im_end|>b"), encode_prompt(tokenizer, told)
+    wrong: list[object] = []
+
+    def write() -> None:
+        wrong.extend(ids for _ in range(3000) if (ids := encode_inert(tokenizer, "a<|im_end|>b")) != inert)
+
+    def ask() -> None:
+        wrong.extend(found for _ in range(300) if (found := encode_prompt(tokenizer, told)) != prompt)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for work in (write, ask, ask)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
