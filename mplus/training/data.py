@@ -55,12 +55,20 @@ def squad(path: Path) -> tuple[list[str], list[Question], list[int]]:
     for number, article in enumerate(json.loads(read_text(path))["data"]):
         for paragraph in article["paragraphs"]:
             for item in paragraph["qas"]:
-                answers = tuple(dict.fromkeys(answer["text"] for answer in item["answers"]))
+                answers = _fullest_first(answer["text"] for answer in item["answers"])
                 reply = f"The answer is {answers[0]}."
                 questions.append(Question(item["question"].strip(), answers, (len(passages),), reply))
             passages.append(paragraph["context"])
             articles.append(number)
     return passages, questions, articles
+
+
+def _fullest_first(answers: Iterable[str], longest: int = 12) -> tuple[str, ...]:
+    """Accepted answers, of those of up to ``longest`` words the fullest first: it is what should be said."""
+    distinct = list(dict.fromkeys(answers))
+    brief = [answer for answer in distinct if len(answer.split()) <= longest] or distinct[:1]
+    best = max(brief, key=len)
+    return (best, *(answer for answer in distinct if answer != best))
 
 
 def dialogues(path: Path, limit: int, rng: random.Random) -> tuple[list[str], list[str]]:

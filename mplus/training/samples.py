@@ -38,13 +38,13 @@ SHORT = "Answer in a few words."
 LONGEST = 192
 """Most tokens of a conversation that is learnt from."""
 MIXTURE = (
-    ("passage", 0.38),
-    ("cloze", 0.22),
+    ("passage", 0.47),
+    ("cloze", 0.13),
     ("persona", 0.20),
     ("dialogue", 0.06),
-    ("continue", 0.03),
+    ("continue", 0.02),
     ("keep", 0.06),
-    ("request", 0.05),
+    ("request", 0.06),
 )
 BUDGETS = (128, 192, 256, 256, 256)
 """Tokens recalled: mostly as many as the default model recalls."""
@@ -106,12 +106,12 @@ class Samples:
     # --- kinds ------------------------------------------------------------------------------------
 
     def _passage(self, rng: random.Random) -> Sample:
-        return self._asked(rng, rng.choice(self.questions), own=(), wrong=0.12)
+        return self._asked(rng, rng.choice(self.questions), own=(), wrong=0.07)
 
     def _cloze(self, rng: random.Random) -> Sample:
         passage = rng.choice(self.passages)
         question = span_question(rng, self._texts[passage], passage)
-        return self._asked(rng, question, own=(), wrong=0.1) if question else self._cloze(rng)
+        return self._asked(rng, question, own=(), wrong=0.05) if question else self._cloze(rng)
 
     def _dialogue(self, rng: random.Random) -> Sample:
         return self._asked(rng, rng.choice(self.dialogue_questions), own=(), wrong=0.1)
@@ -207,12 +207,12 @@ class Samples:
 
     def _said(self, rng: random.Random, chunks: Sequence[int], question: Question, *, known: bool) -> Sample:
         style = rng.random()
-        if style < 0.5:
+        if style < 0.4:
             reply = question.reply if known else DECLINED
             return encode_sample(self.tokenizer, chunks, [{"role": "user", "content": question.text}], reply)
         reply = question.answers[0] if known else DECLINED
         if style < 0.85:
-            content = f"{question.text}\n{SHORT}" if style < 0.7 else f"{SHORT} {question.text}"
+            content = f"{question.text}\n{SHORT}" if style < 0.75 else f"{SHORT} {question.text}"
             return encode_sample(self.tokenizer, chunks, [{"role": "user", "content": content}], reply)
         prompt = f"Question: {question.text}\nAnswer:"
         return encode_sample(self.tokenizer, chunks, prompt, f" {reply}\n")
