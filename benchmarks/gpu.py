@@ -34,6 +34,7 @@ from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.read import ReadRequest, prefill
 from mplus.retriever import PublishedRetriever
 from mplus.weights import Weights
+from mplus.words import no_words
 
 PROMPT_TOKENS = 64
 SEGMENT_TOKENS = 4096
@@ -152,7 +153,7 @@ class Machine:
 def known(count: int) -> Provenance:
     """Provenance of tokens that arrived one after the other."""
     every = torch.arange(count)
-    return Provenance(every.flip(0), torch.full((count,), 10.0, dtype=torch.float64), every * 0, every)
+    return Provenance(every.flip(0), torch.full((count,), 10.0, dtype=torch.float64), every * 0, every, no_words(count))
 
 
 def overlap(machine: Machine, work: Callable[[], object], trace: Path | None) -> dict[str, float]:

@@ -91,6 +91,7 @@ def filled(model: mplus.MPlus, tokens: int) -> mplus.Memory:
             recall_frequencies=torch.full((SEGMENT_TOKENS,), config.initial_recall_frequency, dtype=torch.float64),
             sources=torch.zeros(SEGMENT_TOKENS, dtype=torch.int64),
             chunks=(torch.arange(SEGMENT_TOKENS) + number * SEGMENT_TOKENS) // config.chunk_tokens,
+            words=torch.randint(2**31 - 1, (SEGMENT_TOKENS,), dtype=torch.int32),
         )
         named = Segment(one.keys, one.values, one.retrieval_keys, one.states)
         store = store.append(named, provenance)

@@ -10,6 +10,7 @@ from mplus.memory.mapped import segment_tensors, spilled
 from mplus.memory.shards import OpenShard, write_shard
 from mplus.memory.tiers import Plane, Segment
 from mplus.memory.tokens import Provenance
+from mplus.words import no_words
 
 CHUNK_TOKENS = 64
 SEGMENT_TOKENS = 4096
@@ -63,7 +64,7 @@ def long_term_of(
     first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     return LongTermMemory(
         tuple(segments),
-        Provenance(every.flip(0), frequency, chunks // 16, chunks),
+        Provenance(every.flip(0), frequency, chunks // 16, chunks, no_words(len(every))),
         torch.arange(len(segments)).repeat_interleave(sizes),
         every - first,
     )

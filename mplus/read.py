@@ -239,4 +239,4 @@ def _recall_before_reading(weights: Weights, request: ReadRequest) -> Recalled |
     ids = torch.tensor(list(request.input_ids[max(begin, end - QUERY_TOKENS) : end]))
     states = weights.backbone.plain_states(ids, track.recall_layer)
     normed = weights.norm(track.recall_layer, states[-1], reading=False)
-    return recall(weights, track, request.config, normed, request.sources)
+    return recall(weights, track, request.config, normed, request.sources, weights.words_of(ids.tolist()))

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
-from mplus.config import Layout, MemoryConfig
+from mplus.config import MemoryConfig
+from mplus.lexical import lexical_match
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Provenance
 from mplus.memory.units import Candidates, Units
@@ -45,6 +46,7 @@ def recall(
     config: MemoryConfig,
     normed: Float[Tensor, "S D"],
     sources: Int[Tensor, " n"] | None = None,
+    words: Int32[Tensor, " S"] | None = None,
 ) -> Recalled:
     """Choose the long-term and pending tokens most relevant to a question (spec section 7).
 
@@ -54,6 +56,7 @@ def recall(
         config: How many tokens, and whether whole chunks.
         normed: The question's rows, normed by the track's recall layer.
         sources: Rows of the table of sources that may be recalled; None for all.
+        words: The question's; None: it is compared by states alone.
     """
     budget = config.recalled_tokens
     if sources is None and config.repeat_short_recall and len(track.long_term) < budget:
@@ -63,9 +66,9 @@ def recall(
         return nothing_recalled()
     scorer = weights.scorers[config.recall]
     if isinstance(scorer, LateInteraction) and config.layout == "chunk" and _many(candidates, config):
-        candidates, relevance = _shortlisted(scorer, track, candidates, normed)
+        candidates, relevance = _shortlisted(scorer, track, config, candidates, normed, words)
     else:
-        relevance = relevance_of(scorer, track.recall_layer, candidates, normed, config.layout)
+        relevance = relevance_of(scorer, track.recall_layer, config, candidates, normed, words)
     sizes = candidates.sizes
     best_first = choose_units(relevance, sizes, budget)
     chosen = best_first.sort().values
@@ -86,7 +89,12 @@ def _many(candidates: Candidates, config: MemoryConfig) -> bool:
 
 
 def _shortlisted(
-    scorer: LateInteraction, track: Track, candidates: Candidates, normed: Float[Tensor, "S D"]
+    scorer: LateInteraction,
+    track: Track,
+    config: MemoryConfig,
+    candidates: Candidates,
+    normed: Float[Tensor, "S D"],
+    words: Int32[Tensor, " S"] | None,
 ) -> tuple[Candidates, Float[Tensor, " U"]]:
     """The candidates worth scoring, and their exact relevance.
 
@@ -108,7 +116,11 @@ def _shortlisted(
         goes_on = some.goes_on.to(normed.device)
         return scorer.match(queries, some.blocks(normed.device), len(some), goes_on=goes_on).cpu()
 
-    return shortlist, match(shortlist) - match(sample).mean()
+    usual = match(sample)
+    relevance = match(shortlist) - usual.mean()
+    if words is not None and config.lexical_weight:
+        relevance += config.lexical_weight * spread(usual) * lexical_match(words, shortlist, sample)
+    return shortlist, relevance
 
 
 def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] | None) -> Candidates:
@@ -159,7 +171,8 @@ def rank_sources(
     candidates = Candidates(tuple(pools), tuple(units))
     if not len(candidates):
         return []
-    relevance = relevance_of(weights.scorers[config.recall], track.recall_layer, candidates, normed, config.layout)
+    scorer = weights.scorers[config.recall]
+    relevance = relevance_of(scorer, track.recall_layer, config, candidates, normed, weights.words_of(ids.tolist()))
     source = torch.cat([pool.provenance.sources[known.starts] for pool, known in zip(pools, units, strict=True)])
     best = torch.full((len(state.sources),), float("-inf"), dtype=relevance.dtype)
     best.scatter_reduce_(0, source, relevance, reduce="amax")
@@ -169,13 +182,27 @@ def rank_sources(
 
 @torch.no_grad()
 def relevance_of(
-    scorer: Scorer, recall_layer: int, candidates: Candidates, normed: Float[Tensor, "S D"], layout: Layout
+    scorer: Scorer,
+    recall_layer: int,
+    config: MemoryConfig,
+    candidates: Candidates,
+    normed: Float[Tensor, "S D"],
+    words: Int32[Tensor, " S"] | None = None,
 ) -> Float[Tensor, " U"]:
     """Relevance of every candidate: worked out where the layer computes, given on the CPU."""
     queries = scorer.queries(recall_layer, normed).to(normed.device).float()
-    goes_on = candidates.goes_on.to(normed.device) if layout == "chunk" else None
+    goes_on = candidates.goes_on.to(normed.device) if config.layout == "chunk" else None
     blocks = candidates.blocks(normed.device)
-    return scorer.relevance(queries, blocks, len(candidates), goes_on=goes_on).cpu()
+    relevance = scorer.relevance(queries, blocks, len(candidates), goes_on=goes_on).cpu()
+    compares_words = isinstance(scorer, LateInteraction) and config.layout == "chunk" and config.lexical_weight
+    if words is not None and compares_words:
+        relevance += config.lexical_weight * spread(relevance) * lexical_match(words, candidates)
+    return relevance
+
+
+def spread(relevance: Float[Tensor, " U"]) -> float:
+    """Standard deviation of late interaction over chunks: the unit in which shared words count beside it."""
+    return float(relevance.std(correction=0))
 
 
 def _repeated(track: Track, budget: int) -> Recalled:

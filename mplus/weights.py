@@ -1,10 +1,10 @@
 """What of a loaded model takes part in writing and reading: all that never changes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from mplus.backbone import Backbone
@@ -13,6 +13,7 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.retriever import Scorer
+from mplus.words import Words, no_words
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Weights:
     """Identifies the weights: memories made by others are refused."""
     write_position: Float[Tensor, " D"] | None = None
     """Added to the last K rows of every layer by a write adapter (published: new_memory_positional_emb)."""
+    words: Words | None = None
+    """Tells the words of what is written and asked; None without a tokenizer: then recall goes by states alone."""
+
+    def words_of(self, input_ids: Sequence[int]) -> Int32[Tensor, " S"]:
+        """Number of the word that begins in each token of a text."""
+        return no_words(len(input_ids)) if self.words is None else self.words(input_ids)
 
     def tracks(self, config: MemoryConfig) -> tuple[tuple[tuple[int, ...], int], ...]:
         """Which layers share their choices, and the layer that is scored for them."""

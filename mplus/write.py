@@ -21,6 +21,7 @@ from mplus.memory.memory import Memory
 from mplus.memory.state import Context, MemoryState, chained
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.weights import Weights
+from mplus.words import no_words
 
 WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Text tokens that go through a layer together. On a CPU more leave its caches (docs/performance.md); a GPU
@@ -208,7 +209,7 @@ def _encode_states(weights: Weights, config: MemoryConfig, parts: Sequence[Part]
         # What follows in the same part goes on from the chunk before it.
         contexts += [part.state.context if part.chunks[0].continues else None, *[None] * (len(part.chunks) - 1)]
     encoded = encode_states(weights, chunks, contexts)
-    provenances = [_provenance(config, part) for part in parts]
+    provenances = [_provenance(weights, config, part) for part in parts]
     assert encoded.base is not None
     content = [
         _born(weights, encoded.states, encoded.base, layers, recall_layer, config)
@@ -229,7 +230,7 @@ def _encode_states(weights: Weights, config: MemoryConfig, parts: Sequence[Part]
     return found
 
 
-def _provenance(config: MemoryConfig, part: Part) -> Provenance:
+def _provenance(weights: Weights, config: MemoryConfig, part: Part) -> Provenance:
     """Where the tokens of a part come from, as its memory counts."""
     sizes = torch.tensor([len(chunk.input_ids) for chunk in part.chunks])
     total = int(sizes.sum())
@@ -238,6 +239,7 @@ def _provenance(config: MemoryConfig, part: Part) -> Provenance:
         recall_frequencies=torch.full((total,), config.initial_recall_frequency, dtype=torch.float64),
         sources=torch.tensor([source for chunk in part.chunks for source in chunk.sources]),
         chunks=torch.arange(len(part.chunks)).repeat_interleave(sizes) + part.state.num_chunks,
+        words=torch.cat([weights.words_of(chunk.input_ids) for chunk in part.chunks]),
     )
 
 
@@ -387,6 +389,7 @@ def _encode_adapter(
         recall_frequencies=torch.full((count,), config.initial_recall_frequency, dtype=torch.float64),
         sources=torch.tensor(chunk.sources)[share],
         chunks=torch.full((count,), state.num_chunks),
+        words=no_words(count),
     )
     tokens = [
         Tokens(weights.content(layers, recall, tuple(encoded.states[i] for i in layers), config), provenance)

@@ -30,6 +30,7 @@ from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.quantised import quantise_for_decoding
 from mplus.retriever import AttentionScorer, LateInteraction, PublishedRetriever, Scorer
 from mplus.weights import Weights
+from mplus.words import Words, no_words
 
 FORMAT = 1
 PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"
@@ -146,7 +147,8 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
         scorers["published"] = parts.published.to(device=backbone.device, dtype=backbone.dtype)
     scorers["late"] = parts.late if parts.late is not None else calibrated(backbone, tokenizer)
     position = None if parts.write_position is None else cast(parts.write_position)
-    return Weights(backbone, scorers, recall_layer, fingerprint(backbone, parts), position)
+    words = None if tokenizer is None else Words(tokenizer)
+    return Weights(backbone, scorers, recall_layer, fingerprint(backbone, parts), position, words)
 
 
 def calibrated(backbone: Backbone, tokenizer: Any) -> LateInteraction:
@@ -526,7 +528,7 @@ def tokens_from_states(weights: Weights, layer: int, states: Tensor, ages: Tenso
         content = weights.content((layer,), layer, (rows,), config)
     unknown = torch.full((len(states),), -1)
     frequencies = torch.full((len(states),), config.initial_recall_frequency, dtype=torch.float64)
-    return Tokens(content, Provenance(ages.long(), frequencies, unknown, unknown.clone()))
+    return Tokens(content, Provenance(ages.long(), frequencies, unknown, unknown.clone(), no_words(len(unknown))))
 
 
 def stored(
@@ -548,5 +550,5 @@ def stored(
         tokens.content.states,
     )
     segment = Segment.store(content, config.resolved_long_term_dtype)
-    provenance = Provenance(ages.long(), frequencies.double(), tokens.provenance.sources, tokens.provenance.chunks)
+    provenance = replace(tokens.provenance, ages=ages.long(), recall_frequencies=frequencies.double())
     return LongTermMemory.empty().append(segment, provenance)

@@ -21,6 +21,7 @@ from mplus.memory.state import Context, MemoryState, Tail, Track
 from mplus.memory.state_files import check_rows
 from mplus.memory.tiers import Plane, Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.words import no_words
 
 if TYPE_CHECKING:
     from mplus.memory.memory import Memory
@@ -149,7 +150,7 @@ def _provenance(tensors: dict[str, Tensor], name: str) -> Provenance:
     found = {field: tensors[f"{name}.{field}"] for field in ("ages", "recall_frequencies", "sources", "chunks")}
     if len({len(tensor) for tensor in found.values()}) > 1:
         raise CorruptMemoryError(f"the columns of {name!r} have different lengths")
-    return Provenance(**found)
+    return Provenance(**found, words=no_words(len(found["ages"])))
 
 
 def _tokens(tensors: dict[str, Tensor], name: str, track: Track) -> Tokens:

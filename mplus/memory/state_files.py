@@ -33,6 +33,7 @@ from mplus.memory.shards import OpenShard, ShardSum, content_hash, open_regular,
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.words import no_words
 
 RECORDS_BYTES = 2**18
 """A file of records ends once it has this many bytes: so more records leave earlier files alone."""
@@ -338,6 +339,9 @@ def _provenance(tensors: dict[str, Tensor], name: str, length: int) -> Provenanc
     like = Provenance.none()
     columns: dict[str, Tensor] = {}
     for field in fields(Provenance):
+        if field.name == "words" and not any(key.startswith(f"{name}.words") for key in tensors):
+            columns["words"] = no_words(length)  # saved before words were kept: recalled by states alone
+            continue
         column = decode_column(tensors, f"{name}.{field.name}", length=length)
         expected = getattr(like, field.name).dtype
         if column.dtype != expected:

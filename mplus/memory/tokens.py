@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
 from mplus.shapes import Ages, Index, Keys, RetrievalKeys, States
+from mplus.words import no_words
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Provenance:
     """Row of the memory's table of sources."""
     chunks: Int[Tensor, " T"]
     """Serial number of the chunk a token was written with."""
+    words: Int32[Tensor, " T"]
+    """Number of the word that begins in the token's text, 0 for none (``mplus.words``)."""
 
     def __len__(self) -> int:
         return self.ages.shape[0]
@@ -43,7 +46,7 @@ class Provenance:
     def none() -> "Provenance":
         """No rows."""
         integers = torch.empty(0, dtype=torch.int64)
-        return Provenance(integers, torch.empty(0, dtype=torch.float64), integers, integers)
+        return Provenance(integers, torch.empty(0, dtype=torch.float64), integers, integers, no_words(0))
 
 
 @dataclass(frozen=True)

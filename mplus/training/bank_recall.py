@@ -1,13 +1,14 @@
 """Recall over a bank of encoded texts, scored as a read will score it."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mplus.recall import LAST_UNITS
+from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.memory.units import Candidates, Units
+from mplus.recall import LAST_UNITS, relevance_of
 from mplus.retriever import KeyBlock, Scorer
 from mplus.text import encode_inert
 from mplus.training.data import ChunkBank, Question
@@ -28,25 +29,40 @@ class BankRecall:
         self._bank, self._scorer, self._layer = bank, scorer, layer
         self.keys = torch.cat([scorer.keys(layer, bank.normed(c, layer)).cpu() for c in range(len(bank.input_ids))])
         self.sizes = torch.tensor([len(ids) for ids in bank.input_ids])
-        self._goes_on = torch.tensor([a == b for a, b in pairwise([-1, *bank.owner])])
+        chunks = torch.arange(len(self.sizes)).repeat_interleave(self.sizes)
+        known = Provenance(
+            torch.zeros_like(chunks),
+            torch.zeros(len(chunks), dtype=torch.float64),
+            torch.tensor(bank.owner)[chunks],
+            chunks,
+            torch.cat([bank.weights.words_of(ids) for ids in bank.input_ids]),
+        )
+        pool = Tokens(Content((), (), self.keys), known)
+        self._candidates = Candidates((pool,), (Units.of(known, "chunk"),))
 
     @torch.no_grad()
     def relevance(self, text: str) -> Float[Tensor, " U"]:
         """Relevance of every chunk to a question read alone."""
-        return self._scored(self.queries(text), self.sizes, self._goes_on)
+        normed, words = self._question(text)
+        return relevance_of(self._scorer, self._layer, self._bank.config, self._candidates, normed, words)
 
     @torch.no_grad()
     def token_relevance(self, text: str) -> Float[Tensor, " U"]:
         """Relevance of every single token, in the bank's order."""
-        return self._scored(self.queries(text), torch.ones(len(self.keys), dtype=torch.int64), None)
+        blocks = [KeyBlock(self.keys, torch.ones(len(self.keys), dtype=torch.int64), 0)]
+        return self._scorer.relevance(self.queries(text), blocks, len(self.keys))
 
     @torch.no_grad()
     def queries(self, text: str) -> Tensor:
         """Retrieval queries of a question."""
+        return self._scorer.queries(self._layer, self._question(text)[0]).cpu()
+
+    def _question(self, text: str) -> tuple[Tensor, Tensor]:
+        """Normed rows of a question, and its words."""
         bank = self._bank
-        ids = torch.tensor(encode_inert(bank.tokenizer, text))
-        rows = bank.weights.backbone.plain_states(ids, self._layer)[-1]
-        return self._scorer.queries(self._layer, bank.weights.norm(self._layer, rows, reading=False).float()).cpu()
+        ids = encode_inert(bank.tokenizer, text)
+        rows = bank.weights.backbone.plain_states(torch.tensor(ids), self._layer)[-1]
+        return bank.weights.norm(self._layer, rows, reading=False).float(), bank.weights.words_of(ids)
 
     def best(self, text: str, budget: int, allowed: Tensor | None = None) -> list[int]:
         """The most relevant chunks that fit into a budget of tokens, at least one; best first."""
@@ -61,9 +77,6 @@ class BankRecall:
                 break
             chosen.append(chunk)
         return chosen
-
-    def _scored(self, queries: Tensor, sizes: Tensor, goes_on: Tensor | None) -> Tensor:
-        return self._scorer.relevance(queries, [KeyBlock(self.keys, sizes, 0)], len(sizes), goes_on=goes_on)
 
 
 def laid_out(recalled: Sequence[int], rank: dict[int, float]) -> list[int]:

@@ -17,17 +17,15 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mplus.recall import LAST_UNITS
-from mplus.retriever import LateInteraction, best_of_runs, with_neighbours
-from mplus.text import encode_inert
+from mplus.retriever import LateInteraction
+from mplus.training.bank_recall import BankRecall
 from mplus.training.data import ChunkBank, Question, read_text
 from mplus.training.projection import gold_chunks
 from mplus.training.reader import Sample, encode_sample
@@ -81,20 +79,14 @@ class Samples:
     people: Sequence[tuple[list[Question], list[int]]]
     chats: Sequence[list[dict[str, str]]]
     requests: Sequence[tuple[str, str]]
-    _keys: Tensor = field(init=False)
-    _sizes: Tensor = field(init=False)
+    _everything: BankRecall = field(init=False)
     _private: Tensor = field(init=False)
-    _goes_on: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         bank = self.bank
-        with torch.no_grad():
-            keys = [self.scorer.keys(self.layer, bank.normed(c, self.layer)) for c in range(len(bank.input_ids))]
-        self._keys = torch.cat(keys)
-        self._sizes = torch.tensor([len(k) for k in keys])
+        self._everything = BankRecall(bank, self.scorer, self.layer)
         private = {text for _, texts in self.people for text in texts}
         self._private = torch.tensor([owner in private for owner in bank.owner])
-        self._goes_on = torch.tensor([a == b for a, b in pairwise([-1, *bank.owner])])
         self._matches: dict[str, Tensor] = {}
         self._texts = {p: "".join(bank.texts[c] for c in bank.chunks_of[p]) for p in self.passages}
 
@@ -240,13 +232,7 @@ class Samples:
     def _match(self, text: str) -> list[float]:
         """How well every chunk matches a question, as recall will score it."""
         if text not in self._matches:
-            backbone = self.bank.weights.backbone
-            with torch.no_grad():
-                rows = backbone.plain_states(torch.tensor(encode_inert(self.tokenizer, text)), self.layer)[-1]
-                normed = self.bank.weights.norm(self.layer, rows, reading=False).float()
-                queries = self.scorer.queries(self.layer, normed)
-                best = best_of_runs(functional.linear(self._keys, queries), self._sizes)
-                self._matches[text] = with_neighbours(best, self._goes_on).mean(dim=1).half()
+            self._matches[text] = self._everything.relevance(text).half()
         return self._matches[text].tolist()
 
     def _prefix(

@@ -341,7 +341,9 @@ class Replay:
     def _recorded_recall(self, op: dict[str, Any], tag: str) -> Iterator[None]:
         draws = op.get("randint_draws_in_call_order")
 
-        def recall(weights: Weights, track: Track, config: MemoryConfig, normed: Tensor, sources: None) -> Recalled:
+        def recall(
+            weights: Weights, track: Track, config: MemoryConfig, normed: Tensor, sources: None, words: Tensor
+        ) -> Recalled:
             layer = track.layers[0]
             if draws:
                 normed = normed[: draws[2 * layer]]
@@ -355,7 +357,7 @@ class Replay:
             if recorded_scores is not None and not fallback:
                 units = tuple(store.units("token") for store in stores)
                 scorer, candidates = weights.scorers["published"], Candidates(tuple(stores), units)
-                scores = relevance_of(scorer, track.recall_layer, candidates, normed, "token")
+                scores = relevance_of(scorer, track.recall_layer, config, candidates, normed)
                 self.report.close("scores", scores[: len(recorded_scores)], recorded_scores)
             ours = original(weights, track, config, normed)
             recorded = self.get(tag, f"layer{layer}", "selected_sorted")

@@ -12,6 +12,7 @@ from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance
 from mplus.model import MPlus
 from mplus.recall import recall
+from mplus.words import no_words
 from tests.conftest import TINY
 
 SIZE = 16
@@ -29,7 +30,9 @@ def keys_of(num_chunks: int, chunk: int, seed: int = 0) -> torch.Tensor:
 def store_of(keys: torch.Tensor, chunk: int, segment: int) -> LongTermMemory:
     count = len(keys)
     chunks = torch.arange(count) // chunk
-    known = Provenance(torch.arange(count).flip(0), torch.ones(count, dtype=torch.float64), chunks % 5, chunks)
+    known = Provenance(
+        torch.arange(count).flip(0), torch.ones(count, dtype=torch.float64), chunks % 5, chunks, no_words(count)
+    )
     store = LongTermMemory.empty()
     for part in torch.arange(count).split(segment):
         rows = keys[part]
@@ -102,7 +105,9 @@ def test_recall_in_two_stages_finds_what_exact_recall_finds(
     states = torch.randn(300 * 8, 48, generator=generator)
     keys = scorer.keys(layer, states)
     chunks = torch.arange(2400) // 8
-    known = Provenance(torch.arange(2400).flip(0), torch.ones(2400, dtype=torch.float64), chunks % 5, chunks)
+    known = Provenance(
+        torch.arange(2400).flip(0), torch.ones(2400, dtype=torch.float64), chunks % 5, chunks, no_words(2400)
+    )
     parts = []
     for span in (slice(0, 2000), slice(2000, 2048), slice(2048, 2400)):
         rows = keys[span]

@@ -38,12 +38,12 @@ def test_an_encrypted_memory_loads_with_its_key_only(
 
 def test_nothing_of_an_encrypted_memory_can_be_read_in_its_files(tmp_path: Path, model: MPlus) -> None:
     memory = model.new_memory()
-    model.write(memory, "The safe opens with 4711. " * 20, source="secret plans", keep_text=True)
+    model.write(memory, "The safe opens with zulu-4711. " * 20, source="secret plans", keep_text=True)
     rows = memory.state.tracks[0].short_term.content.keys[0][:4].contiguous().numpy().tobytes()
     memory.save(tmp_path / "plain")
     memory.save(tmp_path / "sealed", key=MemoryKey.new())
     plain, sealed = bytes_in(tmp_path / "plain"), bytes_in(tmp_path / "sealed")
-    for what in (b"secret plans", b"4711", rows, b"retrieval_keys", memory.state.digest.encode()):
+    for what in (b"secret plans", b"zulu-4711", rows, b"retrieval_keys", memory.state.digest.encode()):
         assert what in plain
         assert what not in sealed
 

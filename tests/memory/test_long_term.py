@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from mplus.memory.long_term import LongTermMemory, survivors
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance
+from mplus.words import no_words
 
 CPU = (torch.device("cpu"),)
 
@@ -16,7 +17,9 @@ def segment(rows: list[int], dtype: str = "float32") -> Segment:
 
 def provenance(rows: list[int], frequency: float = 10.0) -> Provenance:
     index = torch.tensor(rows, dtype=torch.int64)
-    return Provenance(index.flip(0), torch.full((len(rows),), frequency, dtype=torch.float64), index, index)
+    return Provenance(
+        index.flip(0), torch.full((len(rows),), frequency, dtype=torch.float64), index, index, no_words(len(rows))
+    )
 
 
 def store(*parts: list[int]) -> LongTermMemory:
@@ -79,7 +82,7 @@ def test_survivors_follow_the_rule_of_the_paper(
     frequencies: list[float], decay: float, capacity: int, required: int
 ) -> None:
     index = torch.arange(len(frequencies))
-    known = Provenance(index, torch.tensor(frequencies, dtype=torch.float64), index, index)
+    known = Provenance(index, torch.tensor(frequencies, dtype=torch.float64), index, index, no_words(len(index)))
     nobody = torch.zeros(len(frequencies), dtype=torch.bool)
     after, staying = survivors(known, decay=decay, capacity=capacity, required=required, pinned=nobody)
     alive = [n for n, f in enumerate(frequencies) if f - decay > 0.01]

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from mplus.memory.short_term import chunk_starts, evict_chunks, evict_tokens
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.words import no_words
 
 
 def tokens(chunks: list[int]) -> Tokens:
@@ -11,7 +12,9 @@ def tokens(chunks: list[int]) -> Tokens:
     rows = torch.arange(float(count))
     content = Content((rows[:, None, None],), (rows[:, None, None],), rows[:, None])
     index = torch.tensor(chunks, dtype=torch.int64)
-    return Tokens(content, Provenance(torch.arange(count), torch.zeros(count, dtype=torch.float64), index, index))
+    return Tokens(
+        content, Provenance(torch.arange(count), torch.zeros(count, dtype=torch.float64), index, index, no_words(count))
+    )
 
 
 def runs(sizes: list[int], first: int = 0) -> list[int]:

@@ -10,12 +10,13 @@ import torch
 
 import mplus
 from mplus.errors import CorruptMemoryError, MemoryLockedError, MemoryMismatchError, MemoryNotFoundError
+from mplus.memory import state_files
 from mplus.memory.folders import sole_writer
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.manifest import MANIFEST
 from mplus.memory.snapshot import save_memory, verify_memory
 from mplus.memory.state import Track
-from mplus.memory.tokens import Tokens
+from mplus.memory.tokens import Provenance, Tokens
 from mplus.model import MPlus
 from mplus.read import prefill
 from mplus.testing import tiny_model
@@ -290,3 +291,23 @@ def test_a_load_during_saves_finds_a_whole_state(tmp_path: Path, model: MPlus, t
     finally:
         stop.set()
         saver.join()
+
+
+def test_a_memory_saved_before_words_were_kept_is_recalled_by_states_alone(
+    model: MPlus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = model.new_memory()
+    for number in range(12):
+        model.write(memory, f"Box {number} holds {number * 7} pens. ", source=f"text-{number}")
+    whole = state_files._provenance_columns
+
+    def earlier(name: str, provenance: Provenance) -> dict[str, torch.Tensor]:
+        return {key: column for key, column in whole(name, provenance).items() if ".words" not in key}
+
+    monkeypatch.setattr(state_files, "_provenance_columns", earlier)
+    memory.save(tmp_path / "saved")
+    loaded = mplus.Memory.load(tmp_path / "saved", model)
+    (track,) = loaded.state.tracks
+    assert len(track.long_term) == len(memory.state.tracks[0].long_term) > 0
+    assert not track.long_term.provenance.words.any()
+    assert model.generate(loaded, "Which box?", max_new_tokens=2).recalled

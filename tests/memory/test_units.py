@@ -7,6 +7,7 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.memory.tiers import HOST, Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.memory.units import Candidates, Units
+from mplus.words import no_words
 
 CHUNKS = st.lists(st.integers(1, 6), min_size=1, max_size=12)
 
@@ -15,7 +16,9 @@ def filled(sizes: list[int], cuts: list[int], keep: torch.Tensor | None = None) 
     """A store of chunks of these sizes in segments cut anywhere; retrieval keys are the tokens' numbers."""
     count = sum(sizes)
     chunks = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    known = Provenance(torch.arange(count).flip(0), torch.ones(count, dtype=torch.float64), chunks % 3, chunks)
+    known = Provenance(
+        torch.arange(count).flip(0), torch.ones(count, dtype=torch.float64), chunks % 3, chunks, no_words(count)
+    )
     store = LongTermMemory.empty()
     for part in torch.arange(count).tensor_split(sorted(cut % count for cut in cuts)):
         keys = part.float()[:, None, None]
@@ -74,6 +77,7 @@ def test_a_chunk_goes_on_only_from_the_one_before_it_of_the_same_source() -> Non
         torch.ones(6, dtype=torch.float64),
         sources=torch.tensor([0, 0, 0, 1, 1, 0]),
         chunks=torch.tensor([4, 4, 5, 6, 8, 9]),
+        words=no_words(6),
     )
     pool = Tokens(Content((), (), torch.zeros(6, 1)), known)
     later = Tokens(Content((), (), torch.zeros(1, 1)), known.take(torch.tensor([5])).aged(0))

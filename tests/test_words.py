@@ -1,0 +1,47 @@
+"""Words of a text by its tokens."""
+
+import re
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mplus import MPlus
+from mplus.testing import byte_tokenizer
+from mplus.text import encode_inert
+from mplus.words import NO_WORD, Words, numbered
+
+TOKENIZER = byte_tokenizer()
+WORDS = Words(TOKENIZER)
+
+
+def spoken(text: str) -> list[int]:
+    found = WORDS(encode_inert(TOKENIZER, text))
+    return found[found != NO_WORD].tolist()
+
+
+@given(st.text(alphabet="abC3 .,'\n-", max_size=80))
+def test_every_word_is_numbered_once_where_it_begins(text: str) -> None:
+    words = re.findall(r"[abC3]+", text)
+    assert spoken(text) == [numbered(word) for word in words]
+    begins = [match.start() for match in re.finditer(r"[abC3]+", text)]
+    assert (WORDS(encode_inert(TOKENIZER, text)) != NO_WORD).nonzero().flatten().tolist() == begins
+
+
+def test_case_does_not_matter_and_nothing_is_no_word() -> None:
+    assert spoken("Paris PARIS paris") == [numbered("paris")] * 3
+    assert spoken(" ?!") == []
+    assert WORDS([]).dtype == torch.int32
+    assert WORDS([]).shape == (0,)
+
+
+def test_a_word_of_several_tokens_is_one_word(default_model: MPlus) -> None:
+    words = Words(default_model.tokenizer)
+    ids = encode_inert(default_model.tokenizer, "Energiprojekt AB built it in 1987.")
+    assert len(ids) > 6
+    found = words(ids)
+    assert found[found != NO_WORD].tolist() == [
+        numbered(w) for w in ["energiprojekt", "ab", "built", "it", "in", "1987"]
+    ]
+    apart = words(encode_inert(default_model.tokenizer, "in the Energiprojekt"))
+    assert numbered("energiprojekt") in apart.tolist()
