@@ -342,7 +342,7 @@ class Replay:
         draws = op.get("randint_draws_in_call_order")
 
         def recall(
-            weights: Weights, track: Track, config: MemoryConfig, normed: Tensor, sources: None, words: Tensor
+            weights: Weights, track: Track, config: MemoryConfig, normed: Tensor, sources: None, words: None = None
         ) -> Recalled:
             layer = track.layers[0]
             if draws:

@@ -36,6 +36,7 @@ LAYOUT = MemoryConfig(
     short_term_tokens=64,
     recalled_tokens=32,
     consolidate_every=2,
+    lexical_weight=0.0,  # what is learned is to be seen
 )
 LAYER = 2
 KEYS, BOXES = "ABCDEFGHIJKLMNOP", "0123456789"
