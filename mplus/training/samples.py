@@ -307,6 +307,7 @@ def dialogue_questions(path: Path, wanted: Sequence[str], first: int, rng: rando
 
 def chat_messages(path: Path, limit: int, rng: random.Random) -> list[list[dict[str, str]]]:
     """Conversations as chat messages."""
-    lines = rng.sample(read_text(path).splitlines(), limit)
+    lines = read_text(path).splitlines()
+    lines = rng.sample(lines, min(limit, len(lines)))
     roles = {"u": "user", "s": "assistant"}
     return [[{"role": roles[s], "content": t} for s, t in json.loads(line)["turns"]] for line in lines]
