@@ -26,7 +26,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.tools import BaseTool
 from pydantic import Field, PrivateAttr, field_serializer, model_validator
 
-from mplus import GenerationStream, Memory, MemoryStore, MPlus
+from mplus import GenerationStream, Memory, MemoryStore, MPlus, Scheduler
 from mplus_integrations.forms import before_calls, form_of, tool_choice, with_told
 from mplus_integrations.history import Where, fitted
 from mplus_integrations.keys import checked_key
@@ -95,6 +95,8 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
     """Keeps named memories on disk; None: they live as long as this object."""
     memory_key: str | None = None
     """Name of the memory; may be given per call."""
+    scheduler: Scheduler | None = Field(default=None, exclude=True)
+    """``model.serve()``: answers to many users share the model's steps; None: each runs by itself."""
 
     _own: dict[str | None, Latents] = PrivateAttr(default_factory=dict[str | None, Latents])
     _bound: Latents | None = PrivateAttr(default=None)
@@ -372,7 +374,7 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
         sampling = {name: kwargs.get(name, getattr(self, name)) for name in SAMPLING}
         if form.constraint is not None:
             sampling["abstain_below"] = None  # a call or an object has no such reply: its form would be broken
-        return model.stream(
+        return (self.scheduler or model).stream(
             memory,
             asked,
             max_new_tokens=max_tokens,

@@ -379,3 +379,20 @@ def test_the_default_model_remembers_through_llama_index(default_model: mplus.MP
     llm = MPlusLLM(model=default_model, max_tokens=24)
     llm.memorize("My dog is called Biscuit and he is three years old.", source="notes")
     assert "Biscuit" in llm.complete("What is my dog's name?").text
+
+
+def test_answers_of_a_scheduler_are_those_of_the_model(tmp_path: Path) -> None:
+    model = tiny_model(memory=TINY)
+    alone = MPlusLLM(model=model, max_tokens=12, store=MemoryStore(tmp_path))
+    for user in ("anna", "ben"):
+        alone.memorize(f"{user} likes bread. " * 6, source="notes", memory_key=user)
+
+    async def asked(llm: MPlusLLM) -> list[str | None]:
+        answers = await asyncio.gather(*(llm.achat(QUESTION, memory_key=user) for user in ("anna", "ben", "anna")))
+        return [answer.message.content for answer in answers]
+
+    expected = asyncio.run(asked(alone))
+    with model.serve() as scheduler:
+        together = alone.model_copy(update={"scheduler": scheduler})
+        assert asyncio.run(asked(together)) == expected
+        assert "scheduler" not in together.model_dump()
