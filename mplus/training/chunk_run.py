@@ -99,7 +99,7 @@ class ChunkRun:
         learning = _changed(ReaderSettings(seed=settings.seed, rank=settings.rank), settings, "reader")
         if settings.learning_rate is not None:
             learning = replace(learning, learning_rate=settings.learning_rate)
-        learning = replace(learning, decay=min(learning.decay, learning.steps // 4))
+        learning = replace(learning, decay=min(learning.decay, learning.steps * 2 // 3))
         reader = Reader(self.model.weights, corpus.bank, new_adapter(self.model.weights, learning))
         task = ReaderTask(reader, self._samples(scorer, layer), learning, start)
         return train_task(task, self.accelerator, self.folder.stage("reader"), self.log, settings)

@@ -30,6 +30,7 @@ class ReaderTask:
     def __init__(self, reader: Reader, samples: SampleSource, settings: ReaderSettings, start: TrainedParts) -> None:
         self.steps = settings.steps
         self._reader, self._samples, self._settings, self._start = reader, samples, settings, start
+        reader.drop(settings.dropout)
 
     def groups(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
         """One group: the adapter."""

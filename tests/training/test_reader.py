@@ -64,7 +64,9 @@ def test_training_lowers_the_loss_and_resumes(model: MPlus, bank: ChunkBank, tmp
         def draw(self, rng: random.Random, count: int) -> list[Sample]:
             return [sample] * count
 
-    settings = ReaderSettings(steps=12, batch=2, rank=2, warmup=1, learning_rate=1e-2, save_every=6, log_every=6)
+    settings = ReaderSettings(
+        steps=12, batch=2, rank=2, warmup=1, learning_rate=1e-2, dropout=0.0, save_every=6, log_every=6
+    )
     saved: list[int] = []
     first = Reader(model.weights, bank, new_adapter(model.weights, settings))
     before = float(first.loss([sample])[0].detach())

@@ -129,7 +129,7 @@ def test_a_random_model_learns_to_recall_and_to_read(tmp_path: Path) -> None:
         range(len(notes.bank.chunks_of)),
     )
     parts = TrainedParts(memory=LAYOUT, recall_layer=LAYER, late=projection)
-    settings = ReaderSettings(steps=440, batch=16, learning_rate=5e-3, warmup=10, decay=240, seed=seed)
+    settings = ReaderSettings(steps=440, batch=16, learning_rate=5e-3, warmup=10, decay=240, dropout=0.0, seed=seed)
     reader = Reader(model.weights, notes.bank, new_adapter(model.weights, settings))
     task = ReaderTask(reader, notes, settings, parts)
     train(task, Accelerator(cpu=True), tmp_path / "run", Log(tmp_path / "log.jsonl"), save_every=1000, log_every=80)
