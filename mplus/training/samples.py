@@ -36,13 +36,13 @@ SHORT = "Answer in a few words."
 LONGEST = 192
 """Most tokens of a conversation that is learnt from."""
 MIXTURE = (
-    ("passage", 0.47),
-    ("cloze", 0.13),
+    ("passage", 0.53),
+    ("cloze", 0.09),
     ("persona", 0.20),
     ("dialogue", 0.06),
-    ("continue", 0.02),
+    ("continue", 0.01),
     ("keep", 0.06),
-    ("request", 0.06),
+    ("request", 0.05),
 )
 BUDGETS = (128, 192, 256, 256, 256)
 """Tokens recalled: mostly as many as the default model recalls."""
@@ -98,15 +98,15 @@ class Samples:
     # --- kinds ------------------------------------------------------------------------------------
 
     def _passage(self, rng: random.Random) -> Sample:
-        return self._asked(rng, rng.choice(self.questions), own=(), wrong=0.07)
+        return self._asked(rng, rng.choice(self.questions), own=())
 
     def _cloze(self, rng: random.Random) -> Sample:
         passage = rng.choice(self.passages)
         question = span_question(rng, self._texts[passage], passage)
-        return self._asked(rng, question, own=(), wrong=0.05) if question else self._cloze(rng)
+        return self._asked(rng, question, own=()) if question else self._cloze(rng)
 
     def _dialogue(self, rng: random.Random) -> Sample:
-        return self._asked(rng, rng.choice(self.dialogue_questions), own=(), wrong=0.1)
+        return self._asked(rng, rng.choice(self.dialogue_questions), own=())
 
     def _persona(self, rng: random.Random) -> Sample:
         questions, texts = rng.choice(self.people)
@@ -159,7 +159,7 @@ class Samples:
 
     # --- a question and what stands before it -----------------------------------------------------
 
-    def _asked(self, rng: random.Random, question: Question, *, own: Sequence[int], wrong: float) -> Sample:
+    def _asked(self, rng: random.Random, question: Question, *, own: Sequence[int], wrong: float = 0.0) -> Sample:
         """A question with its answer among what is read, or declined where it is not."""
         bank = self.bank
         gold = gold_chunks(bank, question) or [c for t in question.passages for c in bank.chunks_of[t]]
@@ -183,7 +183,7 @@ class Samples:
             return self._said(rng, (*self._ordered(rng, recalled, own), *recent), question, known=True)
         recalled = self._recall(question.text, own, rng)
         if not any(c in recalled for c in gold):
-            if rng.random() < 0.25:
+            if own and rng.random() < 0.25:
                 recalled = [c for c in recalled if not _holds(bank, c, question)]
                 return self._said(rng, self._prefix(rng, recalled, own), question, known=False)
             recalled = [*self._needed(question, gold), *recalled[:-1]]
