@@ -2,10 +2,10 @@
 
 Kinds of samples, drawn at random:
 
-* ``passage``: a question about a passage among thousands; answered, or declined where nothing recalled
-  holds the answer;
+* ``passage``: a question about a passage among thousands; always answered: an adapter that has learnt to decline
+  them declines twice as many as it should (docs/training.md), and confidence says which not to trust;
 * ``cloze``: a question made of a sentence of a passage by leaving its answer out and some of its words;
-* ``persona``: a person's own facts, some of them changed later; also questions nobody can answer;
+* ``persona``: a person's own facts, some of them changed later; also questions nobody can answer, which are declined;
 * ``dialogue``: what was settled in one of many conversations;
 * ``continue``: the next part of a text whose beginning is in memory;
 * ``keep``: conversations and text beside a memory that has nothing to do with them, where the
@@ -160,7 +160,7 @@ class Samples:
     # --- a question and what stands before it -----------------------------------------------------
 
     def _asked(self, rng: random.Random, question: Question, *, own: Sequence[int], wrong: float = 0.0) -> Sample:
-        """A question with its answer among what is read, or declined where it is not."""
+        """A question with its answer among what is read; a share ``wrong`` without it, declined."""
         bank = self.bank
         gold = gold_chunks(bank, question) or [c for t in question.passages for c in bank.chunks_of[t]]
         if rng.random() < wrong:
