@@ -2,7 +2,7 @@
 
     python -m mplus.training.recipe --squad train.json.gz --dialogues train.jsonl.gz --out runs/smol-135m
 
-Resumes where it was stopped. On two CPU cores it takes about an hour and a half (a step of the read adapter: 2.5 to 3.6 s).
+Resumes where it was stopped. On two CPU cores it takes about an hour and a half (2.5 to 3.6 s a step of the adapter).
 """
 
 import argparse
