@@ -64,7 +64,7 @@ class MemoryConfig(BaseModel):
     """How long-term tokens are scored: late interaction, co-trained retriever, or attention."""
     recall_layer: NonNegativeInt | None = None
     """Layer whose states are scored in the chunk layout. None: what the retriever was made for."""
-    lexical_weight: FiniteFloat = 8.0
+    lexical_weight: FiniteFloat = 4.0
     """How much it counts beside late interaction that a chunk says the question's own words: in standard deviations of
     its relevance for a chunk that says all of them. 0: late interaction alone."""
     exact_recall_tokens: NonNegativeInt = 262_144
