@@ -39,14 +39,28 @@ def _inert(backend: Any) -> Any:
     return backend
 
 
+class Pieces:
+    """The text of single tokens, each decoded once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        """What a token stands for."""
+        piece = self._known.get(token)
+        if piece is None:
+            piece = self._known[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+        return piece
+
+
 class SentenceEnds:
     """Knows which tokens of a vocabulary end a sentence, a line or a paragraph."""
 
     PARAGRAPH, SENTENCE, NOTHING = 2, 1, 0
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
+        self._piece = Pieces(tokenizer)
 
     def strength(self, before: int, token: int, following: int) -> int:
         """How good a place it is to cut behind ``token``, given its neighbours."""
@@ -57,12 +71,6 @@ class SentenceEnds:
             return self.NOTHING
         # "3.5" and "e.g.x" go on without a space: not the end of a sentence.
         return self.SENTENCE if self._piece(following)[:1].isspace() else self.NOTHING
-
-    def _piece(self, token: int) -> str:
-        piece = self._known.get(token)
-        if piece is None:
-            piece = self._known[token] = self._tokenizer.decode([token], skip_special_tokens=False)
-        return piece
 
 
 class Cuts(NamedTuple):

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
+from mplus.text import Pieces
+
 NO_WORD = 0
 
 
@@ -20,8 +22,7 @@ class Words:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._pieces: dict[int, str] = {}
+        self._piece = Pieces(tokenizer)
 
     def __call__(self, input_ids: Sequence[int]) -> Int32[Tensor, " S"]:
         """The word that begins in each token."""
@@ -42,12 +43,6 @@ class Words:
         if word:
             found[begin] = numbered(word)
         return torch.tensor(found, dtype=torch.int32)
-
-    def _piece(self, token: int) -> str:
-        piece = self._pieces.get(token)
-        if piece is None:
-            piece = self._pieces[token] = self._tokenizer.decode([token], skip_special_tokens=False)
-        return piece
 
 
 def numbered(word: str) -> int:

@@ -57,7 +57,6 @@ class ReaderSettings:
     dropout: float = 0.1
     """Share of an adapter's inputs that is left out at random: against learning the questions by heart."""
     learning_rate: float = 1e-3
-    weight_decay: float = 0.0
     warmup: int = 50
     decay: int = 600
     """Last steps, in which the learning rate falls to nothing; constant before."""
@@ -256,9 +255,7 @@ def train_reader(
     ``save`` writes the trained parts as they stand, at every checkpoint.
     """
     reader.drop(settings.dropout)
-    optimizer = torch.optim.AdamW(
-        reader.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
-    )
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
 
     def rate(step: int) -> float:
         if step < settings.warmup:

@@ -19,22 +19,10 @@ from pathlib import Path
 from mplus import KeyVault, Memory, MemoryNotFoundError, MemoryStore
 from mplus.memory.manifest import MANIFEST, parse_manifest
 from tests.reliability import states
+from tests.reliability.processes import fork
 
 KINDS = ("save", "incremental save", "write", "delete", "encrypted write")
 NAME = "alice"
-
-
-def fork(work: Callable[[], object]) -> int:
-    """A child process that does some work."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return child
 
 
 def killed(work: Callable[[], object], after: float) -> bool:

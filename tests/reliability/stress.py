@@ -13,13 +13,13 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from mplus import MemoryLockedError, MemoryStore, MPlus
 from tests.reliability import states
+from tests.reliability.processes import fork
 
 LOCK_SECONDS = 60.0
 
@@ -64,19 +64,6 @@ def work(model: MPlus, root: Path, log: Path, arguments: argparse.Namespace, dea
         one.join()
 
 
-def forked(process: Callable[[], None]) -> int:
-    """A child process that has imported everything already."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            process()
-            status = 0
-        finally:
-            os._exit(status)
-    return child
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -91,7 +78,7 @@ def main() -> None:
     begun = time.monotonic()
     deadline = begun + arguments.seconds
     processes = [
-        forked(lambda n=number: work(model, root, logs[n], arguments, deadline, n))
+        fork(lambda n=number: work(model, root, logs[n], arguments, deadline, n))
         for number in range(arguments.processes)
     ]
     # One more, which is killed whatever it is at, as soon as it has saved something, and begun anew.
@@ -100,7 +87,7 @@ def main() -> None:
     while time.monotonic() < deadline:
         before = victims_log.stat().st_size
         seed = 1000 + kills
-        victim = forked(lambda seed=seed: work(model, root, victims_log, arguments, deadline + 600, seed))
+        victim = fork(lambda seed=seed: work(model, root, victims_log, arguments, deadline + 600, seed))
         while victims_log.stat().st_size == before and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 1.0))
