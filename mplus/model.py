@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from mplus.checkpoint import catalog
-from mplus.checkpoint.weights import Loaded, TrainedParts, initial_state, load, write_parts
+from mplus.checkpoint.initial import initial_state
+from mplus.checkpoint.parts import TrainedParts, write_parts
+from mplus.checkpoint.weights import Loaded, load
 from mplus.chunking import TextLike
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig

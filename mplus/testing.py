@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from mplus.checkpoint.weights import TrainedParts, assemble, preset
+from mplus.checkpoint.parts import TrainedParts
+from mplus.checkpoint.weights import assemble, preset
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 

@@ -8,51 +8,26 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mplus.adapters import Adapter, LoraWeights
 from mplus.backbone import GROUPED_ATTENTION, Backbone, register_attention
 from mplus.checkpoint.files import TensorFiles
-from mplus.checkpoint.published import InitialMemory, backbone_config, is_published, read_published
-from mplus.confidence import Calibration
+from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_parts
+from mplus.checkpoint.published import backbone_config, is_published, read_published
 from mplus.config import MemoryConfig, Recall
 from mplus.errors import CheckpointError
-from mplus.memory.long_term import LongTermMemory
-from mplus.memory.state import Context, MemoryState, Track
-from mplus.memory.tiers import Segment
-from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.quantised import quantise_for_decoding
-from mplus.retriever import AttentionScorer, LateInteraction, PublishedRetriever, Scorer
+from mplus.retriever import AttentionScorer, LateInteraction, Scorer
 from mplus.weights import Weights
-from mplus.words import Words, no_words
+from mplus.words import Words
 
-FORMAT = 1
-PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"
 CALIBRATION_TEXT = Path(__file__).with_name("calibration.txt")
-
-
-@dataclass(frozen=True)
-class TrainedParts:
-    """What training adds to a backbone; everything is optional."""
-
-    memory: MemoryConfig | None = None
-    recall_layer: int | None = None
-    write_adapter: Adapter | None = None
-    read_adapter: Adapter | None = None
-    late: LateInteraction | None = None
-    published: PublishedRetriever | None = None
-    bos_states: Tensor | None = None
-    write_position: Tensor | None = None
-    initial: InitialMemory | None = None
-    """The memory that a published checkpoint came with."""
-    calibration: Calibration | None = None
-    """From the evidence for an answer to how likely it is right."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +103,7 @@ def preset(backbone: Backbone) -> MemoryConfig:
 def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
     """Put a backbone and its trained parts together, calibrating what was not trained."""
     bos = _sink_token(model, tokenizer)
-    cast = _caster(model)
+    cast = caster(model)
     backbone = Backbone.wrap(
         model,
         write_adapter=_cast_adapter(parts.write_adapter, cast),
@@ -326,7 +301,8 @@ def _sink_token(model: Any, tokenizer: Any) -> int:
     return 0
 
 
-def _caster(model: Any) -> Any:
+def caster(model: Any) -> Any:
+    """Brings tensors to a model's dtype and device."""
     weight = model.get_input_embeddings().weight
     device = weight.device if weight.device.type != "meta" else torch.device("cpu")
     return lambda tensor: tensor.to(device=device, dtype=model.dtype)
@@ -355,200 +331,3 @@ def fingerprint(backbone: Backbone, parts: TrainedParts) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(sample.bfloat16().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-# --- our own trained parts ----------------------------------------------------------------------------
-
-
-def write_parts(folder: Path, parts: TrainedParts) -> None:
-    """Save trained parts beside a backbone, and the memory a published checkpoint came with."""
-    from safetensors.torch import save_file
-
-    tensors: dict[str, Tensor] = {}
-    scales: dict[str, float] = {}
-    for role, adapter in (("write_adapter", parts.write_adapter), ("read_adapter", parts.read_adapter)):
-        for name, weights in (adapter or {}).items():
-            tensors[f"{role}.{name}.down"] = weights.down
-            tensors[f"{role}.{name}.up"] = weights.up
-            scales[role] = weights.scale
-    for kind, module in (("late", parts.late), ("published", parts.published)):
-        if module is not None:
-            tensors |= {f"{kind}.{name}": tensor for name, tensor in module.state_dict().items()}
-    for name in ("bos_states", "write_position"):
-        if (tensor := getattr(parts, name)) is not None:
-            tensors[name] = tensor
-    if parts.initial is not None:
-        for name, layers in vars(parts.initial).items():
-            tensors |= {f"initial.{name}.{layer}": rows for layer, rows in enumerate(layers)}
-    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, str(folder / PARTS_TENSORS))
-    description = {
-        "format": FORMAT,
-        "memory": None if parts.memory is None else parts.memory.model_dump(),
-        "recall_layer": parts.recall_layer,
-        "lora_scale": scales,
-        "calibration": None if parts.calibration is None else parts.calibration.model_dump(),
-    }
-    (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-
-
-def read_parts(folder: Path) -> TrainedParts:
-    """Load what ``write_parts`` saved.
-
-    Raises:
-        CheckpointError: The files are of a newer format, or a tensor is missing or unknown.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        description = json.loads((folder / PARTS_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(str(folder / PARTS_TENSORS))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
-    if description.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder / PARTS_FILE}: format {description.get('format')!r}, this version reads {FORMAT}. Update mplus."
-        )
-    scales = description["lora_scale"]
-
-    def adapter(role: str) -> dict[str, LoraWeights] | None:
-        prefix = f"{role}."
-        names = {k[len(prefix) :].rsplit(".", 1)[0] for k in tensors if k.startswith(prefix)}
-        try:
-            return {
-                name: LoraWeights(tensors.pop(f"{prefix}{name}.down"), tensors.pop(f"{prefix}{name}.up"), scales[role])
-                for name in sorted(names)
-            } or None
-        except KeyError as error:
-            raise CheckpointError(f"{folder}: trained parts lack {error.args[0]!r}.") from error
-
-    def section(kind: str) -> dict[str, Tensor]:
-        names = [k for k in tensors if k.startswith(f"{kind}.")]
-        return {name[len(kind) + 1 :]: tensors.pop(name) for name in names}
-
-    memory = description.get("memory")
-    parts = TrainedParts(
-        None if memory is None else MemoryConfig(**memory),
-        description.get("recall_layer"),
-        adapter("write_adapter"),
-        adapter("read_adapter"),
-        _late(section("late")),
-        _published(section("published")),
-        tensors.pop("bos_states", None),
-        tensors.pop("write_position", None),
-        _initial(section("initial")),
-        _calibration(folder, description.get("calibration")),
-    )
-    if tensors:
-        raise CheckpointError(f"{folder}: {len(tensors)} tensors would be dropped, first {min(tensors)!r}.")
-    return parts
-
-
-def _calibration(folder: Path, saved: Any) -> Calibration | None:
-    try:
-        return None if saved is None else Calibration.model_validate(saved)
-    except ValidationError as error:
-        wrong = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise CheckpointError(f"{folder / PARTS_FILE}: its calibration is none ({wrong}). Fit it again.") from error
-
-
-def _initial(tensors: dict[str, Tensor]) -> InitialMemory | None:
-    if not tensors:
-        return None
-    layers: dict[str, list[Tensor]] = {}
-    for name in sorted(tensors, key=lambda n: int(n.rsplit(".", 1)[1])):
-        layers.setdefault(name.rsplit(".", 1)[0], []).append(tensors[name])
-    return InitialMemory(**{name: tuple(rows) for name, rows in layers.items()})
-
-
-def _late(tensors: dict[str, Tensor]) -> LateInteraction | None:
-    if not tensors:
-        return None
-    return LateInteraction(
-        tensors["mean"],
-        tensors["deviation"],
-        query_projection=tensors.get("query_projection"),
-        key_projection=tensors.get("key_projection"),
-    ).requires_grad_(False)
-
-
-def _published(tensors: dict[str, Tensor]) -> PublishedRetriever | None:
-    if not tensors:
-        return None
-    num_layers = 1 + max(int(name.split(".")[1]) for name in tensors)
-    width, hidden = tensors["query_projections.0.0.weight"].shape
-    with torch.device("meta"):
-        module = PublishedRetriever(
-            *(
-                nn.ModuleList([PublishedRetriever.projection(hidden, width // 2) for _ in range(num_layers)])
-                for _ in range(2)
-            )
-        )
-    module.load_state_dict(tensors, assign=True)
-    return module.requires_grad_(False)
-
-
-# --- the memory that comes with a published checkpoint ------------------------------------------------
-
-
-def initial_state(weights: Weights, config: MemoryConfig, initial: InitialMemory | None) -> MemoryState:
-    """The state of a new memory: empty, or what the checkpoint starts with."""
-    empty = weights.empty_state(config)
-    if initial is None or config.encoding == "states":
-        return empty
-    tracks: list[Track] = []
-    for track in empty.tracks:
-        (layer,) = track.layers
-        long_term = stored(
-            weights,
-            layer,
-            initial.long_term[layer],
-            initial.long_term_ages[layer],
-            initial.long_term_frequencies[layer],
-            config,
-            retrieval_keys=initial.long_term_keys[layer],
-        )
-        ages = torch.arange(len(initial.short_term[layer]) - 1, -1, -1)
-        short_term = tokens_from_states(weights, layer, initial.short_term[layer], ages, config)
-        tracks.append(Track(track.layers, track.recall_layer, short_term, LongTermMemory.empty(), long_term))
-    cast = _caster(weights.backbone.model)
-    num = config.tokens_per_write
-    context = Context(
-        tuple(cast(rows[-num:]).to(weights.backbone.layer_device(i)) for i, rows in enumerate(initial.short_term)),
-        torch.full((min(num, len(initial.short_term[0])),), -1),
-    )
-    return replace(empty, tracks=tuple(tracks), context=context)
-
-
-def tokens_from_states(weights: Weights, layer: int, states: Tensor, ages: Tensor, config: MemoryConfig) -> Tokens:
-    """Memory tokens of one layer, given as hidden states; of no known source."""
-    backbone = weights.backbone
-    rows = states.to(device=backbone.layer_device(layer), dtype=backbone.dtype)
-    with torch.no_grad():
-        content = weights.content((layer,), layer, (rows,), config)
-    unknown = torch.full((len(states),), -1)
-    frequencies = torch.full((len(states),), config.initial_recall_frequency, dtype=torch.float64)
-    return Tokens(content, Provenance(ages.long(), frequencies, unknown, unknown.clone(), no_words(len(unknown))))
-
-
-def stored(
-    weights: Weights,
-    layer: int,
-    states: Tensor,
-    ages: Tensor,
-    frequencies: Tensor,
-    config: MemoryConfig,
-    *,
-    retrieval_keys: Tensor,
-) -> LongTermMemory:
-    """Long-term memory of one layer, given as hidden states."""
-    tokens = tokens_from_states(weights, layer, states, ages, config)
-    content = Content(
-        tokens.content.keys,
-        tokens.content.values,
-        retrieval_keys.to(weights.backbone.dtype),
-        tokens.content.states,
-    )
-    segment = Segment.store(content, config.resolved_long_term_dtype)
-    provenance = replace(tokens.provenance, ages=ages.long(), recall_frequencies=frequencies.double())
-    return LongTermMemory.empty().append(segment, provenance)

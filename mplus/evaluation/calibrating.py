@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mplus.checkpoint.weights import PARTS_FILE
+from mplus.checkpoint.parts import PARTS_FILE
 from mplus.confidence import Calibration, Evidence, fit_calibration
 from mplus.evaluation.metrics import Abstention, abstention
 from mplus.evaluation.runner import ANSWERS, RUN

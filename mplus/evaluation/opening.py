@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from mplus.checkpoint import catalog
-from mplus.checkpoint.weights import PARTS_FILE, load
+from mplus.checkpoint.parts import PARTS_FILE
+from mplus.checkpoint.weights import load
 from mplus.model import MPlus
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from accelerate import Accelerator
 
-from mplus.checkpoint.weights import TrainedParts
+from mplus.checkpoint.parts import TrainedParts
 from mplus.model import MPlus
 from mplus.retriever import LateInteraction
 from mplus.training.bank_recall import recall_figures

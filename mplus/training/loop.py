@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mplus.checkpoint.weights import TrainedParts, read_parts
+from mplus.checkpoint.parts import TrainedParts, read_parts
 from mplus.errors import CheckpointError
 from mplus.training.published import StepLoss
 from mplus.training.run_folder import Log

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from mplus.adapters import Adapter, LoraLinear, LoraWeights, with_adapter
 from mplus.backbone import Backbone
-from mplus.checkpoint.weights import TrainedParts
+from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
 from mplus.errors import UnsupportedModelError
 from mplus.retriever import PublishedRetriever

@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mplus.checkpoint.weights import TrainedParts
+from mplus.checkpoint.parts import TrainedParts
 from mplus.model import MPlus
 from mplus.training.loop import train_task
 from mplus.training.published_parts import PartSizes, TrainableParts

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mplus.checkpoint.weights import TrainedParts, write_parts
+from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.retriever import LateInteraction
 from mplus.text import encode_inert
 from mplus.training.bank_recall import BankRecall

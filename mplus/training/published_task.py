@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mplus.checkpoint.weights import TrainedParts, write_parts
+from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.config import MemoryConfig
 from mplus.memory.memory import Memory
 from mplus.training.published import Autocast, PublishedObjective, Remembered, StepLoss

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mplus.checkpoint.weights import TrainedParts, write_parts
+from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.training.published import StepLoss
 from mplus.training.reader import Reader, ReaderSettings, SampleSource, _batch
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mplus.checkpoint.weights import TrainedParts, write_parts
+from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.retriever import LateInteraction

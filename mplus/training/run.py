@@ -15,8 +15,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from mplus.checkpoint import catalog
+from mplus.checkpoint.parts import PARTS_FILE, PARTS_TENSORS, TrainedParts, read_parts, write_parts
 from mplus.checkpoint.published import is_published
-from mplus.checkpoint.weights import PARTS_FILE, PARTS_TENSORS, TrainedParts, read_config, read_parts, write_parts
+from mplus.checkpoint.weights import read_config
 from mplus.model import MPlus
 from mplus.training.chunk_run import ChunkRun
 from mplus.training.published_run import PublishedRun

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mplus.checkpoint.weights import TrainedParts, assemble
+from mplus.checkpoint.parts import TrainedParts
+from mplus.checkpoint.weights import assemble
 from mplus.config import MemoryConfig
 from mplus.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from mplus.model import MPlus

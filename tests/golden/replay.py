@@ -21,13 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mplus import read
-from mplus.checkpoint.weights import (
-    initial_state,
-    load,
-    round_rope_frequencies,
-    stored,
-    tokens_from_states,
-)
+from mplus.checkpoint.initial import initial_state, stored, tokens_from_states
+from mplus.checkpoint.weights import load, round_rope_frequencies
 from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Context, MemoryState, Track

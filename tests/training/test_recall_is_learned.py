@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from mplus import MPlus
-from mplus.checkpoint.weights import TrainedParts, write_parts
+from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.config import MemoryConfig
 from mplus.testing import tiny_model
 from mplus.text import encode_inert

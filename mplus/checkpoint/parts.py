@@ -1,0 +1,166 @@
+"""Trained parts of a model: what M+ adds to a backbone, as files beside it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from mplus.adapters import Adapter, LoraWeights
+from mplus.checkpoint.published import InitialMemory
+from mplus.confidence import Calibration
+from mplus.config import MemoryConfig
+from mplus.errors import CheckpointError
+from mplus.retriever import LateInteraction, PublishedRetriever
+
+FORMAT = 1
+PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainedParts:
+    """What training adds to a backbone; everything is optional."""
+
+    memory: MemoryConfig | None = None
+    recall_layer: int | None = None
+    write_adapter: Adapter | None = None
+    read_adapter: Adapter | None = None
+    late: LateInteraction | None = None
+    published: PublishedRetriever | None = None
+    bos_states: Tensor | None = None
+    write_position: Tensor | None = None
+    initial: InitialMemory | None = None
+    """The memory that a published checkpoint came with."""
+    calibration: Calibration | None = None
+    """From the evidence for an answer to how likely it is right."""
+
+
+def write_parts(folder: Path, parts: TrainedParts) -> None:
+    """Save trained parts beside a backbone, and the memory a published checkpoint came with."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    scales: dict[str, float] = {}
+    for role, adapter in (("write_adapter", parts.write_adapter), ("read_adapter", parts.read_adapter)):
+        for name, weights in (adapter or {}).items():
+            tensors[f"{role}.{name}.down"] = weights.down
+            tensors[f"{role}.{name}.up"] = weights.up
+            scales[role] = weights.scale
+    for kind, module in (("late", parts.late), ("published", parts.published)):
+        if module is not None:
+            tensors |= {f"{kind}.{name}": tensor for name, tensor in module.state_dict().items()}
+    for name in ("bos_states", "write_position"):
+        if (tensor := getattr(parts, name)) is not None:
+            tensors[name] = tensor
+    if parts.initial is not None:
+        for name, layers in vars(parts.initial).items():
+            tensors |= {f"initial.{name}.{layer}": rows for layer, rows in enumerate(layers)}
+    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, str(folder / PARTS_TENSORS))
+    description = {
+        "format": FORMAT,
+        "memory": None if parts.memory is None else parts.memory.model_dump(),
+        "recall_layer": parts.recall_layer,
+        "lora_scale": scales,
+        "calibration": None if parts.calibration is None else parts.calibration.model_dump(),
+    }
+    (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def read_parts(folder: Path) -> TrainedParts:
+    """Load what ``write_parts`` saved.
+
+    Raises:
+        CheckpointError: The files are of a newer format, or a tensor is missing or unknown.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        description = json.loads((folder / PARTS_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(str(folder / PARTS_TENSORS))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / PARTS_FILE}: format {description.get('format')!r}, this version reads {FORMAT}. Update mplus."
+        )
+    scales = description["lora_scale"]
+
+    def adapter(role: str) -> dict[str, LoraWeights] | None:
+        prefix = f"{role}."
+        names = {k[len(prefix) :].rsplit(".", 1)[0] for k in tensors if k.startswith(prefix)}
+        try:
+            return {
+                name: LoraWeights(tensors.pop(f"{prefix}{name}.down"), tensors.pop(f"{prefix}{name}.up"), scales[role])
+                for name in sorted(names)
+            } or None
+        except KeyError as error:
+            raise CheckpointError(f"{folder}: trained parts lack {error.args[0]!r}.") from error
+
+    def section(kind: str) -> dict[str, Tensor]:
+        names = [k for k in tensors if k.startswith(f"{kind}.")]
+        return {name[len(kind) + 1 :]: tensors.pop(name) for name in names}
+
+    memory = description.get("memory")
+    parts = TrainedParts(
+        None if memory is None else MemoryConfig(**memory),
+        description.get("recall_layer"),
+        adapter("write_adapter"),
+        adapter("read_adapter"),
+        _late(section("late")),
+        _published(section("published")),
+        tensors.pop("bos_states", None),
+        tensors.pop("write_position", None),
+        _initial(section("initial")),
+        _calibration(folder, description.get("calibration")),
+    )
+    if tensors:
+        raise CheckpointError(f"{folder}: {len(tensors)} tensors would be dropped, first {min(tensors)!r}.")
+    return parts
+
+
+def _calibration(folder: Path, saved: Any) -> Calibration | None:
+    try:
+        return None if saved is None else Calibration.model_validate(saved)
+    except ValidationError as error:
+        wrong = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        raise CheckpointError(f"{folder / PARTS_FILE}: its calibration is none ({wrong}). Fit it again.") from error
+
+
+def _initial(tensors: dict[str, Tensor]) -> InitialMemory | None:
+    if not tensors:
+        return None
+    layers: dict[str, list[Tensor]] = {}
+    for name in sorted(tensors, key=lambda n: int(n.rsplit(".", 1)[1])):
+        layers.setdefault(name.rsplit(".", 1)[0], []).append(tensors[name])
+    return InitialMemory(**{name: tuple(rows) for name, rows in layers.items()})
+
+
+def _late(tensors: dict[str, Tensor]) -> LateInteraction | None:
+    if not tensors:
+        return None
+    return LateInteraction(
+        tensors["mean"],
+        tensors["deviation"],
+        query_projection=tensors.get("query_projection"),
+        key_projection=tensors.get("key_projection"),
+    ).requires_grad_(False)
+
+
+def _published(tensors: dict[str, Tensor]) -> PublishedRetriever | None:
+    if not tensors:
+        return None
+    num_layers = 1 + max(int(name.split(".")[1]) for name in tensors)
+    width, hidden = tensors["query_projections.0.0.weight"].shape
+    with torch.device("meta"):
+        module = PublishedRetriever(
+            *(
+                nn.ModuleList([PublishedRetriever.projection(hidden, width // 2) for _ in range(num_layers)])
+                for _ in range(2)
+            )
+        )
+    module.load_state_dict(tensors, assign=True)
+    return module.requires_grad_(False)
