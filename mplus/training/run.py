@@ -67,6 +67,7 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
         shutil.rmtree(folder.states, ignore_errors=True)  # still open, which some systems mind
         training.log.say(f"The trained model is in {folder.model}")
     accelerator.wait_for_everyone()
+    accelerator.end_training()  # else threads of the process group may abort what has ended well
     return folder.model
 
 

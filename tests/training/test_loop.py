@@ -173,6 +173,7 @@ mine = torch.cat([leaf.detach().flatten() for leaf in parts.named().values()])
 both = accelerator.gather(mine[None])
 assert torch.equal(both[0], both[1]), "processes parted"
 print("fingerprint", doing.objective.memory.fingerprint)
+accelerator.end_training()
 """
 
 
