@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mplus.evaluation.answering import Settings
     from mplus.evaluation.runner import Run
     from mplus.evaluation.stream import Stream
-    from mplus.evaluation.tasks import Task
+    from mplus.evaluation.tasks import PromptStyle, Task
     from mplus.model import MPlus
 
 PERPLEXITY = "perplexity"
@@ -59,7 +59,9 @@ def evaluate(
     abstain_below: Annotated[
         float | None, typer.Option(min=0, max=1, help="Decline where the confidence in an answer is lower.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 24,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer. Default: 64 where --prompt is plain, else 24.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
     split: Annotated[str, typer.Option(help="Whose names and values facts has: dev or train.")] = "dev",
     seed: Annotated[int, typer.Option(help="Decides which questions are asked, and of what.")] = 0,
@@ -69,6 +71,7 @@ def evaluate(
     """Measure what is remembered: write contexts, then distractors, and ask after more and more of them."""
     from mplus.evaluation.answering import Settings
     from mplus.evaluation.opening import open_model
+    from mplus.evaluation.prompts import ANSWER_TOKENS
     from mplus.evaluation.runner import Run
     from mplus.evaluation.stream import Stream
     from mplus.evaluation.texts import passages
@@ -79,10 +82,11 @@ def evaluate(
     opened = open_model(model, backbone=backbone, dtype=dtype)
     layout = type(opened.memory_config)(**{**opened.memory_config.model_dump(), **_assignments(config or [])})
     progress = _Progress()
+    style: PromptStyle = prompt or read.style  # pyright: ignore[reportAssignmentType]
     settings = Settings(
-        prompt or read.style,  # pyright: ignore[reportArgumentType]
+        style,
         examples,
-        max_new_tokens,
+        max_new_tokens or ANSWER_TOKENS[style],
         batch,
         seed,
         abstain_below,
@@ -104,7 +108,7 @@ def evaluate(
         "layout": layout.model_dump(),
         "prompt": settings.style,
         "examples": examples,
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": settings.max_new_tokens,
         "abstain_below": abstain_below,
         "seed": seed,
     }

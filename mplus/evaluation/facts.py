@@ -105,9 +105,10 @@ def _draw(rng: random.Random, split: Split) -> Draw:
     def draw(values: Sequence[str]) -> str:
         mine = [v for i, v in enumerate(values) if (i % 4 == 3) == (split == "dev")]
         value = rng.choice(mine or list(values))
-        if split == "train" and value[0].isupper() and rng.random() < 0.4:
+        if split == "train" and (value[0].isupper() or values is WORDS) and rng.random() < 0.4:
             # Lists can be learnt by heart; what was never seen has to be read.
-            return " ".join(_invented(rng) for _ in value.split()[:2])
+            invented = " ".join(_invented(rng) for _ in value.split()[:2])
+            return invented if value[0].isupper() else invented.lower()
         return value
 
     return draw

@@ -24,6 +24,9 @@ EXAMPLES = (
 )
 """Worked examples for plain completion, our own."""
 
+ANSWER_TOKENS: Mapping[PromptStyle, int] = {"plain": 64, "short": 24, "completion": 24}
+"""Most tokens of an answer: a sentence where nothing shorter is asked for."""
+
 Asked = str | list[dict[str, str]]
 
 

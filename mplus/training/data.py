@@ -18,6 +18,7 @@ from torch import Tensor
 from mplus.config import MemoryConfig
 from mplus.evaluation.facts import Split, Told, persona
 from mplus.text import SentenceEnds, cut, encode_inert
+from mplus.training.sentences import answering_sentence
 from mplus.weights import Weights
 from mplus.write import Chunk, encode_states
 
@@ -56,7 +57,8 @@ def squad(path: Path) -> tuple[list[str], list[Question], list[int]]:
         for paragraph in article["paragraphs"]:
             for item in paragraph["qas"]:
                 answers = _fullest_first(answer["text"] for answer in item["answers"])
-                reply = f"The answer is {answers[0]}."
+                sentence = answering_sentence(paragraph["context"], item["question"], answers[0])
+                reply = sentence or f"The answer is {answers[0]}."
                 questions.append(Question(item["question"].strip(), answers, (len(passages),), reply))
             passages.append(paragraph["context"])
             articles.append(number)
@@ -86,7 +88,7 @@ def personas(rng: random.Random, split: Split, count: int) -> tuple[list[str], l
     questions: list[list[Question]] = []
     owned: list[list[int]] = []
     for _ in range(count):
-        told = persona(rng, split, rng.randint(3, 10), updated=0.3)
+        told = persona(rng, split, rng.randint(4, 12), updated=0.35)
         placed = _messages(rng, told)
         mine: list[int] = []
         where: dict[str, int] = {}

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mplus.evaluation.readers.dialogues import Settlements
+from mplus.evaluation.texts import turns_as_text
 from mplus.recall import LAST_UNITS
 from mplus.retriever import LateInteraction
 from mplus.training.bank_recall import BankRecall
@@ -36,14 +38,16 @@ SHORT = "Answer in a few words."
 LONGEST = 192
 """Most tokens of a conversation that is learnt from."""
 MIXTURE = (
-    ("passage", 0.53),
-    ("cloze", 0.09),
-    ("persona", 0.20),
-    ("dialogue", 0.06),
+    ("passage", 0.49),
+    ("cloze", 0.05),
+    ("persona", 0.23),
+    ("dialogue", 0.10),
     ("continue", 0.01),
-    ("keep", 0.06),
+    ("keep", 0.07),
     ("request", 0.05),
 )
+PLAIN, BRIEF = 0.5, 0.33
+"""Questions as they are, answered in a sentence; with "Answer in a few words."; the rest are plain completion."""
 BUDGETS = (128, 192, 256, 256, 256)
 """Tokens recalled: mostly as many as the default model recalls."""
 RECENT = (0, 64, 128, 128)
@@ -199,12 +203,12 @@ class Samples:
 
     def _said(self, rng: random.Random, chunks: Sequence[int], question: Question, *, known: bool) -> Sample:
         style = rng.random()
-        if style < 0.4:
+        if style < PLAIN:
             reply = question.reply if known else DECLINED
             return encode_sample(self.tokenizer, chunks, [{"role": "user", "content": question.text}], reply)
         reply = question.answers[0] if known else DECLINED
-        if style < 0.85:
-            content = f"{question.text}\n{SHORT}" if style < 0.75 else f"{SHORT} {question.text}"
+        if style < PLAIN + BRIEF:
+            content = f"{question.text}\n{SHORT}" if rng.random() < 0.8 else f"{SHORT} {question.text}"
             return encode_sample(self.tokenizer, chunks, [{"role": "user", "content": content}], reply)
         prompt = f"Question: {question.text}\nAnswer:"
         return encode_sample(self.tokenizer, chunks, prompt, f" {reply}\n")
@@ -284,25 +288,14 @@ def dialogue_questions(path: Path, wanted: Sequence[str], first: int, rng: rando
         first: Number of the first of those texts.
         rng: Decides what is asked.
     """
-    by_id = {d["id"]: d for d in map(json.loads, read_text(path).splitlines())}
-    questions: list[Question] = []
-    for number, name in enumerate(wanted):
-        facts: dict[str, dict[str, str]] = {}
-        for _, kind, service, slot, value in by_id[name]["facts"]:
-            if kind in ("inform", "confirm", "offer") and value not in ("True", "False", "dontcare"):
-                facts.setdefault(service, {})[slot] = value
-        for service, slots in facts.items():
-            topic = service.split("_")[0].lower().rstrip("s")
-            for slot, value in slots.items():
-                others = [(s, v) for s, v in slots.items() if s != slot and v != value]
-                if not others:
-                    continue
-                given = rng.sample(others, min(len(others), 2))
-                context = " and ".join(f"{s.replace('_', ' ')} {v}" for s, v in given)
-                text = f"In the {topic} conversation with {context}, what was the {slot.replace('_', ' ')}?"
-                reply = f"The {slot.replace('_', ' ')} was {value}."
-                questions.append(Question(text, (value,), (first + number,), reply))
-    return questions
+    records = [json.loads(line) for line in read_text(path).splitlines()]
+    settled = Settlements([record["facts"] for record in records])
+    place = {record["id"]: number for number, record in enumerate(records)}
+    return [
+        Question(asked.question, (asked.answer,), (first + number,), asked.reply)
+        for number, name in enumerate(wanted)
+        for asked in settled.questions(place[name], turns_as_text(records[place[name]]["turns"]), rng)
+    ]
 
 
 def chat_messages(path: Path, limit: int, rng: random.Random) -> list[list[dict[str, str]]]:

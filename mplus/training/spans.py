@@ -45,7 +45,7 @@ def span_question(rng: random.Random, text: str, passage: int) -> Question | Non
     if not 1 < len(answer) <= LONGEST or answer in before + after:
         return None
     asks = rng.choice(FORMS)(rng, before, after, rng.choice(asked))
-    return Question(asks, (answer,), (passage,), f"The answer is {answer}.")
+    return Question(asks, (answer,), (passage,), sentence)
 
 
 def _kept(rng: random.Random, words: str, share: float) -> list[str]:

@@ -101,13 +101,42 @@ DIALOGUES = [
 def test_dialogue(tmp_path: Path) -> None:
     task = read("dialogue", lines_file(tmp_path, "sgd.jsonl", DIALOGUES), 3, 2)
     for question in task.questions:
-        assert question.text.startswith("In the restaurant conversation with ")
+        assert question.text.startswith("In the conversation about restaurants with ")
         # Two names were offered, one value is no text, one was never said: none of these is asked for.
         assert question.text.split("what was the ")[1] in ("city?", "party size?", "time?")
         if question.is_answerable:
             said = says(task, question.contexts)
             assert question.answers[0] in said and said.startswith("User: A table")
     assert "User: Hi!\nAssistant: Bye!" in task.spare
+
+
+def test_a_dialogue_is_asked_about_by_what_no_other_has(tmp_path: Path) -> None:
+    def booked(name: str, service: str, **slots: str) -> dict[str, object]:
+        said = ", ".join(slots.values())
+        facts = [[0, "inform", service, slot, value] for slot, value in slots.items()]
+        return {"id": name, "turns": [["u", f"I want {said}."]], "facts": facts}
+
+    records = [
+        booked("first", "RentalCars_1", city="Graz", day="Monday", kind="van"),
+        booked("second", "RentalCars_2", city="Graz", day="monday", kind="coupe"),  # the same city and day
+        booked("other topic", "Hotels_1", city="Graz", day="Monday", stars="4"),
+        booked("half a number", "Hotels_1", city="Linz", hour="12:30", stars="2"),  # 2 is said as part of 12:30 only
+    ]
+    del records[3]["turns"]
+    records[3]["turns"] = [["u", "Linz at 12:30."]]
+    path = lines_file(tmp_path, "sgd.jsonl", records)
+    asked = {q.text for seed in range(40) for q in read("dialogue", path, 3, seed=seed).questions}
+    assert asked == {
+        "In the conversation about rental cars with city Graz and kind van, what was the day?",
+        "In the conversation about rental cars with day Monday and kind van, what was the city?",
+        "In the conversation about rental cars with city Graz and kind coupe, what was the day?",
+        "In the conversation about rental cars with day monday and kind coupe, what was the city?",
+        "In the conversation about hotels with day Monday and stars 4, what was the city?",
+        "In the conversation about hotels with city Graz and stars 4, what was the day?",
+        "In the conversation about hotels with city Graz and day Monday, what were the stars?",
+    }
+    with pytest.raises(ValueError, match="at most 3"):
+        read("dialogue", path, 4)
 
 
 STORIES = """1 Mary went to the hall.

@@ -1,8 +1,9 @@
 """Tasks read from files in their public formats; ``READERS`` has them by name."""
 
-from mplus.evaluation.readers.conversations import dialogue, locomo
+from mplus.evaluation.readers.dialogues import dialogue
 from mplus.evaluation.readers.documents import long_documents
 from mplus.evaluation.readers.drawing import Reader
+from mplus.evaluation.readers.locomo import locomo
 from mplus.evaluation.readers.passages import natural_questions, squad
 from mplus.evaluation.readers.stories import babi
 
