@@ -77,6 +77,9 @@ class RecalledRows:
         # In host memory there is nothing to wait for, and a second thread would only take a core away.
         self._worker = ThreadPoolExecutor(1, "mplus-rows") if waits and len(devices) > 1 else None
         self._coming: dict[int, Future[Arrival]] = {}
+        for part in self._parts:
+            for plane in (*part.segment.keys, *part.segment.values):
+                plane.prefetch(part.rows)
 
     def start(self, at: int) -> None:
         """Set the rows of a layer on their way, where there is anything to wait for."""

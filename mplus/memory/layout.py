@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
 
-BLOCK_BYTES = 2**16
+BLOCK_BYTES = 2**14
+"""Bytes of a block in new files, about a chunk of one layer: less than a block cannot be read and checked."""
+MOST_BLOCK_BYTES = 2**30
 MAX_TENSORS = 2**16
 MAX_DIMENSIONS = 8
 CHECKSUMS = "checksums"
@@ -42,6 +44,7 @@ class TensorLayout:
     start: int
     """First byte, counted from where the data begins."""
     first_block: int
+    block_bytes: int
 
     @cached_property
     def nbytes(self) -> int:
@@ -58,8 +61,8 @@ class TensorLayout:
 
     @cached_property
     def rows_per_block(self) -> int:
-        """A block is a run of whole rows, of about BLOCK_BYTES."""
-        return max(BLOCK_BYTES // max(self.row_bytes, 1), 1)
+        """A block is a run of whole rows, of about ``block_bytes``."""
+        return max(self.block_bytes // max(self.row_bytes, 1), 1)
 
     @cached_property
     def num_blocks(self) -> int:
@@ -78,6 +81,7 @@ class Layout:
     """The tensors of a shard, in the order of the file."""
 
     tensors: Mapping[str, TensorLayout]
+    block_bytes: int
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
@@ -86,9 +90,9 @@ class Layout:
         start = block = 0
         for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
             tensor = tensors[name]
-            placed[name] = TensorLayout(tensor.dtype, tuple(tensor.shape), start, block)
+            placed[name] = TensorLayout(tensor.dtype, tuple(tensor.shape), start, block, BLOCK_BYTES)
             start, block = start + placed[name].nbytes, block + placed[name].num_blocks
-        return cls(placed)
+        return cls(placed, BLOCK_BYTES)
 
     @cached_property
     def nbytes(self) -> int:
@@ -102,7 +106,7 @@ class Layout:
 
     def header(self, *, sealed: bool) -> bytes:
         """The safetensors header; a sealed shard needs no checksums."""
-        described: dict[str, Any] = {"__metadata__": {"format": "mplus", "block_bytes": str(BLOCK_BYTES)}}
+        described: dict[str, Any] = {"__metadata__": {"format": "mplus", "block_bytes": str(self.block_bytes)}}
         entries = [(name, t.dtype, t.shape, t.start, t.start + t.nbytes) for name, t in self.tensors.items()]
         if not sealed:
             sums = self.num_blocks
@@ -126,7 +130,9 @@ class Layout:
         """
         try:
             described = json.loads(header)
-            described.pop("__metadata__", None)
+            block_bytes = int(described.pop("__metadata__")["block_bytes"])
+            if not 0 < block_bytes <= MOST_BLOCK_BYTES:
+                raise ValueError(f"blocks of {block_bytes} bytes")
             if len(described) > MAX_TENSORS:
                 raise ValueError(f"{len(described)} tensors")
             placed: dict[str, TensorLayout] = {}
@@ -136,7 +142,7 @@ class Layout:
                 whole = all(type(n) is int and 0 <= n < 2**48 for n in (*shape, *offsets))
                 if not whole or not 1 <= len(shape) <= MAX_DIMENSIONS:
                     raise ValueError(f"tensor {name!r} has shape {shape!r:.80} at {offsets!r:.80}")
-                tensor = TensorLayout(DTYPES[entry["dtype"]], tuple(shape), start, block)
+                tensor = TensorLayout(DTYPES[entry["dtype"]], tuple(shape), start, block, block_bytes)
                 if offsets != [start, start + tensor.nbytes] or tensor.nbytes > room:
                     raise ValueError(f"tensor {name!r} does not lie where it should")
                 placed[name] = tensor
@@ -144,7 +150,7 @@ class Layout:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptMemoryError(f"its header is not one of a shard ({error})") from error
         sums = None if sealed else placed.pop(CHECKSUMS, None)
-        layout = cls(placed)
+        layout = cls(placed, block_bytes)
         expected = (layout.num_blocks, 4)
         if not sealed and (sums is None or sums.shape != expected or sums.start != layout.nbytes):
             raise CorruptMemoryError("it lacks the checksums of its blocks")

@@ -49,6 +49,12 @@ class ShardPlane(Plane):
         scale = None if self._scale is None else self._shard.resident(self._scale)
         return Plane(self._shard.resident(self._name), scale)
 
+    def prefetch(self, index: Int[Tensor, " T"] | slice) -> None:
+        """Have some rows read from disk while something else goes on."""
+        for name in (self._name, self._scale):
+            if name is not None:
+                self._shard.prefetch(name, index)
+
     def take(self, index: Int[Tensor, " T"]) -> Plane:
         """Some rows in their stored form."""
         return self._stored(index)

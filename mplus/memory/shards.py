@@ -7,6 +7,7 @@ memory, and a block is checked when it is first used.
 """
 
 import hashlib
+import mmap
 import os
 import stat
 import zlib
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
 from mplus.memory.folders import Sink
-from mplus.memory.layout import Layout
+from mplus.memory.layout import Layout, TensorLayout
 
 MAX_HEADER_BYTES = 2**21
 
@@ -186,25 +187,49 @@ class OpenShard:
             raise CorruptMemoryError(f"{path}: was altered after it was saved. Restore it from a copy.")
         self._sums = np.frombuffer(tail, dtype="<u4")
         self._checked = np.zeros(len(self._sums), dtype=bool)
-        self._bytes = _mapped(path, size)
+        self._map = _mapped(path)
+        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
     def rows(self, name: str, index: Int[Tensor, " T"] | slice) -> Tensor:
-        """Some rows of a tensor, checked."""
+        """A copy of some rows of a tensor, or of a run of them, checked."""
         tensor = self.layout.tensors[name]
-        if isinstance(index, slice):
-            index = torch.arange(tensor.shape[0])[index]
-        if not len(index):
+        blocks = _touched(tensor, index)
+        if not blocks:
             return torch.empty(0, *tensor.shape[1:], dtype=tensor.dtype)
-        first, last = (int(bound) // tensor.rows_per_block for bound in index.aminmax())
-        blocks = range(first, last + 1)
-        if len(blocks) > len(index):
-            blocks = (index // tensor.rows_per_block).unique().tolist()
         if self._cipher is None:
             self._check(name, blocks)
-            return self._view(name)[index]
-        held = [self._decrypted(name, block) for block in blocks]
+            found = self._view(name)[index]
+            return found.clone() if isinstance(index, slice) else found
+        held = torch.cat([self._decrypted(name, block) for block in blocks])
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(tensor.shape[0])
+            return held[start - blocks[0] * tensor.rows_per_block : stop - blocks[0] * tensor.rows_per_block]
         place = torch.searchsorted(torch.tensor(list(blocks)), index // tensor.rows_per_block)
-        return torch.cat(held)[place * tensor.rows_per_block + index % tensor.rows_per_block]
+        return held[place * tensor.rows_per_block + index % tensor.rows_per_block]
+
+    def prefetch(self, name: str, index: Int[Tensor, " T"] | slice) -> None:
+        """Have the system fetch the blocks of some rows, all at once and without waiting for them.
+
+        Blocks that were used before are left to themselves: most are in memory still.
+        """
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        tensor = self.layout.tensors[name]
+        begin = end = 0
+        for block in _touched(tensor, index):
+            if self._cipher is None and self._checked[tensor.first_block + block]:
+                continue
+            start, stop = self._extent(tensor, block)
+            if start != end:
+                self._fetch(begin, end)
+                begin = start
+            end = stop
+        self._fetch(begin, end)
+
+    def _fetch(self, start: int, stop: int) -> None:
+        if start < stop:
+            start -= start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
     def whole(self, name: str) -> Tensor:
         """A whole tensor, checked; mapped from the file where that is not encrypted."""
@@ -251,10 +276,7 @@ class OpenShard:
             number = tensor.first_block + block
             if self._checked[number]:
                 continue
-            start = self._data_start + tensor.start + block * tensor.rows_per_block * tensor.row_bytes
-            stop = min(
-                start + tensor.rows_per_block * tensor.row_bytes, self._data_start + tensor.start + tensor.nbytes
-            )
+            start, stop = self._extent(tensor, block)
             if zlib.crc32(data[start:stop]) != self._sums[number]:
                 raise CorruptMemoryError(
                     f"{self.path}: bytes {start:,} to {stop:,} were altered after it was saved. Restore it from a copy."
@@ -263,19 +285,40 @@ class OpenShard:
 
     def _decrypted(self, name: str, block: int) -> Tensor:
         assert self._cipher is not None
-        tensor, overhead = self.layout.tensors[name], self._cipher.overhead
+        tensor = self.layout.tensors[name]
         rows = min(tensor.rows_per_block, tensor.shape[0] - block * tensor.rows_per_block)
-        number = tensor.first_block + block
-        start = self._data_start + tensor.start + block * tensor.rows_per_block * tensor.row_bytes + number * overhead
-        sealed = self._bytes[start : start + rows * tensor.row_bytes + overhead].numpy()
+        start, stop = self._extent(tensor, block)
         try:
-            plain = self._cipher.decrypt(number + 1, sealed)
+            plain = self._cipher.decrypt(tensor.first_block + block + 1, self._bytes[start:stop].numpy())
         except CorruptMemoryError as error:
             raise CorruptMemoryError(f"{self.path}: {error}. Restore it from a copy.") from error
         return torch.frombuffer(bytearray(plain), dtype=tensor.dtype).view(rows, *tensor.shape[1:])
 
+    def _extent(self, tensor: TensorLayout, block: int) -> tuple[int, int]:
+        """First and last byte of a block in the file."""
+        overhead = 0 if self._cipher is None else self._cipher.overhead
+        first_row = block * tensor.rows_per_block
+        rows = min(tensor.rows_per_block, tensor.shape[0] - first_row)
+        before = first_row * tensor.row_bytes + (tensor.first_block + block) * overhead
+        start = self._data_start + tensor.start + before
+        return start, start + rows * tensor.row_bytes + overhead
 
-def _mapped(path: Path, size: int) -> Tensor:
-    """The bytes of a file, read when they are touched."""
-    storage = torch.UntypedStorage.from_file(str(path), False, size)  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,))  # pyright: ignore[reportCallIssue]
+
+def _touched(tensor: TensorLayout, index: Int[Tensor, " T"] | slice) -> range | list[int]:
+    """Blocks with some rows, in order."""
+    per_block = tensor.rows_per_block
+    if isinstance(index, slice):
+        start, stop, step = index.indices(tensor.shape[0])
+        assert step == 1, "rows are read by number, or as a run"
+        return range(start // per_block, -(-stop // per_block)) if start < stop else range(0)
+    if not len(index):
+        return range(0)
+    first, last = (int(bound) // per_block for bound in index.aminmax())
+    blocks = range(first, last + 1)
+    return blocks if len(blocks) <= len(index) else (index // per_block).unique().tolist()
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """The bytes of a file, read when they are touched; never written to it."""
+    with open_regular(path) as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -57,6 +57,9 @@ class Plane:
             return cls(low | high << 4, scale)
         return cls(tensor if dtype == "auto" else tensor.to(DTYPES[dtype]), None)
 
+    def prefetch(self, index: Int[Tensor, " T"] | slice) -> None:
+        """Have some rows fetched while something else goes on: nothing to do in memory."""
+
     def rows(
         self, index: Int[Tensor, " T"] | slice, dtype: torch.dtype, device: torch.device
     ) -> Float[Tensor, "T ..."]:

@@ -46,6 +46,29 @@ def test_tensors_and_any_of_their_rows_come_back(tmp_path: Path, seal: MemoryKey
     shard.verify()
 
 
+@pytest.mark.parametrize("seal", [None, MemoryKey(b"k" * 32)])
+def test_rows_that_were_asked_for_ahead_come_as_they_are(tmp_path: Path, seal: MemoryKey | None) -> None:
+    shard = written(tmp_path, seal)
+    for name, tensor in TENSORS.items():
+        rows = torch.arange(0, len(tensor), 7)
+        for index in (rows, slice(2, 40), slice(0, 0)):
+            shard.prefetch(name, index)
+            assert torch.equal(shard.rows(name, index), tensor[index])
+            shard.prefetch(name, index)
+
+
+def test_a_file_says_how_large_its_blocks_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, None).path
+    monkeypatch.setattr(layout, "BLOCK_BYTES", 4096)
+    again = OpenShard(path, None)
+    again.verify()
+    assert torch.equal(again.rows("bytes", slice(30, 90)), TENSORS["bytes"][30:90])
+    header = path.read_bytes().replace(b'"block_bytes":"64"', b'"block_bytes":"-4"')
+    path.write_bytes(header)
+    with pytest.raises(CorruptMemoryError, match="header"):
+        OpenShard(path, None)
+
+
 def test_a_plain_shard_is_a_safetensors_file(tmp_path: Path) -> None:
     shard = written(tmp_path, None)
     read = load_file(shard.path)
