@@ -264,7 +264,9 @@ def _born(
     )
 
 
-def encode_states(weights: Weights, chunks: Sequence[Chunk], contexts: Sequence[Context | None]) -> Encoded:
+def encode_states(
+    weights: Weights, chunks: Sequence[Chunk], contexts: Sequence[Context | None], *, num_layers: int | None = None
+) -> Encoded:
     """States of every text token at the input of every layer.
 
     Rows of all chunks are packed for the linear layers and laid out [chunk, row] for attention, where
@@ -276,8 +278,10 @@ def encode_states(weights: Weights, chunks: Sequence[Chunk], contexts: Sequence[
         chunks: Of one text or of many.
         contexts: For each chunk, what it goes on from if that was written earlier; None where that is the
             chunk before it in ``chunks``, or nothing.
+        num_layers: Only of the first so many; None: of all.
     """
     backbone = weights.backbone
+    num_layers = num_layers or backbone.num_layers
     device = backbone.device
     sizes = torch.tensor([len(chunk.input_ids) for chunk in chunks])
     longest = int(sizes.max())
@@ -316,7 +320,7 @@ def encode_states(weights: Weights, chunks: Sequence[Chunk], contexts: Sequence[
     hidden = backbone.embed(torch.tensor([i for chunk in chunks for i in chunk.input_ids]))
     states: list[Tensor] = []
     base: list[KeysValues] = []
-    for index in range(backbone.num_layers):
+    for index in range(num_layers):
         layer = backbone.write_layers[index]
         where = backbone.layer_device(index)
         hidden = hidden.to(where)
@@ -327,7 +331,7 @@ def encode_states(weights: Weights, chunks: Sequence[Chunk], contexts: Sequence[
         )
         keys, values = backbone.keys_values(layer, normed)
         base.append(KeysValues(keys[1 + offset :], values[1 + offset :]))
-        if index + 1 == backbone.num_layers:
+        if index + 1 == num_layers:
             break  # what the last layer makes of them nobody reads
         here = slot.to(where)
         rotation = Rotation(table.cos.to(where), table.sin.to(where))

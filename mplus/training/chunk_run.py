@@ -14,10 +14,11 @@ from mplus.checkpoint.parts import TrainedParts
 from mplus.model import MPlus
 from mplus.retriever import LateInteraction
 from mplus.training.bank_recall import recall_figures
+from mplus.training.conversations import alike_conversations
 from mplus.training.corpus import Corpus, build_corpus
 from mplus.training.data import Question
 from mplus.training.loop import train_task
-from mplus.training.projection import ProjectionSettings, train_projection
+from mplus.training.projection import Lesson, ProjectionSettings, train_projection
 from mplus.training.published_scorer import ScorerSettings, ScorerTask
 from mplus.training.reader import Reader, ReaderSettings, Sample, SampleSource, new_adapter
 from mplus.training.reader_task import ReaderTask
@@ -79,17 +80,16 @@ class ChunkRun:
         settings, corpus = self.settings, self.corpus
         learnt, measured = self._split(corpus.questions)
         base = late_interaction(self.model, None)
-        trained = train_projection(
-            corpus.bank,
-            learnt,
-            layer,
-            base,
-            _changed(ProjectionSettings(seed=settings.seed), settings, "projection"),
-            corpus.groups,
-            corpus.private,
-        )
-        steps = _changed(ProjectionSettings(), settings, "projection").steps
-        for done, scorer in ((0, base), (steps, trained)):
+        lessons = [Lesson(corpus.bank, learnt, corpus.groups, corpus.private)]
+        if corpus.made is not None:
+            # Asked of many more conversations, each among others that are like it.
+            known = {id(question) for question in corpus.made.dialogue_questions}
+            lessons[0] = replace(lessons[0], questions=[q for q in learnt if id(q) not in known])
+            rng = random.Random(f"{settings.seed}/alike")
+            lessons.append(alike_conversations(self.model, Path(str(settings.dialogues)), layer, rng))
+        preset = _changed(ProjectionSettings(seed=settings.seed), settings, "projection")
+        trained = train_projection(lessons, layer, base, preset)
+        for done, scorer in ((0, base), (preset.steps, trained)):
             self.log.write("projection", done, recall_figures(corpus.bank, measured, layer, scorer))
         return replace(start, late=trained)
 

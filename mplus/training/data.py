@@ -190,16 +190,34 @@ class ChunkBank:
     States take about 35 kB a token for 30 layers of 576, so they wait in a file.
     """
 
-    def __init__(self, weights: Weights, tokenizer: Any, config: MemoryConfig, file: Path | None = None) -> None:
-        """``file`` is where states are kept; None: a temporary file that ends with the bank."""
+    def __init__(
+        self,
+        weights: Weights,
+        tokenizer: Any,
+        config: MemoryConfig,
+        file: Path | None = None,
+        *,
+        only_layer: int | None = None,
+    ) -> None:
+        """Begin an empty bank.
+
+        Args:
+            weights: The model.
+            tokenizer: Its tokenizer.
+            config: For the size of chunks.
+            file: Where states are kept; None: a temporary file that ends with the bank.
+            only_layer: Keep the states of this layer alone: all that recall needs, and far quicker to make.
+        """
         self.weights, self.tokenizer, self.config = weights, tokenizer, config
+        self._only_layer = only_layer
         self.input_ids: list[list[int]] = []
         self.texts: list[str] = []
         self.owner: list[int] = []
         """Which text each chunk is from."""
         self.chunks_of: list[list[int]] = []
         """Chunks of each text, in order."""
-        self.states = StateFile(file, weights.backbone.num_layers, weights.backbone.hidden_size)
+        layers = weights.backbone.num_layers if only_layer is None else 1
+        self.states = StateFile(file, layers, weights.backbone.hidden_size)
         self._ends = SentenceEnds(tokenizer)
 
     def add(self, texts: Iterable[str], *, progress: str = "") -> list[int]:
@@ -232,11 +250,14 @@ class ChunkBank:
         if self.states.claim(sizes):
             return
         with torch.inference_mode():
-            encoded = encode_states(self.weights, chunks, [None] * len(chunks))
-            states = torch.stack(encoded.states).bfloat16()
+            only = self._only_layer
+            layers = None if only is None else only + 1
+            encoded = encode_states(self.weights, chunks, [None] * len(chunks), num_layers=layers)
+            states = torch.stack(encoded.states[0 if only is None else only :]).bfloat16()
         self.states.extend(states.split(sizes, dim=1))
 
     def normed(self, chunk: int, layer: int) -> Tensor:
         """A chunk's states, normed by a layer, in float32."""
-        rows = self.states[chunk][layer].to(self.weights.backbone.dtype)
+        assert self._only_layer in (None, layer), f"only layer {self._only_layer} is kept, not {layer}"
+        rows = self.states[chunk][layer if self._only_layer is None else 0].to(self.weights.backbone.dtype)
         return self.weights.norm(layer, rows, reading=False).float()

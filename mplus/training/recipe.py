@@ -16,11 +16,12 @@ from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.retriever import LateInteraction
+from mplus.training.conversations import alike_conversations, chat_messages, dialogue_questions
 from mplus.training.data import ChunkBank, Question, dialogues, personas, squad
-from mplus.training.projection import ProjectionSettings, train_projection
+from mplus.training.projection import Lesson, ProjectionSettings, train_projection
 from mplus.training.reader import Reader, ReaderSettings, new_adapter, train_reader
 from mplus.training.requests import answered_requests
-from mplus.training.samples import Samples, chat_messages, dialogue_questions
+from mplus.training.samples import Samples
 
 
 def main() -> None:
@@ -33,8 +34,8 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=4, help="layer whose states recall scores")
     parser.add_argument("--num-dialogues", type=int, default=100)
     parser.add_argument("--num-people", type=int, default=400)
-    parser.add_argument("--projection-steps", type=int, default=1500)
-    parser.add_argument("--reader-steps", type=int, default=900)
+    parser.add_argument("--projection-steps", type=int, default=2400)
+    parser.add_argument("--reader-steps", type=int, default=900, help="0: the projection alone")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the read adapter")
     parser.add_argument("--decay", type=int, default=600, help="last steps, in which the rate falls")
     parser.add_argument("--dropout", type=float, default=0.1, help="of the read adapter's inputs")
@@ -64,7 +65,9 @@ def run(
     """Train the parts of a model and save them in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     plain = MPlus.from_pretrained(model, dtype="bfloat16")
-    made = make_bank(plain, squad, dialogues, num_dialogues, num_people, seed, out / "states.bin")
+    only_layer = None if reader_steps else layer
+    states = out / ("states.bin" if reader_steps else "layer.bin")
+    made = make_bank(plain, squad, dialogues, num_dialogues, num_people, seed, states, only_layer=only_layer)
     projection = out / "projection.pt"
     base = plain.weights.scorers["late"]
     assert isinstance(base, LateInteraction)
@@ -73,11 +76,17 @@ def run(
         scorer = LateInteraction(base.mean, base.deviation, **saved).requires_grad_(False)
     else:
         settings = ProjectionSettings(steps=projection_steps, seed=seed)
-        asked = [*made.questions, *made.dialogue_questions, *(q for qs, _ in made.people for q in qs)]
         private = frozenset(text for _, texts in made.people for text in texts)
-        scorer = train_projection(made.bank, asked, layer, base.float(), settings, made.groups, private)
+        asked = [*made.questions, *(q for qs, _ in made.people for q in qs)]
+        lessons = [
+            Lesson(made.bank, asked, made.groups, private),
+            alike_conversations(plain, dialogues, layer, random.Random(f"{seed}/alike")),
+        ]
+        scorer = train_projection(lessons, layer, base.float(), settings)
         saved = {"query_projection": scorer.query_projection, "key_projection": scorer.key_projection}
         torch.save({name: p.detach() for name, p in saved.items() if p is not None}, projection)
+    if not reader_steps:
+        return
     settings = ReaderSettings(steps=reader_steps, seed=seed, learning_rate=learning_rate, decay=decay, dropout=dropout)
     known = plain._parts.read_adapter if go_on else None
     adapter = {name: part.in_full() for name, part in known.items()} if known else new_adapter(plain.weights, settings)
@@ -128,10 +137,12 @@ def make_bank(
     num_people: int,
     seed: int,
     states: Path | None = None,
+    *,
+    only_layer: int | None = None,
 ) -> Made:
-    """Encode everything that is trained on."""
+    """Encode everything that is trained on; of one layer alone for a projection."""
     rng = random.Random(seed)
-    made = Made(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states))
+    made = Made(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states, only_layer=only_layer))
     texts, made.questions, made.groups = squad(squad_file)
     made.passages = made.bank.add(texts, progress="passages")
     ids, talks = dialogues(dialogue_file, num_dialogues, rng)

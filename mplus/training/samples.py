@@ -13,22 +13,18 @@ Kinds of samples, drawn at random:
 * ``request``: the same for ordinary requests and what everybody knows, answered as the backbone does.
 """
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mplus.evaluation.readers.dialogues import Settlements
-from mplus.evaluation.texts import turns_as_text
 from mplus.recall import LAST_UNITS
 from mplus.retriever import LateInteraction
 from mplus.training.bank_recall import BankRecall
-from mplus.training.data import ChunkBank, Question, read_text
+from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
 from mplus.training.reader import Sample, encode_sample
 from mplus.training.spans import span_question
@@ -277,30 +273,3 @@ class Samples:
 
 def _holds(bank: ChunkBank, chunk: int, question: Question) -> bool:
     return any(answer.lower() in bank.texts[chunk].lower() for answer in question.answers)
-
-
-def dialogue_questions(path: Path, wanted: Sequence[str], first: int, rng: random.Random) -> list[Question]:
-    """Questions about what was settled in conversations, given the ids of those that are in the bank.
-
-    Args:
-        path: Conversations with facts, one JSON a line.
-        wanted: Their ids, in the order of the bank's texts.
-        first: Number of the first of those texts.
-        rng: Decides what is asked.
-    """
-    records = [json.loads(line) for line in read_text(path).splitlines()]
-    settled = Settlements([record["facts"] for record in records])
-    place = {record["id"]: number for number, record in enumerate(records)}
-    return [
-        Question(asked.question, (asked.answer,), (first + number,), asked.reply)
-        for number, name in enumerate(wanted)
-        for asked in settled.questions(place[name], turns_as_text(records[place[name]]["turns"]), rng)
-    ]
-
-
-def chat_messages(path: Path, limit: int, rng: random.Random) -> list[list[dict[str, str]]]:
-    """Conversations as chat messages."""
-    lines = read_text(path).splitlines()
-    lines = rng.sample(lines, min(limit, len(lines)))
-    roles = {"u": "user", "s": "assistant"}
-    return [[{"role": roles[s], "content": t} for s, t in json.loads(line)["turns"]] for line in lines]

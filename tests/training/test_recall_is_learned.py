@@ -23,7 +23,7 @@ from mplus.text import encode_inert
 from mplus.training.chunk_run import late_interaction
 from mplus.training.data import ChunkBank, Question
 from mplus.training.loop import train
-from mplus.training.projection import ProjectionSettings, train_projection
+from mplus.training.projection import Lesson, ProjectionSettings, train_projection
 from mplus.training.reader import Reader, ReaderSettings, Sample, new_adapter
 from mplus.training.reader_task import ReaderTask
 from mplus.training.run_folder import Log
@@ -121,12 +121,10 @@ def test_a_random_model_learns_to_recall_and_to_read(tmp_path: Path) -> None:
 
     notes = Notes(model, seed)
     projection = train_projection(
-        notes.bank,
-        notes.questions,
+        [Lesson(notes.bank, notes.questions, range(len(notes.bank.chunks_of)))],
         LAYER,
         late_interaction(model, None),
         ProjectionSettings(steps=200, batch=16, size=32, learning_rate=1e-2, refresh=1000, seed=seed),
-        range(len(notes.bank.chunks_of)),
     )
     parts = TrainedParts(memory=LAYOUT, recall_layer=LAYER, late=projection)
     settings = ReaderSettings(steps=440, batch=16, learning_rate=5e-3, warmup=10, decay=240, dropout=0.0, seed=seed)
