@@ -9,18 +9,16 @@ from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.training.cloze import passages, questions_about
 from mplus.training.data import ChunkBank, Question
+from mplus.training.default_data import DIALOGUES, Made, make_bank
 from mplus.training.projection import gold_chunks
 from mplus.training.question_files import has_facts, read_dialogues, read_squad
-from mplus.training.recipe import Made, make_bank
 from mplus.training.texts import Document
 
 QUESTIONS_PER_PASSAGE = 3
 FEWEST_QUESTIONS = 10
 """Fewer teach nothing."""
-DIALOGUES = 300
 FEWEST_DIALOGUES = 2000
 """What the default model's mixture draws ordinary talk from."""
-PEOPLE = 450
 
 
 @dataclass
@@ -78,7 +76,7 @@ def build_corpus(
     passages_given = None if squad_file is None else read_squad(squad_file)
     talks = None if dialogue_file is None else read_dialogues(dialogue_file, DIALOGUES, rng)[1]
     if squad_file is not None and dialogue_file is not None and has_facts(dialogue_file, FEWEST_DIALOGUES):
-        made = make_bank(model, squad_file, dialogue_file, DIALOGUES, PEOPLE, seed, states)
+        made = make_bank(model, squad_file, dialogue_file, seed, states)
         people = [question for questions, _ in made.people for question in questions]
         corpus = Corpus(
             made.bank,

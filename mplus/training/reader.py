@@ -6,12 +6,9 @@ constants here; gradients reach the adapter through the prompt's rows and throug
 the adapter makes of memory.
 """
 
-import json
 import random
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -60,8 +57,6 @@ class ReaderSettings:
     warmup: int = 50
     decay: int = 600
     """Last steps, in which the learning rate falls to nothing; constant before."""
-    save_every: int = 100
-    log_every: int = 20
     seed: int = 0
 
 
@@ -243,69 +238,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling
     return mixed.reshape(batch, asked, heads * size)
 
 
-def train_reader(
-    reader: Reader,
-    samples: SampleSource,
-    settings: ReaderSettings,
-    folder: Path,
-    save: Callable[[], None],
-) -> None:
-    """Train the adapter; checkpoints itself in ``folder`` and goes on from there when called again.
-
-    ``save`` writes the trained parts as they stand, at every checkpoint.
-    """
-    reader.drop(settings.dropout)
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
-
-    def rate(step: int) -> float:
-        if step < settings.warmup:
-            return (step + 1) / settings.warmup
-        return min(1.0, max(0.02, (settings.steps - step) / max(settings.decay, 1)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    checkpoint = folder / "reader.pt"
-    done = 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        done = saved["step"]
-        for parameter, value in zip(reader.parameters(), saved["parameters"], strict=True):
-            parameter.data.copy_(value)
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
-    started = time.time()
-    running: dict[str, list[float]] = {}
-    for step in range(done, settings.steps):
-        batch = _batch(samples, settings, step)
-        torch.manual_seed(settings.seed * 1_000_003 + step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            losses = reader.loss(batch)
-        optimizer.zero_grad()
-        losses.mean().backward()
-        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        for sample, loss in zip(batch, losses.tolist(), strict=True):
-            running.setdefault(sample.kind, []).append(loss)
-        if (step + 1) % settings.log_every == 0:
-            per_step = (time.time() - started) / (step + 1 - done)
-            shown = ", ".join(f"{kind} {sum(seen) / len(seen):.3f}" for kind, seen in sorted(running.items()))
-            print(f"reader step {step + 1}: {shown}; {per_step:.2f} s/step", flush=True)
-            running = {}
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            state = {
-                "step": step + 1,
-                "parameters": [p.detach() for p in reader.parameters()],
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-            }
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-            save()
-
-
-def _batch(samples: SampleSource, settings: ReaderSettings, step: int) -> list[Sample]:
+def batch_of_step(samples: SampleSource, settings: ReaderSettings, step: int) -> list[Sample]:
     """The samples of a step: of a few batches drawn together, those of like length, so that little is padding."""
     rng = random.Random(settings.seed * 1_000_003 + step // POOLED_BATCHES)
     pool = sorted(samples.draw(rng, settings.batch * POOLED_BATCHES), key=lambda s: len(s.input_ids))

@@ -9,7 +9,7 @@ from torch import nn
 
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.training.published import StepLoss
-from mplus.training.reader import Reader, ReaderSettings, SampleSource, _batch
+from mplus.training.reader import Reader, ReaderSettings, SampleSource, batch_of_step
 
 
 class ReaderTask:
@@ -51,7 +51,7 @@ class ReaderTask:
 
     def loss(self, step: int, number: int) -> StepLoss:
         """Mean loss of a batch, and of each kind of sample in it."""
-        batch = _batch(self._samples, self._settings, step)
+        batch = batch_of_step(self._samples, self._settings, step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = self._reader.loss(batch)
         kinds: dict[str, list[float]] = {}

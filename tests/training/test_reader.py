@@ -1,26 +1,31 @@
 """Training sees exactly what reading will see."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from mplus.checkpoint.parts import TrainedParts
 from mplus.evaluation.facts import persona
 from mplus.generation.chat import Prompt
 from mplus.model import MPlus
 from mplus.read import prefill
 from mplus.training.data import ChunkBank
+from mplus.training.loop import train
 from mplus.training.reader import (
     POOLED_BATCHES,
     Reader,
     ReaderSettings,
     Sample,
-    _batch,
+    batch_of_step,
     encode_sample,
     new_adapter,
-    train_reader,
 )
+from mplus.training.reader_task import ReaderTask
 from mplus.training.requests import answered_requests, general_requests
+from mplus.training.run_folder import Log
 from tests.conftest import TINY
 
 
@@ -57,25 +62,28 @@ def test_distilling_an_adapter_that_changes_nothing_costs_nothing_without_memory
     assert float(reader.loss([Sample((0,), tuple(b"Some words"), 4, distil=True)])[0].detach()) > 1e-4
 
 
-def test_training_lowers_the_loss_and_resumes(model: MPlus, bank: ChunkBank, tmp_path) -> None:
+def test_training_lowers_the_loss_and_resumes(model: MPlus, bank: ChunkBank, tmp_path: Path) -> None:
     sample = encode_sample(model.tokenizer, [0], [{"role": "user", "content": "Who?"}], "Ann.")
 
     class Source:
         def draw(self, rng: random.Random, count: int) -> list[Sample]:
             return [sample] * count
 
-    settings = ReaderSettings(
-        steps=12, batch=2, rank=2, warmup=1, learning_rate=1e-2, dropout=0.0, save_every=6, log_every=6
-    )
-    saved: list[int] = []
-    first = Reader(model.weights, bank, new_adapter(model.weights, settings))
-    before = float(first.loss([sample])[0].detach())
-    train_reader(first, Source(), settings, tmp_path, lambda: saved.append(1))
-    assert float(first.loss([sample])[0].detach()) < before / 2
-    assert len(saved) == 2
-    second = Reader(model.weights, bank, new_adapter(model.weights, settings))
-    train_reader(second, Source(), settings, tmp_path, lambda: None)
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+    settings = ReaderSettings(steps=12, batch=2, rank=2, warmup=1, decay=1, learning_rate=1e-2, dropout=0.0)
+
+    def trained(steps: int, folder: Path) -> Reader:
+        reader = Reader(model.weights, bank, new_adapter(model.weights, settings))
+        task = ReaderTask(reader, Source(), settings, TrainedParts())
+        task.steps = steps
+        train(task, Accelerator(cpu=True), folder, Log(tmp_path / "log.jsonl"), save_every=6, log_every=6)
+        return reader
+
+    before = float(Reader(model.weights, bank, new_adapter(model.weights, settings)).loss([sample])[0].detach())
+    once = trained(12, tmp_path / "once")
+    assert float(once.loss([sample])[0].detach()) < before / 2
+    trained(6, tmp_path / "twice")
+    resumed = trained(12, tmp_path / "twice")
+    for a, b in zip(once.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -100,10 +108,10 @@ def test_batches_hold_what_was_drawn_and_can_be_drawn_again(model: MPlus) -> Non
             return [Sample((), tuple(range(rng.randint(2, 90))), 1) for _ in range(count)]
 
     settings = ReaderSettings(batch=3)
-    pools = [_batch(Source(), settings, step) for step in range(POOLED_BATCHES)]
+    pools = [batch_of_step(Source(), settings, step) for step in range(POOLED_BATCHES)]
     drawn = Source().draw(random.Random(0), settings.batch * POOLED_BATCHES)
     assert sorted(len(s.input_ids) for pool in pools for s in pool) == sorted(len(s.input_ids) for s in drawn)
-    assert pools == [_batch(Source(), settings, step) for step in range(POOLED_BATCHES)]
+    assert pools == [batch_of_step(Source(), settings, step) for step in range(POOLED_BATCHES)]
 
 
 def test_ordinary_requests_are_answered_by_the_backbone(model: MPlus) -> None:
