@@ -6,7 +6,8 @@
 * decode: tokens per second over ``transformers.generate`` at equal KV length;
 * gather: rows of whole chunks read from disk with cold caches, over plain reads of as many bytes at as many
   random places of the same files;
-* recall: late interaction over all keys of a memory, over one bare matrix product of the same size.
+* recall: late interaction over all keys of a memory and a comparison of words, over one bare matrix product of the
+  same size as the former.
 
 Both sides of a pair are measured in turn in one run; figures are medians.
 """
@@ -22,9 +23,10 @@ from typing import Any
 import core
 import report
 import torch
-from synthetic import long_term_of, unit_keys
+from synthetic import long_term_of, spoken_words, unit_keys
 
 import mplus
+from mplus.lexical import lexical_match
 from mplus.memory.units import Candidates
 from mplus.retriever import LateInteraction
 from mplus.transfer import RecalledRows
@@ -34,16 +36,18 @@ QUERY_ROWS = 32
 
 
 def recall_over_matmul(scorer: LateInteraction, size: int, tokens: int, runs: int) -> dict[str, Any]:
-    """Scoring of all chunks of a memory, int8 keys, and a float32 product of the same size."""
+    """Scoring of all chunks of a memory, int8 keys and words, and a float32 product of the same size as the keys."""
     keys = unit_keys(tokens, size)
     store = long_term_of(keys)
     queries = unit_keys(QUERY_ROWS, size, seed=1)
+    words = spoken_words(QUERY_ROWS, seed=1)
     whole = keys.contiguous()
     units = store.units("chunk")
     candidates = Candidates((store,), (units,))
 
     def ours() -> None:
         scorer.match(queries, candidates.blocks(HOST), len(units))
+        lexical_match(words, candidates)
 
     def theirs() -> None:
         torch.mm(whole, queries.T)

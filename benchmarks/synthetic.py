@@ -10,7 +10,7 @@ from mplus.memory.mapped import segment_tensors, spilled
 from mplus.memory.shards import OpenShard, write_shard
 from mplus.memory.tiers import Plane, Segment
 from mplus.memory.tokens import Provenance
-from mplus.words import no_words
+from mplus.words import NO_WORD
 
 CHUNK_TOKENS = 64
 SEGMENT_TOKENS = 4096
@@ -26,6 +26,13 @@ def unit_keys(count: int, size: int, *, seed: int = 0) -> torch.Tensor:
     rows = words[rank] + 0.5 * topics[:count]
     rows += 0.7 * torch.randn(count, size, generator=generator)
     return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def spoken_words(count: int, *, seed: int = 0) -> torch.Tensor:
+    """Words of tokens, a few of them frequent; every third token begins none."""
+    generator = torch.Generator().manual_seed(seed)
+    rank = (WORDS ** torch.rand(count, generator=generator)).to(torch.int32)
+    return rank.masked_fill(torch.rand(count, generator=generator) < 1 / 3, NO_WORD)
 
 
 def long_term_of(
@@ -64,7 +71,7 @@ def long_term_of(
     first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     return LongTermMemory(
         tuple(segments),
-        Provenance(every.flip(0), frequency, chunks // 16, chunks, no_words(len(every))),
+        Provenance(every.flip(0), frequency, chunks // 16, chunks, spoken_words(count)),
         torch.arange(len(segments)).repeat_interleave(sizes),
         every - first,
     )
