@@ -40,7 +40,7 @@ def dialogue(path: Path, questions: int, unanswerable: int, rng: random.Random) 
     for name, _, asked in askable[questions:]:
         other = (rng.choice(list(contexts)),) if contexts else ()
         found.append(Question(f"unknown-{name}", rng.choice(asked).question, (), other, (), "unknown"))
-    return Task("dialogue", contexts, tuple(found), tuple(idle))
+    return Task("dialogue", contexts, tuple(found), tuple(idle), style="plain")
 
 
 class Settled(NamedTuple):

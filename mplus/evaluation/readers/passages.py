@@ -44,7 +44,7 @@ def squad(path: Path, questions: int, unanswerable: int, rng: random.Random) -> 
         contexts.setdefault(f"paragraph-{place}", paragraphs[place][1])
         found.append(Question(f"unknown{number}", rng.choice(asked)[0], (), (f"paragraph-{place}",), (), "unknown"))
     spare = tuple(p[1] for place, p in enumerate(paragraphs) if place not in used)
-    return Task("squad", contexts, tuple(found), spare)
+    return Task("squad", contexts, tuple(found), spare, style="plain")
 
 
 def natural_questions(path: Path, questions: int, unanswerable: int, rng: random.Random) -> Task:
@@ -77,7 +77,9 @@ def natural_questions(path: Path, questions: int, unanswerable: int, rng: random
     hidden = {_with_title(record, path) for record in withheld}
     spare = [_titled(context) for record in asked for context in record["ctxs"][1:]]
     spare += [_with_title(record, path) for record in records[questions + unanswerable :]]
-    return Task("nq", contexts, tuple(found), tuple(t for t in dict.fromkeys(spare) if t not in kept | hidden))
+    kept_out = kept | hidden
+    others = tuple(text for text in dict.fromkeys(spare) if text not in kept_out)
+    return Task("nq", contexts, tuple(found), others, style="plain")
 
 
 def _with_title(record: dict[str, Any], path: Path) -> str:
