@@ -28,6 +28,12 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Of adapters, where not the preset's.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step and process, where not the preset's.")] = None,
     rank: Annotated[int | None, typer.Option(help="Of the adapters.  [default: 16]", show_default=False)] = None,
+    adapters: Annotated[
+        int | None,
+        typer.Option(
+            help="Read adapters, from different seeds, whose mean the model gets.  [default: 1]", show_default=False
+        ),
+    ] = None,
     retriever_size: Annotated[int | None, typer.Option(help="Numbers of a retrieval key.")] = None,
     layer: Annotated[int | None, typer.Option(help="Layer whose states recall scores.")] = None,
     tokens_per_write: Annotated[
@@ -65,6 +71,7 @@ def train(
         "learning_rate": learning_rate,
         "batch": batch,
         "rank": rank,
+        "adapters": adapters,
         "retriever_size": retriever_size,
         "layer": layer,
         "tokens_per_write": tokens_per_write,

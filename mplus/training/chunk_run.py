@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from accelerate import Accelerator
 
+from mplus.adapters import mean_of
 from mplus.checkpoint.parts import TrainedParts
 from mplus.model import MPlus
 from mplus.retriever import LateInteraction
@@ -96,13 +97,20 @@ class ChunkRun:
     def _reader(self, layer: int, start: TrainedParts) -> TrainedParts:
         settings, corpus = self.settings, self.corpus
         scorer = late_interaction(self.model, start.late)
-        learning = _changed(ReaderSettings(seed=settings.seed, rank=settings.rank), settings, "reader")
-        if settings.learning_rate is not None:
-            learning = replace(learning, learning_rate=settings.learning_rate)
-        learning = replace(learning, decay=min(learning.decay, learning.steps * 2 // 3))
-        reader = Reader(self.model.weights, corpus.bank, new_adapter(self.model.weights, learning))
-        task = ReaderTask(reader, self._samples(scorer, layer), learning, start)
-        return train_task(task, self.accelerator, self.folder.stage("reader"), self.log, settings)
+        samples = self._samples(scorer, layer)
+        trained: list[TrainedParts] = []
+        for number in range(settings.adapters):
+            learning = ReaderSettings(seed=settings.seed + number, rank=settings.rank)
+            learning = _changed(learning, settings, "reader")
+            if settings.learning_rate is not None:
+                learning = replace(learning, learning_rate=settings.learning_rate)
+            learning = replace(learning, decay=min(learning.decay, learning.steps * 2 // 3))
+            reader = Reader(self.model.weights, corpus.bank, new_adapter(self.model.weights, learning))
+            name = "reader" if number == 0 else f"reader-{number + 1}"
+            task = ReaderTask(reader, samples, learning, start, name=name)
+            trained.append(train_task(task, self.accelerator, self.folder.stage(name), self.log, settings))
+        adapters = [parts.read_adapter for parts in trained if parts.read_adapter is not None]
+        return trained[0] if len(trained) == 1 else replace(start, read_adapter=mean_of(adapters))
 
     def _scorer(self, layer: int, start: TrainedParts) -> TrainedParts:
         settings, corpus = self.settings, self.corpus

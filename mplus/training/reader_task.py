@@ -20,14 +20,23 @@ class ReaderTask:
         samples: Where samples come from.
         settings: Steps, batch and rates.
         start: Parts of the model that stay as they are.
+        name: Of the stage, for the log.
     """
 
-    name = "reader"
     batch = 1
     clip = 1.0
     betas = (0.9, 0.98)
 
-    def __init__(self, reader: Reader, samples: SampleSource, settings: ReaderSettings, start: TrainedParts) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        samples: SampleSource,
+        settings: ReaderSettings,
+        start: TrainedParts,
+        *,
+        name: str = "reader",
+    ) -> None:
+        self.name = name
         self.steps = settings.steps
         self._reader, self._samples, self._settings, self._start = reader, samples, settings, start
         reader.drop(settings.dropout)

@@ -41,6 +41,8 @@ class RunSettings(BaseModel):
     """Samples a step and process; None takes the stage's preset."""
     rank: Positive = 16
     """Of the adapters."""
+    adapters: Positive = 1
+    """Read adapters that the reader stage trains, from different seeds; the model gets their mean."""
     retriever_size: Positive | None = None
     """Numbers of a retrieval key; None takes the stage's preset."""
     layer: Annotated[int, Field(ge=0)] | None = None

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from mplus import MPlus
+from mplus.checkpoint.parts import read_parts
 from mplus.cli.app import app
 from mplus.cli.train import parse_steps
 from mplus.memory.memory import Memory
@@ -129,8 +130,15 @@ def test_questions_and_conversations_are_read_as_texts_too(given: Path, tmp_path
     (tmp_path / "squad.json").write_text(json.dumps(squad))
     model = ("--model", str(given / "model"))
     more = ("--squad", str(tmp_path / "squad.json"), "--out", str(tmp_path / "run"))
-    invoke(*model, *more, "--steps", "projection=3", "--steps", "reader=2", "--batch", "2")
-    assert MPlus.from_pretrained(tmp_path / "run" / "model").trained_parts.read_adapter
+    invoke(*model, *more, "--steps", "projection=3", "--steps", "reader=2", "--batch", "2", "--adapters", "2")
+    adapter = MPlus.from_pretrained(tmp_path / "run" / "model").trained_parts.read_adapter
+    each = [
+        read_parts(path / "parts").read_adapter for path in sorted((tmp_path / "run").glob("stages/reader*/step-*"))
+    ]
+    assert adapter and each[0] and each[1] and len(each) == 2
+    for name, part in adapter.items():
+        assert len(part.down) == len(each[0][name].down) + len(each[1][name].down)
+        assert not torch.equal(each[0][name].down, each[1][name].down)
 
 
 @pytest.mark.parametrize(
