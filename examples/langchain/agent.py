@@ -25,7 +25,7 @@ HOURS = {"museum": "ten to six", "library": "nine to five", "swimming pool": "se
 
 @tool(return_direct=True)
 def opening_hours(place: Literal["museum", "library", "swimming pool"]) -> str:
-    """When a place is open."""
+    """Opening hours. place: the word museum, library or swimming pool, as in the question."""
     return f"The {place} is open from {HOURS[place]}."
 
 
