@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import mplus
-from mplus.evaluation.facts import Told, persona
+from mplus.evaluation.personas import Told, persona
 from mplus.read import prefill
 
 SOURCES = ("gone", "kept")

@@ -28,8 +28,9 @@ from langchain_text_splitters import RecursiveCharacterTextSplitter
 from transformers import AutoModel, AutoTokenizer
 
 import mplus
-from mplus.evaluation.facts import Fact, persona
+from mplus.evaluation.facts import Fact
 from mplus.evaluation.metrics import contains_answer
+from mplus.evaluation.personas import persona
 
 ANSWER_TOKENS = 24
 PASSAGE_CHARACTERS = 1000

@@ -34,21 +34,30 @@ Adapter = Mapping[str, LoraWeights]
 """Adapted linear layers by module name below the decoder layers, as in ``0.self_attn.q_proj``."""
 
 
-def mean_of(adapters: Sequence[Adapter]) -> Adapter:
+def mean_of(adapters: Sequence[Adapter], shares: Sequence[float] | None = None) -> Adapter:
     """The mean of what several adapters change, as one adapter whose rank is the sum of theirs.
 
     Adapters that were trained apart, from different beginnings, err in different ways: their mean reads better than
     each (docs/training.md). Merged into the backbone's weights it costs no more than one.
 
+    Args:
+        adapters: Of one backbone.
+        shares: How much each counts; None: all alike.
+
     Raises:
-        ValueError: None was given, or they change different layers.
+        ValueError: None was given, they change different layers, or there are not as many shares.
     """
     if len({frozenset(adapter) for adapter in adapters}) != 1:
         raise ValueError(f"{len(adapters)} adapters do not change the same layers; expected adapters of one backbone.")
+    shares = [1 / len(adapters)] * len(adapters) if shares is None else shares
+    if len(shares) != len(adapters):
+        raise ValueError(f"{len(shares)} shares for {len(adapters)} adapters; expected one for each.")
 
     def mean(parts: Sequence[LoraWeights]) -> LoraWeights:
         scale = parts[0].scale
-        up = torch.cat([part.up * (part.scale / scale / len(parts)) for part in parts], dim=1)
+        up = torch.cat(
+            [part.up * (part.scale / scale * share) for part, share in zip(parts, shares, strict=True)], dim=1
+        )
         return LoraWeights(torch.cat([part.down for part in parts]), up, scale)
 
     return {name: mean([adapter[name] for adapter in adapters]) for name in adapters[0]}

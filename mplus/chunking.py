@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk
 from mplus.memory.ledger import LedgerEntry, WrittenText
 from mplus.memory.sources import SourceRecord
 from mplus.memory.state import MemoryState, Tail
 from mplus.text import SentenceEnds, cut, encode_inert
-from mplus.write import Chunk
 
 TextLike = str | Sequence[str] | Sequence[int] | torch.Tensor
 

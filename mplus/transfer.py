@@ -77,7 +77,7 @@ class RecalledRows:
         # In host memory there is nothing to wait for, and a second thread would only take a core away.
         self._worker = ThreadPoolExecutor(1, "mplus-rows") if waits and len(devices) > 1 else None
         self._coming: dict[int, Future[Arrival]] = {}
-        for part in self._parts:
+        for part in self._parts if waits else ():
             for plane in (*part.segment.keys, *part.segment.values):
                 plane.prefetch(part.rows)
 

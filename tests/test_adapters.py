@@ -21,6 +21,9 @@ def test_the_mean_changes_what_all_change_on_average() -> None:
     torch.testing.assert_close(LoraLinear(base, mean)(inputs), expected)
     torch.testing.assert_close(merged(base, mean)(inputs), expected)
     assert mean.down.shape == (6, 6) and mean.up.shape == (5, 6)
+    shared = mean_of([{"0.linear": one} for one in several[:2]], [0.75, 0.25])["0.linear"]
+    expected = 0.75 * LoraLinear(base, several[0])(inputs) + 0.25 * LoraLinear(base, several[1])(inputs)
+    torch.testing.assert_close(LoraLinear(base, shared)(inputs), expected)
 
 
 def test_a_mean_is_of_adapters_of_one_backbone() -> None:
@@ -28,3 +31,5 @@ def test_a_mean_is_of_adapters_of_one_backbone() -> None:
     for wrong in ([], [one, {"1.linear": weights(0, 2, 1.0)}]):
         with pytest.raises(ValueError, match="adapters of one backbone"):
             mean_of(wrong)
+    with pytest.raises(ValueError, match="1 shares for 2 adapters"):
+        mean_of([one, one], [1.0])

@@ -9,7 +9,8 @@ import random
 from collections.abc import Iterator
 from itertools import islice
 
-from mplus.evaluation.facts import Split, Told, persona, unknown_questions
+from mplus.evaluation.facts import Split
+from mplus.evaluation.personas import Told, persona, unknown_questions
 from mplus.evaluation.tasks import Question, Task
 
 FACTS_PER_PERSON = 10

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk
 from mplus.errors import MemoryMismatchError, PromptTooLongError
 from mplus.generation.chat import Prompt, encode_prompt
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
@@ -18,7 +19,7 @@ from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
 from mplus.read import ReadRequest
 from mplus.weights import Weights
-from mplus.write import Chunk, write_chunks
+from mplus.write import write_chunks
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]

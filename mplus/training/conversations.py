@@ -23,8 +23,8 @@ def alike_conversations(model: MPlus, path: Path, layer: int, rng: random.Random
     ids, texts = dialogues(path, ALIKE, rng)
     bank.add(texts, progress="conversations to tell apart")
     questions = dialogue_questions(path, ids, 0, rng)
-    services = {record["id"]: record["services"] for record in map(json.loads, read_text(path).splitlines())}
-    topics = [topic_of(services[name][0]) for name in ids]
+    facts = {record["id"]: record["facts"] for record in map(json.loads, read_text(path).splitlines())}
+    topics = [topic_of(facts[name][0][2]) if facts[name] else "" for name in ids]
     groups = [topics.index(topic) for topic in topics]
     return Lesson(bank, rng.sample(questions, min(len(questions), MOST_QUESTIONS)), groups, whole=True)
 

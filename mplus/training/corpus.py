@@ -9,7 +9,7 @@ from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.training.cloze import passages, questions_about
 from mplus.training.data import ChunkBank, Question
-from mplus.training.default_data import DIALOGUES, Made, make_bank
+from mplus.training.default_data import DIALOGUES, DefaultData, make_bank
 from mplus.training.projection import gold_chunks
 from mplus.training.question_files import has_facts, read_dialogues, read_squad
 from mplus.training.texts import Document
@@ -39,7 +39,7 @@ class Corpus:
     groups: list[int] = field(default_factory=list)
     texts: list[int] = field(default_factory=list)
     private: frozenset[int] = frozenset()
-    made: Made | None = None
+    made: DefaultData | None = None
 
     @property
     def num_tokens(self) -> int:

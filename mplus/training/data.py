@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from mplus.config import MemoryConfig
-from mplus.evaluation.facts import Split, Told, persona
+from mplus.encode import Chunk, encode_states
+from mplus.evaluation.facts import Split
+from mplus.evaluation.personas import Told, persona
 from mplus.text import SentenceEnds, cut, encode_inert
 from mplus.training.sentences import answering_sentence
 from mplus.weights import Weights
-from mplus.write import Chunk, encode_states
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ DIALOGUES, PEOPLE = 300, 300
 """Conversations whose states are held, and generated people."""
 
 
-class Made:
+class DefaultData:
     """A bank and everything that is known of its texts."""
 
     def __init__(self, bank: ChunkBank) -> None:
@@ -36,10 +36,10 @@ def make_bank(
     dialogue_file: Path,
     seed: int,
     states: Path | None = None,
-) -> Made:
+) -> DefaultData:
     """Encode everything that is trained on."""
     rng = random.Random(seed)
-    made = Made(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states))
+    made = DefaultData(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states))
     texts, made.questions, made.groups = squad(squad_file)
     made.passages = made.bank.add(texts, progress="passages")
     ids, talks = dialogues(dialogue_file, DIALOGUES, rng)

@@ -76,7 +76,7 @@ def train_projection(
     """
     rng = random.Random(settings.seed)
     torch.manual_seed(settings.seed)
-    learnt = [Learnt(lesson, layer, base) for lesson in lessons]
+    learnt = [LessonRows(lesson, layer, base) for lesson in lessons]
     hidden = base.mean.shape[1]
     query = torch.nn.Parameter(torch.randn(settings.size, hidden) / hidden**0.5)
     key = torch.nn.Parameter(query.detach().clone())
@@ -112,7 +112,7 @@ class Batch(NamedTuple):
     pool: list[int]
 
 
-class Learnt:
+class LessonRows:
     """A lesson with its rows in memory, and what recall wrongly picks in it."""
 
     def __init__(self, lesson: Lesson, layer: int, base: LateInteraction) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from mplus.backbone import Rotation, rotate
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk, encode_adapter
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Track
 from mplus.recall import recall
@@ -25,7 +26,7 @@ from mplus.training.published_parts import TrainableParts, retriever_loss
 from mplus.training.published_stages import Stage
 from mplus.training.texts import Episode, Episodes
 from mplus.weights import Weights
-from mplus.write import Chunk, encode_adapter, write_chunks
+from mplus.write import write_chunks
 
 Kind = Literal["direct", "full", "replay", "plain"]
 Front = Callable[[int, Float[Tensor, "S D"]], Float[Tensor, "T D"]]

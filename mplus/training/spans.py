@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 
 from mplus.training.data import Question
+from mplus.training.sentences import sentences
 
-SENTENCE = re.compile(r"[^.!?\n]+(?:\.(?=\S)[^.!?\n]+)*[.!?]?")
 SPANS: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (re.compile(r"\b(1\d{3}|20\d\d)\b"), ("In what year", "When", "What year was it when", "In which year")),
     (re.compile(r"\b(\d[\d,.]*\d(?: (?:million|billion|percent|%))?|\d+%?)"), ("How many", "How much", "What number")),
@@ -32,10 +32,10 @@ LONGEST = 60
 
 def span_question(rng: random.Random, text: str, passage: int) -> Question | None:
     """A question about a random sentence; None where nothing in it can be asked for."""
-    sentences = [s.strip() for s in SENTENCE.findall(text) if 6 <= len(s.split()) <= LONGEST]
-    if not sentences:
+    fitting = [sentence for sentence in sentences(text) if 6 <= len(sentence.split()) <= LONGEST]
+    if not fitting:
         return None
-    sentence = rng.choice(sentences)
+    sentence = rng.choice(fitting)
     kinds = [(spans, asked) for pattern, asked in SPANS if (spans := list(pattern.finditer(sentence)))]
     if not kinds:
         return None

@@ -24,6 +24,7 @@ from mplus import read
 from mplus.checkpoint.initial import initial_state, stored, tokens_from_states
 from mplus.checkpoint.weights import load, round_rope_frequencies
 from mplus.config import MemoryConfig
+from mplus.encode import encode_adapter
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
@@ -31,7 +32,6 @@ from mplus.memory.tokens import Provenance, Tokens
 from mplus.memory.units import Candidates
 from mplus.recall import Recalled, nothing_recalled, relevance_of
 from mplus.weights import Weights
-from mplus.write import encode_adapter
 
 OVERRIDES = {
     "update_ltm_frequency": "consolidate_every",

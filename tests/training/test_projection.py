@@ -10,7 +10,7 @@ from mplus.retriever import LateInteraction
 from mplus.training.bank_recall import BankRecall
 from mplus.training.chunk_run import late_interaction
 from mplus.training.data import ChunkBank, Question
-from mplus.training.projection import Batch, Learnt, Lesson, ProjectionSettings, train_projection
+from mplus.training.projection import Batch, Lesson, LessonRows, ProjectionSettings, train_projection
 from tests.conftest import TINY
 
 LAYER = 1
@@ -40,7 +40,7 @@ def test_scores_differ_as_relevance_does(model: MPlus, lesson: Lesson) -> None:
     hidden = base.mean.shape[1]
     query, key = (torch.randn(8, hidden, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
     trained = LateInteraction(base.mean, base.deviation, query_projection=query, key_projection=key)
-    learnt, recall = Learnt(lesson, LAYER, base), BankRecall(lesson.bank, trained, LAYER)
+    learnt, recall = LessonRows(lesson, LAYER, base), BankRecall(lesson.bank, trained, LAYER)
     pool = list(range(len(lesson.bank.input_ids)))
     scores = learnt.scores(query, key, Batch([0, 1, 2], pool))
     for row, question in enumerate(lesson.questions):
@@ -53,7 +53,7 @@ def test_scores_differ_as_relevance_does(model: MPlus, lesson: Lesson) -> None:
 
 
 def test_what_answers_and_what_is_private_is_no_negative(model: MPlus, lesson: Lesson) -> None:
-    learnt = Learnt(lesson, LAYER, late_interaction(model, None))
+    learnt = LessonRows(lesson, LAYER, late_interaction(model, None))
     chunks = lesson.bank.chunks_of
     batch = Batch([0, 2], [chunks[0][0], chunks[2][0], chunks[3][0], *learnt._gold[0]])
     barred = learnt.barred(batch)
@@ -64,7 +64,7 @@ def test_what_answers_and_what_is_private_is_no_negative(model: MPlus, lesson: L
 
 def test_where_the_text_is_meant_any_of_its_chunks_is_right(model: MPlus, lesson: Lesson) -> None:
     whole = Lesson(lesson.bank, lesson.questions, lesson.groups, whole=True)
-    learnt = Learnt(whole, LAYER, late_interaction(model, None))
+    learnt = LessonRows(whole, LAYER, late_interaction(model, None))
     assert learnt._gold == [lesson.bank.chunks_of[n] for n in range(3)]
     settings = ProjectionSettings(batch=4, hard=1)
     learnt.search(*(torch.eye(late_interaction(model, None).mean.shape[1]),) * 2, random.Random(0), 3)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mplus.checkpoint.weights import assemble
+from mplus.encode import Chunk, encode_adapter
 from mplus.generation.chat import Prompt
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
@@ -17,7 +18,7 @@ from mplus.training.published import PublishedObjective, read_target, remembered
 from mplus.training.published_parts import PartSizes, TrainableParts, retriever_loss
 from mplus.training.published_stages import Stage, published_stages
 from mplus.training.texts import Document, Episode, Episodes
-from mplus.write import Chunk, encode_adapter, write_chunks
+from mplus.write import write_chunks
 
 SIZES = PartSizes(rank=3, dropout=0.0, retriever_size=8)
 DOCUMENTS = [

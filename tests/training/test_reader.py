@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from mplus.checkpoint.parts import TrainedParts
-from mplus.evaluation.facts import persona
+from mplus.evaluation.personas import persona
 from mplus.generation.chat import Prompt
 from mplus.model import MPlus
 from mplus.read import prefill
