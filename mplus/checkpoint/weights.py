@@ -21,6 +21,7 @@ from mplus.checkpoint.files import TensorFiles
 from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_parts
 from mplus.checkpoint.published import backbone_config, is_published, read_published
 from mplus.config import MemoryConfig, Recall
+from mplus.cpu import is_slow_in
 from mplus.errors import CheckpointError
 from mplus.quantised import quantise_for_decoding
 from mplus.retriever import AttentionScorer, LateInteraction, Scorer
@@ -88,6 +89,12 @@ def load(
         model = _load_backbone(folder, config, None, device, dtype, attention, options)
     tokenizer = load_tokenizer(folder)
     weights = assemble(model, tokenizer, parts)
+    if is_slow_in(weights.backbone.dtype, weights.backbone.device):
+        warnings.warn(
+            f"dtype={'int8' if quantised else 'bfloat16'!r}: this CPU computes bfloat16 in software, dozens of times "
+            "slower than float32. Load the model with dtype='float32'.",
+            stacklevel=2,
+        )
     if quantised:
         quantise_for_decoding([weights.backbone.model, weights.backbone.write_layers, weights.backbone.read_layers])
     return Loaded(weights, tokenizer, parts.memory or preset(weights.backbone), parts)

@@ -7,6 +7,7 @@ learnt from one cannot be remembered for the other.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from mplus.evaluation.vocabulary import (
@@ -63,19 +64,15 @@ class Fact:
 Draw = Callable[[Sequence[str]], str]
 
 
-def _draw(rng: random.Random, split: Split) -> Draw:
-    """Draw from a list's part for the split: every fourth entry belongs to dev."""
-
-    def draw(values: Sequence[str]) -> str:
-        mine = [v for i, v in enumerate(values) if (i % 4 == 3) == (split == "dev")]
-        value = rng.choice(mine or list(values))
-        if split == "train" and (value[0].isupper() or values is WORDS) and rng.random() < 0.4:
-            # Lists can be learnt by heart; what was never seen has to be read.
-            invented = " ".join(_invented(rng) for _ in value.split()[:2])
-            return invented if value[0].isupper() else invented.lower()
-        return value
-
-    return draw
+def _draw(rng: random.Random, split: Split, values: Sequence[str]) -> str:
+    """One of a list's part for the split: every fourth entry belongs to dev."""
+    mine = [v for i, v in enumerate(values) if (i % 4 == 3) == (split == "dev")]
+    value = rng.choice(mine or list(values))
+    if split == "train" and (value[0].isupper() or values is WORDS) and rng.random() < 0.4:
+        # Lists can be learnt by heart; what was never seen has to be read.
+        invented = " ".join(_invented(rng) for _ in value.split()[:2])
+        return invented if value[0].isupper() else invented.lower()
+    return value
 
 
 def _invented(rng: random.Random) -> str:
@@ -86,7 +83,7 @@ def _invented(rng: random.Random) -> str:
 
 def make_fact(rng: random.Random, split: Split) -> Fact:
     """One random fact."""
-    return rng.choice(MAKERS)(rng, _draw(rng, split))
+    return rng.choice(MAKERS)(rng, partial(_draw, rng, split))
 
 
 def _person(rng: random.Random, draw: Draw) -> Fact:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from mplus.adapters import mean_of
 from mplus.checkpoint.parts import TrainedParts
+from mplus.cpu import computes_bfloat16
 from mplus.model import MPlus
 from mplus.retriever import LateInteraction
 from mplus.training.bank_recall import recall_figures
@@ -32,6 +33,7 @@ from mplus.training.texts import read_documents
 
 Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 
+TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=300)
 REQUESTS = 120
 MEASURED_SHARE, MEASURED_MOST = 0.1, 200
 """Questions that measure recall and are not learnt from."""
@@ -43,8 +45,9 @@ class ChunkRun:
     def __init__(self, settings: RunSettings, folder: RunFolder, accelerator: Accelerator) -> None:
         self.settings, self.folder, self.accelerator = settings, folder, accelerator
         self.log = folder.log(writes=accelerator.is_main_process)
-        # Half the memory of float32, and what the read adapter is trained through anyway.
-        self.model = MPlus.from_pretrained(settings.model, device="cpu", dtype=settings.dtype or "bfloat16")
+        # Half the memory of float32, and quicker, where the CPU can.
+        dtype = settings.dtype or ("bfloat16" if computes_bfloat16() else "float32")
+        self.model = MPlus.from_pretrained(settings.model, device="cpu", dtype=dtype)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -75,7 +78,9 @@ class ChunkRun:
         if name == "scorer":
             return self._scorer(layer, start)
         start = replace(start, calibration=None)  # was of what is now trained anew
-        return self._projection(layer, start) if name == "projection" else self._reader(layer, start)
+        if name == "projection":
+            return self._projection(layer, start)
+        return self._tune(layer, start) if name == "tune" else self._reader(layer, start)
 
     def _projection(self, layer: int, start: TrainedParts) -> TrainedParts:
         settings, corpus = self.settings, self.corpus
@@ -112,6 +117,22 @@ class ChunkRun:
         adapters = [parts.read_adapter for parts in trained if parts.read_adapter is not None]
         return trained[0] if len(trained) == 1 else replace(start, read_adapter=mean_of(adapters))
 
+    def _tune(self, layer: int, start: TrainedParts) -> TrainedParts:
+        """Go on with the read adapter that there is."""
+        if start.read_adapter is None:
+            raise ValueError(
+                "stage 'tune' goes on with a read adapter, and the model has none. Train one: reader,tune."
+            )
+        learning = _changed(replace(TUNED, seed=self.settings.seed), self.settings, "tune")
+        if self.settings.learning_rate is not None:
+            learning = replace(learning, learning_rate=self.settings.learning_rate)
+        learning = replace(learning, decay=min(learning.decay, learning.steps * 2 // 3))
+        adapter = {name: lora.in_full() for name, lora in start.read_adapter.items()}
+        samples = self._samples(late_interaction(self.model, start.late), layer, tuning=True)
+        reader = Reader(self.model.weights, self.corpus.bank, adapter)
+        task = ReaderTask(reader, samples, learning, start, name="tune")
+        return train_task(task, self.accelerator, self.folder.stage("tune"), self.log, self.settings)
+
     def _scorer(self, layer: int, start: TrainedParts) -> TrainedParts:
         settings, corpus = self.settings, self.corpus
         learning = _changed(ScorerSettings(seed=settings.seed), settings, "scorer")
@@ -121,7 +142,7 @@ class ChunkRun:
         task = ScorerTask(corpus.bank, corpus.questions, layer, scorer, learning, start, corpus.groups)
         return train_task(task, self.accelerator, self.folder.stage("scorer"), self.log, settings)
 
-    def _samples(self, scorer: LateInteraction, layer: int) -> SampleSource:
+    def _samples(self, scorer: LateInteraction, layer: int, *, tuning: bool = False) -> SampleSource:
         """The default model's mixture where its files were given, else what texts and questions allow; or both."""
         corpus, made = self.corpus, self.corpus.made
         tokenizer = self.model.tokenizer
@@ -143,6 +164,7 @@ class ChunkRun:
             made.people,
             made.chats,
             made.requests,
+            tuning=tuning,
         )
         known = {id(q) for q in (*made.questions, *made.dialogue_questions)}
         known |= {id(q) for questions, _ in made.people for q in questions}

@@ -8,7 +8,8 @@ the adapter makes of memory.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -69,6 +70,7 @@ class Sample:
         input_ids: Prompt and target together.
         target: Where the target begins.
         distil: Learn the backbone's own distribution on the target rather than its tokens.
+        clean: Learn the distribution that the adapter gave in the beginning when it read these chunks and no others.
         kind: What sort of sample it is, for the log.
     """
 
@@ -76,6 +78,7 @@ class Sample:
     input_ids: tuple[int, ...]
     target: int
     distil: bool = False
+    clean: tuple[int, ...] = ()
     kind: str = ""
 
 
@@ -108,6 +111,9 @@ class Reader:
 
     def __init__(self, weights: Weights, bank: ChunkBank, adapter: dict[str, LoraWeights]) -> None:
         self.weights, self.bank = weights, bank
+        self._began = {
+            name: LoraWeights(lora.down.clone(), lora.up.clone(), lora.scale) for name, lora in adapter.items()
+        }
         self.layers = with_adapter(weights.backbone.write_layers, adapter, merge=False)
         self.linears: dict[str, LoraLinear] = {
             name: module for name, module in self.layers.named_modules() if isinstance(module, LoraLinear)
@@ -132,29 +138,43 @@ class Reader:
             for name, linear in self.linears.items()
         }
 
+    @cached_property
+    def began(self) -> nn.ModuleList:
+        """The backbone with the adapter as it was in the beginning."""
+        return with_adapter(self.weights.backbone.write_layers, self._began, merge=True)
+
     def loss(self, samples: Sequence[Sample]) -> Tensor:
-        """Loss of each sample of a batch: cross-entropy on answers, divergence from the backbone where distilling."""
-        rows = self._rows(samples)
-        logits = self._logits(samples, rows, self.layers, memory=True)
+        """Loss of each sample of a batch: cross-entropy on answers, divergence from a teacher where there is one."""
+        logits = self._logits(samples, self._rows(samples), self.layers, memory=True)
+        sizes = [len(sample.input_ids) - sample.target for sample in samples]
+        wanted = self._taught(samples)
         losses: list[Tensor] = []
-        teacher: Tensor | None = None
-        if any(sample.distil for sample in samples):
-            with torch.no_grad():
-                teacher = self._logits(samples, rows, self.weights.backbone.write_layers, memory=False)
-        start = 0
-        for sample in samples:
-            count = len(sample.input_ids) - sample.target
-            mine = logits[start : start + count].float()
-            if sample.distil:
-                assert teacher is not None
-                wanted = teacher[start : start + count].float().log_softmax(dim=-1)
-                losses.append(
-                    functional.kl_div(mine.log_softmax(dim=-1), wanted, log_target=True, reduction="batchmean")
-                )
-            else:
+        for sample, mine, teacher in zip(samples, logits[: sum(sizes)].float().split(sizes), wanted, strict=True):
+            if teacher is None:
                 losses.append(functional.cross_entropy(mine, torch.tensor(sample.input_ids[sample.target :])))
-            start += count
+            else:
+                losses.append(
+                    functional.kl_div(mine.log_softmax(dim=-1), teacher, log_target=True, reduction="batchmean")
+                )
         return torch.stack(losses)
+
+    @torch.no_grad()
+    def _taught(self, samples: Sequence[Sample]) -> list[Tensor | None]:
+        """Logarithms of the probabilities that each sample's teacher gives; None where its tokens are learnt."""
+        wanted: list[Tensor | None] = [None] * len(samples)
+        teachers = (
+            ([n for n, s in enumerate(samples) if s.distil], self.weights.backbone.write_layers, False),
+            ([n for n, s in enumerate(samples) if s.clean], self.began, True),
+        )
+        for numbers, layers, memory in teachers:
+            if not numbers:
+                continue
+            taught = [replace(samples[n], chunks=samples[n].clean) for n in numbers]
+            sizes = [len(sample.input_ids) - sample.target for sample in taught]
+            logits = self._logits(taught, self._rows(taught), layers, memory=memory)[: sum(sizes)]
+            for number, part in zip(numbers, logits.float().log_softmax(dim=-1).split(sizes), strict=True):
+                wanted[number] = part
+        return wanted
 
     @staticmethod
     def _rows(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:

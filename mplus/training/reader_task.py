@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mplus.checkpoint.parts import TrainedParts, write_parts
+from mplus.cpu import computes_bfloat16
 from mplus.training.published import StepLoss
 from mplus.training.reader import Reader, ReaderSettings, SampleSource, batch_of_step
 
@@ -61,7 +62,7 @@ class ReaderTask:
     def loss(self, step: int, number: int) -> StepLoss:
         """Mean loss of a batch, and of each kind of sample in it."""
         batch = batch_of_step(self._samples, self._settings, step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=computes_bfloat16()):
             losses = self._reader.loss(batch)
         kinds: dict[str, list[float]] = {}
         for sample, loss in zip(batch, losses.tolist(), strict=True):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-CHUNK_STAGES = ("projection", "reader", "scorer")
+CHUNK_STAGES = ("projection", "reader", "tune", "scorer")
 PUBLISHED_STAGES = ("published-1", "published-2", "published-3")
 ALIASES = {"published": PUBLISHED_STAGES}
 """Names that stand for several stages."""
@@ -56,12 +56,13 @@ class RunSettings(BaseModel):
     target_tokens: Positive | None = None
     """Longest target in the published stages; None: 2048, or what fits the window."""
     text_tokens: Positive = 150_000
-    """Most tokens of plain text held as states for projection, reader and scorer."""
+    """Most tokens of plain text held as states for the stages of the default layout."""
     seed: int = 0
     device: str = "auto"
     """Where the published stages compute: "auto" takes what accelerate finds, "cpu" the CPU."""
     dtype: str | None = None
-    """Of the frozen backbone; None: bfloat16 for projection, reader and scorer, else as ``from_pretrained`` has it."""
+    """Of the frozen backbone; None: as ``from_pretrained`` has it, but bfloat16 for the stages of the default layout on
+    a CPU that computes in it."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Mixed precision of the published stages; "auto" takes what accelerate was launched with."""
     save_every: Positive = 100
@@ -84,8 +85,9 @@ class RunSettings(BaseModel):
         kinds = {name in PUBLISHED_STAGES for name in named}
         if len(kinds) > 1:
             raise ValueError(
-                f"stages={', '.join(named)}: projection, reader and scorer are for memory of each token's own state, "
-                "the published stages for compressed tokens, and each leaves a read adapter of its own. Train one sort."
+                f"stages={', '.join(named)}: projection, reader, tune and scorer are for memory of each "
+                "token's own state, the published stages for compressed tokens, and each sort leaves a read adapter. "
+                "Train one sort."
             )
         return named
 

@@ -34,16 +34,28 @@ SHORT = "Answer in a few words."
 LONGEST = 192
 """Most tokens of a conversation that is learnt from."""
 MIXTURE = (
-    ("passage", 0.49),
+    ("passage", 0.40),
     ("cloze", 0.05),
-    ("persona", 0.23),
-    ("dialogue", 0.10),
+    ("persona", 0.25),
+    ("dialogue", 0.14),
     ("continue", 0.01),
-    ("keep", 0.07),
-    ("request", 0.05),
+    ("keep", 0.08),
+    ("request", 0.07),
 )
+TUNING = (
+    ("passage", 0.22),
+    ("cloze", 0.08),
+    ("persona", 0.32),
+    ("dialogue", 0.22),
+    ("continue", 0.01),
+    ("keep", 0.08),
+    ("request", 0.07),
+)
+"""For an adapter that reads passages already: more of what is generated, of which there is no end."""
 PLAIN, BRIEF = 0.5, 0.33
 """Questions as they are, answered in a sentence; with "Answer in a few words."; the rest are plain completion."""
+UNKNOWN = 0.2
+"""Of the questions about a person: about what was never told."""
 BUDGETS = (128, 192, 256, 256, 256)
 """Tokens recalled: mostly as many as the default model recalls."""
 RECENT = (0, 64, 128, 128)
@@ -66,6 +78,8 @@ class Samples:
         people: Per person, questions and own texts.
         chats: Conversations as messages, for ``keep``.
         requests: Ordinary requests and the backbone's own replies.
+        tuning: An adapter that reads already goes on: about passages it learns to answer among others as it does
+            when it reads the right one alone.
     """
 
     bank: ChunkBank
@@ -79,6 +93,7 @@ class Samples:
     people: Sequence[tuple[list[Question], list[int]]]
     chats: Sequence[list[dict[str, str]]]
     requests: Sequence[tuple[str, str]]
+    tuning: bool = False
     _everything: BankRecall = field(init=False)
     _private: Tensor = field(init=False)
 
@@ -92,13 +107,18 @@ class Samples:
 
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
         """Some samples of the mixture."""
-        kinds = rng.choices([k for k, _ in MIXTURE], [w for _, w in MIXTURE], k=count)
+        mixture = TUNING if self.tuning else MIXTURE
+        kinds = rng.choices([k for k, _ in mixture], [w for _, w in mixture], k=count)
         return [replace(getattr(self, f"_{kind}")(rng), kind=kind) for kind in kinds]
 
     # --- kinds ------------------------------------------------------------------------------------
 
     def _passage(self, rng: random.Random) -> Sample:
-        return self._asked(rng, rng.choice(self.questions), own=())
+        question = rng.choice(self.questions)
+        sample = self._asked(rng, question, own=())
+        if not self.tuning:
+            return sample
+        return replace(sample, clean=tuple(c for text in question.passages for c in self.bank.chunks_of[text]))
 
     def _cloze(self, rng: random.Random) -> Sample:
         passage = rng.choice(self.passages)
@@ -111,7 +131,7 @@ class Samples:
     def _persona(self, rng: random.Random) -> Sample:
         questions, texts = rng.choice(self.people)
         own = [c for text in texts for c in self.bank.chunks_of[text]]
-        if rng.random() < 0.14:
+        if rng.random() < UNKNOWN:
             kinds = {q.text for q in questions}
             others = [q for q in rng.choice(self.people)[0] if q.text not in kinds]
             if others:

@@ -1,6 +1,7 @@
 """Training sees exactly what reading will see."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,25 @@ def test_distilling_an_adapter_that_changes_nothing_costs_nothing_without_memory
         0, abs=1e-5
     )
     assert float(reader.loss([Sample((0,), tuple(b"Some words"), 4, distil=True)])[0].detach()) > 1e-4
+
+
+def test_clean_reading_teaches_what_the_adapter_did_with_those_chunks_alone(model: MPlus, bank: ChunkBank) -> None:
+    began = new_adapter(model.weights, ReaderSettings(rank=2))
+    generator = torch.Generator().manual_seed(0)
+    for name, lora in began.items():
+        began[name] = replace(lora, up=torch.randn(lora.up.shape, generator=generator) * 0.1)
+    reader = Reader(model.weights, bank, began)
+    ids, mine, other = tuple(b"Some words"), (0,), (1,)
+    same, among = Sample(mine, ids, 4, clean=mine), Sample((*other, *mine), ids, 4, clean=mine)
+    plain = Sample(mine, ids, 4)
+    before = reader.loss([same, among, plain]).detach()
+    assert float(before[0]) == pytest.approx(0, abs=1e-4)
+    assert float(before[1]) > 1e-4
+    torch.testing.assert_close(before[2:], reader.loss([plain]).detach())
+    with torch.no_grad():
+        for leaf in reader.parameters():
+            leaf.mul_(1.5)
+    assert float(reader.loss([same])[0].detach()) > 1e-4, "the teacher stays as it was"
 
 
 def test_training_lowers_the_loss_and_resumes(model: MPlus, bank: ChunkBank, tmp_path: Path) -> None:

@@ -1,0 +1,20 @@
+"""What this machine's CPU is good at."""
+
+from functools import cache
+
+import torch
+
+
+@cache
+def computes_bfloat16() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16 itself.
+
+    Where it does not, torch does it in software, dozens of times slower than in float32 (docs/performance.md).
+    """
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported()) if supported is not None else False
+
+
+def is_slow_in(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a device computes in a dtype only by software."""
+    return dtype == torch.bfloat16 and device.type == "cpu" and not computes_bfloat16()
