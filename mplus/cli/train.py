@@ -19,8 +19,8 @@ def train(
     stages: Annotated[
         str | None,
         typer.Option(
-            help="In order, with commas: projection, reader, scorer; or published-1, published-2, published-3 "
-            "(published: all three).  [default: projection,reader]",
+            help="In order, with commas: projection, reader, tune (go on with the read adapter there is), scorer; or "
+            "published-1, published-2, published-3 (published: all three).  [default: projection,reader]",
             show_default=False,
         ),
     ] = None,

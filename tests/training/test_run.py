@@ -113,6 +113,23 @@ def test_plain_texts_train_recall_and_reading(given: Path, tmp_path: Path) -> No
     assert model.generate(memory, "The violin", max_new_tokens=2).completion_tokens
 
 
+def test_a_read_adapter_goes_on_being_trained(given: Path, tmp_path: Path) -> None:
+    small = ("--batch", "4", "--layer", "1", "--log-every", "2")
+    train(given, tmp_path / "first", "--steps", "projection=3", "--steps", "reader=4", "--rank", "2", *small)
+    own = tmp_path / "first" / "model"
+    more = ("--stages", "tune", "--steps", "tune=4", *small, "--texts", str(given / "texts"))
+    invoke("--model", str(own), "--out", str(tmp_path / "on"), *more)
+    before, after = (MPlus.from_pretrained(path).trained_parts for path in (own, tmp_path / "on" / "model"))
+    assert before.read_adapter and after.read_adapter and before.late and after.late
+    for name, part in after.read_adapter.items():
+        assert part.down.shape == before.read_adapter[name].down.shape
+    assert any(not torch.equal(part.up, before.read_adapter[name].up) for name, part in after.read_adapter.items())
+    assert before.late.query_projection is not None and after.late.query_projection is not None
+    assert torch.equal(before.late.query_projection, after.late.query_projection), "recall stays as it was"
+    with pytest.raises(ValueError, match="stage 'tune' goes on with a read adapter, and the model has none"):
+        invoke("--model", str(given / "model"), "--out", str(tmp_path / "none"), *more)
+
+
 def test_questions_and_conversations_are_read_as_texts_too(given: Path, tmp_path: Path) -> None:
     squad = {
         "data": [
@@ -144,7 +161,7 @@ def test_questions_and_conversations_are_read_as_texts_too(given: Path, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": ("reading",)}, "stage 'reading' is unknown; expected some of projection, reader, scorer"),
+        ({"stages": ("reading",)}, "stage 'reading' is unknown; expected some of projection, reader, tune, scorer"),
         ({"stages": ()}, "stages is empty"),
         ({"stages": ("reader", "published-1")}, "Train one sort"),
         ({"stages": ("reader", "reader")}, "named twice"),
