@@ -62,6 +62,9 @@ class MemoryConfig(BaseModel):
     """Evict and recall whole chunks, one choice for all layers; or single tokens, layer by layer."""
     recall: Recall = "late"
     """How long-term tokens are scored: late interaction, co-trained retriever, or attention."""
+    recalled_neighbours: NonNegativeInt = 0
+    """So many chunks of the same text on either side of the most relevant one are recalled with it, before others: what
+    a question names often stands beside what it asks for. Only in the chunk layout."""
     recall_layer: NonNegativeInt | None = None
     """Layer whose states are scored in the chunk layout. None: what the retriever was made for."""
     lexical_weight: FiniteFloat = 4.0

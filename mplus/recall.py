@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from mplus.config import MemoryConfig
@@ -21,7 +21,8 @@ QUERY_TOKENS = 256
 """Most tokens of a question that recall looks at: its last ones."""
 
 LAST_UNITS = 2
-"""So many of the most relevant chunks stand last, nearest to the prompt; a value and its change are two."""
+"""So many of the most relevant chunks stand last, nearest to the prompt; a value and its change are two. One that was
+recalled with its neighbours stands there with these alone."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,44 @@ def recall(
         relevance = relevance_of(scorer, track.recall_layer, config, candidates, normed, words)
     sizes = candidates.sizes
     best_first = choose_units(relevance, sizes, budget)
+    last = best_first[:LAST_UNITS]
+    if config.layout == "chunk" and config.recalled_neighbours and len(best_first):
+        near = neighbours(int(best_first[0]), candidates.goes_on, config.recalled_neighbours)
+        best_first = first_fitting([*near, *best_first.tolist()], sizes, budget)
+        last = best_first[: len(near)] if len(near) > 1 else last
     chosen = best_first.sort().values
     index = candidates.take(chosen).tokens()
     provenance = _taken(track, index)
     # Oldest first; ties in age in descending index order, as the published order has them.
     order = provenance.ages.argsort(stable=True).flip(0)
     if config.layout == "chunk":
-        last = torch.isin(chosen, best_first[:LAST_UNITS]).repeat_interleave(sizes[chosen])[order]
-        order = torch.cat([order[~last], order[last]])
+        is_last = torch.isin(chosen, last).repeat_interleave(sizes[chosen])[order]
+        order = torch.cat([order[~is_last], order[is_last]])
     shared = relevance[chosen].repeat_interleave(sizes[chosen])
     return Recalled(index[order], provenance.take(order), shared[order])
+
+
+def neighbours(best: int, goes_on: Bool[Tensor, " U"], reach: int) -> list[int]:
+    """A chunk and up to ``reach`` chunks of the same text on either side of it, the nearest first.
+
+    Args:
+        best: Place of the chunk.
+        goes_on: Which chunks go on where the one before them ends.
+        reach: Most chunks on one side.
+    """
+    before, after = [best], [best]
+    for _ in range(reach):
+        if before[-1] > 0 and goes_on[before[-1]]:
+            before.append(before[-1] - 1)
+        if after[-1] + 1 < len(goes_on) and goes_on[after[-1] + 1]:
+            after.append(after[-1] + 1)
+    return sorted({*before, *after}, key=lambda unit: (abs(unit - best), unit))
+
+
+def first_fitting(units: Sequence[int], sizes: Int[Tensor, " U"], budget: int) -> Int[Tensor, " chosen"]:
+    """Units in the given order, each once, until one does not fit into the budget."""
+    order = torch.tensor(list(dict.fromkeys(units)))
+    return order[sizes[order].cumsum(0) <= budget]
 
 
 def _many(candidates: Candidates, config: MemoryConfig) -> bool:

@@ -8,7 +8,7 @@ from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.prefix import READ_BLOCK_TOKENS, PrefixLayer, SparePrefixes
 from mplus.read import ReadRequest, prefill
-from mplus.recall import LAST_UNITS, recall
+from mplus.recall import LAST_UNITS, first_fitting, neighbours, recall
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 
@@ -292,6 +292,43 @@ def test_recalled_tokens_are_whole_chunks_oldest_first_but_the_best_last(model: 
     every = torch.cat([track.long_term.provenance.chunks, track.pending.provenance.chunks])
     for chunk in chosen.provenance.chunks.unique():
         assert (chosen.provenance.chunks == chunk).sum() == (every == chunk).sum()
+
+
+def test_the_best_chunk_comes_with_its_neighbours_of_the_same_text_and_they_stand_last(model: MPlus, text: str) -> None:
+    """Held against the plain choice: the same best chunk, then what stands around it in its source, then the others."""
+    plain = TINY.model_copy(update={"recalled_tokens": 160})
+    found: dict[int, list[int]] = {}
+    for reach in (0, 1, 2):
+        memory = model.new_memory(config=plain.model_copy(update={"recalled_neighbours": reach}))
+        for start in range(0, len(text), 200):
+            model.write(memory, text[start : start + 200], source=f"part {start}")
+        (chosen,) = prefill(model.weights, [request(model, memory)]).reading.recalled[0]
+        assert len(chosen.index) <= plain.recalled_tokens
+        found[reach] = chosen.provenance.chunks.unique_consecutive().tolist()
+        track = memory.state.tracks[0]
+        known = [pool.provenance for pool in (track.long_term, track.pending)]
+        sources = {int(c): int(s) for one in known for c, s in zip(one.chunks, one.sources, strict=True)}
+        if not reach:
+            relevance = {int(c): float(r) for c, r in zip(chosen.provenance.chunks, chosen.relevance, strict=True)}
+            best = max(relevance, key=lambda chunk: relevance[chunk])
+            continue
+        around = [c for c in range(best - reach, best + reach + 1) if sources.get(c) == sources[best]]
+        assert len(around) > 1, "a question whose best chunk stands alone tests nothing"
+        assert found[reach][-len(around) :] == around
+        others = [c for c in found[0] if c not in around]
+        assert set(found[reach][: -len(around)]) <= set(others), "then the others, most relevant first, while they fit"
+        assert found[reach][: -len(around)] == sorted(found[reach][: -len(around)])
+    assert found[0] != found[1] != found[2]
+
+
+def test_neighbours_end_where_the_text_does() -> None:
+    goes_on = torch.tensor([False, True, True, False, True, True, True])
+    assert neighbours(1, goes_on, 1) == [1, 0, 2]
+    assert neighbours(2, goes_on, 3) == [2, 1, 0]
+    assert neighbours(3, goes_on, 2) == [3, 4, 5]
+    assert neighbours(0, goes_on, 0) == [0]
+    sizes = torch.tensor([8, 8, 8, 8, 8, 8, 8])
+    assert first_fitting([1, 0, 2, 5, 1, 4], sizes, 34).tolist() == [1, 0, 2, 5]
 
 
 @pytest.mark.parametrize("scorer", ["late", "attention"])

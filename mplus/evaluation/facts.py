@@ -38,6 +38,8 @@ from mplus.evaluation.vocabulary import (
 )
 
 Split = Literal["train", "dev"]
+INVENTED = 0.6
+"""Share of names and values in the train split that nobody has heard of."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,11 @@ def _draw(rng: random.Random, split: Split, values: Sequence[str]) -> str:
     """One of a list's part for the split: every fourth entry belongs to dev."""
     mine = [v for i, v in enumerate(values) if (i % 4 == 3) == (split == "dev")]
     value = rng.choice(mine or list(values))
-    if split == "train" and (value[0].isupper() or values is WORDS) and rng.random() < 0.4:
+    if split == "train" and values is not EVENTS and values is not PETS and rng.random() < INVENTED:
         # Lists can be learnt by heart; what was never seen has to be read.
-        invented = " ".join(_invented(rng) for _ in value.split()[:2])
-        return invented if value[0].isupper() else invented.lower()
+        article = "the " if value.startswith("the ") else ""
+        invented = " ".join(_invented(rng) for _ in value.removeprefix(article).split()[:2])
+        return invented if value[0].isupper() else article + invented.lower()
     return value
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.memory.units import Candidates, Units
-from mplus.recall import LAST_UNITS, relevance_of
+from mplus.recall import LAST_UNITS, first_fitting, neighbours, relevance_of
 from mplus.retriever import KeyBlock, Scorer
 from mplus.text import encode_inert
 from mplus.training.data import ChunkBank, Question
@@ -30,10 +30,13 @@ class BankRecall:
         self.keys = torch.cat([scorer.keys(layer, bank.normed(c, layer)).cpu() for c in range(len(bank.input_ids))])
         self.sizes = torch.tensor([len(ids) for ids in bank.input_ids])
         chunks = torch.arange(len(self.sizes)).repeat_interleave(self.sizes)
+        owner = torch.tensor(bank.owner)
+        self.goes_on = torch.cat([torch.tensor([False]), owner[1:] == owner[:-1]])
+        """Which chunks go on where the one before them ends."""
         known = Provenance(
             torch.zeros_like(chunks),
             torch.zeros(len(chunks), dtype=torch.float64),
-            torch.tensor(bank.owner)[chunks],
+            owner[chunks],
             chunks,
             torch.cat([bank.weights.words_of(ids) for ids in bank.input_ids]),
         )
@@ -64,6 +67,11 @@ class BankRecall:
         rows = bank.weights.backbone.plain_states(torch.tensor(ids), self._layer)[-1]
         return bank.weights.norm(self._layer, rows, reading=False).float(), bank.weights.words_of(ids)
 
+    def widened(self, chosen: Sequence[int], reach: int, budget: int) -> list[int]:
+        """Chunks, best first, with the best one's neighbours before the others; as many as fit into the budget."""
+        near = neighbours(chosen[0], self.goes_on, reach)
+        return first_fitting([*near, *chosen], self.sizes, budget).tolist()
+
     def best(self, text: str, budget: int, allowed: Tensor | None = None) -> list[int]:
         """The most relevant chunks that fit into a budget of tokens, at least one; best first."""
         relevance = self.relevance(text)
@@ -80,8 +88,16 @@ class BankRecall:
 
 
 def laid_out(recalled: Sequence[int], rank: dict[int, float]) -> list[int]:
-    """Recalled chunks, given best first, as a read lays them out: in the order of ``rank``, but the two best last."""
-    last = set(recalled[:LAST_UNITS])
+    """Recalled chunks, given best first, as a read lays them out: in the order of ``rank``, but last the best ones.
+
+    These are the best with the neighbours that were recalled next to it, else the two best.
+    """
+    run = list(recalled[:1])
+    for chunk in recalled[1:]:
+        if chunk not in (min(run) - 1, max(run) + 1) or rank[chunk] != rank[run[0]]:
+            break
+        run.append(chunk)
+    last = set(run if len(run) > 1 else recalled[:LAST_UNITS])
     return sorted(set(recalled), key=lambda c: (c in last, rank[c], c))
 
 

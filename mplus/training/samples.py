@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mplus.recall import LAST_UNITS
 from mplus.retriever import LateInteraction
-from mplus.training.bank_recall import BankRecall
+from mplus.training.bank_recall import BankRecall, laid_out
 from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
 from mplus.training.reader import Sample, encode_sample
@@ -56,6 +55,8 @@ PLAIN, BRIEF = 0.5, 0.33
 """Questions as they are, answered in a sentence; with "Answer in a few words."; the rest are plain completion."""
 UNKNOWN = 0.2
 """Of the questions about a person: about what was never told."""
+WIDENED, NEIGHBOURS = 0.6, (1, 2, 2, 3)
+"""So many questions meet the best chunk with its neighbours on either side: what is around it is read as well."""
 BUDGETS = (128, 192, 256, 256, 256)
 """Tokens recalled: mostly as many as the default model recalls."""
 RECENT = (0, 64, 128, 128)
@@ -235,7 +236,11 @@ class Samples:
         if rng.random() < 0.5:  # a smaller memory: nearer misses are rarer
             allowed &= torch.rand(len(allowed), generator=torch.Generator().manual_seed(rng.randrange(2**31))) < 0.1
         allowed[list(own)] = True
-        return self._best(text, allowed.nonzero().flatten().tolist(), rng.choice(BUDGETS))
+        budget = rng.choice(BUDGETS)
+        chosen = self._best(text, allowed.nonzero().flatten().tolist(), budget)
+        if own or rng.random() > WIDENED:
+            return chosen
+        return self._everything.widened(chosen, rng.choice(NEIGHBOURS), budget)
 
     def _best(self, text: str, chunks: Sequence[int], budget: int) -> list[int]:
         """Of some chunks the most relevant ones that fit into a budget, at least one; best first."""
@@ -272,8 +277,7 @@ class Samples:
         mine = sorted(rank[self.bank.owner[c]] for c in set(own) & set(recalled))
         for chunk, place in zip(sorted(set(own) & set(recalled)), mine, strict=True):
             rank[self.bank.owner[chunk]] = place
-        last = set(recalled[:LAST_UNITS])
-        return sorted(set(recalled), key=lambda c: (c in last, rank[self.bank.owner[c]], c))
+        return laid_out(recalled, {c: rank[self.bank.owner[c]] for c in recalled})
 
     def _random_chunks(self, rng: random.Random, budget: int) -> list[int]:
         """A run of neighbouring chunks that belong to nobody."""

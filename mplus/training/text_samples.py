@@ -30,6 +30,7 @@ MIXTURE = (("ask", 0.5), ("continue", 0.2), ("repeat", 0.08), ("keep", 0.14), ("
 UNANSWERED = 0.12
 """Of the questions: the answer is taken out of what is read."""
 RECALLED_TOKENS = (128, 192, 256, 256)
+NEIGHBOURS = (0, 0, 1, 2)
 RECENT_TOKENS = (0, 64, 128, 256)
 
 
@@ -140,7 +141,10 @@ class TextSamples:
         if rng.random() < 0.5:  # a smaller memory: nearer misses are rarer
             generator = torch.Generator().manual_seed(rng.randrange(2**31))
             allowed = torch.rand(len(self.bank.input_ids), generator=generator) < 0.1
-        return self._scores.best(text, rng.choice(RECALLED_TOKENS), allowed)
+        budget = rng.choice(RECALLED_TOKENS)
+        chosen = self._scores.best(text, budget, allowed)
+        reach = rng.choice(NEIGHBOURS)
+        return self._scores.widened(chosen, reach, budget) if reach else chosen
 
     def _prefix(self, rng: random.Random, recalled: Sequence[int], without: Question | None = None) -> list[int]:
         """Recalled chunks as a read lays them out, had their texts been written in a random order; some recent ones."""

@@ -13,6 +13,7 @@ from mplus.evaluation.personas import persona
 from mplus.generation.chat import Prompt
 from mplus.model import MPlus
 from mplus.read import prefill
+from mplus.training.bank_recall import laid_out
 from mplus.training.data import ChunkBank
 from mplus.training.loop import train
 from mplus.training.reader import (
@@ -120,6 +121,14 @@ def test_generated_people_never_contradict_themselves_and_splits_share_no_values
                 assert told.earlier.answer != told.fact.answer
     names = [{t.fact.answer for p in people for t in p if t.fact.kind == "name"} for people in (train, dev)]
     assert names[0] and names[1] and not names[0] & names[1]
+
+
+def test_training_lays_chunks_out_as_a_read_does() -> None:
+    rank = {4: 0.9, 5: 0.9, 6: 0.9, 9: 0.1, 2: 0.5}  # the three of one text, written last
+    assert laid_out([5, 4, 6, 9, 2], rank) == [9, 2, 4, 5, 6], "the best with its neighbours"
+    assert laid_out([5, 9, 2], rank) == [2, 9, 5], "no neighbours: the two best"
+    assert laid_out([9, 5, 6], rank) == [6, 9, 5]
+    assert laid_out([9], rank) == [9] and laid_out([], rank) == []
 
 
 def test_batches_hold_what_was_drawn_and_can_be_drawn_again(model: MPlus) -> None:
