@@ -1,7 +1,8 @@
 """Recall: which long-term and pending tokens answer this question."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32
@@ -20,9 +21,10 @@ SHORTLIST = 512
 QUERY_TOKENS = 256
 """Most tokens of a question that recall looks at: its last ones."""
 
-LAST_UNITS = 2
-"""So many of the most relevant chunks stand last, nearest to the prompt; a value and its change are two. One that was
-recalled with its neighbours stands there with these alone."""
+RIVALS = 3
+"""So many chunks after the most relevant one may be about the same thing, changed later."""
+SAME_WORDS = 0.8
+"""One that says this share, at least, of what the most relevant one says of the question's words is about the same."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +69,54 @@ def recall(
         return nothing_recalled()
     scorer = weights.scorers[config.recall]
     if isinstance(scorer, LateInteraction) and config.layout == "chunk" and _many(candidates, config):
-        candidates, relevance = _shortlisted(scorer, track, config, candidates, normed, words)
+        candidates, scores = _shortlisted(scorer, track, config, candidates, normed, words)
     else:
-        relevance = relevance_of(scorer, track.recall_layer, config, candidates, normed, words)
+        scores = scores_of(scorer, track.recall_layer, config, candidates, normed, words)
+    relevance, said = scores
     sizes = candidates.sizes
     best_first = choose_units(relevance, sizes, budget)
-    last = best_first[:LAST_UNITS]
+    near: list[int] = []
     if config.layout == "chunk" and config.recalled_neighbours and len(best_first):
         near = neighbours(int(best_first[0]), candidates.goes_on, config.recalled_neighbours)
         best_first = first_fitting([*near, *best_first.tolist()], sizes, budget)
-        last = best_first[: len(near)] if len(near) > 1 else last
     chosen = best_first.sort().values
     index = candidates.take(chosen).tokens()
     provenance = _taken(track, index)
     # Oldest first; ties in age in descending index order, as the published order has them.
     order = provenance.ages.argsort(stable=True).flip(0)
     if config.layout == "chunk":
-        is_last = torch.isin(chosen, last).repeat_interleave(sizes[chosen])[order]
-        order = torch.cat([order[~is_last], order[is_last]])
+        starts = sizes[chosen].cumsum(0) - sizes[chosen]
+        written = dict(zip(chosen.tolist(), provenance.chunks[starts].tolist(), strict=True))
+        last = standing_last(best_first.tolist(), written, said, len(near))
+        place = torch.tensor([last.index(unit) + 1 if unit in last else 0 for unit in chosen.tolist()])
+        order = order[place.repeat_interleave(sizes[chosen])[order].argsort(stable=True)]
     shared = relevance[chosen].repeat_interleave(sizes[chosen])
     return Recalled(index[order], provenance.take(order), shared[order])
+
+
+def standing_last(
+    best_first: Sequence[int],
+    written: Mapping[int, float],
+    said: Float[Tensor, " U"] | None,
+    num_near: int = 0,
+) -> list[int]:
+    """The chunks that stand nearest to the prompt, in order: where a small reader finds them best.
+
+    The most relevant one with the neighbours it was recalled with. Where it has none: it alone; or, behind it, the
+    newest of the next best that was written later and is about the same, as a change is. Without words to tell by:
+    the two best.
+
+    Args:
+        best_first: Recalled chunks, the most relevant first, then its neighbours.
+        written: When each was written, as any rising number.
+        said: How much of the question every chunk says in its own words; None: not known.
+        num_near: The most relevant chunk and its neighbours.
+    """
+    if num_near > 1 or said is None:
+        return sorted(best_first[: num_near if num_near > 1 else 2], key=lambda unit: written[unit])
+    best, rivals = best_first[:1], best_first[1 : 1 + RIVALS]
+    newer = [u for u in rivals if written[u] > written[best[0]] and said[u] >= SAME_WORDS * said[best[0]]]
+    return [*best, *sorted(newer, key=lambda unit: written[unit])[-1:]]
 
 
 def neighbours(best: int, goes_on: Bool[Tensor, " U"], reach: int) -> list[int]:
@@ -124,8 +154,8 @@ def _shortlisted(
     candidates: Candidates,
     normed: Float[Tensor, "S D"],
     words: Int32[Tensor, " S"] | None,
-) -> tuple[Candidates, Float[Tensor, " U"]]:
-    """The candidates worth scoring, and their exact relevance.
+) -> tuple[Candidates, "Scores"]:
+    """The candidates worth scoring, and their exact scores.
 
     Those that the coarse index finds nearest, with their neighbours, those it does not hold yet, and what
     is pending. What relevance is counted from, the mean over all, is taken over a sample of them.
@@ -147,9 +177,10 @@ def _shortlisted(
 
     usual = match(sample)
     relevance = match(shortlist) - usual.mean()
-    if words is not None and config.lexical_weight:
-        relevance += config.lexical_weight * spread(usual) * lexical_match(words, shortlist, sample)
-    return shortlist, relevance
+    if words is None or not config.lexical_weight:
+        return shortlist, Scores(relevance, None)
+    said = lexical_match(words, shortlist, sample)
+    return shortlist, Scores(relevance + config.lexical_weight * spread(usual) * said, said)
 
 
 def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] | None) -> Candidates:
@@ -201,7 +232,8 @@ def rank_sources(
     if not len(candidates):
         return []
     scorer = weights.scorers[config.recall]
-    relevance = relevance_of(scorer, track.recall_layer, config, candidates, normed, weights.words_of(ids.tolist()))
+    words = weights.words_of(ids.tolist())
+    relevance = scores_of(scorer, track.recall_layer, config, candidates, normed, words).relevance
     source = torch.cat([pool.provenance.sources[known.starts] for pool, known in zip(pools, units, strict=True)])
     best = torch.full((len(state.sources),), float("-inf"), dtype=relevance.dtype)
     best.scatter_reduce_(0, source, relevance, reduce="amax")
@@ -209,24 +241,33 @@ def rank_sources(
     return [(n, float(best[n])) for n in order.tolist() if best[n] > float("-inf")]
 
 
+class Scores(NamedTuple):
+    """How every candidate does."""
+
+    relevance: Float[Tensor, " U"]
+    said: Float[Tensor, " U"] | None
+    """How much of the question it says in the question's own words; None where words are not compared."""
+
+
 @torch.no_grad()
-def relevance_of(
+def scores_of(
     scorer: Scorer,
     recall_layer: int,
     config: MemoryConfig,
     candidates: Candidates,
     normed: Float[Tensor, "S D"],
     words: Int32[Tensor, " S"] | None = None,
-) -> Float[Tensor, " U"]:
-    """Relevance of every candidate: worked out where the layer computes, given on the CPU."""
+) -> Scores:
+    """Scores of every candidate: worked out where the layer computes, given on the CPU."""
     queries = scorer.queries(recall_layer, normed).to(normed.device).float()
     goes_on = candidates.goes_on.to(normed.device) if config.layout == "chunk" else None
     blocks = candidates.blocks(normed.device)
     relevance = scorer.relevance(queries, blocks, len(candidates), goes_on=goes_on).cpu()
     compares_words = isinstance(scorer, LateInteraction) and config.layout == "chunk" and config.lexical_weight
-    if words is not None and compares_words:
-        relevance += config.lexical_weight * spread(relevance) * lexical_match(words, candidates)
-    return relevance
+    if words is None or not compares_words:
+        return Scores(relevance, None)
+    said = lexical_match(words, candidates)
+    return Scores(relevance + config.lexical_weight * spread(relevance) * said, said)
 
 
 def spread(relevance: Float[Tensor, " U"]) -> float:

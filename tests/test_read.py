@@ -8,7 +8,7 @@ from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.prefix import READ_BLOCK_TOKENS, PrefixLayer, SparePrefixes
 from mplus.read import ReadRequest, prefill
-from mplus.recall import LAST_UNITS, first_fitting, neighbours, recall
+from mplus.recall import first_fitting, neighbours, recall, standing_last
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 
@@ -275,23 +275,62 @@ def test_a_read_changes_nothing_that_a_read_could_see(model: MPlus, text: str) -
     assert torch.equal(prefill(model.weights, [request(model, memory)]).logits, first)
 
 
-def test_recalled_tokens_are_whole_chunks_oldest_first_but_the_best_last(model: MPlus, text: str) -> None:
-    config = TINY.model_copy(update={"recalled_tokens": 160})
+@pytest.mark.parametrize("words", [True, False])
+def test_recalled_tokens_are_whole_chunks_oldest_first_but_the_best_last(model: MPlus, text: str, words: bool) -> None:
+    config = TINY.model_copy(update={"recalled_tokens": 160, "lexical_weight": 4.0 if words else 0.0})
     memory = model.new_memory(config=config)
     model.write(memory, text, source="a")
     (chosen,) = prefill(model.weights, [request(model, memory)]).reading.recalled[0]
     ages = chosen.provenance.ages
     assert 0 < len(ages) <= config.recalled_tokens
     runs = chosen.provenance.chunks.unique_consecutive()
-    assert len(runs) == len(chosen.provenance.chunks.unique()) > LAST_UNITS
+    assert len(runs) == len(chosen.provenance.chunks.unique()) > 2
     relevance = [float(chosen.relevance[chosen.provenance.chunks == run][0]) for run in runs]
-    assert min(relevance[-LAST_UNITS:]) >= max(relevance[:-LAST_UNITS])
-    for part in (runs[:-LAST_UNITS], runs[-LAST_UNITS:]):
-        assert bool((part[:-1] < part[1:]).all())
+    ranked = sorted(relevance, reverse=True)
+    if words:  # the best last, or before a later one that says the same
+        assert ranked[0] in relevance[-2:]
+    else:
+        assert sorted(relevance[-2:], reverse=True) == ranked[:2]
+    count = 1 if relevance[-1] == ranked[0] and words else 2
+    first = runs[:-count]
+    assert bool((first[:-1] < first[1:]).all())
+    assert count == 1 or runs[-2] < runs[-1]
     track = memory.state.tracks[0]
     every = torch.cat([track.long_term.provenance.chunks, track.pending.provenance.chunks])
     for chunk in chosen.provenance.chunks.unique():
         assert (chosen.provenance.chunks == chunk).sum() == (every == chunk).sum()
+
+
+def test_a_later_chunk_that_says_the_same_of_the_question_stands_behind_the_best_one() -> None:
+    written = {4: 1.0, 7: 2.0, 9: 3.0, 5: 4.0, 2: 9.0}
+    said = torch.zeros(10)
+    said[4], said[7], said[9], said[5], said[2] = 1.0, 0.2, 0.85, 0.9, 1.0
+    assert standing_last([4, 7], written, said) == [4], "later, but about something else"
+    assert standing_last([4, 7, 9], written, said) == [4, 9], "its change"
+    assert standing_last([4, 7, 9, 5], written, said) == [4, 5], "the newest change counts"
+    assert standing_last([4, 7, 9, 5, 2], written, said) == [4, 5], "what is not among the next best is no change"
+    assert standing_last([5, 4, 9], written, said) == [5], "what was said before stays before"
+    assert standing_last([7, 4, 9], written, None) == [4, 7], "nothing to tell by: the two best"
+    assert standing_last([4, 5, 7], written, said, 2) == [4, 5] and standing_last([], written, None) == []
+
+
+@pytest.mark.default_model
+def test_a_change_stands_behind_what_it_changes(default_model: MPlus) -> None:
+    """Said in two notes among others about much the same things."""
+    memory = default_model.new_memory()
+    notes = [
+        "My bank password is maple44.",
+        "My laptop password is cobalt17.",
+        "My bank password has changed; it is lantern90 now.",
+        "My laptop password has changed; it is velvet31 now.",
+        "The code of my safe is 4711.",
+    ]
+    for place, note in enumerate([*notes, *(f"Filler {n}: the weather was calm by the sea." for n in range(40))]):
+        default_model.write(memory, note, source=f"note {place}")
+    asked = default_model.read_request(memory, [{"role": "user", "content": "What is my bank password?"}])
+    (chosen,) = prefill(default_model.weights, [asked]).reading.recalled[0]
+    names = [memory.state.sources[int(s)].name for s in chosen.provenance.sources.unique_consecutive()]
+    assert names[-1] == "note 2", "not the newer laptop's"
 
 
 def test_the_best_chunk_comes_with_its_neighbours_of_the_same_text_and_they_stand_last(model: MPlus, text: str) -> None:

@@ -1,6 +1,6 @@
 """Recall over a bank of encoded texts, scored as a read will score it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.memory.units import Candidates, Units
-from mplus.recall import LAST_UNITS, first_fitting, neighbours, relevance_of
+from mplus.recall import Scores, first_fitting, neighbours, scores_of, standing_last
 from mplus.retriever import KeyBlock, Scorer
 from mplus.text import encode_inert
 from mplus.training.data import ChunkBank, Question
@@ -44,10 +44,14 @@ class BankRecall:
         self._candidates = Candidates((pool,), (Units.of(known, "chunk"),))
 
     @torch.no_grad()
+    def scores(self, text: str) -> Scores:
+        """Relevance of every chunk to a question read alone, and how much of it each says in its own words."""
+        normed, words = self._question(text)
+        return scores_of(self._scorer, self._layer, self._bank.config, self._candidates, normed, words)
+
     def relevance(self, text: str) -> Float[Tensor, " U"]:
         """Relevance of every chunk to a question read alone."""
-        normed, words = self._question(text)
-        return relevance_of(self._scorer, self._layer, self._bank.config, self._candidates, normed, words)
+        return self.scores(text).relevance
 
     @torch.no_grad()
     def token_relevance(self, text: str) -> Float[Tensor, " U"]:
@@ -87,18 +91,21 @@ class BankRecall:
         return chosen
 
 
-def laid_out(recalled: Sequence[int], rank: dict[int, float]) -> list[int]:
-    """Recalled chunks, given best first, as a read lays them out: in the order of ``rank``, but last the best ones.
+def laid_out(
+    recalled: Sequence[int], written: Mapping[int, float], said: Float[Tensor, " U"] | None = None
+) -> list[int]:
+    """Recalled chunks, given best first, as a read lays them out: in the order of writing, but the best last.
 
-    These are the best with the neighbours that were recalled next to it, else the two best.
+    Chunks of one text were written at one time. What stands next to the best in its text counts as recalled for it.
     """
     run = list(recalled[:1])
     for chunk in recalled[1:]:
-        if chunk not in (min(run) - 1, max(run) + 1) or rank[chunk] != rank[run[0]]:
+        if chunk not in (min(run) - 1, max(run) + 1) or written[chunk] != written[run[0]]:
             break
         run.append(chunk)
-    last = set(run if len(run) > 1 else recalled[:LAST_UNITS])
-    return sorted(set(recalled), key=lambda c: (c in last, rank[c], c))
+    last = standing_last(recalled, written, said, len(run)) if recalled else []
+    first = sorted(set(recalled) - set(last), key=lambda c: (written[c], c))
+    return [*first, *(sorted(last) if len(run) > 1 else last)]
 
 
 def recall_figures(bank: ChunkBank, questions: Sequence[Question], layer: int, scorer: Scorer) -> dict[str, float]:

@@ -103,7 +103,7 @@ class Samples:
         self._everything = BankRecall(bank, self.scorer, self.layer)
         private = {text for _, texts in self.people for text in texts}
         self._private = torch.tensor([owner in private for owner in bank.owner])
-        self._matches: dict[str, Tensor] = {}
+        self._matches: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._texts = {p: "".join(bank.texts[c] for c in bank.chunks_of[p]) for p in self.passages}
 
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
@@ -137,7 +137,7 @@ class Samples:
             others = [q for q in rng.choice(self.people)[0] if q.text not in kinds]
             if others:
                 unknown = rng.choice(others)
-                chunks = self._prefix(rng, self._recall(unknown.text, own, rng), own)
+                chunks = self._prefix(rng, unknown.text, self._recall(unknown.text, own, rng), own)
                 return self._said(rng, chunks, unknown, known=False)
         return self._asked(rng, rng.choice(questions), own=own, wrong=0.03)
 
@@ -175,7 +175,7 @@ class Samples:
         asked, reply = rng.choice(self.requests)
         _, texts = rng.choice(self.people)
         own = [c for text in texts for c in self.bank.chunks_of[text]] if rng.random() < 0.5 else []
-        prefix = self._prefix(rng, self._recall(asked, own, rng), own)
+        prefix = self._prefix(rng, asked, self._recall(asked, own, rng), own)
         return encode_sample(self.tokenizer, prefix, [{"role": "user", "content": asked}], reply, distil=True)
 
     # --- a question and what stands before it -----------------------------------------------------
@@ -188,29 +188,29 @@ class Samples:
             spared = {c for t in question.passages for c in bank.chunks_of[t]} | set(gold)
             recalled = [c for c in self._recall(question.text, own, rng) if c not in spared]
             recalled = [c for c in recalled if not _holds(bank, c, question)]
-            return self._said(rng, self._prefix(rng, recalled, own, spared), question, known=False)
+            return self._said(rng, self._prefix(rng, question.text, recalled, own, spared), question, known=False)
         if not own and rng.random() < 0.3:
             # A memory of little more than the passage, most of which is then read.
             texts = [*question.passages, *rng.sample(list(self.passages), rng.choice([0, 0, 1, 2, 4]))]
             little = [c for text in texts for c in bank.chunks_of[text]]
             recalled = self._best(question.text, little, rng.choice(BUDGETS))
             if any(c in recalled for c in gold):
-                return self._said(rng, self._prefix(rng, recalled, own), question, known=True)
+                return self._said(rng, self._prefix(rng, question.text, recalled, own), question, known=True)
         if rng.random() < 0.12:
             # What is asked about is recent: it stands whole in short-term memory.
             text = rng.choice(question.passages)
             recalled = [c for c in self._recall(question.text, own, rng) if c not in bank.chunks_of[text]]
             recent = [*self._random_chunks(rng, 96), *bank.chunks_of[text], *self._random_chunks(rng, 96)]
-            return self._said(rng, (*self._ordered(rng, recalled, own), *recent), question, known=True)
+            return self._said(rng, (*self._ordered(rng, question.text, recalled, own), *recent), question, known=True)
         recalled = self._recall(question.text, own, rng)
         if not any(c in recalled for c in gold):
             if own and rng.random() < 0.25:
                 recalled = [c for c in recalled if not _holds(bank, c, question)]
-                return self._said(rng, self._prefix(rng, recalled, own), question, known=False)
+                return self._said(rng, self._prefix(rng, question.text, recalled, own), question, known=False)
             recalled = [*self._needed(question, gold), *recalled[:-1]]
         elif len(question.passages) > 1:
             recalled = list(dict.fromkeys([*self._needed(question, gold), *recalled]))
-        return self._said(rng, self._prefix(rng, recalled, own), question, known=True)
+        return self._said(rng, self._prefix(rng, question.text, recalled, own), question, known=True)
 
     def _needed(self, question: Question, gold: Sequence[int]) -> list[int]:
         if len(question.passages) > 1:  # said first and changed later: both are needed
@@ -244,7 +244,7 @@ class Samples:
 
     def _best(self, text: str, chunks: Sequence[int], budget: int) -> list[int]:
         """Of some chunks the most relevant ones that fit into a budget, at least one; best first."""
-        match = self._match(text)
+        match = self._scores(text)[0].tolist()
         chosen: list[int] = []
         size = 0
         for chunk in sorted(chunks, key=lambda c: -match[c])[:40]:
@@ -254,30 +254,36 @@ class Samples:
             chosen.append(chunk)
         return chosen
 
-    def _match(self, text: str) -> list[float]:
-        """How well every chunk matches a question, as recall will score it."""
+    def _scores(self, text: str) -> tuple[Tensor, Tensor | None]:
+        """How well every chunk matches a question, as recall will score it, and how much of its words each says."""
         if text not in self._matches:
-            self._matches[text] = self._everything.relevance(text).half()
-        return self._matches[text].tolist()
+            relevance, said = self._everything.scores(text)
+            self._matches[text] = relevance.half(), None if said is None else said.half()
+        return self._matches[text]
 
     def _prefix(
-        self, rng: random.Random, recalled: Sequence[int], own: Sequence[int], spared: set[int] | None = None
+        self,
+        rng: random.Random,
+        text: str,
+        recalled: Sequence[int],
+        own: Sequence[int],
+        spared: set[int] | None = None,
     ) -> list[int]:
-        """Recalled chunks, then some recent ones."""
+        """Chunks recalled for a question, then some recent ones."""
         recent = self._random_chunks(rng, rng.choice(RECENT))
         taken = {*recalled, *(spared or ())}
-        return [*self._ordered(rng, recalled, own), *(c for c in recent if c not in taken)]
+        return [*self._ordered(rng, text, recalled, own), *(c for c in recent if c not in taken)]
 
-    def _ordered(self, rng: random.Random, recalled: Sequence[int], own: Sequence[int]) -> list[int]:
-        """As a read lays recalled chunks out: oldest first, but the two best last.
+    def _ordered(self, rng: random.Random, text: str, recalled: Sequence[int], own: Sequence[int]) -> list[int]:
+        """As a read of a question lays recalled chunks out: oldest first, but the best last.
 
         When what was written is not known: texts in a random order, own texts in theirs.
         """
-        rank = {text: rng.random() for text in {self.bank.owner[c] for c in recalled}}
+        rank = {owner: rng.random() for owner in {self.bank.owner[c] for c in recalled}}
         mine = sorted(rank[self.bank.owner[c]] for c in set(own) & set(recalled))
         for chunk, place in zip(sorted(set(own) & set(recalled)), mine, strict=True):
             rank[self.bank.owner[chunk]] = place
-        return laid_out(recalled, {c: rank[self.bank.owner[c]] for c in recalled})
+        return laid_out(recalled, {c: rank[self.bank.owner[c]] for c in recalled}, self._scores(text)[1])
 
     def _random_chunks(self, rng: random.Random, budget: int) -> list[int]:
         """A run of neighbouring chunks that belong to nobody."""

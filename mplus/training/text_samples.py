@@ -92,7 +92,7 @@ class TextSamples:
         if not is_known:
             recalled = [c for c in recalled if not self._holds(c, question)]
         answer, reply = (question.answers[0], question.reply) if is_known else (DECLINED, DECLINED)
-        chunks = self._prefix(rng, recalled, without=question if not is_known else None)
+        chunks = self._prefix(rng, question.text, recalled, without=question if not is_known else None)
         style = rng.random()
         if style < 0.45:
             return self._said(chunks, question.text, reply)
@@ -123,7 +123,7 @@ class TextSamples:
 
     def _request(self, rng: random.Random) -> Sample:
         asked, reply = rng.choice(self.requests)
-        return self._said(self._prefix(rng, self._recall(asked, rng)), asked, reply, distil=True)
+        return self._said(self._prefix(rng, asked, self._recall(asked, rng)), asked, reply, distil=True)
 
     # --- what a sample is made of -----------------------------------------------------------------
 
@@ -146,10 +146,13 @@ class TextSamples:
         reach = rng.choice(NEIGHBOURS)
         return self._scores.widened(chosen, reach, budget) if reach else chosen
 
-    def _prefix(self, rng: random.Random, recalled: Sequence[int], without: Question | None = None) -> list[int]:
+    def _prefix(
+        self, rng: random.Random, text: str, recalled: Sequence[int], without: Question | None = None
+    ) -> list[int]:
         """Recalled chunks as a read lays them out, had their texts been written in a random order; some recent ones."""
-        written = {text: rng.random() for text in {self.bank.owner[c] for c in recalled}}
-        ordered = laid_out(recalled, {c: written[self.bank.owner[c]] for c in recalled})
+        written = {owner: rng.random() for owner in {self.bank.owner[c] for c in recalled}}
+        said = self._scores.scores(text).said
+        ordered = laid_out(recalled, {c: written[self.bank.owner[c]] for c in recalled}, said)
         recent = [c for c in self._neighbours(rng, rng.choice(RECENT_TOKENS)) if c not in set(recalled)]
         if without is not None:
             recent = [c for c in recent if not self._holds(c, without)]

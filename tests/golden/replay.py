@@ -30,7 +30,7 @@ from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Provenance, Tokens
 from mplus.memory.units import Candidates
-from mplus.recall import Recalled, nothing_recalled, relevance_of
+from mplus.recall import Recalled, nothing_recalled, scores_of
 from mplus.weights import Weights
 
 OVERRIDES = {
@@ -352,7 +352,7 @@ class Replay:
             if recorded_scores is not None and not fallback:
                 units = tuple(store.units("token") for store in stores)
                 scorer, candidates = weights.scorers["published"], Candidates(tuple(stores), units)
-                scores = relevance_of(scorer, track.recall_layer, config, candidates, normed)
+                scores = scores_of(scorer, track.recall_layer, config, candidates, normed).relevance
                 self.report.close("scores", scores[: len(recorded_scores)], recorded_scores)
             ours = original(weights, track, config, normed)
             recorded = self.get(tag, f"layer{layer}", "selected_sorted")
