@@ -76,8 +76,10 @@ def recall(
     sizes = candidates.sizes
     best_first = choose_units(relevance, sizes, budget)
     near: list[int] = []
-    if config.layout == "chunk" and config.recalled_neighbours and len(best_first):
-        near = neighbours(int(best_first[0]), candidates.goes_on, config.recalled_neighbours)
+    if config.layout == "chunk" and len(best_first):
+        # What was recalled next to the best one stands with it in any case, in the order of writing.
+        around = neighbours(int(best_first[0]), candidates.goes_on, max(config.recalled_neighbours, 1))
+        near = around if config.recalled_neighbours else [unit for unit in around if unit in best_first.tolist()]
         best_first = first_fitting([*near, *best_first.tolist()], sizes, budget)
     chosen = best_first.sort().values
     index = candidates.take(chosen).tokens()

@@ -279,7 +279,8 @@ def test_a_read_changes_nothing_that_a_read_could_see(model: MPlus, text: str) -
 def test_recalled_tokens_are_whole_chunks_oldest_first_but_the_best_last(model: MPlus, text: str, words: bool) -> None:
     config = TINY.model_copy(update={"recalled_tokens": 160, "lexical_weight": 4.0 if words else 0.0})
     memory = model.new_memory(config=config)
-    model.write(memory, text, source="a")
+    for place in range(0, len(text), 30):  # notes of one chunk each, so that none has neighbours
+        model.write(memory, text[place : place + 30], source=f"note {place}")
     (chosen,) = prefill(model.weights, [request(model, memory)]).reading.recalled[0]
     ages = chosen.provenance.ages
     assert 0 < len(ages) <= config.recalled_tokens
@@ -357,7 +358,19 @@ def test_the_best_chunk_comes_with_its_neighbours_of_the_same_text_and_they_stan
         others = [c for c in found[0] if c not in around]
         assert set(found[reach][: -len(around)]) <= set(others), "then the others, most relevant first, while they fit"
         assert found[reach][: -len(around)] == sorted(found[reach][: -len(around)])
-    assert found[0] != found[1] != found[2]
+    assert found[1] != found[2]
+
+
+def test_what_was_recalled_next_to_the_best_chunk_stands_with_it(model: MPlus, text: str) -> None:
+    memory = model.new_memory(config=TINY.model_copy(update={"recalled_tokens": 320}))
+    model.write(memory, text, source="a")
+    (chosen,) = prefill(model.weights, [request(model, memory)]).reading.recalled[0]
+    runs = chosen.provenance.chunks.unique_consecutive().tolist()
+    relevance = {int(c): float(r) for c, r in zip(chosen.provenance.chunks, chosen.relevance, strict=True)}
+    best = max(relevance, key=lambda chunk: relevance[chunk])
+    beside = [chunk for chunk in (best - 1, best, best + 1) if chunk in runs]
+    assert len(beside) > 1, "a question whose best chunk stands alone tests nothing"
+    assert runs[-len(beside) :] == beside
 
 
 def test_neighbours_end_where_the_text_does() -> None:
