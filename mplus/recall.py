@@ -38,6 +38,14 @@ class Recalled:
     """Relevance of the unit each token was recalled with."""
 
 
+class Scores(NamedTuple):
+    """How every candidate does."""
+
+    relevance: Float[Tensor, " U"]
+    said: Float[Tensor, " U"] | None
+    """How much of the question it says in the question's own words; None where words are not compared."""
+
+
 def nothing_recalled() -> Recalled:
     """What a read recalls where there is nothing."""
     return Recalled(torch.empty(0, dtype=torch.int64), Provenance.none(), torch.empty(0))
@@ -75,21 +83,19 @@ def recall(
     relevance, said = scores
     sizes = candidates.sizes
     best_first = choose_units(relevance, sizes, budget)
-    near: list[int] = []
-    if config.layout == "chunk" and len(best_first):
-        # What was recalled next to the best one stands with it in any case, in the order of writing.
-        around = neighbours(int(best_first[0]), candidates.goes_on, max(config.recalled_neighbours, 1))
-        near = around if config.recalled_neighbours else [unit for unit in around if unit in best_first.tolist()]
+    goes_on = candidates.goes_on if config.layout == "chunk" else None
+    if goes_on is not None and config.recalled_neighbours and len(best_first):
+        near = neighbours(int(best_first[0]), goes_on, config.recalled_neighbours)
         best_first = first_fitting([*near, *best_first.tolist()], sizes, budget)
     chosen = best_first.sort().values
     index = candidates.take(chosen).tokens()
     provenance = _taken(track, index)
     # Oldest first; ties in age in descending index order, as the published order has them.
     order = provenance.ages.argsort(stable=True).flip(0)
-    if config.layout == "chunk":
+    if goes_on is not None:
         starts = sizes[chosen].cumsum(0) - sizes[chosen]
         written = dict(zip(chosen.tolist(), provenance.chunks[starts].tolist(), strict=True))
-        last = standing_last(best_first.tolist(), written, said, len(near))
+        last = standing_last(best_first.tolist(), written, said, goes_on)
         place = torch.tensor([last.index(unit) + 1 if unit in last else 0 for unit in chosen.tolist()])
         order = order[place.repeat_interleave(sizes[chosen])[order].argsort(stable=True)]
     shared = relevance[chosen].repeat_interleave(sizes[chosen])
@@ -100,25 +106,35 @@ def standing_last(
     best_first: Sequence[int],
     written: Mapping[int, float],
     said: Float[Tensor, " U"] | None,
-    num_near: int = 0,
+    goes_on: Bool[Tensor, " U"],
 ) -> list[int]:
     """The chunks that stand nearest to the prompt, in order: where a small reader finds them best.
 
-    The most relevant one with the neighbours it was recalled with. Where it has none: it alone; or, behind it, the
-    newest of the next best that was written later and is about the same, as a change is. Without words to tell by:
-    the two best.
+    The most relevant one with those that were recalled next to it in its text. Where there are none: it alone; or,
+    behind it, the newest of the next best that was written later and is about the same, as a change is. Without words
+    to tell by: the two best.
 
     Args:
-        best_first: Recalled chunks, the most relevant first, then its neighbours.
+        best_first: Recalled chunks, the most relevant first.
         written: When each was written, as any rising number.
         said: How much of the question every chunk says in its own words; None: not known.
-        num_near: The most relevant chunk and its neighbours.
+        goes_on: Which chunks go on where the one before them ends.
     """
-    if num_near > 1 or said is None:
-        return sorted(best_first[: num_near if num_near > 1 else 2], key=lambda unit: written[unit])
-    best, rivals = best_first[:1], best_first[1 : 1 + RIVALS]
-    newer = [u for u in rivals if written[u] > written[best[0]] and said[u] >= SAME_WORDS * said[best[0]]]
-    return [*best, *sorted(newer, key=lambda unit: written[unit])[-1:]]
+    if not best_first:
+        return []
+    best, *others = best_first
+    recalled = set(best_first)
+    first = last = best
+    while goes_on[first] and first - 1 in recalled:
+        first -= 1
+    while last + 1 in recalled and goes_on[last + 1]:
+        last += 1
+    if first < last:
+        return list(range(first, last + 1))
+    if said is None:
+        return sorted(best_first[:2], key=lambda unit: written[unit])
+    newer = [u for u in others[:RIVALS] if written[u] > written[best] and said[u] >= SAME_WORDS * said[best]]
+    return [best, *sorted(newer, key=lambda unit: written[unit])[-1:]]
 
 
 def neighbours(best: int, goes_on: Bool[Tensor, " U"], reach: int) -> list[int]:
@@ -156,7 +172,7 @@ def _shortlisted(
     candidates: Candidates,
     normed: Float[Tensor, "S D"],
     words: Int32[Tensor, " S"] | None,
-) -> tuple[Candidates, "Scores"]:
+) -> tuple[Candidates, Scores]:
     """The candidates worth scoring, and their exact scores.
 
     Those that the coarse index finds nearest, with their neighbours, those it does not hold yet, and what
@@ -241,14 +257,6 @@ def rank_sources(
     best.scatter_reduce_(0, source, relevance, reduce="amax")
     order = best.argsort(descending=True, stable=True)
     return [(n, float(best[n])) for n in order.tolist() if best[n] > float("-inf")]
-
-
-class Scores(NamedTuple):
-    """How every candidate does."""
-
-    relevance: Float[Tensor, " U"]
-    said: Float[Tensor, " U"] | None
-    """How much of the question it says in the question's own words; None where words are not compared."""
 
 
 @torch.no_grad()

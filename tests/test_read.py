@@ -303,16 +303,22 @@ def test_recalled_tokens_are_whole_chunks_oldest_first_but_the_best_last(model: 
 
 
 def test_a_later_chunk_that_says_the_same_of_the_question_stands_behind_the_best_one() -> None:
-    written = {4: 1.0, 7: 2.0, 9: 3.0, 5: 4.0, 2: 9.0}
+    written = {4: 1.0, 7: 2.0, 9: 3.0, 5: 4.0, 6: 5.0, 2: 9.0}
     said = torch.zeros(10)
     said[4], said[7], said[9], said[5], said[2] = 1.0, 0.2, 0.85, 0.9, 1.0
-    assert standing_last([4, 7], written, said) == [4], "later, but about something else"
-    assert standing_last([4, 7, 9], written, said) == [4, 9], "its change"
-    assert standing_last([4, 7, 9, 5], written, said) == [4, 5], "the newest change counts"
-    assert standing_last([4, 7, 9, 5, 2], written, said) == [4, 5], "what is not among the next best is no change"
-    assert standing_last([5, 4, 9], written, said) == [5], "what was said before stays before"
-    assert standing_last([7, 4, 9], written, None) == [4, 7], "nothing to tell by: the two best"
-    assert standing_last([4, 5, 7], written, said, 2) == [4, 5] and standing_last([], written, None) == []
+    alone = torch.zeros(10, dtype=torch.bool)
+    assert standing_last([4, 7], written, said, alone) == [4], "later, but about something else"
+    assert standing_last([4, 7, 9], written, said, alone) == [4, 9], "its change"
+    assert standing_last([4, 7, 9, 5], written, said, alone) == [4, 5], "the newest change counts"
+    assert standing_last([4, 7, 9, 5, 2], written, said, alone) == [4, 5], (
+        "what is not among the next best is no change"
+    )
+    assert standing_last([5, 4, 9], written, said, alone) == [5], "what was said before stays before"
+    assert standing_last([7, 4, 9], written, None, alone) == [4, 7], "nothing to tell by: the two best"
+    assert standing_last([], written, None, alone) == []
+    one_text = torch.tensor([n in (4, 5, 6) for n in range(10)])  # 3 to 6
+    assert standing_last([4, 9, 5], written, said, one_text) == [4, 5], "what stands next to it in its text"
+    assert standing_last([4, 9, 6], written, said, one_text) == [4, 9], "6 is not next to 4"
 
 
 @pytest.mark.default_model

@@ -87,6 +87,7 @@ def unpack_memory(path: Path, folder: Path) -> None:
                 with archive.open(entry) as stream:
                     put_file(folder, entry.filename, lambda file, s=stream: shutil.copyfileobj(s, file, COPY_BYTES))
         sync_folder(folder)
+    # zipfile raises NotImplementedError at a compression that it does not know.
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError) as error:
         raise CorruptMemoryError(f"{path}: not a portable memory, or altered ({error}). Export it again.") from error
 

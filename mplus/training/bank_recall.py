@@ -76,6 +76,19 @@ class BankRecall:
         near = neighbours(chosen[0], self.goes_on, reach)
         return first_fitting([*near, *chosen], self.sizes, budget).tolist()
 
+    def laid_out(
+        self, recalled: Sequence[int], written: Mapping[int, float], said: Float[Tensor, " U"] | None
+    ) -> list[int]:
+        """Recalled chunks, given best first, as a read lays them out.
+
+        Args:
+            recalled: Chunks that a question recalled.
+            written: When each was written; chunks of one text at one time.
+            said: How much of the question each chunk says in its own words.
+        """
+        last = standing_last(recalled, written, said, self.goes_on)
+        return [*sorted(set(recalled) - set(last), key=lambda c: (written[c], c)), *last]
+
     def best(self, text: str, budget: int, allowed: Tensor | None = None) -> list[int]:
         """The most relevant chunks that fit into a budget of tokens, at least one; best first."""
         relevance = self.relevance(text)
@@ -89,23 +102,6 @@ class BankRecall:
                 break
             chosen.append(chunk)
         return chosen
-
-
-def laid_out(
-    recalled: Sequence[int], written: Mapping[int, float], said: Float[Tensor, " U"] | None = None
-) -> list[int]:
-    """Recalled chunks, given best first, as a read lays them out: in the order of writing, but the best last.
-
-    Chunks of one text were written at one time. What stands next to the best in its text counts as recalled for it.
-    """
-    run = list(recalled[:1])
-    for chunk in recalled[1:]:
-        if chunk not in (min(run) - 1, max(run) + 1) or written[chunk] != written[run[0]]:
-            break
-        run.append(chunk)
-    last = standing_last(recalled, written, said, len(run)) if recalled else []
-    first = sorted(set(recalled) - set(last), key=lambda c: (written[c], c))
-    return [*first, *(sorted(last) if len(run) > 1 else last)]
 
 
 def recall_figures(bank: ChunkBank, questions: Sequence[Question], layer: int, scorer: Scorer) -> dict[str, float]:

@@ -105,11 +105,7 @@ class ChunkRun:
         samples = self._samples(scorer, layer)
         trained: list[TrainedParts] = []
         for number in range(settings.adapters):
-            learning = ReaderSettings(seed=settings.seed + number, rank=settings.rank)
-            learning = _changed(learning, settings, "reader")
-            if settings.learning_rate is not None:
-                learning = replace(learning, learning_rate=settings.learning_rate)
-            learning = replace(learning, decay=min(learning.decay, learning.steps * 2 // 3))
+            learning = _asked_for(ReaderSettings(seed=settings.seed + number, rank=settings.rank), settings, "reader")
             reader = Reader(self.model.weights, corpus.bank, new_adapter(self.model.weights, learning))
             name = "reader" if number == 0 else f"reader-{number + 1}"
             task = ReaderTask(reader, samples, learning, start, name=name)
@@ -123,10 +119,7 @@ class ChunkRun:
             raise ValueError(
                 "stage 'tune' goes on with a read adapter, and the model has none. Train one: reader,tune."
             )
-        learning = _changed(replace(TUNED, seed=self.settings.seed), self.settings, "tune")
-        if self.settings.learning_rate is not None:
-            learning = replace(learning, learning_rate=self.settings.learning_rate)
-        learning = replace(learning, decay=min(learning.decay, learning.steps * 2 // 3))
+        learning = _asked_for(replace(TUNED, seed=self.settings.seed), self.settings, "tune")
         adapter = {name: lora.in_full() for name, lora in start.read_adapter.items()}
         samples = self._samples(late_interaction(self.model, start.late), layer, tuning=True)
         reader = Reader(self.model.weights, self.corpus.bank, adapter)
@@ -211,3 +204,10 @@ def _changed(preset: Preset, settings: RunSettings, stage: str) -> Preset:
     """A preset with the steps and the batch that were asked for."""
     changes = {"steps": settings.steps.get(stage), "batch": settings.batch}
     return replace(preset, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _asked_for(preset: ReaderSettings, settings: RunSettings, stage: str) -> ReaderSettings:
+    """A reader's preset with what was asked for; the rate falls over two thirds of a short run."""
+    learning = _changed(preset, settings, stage)
+    rate = settings.learning_rate if settings.learning_rate is not None else learning.learning_rate
+    return replace(learning, learning_rate=rate, decay=min(learning.decay, learning.steps * 2 // 3))

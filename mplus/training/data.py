@@ -89,8 +89,8 @@ def personas(rng: random.Random, split: Split, count: int) -> tuple[list[str], l
     questions: list[list[Question]] = []
     owned: list[list[int]] = []
     for _ in range(count):
-        count = rng.choice([rng.randint(4, 12), rng.randint(10, 16)])  # many: the more are alike
-        told = persona(rng, split, count, updated=rng.choice([0.35, 0.6]))
+        facts = rng.choice([rng.randint(4, 12), rng.randint(10, 16)])  # of many, more are alike
+        told = persona(rng, split, facts, updated=rng.choice([0.35, 0.6]))
         placed = _messages(rng, told)
         mine: list[int] = []
         where: dict[str, int] = {}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mplus.retriever import LateInteraction
-from mplus.training.bank_recall import BankRecall, laid_out
+from mplus.training.bank_recall import BankRecall
 from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
 from mplus.training.reader import Sample, encode_sample
@@ -283,7 +283,8 @@ class Samples:
         mine = sorted(rank[self.bank.owner[c]] for c in set(own) & set(recalled))
         for chunk, place in zip(sorted(set(own) & set(recalled)), mine, strict=True):
             rank[self.bank.owner[chunk]] = place
-        return laid_out(recalled, {c: rank[self.bank.owner[c]] for c in recalled}, self._scores(text)[1])
+        written = {c: rank[self.bank.owner[c]] for c in recalled}
+        return self._everything.laid_out(recalled, written, self._scores(text)[1])
 
     def _random_chunks(self, rng: random.Random, budget: int) -> list[int]:
         """A run of neighbouring chunks that belong to nobody."""

@@ -19,7 +19,7 @@ import torch
 
 from mplus.retriever import LateInteraction
 from mplus.text import encode_inert
-from mplus.training.bank_recall import BankRecall, laid_out
+from mplus.training.bank_recall import BankRecall
 from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
 from mplus.training.reader import Sample, encode_sample
@@ -152,7 +152,7 @@ class TextSamples:
         """Recalled chunks as a read lays them out, had their texts been written in a random order; some recent ones."""
         written = {owner: rng.random() for owner in {self.bank.owner[c] for c in recalled}}
         said = self._scores.scores(text).said
-        ordered = laid_out(recalled, {c: written[self.bank.owner[c]] for c in recalled}, said)
+        ordered = self._scores.laid_out(recalled, {c: written[self.bank.owner[c]] for c in recalled}, said)
         recent = [c for c in self._neighbours(rng, rng.choice(RECENT_TOKENS)) if c not in set(recalled)]
         if without is not None:
             recent = [c for c in recent if not self._holds(c, without)]

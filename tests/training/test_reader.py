@@ -13,7 +13,7 @@ from mplus.evaluation.personas import persona
 from mplus.generation.chat import Prompt
 from mplus.model import MPlus
 from mplus.read import prefill
-from mplus.training.bank_recall import laid_out
+from mplus.training.bank_recall import BankRecall
 from mplus.training.data import ChunkBank
 from mplus.training.loop import train
 from mplus.training.reader import (
@@ -123,12 +123,17 @@ def test_generated_people_never_contradict_themselves_and_splits_share_no_values
     assert names[0] and names[1] and not names[0] & names[1]
 
 
-def test_training_lays_chunks_out_as_a_read_does() -> None:
-    rank = {4: 0.9, 5: 0.9, 6: 0.9, 9: 0.1, 2: 0.5}  # the three of one text, written last
-    assert laid_out([5, 4, 6, 9, 2], rank) == [9, 2, 4, 5, 6], "the best with its neighbours"
-    assert laid_out([5, 9, 2], rank) == [2, 9, 5], "no neighbours: the two best"
-    assert laid_out([9, 5, 6], rank) == [6, 9, 5]
-    assert laid_out([9], rank) == [9] and laid_out([], rank) == []
+def test_training_lays_chunks_out_as_a_read_does(model: MPlus) -> None:
+    bank = ChunkBank(model.weights, model.tokenizer, TINY)
+    bank.add(["Short."] * 2 + ["Long enough for three chunks of this memory. " * 2] + ["Short."])
+    recall = BankRecall(bank, model.weights.scorers["late"], 1)
+    assert bank.owner == [0, 1, 2, 2, 2, 3]
+    written = {0: 0.1, 1: 0.5, 2: 0.9, 3: 0.9, 4: 0.9, 5: 0.3}  # the long one last
+    assert recall.laid_out([3, 2, 4, 0, 1], written, None) == [0, 1, 2, 3, 4], "the best with its neighbours"
+    assert recall.laid_out([2, 3, 1, 0], written, None) == [0, 1, 2, 3]
+    assert recall.laid_out([0, 2, 5], written, None) == [5, 0, 2], "no neighbours: the two best"
+    assert recall.laid_out([0, 2, 3], written, torch.ones(6)) == [2, 0, 3], "the newest that says the same"
+    assert recall.laid_out([0], written, None) == [0] and recall.laid_out([], written, None) == []
 
 
 def test_batches_hold_what_was_drawn_and_can_be_drawn_again(model: MPlus) -> None:
