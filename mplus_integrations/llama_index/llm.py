@@ -15,8 +15,6 @@ from llama_index.core.base.llms.types import (
     CompletionResponseAsyncGen,
     CompletionResponseGen,
     LLMMetadata,
-    MessageRole,
-    TextBlock,
     ToolCallBlock,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
@@ -31,12 +29,21 @@ from mplus_integrations.forms import before_calls, form_of, tool_choice, with_to
 from mplus_integrations.history import Where, fitted
 from mplus_integrations.keys import checked_key
 from mplus_integrations.llama_index.latents import Latents, Turn
-from mplus_integrations.llama_index.messages import to_chat, to_response, to_texts
-from mplus_integrations.llama_index.structured import StructuredPredict
+from mplus_integrations.llama_index.messages import (
+    Prompt,
+    as_message,
+    as_prompt,
+    described,
+    to_chat,
+    to_completion,
+    to_response,
+    to_texts,
+)
+from mplus_integrations.llama_index.read_part import chosen, without_repetition
+from mplus_integrations.llama_index.structured import StructuredPredict, schema_of
 from mplus_integrations.models import load, loaded_already
 from mplus_integrations.worker import in_thread, streamed
 
-Prompt = str | Sequence[ChatMessage]
 UNLOADED_WINDOW = 4096
 """What the context window is taken to be until weights are loaded: asking for it must not load them."""
 
@@ -251,30 +258,30 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
     @_reported_completion
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer one message; ``formatted``: go on from the very text that is given."""
-        return _completion(self._answered(_prompt(prompt, formatted), kwargs, threading.Event()))
+        return to_completion(self._answered(as_prompt(prompt, formatted), kwargs, threading.Event()))
 
     @_reported_completion
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """``complete`` piece by piece; leaving the loop stops generation."""
-        asked = _prompt(prompt, formatted)
+        asked = as_prompt(prompt, formatted)
         self._check(asked, kwargs)
         chunks = self._chunks(asked, kwargs, threading.Event())
-        return (_completion(chunk) for chunk in chunks)
+        return (to_completion(chunk) for chunk in chunks)
 
     @_reported_completion
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """``complete`` without blocking the event loop; cancelling it stops generation."""
-        return _completion(await self._aanswered(_prompt(prompt, formatted), kwargs))
+        return to_completion(await self._aanswered(as_prompt(prompt, formatted), kwargs))
 
     @_reported_completion
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """``stream_complete`` without blocking the event loop."""
-        chunks = self._achunks(_prompt(prompt, formatted), kwargs)
+        chunks = self._achunks(as_prompt(prompt, formatted), kwargs)
 
         async def completions() -> CompletionResponseAsyncGen:
             try:
                 async for chunk in chunks:
-                    yield _completion(chunk)
+                    yield to_completion(chunk)
             finally:
                 await chunks.aclose()
 
@@ -300,7 +307,7 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
             return {"messages": messages, **kwargs}
         return {
             "messages": messages,
-            "tools": [_described(tool) for tool in tools],
+            "tools": [described(tool) for tool in tools],
             "tool_choice": tool_choice(choice) if choice is not None else "required" if tool_required else "auto",
             "allow_parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
@@ -351,7 +358,7 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
         self._check(prompt, kwargs)
         model, latents = self.loaded, self._memory_of(prompt, kwargs)
         tools = kwargs.get("tools")
-        form = form_of(tools, tool_choice(kwargs.get("tool_choice")), _schema(kwargs.get("response_format")))
+        form = form_of(tools, tool_choice(kwargs.get("tool_choice")), schema_of(kwargs.get("response_format")))
         max_tokens = kwargs.get("max_tokens") or self.max_tokens
         with latents.opened(model) as memory:
             asked: str | list[dict[str, Any]] = prompt if isinstance(prompt, str) else []
@@ -368,8 +375,8 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
                 )
             # A stored memory is read as it is now, so that nobody has to wait for it meanwhile.
             memory = memory if latents.store is None else memory.fork()
-        memory, asked, where = _without_repetition(
-            model, memory, asked, [where, self._bound_where, _chosen(kwargs.get("where"))]
+        memory, asked, where = without_repetition(
+            model, memory, asked, [where, self._bound_where, chosen(kwargs.get("where"))]
         )
         sampling = {name: kwargs.get(name, getattr(self, name)) for name in SAMPLING}
         if form.constraint is not None:
@@ -399,7 +406,7 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
                     piece, held = before_calls(held + piece)
                 if piece:
                     shown += piece
-                    yield ChatResponse(message=_said(shown), delta=piece)
+                    yield ChatResponse(message=as_message(shown), delta=piece)
             generation = stream.generation
         last = to_response(
             generation, self.model_name, tools=has_tools, parallel=kwargs.get("allow_parallel_tool_calls", True)
@@ -423,72 +430,3 @@ class MPlusLLM(StructuredPredict, FunctionCallingLLM):
         self._check(prompt, kwargs)
         left = threading.Event()
         return streamed(partial(self._chunks, prompt, kwargs, left), left)
-
-
-def _prompt(prompt: str, formatted: bool) -> Prompt:
-    return prompt if formatted else [ChatMessage(role=MessageRole.USER, content=prompt)]
-
-
-def _said(text: str) -> ChatMessage:
-    return ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=text)])
-
-
-def _completion(response: ChatResponse) -> CompletionResponse:
-    return CompletionResponse(
-        text=response.message.content or "",
-        raw=response.raw,
-        delta=response.delta,
-        additional_kwargs=response.additional_kwargs,
-    )
-
-
-def _described(tool: BaseTool) -> dict[str, Any]:
-    metadata = tool.metadata
-    function = {"name": metadata.get_name(), "description": metadata.description}
-    return {"type": "function", "function": {**function, "parameters": metadata.get_parameters_dict()}}
-
-
-def _schema(wanted: Any) -> Mapping[str, Any] | None:
-    """The JSON schema of a ``response_format``.
-
-    Raises:
-        ValueError: Not of a known form.
-    """
-    if wanted is None:
-        return None
-    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
-        return wanted["json_schema"]["schema"]
-    raise ValueError(
-        f"response_format={wanted!r:.80}: expected {{'type': 'json_schema', 'json_schema': {{'name', 'schema'}}}}."
-    )
-
-
-def _chosen(where: Any) -> Where | None:
-    """A choice of sources as a test of name and metadata."""
-    if where is None:
-        return None
-    if callable(where):
-        return lambda name, metadata: bool(where(name, metadata))
-    wanted, missing = dict(where), object()
-    return lambda _, metadata: all(metadata.get(key, missing) == value for key, value in wanted.items())
-
-
-def _without_repetition(
-    model: MPlus, memory: Memory, asked: str | list[dict[str, Any]], wheres: Sequence[Where | None]
-) -> tuple[Memory, str | list[dict[str, Any]], Where | None]:
-    """What to read: turns that stand in the prompt are not read as memory too."""
-    tests = [where for where in wheres if where is not None]
-    if isinstance(asked, list):
-        here = {message["source"] for message in asked if "source" in message}
-        asked = [{key: value for key, value in message.items() if key != "source"} for message in asked]
-        if here:
-            tests.append(lambda name, _: name not in here)
-    if not tests:
-        return memory, asked, None
-
-    def where(name: str, metadata: Mapping[str, Any]) -> bool:
-        return all(test(name, metadata) for test in tests)
-
-    if not any(where(source.name, source.metadata) for source in memory.sources()):
-        return model.new_memory(config=memory.config), asked, None  # exactly the backbone
-    return memory, asked, where

@@ -11,16 +11,20 @@ from llama_index.core.base.llms.types import (
     ChatResponse,
     CitableBlock,
     CitationBlock,
+    CompletionResponse,
     MessageRole,
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
 )
 from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.tools import BaseTool
 
 from mplus import Generation, parse_tool_calls
 from mplus_integrations.forms import about
 from mplus_integrations.llama_index.latents import Turn
+
+Prompt = str | Sequence[ChatMessage]
 
 ROLES = {
     MessageRole.SYSTEM: "system",
@@ -153,3 +157,30 @@ def _to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
     if isinstance(item, ChatMessage):
         return spoken(item), None, {"role": ROLES[item.role]}
     raise ValueError(f"Cannot memorize {type(item).__name__}: expected text, documents, nodes or messages.")
+
+
+def as_prompt(prompt: str, formatted: bool) -> Prompt:
+    """A prompt of a completion: as it is, or as a user's message."""
+    return prompt if formatted else [ChatMessage(role=MessageRole.USER, content=prompt)]
+
+
+def as_message(text: str) -> ChatMessage:
+    """What the assistant said."""
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=text)])
+
+
+def to_completion(response: ChatResponse) -> CompletionResponse:
+    """An answer in chat as that of a completion."""
+    return CompletionResponse(
+        text=response.message.content or "",
+        raw=response.raw,
+        delta=response.delta,
+        additional_kwargs=response.additional_kwargs,
+    )
+
+
+def described(tool: BaseTool) -> dict[str, Any]:
+    """A tool as the tokenizer's template wants it."""
+    metadata = tool.metadata
+    function = {"name": metadata.get_name(), "description": metadata.description}
+    return {"type": "function", "function": {**function, "parameters": metadata.get_parameters_dict()}}

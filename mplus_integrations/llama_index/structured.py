@@ -1,6 +1,6 @@
 """Answers of a Pydantic class, constrained while they are generated."""
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatResponse
@@ -142,3 +142,18 @@ class _Growing:
 def _done(found: Any) -> Any:
     dispatcher.event(LLMStructuredPredictEndEvent(output=found))
     return found
+
+
+def schema_of(wanted: Any) -> Mapping[str, Any] | None:
+    """The JSON schema of a ``response_format``.
+
+    Raises:
+        ValueError: Not of a known form.
+    """
+    if wanted is None:
+        return None
+    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+        return wanted["json_schema"]["schema"]
+    raise ValueError(
+        f"response_format={wanted!r:.80}: expected {{'type': 'json_schema', 'json_schema': {{'name', 'schema'}}}}."
+    )
