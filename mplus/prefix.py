@@ -1,8 +1,9 @@
 """The prefix of a read, layer by layer: [bos ; recalled ; short-term] as ready keys and values in a cache."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import ref
 
@@ -20,6 +21,54 @@ READ_BLOCK_TOKENS = 128
 """A lone prompt is read in blocks of this many tokens: what a later read of the same beginning need not read again."""
 Prefix = Sequence[KeysValues]
 """What stands before a prompt in one layer, in parts that are still where they were kept."""
+
+
+@dataclass(frozen=True)
+class ReadingOrder:
+    """In which order recalled and short-term tokens stand behind bos, and which of them.
+
+    Attributes:
+        num_recalled: Tokens recalled.
+        rows: Rows of [recalled ; short-term].
+    """
+
+    num_recalled: int
+    rows: Int[Tensor, " P"]
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """Rows that follow one another, of one of the two: first and last-plus-one row."""
+        rows, first = self.rows, self.num_recalled
+        cuts = (rows.diff() != 1) | (rows[1:] == first)
+        return [(int(run[0]), int(run[-1]) + 1) for run in rows.tensor_split(cuts.nonzero().flatten() + 1) if len(run)]
+
+    def shared(self, other: "ReadingOrder") -> list[bool]:
+        """Which runs are of short-term tokens that stand at the same places in the other order."""
+        if len(self.rows) != len(other.rows):
+            return [False] * len(self.runs)
+        ours, theirs = self.rows - self.num_recalled, other.rows - other.num_recalled
+        same = (ours >= 0) & (ours == theirs)
+        sizes = [stop - start for start, stop in self.runs]
+        return [bool(part.all()) for part in same.split(sizes)]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What all layers of a read recall, where that is one choice.
+
+    Attributes:
+        index: Rows of [long-term ; pending].
+        order: In which they are read.
+    """
+
+    index: Int[Tensor, " T"]
+    order: ReadingOrder
+
+    def equals(self, other: "Chosen | None") -> bool:
+        """Whether both make the same prefix of one memory."""
+        if other is None or not torch.equal(self.index, other.index):
+            return False
+        return torch.equal(self.order.rows, other.order.rows)
 
 
 class PrefixLayer(CacheLayerMixin):
@@ -116,16 +165,18 @@ class SparePrefix:
     """What a finished read of one prompt leaves: its prefix and, behind it, the prompt.
 
     Attributes:
-        short_term: Whose prefix it is; it ends with this pool.
-        recalled: Which long-term tokens stand in it; None where every layer chose its own.
+        short_term: Whose prefix it is; all of this pool stands in it.
+        chosen: Which long-term tokens stand in it; None where every layer chose its own.
         prompt: What was read behind it.
+        orders: In which order it stands, by layer.
         prefix_lengths: By layer.
         buffers: Keys and values, by layer.
     """
 
     short_term: ref[Tokens]
-    recalled: Int[Tensor, " T"] | None
+    chosen: Chosen | None
     prompt: Sequence[int]
+    orders: Sequence[ReadingOrder]
     prefix_lengths: Sequence[int]
     buffers: Sequence[tuple[Tensor, Tensor]]
 
@@ -134,17 +185,17 @@ class SparePrefix:
         """Bytes of the buffers."""
         return sum(t.numel() * t.element_size() for pair in self.buffers for t in pair)
 
-    def has_recalled(self, recalled: Int[Tensor, " T"] | None) -> bool:
-        """Whether the prefix of a read that recalls these tokens is this one."""
-        return recalled is not None and self.recalled is not None and torch.equal(recalled, self.recalled)
+    def is_of(self, chosen: Chosen | None) -> bool:
+        """Whether the prefix of a read that recalls this is this one."""
+        return chosen is not None and chosen.equals(self.chosen)
 
-    def kept_tokens(self, recalled: Int[Tensor, " T"] | None, prompt: Sequence[int]) -> int:
+    def kept_tokens(self, chosen: Chosen | None, prompt: Sequence[int]) -> int:
         """How many tokens of a prompt have been read behind the same prefix, in whole blocks.
 
         At least one is left to be read, and a block is only kept if it was read as one, so that the
         answer is bit for bit that of a fresh read.
         """
-        if not self.has_recalled(recalled):
+        if not self.is_of(chosen):
             return 0
         most = min(len(self.prompt), len(prompt) - 1)
         same = next((n for n in range(most) if self.prompt[n] != prompt[n]), most)
@@ -158,8 +209,8 @@ class SparePrefix:
 class SparePrefixes:
     """Prefixes of finished reads, kept for the next read of the same memory.
 
-    Short-term memory does not change until the next write, and stands rotated at the end of a prefix: a
-    later read that recalls as many tokens writes only what it recalls, and one that recalls the same
+    Short-term memory does not change until the next write, and stands rotated in a prefix: a later read
+    in which it has the same places writes only what it recalls, and one that recalls the same
     tokens goes on where the conversations part. A prefix has one user at a time, goes with the memory it belongs
     to, and the least recently used go first.
     """
@@ -169,14 +220,14 @@ class SparePrefixes:
         self._kept: list[SparePrefix] = []
         self._guard = threading.RLock()  # a collection of garbage may end a read within
 
-    def take(self, short_term: Tokens, recalled: Int[Tensor, " T"] | None, prompt: Sequence[int]) -> SparePrefix | None:
+    def take(self, short_term: Tokens, chosen: Chosen | None, prompt: Sequence[int]) -> SparePrefix | None:
         """The prefix of an earlier read of this short-term memory that saves most, now the caller's alone."""
         with self._guard:
             own = [spare for spare in self._kept if spare.short_term() is short_term]
             if not own:
                 return None
             # Of equals the latest.
-            best = max(reversed(own), key=lambda s: (s.has_recalled(recalled), s.kept_tokens(recalled, prompt)))
+            best = max(reversed(own), key=lambda s: (s.is_of(chosen), s.kept_tokens(chosen, prompt)))
             self._kept = [spare for spare in self._kept if spare is not best]
             return best
 
@@ -199,12 +250,22 @@ SPARE_PREFIXES = SparePrefixes(2**30)
 
 
 def prefix_layer(
-    backbone: Backbone, prefixes: Sequence[Prefix], prompt: int, rotation: Rotation, spare: PrefixLayer | None
+    backbone: Backbone,
+    prefixes: Sequence[Prefix],
+    prompt: int,
+    rotation: Rotation,
+    spare: PrefixLayer | None,
+    standing: Collection[int] = (),
 ) -> PrefixLayer:
     """A cache layer of rotated prefixes with room for the prompt and an answer.
 
-    ``rotation`` is that of every position of the longest prefix; ``spare`` is the layer of an earlier read of one
-    prefix that ended with the same part.
+    Args:
+        backbone: The model.
+        prefixes: By row.
+        prompt: Tokens of the longest prompt.
+        rotation: Of every position of the longest prefix.
+        spare: The layer of an earlier read of one prefix of the same memory.
+        standing: Parts of the only prefix that stand at their places there already.
     """
     lengths = [length_of(prefix) for prefix in prefixes]
     reused = spare is not None and spare.lengths == lengths
@@ -223,11 +284,12 @@ def prefix_layer(
         layer = PrefixLayer(keys, torch.empty_like(keys) if len(prefixes) == 1 else torch.zeros_like(keys), lengths)
     for row, prefix in enumerate(prefixes):
         position = 0
-        for part in prefix[:-1] if reused else prefix:
+        for number, part in enumerate(prefix):
             after = position + part.keys.shape[0]
-            here = Rotation(rotation.cos[position:after], rotation.sin[position:after])
-            rotate_into(layer.key_buffer[row, :, position:after].transpose(0, 1), part.keys, here)
-            layer.value_buffer[row, :, position:after] = part.values.transpose(0, 1)
+            if not (reused and number in standing):
+                here = Rotation(rotation.cos[position:after], rotation.sin[position:after])
+                rotate_into(layer.key_buffer[row, :, position:after].transpose(0, 1), part.keys, here)
+                layer.value_buffer[row, :, position:after] = part.values.transpose(0, 1)
             position = after
     return layer
 

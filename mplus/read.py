@@ -1,6 +1,7 @@
 """Read: a prompt is answered with memory in front of it, layer by layer.
 
-The prefix of a layer is [bos ; recalled ; short-term], as ready keys and values in a transformers cache.
+The prefix of a layer is bos, then what was recalled and short-term memory, in the order that recall gives,
+as ready keys and values in a transformers cache.
 A read changes no memory. Several memories are read in one batch, each row with a prefix of its own.
 """
 
@@ -21,8 +22,10 @@ from mplus.memory.state import MemoryState, Track
 from mplus.prefix import (
     READ_BLOCK_TOKENS,
     SPARE_PREFIXES,
+    Chosen,
     Prefix,
     PrefixLayer,
+    ReadingOrder,
     SparePrefix,
     length_of,
     prefix_layer,
@@ -135,14 +138,18 @@ class _Prefixes:
         self._weights, self._requests, self._longest = weights, requests, longest
         self._early = [_recall_before_reading(weights, request) for request in requests]
         self._coming: list[RecalledRows | None] = [None] * len(requests)
+        self._orders = [ReadingOrder(0, torch.empty(0, dtype=torch.int64))] * len(requests)
+        self._read_in: list[ReadingOrder] = []
         self.recalled: list[list[Recalled]] = [[] for _ in requests]
         """Per row, what each track recalled."""
         self.alone = requests[0] if len(requests) == 1 and requests[0].sources is None else None
         """The only request, where its prefix is one that others may have left and may go on with."""
-        self._index = self._early[0].index if self._early[0] is not None else None
+        self._chosen: Chosen | None = None
+        if (early := self._early[0]) is not None:
+            self._chosen = Chosen(early.index, _order(requests[0], requests[0].state.tracks[0], early))
         self.block = longest
         """How many prompt tokens are read at once."""
-        if len(requests) == 1 and self._index is not None:
+        if len(requests) == 1 and self._chosen is not None:
             # Where every layer recalls for itself it needs the whole question at once.
             self.block = READ_BLOCK_TOKENS
         self._spare: SparePrefix | None = None
@@ -150,9 +157,9 @@ class _Prefixes:
         """Prompt tokens that an earlier read of the same prefix has read."""
         if self.alone is not None:
             pool, prompt = self.alone.state.tracks[0].short_term, self.alone.input_ids
-            self._spare = SPARE_PREFIXES.take(pool, self._index, prompt)
+            self._spare = SPARE_PREFIXES.take(pool, self._chosen, prompt)
             if self._spare is not None and not whole_prompt:
-                self.kept_tokens = self._spare.kept_tokens(self._index, prompt)
+                self.kept_tokens = self._spare.kept_tokens(self._chosen, prompt)
         self._rotation = cache(
             lambda length, where: weights.backbone.rotation(torch.arange(length, device=where))
         )  # of every position of a prefix
@@ -160,7 +167,7 @@ class _Prefixes:
     def layer(self, index: int, module: Any, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
         """The cache layer that the prompt's states at the input of layer ``index`` meet."""
         prefixes: list[Prefix] = []
-        whole = self._spare is not None and self._spare.has_recalled(self._index)
+        whole = self._spare is not None and self._spare.is_of(self._chosen)
         for row, request in enumerate(self._requests):
             track, at = _track_of(request.state, index)
             chosen = self._early[row]
@@ -171,13 +178,21 @@ class _Prefixes:
             if at == 0:
                 self.recalled[row].append(chosen)
                 self._coming[row] = None if whole else _rows(self._weights, track, chosen)
+                self._orders[row] = _order(request, track, chosen)
             if not whole:
-                prefixes.append(_prefix(self._weights, request, track, at, index, self._coming[row]))
+                coming, order = self._coming[row], self._orders[row]
+                prefixes.append(_prefix(self._weights, request, track, at, index, coming, order))
+        if self.alone is not None:
+            self._read_in.append(self._orders[0])
         if self._spare is not None and whole:
             return self._spare.layer(index, self.kept_tokens)
         rotation = self._rotation(max(map(length_of, prefixes)), hidden.device)
-        spare = self._spare.layer(index, 0) if self._spare is not None else None
-        return prefix_layer(self._weights.backbone, prefixes, self._longest, rotation, spare)
+        backbone = self._weights.backbone
+        if self._spare is None:
+            return prefix_layer(backbone, prefixes, self._longest, rotation, None)
+        shared = self._orders[0].shared(self._spare.orders[index])
+        standing = [0, *(number for number, is_shared in enumerate(shared, start=1) if is_shared)]
+        return prefix_layer(backbone, prefixes, self._longest, rotation, self._spare.layer(index, 0), standing)
 
     def left_by(self, layers: Sequence[PrefixLayer]) -> SparePrefix:
         """What the next read may have of layers that now hold prefix and prompt."""
@@ -185,8 +200,9 @@ class _Prefixes:
         size = len(self.alone.input_ids)
         return SparePrefix(
             ref(self.alone.state.tracks[0].short_term),
-            self._index,
+            self._chosen,
             tuple(self.alone.input_ids),
+            self._read_in,
             [layer.lengths[0] - size for layer in layers],
             [(layer.key_buffer, layer.value_buffer) for layer in layers],
         )
@@ -208,24 +224,43 @@ def _rows(weights: Weights, track: Track, chosen: Recalled) -> RecalledRows | No
     return rows
 
 
+def _order(request: ReadRequest, track: Track, chosen: Recalled) -> ReadingOrder:
+    """In which order what was recalled from a track and its short-term memory are read."""
+    count = len(chosen.index)
+    if chosen.order is not None:
+        return ReadingOrder(count, chosen.order)
+    recent = track.short_term.provenance.sources
+    if request.sources is not None:
+        recent = recent[torch.isin(recent, request.sources)]
+    return ReadingOrder(count, torch.arange(count + len(recent)))
+
+
 def _prefix(
-    weights: Weights, request: ReadRequest, track: Track, at: int, layer: int, coming: RecalledRows | None
+    weights: Weights,
+    request: ReadRequest,
+    track: Track,
+    at: int,
+    layer: int,
+    coming: RecalledRows | None,
+    order: ReadingOrder,
 ) -> list[KeysValues]:
-    """[bos ; recalled ; short-term] of one layer: keys before rotary embedding, and values."""
+    """Parts of one layer's prefix, in order: keys before rotary embedding, and values."""
     if not has_prefix(request):
         return []
     backbone = weights.backbone
     where = backbone.layer_device(layer)
     bos = weights.norm(layer, backbone.bos_states[layer : layer + 1].to(where), reading=True)
     parts = [backbone.keys_values(backbone.read_layers[layer], bos)]
-    if coming is not None:
-        parts.append(coming.take(at))
+    recalled = coming.take(at) if coming is not None else None
     content = track.short_term.content
     recent = KeysValues(content.keys[at], content.values[at])
     if request.sources is not None:
         kept = torch.isin(track.short_term.provenance.sources, request.sources).nonzero().flatten()
         recent = KeysValues(*(rows[kept.to(rows.device)] for rows in recent))
-    return [*parts, recent]
+    for start, stop in order.runs:
+        rows, first = (recent, order.num_recalled) if recalled is None or start >= order.num_recalled else (recalled, 0)
+        parts.append(KeysValues(*(of_kind[start - first : stop - first] for of_kind in rows)))
+    return parts
 
 
 def _recall_before_reading(weights: Weights, request: ReadRequest) -> Recalled | None:
@@ -233,7 +268,7 @@ def _recall_before_reading(weights: Weights, request: ReadRequest) -> Recalled |
     if request.config.layout != "chunk":
         return None
     track = request.state.tracks[0]
-    if not len(track.long_term) + len(track.pending) or not request.config.recalled_tokens:
+    if not len(track) or not request.config.recalled_tokens:
         return nothing_recalled()
     begin, end = request.query
     ids = torch.tensor(list(request.input_ids[max(begin, end - QUERY_TOKENS) : end]))

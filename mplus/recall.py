@@ -12,7 +12,7 @@ from mplus.config import MemoryConfig
 from mplus.lexical import lexical_match
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Provenance
-from mplus.memory.units import Candidates, Units
+from mplus.memory.units import Candidates, Scored, Units
 from mplus.retriever import LateInteraction, Scorer, choose_units, normalised
 from mplus.weights import Weights
 
@@ -23,8 +23,8 @@ QUERY_TOKENS = 256
 
 RIVALS = 3
 """So many chunks after the most relevant one may be about the same thing, changed later."""
-SAME_WORDS = 0.8
-"""One that says this share, at least, of what the most relevant one says of the question's words is about the same."""
+AS_RELEVANT = 0.75
+"""One with this share, at least, of the most relevant one's relevance (above an average chunk's) is about the same."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,16 @@ class Recalled:
     provenance: Provenance
     relevance: Float[Tensor, " T"]
     """Relevance of the unit each token was recalled with."""
+    order: Int[Tensor, " P"] | None = None
+    """In which order rows of [recalled ; short-term] are read; None: as they stand there."""
 
 
 class Scores(NamedTuple):
     """How every candidate does."""
 
     relevance: Float[Tensor, " U"]
-    said: Float[Tensor, " U"] | None
-    """How much of the question it says in the question's own words; None where words are not compared."""
+    average: float
+    """What one of all there is has on average."""
 
 
 def nothing_recalled() -> Recalled:
@@ -80,60 +82,77 @@ def recall(
         candidates, scores = _shortlisted(scorer, track, config, candidates, normed, words)
     else:
         scores = scores_of(scorer, track.recall_layer, config, candidates, normed, words)
-    relevance, said = scores
-    sizes = candidates.sizes
-    best_first = choose_units(relevance, sizes, budget)
-    goes_on = candidates.goes_on if config.layout == "chunk" else None
-    if goes_on is not None and config.recalled_neighbours and len(best_first):
-        near = neighbours(int(best_first[0]), goes_on, config.recalled_neighbours)
-        best_first = first_fitting([*near, *best_first.tolist()], sizes, budget)
+    sizes, relevance = candidates.sizes, scores.relevance
+    stored = sum(map(len, candidates.units[:2]))  # short-term chunks come after them
+    best_first = choose_units(relevance[:stored], sizes[:stored], budget)
+    if config.layout == "chunk" and config.recalled_neighbours:
+        near = neighbours(int(relevance.argmax()), candidates.goes_on, config.recalled_neighbours)
+        best_first = first_fitting([*(unit for unit in near if unit < stored), *best_first.tolist()], sizes, budget)
     chosen = best_first.sort().values
     index = candidates.take(chosen).tokens()
     provenance = _taken(track, index)
-    # Oldest first; ties in age in descending index order, as the published order has them.
-    order = provenance.ages.argsort(stable=True).flip(0)
-    if goes_on is not None:
-        starts = sizes[chosen].cumsum(0) - sizes[chosen]
-        written = dict(zip(chosen.tolist(), provenance.chunks[starts].tolist(), strict=True))
-        last = standing_last(best_first.tolist(), written, said, goes_on)
-        place = torch.tensor([last.index(unit) + 1 if unit in last else 0 for unit in chosen.tolist()])
-        order = order[place.repeat_interleave(sizes[chosen])[order].argsort(stable=True)]
     shared = relevance[chosen].repeat_interleave(sizes[chosen])
-    return Recalled(index[order], provenance.take(order), shared[order])
+    # Oldest first; ties in age in descending index order, as the published order has them.
+    oldest_first = provenance.ages.argsort(stable=True).flip(0)
+    if config.layout == "token":
+        return Recalled(index[oldest_first], provenance.take(oldest_first), shared[oldest_first])
+    read = torch.cat([chosen, torch.arange(stored, len(candidates))])
+    moved = _moved(candidates, scores, read)
+    # As rows of [chosen ; short-term], both in the order in which they are kept.
+    rows = torch.cat([oldest_first, torch.arange(len(index), len(moved))])
+    rows = rows[moved[rows].argsort(stable=True)]
+    recalled = rows < len(index)
+    order, taken = rows.clone(), rows[recalled]
+    order[recalled] = torch.arange(len(index))
+    return Recalled(index[taken], provenance.take(taken), shared[taken], order)
+
+
+def _moved(candidates: Candidates, scores: Scores, read: Int[Tensor, " u"]) -> Int[Tensor, " P"]:
+    """For each token of what is read 0, or the place of its chunk among those that stand last, from 1 on."""
+    relevance = scores.relevance[read]
+    chunks = torch.cat([pool.provenance.chunks[units.starts] for pool, units in zip(*candidates, strict=True)])
+    best_first = read[relevance.argsort(descending=True, stable=True)].tolist()
+    last = standing_last(
+        best_first,
+        dict(zip(read.tolist(), chunks[read].tolist(), strict=True)),
+        scores.relevance - scores.average,
+        candidates.goes_on,
+    )
+    places = torch.zeros(len(candidates), dtype=torch.int64)
+    places[torch.tensor(last, dtype=torch.int64)] = torch.arange(1, len(last) + 1)
+    return places[read].repeat_interleave(candidates.sizes[read])
 
 
 def standing_last(
     best_first: Sequence[int],
     written: Mapping[int, float],
-    said: Float[Tensor, " U"] | None,
+    relevance: Float[Tensor, " U"],
     goes_on: Bool[Tensor, " U"],
 ) -> list[int]:
     """The chunks that stand nearest to the prompt, in order: where a small reader finds them best.
 
-    The most relevant one with those that were recalled next to it in its text. Where there are none: it alone; or,
-    behind it, the newest of the next best that was written later and is about the same, as a change is. Without words
-    to tell by: the two best.
+    The most relevant one with those that are read next to it in its text. Where there are none: it alone; or,
+    behind it, the newest of the next best that was written later and is about the same, as a change is.
 
     Args:
-        best_first: Recalled chunks, the most relevant first.
+        best_first: Chunks that are read, the most relevant first.
         written: When each was written, as any rising number.
-        said: How much of the question every chunk says in its own words; None: not known.
+        relevance: Of every chunk, above an average one's.
         goes_on: Which chunks go on where the one before them ends.
     """
     if not best_first:
         return []
     best, *others = best_first
-    recalled = set(best_first)
+    read = set(best_first)
     first = last = best
-    while goes_on[first] and first - 1 in recalled:
+    while goes_on[first] and first - 1 in read:
         first -= 1
-    while last + 1 in recalled and goes_on[last + 1]:
+    while last + 1 in read and goes_on[last + 1]:
         last += 1
     if first < last:
         return list(range(first, last + 1))
-    if said is None:
-        return sorted(best_first[:2], key=lambda unit: written[unit])
-    newer = [u for u in others[:RIVALS] if written[u] > written[best] and said[u] >= SAME_WORDS * said[best]]
+    as_relevant = AS_RELEVANT * relevance[best]
+    newer = [u for u in others[:RIVALS] if written[u] > written[best] and relevance[u] >= as_relevant]
     return [best, *sorted(newer, key=lambda unit: written[unit])[-1:]]
 
 
@@ -156,7 +175,7 @@ def neighbours(best: int, goes_on: Bool[Tensor, " U"], reach: int) -> list[int]:
 
 def first_fitting(units: Sequence[int], sizes: Int[Tensor, " U"], budget: int) -> Int[Tensor, " chosen"]:
     """Units in the given order, each once, until one does not fit into the budget."""
-    order = torch.tensor(list(dict.fromkeys(units)))
+    order = torch.tensor(list(dict.fromkeys(units)), dtype=torch.int64)
     return order[sizes[order].cumsum(0) <= budget]
 
 
@@ -196,18 +215,22 @@ def _shortlisted(
     usual = match(sample)
     relevance = match(shortlist) - usual.mean()
     if words is None or not config.lexical_weight:
-        return shortlist, Scores(relevance, None)
+        return shortlist, Scores(relevance, 0.0)
+    unit = config.lexical_weight * spread(usual)
     said = lexical_match(words, shortlist, sample)
-    return shortlist, Scores(relevance + config.lexical_weight * spread(usual) * said, said)
+    return shortlist, Scores(relevance + unit * said, float(unit * lexical_match(words, sample).mean()))
 
 
 def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] | None) -> Candidates:
-    """Every unit that may be recalled, of long-term memory and of what is pending."""
-    stores = (track.long_term, track.pending)
-    units = tuple(store.units(config.layout) for store in stores)
+    """Every unit that may be recalled, of long-term memory and of what is pending; then chunks that are read anyway."""
+    pools: tuple[Scored, ...] = (track.long_term, track.pending)
+    units = (track.long_term.units(config.layout), track.pending.units(config.layout))
+    if config.layout == "chunk":
+        pools = (*pools, track.short_term)
+        units = (*units, Units.of(track.short_term.provenance, config.layout))
     if sources is not None:
-        units = tuple(known.among(store.provenance, sources) for known, store in zip(units, stores, strict=True))
-    return Candidates(stores, units)
+        units = tuple(known.among(pool.provenance, sources) for known, pool in zip(units, pools, strict=True))
+    return Candidates(pools, units)
 
 
 def _taken(track: Track, index: Int[Tensor, " T"]) -> Provenance:
@@ -274,10 +297,9 @@ def scores_of(
     blocks = candidates.blocks(normed.device)
     relevance = scorer.relevance(queries, blocks, len(candidates), goes_on=goes_on).cpu()
     compares_words = isinstance(scorer, LateInteraction) and config.layout == "chunk" and config.lexical_weight
-    if words is None or not compares_words:
-        return Scores(relevance, None)
-    said = lexical_match(words, candidates)
-    return Scores(relevance + config.lexical_weight * spread(relevance) * said, said)
+    if words is not None and compares_words:
+        relevance = relevance + config.lexical_weight * spread(relevance) * lexical_match(words, candidates)
+    return Scores(relevance, float(relevance.mean()))
 
 
 def spread(relevance: Float[Tensor, " U"]) -> float:

@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,9 +7,9 @@ import torch
 from mplus import read
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
-from mplus.prefix import READ_BLOCK_TOKENS, PrefixLayer, SparePrefixes
+from mplus.prefix import READ_BLOCK_TOKENS, Chosen, PrefixLayer, ReadingOrder, SparePrefixes
 from mplus.read import ReadRequest, prefill
-from mplus.recall import first_fitting, neighbours, recall, standing_last
+from mplus.recall import RIVALS, first_fitting, neighbours, recall, standing_last
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 
@@ -123,7 +124,7 @@ def test_a_conversation_goes_on_where_it_was_bit_for_bit(text: str, written: int
     for turn in turns:
         spare = spares.take(pool, None, turn.input_ids)
         if spare is not None:
-            kept.append(spare.kept_tokens(spare.recalled, turn.input_ids))
+            kept.append(spare.kept_tokens(spare.chosen, turn.input_ids))
             spares.keep(spare)
         step = prefill(model.weights, [turn])
         again += [step.logits, step.reading.decode([7])]
@@ -146,21 +147,38 @@ def test_another_recall_or_another_beginning_is_read_anew(text: str, spares: Spa
     step = prefill(model.weights, [long])
     ((chosen,),) = step.reading.recalled
     del step
-    other = chosen.index.flip(0)
+    assert chosen.order is not None
+    order = ReadingOrder(len(chosen.index), chosen.order)
+    same, other = Chosen(chosen.index, order), Chosen(chosen.index.flip(0), order)
+    moved = Chosen(chosen.index, replace(order, rows=order.rows.flip(0)))
     spare = spares.take(pool, other, long.input_ids)
     assert spare is not None
     assert spare.kept_tokens(other, long.input_ids) == 0
+    assert spare.kept_tokens(moved, long.input_ids) == 0
     assert spare.kept_tokens(None, long.input_ids) == 0, "every layer chooses for itself"
-    assert spare.kept_tokens(chosen.index, long.input_ids) > 0
-    assert spare.kept_tokens(chosen.index, [1, *long.input_ids]) == 0
-    assert spare.kept_tokens(chosen.index, long.input_ids[:READ_BLOCK_TOKENS]) == 0, "one token is left to be read"
+    assert spare.kept_tokens(same, long.input_ids) > 0
+    assert spare.kept_tokens(same, [1, *long.input_ids]) == 0
+    assert spare.kept_tokens(same, long.input_ids[:READ_BLOCK_TOKENS]) == 0, "one token is left to be read"
+
+
+def test_what_two_reading_orders_share_are_short_term_tokens_at_the_same_places() -> None:
+    order = ReadingOrder(4, torch.tensor([0, 1, 4, 5, 6, 9, 2, 3, 7, 8]))
+    assert order.runs == [(0, 2), (4, 7), (9, 10), (2, 4), (7, 9)]
+    assert ReadingOrder(2, torch.arange(5)).runs == [(0, 2), (2, 5)], "recalled and short-term rows are kept apart"
+    assert ReadingOrder(0, torch.arange(0)).runs == [] and ReadingOrder(0, torch.arange(3)).runs == [(0, 3)]
+    assert order.shared(order) == [False, True, True, False, True], "recalled rows are others each time"
+    fewer = ReadingOrder(3, torch.tensor([0, 1, 3, 4, 5, 6, 2, 7, 8, 9]))  # the same short-term row is numbered 1 less
+    assert order.shared(fewer) == [False, True, False, False, False]
+    assert order.shared(ReadingOrder(4, order.rows[:-1])) == [False] * 5, "all that stands behind has moved"
 
 
 def test_two_users_never_share_what_a_read_left(model: MPlus, spares: SparePrefixes) -> None:
     one, other = model.new_memory(), model.new_memory()
     prefill(model.weights, [request(model, one, QUESTION * 20)])
     asked = request(model, other, QUESTION * 20)
-    assert spares.take(other.state.tracks[0].short_term, torch.empty(0, dtype=torch.int64), asked.input_ids) is None
+    nothing = torch.empty(0, dtype=torch.int64)
+    chosen = Chosen(nothing, ReadingOrder(0, nothing))
+    assert spares.take(other.state.tracks[0].short_term, chosen, asked.input_ids) is None
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
@@ -224,7 +242,8 @@ def test_a_read_equals_attention_over_recomputed_prefix(text: str) -> None:
     one = request(model, memory)
     step = prefill(model.weights, [one], all_logits=True)
     (chosen,) = step.reading.recalled[0]
-    assert len(chosen.index) > 0
+    assert len(chosen.index) > 0 and chosen.order is not None
+    assert not torch.equal(chosen.order, torch.arange(len(chosen.order))), "what is not moved tests less"
     track = memory.state.tracks[0]
     stores = torch.cat([track.long_term.row, track.pending.row])
     assert len(stores) == len(track.long_term) + len(track.pending)
@@ -242,6 +261,7 @@ def test_a_read_equals_attention_over_recomputed_prefix(text: str) -> None:
                 states.append(pool.content(torch.tensor([at]), torch.float32, track.devices).states[layer])
             states.append(track.short_term.content.states[layer])
             prefix = torch.cat(states)
+            prefix = torch.cat([prefix[:1], prefix[1:][chosen.order]])
             block = backbone.model.model.layers[layer]
             rows = torch.cat([prefix, hidden])
             n = block.input_layernorm(rows)
@@ -275,55 +295,77 @@ def test_a_read_changes_nothing_that_a_read_could_see(model: MPlus, text: str) -
     assert torch.equal(prefill(model.weights, [request(model, memory)]).logits, first)
 
 
+def chunks_read(model: MPlus, asked: ReadRequest) -> list[int]:
+    """Serials of all chunks that a read reads, in that order."""
+    (chosen,) = prefill(model.weights, [asked]).reading.recalled[0]
+    recent = asked.state.tracks[0].short_term.provenance.chunks
+    chunks = torch.cat([chosen.provenance.chunks, recent])
+    assert chosen.order is not None
+    assert torch.equal(chosen.order.sort().values, torch.arange(len(chunks))), "everything is read once"
+    return chunks[chosen.order].unique_consecutive().tolist()
+
+
 @pytest.mark.parametrize("words", [True, False])
-def test_recalled_tokens_are_whole_chunks_oldest_first_but_the_best_last(model: MPlus, text: str, words: bool) -> None:
+@pytest.mark.parametrize("recent", [False, True])
+def test_whole_chunks_are_read_oldest_first_but_the_best_last(
+    model: MPlus, text: str, words: bool, recent: bool
+) -> None:
+    """In whatever pool the best is: what search ranks first stands last, or before a newer one as relevant."""
     config = TINY.model_copy(update={"recalled_tokens": 160, "lexical_weight": 4.0 if words else 0.0})
     memory = model.new_memory(config=config)
-    for place in range(0, len(text), 30):  # notes of one chunk each, so that none has neighbours
-        model.write(memory, text[place : place + 30], source=f"note {place}")
-    (chosen,) = prefill(model.weights, [request(model, memory)]).reading.recalled[0]
-    ages = chosen.provenance.ages
-    assert 0 < len(ages) <= config.recalled_tokens
-    runs = chosen.provenance.chunks.unique_consecutive()
-    assert len(runs) == len(chosen.provenance.chunks.unique()) > 2
-    relevance = [float(chosen.relevance[chosen.provenance.chunks == run][0]) for run in runs]
-    ranked = sorted(relevance, reverse=True)
-    if words:  # the best last, or before a later one that says the same
-        assert ranked[0] in relevance[-2:]
-    else:
-        assert sorted(relevance[-2:], reverse=True) == ranked[:2]
-    count = 1 if relevance[-1] == ranked[0] and words else 2
-    first = runs[:-count]
-    assert bool((first[:-1] < first[1:]).all())
-    assert count == 1 or runs[-2] < runs[-1]
-    track = memory.state.tracks[0]
-    every = torch.cat([track.long_term.provenance.chunks, track.pending.provenance.chunks])
+    notes = [text[place : place + 30] for place in range(0, len(text), 30)]
+    notes.insert(len(notes) - 1 if recent else 3, QUESTION)
+    for place, note in enumerate(notes):  # of one chunk each, so that none has neighbours
+        model.write(memory, note, source=f"note {place}")
+    asked = request(model, memory)
+    read = chunks_read(model, asked)
+    assert len(read) == len(set(read)) > 4
+    (chosen,) = prefill(model.weights, [asked]).reading.recalled[0]
+    assert 0 < len(chosen.index) <= config.recalled_tokens
+    track = asked.state.tracks[0]
+    pools = (track.long_term, track.pending, track.short_term)
+    chunks, sources = (
+        torch.cat([getattr(pool.provenance, name) for pool in pools]) for name in ("chunks", "sources")
+    )
     for chunk in chosen.provenance.chunks.unique():
-        assert (chosen.provenance.chunks == chunk).sum() == (every == chunk).sum()
+        assert (chosen.provenance.chunks == chunk).sum() == (chunks == chunk).sum()
+    found = model.search(memory, QUESTION, limit=None)
+    relevance = {one.source: one.relevance for one in found}
+    names = [asked.state.sources[int(sources[chunks == chunk][0])].name for chunk in read]
+    best = max(names, key=lambda name: relevance[name])
+    assert best == found[0].source, "what search finds first is read"
+    assert (chunks[torch.isin(chunks, track.short_term.provenance.chunks)] == read[names.index(best)]).any() == recent
+    last = [best] if names[-1] == best else names[-2:]
+    assert last[0] == best
+    if len(last) == 2:
+        assert read[-2] < read[-1]
+        assert last[1] in sorted(names, key=lambda name: -relevance[name])[1 : 1 + RIVALS]
+    assert read[: -len(last)] == sorted(read[: -len(last)])
 
 
-def test_a_later_chunk_that_says_the_same_of_the_question_stands_behind_the_best_one() -> None:
+def test_a_later_chunk_as_relevant_stands_behind_the_best_one() -> None:
     written = {4: 1.0, 7: 2.0, 9: 3.0, 5: 4.0, 6: 5.0, 2: 9.0}
-    said = torch.zeros(10)
-    said[4], said[7], said[9], said[5], said[2] = 1.0, 0.2, 0.85, 0.9, 1.0
+    relevance = torch.zeros(10)
+    relevance[4], relevance[7], relevance[9], relevance[5], relevance[2] = 1.0, 0.7, 0.8, 0.76, 0.76
     alone = torch.zeros(10, dtype=torch.bool)
-    assert standing_last([4, 7], written, said, alone) == [4], "later, but about something else"
-    assert standing_last([4, 7, 9], written, said, alone) == [4, 9], "its change"
-    assert standing_last([4, 7, 9, 5], written, said, alone) == [4, 5], "the newest change counts"
-    assert standing_last([4, 7, 9, 5, 2], written, said, alone) == [4, 5], (
+    assert standing_last([4, 7], written, relevance, alone) == [4], "later, but about something else"
+    assert standing_last([4, 9, 7], written, relevance, alone) == [4, 9], "its change"
+    assert standing_last([4, 9, 5, 7], written, relevance, alone) == [4, 5], "the newest change counts"
+    assert standing_last([4, 9, 5, 7, 2], written, relevance, alone) == [4, 5], (
         "what is not among the next best is no change"
     )
-    assert standing_last([5, 4, 9], written, said, alone) == [5], "what was said before stays before"
-    assert standing_last([7, 4, 9], written, None, alone) == [4, 7], "nothing to tell by: the two best"
-    assert standing_last([], written, None, alone) == []
+    assert standing_last([5, 4, 7], written, relevance, alone) == [5], "what was said before stays before"
+    assert standing_last([], written, relevance, alone) == []
+    assert standing_last([4, 7], written, relevance - 1, alone) == [4], "nothing is as relevant as an average chunk"
     one_text = torch.tensor([n in (4, 5, 6) for n in range(10)])  # 3 to 6
-    assert standing_last([4, 9, 5], written, said, one_text) == [4, 5], "what stands next to it in its text"
-    assert standing_last([4, 9, 6], written, said, one_text) == [4, 9], "6 is not next to 4"
+    assert standing_last([4, 9, 5], written, relevance, one_text) == [4, 5], "what stands next to it in its text"
+    assert standing_last([4, 9, 6], written, relevance, one_text) == [4, 9], "6 is not next to 4"
 
 
 @pytest.mark.default_model
-def test_a_change_stands_behind_what_it_changes(default_model: MPlus) -> None:
-    """Said in two notes among others about much the same things."""
+@pytest.mark.parametrize("fillers", [0, 3, 40])
+def test_a_change_stands_behind_what_it_changes(default_model: MPlus, fillers: int) -> None:
+    """Said in two notes among others about much the same things; both, one or none still in short-term memory."""
     memory = default_model.new_memory()
     notes = [
         "My bank password is maple44.",
@@ -332,12 +374,14 @@ def test_a_change_stands_behind_what_it_changes(default_model: MPlus) -> None:
         "My laptop password has changed; it is velvet31 now.",
         "The code of my safe is 4711.",
     ]
-    for place, note in enumerate([*notes, *(f"Filler {n}: the weather was calm by the sea." for n in range(40))]):
+    for place, note in enumerate([*notes, *(f"Filler {n}: the weather was calm by the sea." for n in range(fillers))]):
         default_model.write(memory, note, source=f"note {place}")
     asked = default_model.read_request(memory, [{"role": "user", "content": "What is my bank password?"}])
-    (chosen,) = prefill(default_model.weights, [asked]).reading.recalled[0]
-    names = [memory.state.sources[int(s)].name for s in chosen.provenance.sources.unique_consecutive()]
-    assert names[-1] == "note 2", "not the newer laptop's"
+    assert chunks_read(default_model, asked)[-1] == 2, "not the newer laptop's"
+
+
+ELSE = "Quite another thing happened then, somewhere else. "
+"""Says no word of the question."""
 
 
 def test_the_best_chunk_comes_with_its_neighbours_of_the_same_text_and_they_stand_last(model: MPlus, text: str) -> None:
@@ -348,11 +392,13 @@ def test_the_best_chunk_comes_with_its_neighbours_of_the_same_text_and_they_stan
         memory = model.new_memory(config=plain.model_copy(update={"recalled_neighbours": reach}))
         for start in range(0, len(text), 200):
             model.write(memory, text[start : start + 200], source=f"part {start}")
-        (chosen,) = prefill(model.weights, [request(model, memory)]).reading.recalled[0]
+        model.write(memory, ELSE * 2, source="else")
+        asked = request(model, memory)
+        (chosen,) = prefill(model.weights, [asked]).reading.recalled[0]
         assert len(chosen.index) <= plain.recalled_tokens
-        found[reach] = chosen.provenance.chunks.unique_consecutive().tolist()
-        track = memory.state.tracks[0]
-        known = [pool.provenance for pool in (track.long_term, track.pending)]
+        found[reach] = chunks_read(model, asked)
+        pools = (asked.state.tracks[0].long_term, asked.state.tracks[0].pending, asked.state.tracks[0].short_term)
+        known = [pool.provenance for pool in pools]
         sources = {int(c): int(s) for one in known for c, s in zip(one.chunks, one.sources, strict=True)}
         if not reach:
             relevance = {int(c): float(r) for c, r in zip(chosen.provenance.chunks, chosen.relevance, strict=True)}
@@ -367,16 +413,25 @@ def test_the_best_chunk_comes_with_its_neighbours_of_the_same_text_and_they_stan
     assert found[1] != found[2]
 
 
-def test_what_was_recalled_next_to_the_best_chunk_stands_with_it(model: MPlus, text: str) -> None:
+@pytest.mark.parametrize("after", ["", ELSE * 2])
+def test_what_is_read_next_to_the_best_chunk_stands_with_it(model: MPlus, text: str, after: str) -> None:
+    """Of a text that short-term memory still holds the end of, and of one that has left it."""
     memory = model.new_memory(config=TINY.model_copy(update={"recalled_tokens": 320}))
     model.write(memory, text, source="a")
-    (chosen,) = prefill(model.weights, [request(model, memory)]).reading.recalled[0]
-    runs = chosen.provenance.chunks.unique_consecutive().tolist()
+    if after:
+        model.write(memory, after, source="else")
+    asked = request(model, memory)
+    read = chunks_read(model, asked)
+    (chosen,) = prefill(model.weights, [asked]).reading.recalled[0]
     relevance = {int(c): float(r) for c, r in zip(chosen.provenance.chunks, chosen.relevance, strict=True)}
     best = max(relevance, key=lambda chunk: relevance[chunk])
-    beside = [chunk for chunk in (best - 1, best, best + 1) if chunk in runs]
+    recent = asked.state.tracks[0].short_term.provenance.chunks
+    if read[-1] == int(recent[-1]):  # the best is among the last that were written: all is as it was written
+        assert not after and read == sorted(read)
+        return
+    beside = [chunk for chunk in (best - 1, best, best + 1) if chunk in read]
     assert len(beside) > 1, "a question whose best chunk stands alone tests nothing"
-    assert runs[-len(beside) :] == beside
+    assert read[-len(beside) :] == beside
 
 
 def test_neighbours_end_where_the_text_does() -> None:
@@ -387,6 +442,7 @@ def test_neighbours_end_where_the_text_does() -> None:
     assert neighbours(0, goes_on, 0) == [0]
     sizes = torch.tensor([8, 8, 8, 8, 8, 8, 8])
     assert first_fitting([1, 0, 2, 5, 1, 4], sizes, 34).tolist() == [1, 0, 2, 5]
+    assert first_fitting([], sizes, 34).tolist() == []
 
 
 @pytest.mark.parametrize("scorer", ["late", "attention"])

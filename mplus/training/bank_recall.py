@@ -1,6 +1,6 @@
 """Recall over a bank of encoded texts, scored as a read will score it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -45,7 +45,7 @@ class BankRecall:
 
     @torch.no_grad()
     def scores(self, text: str) -> Scores:
-        """Relevance of every chunk to a question read alone, and how much of it each says in its own words."""
+        """Relevance of every chunk to a question read alone."""
         normed, words = self._question(text)
         return scores_of(self._scorer, self._layer, self._bank.config, self._candidates, normed, words)
 
@@ -77,17 +77,18 @@ class BankRecall:
         return first_fitting([*near, *chosen], self.sizes, budget).tolist()
 
     def laid_out(
-        self, recalled: Sequence[int], written: Mapping[int, float], said: Float[Tensor, " U"] | None
+        self, read: Collection[int], written: Mapping[int, float], relevance: Float[Tensor, " U"]
     ) -> list[int]:
-        """Recalled chunks, given best first, as a read lays them out.
+        """Chunks as a read lays them out, recalled and recent ones alike.
 
         Args:
-            recalled: Chunks that a question recalled.
+            read: The chunks.
             written: When each was written; chunks of one text at one time.
-            said: How much of the question each chunk says in its own words.
+            relevance: Of every chunk of the bank.
         """
-        last = standing_last(recalled, written, said, self.goes_on)
-        return [*sorted(set(recalled) - set(last), key=lambda c: (written[c], c)), *last]
+        best_first = sorted(read, key=lambda c: -float(relevance[c]))
+        last = standing_last(best_first, written, relevance - relevance.mean(), self.goes_on)
+        return [*sorted(set(read) - set(last), key=lambda c: (written[c], c)), *last]
 
     def best(self, text: str, budget: int, allowed: Tensor | None = None) -> list[int]:
         """The most relevant chunks that fit into a budget of tokens, at least one; best first."""

@@ -14,8 +14,10 @@ Kinds of samples, drawn at random:
 """
 
 import random
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -61,6 +63,8 @@ BUDGETS = (128, 192, 256, 256, 256)
 """Tokens recalled: mostly as many as the default model recalls."""
 RECENT = (0, 64, 128, 128)
 """Tokens of short-term memory, likewise."""
+OWN_RECENT = 0.25
+"""So many questions of a person are asked while short-term memory is full of what that person said last."""
 
 
 @dataclass
@@ -103,7 +107,7 @@ class Samples:
         self._everything = BankRecall(bank, self.scorer, self.layer)
         private = {text for _, texts in self.people for text in texts}
         self._private = torch.tensor([owner in private for owner in bank.owner])
-        self._matches: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._relevance: dict[str, Tensor] = {}
         self._texts = {p: "".join(bank.texts[c] for c in bank.chunks_of[p]) for p in self.passages}
 
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
@@ -186,9 +190,7 @@ class Samples:
         gold = gold_chunks(bank, question) or [c for t in question.passages for c in bank.chunks_of[t]]
         if rng.random() < wrong:
             spared = {c for t in question.passages for c in bank.chunks_of[t]} | set(gold)
-            recalled = [c for c in self._recall(question.text, own, rng) if c not in spared]
-            recalled = [c for c in recalled if not _holds(bank, c, question)]
-            return self._said(rng, self._prefix(rng, question.text, recalled, own, spared), question, known=False)
+            return self._unanswered(rng, question, self._recall(question.text, own, rng), own, spared)
         if not own and rng.random() < 0.3:
             # A memory of little more than the passage, most of which is then read.
             texts = [*question.passages, *rng.sample(list(self.passages), rng.choice([0, 0, 1, 2, 4]))]
@@ -201,16 +203,23 @@ class Samples:
             text = rng.choice(question.passages)
             recalled = [c for c in self._recall(question.text, own, rng) if c not in bank.chunks_of[text]]
             recent = [*self._random_chunks(rng, 96), *bank.chunks_of[text], *self._random_chunks(rng, 96)]
-            return self._said(rng, (*self._ordered(rng, question.text, recalled, own), *recent), question, known=True)
+            return self._said(rng, self._ordered(rng, question.text, recalled, own, recent), question, known=True)
         recalled = self._recall(question.text, own, rng)
         if not any(c in recalled for c in gold):
             if own and rng.random() < 0.25:
-                recalled = [c for c in recalled if not _holds(bank, c, question)]
-                return self._said(rng, self._prefix(rng, question.text, recalled, own), question, known=False)
+                return self._unanswered(rng, question, recalled, own, set(gold))
             recalled = [*self._needed(question, gold), *recalled[:-1]]
         elif len(question.passages) > 1:
             recalled = list(dict.fromkeys([*self._needed(question, gold), *recalled]))
         return self._said(rng, self._prefix(rng, question.text, recalled, own), question, known=True)
+
+    def _unanswered(
+        self, rng: random.Random, question: Question, recalled: Sequence[int], own: Sequence[int], spared: set[int]
+    ) -> Sample:
+        """A question that nothing which is read answers, declined."""
+        spared = spared | {c for c in (*recalled, *own) if _holds(self.bank, c, question)}
+        recalled = [c for c in recalled if c not in spared]
+        return self._said(rng, self._prefix(rng, question.text, recalled, own, spared), question, known=False)
 
     def _needed(self, question: Question, gold: Sequence[int]) -> list[int]:
         if len(question.passages) > 1:  # said first and changed later: both are needed
@@ -244,7 +253,7 @@ class Samples:
 
     def _best(self, text: str, chunks: Sequence[int], budget: int) -> list[int]:
         """Of some chunks the most relevant ones that fit into a budget, at least one; best first."""
-        match = self._scores(text)[0].tolist()
+        match = self._scores(text).tolist()
         chosen: list[int] = []
         size = 0
         for chunk in sorted(chunks, key=lambda c: -match[c])[:40]:
@@ -254,12 +263,11 @@ class Samples:
             chosen.append(chunk)
         return chosen
 
-    def _scores(self, text: str) -> tuple[Tensor, Tensor | None]:
-        """How well every chunk matches a question, as recall will score it, and how much of its words each says."""
-        if text not in self._matches:
-            relevance, said = self._everything.scores(text)
-            self._matches[text] = relevance.half(), None if said is None else said.half()
-        return self._matches[text]
+    def _scores(self, text: str) -> Tensor:
+        """How well every chunk matches a question, as recall will score it."""
+        if text not in self._relevance:
+            self._relevance[text] = self._everything.relevance(text).half()
+        return self._relevance[text]
 
     def _prefix(
         self,
@@ -267,24 +275,29 @@ class Samples:
         text: str,
         recalled: Sequence[int],
         own: Sequence[int],
-        spared: set[int] | None = None,
+        spared: Collection[int] = (),
     ) -> list[int]:
-        """Chunks recalled for a question, then some recent ones."""
+        """Chunks recalled for a question and some recent ones, as a read lays them out."""
         recent = self._random_chunks(rng, rng.choice(RECENT))
-        taken = {*recalled, *(spared or ())}
-        return [*self._ordered(rng, text, recalled, own), *(c for c in recent if c not in taken)]
+        if own and rng.random() < OWN_RECENT:
+            filled = list(accumulate(len(self.bank.input_ids[c]) for c in reversed(own)))
+            recent = list(own[len(own) - bisect_right(filled, max(RECENT)) :])
+        return self._ordered(rng, text, recalled, own, [c for c in recent if c not in spared])
 
-    def _ordered(self, rng: random.Random, text: str, recalled: Sequence[int], own: Sequence[int]) -> list[int]:
-        """As a read of a question lays recalled chunks out: oldest first, but the best last.
+    def _ordered(
+        self, rng: random.Random, text: str, recalled: Sequence[int], own: Sequence[int], recent: Sequence[int]
+    ) -> list[int]:
+        """As a read of a question lays chunks out: oldest first, but the best last.
 
-        When what was written is not known: texts in a random order, own texts in theirs.
+        When what is recalled was written is not known: texts in a random order, own texts in theirs.
         """
         rank = {owner: rng.random() for owner in {self.bank.owner[c] for c in recalled}}
         mine = sorted(rank[self.bank.owner[c]] for c in set(own) & set(recalled))
         for chunk, place in zip(sorted(set(own) & set(recalled)), mine, strict=True):
             rank[self.bank.owner[chunk]] = place
         written = {c: rank[self.bank.owner[c]] for c in recalled}
-        return self._everything.laid_out(recalled, written, self._scores(text)[1])
+        written |= {c: 1.0 + place for place, c in enumerate(recent)}
+        return self._everything.laid_out(written.keys(), written, self._scores(text).float())
 
     def _random_chunks(self, rng: random.Random, budget: int) -> list[int]:
         """A run of neighbouring chunks that belong to nobody."""

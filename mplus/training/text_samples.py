@@ -149,14 +149,14 @@ class TextSamples:
     def _prefix(
         self, rng: random.Random, text: str, recalled: Sequence[int], without: Question | None = None
     ) -> list[int]:
-        """Recalled chunks as a read lays them out, had their texts been written in a random order; some recent ones."""
+        """Recalled chunks, had their texts been written in a random order, and some recent ones, as a read has them."""
         written = {owner: rng.random() for owner in {self.bank.owner[c] for c in recalled}}
-        said = self._scores.scores(text).said
-        ordered = self._scores.laid_out(recalled, {c: written[self.bank.owner[c]] for c in recalled}, said)
-        recent = [c for c in self._neighbours(rng, rng.choice(RECENT_TOKENS)) if c not in set(recalled)]
+        recent = self._neighbours(rng, rng.choice(RECENT_TOKENS))
         if without is not None:
             recent = [c for c in recent if not self._holds(c, without)]
-        return [*ordered, *recent]
+        when = {c: written[self.bank.owner[c]] for c in recalled}
+        when |= {c: 1.0 + place for place, c in enumerate(recent) if c not in when}
+        return self._scores.laid_out(when.keys(), when, self._scores.relevance(text))
 
     def _neighbours(self, rng: random.Random, budget: int) -> list[int]:
         """Chunks that stand together, from as many texts as fill the budget."""

@@ -129,11 +129,15 @@ def test_training_lays_chunks_out_as_a_read_does(model: MPlus) -> None:
     recall = BankRecall(bank, model.weights.scorers["late"], 1)
     assert bank.owner == [0, 1, 2, 2, 2, 3]
     written = {0: 0.1, 1: 0.5, 2: 0.9, 3: 0.9, 4: 0.9, 5: 0.3}  # the long one last
-    assert recall.laid_out([3, 2, 4, 0, 1], written, None) == [0, 1, 2, 3, 4], "the best with its neighbours"
-    assert recall.laid_out([2, 3, 1, 0], written, None) == [0, 1, 2, 3]
-    assert recall.laid_out([0, 2, 5], written, None) == [5, 0, 2], "no neighbours: the two best"
-    assert recall.laid_out([0, 2, 3], written, torch.ones(6)) == [2, 0, 3], "the newest that says the same"
-    assert recall.laid_out([0], written, None) == [0] and recall.laid_out([], written, None) == []
+    relevance = torch.tensor([0.9, 0.6, 0.7, 1.0, 0.65, 0.1])
+    assert recall.laid_out([3, 2, 4, 0, 1], written, relevance) == [0, 1, 2, 3, 4], "the best with its neighbours"
+    relevance = torch.tensor([1.0, 0.5, -0.5, -0.5, -0.5, 0.0])
+    assert recall.laid_out([0, 1, 5], written, relevance) == [5, 1, 0], "the best alone"
+    relevance[1] = 0.9
+    assert recall.laid_out([0, 1, 5], written, relevance) == [5, 0, 1], "before what is newer and as relevant"
+    relevance[5] = 0.9
+    assert recall.laid_out([0, 1, 5], written, relevance) == [5, 0, 1], "the newest such"
+    assert recall.laid_out([0], written, relevance) == [0] and recall.laid_out([], written, relevance) == []
 
 
 def test_batches_hold_what_was_drawn_and_can_be_drawn_again(model: MPlus) -> None:
