@@ -82,45 +82,50 @@ def recall(
         candidates, scores = _shortlisted(scorer, track, config, candidates, normed, words)
     else:
         scores = scores_of(scorer, track.recall_layer, config, candidates, normed, words)
-    sizes, relevance = candidates.sizes, scores.relevance
-    stored = sum(map(len, candidates.units[:2]))  # short-term chunks come after them
-    best_first = choose_units(relevance[:stored], sizes[:stored], budget)
-    if config.layout == "chunk" and config.recalled_neighbours:
-        near = neighbours(int(relevance.argmax()), candidates.goes_on, config.recalled_neighbours)
-        best_first = first_fitting([*(unit for unit in near if unit < stored), *best_first.tolist()], sizes, budget)
-    chosen = best_first.sort().values
+    chosen = _chosen(candidates, scores.relevance, config)
     index = candidates.take(chosen).tokens()
     provenance = _taken(track, index)
-    shared = relevance[chosen].repeat_interleave(sizes[chosen])
+    relevance = scores.relevance[chosen].repeat_interleave(candidates.sizes[chosen])
     # Oldest first; ties in age in descending index order, as the published order has them.
-    oldest_first = provenance.ages.argsort(stable=True).flip(0)
+    oldest = provenance.ages.argsort(stable=True).flip(0)
+    recalled = Recalled(index[oldest], provenance.take(oldest), relevance[oldest])
     if config.layout == "token":
-        return Recalled(index[oldest_first], provenance.take(oldest_first), shared[oldest_first])
-    read = torch.cat([chosen, torch.arange(stored, len(candidates))])
-    moved = _moved(candidates, scores, read)
-    # As rows of [chosen ; short-term], both in the order in which they are kept.
-    rows = torch.cat([oldest_first, torch.arange(len(index), len(moved))])
-    rows = rows[moved[rows].argsort(stable=True)]
-    recalled = rows < len(index)
-    order, taken = rows.clone(), rows[recalled]
-    order[recalled] = torch.arange(len(index))
-    return Recalled(index[taken], provenance.take(taken), shared[taken], order)
+        return recalled
+    place = _place(candidates, scores, chosen)
+    return _laid_out(recalled, torch.cat([place[oldest], place[len(oldest) :]]))
 
 
-def _moved(candidates: Candidates, scores: Scores, read: Int[Tensor, " u"]) -> Int[Tensor, " P"]:
-    """For each token of what is read 0, or the place of its chunk among those that stand last, from 1 on."""
-    relevance = scores.relevance[read]
+def _chosen(candidates: Candidates, relevance: Float[Tensor, " U"], config: MemoryConfig) -> Int[Tensor, " chosen"]:
+    """The long-term and pending units that are recalled, in ascending order."""
+    sizes, stored = candidates.sizes, sum(map(len, candidates.units[:2]))
+    best_first = choose_units(relevance[:stored], sizes[:stored], config.recalled_tokens)
+    if config.layout == "chunk" and config.recalled_neighbours:
+        near = neighbours(int(relevance.argmax()), candidates.goes_on, config.recalled_neighbours)
+        brought = [unit for unit in near if unit < stored]
+        best_first = first_fitting([*brought, *best_first.tolist()], sizes, config.recalled_tokens)
+    return best_first.sort().values
+
+
+def _place(candidates: Candidates, scores: Scores, chosen: Int[Tensor, " chosen"]) -> Int[Tensor, " P"]:
+    """Of each token of [chosen ; short-term]: 0, or the place of its chunk among those that stand last, from 1 on."""
+    short_term = torch.arange(sum(map(len, candidates.units[:2])), len(candidates))
+    read = torch.cat([chosen, short_term])
+    best_first = read[scores.relevance[read].argsort(descending=True, stable=True)].tolist()
     chunks = torch.cat([pool.provenance.chunks[units.starts] for pool, units in zip(*candidates, strict=True)])
-    best_first = read[relevance.argsort(descending=True, stable=True)].tolist()
-    last = standing_last(
-        best_first,
-        dict(zip(read.tolist(), chunks[read].tolist(), strict=True)),
-        scores.relevance - scores.average,
-        candidates.goes_on,
-    )
-    places = torch.zeros(len(candidates), dtype=torch.int64)
-    places[torch.tensor(last, dtype=torch.int64)] = torch.arange(1, len(last) + 1)
-    return places[read].repeat_interleave(candidates.sizes[read])
+    written = dict(zip(read.tolist(), chunks[read].tolist(), strict=True))
+    last = standing_last(best_first, written, scores.relevance - scores.average, candidates.goes_on)
+    place = torch.zeros(len(candidates), dtype=torch.int64)
+    place[torch.tensor(last, dtype=torch.int64)] = torch.arange(1, len(last) + 1)
+    return place[read].repeat_interleave(candidates.sizes[read])
+
+
+def _laid_out(recalled: Recalled, place: Int[Tensor, " P"]) -> Recalled:
+    """What was recalled, in the order in which it and short-term memory are read: by place, else as it stands."""
+    order = place.argsort(stable=True)
+    from_recall = order < len(recalled.index)
+    taken = order[from_recall]
+    order[from_recall] = torch.arange(len(taken))
+    return Recalled(recalled.index[taken], recalled.provenance.take(taken), recalled.relevance[taken], order)
 
 
 def standing_last(

@@ -324,9 +324,7 @@ def test_whole_chunks_are_read_oldest_first_but_the_best_last(
     assert 0 < len(chosen.index) <= config.recalled_tokens
     track = asked.state.tracks[0]
     pools = (track.long_term, track.pending, track.short_term)
-    chunks, sources = (
-        torch.cat([getattr(pool.provenance, name) for pool in pools]) for name in ("chunks", "sources")
-    )
+    chunks, sources = (torch.cat([getattr(pool.provenance, name) for pool in pools]) for name in ("chunks", "sources"))
     for chunk in chosen.provenance.chunks.unique():
         assert (chosen.provenance.chunks == chunk).sum() == (chunks == chunk).sum()
     found = model.search(memory, QUESTION, limit=None)
