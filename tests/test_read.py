@@ -361,7 +361,7 @@ def test_a_later_chunk_as_relevant_stands_behind_the_best_one() -> None:
 
 
 @pytest.mark.default_model
-@pytest.mark.parametrize("fillers", [0, 3, 40])
+@pytest.mark.parametrize("fillers", [0, 3, 20])
 def test_a_change_stands_behind_what_it_changes(default_model: MPlus, fillers: int) -> None:
     """Said in two notes among others about much the same things; both, one or none still in short-term memory."""
     memory = default_model.new_memory()
