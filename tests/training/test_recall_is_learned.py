@@ -75,7 +75,7 @@ class Notes:
         number = rng.randrange(len(self.told))
         key, box = self.told[number]
         others = [rng.randrange(len(self.told), len(self.bank.chunks_of)) for _ in range(rng.randint(1, 4))]
-        chunks = tuple(self.bank.chunks_of[text][0] for text in (number, *others))
+        chunks = tuple(self.bank.chunks_of[text][0] for text in (*others, number))  # as a read lays them out
         asked = encode_inert(self.tokenizer, question(key))
         return Sample(chunks, (*asked, *encode_inert(self.tokenizer, box)), len(asked))
 
