@@ -1,4 +1,4 @@
-"""The prefix of a read, layer by layer: [bos ; recalled ; short-term] as ready keys and values in a cache."""
+"""The prefix of a read, layer by layer: bos, recalled and short-term tokens as ready keys and values in a cache."""
 
 import threading
 from collections.abc import Collection, Sequence

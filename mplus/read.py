@@ -140,6 +140,8 @@ class _Prefixes:
         self._coming: list[RecalledRows | None] = [None] * len(requests)
         self._orders = [ReadingOrder(0, torch.empty(0, dtype=torch.int64))] * len(requests)
         self._read_in: list[ReadingOrder] = []
+        self._standing: list[int] = []
+        """Parts of the only prefix that an earlier read has left at their places."""
         self.recalled: list[list[Recalled]] = [[] for _ in requests]
         """Per row, what each track recalled."""
         self.alone = requests[0] if len(requests) == 1 and requests[0].sources is None else None
@@ -179,6 +181,9 @@ class _Prefixes:
                 self.recalled[row].append(chosen)
                 self._coming[row] = None if whole else _rows(self._weights, track, chosen)
                 self._orders[row] = _order(request, track, chosen)
+                if self._spare is not None:
+                    shared = self._orders[row].shared(self._spare.orders[index])
+                    self._standing = [0, *(number for number, is_shared in enumerate(shared, start=1) if is_shared)]
             if not whole:
                 coming, order = self._coming[row], self._orders[row]
                 prefixes.append(_prefix(self._weights, request, track, at, index, coming, order))
@@ -187,12 +192,8 @@ class _Prefixes:
         if self._spare is not None and whole:
             return self._spare.layer(index, self.kept_tokens)
         rotation = self._rotation(max(map(length_of, prefixes)), hidden.device)
-        backbone = self._weights.backbone
-        if self._spare is None:
-            return prefix_layer(backbone, prefixes, self._longest, rotation, None)
-        shared = self._orders[0].shared(self._spare.orders[index])
-        standing = [0, *(number for number, is_shared in enumerate(shared, start=1) if is_shared)]
-        return prefix_layer(backbone, prefixes, self._longest, rotation, self._spare.layer(index, 0), standing)
+        spare = self._spare.layer(index, 0) if self._spare is not None else None
+        return prefix_layer(self._weights.backbone, prefixes, self._longest, rotation, spare, self._standing)
 
     def left_by(self, layers: Sequence[PrefixLayer]) -> SparePrefix:
         """What the next read may have of layers that now hold prefix and prompt."""
