@@ -1,6 +1,7 @@
 """A run for the default layout: the projection that recall scores with, the read adapter, the comparison scorer."""
 
 import hashlib
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,19 +36,31 @@ Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 
 TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=300)
 REQUESTS = 120
+MOST_PROCESSES = 14
+"""That draw samples for a GPU."""
 MEASURED_SHARE, MEASURED_MOST = 0.1, 200
 """Questions that measure recall and are not learnt from."""
 
 
 class ChunkRun:
-    """Model, bank and questions of a run, and its stages by name; on the CPU."""
+    """Model, bank and questions of a run, and its stages by name.
+
+    On a GPU it encodes, and trains read adapters; recall and samples are CPU work, of several processes there.
+    """
 
     def __init__(self, settings: RunSettings, folder: RunFolder, accelerator: Accelerator) -> None:
         self.settings, self.folder, self.accelerator = settings, folder, accelerator
         self.log = folder.log(writes=accelerator.is_main_process)
+        is_on_gpu = accelerator.device.type != "cpu"
         # Half the memory of float32, and quicker, where the CPU can.
-        dtype = settings.dtype or ("bfloat16" if computes_bfloat16() else "float32")
+        dtype = settings.dtype or ("bfloat16" if computes_bfloat16() and not is_on_gpu else "float32")
         self.model = MPlus.from_pretrained(settings.model, device="cpu", dtype=dtype)
+        self.computing = self.model
+        self.processes = 0
+        if is_on_gpu:
+            dtype = settings.dtype or "bfloat16"
+            self.computing = MPlus.from_pretrained(settings.model, device=str(accelerator.device), dtype=dtype)
+            self.processes = min(max((os.cpu_count() or 1) - 2, 1), MOST_PROCESSES)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -66,6 +79,7 @@ class ChunkRun:
             *files,
             text_tokens=settings.text_tokens,
             seed=settings.seed,
+            computing=self.computing,
             states=self.folder.states / f"{digest.hexdigest()[:16]}.bin",
         )
         self.log.say(f"{len(corpus.questions)} questions about {corpus.num_tokens:,} tokens of text")
@@ -92,7 +106,8 @@ class ChunkRun:
             known = {id(question) for question in corpus.made.dialogue_questions}
             lessons[0] = replace(lessons[0], questions=[q for q in learnt if id(q) not in known])
             rng = random.Random(f"{settings.seed}/alike")
-            lessons.append(alike_conversations(self.model, Path(str(settings.dialogues)), layer, rng))
+            talks = alike_conversations(self.model, self.computing, Path(str(settings.dialogues)), layer, rng)
+            lessons.append(talks)
         preset = _changed(ProjectionSettings(seed=settings.seed), settings, "projection")
         trained = train_projection(lessons, layer, base, preset)
         for done, scorer in ((0, base), (preset.steps, trained)):
@@ -106,9 +121,9 @@ class ChunkRun:
         trained: list[TrainedParts] = []
         for number in range(settings.adapters):
             learning = _asked_for(ReaderSettings(seed=settings.seed + number, rank=settings.rank), settings, "reader")
-            reader = Reader(self.model.weights, corpus.bank, new_adapter(self.model.weights, learning))
+            reader = Reader(self.computing.weights, corpus.bank, new_adapter(self.model.weights, learning))
             name = "reader" if number == 0 else f"reader-{number + 1}"
-            task = ReaderTask(reader, samples, learning, start, name=name)
+            task = ReaderTask(reader, samples, learning, start, name=name, processes=self.processes)
             trained.append(train_task(task, self.accelerator, self.folder.stage(name), self.log, settings))
         adapters = [parts.read_adapter for parts in trained if parts.read_adapter is not None]
         return trained[0] if len(trained) == 1 else replace(start, read_adapter=mean_of(adapters))
@@ -122,8 +137,8 @@ class ChunkRun:
         learning = _asked_for(replace(TUNED, seed=self.settings.seed), self.settings, "tune")
         adapter = {name: lora.in_full() for name, lora in start.read_adapter.items()}
         samples = self._samples(late_interaction(self.model, start.late), layer, tuning=True)
-        reader = Reader(self.model.weights, self.corpus.bank, adapter)
-        task = ReaderTask(reader, samples, learning, start, name="tune")
+        reader = Reader(self.computing.weights, self.corpus.bank, adapter)
+        task = ReaderTask(reader, samples, learning, start, name="tune", processes=self.processes)
         return train_task(task, self.accelerator, self.folder.stage("tune"), self.log, self.settings)
 
     def _scorer(self, layer: int, start: TrainedParts) -> TrainedParts:
@@ -143,7 +158,7 @@ class ChunkRun:
             requests: list[tuple[str, str]] = []
             if getattr(tokenizer, "chat_template", None):
                 rng = random.Random(f"{self.settings.seed}/requests")
-                requests = answered_requests(self.model, rng, REQUESTS)
+                requests = answered_requests(self.computing, rng, REQUESTS)
             return TextSamples(corpus.bank, tokenizer, scorer, layer, corpus.questions, corpus.texts, requests)
         usual = Samples(
             made.bank,
@@ -159,6 +174,8 @@ class ChunkRun:
             made.requests,
             tuning=tuning,
         )
+        if self.processes:
+            usual.prepare(self.processes)
         known = {id(q) for q in (*made.questions, *made.dialogue_questions)}
         known |= {id(q) for questions, _ in made.people for q in questions}
         own = [q for q in corpus.questions if id(q) not in known]

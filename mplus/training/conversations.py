@@ -17,9 +17,10 @@ ALIKE = 2500
 MOST_QUESTIONS = 6000
 
 
-def alike_conversations(model: MPlus, path: Path, layer: int, rng: random.Random) -> Lesson:
+def alike_conversations(model: MPlus, computing: MPlus, path: Path, layer: int, rng: random.Random) -> Lesson:
     """Questions about many conversations about the same few services; those about the same one are hard negatives."""
-    bank = ChunkBank(model.weights, model.tokenizer, MemoryConfig(), only_layer=layer)
+    encoder = computing.weights
+    bank = ChunkBank(model.weights, model.tokenizer, MemoryConfig(), only_layer=layer, encoder=encoder)
     ids, texts = dialogues(path, ALIKE, rng)
     bank.add(texts, progress="conversations to tell apart")
     questions = dialogue_questions(path, ids, 0, rng)

@@ -55,6 +55,7 @@ def build_corpus(
     *,
     text_tokens: int,
     seed: int,
+    computing: MPlus | None = None,
     states: Path | None = None,
 ) -> Corpus:
     """Encode everything that is trained on.
@@ -67,6 +68,7 @@ def build_corpus(
             people are added and the mixture is that of the default model.
         text_tokens: Most tokens of plain text that are encoded; beyond that, passages are drawn.
         seed: Decides what is drawn and asked.
+        computing: The same model where texts are encoded, if that is elsewhere.
         states: File in which encoded texts are kept for a later start; None: a temporary one.
 
     Raises:
@@ -76,7 +78,7 @@ def build_corpus(
     passages_given = None if squad_file is None else read_squad(squad_file)
     talks = None if dialogue_file is None else read_dialogues(dialogue_file, DIALOGUES, rng)[1]
     if squad_file is not None and dialogue_file is not None and has_facts(dialogue_file, FEWEST_DIALOGUES):
-        made = make_bank(model, squad_file, dialogue_file, seed, states)
+        made = make_bank(model, computing or model, squad_file, dialogue_file, seed, states)
         people = [question for questions, _ in made.people for question in questions]
         corpus = Corpus(
             made.bank,
@@ -87,7 +89,8 @@ def build_corpus(
             made,
         )
     else:
-        corpus = Corpus(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states))
+        encoder = (computing or model).weights
+        corpus = Corpus(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states, encoder=encoder))
         if passages_given is not None:
             corpus.questions, corpus.groups = passages_given.questions, passages_given.articles
             corpus.texts = corpus.bank.add(passages_given.texts)

@@ -23,6 +23,9 @@ from mplus.text import SentenceEnds, cut, encode_inert
 from mplus.training.sentences import answering_sentence
 from mplus.weights import Weights
 
+CPU_BATCH, GPU_BATCH = 2048, 16_384
+"""Tokens that are encoded at a time."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -186,10 +189,19 @@ class StateFile:
         return torch.from_numpy(rows).view(torch.bfloat16).view(shape)
 
 
+class HeldStates(list[Tensor]):
+    """States of chunks, [layer, token, size] each, held on a GPU: beside what is trained on them."""
+
+    def claim(self, sizes: Sequence[int]) -> bool:
+        """Nothing is there from an earlier run."""
+        return False
+
+
 class ChunkBank:
     """Texts, cut and encoded once: what recall scores and what reads attend to.
 
-    States take about 35 kB a token for 30 layers of 576, so they wait in a file.
+    States take about 35 kB a token for 30 layers of 576, so they wait in a file; on a GPU, where encoding takes seconds
+    and copying them for every step would not pay, they stay on it.
     """
 
     def __init__(
@@ -200,6 +212,7 @@ class ChunkBank:
         file: Path | None = None,
         *,
         only_layer: int | None = None,
+        encoder: Weights | None = None,
     ) -> None:
         """Begin an empty bank.
 
@@ -209,6 +222,7 @@ class ChunkBank:
             config: For the size of chunks.
             file: Where states are kept; None: a temporary file that ends with the bank.
             only_layer: Keep the states of this layer alone: all that recall needs, and far quicker to make.
+            encoder: The same model on the device that encodes, if that is another.
         """
         self.weights, self.tokenizer, self.config = weights, tokenizer, config
         self._only_layer = only_layer
@@ -219,7 +233,11 @@ class ChunkBank:
         self.chunks_of: list[list[int]] = []
         """Chunks of each text, in order."""
         layers = weights.backbone.num_layers if only_layer is None else 1
-        self.states = StateFile(file, layers, weights.backbone.hidden_size)
+        self._encoder = encoder or weights
+        self._is_on_gpu = self._encoder.backbone.device.type != "cpu"
+        self.states: StateFile | HeldStates = (
+            HeldStates() if self._is_on_gpu else StateFile(file, layers, weights.backbone.hidden_size)
+        )
         self._ends = SentenceEnds(tokenizer)
 
     def add(self, texts: Iterable[str], *, progress: str = "") -> list[int]:
@@ -238,7 +256,7 @@ class ChunkBank:
                 self.texts.append(self.tokenizer.decode(ids[start:stop]))
                 self.owner.append(number)
                 batch.append(Chunk(ids[start:stop], [number] * (stop - start), start > 0))
-            if sum(len(chunk.input_ids) for chunk in batch) > 2048:
+            if sum(len(chunk.input_ids) for chunk in batch) > (GPU_BATCH if self._is_on_gpu else CPU_BATCH):
                 self._encode(batch)
                 batch = []
         if batch:
@@ -254,12 +272,13 @@ class ChunkBank:
         with torch.inference_mode():
             only = self._only_layer
             layers = None if only is None else only + 1
-            encoded = encode_states(self.weights, chunks, [None] * len(chunks), num_layers=layers)
+            encoded = encode_states(self._encoder, chunks, [None] * len(chunks), num_layers=layers)
             states = torch.stack(encoded.states[0 if only is None else only :]).bfloat16()
         self.states.extend(states.split(sizes, dim=1))
 
     def normed(self, chunk: int, layer: int) -> Tensor:
-        """A chunk's states, normed by a layer, in float32."""
+        """A chunk's states, normed by a layer, in float32, where ``weights`` compute."""
         assert self._only_layer in (None, layer), f"only layer {self._only_layer} is kept, not {layer}"
-        rows = self.states[chunk][layer if self._only_layer is None else 0].to(self.weights.backbone.dtype)
+        backbone = self.weights.backbone
+        rows = self.states[chunk][layer if self._only_layer is None else 0].to(backbone.device, backbone.dtype)
         return self.weights.norm(layer, rows, reading=False).float()

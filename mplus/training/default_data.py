@@ -32,14 +32,15 @@ class DefaultData:
 
 def make_bank(
     model: MPlus,
+    computing: MPlus,
     squad_file: Path,
     dialogue_file: Path,
     seed: int,
     states: Path | None = None,
 ) -> DefaultData:
-    """Encode everything that is trained on."""
+    """Encode everything that is trained on, where ``computing`` is, which may be ``model``."""
     rng = random.Random(seed)
-    made = DefaultData(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states))
+    made = DefaultData(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states, encoder=computing.weights))
     texts, made.questions, made.groups = squad(squad_file)
     made.passages = made.bank.add(texts, progress="passages")
     ids, talks = dialogues(dialogue_file, DIALOGUES, rng)
@@ -55,5 +56,5 @@ def make_bank(
         made.groups += [group] * len(mine)
         group += 1
     made.chats = chat_messages(dialogue_file, 2000, rng)
-    made.requests = answered_requests(model, rng, 240)
+    made.requests = answered_requests(computing, rng, 240)
     return made

@@ -20,7 +20,6 @@ from mplus.adapters import LoraLinear, LoraWeights, with_adapter
 from mplus.backbone import Rotation, rotate
 from mplus.generation.chat import Prompt, encode_prompt
 from mplus.text import encode_inert
-from mplus.training.data import ChunkBank
 from mplus.weights import Weights
 
 TARGETS = (
@@ -83,6 +82,28 @@ class Sample:
 
 
 @runtime_checkable
+class StateBank(Protocol):
+    """Chunks and their states; see ``ChunkBank``."""
+
+    @property
+    def input_ids(self) -> Sequence[Sequence[int]]:
+        """Tokens of each chunk."""
+        ...
+
+    @property
+    def states(self) -> "ChunkStates":
+        """States of each chunk."""
+        ...
+
+
+@runtime_checkable
+class ChunkStates(Protocol):
+    """States of chunks by number, [layer, token, size]."""
+
+    def __getitem__(self, chunk: int) -> Tensor: ...
+
+
+@runtime_checkable
 class SampleSource(Protocol):
     """Where samples come from; see ``mplus.training.samples``."""
 
@@ -109,8 +130,13 @@ def new_adapter(weights: Weights, settings: ReaderSettings) -> dict[str, LoraWei
 class Reader:
     """The backbone with a trainable read adapter, and the forward pass that trains it."""
 
-    def __init__(self, weights: Weights, bank: ChunkBank, adapter: dict[str, LoraWeights]) -> None:
+    def __init__(self, weights: Weights, bank: StateBank, adapter: dict[str, LoraWeights]) -> None:
         self.weights, self.bank = weights, bank
+        self.device = weights.backbone.device
+        adapter = {
+            name: LoraWeights(lora.down.to(self.device), lora.up.to(self.device), lora.scale)
+            for name, lora in adapter.items()
+        }
         self._began = {
             name: LoraWeights(lora.down.clone(), lora.up.clone(), lora.scale) for name, lora in adapter.items()
         }
@@ -134,7 +160,7 @@ class Reader:
     def adapter(self) -> dict[str, LoraWeights]:
         """The adapter as it stands, in half precision: far finer than what it changes."""
         return {
-            name: LoraWeights(linear.down.detach().half(), linear.up.detach().half(), linear.scale)
+            name: LoraWeights(linear.down.detach().half().cpu(), linear.up.detach().half().cpu(), linear.scale)
             for name, linear in self.linears.items()
         }
 
@@ -151,7 +177,8 @@ class Reader:
         losses: list[Tensor] = []
         for sample, mine, teacher in zip(samples, logits[: sum(sizes)].float().split(sizes), wanted, strict=True):
             if teacher is None:
-                losses.append(functional.cross_entropy(mine, torch.tensor(sample.input_ids[sample.target :])))
+                target = torch.tensor(sample.input_ids[sample.target :], device=self.device)
+                losses.append(functional.cross_entropy(mine, target))
             else:
                 losses.append(
                     functional.kl_div(mine.log_softmax(dim=-1), teacher, log_target=True, reduction="batchmean")
@@ -204,9 +231,9 @@ class Reader:
         lengths = tuple(prefix[1]) if prefix is not None else (0,) * len(samples)
         widest = prefix[0].shape[2] if prefix is not None else 0
         position, mask = _left_padded(torch.tensor(lengths), columns, widest)
-        rotation = backbone.rotation(position)
+        rotation, mask = backbone.rotation(position.to(self.device)), mask.to(self.device)
         placed = torch.arange(widest) - (widest - torch.tensor(lengths))[:, None]
-        before = backbone.rotation(placed.clamp(min=0))
+        before = backbone.rotation(placed.clamp(min=0).to(self.device))
         hidden = backbone.embed(padded)
         for index in range(backbone.num_layers):
             layer: Any = layers[index]
@@ -220,14 +247,15 @@ class Reader:
             queries = rotate(backbone.queries(layer, normed), rotation)
             attended = _attend(queries, keys, values, mask, layer.self_attn.scaling)
             hidden = backbone.finish(layer, hidden, attended)
-        return backbone.logits(hidden[rows])
+        return backbone.logits(hidden[rows[0].to(self.device), rows[1].to(self.device)])
 
     def _prefix(self, samples: Sequence[Sample]) -> tuple[Tensor, list[int]]:
         """States [layer, sample, row, size] of bos and chunks, padded on the left, and their lengths."""
         backbone, bank = self.weights.backbone, self.bank
         lengths = [1 + sum(len(bank.input_ids[c]) for c in s.chunks) if s.chunks else 0 for s in samples]
         widest = _whole(max(lengths), PREFIX_STEP)
-        states = torch.zeros(backbone.num_layers, len(samples), widest, backbone.hidden_size, dtype=backbone.dtype)
+        shape = (backbone.num_layers, len(samples), widest, backbone.hidden_size)
+        states = torch.zeros(shape, dtype=backbone.dtype, device=self.device)
         for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
             if not length:
                 continue
@@ -259,13 +287,17 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling
 
 
 def batch_of_step(samples: SampleSource, settings: ReaderSettings, step: int) -> list[Sample]:
-    """The samples of a step: of a few batches drawn together, those of like length, so that little is padding."""
-    rng = random.Random(settings.seed * 1_000_003 + step // POOLED_BATCHES)
-    pool = sorted(samples.draw(rng, settings.batch * POOLED_BATCHES), key=lambda s: len(s.input_ids))
+    """The samples of a step."""
+    return pooled_batches(samples, settings, step // POOLED_BATCHES)[step % POOLED_BATCHES]
+
+
+def pooled_batches(samples: SampleSource, settings: ReaderSettings, pool: int) -> list[list[Sample]]:
+    """Batches of some steps in a row, drawn together: each of samples of like length, so that little is padding."""
+    rng = random.Random(settings.seed * 1_000_003 + pool)
+    drawn = sorted(samples.draw(rng, settings.batch * POOLED_BATCHES), key=lambda s: len(s.input_ids))
     places = list(range(POOLED_BATCHES))
     rng.shuffle(places)
-    start = places[step % POOLED_BATCHES] * settings.batch
-    return pool[start : start + settings.batch]
+    return [drawn[place * settings.batch : (place + 1) * settings.batch] for place in places]
 
 
 def encode_sample(

@@ -10,7 +10,8 @@ from torch import nn
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.cpu import computes_bfloat16
 from mplus.training.published import StepLoss
-from mplus.training.reader import Reader, ReaderSettings, SampleSource, batch_of_step
+from mplus.training.ahead import Batches
+from mplus.training.reader import Reader, ReaderSettings, SampleSource
 
 
 class ReaderTask:
@@ -22,6 +23,7 @@ class ReaderTask:
         settings: Steps, batch and rates.
         start: Parts of the model that stay as they are.
         name: Of the stage, for the log.
+        processes: That draw samples ahead of the steps; 0: none but this one.
     """
 
     batch = 1
@@ -36,10 +38,15 @@ class ReaderTask:
         start: TrainedParts,
         *,
         name: str = "reader",
+        processes: int = 0,
     ) -> None:
         self.name = name
         self.steps = settings.steps
-        self._reader, self._samples, self._settings, self._start = reader, samples, settings, start
+        self._reader, self._settings, self._start = reader, settings, start
+        self._batches = Batches(samples, settings, processes)
+        kind = reader.device.type
+        is_lowered = computes_bfloat16() if kind == "cpu" else torch.cuda.is_bf16_supported()
+        self._autocast = lambda: torch.autocast(kind, dtype=torch.bfloat16, enabled=is_lowered)
         reader.drop(settings.dropout)
 
     def groups(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
@@ -61,8 +68,8 @@ class ReaderTask:
 
     def loss(self, step: int, number: int) -> StepLoss:
         """Mean loss of a batch, and of each kind of sample in it."""
-        batch = batch_of_step(self._samples, self._settings, step)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=computes_bfloat16()):
+        batch = self._batches.of(step)
+        with self._autocast():
             losses = self._reader.loss(batch)
         kinds: dict[str, list[float]] = {}
         for sample, loss in zip(batch, losses.tolist(), strict=True):

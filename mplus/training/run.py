@@ -39,7 +39,7 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
         UnsupportedModelError: A backbone that M+ cannot read, write or train.
     """
     accelerator = Accelerator(
-        cpu=settings.device == "cpu" or not settings.is_published,
+        cpu=settings.device == "cpu",
         mixed_precision=None if settings.precision == "auto" else settings.precision,
     )
     if accelerator.num_processes > 1 and not settings.is_published:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mplus.retriever import LateInteraction
+from mplus.training.ahead import in_parallel
 from mplus.training.bank_recall import BankRecall
 from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
@@ -99,6 +100,8 @@ class Samples:
     chats: Sequence[list[dict[str, str]]]
     requests: Sequence[tuple[str, str]]
     tuning: bool = False
+    mixture: Sequence[tuple[str, float]] | None = None
+    """How often each kind is drawn; None: ``TUNING`` or ``MIXTURE``."""
     _everything: BankRecall = field(init=False)
     _private: Tensor = field(init=False)
 
@@ -112,9 +115,17 @@ class Samples:
 
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
         """Some samples of the mixture."""
-        mixture = TUNING if self.tuning else MIXTURE
+        mixture = self.mixture or (TUNING if self.tuning else MIXTURE)
         kinds = rng.choices([k for k, _ in mixture], [w for _, w in mixture], k=count)
         return [replace(getattr(self, f"_{kind}")(rng), kind=kind) for kind in kinds]
+
+    def prepare(self, processes: int) -> None:
+        """Score every question that may be asked, once for all, by several processes."""
+        asked = [*self.questions, *self.dialogue_questions, *(q for questions, _ in self.people for q in questions)]
+        texts = list(dict.fromkeys([*(q.text for q in asked), *(text for text, _ in self.requests)]))
+        missing = [text for text in texts if text not in self._relevance]
+        scored = in_parallel(lambda text: self._everything.relevance(text).half().numpy(), missing, processes)
+        self._relevance |= {text: torch.from_numpy(row) for text, row in zip(missing, scored, strict=True)}
 
     # --- kinds ------------------------------------------------------------------------------------
 
@@ -147,7 +158,7 @@ class Samples:
 
     def _continue(self, rng: random.Random) -> Sample:
         bank = self.bank
-        text = rng.choice(rng.choice([self.passages, self.conversations]))
+        text = rng.choice(rng.choice([self.passages, self.conversations or self.passages]))
         chunks = bank.chunks_of[text]
         if len(chunks) < 2:
             return self._continue(rng)
@@ -246,17 +257,18 @@ class Samples:
             allowed &= torch.rand(len(allowed), generator=torch.Generator().manual_seed(rng.randrange(2**31))) < 0.1
         allowed[list(own)] = True
         budget = rng.choice(BUDGETS)
-        chosen = self._best(text, allowed.nonzero().flatten().tolist(), budget)
+        chosen = self._best(text, allowed.nonzero().flatten(), budget)
         if own or rng.random() > WIDENED:
             return chosen
         return self._everything.widened(chosen, rng.choice(NEIGHBOURS), budget)
 
-    def _best(self, text: str, chunks: Sequence[int], budget: int) -> list[int]:
+    def _best(self, text: str, chunks: Sequence[int] | Tensor, budget: int) -> list[int]:
         """Of some chunks the most relevant ones that fit into a budget, at least one; best first."""
-        match = self._scores(text).tolist()
+        among = torch.as_tensor(chunks)
+        best_first = self._scores(text)[among].argsort(descending=True, stable=True)
         chosen: list[int] = []
         size = 0
-        for chunk in sorted(chunks, key=lambda c: -match[c])[:40]:
+        for chunk in among[best_first[:40]].tolist():
             size += len(self.bank.input_ids[chunk])
             if size > budget and chosen:
                 break

@@ -1,0 +1,96 @@
+"""Samples of coming steps: drawn when they are asked for, or ahead of that by other processes."""
+
+import multiprocessing
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from mplus.training.reader import POOLED_BATCHES, ReaderSettings, Sample, SampleSource, pooled_batches
+
+AHEAD = 3
+"""Pools of batches that each process may have ready."""
+
+
+class Batches:
+    """The batches of a run, step by step; the same whoever draws them.
+
+    Args:
+        samples: Where they are drawn from. Other processes are forked from this one, and draw on the CPU alone.
+        settings: Seed and size.
+        processes: That draw ahead; 0: this one draws a pool when a step asks for it.
+    """
+
+    def __init__(self, samples: SampleSource, settings: ReaderSettings, processes: int = 0) -> None:
+        self._samples, self._settings, self._processes = samples, settings, processes
+        self._pool, self._batches = -1, list[list[Sample]]()
+        self._coming: Iterator[list[list[Sample]]] | None = None
+
+    def of(self, step: int) -> list[Sample]:
+        """The samples of a step."""
+        pool = step // POOLED_BATCHES
+        if pool != self._pool:
+            if self._coming is None or pool != self._pool + 1:
+                self._coming = self._from(pool)
+            self._pool, self._batches = pool, next(self._coming)
+        return self._batches[step % POOLED_BATCHES]
+
+    def _from(self, first: int) -> Iterator[list[list[Sample]]]:
+        last = -(-self._settings.steps // POOLED_BATCHES)
+        pools = range(first, max(last, first + 1))
+        if not self._processes:
+            return (pooled_batches(self._samples, self._settings, pool) for pool in pools)
+        from torch.utils.data import DataLoader
+
+        loader: Any = DataLoader(
+            _Pools(self._samples, self._settings),  # pyright: ignore[reportArgumentType]
+            sampler=pools,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=self._processes,
+            prefetch_factor=AHEAD,
+            multiprocessing_context="fork",
+            worker_init_fn=_one_thread,
+        )
+        return iter(loader)
+
+
+class _Pools:
+    """Pools of batches by number."""
+
+    def __init__(self, samples: SampleSource, settings: ReaderSettings) -> None:
+        self._samples, self._settings = samples, settings
+
+    def __getitem__(self, pool: int) -> list[list[Sample]]:
+        return pooled_batches(self._samples, self._settings, pool)
+
+
+def _as_it_is(pool: Any) -> Any:
+    return pool
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def in_parallel(work: Callable[[str], Any], texts: Sequence[str], processes: int) -> list[Any]:
+    """Something worked out on the CPU for each text, by forked processes where there are several."""
+    if processes < 2 or len(texts) < 2 * processes:
+        return [work(text) for text in texts]
+    shuffled = list(range(len(texts)))
+    random.Random(0).shuffle(shuffled)
+    global _work
+    _work = work
+    with multiprocessing.get_context("fork").Pool(processes, initializer=_one_thread, initargs=(0,)) as pool:
+        done = dict(pool.imap_unordered(_numbered, [(n, texts[n]) for n in shuffled], chunksize=16))
+    return [done[n] for n in range(len(texts))]
+
+
+_work: Callable[[str], Any] | None = None
+"""What forked processes find when they begin: a function with tensors is not sent to them."""
+
+
+def _numbered(item: tuple[int, str]) -> tuple[int, Any]:
+    assert _work is not None
+    return item[0], _work(item[1])
