@@ -34,6 +34,13 @@ def train(
             help="Read adapters, from different seeds, whose mean the model gets.  [default: 1]", show_default=False
         ),
     ] = None,
+    invented: Annotated[
+        int | None,
+        typer.Option(
+            help="Passages that the model makes up and asks about, for the reader stage; wants --squad.  [default: 0]",
+            show_default=False,
+        ),
+    ] = None,
     retriever_size: Annotated[int | None, typer.Option(help="Numbers of a retrieval key.")] = None,
     layer: Annotated[int | None, typer.Option(help="Layer whose states recall scores.")] = None,
     tokens_per_write: Annotated[
@@ -72,6 +79,7 @@ def train(
         "batch": batch,
         "rank": rank,
         "adapters": adapters,
+        "invented": invented,
         "retriever_size": retriever_size,
         "layer": layer,
         "tokens_per_write": tokens_per_write,

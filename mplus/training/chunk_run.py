@@ -19,16 +19,18 @@ from mplus.retriever import LateInteraction
 from mplus.training.bank_recall import recall_figures
 from mplus.training.conversations import alike_conversations
 from mplus.training.corpus import Corpus, build_corpus
-from mplus.training.data import Question
+from mplus.training.data import Question, squad
+from mplus.training.invented_run import invent, shards
 from mplus.training.loop import train_task
 from mplus.training.projection import Lesson, ProjectionSettings, train_projection
 from mplus.training.published_scorer import ScorerSettings, ScorerTask
-from mplus.training.reader import Reader, ReaderSettings, Sample, SampleSource, new_adapter
+from mplus.training.reader import Reader, ReaderSettings, SampleSource, StateBank, new_adapter
 from mplus.training.reader_task import ReaderTask
 from mplus.training.requests import answered_requests
 from mplus.training.run_folder import RunFolder
 from mplus.training.run_settings import RunSettings
 from mplus.training.samples import Samples
+from mplus.training.several import JoinedBanks, Mixed, Part
 from mplus.training.text_samples import TextSamples
 from mplus.training.texts import read_documents
 
@@ -38,6 +40,8 @@ TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=300)
 REQUESTS = 120
 MOST_PROCESSES = 14
 """That draw samples for a GPU."""
+INVENTED_SHARE = 0.35
+"""Of the samples of the reader stage, where passages are made up."""
 MEASURED_SHARE, MEASURED_MOST = 0.1, 200
 """Questions that measure recall and are not learnt from."""
 
@@ -115,13 +119,13 @@ class ChunkRun:
         return replace(start, late=trained)
 
     def _reader(self, layer: int, start: TrainedParts) -> TrainedParts:
-        settings, corpus = self.settings, self.corpus
+        settings = self.settings
         scorer = late_interaction(self.model, start.late)
-        samples = self._samples(scorer, layer)
+        bank, samples = self._with_invented(self._samples(scorer, layer), scorer, layer)
         trained: list[TrainedParts] = []
         for number in range(settings.adapters):
             learning = _asked_for(ReaderSettings(seed=settings.seed + number, rank=settings.rank), settings, "reader")
-            reader = Reader(self.computing.weights, corpus.bank, new_adapter(self.model.weights, learning))
+            reader = Reader(self.computing.weights, bank, new_adapter(self.model.weights, learning))
             name = "reader" if number == 0 else f"reader-{number + 1}"
             task = ReaderTask(reader, samples, learning, start, name=name, processes=self.processes)
             trained.append(train_task(task, self.accelerator, self.folder.stage(name), self.log, settings))
@@ -182,7 +186,29 @@ class ChunkRun:
         if not own:
             return usual
         texts = corpus.texts[len(made.passages) + len(made.conversations) :]
-        return Alternating(usual, TextSamples(corpus.bank, tokenizer, scorer, layer, own, texts))
+        told = TextSamples(corpus.bank, tokenizer, scorer, layer, own, texts)
+        return Mixed([Part(usual, 0.5), Part(told, 0.5)])
+
+    def _with_invented(
+        self, samples: SampleSource, scorer: LateInteraction, layer: int
+    ) -> tuple[StateBank, SampleSource]:
+        """The run's bank and samples, with those of made-up passages where they are asked for."""
+        settings, bank = self.settings, self.corpus.bank
+        if not settings.invented:
+            return bank, samples
+        texts, questions, _ = squad(Path(str(settings.squad)))
+        file = invent(settings, self.folder.path, self.computing, texts, questions, self.accelerator, self.log)
+        made = shards(file, self.model, self.computing, scorer, layer)
+        for shard in made:
+            if self.processes:
+                shard.samples.prepare(self.processes)
+        joined = JoinedBanks([bank, *(shard.bank for shard in made)])
+        parts = [Part(samples, 1 - INVENTED_SHARE)]
+        parts += [
+            Part(shard.samples, INVENTED_SHARE / len(made), first)
+            for shard, first in zip(made, joined.first[1:], strict=False)
+        ]
+        return joined, Mixed(parts)
 
     def _split(self, questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
         """Questions to learn from, and those that measure recall."""
@@ -195,19 +221,6 @@ class ChunkRun:
             [q for n, q in enumerate(questions) if n not in measured],
             [q for n, q in enumerate(questions) if n in measured],
         )
-
-
-class Alternating:
-    """Half of the samples from one source, half from another."""
-
-    def __init__(self, one: SampleSource, other: SampleSource) -> None:
-        self._one, self._other = one, other
-
-    def draw(self, rng: random.Random, count: int) -> list[Sample]:
-        """Some samples of both."""
-        drawn = [*self._one.draw(rng, count - count // 2), *self._other.draw(rng, count // 2)]
-        rng.shuffle(drawn)
-        return drawn
 
 
 def late_interaction(model: MPlus, trained: LateInteraction | None) -> LateInteraction:

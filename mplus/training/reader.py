@@ -100,7 +100,7 @@ class StateBank(Protocol):
 class ChunkStates(Protocol):
     """States of chunks by number, [layer, token, size]."""
 
-    def __getitem__(self, chunk: int) -> Tensor: ...
+    def __getitem__(self, chunk: int, /) -> Tensor: ...
 
 
 @runtime_checkable

@@ -9,8 +9,8 @@ from torch import nn
 
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.cpu import computes_bfloat16
-from mplus.training.published import StepLoss
 from mplus.training.ahead import Batches
+from mplus.training.published import StepLoss
 from mplus.training.reader import Reader, ReaderSettings, SampleSource
 
 

@@ -43,6 +43,8 @@ class RunSettings(BaseModel):
     """Of the adapters."""
     adapters: Positive = 1
     """Read adapters that the reader stage trains, from different seeds; the model gets their mean."""
+    invented: Annotated[int, Field(ge=0)] = 0
+    """Passages that the backbone makes up and asks about, for the reader stage, beside those of ``squad``."""
     retriever_size: Positive | None = None
     """Numbers of a retrieval key; None takes the stage's preset."""
     layer: Annotated[int, Field(ge=0)] | None = None
@@ -95,6 +97,11 @@ class RunSettings(BaseModel):
     def _check(self) -> "RunSettings":
         if not self.texts and self.squad is None and self.dialogues is None:
             raise ValueError("Nothing to train on. Give text files or folders with --texts, or questions with --squad.")
+        if self.invented and (self.squad is None or "reader" not in self.stages):
+            raise ValueError(
+                f"invented={self.invented}: passages are made up for the reader stage, and asking is learnt from "
+                "questions. Give --squad, and name reader among the stages."
+            )
         if unknown := sorted(set(self.steps) - set(self.stages)):
             raise ValueError(f"steps for {unknown[0]!r}, which is none of the stages {', '.join(self.stages)}.")
         if self.device not in ("auto", "cpu"):

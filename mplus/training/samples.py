@@ -258,7 +258,7 @@ class Samples:
         allowed[list(own)] = True
         budget = rng.choice(BUDGETS)
         chosen = self._best(text, allowed.nonzero().flatten(), budget)
-        if own or rng.random() > WIDENED:
+        if own or not chosen or rng.random() > WIDENED:
             return chosen
         return self._everything.widened(chosen, rng.choice(NEIGHBOURS), budget)
 
