@@ -1,8 +1,15 @@
 """What this machine's CPU is good at."""
 
+import os
 from functools import cache
 
 import torch
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 @cache

@@ -41,6 +41,12 @@ def train(
             show_default=False,
         ),
     ] = None,
+    conversations: Annotated[
+        int | None, typer.Option(help="Of --dialogues, held as states.  [default: 300]", show_default=False)
+    ] = None,
+    people: Annotated[
+        int | None, typer.Option(help="Generated people, beside both files.  [default: 300]", show_default=False)
+    ] = None,
     retriever_size: Annotated[int | None, typer.Option(help="Numbers of a retrieval key.")] = None,
     layer: Annotated[int | None, typer.Option(help="Layer whose states recall scores.")] = None,
     tokens_per_write: Annotated[
@@ -55,7 +61,7 @@ def train(
         int | None, typer.Option(help="Most tokens of plain text held at once (not in published stages).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed trains the same model.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto or cpu, for the published stages.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto or cpu.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the frozen backbone.")] = None,
     precision: Annotated[str | None, typer.Option(help="Mixed precision of the published stages: no or bf16.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
@@ -80,6 +86,8 @@ def train(
         "rank": rank,
         "adapters": adapters,
         "invented": invented,
+        "conversations": conversations,
+        "people": people,
         "retriever_size": retriever_size,
         "layer": layer,
         "tokens_per_write": tokens_per_write,

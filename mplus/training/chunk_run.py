@@ -1,7 +1,6 @@
 """A run for the default layout: the projection that recall scores with, the read adapter, the comparison scorer."""
 
 import hashlib
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from accelerate import Accelerator
 
 from mplus.adapters import mean_of
 from mplus.checkpoint.parts import TrainedParts
-from mplus.cpu import computes_bfloat16
+from mplus.cpu import computes_bfloat16, usable_cores
 from mplus.model import MPlus
 from mplus.retriever import LateInteraction
 from mplus.training.bank_recall import recall_figures
@@ -40,7 +39,7 @@ TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=300)
 REQUESTS = 120
 MOST_PROCESSES = 14
 """That draw samples for a GPU."""
-INVENTED_SHARE = 0.35
+INVENTED_SHARE = 0.25
 """Of the samples of the reader stage, where passages are made up."""
 MEASURED_SHARE, MEASURED_MOST = 0.1, 200
 """Questions that measure recall and are not learnt from."""
@@ -64,7 +63,7 @@ class ChunkRun:
         if is_on_gpu:
             dtype = settings.dtype or "bfloat16"
             self.computing = MPlus.from_pretrained(settings.model, device=str(accelerator.device), dtype=dtype)
-            self.processes = min(max((os.cpu_count() or 1) - 2, 1), MOST_PROCESSES)
+            self.processes = min(max(usable_cores() - 2, 1), MOST_PROCESSES)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -83,6 +82,8 @@ class ChunkRun:
             *files,
             text_tokens=settings.text_tokens,
             seed=settings.seed,
+            conversations=settings.conversations,
+            people=settings.people,
             computing=self.computing,
             states=self.folder.states / f"{digest.hexdigest()[:16]}.bin",
         )

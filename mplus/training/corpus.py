@@ -9,7 +9,7 @@ from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.training.cloze import passages, questions_about
 from mplus.training.data import ChunkBank, Question
-from mplus.training.default_data import DIALOGUES, DefaultData, make_bank
+from mplus.training.default_data import DefaultData, make_bank
 from mplus.training.projection import gold_chunks
 from mplus.training.question_files import has_facts, read_dialogues, read_squad
 from mplus.training.texts import Document
@@ -55,6 +55,8 @@ def build_corpus(
     *,
     text_tokens: int,
     seed: int,
+    conversations: int = 300,
+    people: int = 300,
     computing: MPlus | None = None,
     states: Path | None = None,
 ) -> Corpus:
@@ -68,6 +70,8 @@ def build_corpus(
             people are added and the mixture is that of the default model.
         text_tokens: Most tokens of plain text that are encoded; beyond that, passages are drawn.
         seed: Decides what is drawn and asked.
+        conversations: Most conversations that are encoded.
+        people: Generated people.
         computing: The same model where texts are encoded, if that is elsewhere.
         states: File in which encoded texts are kept for a later start; None: a temporary one.
 
@@ -76,9 +80,10 @@ def build_corpus(
     """
     rng = random.Random(f"{seed}/corpus")
     passages_given = None if squad_file is None else read_squad(squad_file)
-    talks = None if dialogue_file is None else read_dialogues(dialogue_file, DIALOGUES, rng)[1]
+    talks = None if dialogue_file is None else read_dialogues(dialogue_file, conversations, rng)[1]
     if squad_file is not None and dialogue_file is not None and has_facts(dialogue_file, FEWEST_DIALOGUES):
-        made = make_bank(model, computing or model, squad_file, dialogue_file, seed, states)
+        held = {"conversations": conversations, "people": people}
+        made = make_bank(model, computing or model, squad_file, dialogue_file, seed, states, **held)
         people = [question for questions, _ in made.people for question in questions]
         corpus = Corpus(
             made.bank,

@@ -10,9 +10,6 @@ from mplus.training.conversations import chat_messages, dialogue_questions
 from mplus.training.data import ChunkBank, Question, dialogues, personas, squad
 from mplus.training.requests import answered_requests
 
-DIALOGUES, PEOPLE = 300, 300
-"""Conversations whose states are held, and generated people."""
-
 
 class DefaultData:
     """A bank and everything that is known of its texts."""
@@ -37,17 +34,20 @@ def make_bank(
     dialogue_file: Path,
     seed: int,
     states: Path | None = None,
+    *,
+    conversations: int,
+    people: int,
 ) -> DefaultData:
     """Encode everything that is trained on, where ``computing`` is, which may be ``model``."""
     rng = random.Random(seed)
     made = DefaultData(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states, encoder=computing.weights))
     texts, made.questions, made.groups = squad(squad_file)
     made.passages = made.bank.add(texts, progress="passages")
-    ids, talks = dialogues(dialogue_file, DIALOGUES, rng)
+    ids, talks = dialogues(dialogue_file, conversations, rng)
     made.conversations = made.bank.add(talks, progress="conversations")
     made.groups += [max(made.groups) + 1 + n for n in range(len(talks))]
     made.dialogue_questions = dialogue_questions(dialogue_file, ids, made.conversations[0], rng)
-    messages, questions, owned = personas(rng, "train", PEOPLE)
+    messages, questions, owned = personas(rng, "train", people)
     first = made.bank.add(messages, progress="messages")[0]
     group = max(made.groups) + 1
     for asked, mine in zip(questions, owned, strict=True):

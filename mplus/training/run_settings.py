@@ -43,6 +43,10 @@ class RunSettings(BaseModel):
     """Of the adapters."""
     adapters: Positive = 1
     """Read adapters that the reader stage trains, from different seeds; the model gets their mean."""
+    conversations: Positive = 300
+    """Conversations of ``dialogues`` that are held as states and asked about."""
+    people: Positive = 300
+    """Generated people, where the mixture is that of the default model."""
     invented: Annotated[int, Field(ge=0)] = 0
     """Passages that the backbone makes up and asks about, for the reader stage, beside those of ``squad``."""
     retriever_size: Positive | None = None
@@ -61,7 +65,7 @@ class RunSettings(BaseModel):
     """Most tokens of plain text held as states for the stages of the default layout."""
     seed: int = 0
     device: str = "auto"
-    """Where the published stages compute: "auto" takes what accelerate finds, "cpu" the CPU."""
+    """Where to compute: "auto" takes what accelerate finds, "cpu" the CPU."""
     dtype: str | None = None
     """Of the frozen backbone; None: as ``from_pretrained`` has it, but bfloat16 for the stages of the default layout on
     a CPU that computes in it."""

@@ -14,7 +14,7 @@ from mplus.generation.chat import Prompt
 from mplus.model import MPlus
 from mplus.read import prefill
 from mplus.training.bank_recall import BankRecall
-from mplus.training.data import ChunkBank
+from mplus.training.data import ChunkBank, HeldStates
 from mplus.training.loop import train
 from mplus.training.reader import (
     POOLED_BATCHES,
@@ -35,7 +35,7 @@ from tests.conftest import TINY
 def bank(model: MPlus, text: str) -> ChunkBank:
     bank = ChunkBank(model.weights, model.tokenizer, TINY)
     bank.add([text[:90], text[200:260]])
-    bank.states = [states.float() for states in bank.states]
+    bank.states = HeldStates(states.float() for states in bank.states)
     return bank
 
 
