@@ -82,8 +82,16 @@ def build_corpus(
     passages_given = None if squad_file is None else read_squad(squad_file)
     talks = None if dialogue_file is None else read_dialogues(dialogue_file, conversations, rng)[1]
     if squad_file is not None and dialogue_file is not None and has_facts(dialogue_file, FEWEST_DIALOGUES):
-        held = {"conversations": conversations, "people": people}
-        made = make_bank(model, computing or model, squad_file, dialogue_file, seed, states, **held)
+        made = make_bank(
+            model,
+            computing or model,
+            squad_file,
+            dialogue_file,
+            seed,
+            states,
+            conversations=conversations,
+            people=people,
+        )
         people = [question for questions, _ in made.people for question in questions]
         corpus = Corpus(
             made.bank,

@@ -26,7 +26,7 @@ from mplus.training.reader import ReaderSettings, Sample, encode_sample
 from mplus.training.sentences import sentences
 from mplus.training.topics import topic
 
-ASKER = ReaderSettings(steps=250, batch=32, learning_rate=1e-3, warmup=20, decay=200)
+ASKER = ReaderSettings(steps=300, batch=16, learning_rate=1e-3, warmup=20, decay=200)
 ASKED = 0.65
 """So many of the asker's samples ask; the others answer."""
 PASSAGE_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 160, 48, 16
