@@ -92,10 +92,10 @@ def build_corpus(
             conversations=conversations,
             people=people,
         )
-        people = [question for questions, _ in made.people for question in questions]
+        told = [question for questions, _ in made.people for question in questions]
         corpus = Corpus(
             made.bank,
-            [*made.questions, *made.dialogue_questions, *people],
+            [*made.questions, *made.dialogue_questions, *told],
             list(made.groups),
             [*made.passages, *made.conversations],
             frozenset(text for _, texts in made.people for text in texts),
