@@ -26,20 +26,20 @@ from mplus.training.reader import ReaderSettings, Sample, encode_sample
 from mplus.training.sentences import sentences
 from mplus.training.topics import topic
 
-ASKER = ReaderSettings(steps=300, batch=16, learning_rate=1e-3, warmup=20, decay=200)
+ASKER = ReaderSettings(steps=400, batch=16, learning_rate=1e-3, warmup=20, decay=200)
 ASKED = 0.65
 """So many of the asker's samples ask; the others answer."""
 PASSAGE_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 160, 48, 16
 FROM_TEXT = 0.6
 """So many passages go on with the beginning of a sentence that is there; the others are about a topic."""
-ATTEMPTS = 3
+ATTEMPTS = 4
 """Questions per passage that are tried."""
 FOUND_AGAIN = 0.6
 """Token F1 of the answer that is given with the one that was asked for."""
 FEWEST_WORDS, MOST_WORDS = 35, 160
 VARIED = 0.8
 """A passage has so many different runs of three words, of those it has: a small model repeats itself."""
-BATCH = {"cpu": 16, "cuda": 768}
+BATCH = {"cpu": 16, "cuda": 1536}
 
 Say = Callable[[str], None]
 
