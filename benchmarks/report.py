@@ -65,13 +65,18 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def write(name: str, found: Mapping[str, Any], output: Path) -> None:
+    """Write ``name.json``."""
+    output.mkdir(parents=True, exist_ok=True)
+    output.joinpath(f"{name}.json").write_text(json.dumps({"machine": machine(), **found}, indent=2) + "\n")
+
+
 def save(name: str, found: Mapping[str, Any], output: Path, draw: Callable[[Any], None]) -> None:
     """Write ``name.json`` and, where matplotlib is installed, ``name.png``.
 
     ``draw`` gets matplotlib's axes.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    output.joinpath(f"{name}.json").write_text(json.dumps({"machine": machine(), **found}, indent=2) + "\n")
+    write(name, found, output)
     try:
         from matplotlib.figure import Figure
     except ImportError:

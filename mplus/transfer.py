@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mplus.backbone import KeysValues
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.tiers import Segment
+from mplus.memory.tiers import Segment, side_stream
 from mplus.shapes import Index
 
 
@@ -72,7 +72,9 @@ class RecalledRows:
     ) -> None:
         self.count, self.dtype, self.devices = len(index), dtype, devices
         self._parts = located(stores, index)
-        self._streams = {d: torch.cuda.Stream(d) for d in set(devices) if d.type == "cuda"}
+        self._streams = {d: side_stream(d) for d in set(devices) if d.type == "cuda"}
+        for device, stream in self._streams.items():
+            stream.wait_stream(torch.cuda.current_stream(device))  # rows that are on the device may be in the making
         waits = bool(self._streams) or any(part.segment.tier == "disk" for part in self._parts)
         # In host memory there is nothing to wait for, and a second thread would only take a core away.
         self._worker = ThreadPoolExecutor(1, "mplus-rows") if waits and len(devices) > 1 else None

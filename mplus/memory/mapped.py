@@ -105,7 +105,7 @@ def opened_segment(shard: OpenShard, like: Content, *, name: str) -> Segment:
     def planes(kind: str, layers: tuple[Tensor, ...]) -> tuple[Plane, ...]:
         return tuple(ShardPlane(shard, f"{kind}.{layer}") for layer in range(len(layers)))
 
-    scored = ShardPlane(shard, "retrieval_keys").resident()
+    scored = ShardPlane(shard, "retrieval_keys").resident().in_host_memory()
     states = planes("states", like.states) if like.states is not None else None
     return Segment(planes("keys", like.keys), planes("values", like.values), scored, states, "disk", name)
 
