@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -383,16 +382,19 @@ def main() -> None:
                 pstats.Stats(profile).sort_stats("tottime").print_stats(arguments.functions)
         return found
 
-    for size, layout, beside in product(sizes, arguments.layouts, (False, True)):
-        side = f"M+, {layout} layout, long-term {'beside its layers' if beside else 'in host memory'}"
-        rows.add({"side": side, "tokens": size}, partial(read, size, layout, beside))
-    for layout, users in product(arguments.layouts[:1], arguments.users):
+    layouts: list[Layout] = arguments.layouts
+    for size in sizes:
+        for layout in layouts:
+            for beside in (False, True):
+                side = f"M+, {layout} layout, long-term {'beside its layers' if beside else 'in host memory'}"
+                rows.add({"side": side, "tokens": size}, partial(read, size, layout, beside))
+    for users in arguments.users:
 
-        def decode(layout: Layout = layout, users: int = users) -> dict[str, Any]:
+        def decode(users: int = users) -> dict[str, Any]:
             machine.free()
-            return machine.decoding(machine.state(min(sizes[-1:]), layout, beside=False), layout, users)
+            return machine.decoding(machine.state(sizes[-1], layouts[0], beside=False), layouts[0], users)
 
-        rows.add({"side": f"decoding, {layout} layout, beside transformers"}, decode)
+        rows.add({"side": f"decoding, {layouts[0]} layout, beside transformers"}, decode)
     for length in contexts:
 
         def whole(length: int = length) -> dict[str, Any]:

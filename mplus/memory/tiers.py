@@ -94,9 +94,14 @@ class Plane:
         turned = torch.cat([data & 15, data >> 4], dim=-1).to(dtype).sub_(8).mul_(scale)
         return turned @ spread(turned.shape[-1]).T.to(turned)
 
-    def take(self, index: Int[Tensor, " T"]) -> "Plane":
+    def take(self, index: Int[Tensor, " T"] | slice) -> "Plane":
         """Some rows in their stored form, not converted again."""
         return Plane(self.data[index], None if self.scale is None else self.scale[index])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which it is stored."""
+        return self.data.dtype
 
     @property
     def nbytes(self) -> int:
