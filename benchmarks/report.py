@@ -30,13 +30,11 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line), cpu)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        commit = ""  # no git here
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -44,7 +42,7 @@ def machine() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit.strip(),
     }
 
 
