@@ -1,44 +1,54 @@
 """An 8B-shaped model with random weights and the published memory, on a GPU.
 
-    python benchmarks/gpu.py [--long-term 0 38400 76800 153600] [--contexts 16384 65536 131072] [--trace trace.json]
+    python benchmarks/gpu.py [--long-term 0 38400 76800 153600] [--contexts 16384 65536 131072]
     python benchmarks/gpu.py --small --device cpu      # the same steps at a small size, anywhere
 
-bfloat16, published sizes (10,240 short-term and 2,560 recalled tokens in every layer, 153,600 long-term), with
-random contents. Per size of long-term memory, in host memory and beside the layers: device memory at the peak of
-a read, and its latency. A profile says how much of the copying from host memory runs while layers compute. The
-other side is ``transformers`` with everything in its context. Published: 21.2 GB, with offloading 18.0 GB.
+bfloat16, published sizes (10,240 short-term and 2,560 recalled tokens in every layer, 153,600 long-term), random
+contents. Per layout and size of long-term memory, in host memory and beside the layers: device memory at the peak of
+a read, its latency, and how much of the copying from host memory runs while layers compute. Then decoding, beside
+``transformers`` over a KV cache of the same length; then ``transformers`` with everything in its context.
+Published: 21.2 GB, with offloading 18.0 GB. Every row is printed and saved as it comes; one that fails says why.
 """
 
 import argparse
+import cProfile
 import gc
 import json
+import pstats
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import report
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from mplus.backbone import GROUPED_ATTENTION, Backbone, register_attention
-from mplus.config import MemoryConfig
+from mplus.config import Layout, MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.placement import placed
-from mplus.memory.state import MemoryState, Track
+from mplus.memory.state import MemoryState, Track, arrival_tier
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.prefix import SPARE_PREFIXES
 from mplus.read import ReadRequest, prefill
-from mplus.retriever import PublishedRetriever
+from mplus.retriever import LateInteraction, PublishedRetriever
 from mplus.weights import Weights
 from mplus.words import no_words
 
 PROMPT_TOKENS = 64
+CHUNK_TOKENS = 64
 SEGMENT_TOKENS = 4096
 RETRIEVER_SIZE = 256
+DECODED_TOKENS = 24
+LONG_CONTEXT = 20_000
+"""Contexts beyond this are read once, without a read to warm up: they take seconds."""
 
 
 def shape_of(small: bool) -> dict[str, Any]:
@@ -61,79 +71,104 @@ class Machine:
         register_attention()
         self.device = torch.device(arguments.device)
         self.runs: int = arguments.runs
-        config = LlamaConfig(**shape_of(arguments.small), attn_implementation=GROUPED_ATTENTION)
+        self.small: bool = arguments.small
+        config = LlamaConfig(**shape_of(arguments.small))
+        layers, hidden = config.num_hidden_layers, config.hidden_size
         with torch.device(self.device):
-            self.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            self.model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.bfloat16, attn_implementation=GROUPED_ATTENTION
+            )
             projections = [
-                nn.ModuleList([PublishedRetriever.projection(config.hidden_size, RETRIEVER_SIZE) for _ in range(n)])
-                for n in [config.num_hidden_layers] * 2
+                nn.ModuleList([PublishedRetriever.projection(hidden, RETRIEVER_SIZE) for _ in range(layers)])
+                for _ in range(2)
             ]
+            late = LateInteraction(torch.zeros(layers, hidden), torch.ones(layers, hidden))
         retriever = PublishedRetriever(*projections).to(torch.bfloat16).requires_grad_(False)
         backbone = Backbone.wrap(self.model, bos_token_id=1)
-        self.weights = Weights(backbone, {"published": retriever}, 0, "random")
-        short, recalled = (256, 64) if arguments.small else (10_240, 2560)
-        self.config = MemoryConfig(
-            layout="token", recall="published", short_term_tokens=short, recalled_tokens=recalled,
-            long_term_dtype="int8", tokens_per_write=min(short, 256),
+        recall_layer = layers // 5 or 1
+        self.weights = Weights(backbone, {"published": retriever, "late": late}, recall_layer, "random")
+
+    def config(self, layout: Layout) -> MemoryConfig:
+        """The published sizes in one of the layouts."""
+        short, recalled = (256, 64) if self.small else (10_240, 2560)
+        recall = "late" if layout == "chunk" else "published"
+        return MemoryConfig(
+            layout=layout, recall=recall, short_term_tokens=short, recalled_tokens=recalled,
+            long_term_dtype="int8", tokens_per_write=min(short, 256), chunk_tokens=CHUNK_TOKENS,
         )  # fmt: skip
-        self.short_term: list[Tokens] = []
 
     def synchronize(self) -> None:
         """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def measured(self, work: Callable[[], object]) -> tuple[float, float]:
-        """Median seconds, and device memory in GB at the peak (0 on a CPU)."""
-        gc.collect()
+    def measured(self, work: Callable[[], object], *, once: bool = False) -> dict[str, float]:
+        """Median seconds after a run that is not counted, and device memory in GB at the peak (0 on a CPU)."""
+        self.free()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         times: list[float] = []
-        for _ in range(self.runs + 1):
+        for _ in range(1 if once else self.runs + 1):
+            SPARE_PREFIXES.clear()  # every read is a first one
             started = time.perf_counter()
             work()
             self.synchronize()
             times.append(time.perf_counter() - started)
         peak = torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else 0.0
-        return statistics.median(times[1:]), peak
+        return {"seconds": statistics.median(times[not once :]), "device_gb": peak}
 
-    def state(self, long_term: int, *, beside: bool) -> MemoryState:
-        """A memory of random contents; every layer has the same in host memory and its own on the device."""
+    def free(self) -> None:
+        """Let go of whatever nobody holds."""
+        gc.collect()
+        SPARE_PREFIXES.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def contents(self, count: int, layout: Layout, *, distinct: int) -> Iterator[Content]:
+        """Random content, a segment's worth at a time; layers beyond ``distinct`` share the tensors of one."""
         backbone = self.weights.backbone
         heads, size = backbone.num_key_value_heads, backbone.head_size
-        where = self.device if beside else torch.device("cpu")
+        layers = backbone.num_layers if layout == "chunk" else 1
+        width = backbone.hidden_size if layout == "chunk" else RETRIEVER_SIZE
+        for start in range(0, count, SEGMENT_TOKENS):
+            rows = min(SEGMENT_TOKENS, count - start)
+            made = [
+                torch.randn(rows, heads, size, dtype=torch.bfloat16, device=self.device)
+                for _ in range(min(distinct, layers))
+            ]
+            made += [made[-1]] * (layers - len(made))
+            keys = nn.functional.normalize(torch.randn(rows, width, dtype=torch.bfloat16, device=self.device), dim=-1)
+            yield Content(tuple(made), tuple(made), keys)
 
-        def content(count: int, device: torch.device) -> Content:
-            rows = (torch.randn(count, heads, size, dtype=torch.bfloat16, device=device),)
-            return Content(rows, rows, torch.randn(count, RETRIEVER_SIZE, dtype=torch.bfloat16))
-
-        if not self.short_term:
-            count = self.config.short_term_tokens
-            self.short_term = [Tokens(content(count, self.device), known(count)) for _ in range(backbone.num_layers)]
+    def state(self, long_term: int, layout: Layout, *, beside: bool) -> MemoryState:
+        """A memory of random contents; in host memory every layer has the same, which reads alike."""
+        layers = self.weights.backbone.num_layers
+        config = self.config(layout).model_copy(update={"long_term_device": "cuda" if beside else "cpu"})
+        groups = [tuple(range(layers))] if layout == "chunk" else [(layer,) for layer in range(layers)]
         tracks: list[Track] = []
         shared: list[Segment] = []
-        for layer in range(backbone.num_layers):
+        for group in groups:
             if beside or not shared:
-                sizes = [SEGMENT_TOKENS] * (long_term // SEGMENT_TOKENS)
-                sizes += [long_term % SEGMENT_TOKENS] if long_term % SEGMENT_TOKENS else []
-                tier = "device" if beside else "host"
-                shared = [Segment.store(content(n, where), self.config.long_term_dtype, tier) for n in sizes]
+                contents = self.contents(long_term, layout, distinct=layers if beside else 1)
+                shared = [stored(content, config) for content in contents]
             store = LongTermMemory.empty()
             for segment in shared:
-                store = store.append(segment, known(len(segment)))
-            tracks.append(Track((layer,), layer, self.short_term[layer], LongTermMemory.empty(), store))
-        settings = self.config.model_copy(update={"long_term_device": "cuda" if beside else "cpu"})
-        stores = placed([track.long_term for track in tracks], settings)
+                store = store.append(segment, known(len(segment), long_term - len(store)))
+            count = config.short_term_tokens
+            parts = list(self.contents(count, layout, distinct=layers))
+            recent = Content.cat(parts)
+            recent = replace(recent, retrieval_keys=recent.retrieval_keys.cpu())
+            layer = self.weights.recall_layer if layout == "chunk" else group[0]
+            tracks.append(Track(group, layer, Tokens(recent, known(count, count)), LongTermMemory.empty(), store))
+        stores = placed([track.long_term for track in tracks], config)
         return MemoryState(
             tuple(replace(t, long_term=s) for t, s in zip(tracks, stores, strict=True)), digest=f"{long_term}{beside}"
         )
 
-    def reading(self, state: MemoryState) -> Callable[[], object]:
-        """One read of a prompt through a memory."""
-        prompt = torch.randint(10, 1000, (PROMPT_TOKENS,)).tolist()
-        request = ReadRequest(state, self.config, prompt, (0, PROMPT_TOKENS))
-        return lambda: prefill(self.weights, [request])
+    def requests(self, state: MemoryState, layout: Layout, count: int = 1) -> list[ReadRequest]:
+        """Prompts that are read through a memory."""
+        prompts = torch.randint(10, 1000, (count, PROMPT_TOKENS)).tolist()
+        return [ReadRequest(state, self.config(layout), prompt, (0, PROMPT_TOKENS)) for prompt in prompts]
 
     def full_context(self, length: int) -> Callable[[], object]:
         """The whole history in the window of transformers' own model."""
@@ -149,31 +184,97 @@ class Machine:
 
         return work
 
+    def decoding(self, state: MemoryState, layout: Layout, users: int) -> dict[str, float]:
+        """Seconds a token of M+ and of transformers over KV caches of one length, in turn."""
+        reading = prefill(self.weights, self.requests(state, layout, users)).reading
+        held = reading.layers[0].lengths[0]
+        backbone = self.weights.backbone
+        shape = (users, backbone.num_key_value_heads, held, backbone.head_size)
+        cache = DynamicCache()
+        for layer in range(backbone.num_layers):
+            keys = torch.randn(shape, dtype=backbone.dtype, device=self.device)
+            cache.update(keys, keys.clone(), layer)
+        keyword = report.cache_argument(self.model.model, cache)
 
-def known(count: int) -> Provenance:
-    """Provenance of tokens that arrived one after the other."""
+        @torch.inference_mode()
+        def theirs() -> object:
+            ids = torch.full((users, 1), 7, device=self.device)
+            return self.model(ids, use_cache=True, **keyword).logits[:, -1].argmax(-1).tolist()
+
+        def ours() -> object:
+            return reading.decode([7] * users).argmax(-1).tolist()
+
+        found = {"ours": self._seconds_a_token(ours)}
+        self.model.set_attn_implementation("sdpa")
+        try:
+            found["theirs"] = self._seconds_a_token(theirs)
+        finally:
+            self.model.set_attn_implementation(GROUPED_ATTENTION)
+        return {
+            "kv_tokens": held,
+            "users": users,
+            "ms_a_token": 1e3 * found["ours"],
+            "theirs_ms_a_token": 1e3 * found["theirs"],
+            "decode_ratio": found["theirs"] / found["ours"],
+        }
+
+    def _seconds_a_token(self, step: Callable[[], object]) -> float:
+        for _ in range(4):
+            step()
+        times: list[float] = []
+        for _ in range(DECODED_TOKENS):
+            started = time.perf_counter()
+            step()
+            self.synchronize()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+
+def stored(content: Content, config: MemoryConfig) -> Segment:
+    """A segment; where layers share their tensors, the stored ones are shared as well."""
+    if content.keys[0] is not content.keys[-1] or len(content) == 0:
+        return Segment.store(content, config.resolved_long_term_dtype, arrival_tier(config))
+    one = replace(content, keys=content.keys[:1], values=content.values[:1])
+    segment = Segment.store(one, config.resolved_long_term_dtype, arrival_tier(config))
+    layers = len(content.keys)
+    return replace(segment, keys=segment.keys * layers, values=segment.values * layers)
+
+
+def known(count: int, before: int) -> Provenance:
+    """Provenance of tokens that arrived one after the other, the first of them ``before`` tokens ago."""
     every = torch.arange(count)
-    return Provenance(every.flip(0), torch.full((count,), 10.0, dtype=torch.float64), every * 0, every, no_words(count))
+    ages = before - 1 - every
+    frequencies = torch.full((count,), 10.0, dtype=torch.float64)
+    return Provenance(ages, frequencies, every * 0, (10**7 - ages) // CHUNK_TOKENS, no_words(count))
 
 
-def overlap(machine: Machine, work: Callable[[], object], trace: Path | None) -> dict[str, float]:
-    """Milliseconds of copies to the device in one read, and the share of them during which a kernel runs."""
+def overlap(machine: Machine, work: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of copies to the device and of kernels in one read, and the share of the copies beside kernels."""
     if machine.device.type != "cuda":
         return {}
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    SPARE_PREFIXES.clear()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         work()
         machine.synchronize()
-    path = trace or Path("trace.json")
-    profiler.export_chrome_trace(str(path))
-    events = json.loads(path.read_text())["traceEvents"]
-    spans = lambda kind: [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("cat") == kind and "dur" in e]
-    copies = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("cat") == "gpu_memcpy" and "HtoD" in e["name"]]
-    kernels = merged(spans("kernel"))
-    total = sum(end - start for start, end in copies)
-    hidden = sum(max(0.0, min(end, b) - max(start, a)) for start, end in copies for a, b in kernels)
-    return {"copy_ms": total / 1e3, "hidden_share": hidden / total if total else 1.0}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    copies = merged([span(e) for e in events if e.get("cat") == "gpu_memcpy" and "HtoD" in e["name"]])
+    kernels = merged([span(e) for e in events if e.get("cat") == "kernel"])
+    total, busy = (sum(end - start for start, end in spans) for spans in (copies, kernels))
+    return {
+        "copy_ms": total / 1e3,
+        "kernel_ms": busy / 1e3,
+        "hidden_share": common(copies, kernels) / total if total else 1.0,
+    }
+
+
+def span(event: dict[str, Any]) -> tuple[float, float]:
+    """When something ran, in microseconds."""
+    return event["ts"], event["ts"] + event.get("dur", 0)
 
 
 def merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -187,52 +288,120 @@ def merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return result
 
 
+def common(some: list[tuple[float, float]], others: list[tuple[float, float]]) -> float:
+    """How long both ran."""
+    total, at = 0.0, 0
+    for start, end in some:
+        while at < len(others) and others[at][1] <= start:
+            at += 1
+        here = at
+        while here < len(others) and others[here][0] < end:
+            total += min(end, others[here][1]) - max(start, others[here][0])
+            here += 1
+    return total
+
+
+class Rows:
+    """Results so far: printed and saved one by one, so that nothing is lost with what comes later."""
+
+    def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.name = "gpu-small" if arguments.small else "gpu"
+        self.output: Path = arguments.output
+        self.ends = time.monotonic() + arguments.budget
+        self.about = {"device": str(device)}
+        if device.type == "cuda":
+            self.about = {"device": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
+
+    def add(self, known: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+        """Measure a row; what goes wrong is its result."""
+        if time.monotonic() > self.ends:
+            row = known | {"error": "no time left"}
+        else:
+            started = time.monotonic()
+            try:
+                row = known | measure()
+            except Exception as error:
+                row = known | {"error": f"{type(error).__name__}: {error}"[:200]}
+            row["took"] = round(time.monotonic() - started, 1)
+        self.rows.append(row)
+        print(row, flush=True)
+        report.write(self.name, {**self.about, "rows": self.rows}, self.output)
+
+    def finish(self) -> None:
+        """The table and the plot."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        report.table([{name: row.get(name) for name in names} for row in self.rows])
+        report.save(self.name, {**self.about, "rows": self.rows}, self.output, self._draw)
+
+    def _draw(self, axes: Any) -> None:
+        timed = [row for row in self.rows if "seconds" in row]
+        for side in dict.fromkeys(row["side"] for row in timed):
+            part = [row for row in timed if row["side"] == side]
+            axes.plot([row["tokens"] for row in part], [row["seconds"] for row in part], marker="o", label=side)
+        axes.set(xlabel="tokens of long-term memory or context", ylabel="seconds to the first token", yscale="log")
+        axes.legend()
+
+
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="a small model and memory, to try the script anywhere")
+    parser.add_argument("--layouts", nargs="*", default=["chunk", "token"])
     parser.add_argument("--long-term", type=int, nargs="*")
     parser.add_argument("--contexts", type=int, nargs="*")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--trace", type=Path, help="where the profile goes (chrome://tracing)")
+    parser.add_argument("--users", type=int, nargs="*", default=[1, 8], help="how many are answered together")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no row is begun")
+    parser.add_argument("--functions", type=int, default=0, help="print where the last read spends its time")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("No GPU here. Try the script with --small --device cpu.")
-    sizes = arguments.long_term or ([0, 1024, 8192] if arguments.small else [0, 38_400, 76_800, 153_600])
-    contexts = arguments.contexts or ([512, 1024] if arguments.small else [16_384, 65_536, 131_072])
+    default_sizes = [0, 1024, 8192] if arguments.small else [0, 38_400, 76_800, 153_600]
+    default_contexts = [512, 1024] if arguments.small else [16_384, 65_536, 131_072]
+    sizes = default_sizes if arguments.long_term is None else arguments.long_term
+    contexts = default_contexts if arguments.contexts is None else arguments.contexts
+    started = time.monotonic()
     machine = Machine(arguments)
-    rows: list[dict[str, Any]] = []
+    machine.synchronize()
+    rows = Rows(arguments, machine.device)
+    print(f"model ready after {time.monotonic() - started:.1f} s", flush=True)
+
+    def read(size: int, layout: Layout, beside: bool) -> dict[str, Any]:
+        machine.free()
+        state = machine.state(size, layout, beside=beside)
+        work = lambda: prefill(machine.weights, machine.requests(state, layout))
+        found: dict[str, Any] = machine.measured(work)
+        if size == max(sizes):
+            found |= overlap(machine, work)
+            if arguments.functions:
+                SPARE_PREFIXES.clear()
+                with cProfile.Profile() as profile:
+                    work()
+                    machine.synchronize()
+                pstats.Stats(profile).sort_stats("tottime").print_stats(arguments.functions)
+        return found
+
+    layouts: list[Layout] = arguments.layouts
     for size in sizes:
-        for beside in (False, True):
-            work = machine.reading(machine.state(size, beside=beside))
-            seconds, peak = machine.measured(work)
-            side = "M+, long-term beside its layers" if beside else "M+, long-term in host memory"
-            rows.append({"side": side, "tokens": size, "seconds": seconds, "device_gb": peak})
-            if not beside:
-                rows[-1] |= overlap(machine, work, arguments.trace)
-            print(rows[-1], flush=True)
-            del work
-    machine.short_term = []
+        for layout in layouts:
+            for beside in (False, True):
+                side = f"M+, {layout} layout, long-term {'beside its layers' if beside else 'in host memory'}"
+                rows.add({"side": side, "tokens": size}, partial(read, size, layout, beside))
+    for users in arguments.users:
+
+        def decode(users: int = users) -> dict[str, Any]:
+            machine.free()
+            return machine.decoding(machine.state(sizes[-1], layouts[0], beside=False), layouts[0], users)
+
+        rows.add({"side": f"decoding, {layouts[0]} layout, beside transformers"}, decode)
     for length in contexts:
-        try:
-            seconds, peak = machine.measured(machine.full_context(length))
-        except torch.OutOfMemoryError:
-            rows.append({"side": "transformers, full context (out of memory)", "tokens": length})
-            continue
-        side = "transformers, full context"
-        rows.append({"side": side, "tokens": length, "seconds": seconds, "device_gb": peak})
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    report.table([{name: row.get(name) for name in names} for row in rows])
 
-    def draw(axes: Any) -> None:
-        for side in dict.fromkeys(row["side"] for row in rows if "seconds" in row):
-            part = [row for row in rows if row["side"] == side]
-            axes.plot([row["tokens"] for row in part], [row["seconds"] for row in part], marker="o", label=side)
-        axes.set(xlabel="tokens of long-term memory or context", ylabel="seconds to the first token")
-        axes.legend()
+        def whole(length: int = length) -> dict[str, Any]:
+            return machine.measured(machine.full_context(length), once=length > LONG_CONTEXT)
 
-    name = "gpu-small" if arguments.small else "gpu"
-    report.save(name, {"rows": rows, "device": str(machine.device)}, arguments.output, draw)
+        rows.add({"side": "transformers, full context", "tokens": length}, whole)
+    rows.finish()
 
 
 if __name__ == "__main__":

@@ -30,13 +30,11 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line), cpu)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        commit = ""  # no git here
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -44,7 +42,7 @@ def machine() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit.strip(),
     }
 
 
@@ -65,13 +63,18 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def write(name: str, found: Mapping[str, Any], output: Path) -> None:
+    """Write ``name.json``."""
+    output.mkdir(parents=True, exist_ok=True)
+    output.joinpath(f"{name}.json").write_text(json.dumps({"machine": machine(), **found}, indent=2) + "\n")
+
+
 def save(name: str, found: Mapping[str, Any], output: Path, draw: Callable[[Any], None]) -> None:
     """Write ``name.json`` and, where matplotlib is installed, ``name.png``.
 
     ``draw`` gets matplotlib's axes.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    output.joinpath(f"{name}.json").write_text(json.dumps({"machine": machine(), **found}, indent=2) + "\n")
+    write(name, found, output)
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -9,6 +9,7 @@ linear layer with the sum.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -113,6 +114,20 @@ class LoraLinear(nn.Module):
         return output + (change * self.scale).to(output.dtype)
 
 
+def device_of(*modules: nn.Module) -> torch.device:
+    """Where a module with weights of its own computes: where accelerate brings them, else where they are.
+
+    Args:
+        modules: The module, and others whose hook tells as well.
+    """
+    for module in modules:
+        device: Any = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    weight: Any = modules[0].weight
+    return weight.device
+
+
 def merged(base: nn.Linear, weights: LoraWeights) -> nn.Linear:
     """A new linear layer that holds base plus change in one matrix."""
     linear = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
@@ -171,7 +186,8 @@ def _adapt(base: nn.Module, name: str, weights: LoraWeights, *, merge: bool) -> 
         )
     if merge and type(base) is nn.Linear and not hasattr(base, "_hf_hook"):
         return merged(base, weights)
-    return LoraLinear(base, weights)
+    where = device_of(base)
+    return LoraLinear(base, LoraWeights(weights.down.to(where), weights.up.to(where), weights.scale))
 
 
 def adapter_nbytes(layers: nn.ModuleList, adapter: Adapter) -> int:

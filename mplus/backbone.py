@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mplus.adapters import Adapter, adapter_nbytes, with_adapter
+from mplus.adapters import Adapter, adapter_nbytes, device_of, with_adapter
 from mplus.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -134,19 +134,12 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where embeddings are looked up: prompts start here."""
-        weight = self.model.get_input_embeddings().weight
-        if weight.device.type == "meta":  # offloaded by accelerate
-            return torch.device(self.model.device)
-        return weight.device  # pyright: ignore[reportReturnType]
+        return device_of(self.model.get_input_embeddings())
 
     def layer_device(self, layer: int) -> torch.device:
         """Where a layer computes; its memory is brought there."""
         norm: nn.Module = self.read_layers[layer].input_layernorm  # pyright: ignore[reportAssignmentType]
-        hook: Any = getattr(norm, "_hf_hook", None) or getattr(self.read_layers[layer], "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-        return norm.weight.device  # pyright: ignore[reportReturnType]
+        return device_of(norm, self.read_layers[layer])
 
     def save(self, folder: "Path") -> None:
         """Save the base weights as transformers does; adapters are saved by their owner."""
@@ -184,7 +177,8 @@ class Backbone:
         like = torch.empty(0, dtype=self.dtype, device=flat.device)
         cos, sin = rotary(like, flat)
         shape = (*positions.shape, cos.shape[-1])
-        return Rotation(cos.reshape(shape), sin.reshape(shape))
+        # accelerate leaves them where the rotary module is.
+        return Rotation(cos.reshape(shape).to(flat.device), sin.reshape(shape).to(flat.device))
 
     def keys_values(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> KeysValues:
         """Keys before rotary embedding and values of rows already normed by that layer."""

@@ -6,6 +6,7 @@ a write adapter compresses a chunk into K tokens (spec section 3), one chunk aft
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -93,6 +94,14 @@ def encode_states(
         dim=2,
     )[:, None]
 
+    own = inside.flatten().nonzero().flatten()
+
+    @cache
+    def placed(where: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Rotation]:
+        """What every layer looks things up with, copied to a device once."""
+        rotation = Rotation(table.cos.to(where), table.sin.to(where))
+        return slot.to(where), past_slot.to(where), position.to(where), mask.to(where), own.to(where), rotation
+
     hidden = backbone.embed(torch.tensor([i for chunk in chunks for i in chunk.input_ids]))
     states: list[Tensor] = []
     base: list[KeysValues] = []
@@ -109,14 +118,12 @@ def encode_states(
         base.append(KeysValues(keys[1 + offset :], values[1 + offset :]))
         if index + 1 == num_layers:
             break  # what the last layer makes of them nobody reads
-        here = slot.to(where)
-        rotation = Rotation(table.cos.to(where), table.sin.to(where))
-        at = position.to(where)
+        here, past_here, at, seen, rows, rotation = placed(where)
         queries = backbone.queries(layer, normed[1 + offset :])[here]
         queries = rotate(queries, Rotation(rotation.cos[at], rotation.sin[at]))
-        rotated, laid_values = _laid_out(keys, values, here, past_slot.to(where), offset, rotation, at, reach)
-        attended = backbone.attend(layer, queries.transpose(1, 2), rotated, laid_values, mask.to(where))
-        hidden = backbone.finish(layer, hidden, attended[inside.to(where)])
+        rotated, laid_values = _laid_out(keys, values, here, past_here, offset, rotation, at, reach)
+        attended = backbone.attend(layer, queries.transpose(1, 2), rotated, laid_values, seen)
+        hidden = backbone.finish(layer, hidden, attended.flatten(0, 1)[rows])
     return Encoded(tuple(states), tuple(base))
 
 

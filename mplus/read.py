@@ -127,7 +127,9 @@ def prefill_steps(
         reading.when_done = finalize(reading, SPARE_PREFIXES.keep, prefixes.left_by(layers))
         reading.when_done.atexit = False
     last = torch.tensor(sizes, device=hidden.device) - longest - 1
-    final = torch.cat(parts, dim=1) if all_logits else hidden[torch.arange(len(sizes)), last][:, None]
+    final = (
+        torch.cat(parts, dim=1) if all_logits else hidden[torch.arange(len(sizes), device=hidden.device), last][:, None]
+    )
     return Prefill(backbone.logits(final), reading)
 
 

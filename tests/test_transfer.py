@@ -7,7 +7,7 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.memory.mapped import spilled
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance
-from mplus.transfer import RecalledRows, located
+from mplus.transfer import Group, RecalledRows, grouped, located
 from mplus.words import no_words
 
 LAYERS = 3
@@ -62,9 +62,9 @@ def test_runs_are_slices_and_single_rows_are_not() -> None:
 def test_a_failure_on_the_way_reaches_the_layer_that_waits() -> None:
     rows = RecalledRows((store([8], on_disk=True),), torch.arange(8), torch.float32, CPU)
     rows.start(7)  # beyond the last layer: nothing to do
-    rows._parts = [part.__class__(part.segment, slice(0, 3), slice(0, 8)) for part in rows._parts]
+    rows._groups = [Group(rows._parts, torch.arange(3))]
     rows.start(0)
-    with pytest.raises(RuntimeError, match="size"):
+    with pytest.raises(RuntimeError, match="shape"):
         rows.take(0)
 
 
@@ -81,3 +81,20 @@ def test_rows_reach_a_gpu_on_a_side_stream() -> None:
             for one, other in zip(here.take(layer), there.take(layer), strict=True):
                 assert other.device == device
                 torch.testing.assert_close(one, other.cpu())
+
+
+@given(st.lists(st.sampled_from(["float32", "bfloat16", "float16"]), min_size=1, max_size=5), st.data())
+def test_rows_that_are_stored_differently_come_in_order_all_the_same(dtypes: list[str], data) -> None:
+    filled = LongTermMemory.empty()
+    for number, dtype in enumerate(dtypes):  # whole numbers up to 256 are exact in each of them
+        part = store([16], 16 * number, dtype=dtype)
+        filled = filled.append(part.segments[0], part.provenance)
+    if data.draw(st.booleans()):
+        starts = data.draw(st.permutations(range(0, 16 * len(dtypes), 8)))
+        index = torch.cat([torch.arange(start, start + 8) for start in starts])
+    else:
+        index = torch.tensor(data.draw(st.permutations(range(16 * len(dtypes)))))
+    assert len(grouped(located((filled,), index))) == len(set(dtypes))
+    got = RecalledRows((filled,), index, torch.float32, CPU).take(0)
+    assert torch.equal(got.keys, index[:, None, None].expand(-1, 2, 4).float())
+    assert torch.equal(got.values, -got.keys)

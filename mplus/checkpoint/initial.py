@@ -9,7 +9,7 @@ from mplus.checkpoint.published import InitialMemory
 from mplus.checkpoint.weights import caster
 from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.state import Context, MemoryState, Track
+from mplus.memory.state import Context, MemoryState, Track, arrival_tier
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.weights import Weights
@@ -74,6 +74,6 @@ def stored(
         retrieval_keys.to(weights.backbone.dtype),
         tokens.content.states,
     )
-    segment = Segment.store(content, config.resolved_long_term_dtype)
+    segment = Segment.store(content, config.resolved_long_term_dtype, arrival_tier(config))
     provenance = replace(tokens.provenance, ages=ages.long(), recall_frequencies=frequencies.double())
     return LongTermMemory.empty().append(segment, provenance)

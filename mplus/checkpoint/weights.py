@@ -24,7 +24,7 @@ from mplus.config import MemoryConfig, Recall
 from mplus.cpu import is_slow_in
 from mplus.errors import CheckpointError
 from mplus.quantised import quantise_for_decoding
-from mplus.retriever import AttentionScorer, LateInteraction, Scorer
+from mplus.retriever import AttentionScorer, LateInteraction, PublishedRetriever, Scorer
 from mplus.weights import Weights
 from mplus.words import Words
 
@@ -126,11 +126,19 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
         "attention": AttentionScorer(attentions, backbone.num_key_value_heads, backbone.head_size)
     }
     if parts.published is not None:
-        scorers["published"] = parts.published.to(device=backbone.device, dtype=backbone.dtype)
+        scorers["published"] = beside_layers(parts.published, backbone)
     scorers["late"] = parts.late if parts.late is not None else calibrated(backbone, tokenizer)
     position = None if parts.write_position is None else cast(parts.write_position)
     words = None if tokenizer is None else Words(tokenizer)
     return Weights(backbone, scorers, recall_layer, fingerprint(backbone, parts), position, words)
+
+
+def beside_layers(retriever: PublishedRetriever, backbone: Backbone) -> PublishedRetriever:
+    """The same retriever, what belongs to a layer where that layer computes."""
+    for projections in (retriever.query_projections, retriever.key_projections):
+        for layer, projection in enumerate(projections):
+            projection.to(device=backbone.layer_device(layer), dtype=backbone.dtype)
+    return retriever
 
 
 def calibrated(backbone: Backbone, tokenizer: Any) -> LateInteraction:
@@ -219,7 +227,7 @@ def _load_backbone(
         warnings.simplefilter("ignore", FutureWarning)
         arguments: dict[str, Any] = {
             "config": backbone,
-            "dtype": _dtype(dtype),
+            "dtype": _dtype(dtype, device_map),
             "device_map": device_map,
             "attn_implementation": implementation,
             "ignore_mismatched_sizes": True,  # reported below, by name and shape
@@ -289,9 +297,10 @@ def _device_map(device: str | Mapping[str, Any]) -> Any:
     return {"": device}
 
 
-def _dtype(dtype: str) -> Any:
+def _dtype(dtype: str, device_map: Any) -> Any:
     if dtype == "auto":
-        return torch.float32 if not torch.cuda.is_available() else "auto"
+        on_cpu = isinstance(device_map, dict) and all(str(device) in ("cpu", "disk") for device in device_map.values())
+        return torch.float32 if on_cpu or not torch.cuda.is_available() else "auto"
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16', 'float16' or 'int8'.")

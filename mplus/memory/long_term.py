@@ -222,14 +222,21 @@ class _Keys:
 
 
 def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Segment:
-    """One segment of the given rows of several, in their stored form, not converted again."""
+    """One segment of the given rows of several, in their stored form, not converted again.
+
+    On the device where all of them are, else in host memory.
+    """
+    on_device = all(segment.tier == "device" for segment in segments)
 
     def planes(parts: Sequence[tuple[Plane, ...]]) -> tuple[Plane, ...]:
         result: list[Plane] = []
         for layer in zip(*parts, strict=True):
             taken = [plane.take(row) for plane, row in zip(layer, rows, strict=True)]
+            if not on_device:
+                taken = [plane.to(HOST) for plane in taken]
             scales = [plane.scale for plane in taken if plane.scale is not None]
-            result.append(Plane(torch.cat([plane.data for plane in taken]), torch.cat(scales) if scales else None))
+            made = Plane(torch.cat([plane.data for plane in taken]), torch.cat(scales) if scales else None)
+            result.append(made if on_device else made.in_host_memory())
         return tuple(result)
 
     states = [s.states for s in segments if s.states is not None]
@@ -238,6 +245,7 @@ def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Se
         planes([s.values for s in segments]),
         planes([(s.retrieval_keys,) for s in segments])[0],
         planes(states) if len(states) == len(segments) else None,
+        "device" if on_device else "host",
     )
 
 

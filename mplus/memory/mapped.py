@@ -55,18 +55,20 @@ class ShardPlane(Plane):
             if name is not None:
                 self._shard.prefetch(name, index)
 
-    def take(self, index: Int[Tensor, " T"]) -> Plane:
-        """Some rows in their stored form."""
-        return self._stored(index)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which it is stored."""
+        return self._shard.layout.tensors[self._name].dtype
 
-    def _stored(self, index: Int[Tensor, " T"] | slice) -> Plane:
+    def take(self, index: Int[Tensor, " T"] | slice) -> Plane:
+        """Some rows in their stored form."""
         return Plane(
             self._shard.rows(self._name, index), None if self._scale is None else self._shard.rows(self._scale, index)
         )
 
     def rows(self, index: Int[Tensor, " T"] | slice, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Some rows, as numbers."""
-        return self._stored(index).rows(slice(None), dtype, device)
+        return self.take(index).rows(slice(None), dtype, device)
 
 
 def segment_tensors(segment: Segment) -> dict[str, Tensor]:
@@ -105,7 +107,7 @@ def opened_segment(shard: OpenShard, like: Content, *, name: str) -> Segment:
     def planes(kind: str, layers: tuple[Tensor, ...]) -> tuple[Plane, ...]:
         return tuple(ShardPlane(shard, f"{kind}.{layer}") for layer in range(len(layers)))
 
-    scored = ShardPlane(shard, "retrieval_keys").resident()
+    scored = ShardPlane(shard, "retrieval_keys").resident().in_host_memory()
     states = planes("states", like.states) if like.states is not None else None
     return Segment(planes("keys", like.keys), planes("values", like.values), scored, states, "disk", name)
 

@@ -29,9 +29,30 @@ SegmentTier = Literal["device", "host", "disk"]
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; by way of pinned memory where that lets the copy run beside computation."""
-    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+    if device.type != "cuda":
+        return tensor.to(device)  # whoever reads it in host memory waits for no stream
+    if tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+@cache
+def side_stream(device: torch.device) -> "torch.cuda.Stream":
+    """The stream on which content is copied to a GPU while it computes.
+
+    One for all reads: every stream keeps device memory of its own for what was copied on it.
+    """
+    return torch.cuda.Stream(device)
+
+
+def in_pinned_memory(tensor: Tensor) -> Tensor:
+    """A tensor in host memory, pinned where a GPU is in use that will ask for it."""
+    # A model on the CPU of a machine with a GPU starts nothing there.
+    if not torch.cuda.is_initialized():
+        return tensor.to(HOST)
+    if tensor.device.type == "cpu":
+        return tensor if tensor.is_pinned() else tensor.pin_memory()
+    return torch.empty_like(tensor, device=HOST, pin_memory=True).copy_(tensor)
 
 
 @dataclass(frozen=True)
@@ -73,9 +94,14 @@ class Plane:
         turned = torch.cat([data & 15, data >> 4], dim=-1).to(dtype).sub_(8).mul_(scale)
         return turned @ spread(turned.shape[-1]).T.to(turned)
 
-    def take(self, index: Int[Tensor, " T"]) -> "Plane":
+    def take(self, index: Int[Tensor, " T"] | slice) -> "Plane":
         """Some rows in their stored form, not converted again."""
         return Plane(self.data[index], None if self.scale is None else self.scale[index])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which it is stored."""
+        return self.data.dtype
 
     @property
     def nbytes(self) -> int:
@@ -92,10 +118,8 @@ class Plane:
 
     def in_host_memory(self) -> "Plane":
         """The same plane in host memory: pinned where there is a GPU that will ask for its rows."""
-        plane = self.to(HOST)
-        if not torch.cuda.is_available() or plane.data.is_pinned():
-            return plane
-        return Plane(plane.data.pin_memory(), None if plane.scale is None else plane.scale.pin_memory())
+        data, scale = self.data, self.scale
+        return Plane(in_pinned_memory(data), None if scale is None else in_pinned_memory(scale))
 
 
 def _scale(tensor: Float[Tensor, "*rows E"], steps: int) -> Float[Tensor, "*rows 1"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mplus.config import Layout
 from mplus.memory.short_term import chunk_starts
-from mplus.memory.tiers import moved
+from mplus.memory.tiers import moved, side_stream
 from mplus.memory.tokens import Provenance
 from mplus.retriever import KeyBlock
 from mplus.shapes import Index
@@ -134,7 +134,8 @@ class Blocks:
         return self._all() if self.device.type == "cpu" else self._streamed()
 
     def _streamed(self) -> Iterator[KeyBlock]:
-        side, here = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        side, here = side_stream(self.device), torch.cuda.current_stream(self.device)
+        side.wait_stream(here)  # keys that are on the device may be in the making
         blocks = self._all()
         scored: deque[Any] = deque()
         while True:

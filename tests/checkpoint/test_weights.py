@@ -288,3 +288,13 @@ def test_bfloat16_and_a_device_map_with_disk_offload(tmp_path: Path, text: str) 
     half.write(memory, text, source="a")
     assert memory.state.tracks[0].dtype == torch.bfloat16
     assert half.generate(memory, "Which box?", max_new_tokens=3).completion_tokens == 3
+
+
+def test_auto_is_float32_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mplus.checkpoint.weights import _dtype
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _dtype("auto", {"": "cpu"}) == _dtype("auto", {"a": "cpu", "b": "disk"}) == torch.float32
+    assert (
+        _dtype("auto", {"": "cuda:0"}) == _dtype("auto", {"a": 0, "b": "cpu"}) == _dtype("auto", "balanced") == "auto"
+    )

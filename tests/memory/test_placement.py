@@ -6,6 +6,8 @@ import torch
 
 from mplus.config import MemoryConfig
 from mplus.memory import placement, state
+from mplus.memory.long_term import joined
+from mplus.memory.mapped import spilled
 from mplus.memory.placement import placed
 from mplus.model import MPlus
 from mplus.read import prefill
@@ -96,3 +98,12 @@ def test_the_device_tier_has_a_budget(text: str, model: MPlus, tmp_path: Path) -
     assert {s.tier for s in segments} == {"device", "host"}
     assert sum(s.nbytes for s in segments if s.tier == "device") <= 30_000
     assert all(s.keys[0].data.is_pinned() for s in segments if s.tier == "host")
+
+
+def test_joined_segments_stay_on_the_device_only_together() -> None:
+    whole = claimed([1.0, 2.0])
+    on_device = [replace(segment, tier="device") for segment in whole.segments]
+    rows = [torch.arange(16)] * 2
+    assert joined(on_device, rows).tier == "device"
+    assert joined([on_device[0], whole.segments[1]], rows).tier == "host"
+    assert joined([on_device[0], spilled(whole.segments[1])], rows).tier == "host"
