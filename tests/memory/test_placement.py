@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mplus.memory import placement, state
 from mplus.memory.long_term import joined
 from mplus.memory.mapped import spilled
 from mplus.memory.placement import placed
+from mplus.memory.tiers import Segment
 from mplus.model import MPlus
 from mplus.read import prefill
 from tests.conftest import TINY
@@ -88,16 +90,23 @@ def test_tiers_change_no_logit(model: MPlus, text: str, layout: str, monkeypatch
 
 @pytest.mark.gpu
 def test_the_device_tier_has_a_budget(text: str, model: MPlus, tmp_path: Path) -> None:
-    config = TINY.model_copy(update={"long_term_device": "cuda", "long_term_device_bytes": 30_000})
     model.save_pretrained(tmp_path)
-    model = MPlus.from_pretrained(tmp_path, device="cuda", memory=config)
-    memory = model.new_memory()
-    for part in range(4):
-        model.write(memory, text, source=f"part {part}")
-    segments = memory.state.tracks[0].long_term.segments
-    assert {s.tier for s in segments} == {"device", "host"}
-    assert sum(s.nbytes for s in segments if s.tier == "device") <= 30_000
-    assert all(s.keys[0].data.is_pinned() for s in segments if s.tier == "host")
+    config = TINY.model_copy(update={"long_term_device": "cuda"})
+    model = MPlus.from_pretrained(tmp_path, device="cuda")
+
+    def segments(config: MemoryConfig) -> Sequence[Segment]:
+        memory = model.new_memory(config=config)
+        for part in range(4):
+            model.write(memory, text, source=f"part {part}")
+        return memory.state.tracks[0].long_term.segments
+
+    everything = segments(config)
+    assert {s.tier for s in everything} == {"device"}
+    budget = sum(s.nbytes for s in everything) - 1
+    less = segments(config.model_copy(update={"long_term_device_bytes": budget}))
+    assert sum(s.nbytes for s in less if s.tier == "device") <= budget
+    assert "host" in {s.tier for s in less}
+    assert all(s.keys[0].data.is_pinned() for s in less if s.tier == "host")
 
 
 def test_joined_segments_stay_on_the_device_only_together() -> None:

@@ -67,7 +67,8 @@ def test_generation_is_the_backbones_own(model: MPlus) -> None:
 
 def test_what_is_made_up_is_asked_in_turn(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
     written = " ".join(f"word{n}" for n in range(40)) + " in 1614."
-    replies = iter([[written] * 2, [" 1614\nQuestion: When was it all?", " word7\nQuestion: Which word is it?"] * 3])
+    asked = [" 1614\nQuestion: When was it all?", " word7\nQuestion: Which word is it?"]
+    replies = iter([[written] * 2, asked * invented.ATTEMPTS])
 
     def sampled(self: Generator, prompts: list[list[int]], most: int, *, temperature: float = 0.0) -> list[str]:
         if temperature:
