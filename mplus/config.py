@@ -65,6 +65,10 @@ class MemoryConfig(BaseModel):
     recalled_neighbours: NonNegativeInt = 0
     """So many chunks of the same text on either side of the most relevant one are recalled with it, before others: what
     a question names often stands beside what it asks for. Only in the chunk layout."""
+    relevance_cutoff: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    """Chunks are recalled only if they have this share of the most relevant one's relevance (above an average chunk's):
+    what is less relevant distracts a small reader. Neighbours come along all the same. 0: as many as fit. Only in the
+    chunk layout."""
     recall_layer: NonNegativeInt | None = None
     """Layer whose states are scored in the chunk layout. None: what the retriever was made for."""
     lexical_weight: FiniteFloat = 4.0

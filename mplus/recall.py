@@ -82,7 +82,7 @@ def recall(
         candidates, scores = _shortlisted(scorer, track, config, candidates, normed, words)
     else:
         scores = scores_of(scorer, track.recall_layer, config, candidates, normed, words)
-    chosen = _chosen(candidates, scores.relevance, config)
+    chosen = _chosen(candidates, scores, config)
     index = candidates.take(chosen).tokens()
     provenance = _taken(track, index)
     relevance = scores.relevance[chosen].repeat_interleave(candidates.sizes[chosen])
@@ -95,15 +95,25 @@ def recall(
     return _laid_out(recalled, torch.cat([place[oldest], place[len(oldest) :]]))
 
 
-def _chosen(candidates: Candidates, relevance: Float[Tensor, " U"], config: MemoryConfig) -> Int[Tensor, " chosen"]:
+def _chosen(candidates: Candidates, scores: Scores, config: MemoryConfig) -> Int[Tensor, " chosen"]:
     """The long-term and pending units that are recalled, in ascending order."""
-    sizes, stored = candidates.sizes, sum(map(len, candidates.units[:2]))
+    relevance, sizes, stored = scores.relevance, candidates.sizes, sum(map(len, candidates.units[:2]))
     best_first = choose_units(relevance[:stored], sizes[:stored], config.recalled_tokens)
+    if config.layout == "chunk" and config.relevance_cutoff:
+        best_first = _as_relevant(best_first, relevance - scores.average, config.relevance_cutoff)
     if config.layout == "chunk" and config.recalled_neighbours:
         near = neighbours(int(relevance.argmax()), candidates.goes_on, config.recalled_neighbours)
         brought = [unit for unit in near if unit < stored]
         best_first = first_fitting([*brought, *best_first.tolist()], sizes, config.recalled_tokens)
     return best_first.sort().values
+
+
+def _as_relevant(
+    best_first: Int[Tensor, " chosen"], relevance: Float[Tensor, " U"], share: float
+) -> Int[Tensor, " kept"]:
+    """Those that have a share of the best one's relevance above an average unit's; all where the best is no better."""
+    mine = relevance[best_first]
+    return best_first[mine >= share * mine[0]] if len(mine) and mine[0] > 0 else best_first
 
 
 def _place(candidates: Candidates, scores: Scores, chosen: Int[Tensor, " chosen"]) -> Int[Tensor, " P"]:

@@ -411,6 +411,22 @@ def test_the_best_chunk_comes_with_its_neighbours_of_the_same_text_and_they_stan
     assert found[1] != found[2]
 
 
+def test_a_cutoff_leaves_out_what_is_far_less_relevant_than_the_best(model: MPlus, text: str) -> None:
+    """Held against the plain choice; late interaction alone, where an average chunk has a relevance of 0."""
+    plain = TINY.model_copy(update={"recalled_tokens": 160, "lexical_weight": 0.0})
+    found: dict[float, dict[int, float]] = {}
+    for cutoff in (0.0, 0.5, 0.9, 1.0):
+        memory = model.new_memory(config=plain.model_copy(update={"relevance_cutoff": cutoff}))
+        for start in range(0, len(text), 200):
+            model.write(memory, text[start : start + 200], source=f"part {start}")
+        (chosen,) = prefill(model.weights, [request(model, memory)]).reading.recalled[0]
+        found[cutoff] = {int(c): float(r) for c, r in zip(chosen.provenance.chunks, chosen.relevance, strict=True)}
+    best = max(found[0.0].values())
+    for cutoff, kept in found.items():
+        assert kept == {c: r for c, r in found[0.0].items() if r >= cutoff * best}
+    assert len(found[1.0]) == 1 < len(found[0.0])
+
+
 @pytest.mark.parametrize("after", ["", ELSE * 2])
 def test_what_is_read_next_to_the_best_chunk_stands_with_it(model: MPlus, text: str, after: str) -> None:
     """Of a text that short-term memory still holds the end of, and of one that has left it."""
