@@ -7,23 +7,25 @@ import typer
 
 
 def calibrate(
-    run: Annotated[
-        Path, typer.Argument(help="Folder of a run of mplus evaluate to fit on, with unanswerable questions.")
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs of mplus evaluate to fit on, with unanswerable questions.")
     ],
     check: Annotated[Path | None, typer.Option(help="Folder of another run, on other data, to check it on.")] = None,
     into: Annotated[Path | None, typer.Option(help="Folder whose mplus.json keeps the calibration.")] = None,
     mode: Annotated[str, typer.Option(help="Way of answering whose answers count.")] = "mplus",
 ) -> None:
-    """Fit the confidence of answers on a run, and say which abstain_below to use."""
+    """Fit the confidence of answers on runs, and say which abstain_below to use."""
     from mplus.cli.evaluate import show
     from mplus.evaluation.calibrating import checked, fitted, given_answers, keep, recall_of
 
-    answers = given_answers(run, mode)
-    calibration = fitted(answers, recall=recall_of(run))
-    print(f"Fitted on {calibration.num_answers:,} answers of {run}.")
-    other = run if check is None else check
+    answers = [answer for run in runs for answer in given_answers(run, mode)]
+    scorers = {recall_of(run) for run in runs}
+    if len(scorers) > 1:
+        raise ValueError(f"The runs recalled with {', '.join(sorted(scorers))}; expected one scorer. Fit one for each.")
+    calibration = fitted(answers, recall=scorers.pop())
+    print(f"Fitted on {calibration.num_answers:,} answers of {', '.join(map(str, runs))}.")
     found = checked(answers if check is None else given_answers(check, mode), calibration)
-    whose = "the same answers (pass --check for others)" if check is None else str(other)
+    whose = "the same answers (pass --check for others)" if check is None else str(check)
     print(f"On {whose}: calibration error {found.error:.3f}.")
     show(
         ("abstain below", "unanswerable declined", "answerable declined", "answerable right"),

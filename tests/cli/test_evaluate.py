@@ -73,7 +73,13 @@ def test_calibrate_on_a_run(folder: Path, tmp_path: Path) -> None:
     arguments = ["calibrate", str(run), "--check", str(run_folder(tmp_path / "dev", 1)), "--into", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "Recommended: abstain_below=0." in result.output
+    assert "Recommended: abstain_below=0." in result.output and "Fitted on 580 answers" in result.output
+    more = run_folder(tmp_path / "more", 2)
+    both = CliRunner().invoke(app, ["calibrate", str(run), str(more)])
+    assert both.exit_code == 0 and "Fitted on 1,160 answers" in both.output
+    (more / "run.json").write_text(json.dumps({"layout": {"recall": "published"}}), encoding="utf-8")
+    other = CliRunner().invoke(app, ["calibrate", str(run), str(more)])
+    assert other.exit_code and "late, published; expected one scorer" in str(other.exception)
     out = tmp_path / "out"
     arguments = ["facts", "--questions", 3, "--levels", "0", "--max-new-tokens", 2, "--out", out]
     result = evaluate(*arguments, "--model", tmp_path, "--backbone", folder, "--abstain-below", 1)
