@@ -31,10 +31,11 @@ check: $(VENV)/.dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# Tests marked default_model run on real weights, where they can be had.
+# Tests marked default_model run on real weights, where they can be had. Two processes of one thread each: a small model
+# gains little from a second.
 test: $(VENV)/.dev
 	-$(BIN)/mplus pull smol-135m
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/core.py

@@ -7,10 +7,19 @@ from typing import Any
 
 import torch
 
+from mplus.cpu import usable_cores
 from mplus.training.reader import POOLED_BATCHES, ReaderSettings, Sample, SampleSource, pooled_batches
 
+MOST_PROCESSES = 14
 AHEAD = 3
 """Pools of batches that each process may have ready."""
+
+
+def spare_processes() -> int:
+    """How many processes may draw samples beside one that keeps a GPU busy; 0 where none can be forked."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return 0
+    return min(max(usable_cores() - 2, 1), MOST_PROCESSES)
 
 
 class Batches:

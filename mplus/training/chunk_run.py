@@ -12,9 +12,10 @@ from accelerate import Accelerator
 
 from mplus.adapters import mean_of
 from mplus.checkpoint.parts import TrainedParts
-from mplus.cpu import computes_bfloat16, usable_cores
+from mplus.cpu import computes_bfloat16
 from mplus.model import MPlus
 from mplus.retriever import LateInteraction
+from mplus.training.ahead import spare_processes
 from mplus.training.bank_recall import recall_figures
 from mplus.training.conversations import alike_conversations
 from mplus.training.corpus import Corpus, build_corpus
@@ -37,8 +38,6 @@ Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 
 TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=300)
 REQUESTS = 120
-MOST_PROCESSES = 14
-"""That draw samples for a GPU."""
 INVENTED_SHARE = 0.25
 """Of the samples of the reader stage, where passages are made up."""
 MEASURED_SHARE, MEASURED_MOST = 0.1, 200
@@ -63,7 +62,7 @@ class ChunkRun:
         if is_on_gpu:
             dtype = settings.dtype or "bfloat16"
             self.computing = MPlus.from_pretrained(settings.model, device=str(accelerator.device), dtype=dtype)
-            self.processes = min(max(usable_cores() - 2, 1), MOST_PROCESSES)
+            self.processes = spare_processes()
 
     @cached_property
     def corpus(self) -> Corpus:
