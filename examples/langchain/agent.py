@@ -25,7 +25,7 @@ HOURS = {"museum": "ten to six", "library": "nine to five", "swimming pool": "se
 
 @tool(return_direct=True)
 def opening_hours(place: Literal["museum", "library", "swimming pool"]) -> str:
-    """Opening hours. place: the word museum, library or swimming pool, as in the question."""
+    """When a place opens. place: the place that the question is about."""
     return f"The {place} is open from {HOURS[place]}."
 
 
