@@ -64,33 +64,6 @@ def mean_of(adapters: Sequence[Adapter], shares: Sequence[float] | None = None) 
     return {name: mean([adapter[name] for adapter in adapters]) for name in adapters[0]}
 
 
-def truncated(adapter: Adapter, rank: int) -> dict[str, LoraWeights]:
-    """The adapter of a smaller rank that changes each layer most alike: the largest singular values are kept.
-
-    Args:
-        adapter: Whose rank may be larger, such as a mean's.
-        rank: Most that each change keeps.
-
-    Raises:
-        ValueError: ``rank`` is below 1.
-    """
-    if rank < 1:
-        raise ValueError(f"rank={rank}: expected at least 1.")
-
-    def kept(weights: LoraWeights) -> LoraWeights:
-        if weights.down.shape[0] <= rank:
-            return weights
-        # up @ down = (Q_u R_u) (Q_d R_d)^T: the singular values are those of the small R_u R_d^T.
-        up, up_inner = torch.linalg.qr(weights.up.float())
-        down, down_inner = torch.linalg.qr(weights.down.float().T)
-        left, values, right = torch.linalg.svd(up_inner @ down_inner.T)
-        half = values[:rank].sqrt()
-        new_up, new_down = up @ (left[:, :rank] * half), (half[:, None] * right[:rank]) @ down.T
-        return LoraWeights(new_down.to(weights.down.dtype), new_up.to(weights.up.dtype), weights.scale)
-
-    return {name: kept(weights) for name, weights in adapter.items()}
-
-
 class LoraLinear(nn.Module):
     """A linear layer of the backbone plus a low-rank change; the base module stays shared."""
 

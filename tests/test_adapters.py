@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mplus.adapters import LoraLinear, LoraWeights, mean_of, merged, truncated
+from mplus.adapters import LoraLinear, LoraWeights, mean_of, merged
 
 
 def weights(seed: int, rank: int, scale: float) -> LoraWeights:
@@ -33,15 +33,3 @@ def test_a_mean_is_of_adapters_of_one_backbone() -> None:
             mean_of(wrong)
     with pytest.raises(ValueError, match="1 shares for 2 adapters"):
         mean_of([one, one], [1.0])
-
-
-def test_a_smaller_rank_keeps_the_largest_part_of_the_change() -> None:
-    several = [weights(seed, 2, 2.0) for seed in range(2)]
-    mean = mean_of([{"0.linear": one} for one in several])["0.linear"]
-    small = truncated({"0.linear": mean}, 3)["0.linear"]
-    assert small.down.shape == (3, 6) and small.up.shape == (5, 3) and small.scale == mean.scale
-    left, values, right = torch.linalg.svd(mean.up @ mean.down, full_matrices=False)
-    torch.testing.assert_close(small.up @ small.down, (left[:, :3] * values[:3]) @ right[:3])
-    assert truncated({"0.linear": mean}, 4)["0.linear"] is mean
-    with pytest.raises(ValueError, match="rank=0"):
-        truncated({"0.linear": mean}, 0)

@@ -93,6 +93,7 @@ def in_parallel(work: Callable[[str], Any], texts: Sequence[str], processes: int
     _work = work
     with multiprocessing.get_context("fork").Pool(processes, initializer=_one_thread, initargs=(0,)) as pool:
         done = dict(pool.imap_unordered(_numbered, [(n, texts[n]) for n in shuffled], chunksize=16))
+    _work = None
     return [done[n] for n in range(len(texts))]
 
 

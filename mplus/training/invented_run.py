@@ -1,11 +1,8 @@
 """Made-up passages in a run: an adapter learns to ask, passages and questions are made once, and read in shards."""
 
-import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -59,7 +56,9 @@ def invent(
     path = folder / FILE
     if path.exists():
         return path
-    asking = Reader(model.weights, ChunkBank(model.weights, model.tokenizer, MemoryConfig()), _new(model))
+    asking = Reader(
+        model.weights, ChunkBank(model.weights, model.tokenizer, MemoryConfig()), new_adapter(model.weights, ASKER)
+    )
     task = ReaderTask(asking, AskingSamples(model.tokenizer, passages, questions), ASKER, TrainedParts(), name="asker")
     parts = train_task(task, accelerator, folder / "stages" / "asker", log, settings)
     assert parts.read_adapter is not None
@@ -68,18 +67,12 @@ def invent(
     return path
 
 
-def _new(model: MPlus) -> Any:
-    return new_adapter(model.weights, ASKER)
-
-
 def shards(path: Path, model: MPlus, computing: MPlus, scorer: LateInteraction, layer: int) -> list[Shard]:
     """Passages and questions of a SQuAD file in shards, encoded where ``computing`` is."""
     passages, questions, _ = squad(path)
-    order = list(range(len(passages)))
-    random.Random(json.dumps([len(passages), len(questions)])).shuffle(order)
     found: list[Shard] = []
-    for first in range(0, len(order), SHARD):
-        place = {number: n for n, number in enumerate(order[first : first + SHARD])}
+    for first in range(0, len(passages), SHARD):
+        place = {number: n for n, number in enumerate(range(len(passages))[first : first + SHARD])}
         bank = ChunkBank(model.weights, model.tokenizer, MemoryConfig(), encoder=computing.weights)
         texts = bank.add([passages[number] for number in place])
         asked = [

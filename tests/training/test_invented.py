@@ -11,7 +11,7 @@ from mplus.model import MPlus
 from mplus.training import invented, invented_run
 from mplus.training.data import ChunkBank, Question, squad
 from mplus.training.invented import AskingSamples, Generator, Inventor, fitting, whole_passage, write_squad
-from mplus.training.reader import Sample
+from mplus.training.reader import Sample, new_adapter
 from mplus.training.several import JoinedBanks, Mixed, Part
 from mplus.training.topics import topic
 from tests.conftest import TINY
@@ -77,7 +77,7 @@ def test_what_is_made_up_is_asked_in_turn(model: MPlus, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Generator, "sampled", sampled)
     monkeypatch.setattr(invented, "FROM_TEXT", 0.0)
-    adapter = invented_run._new(model)
+    adapter = new_adapter(model.weights, invented.ASKER)
     [(passage, questions)] = Inventor(model, adapter, ["A sentence of some words."], 0).invent(2, lambda _: None)
     assert passage.endswith(written) and questions == [("When was it all?", "1614")]
 
