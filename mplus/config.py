@@ -69,6 +69,10 @@ class MemoryConfig(BaseModel):
     """Chunks are recalled only if they have this share of the most relevant one's relevance (above an average chunk's):
     what is less relevant distracts a small reader. Neighbours come along all the same. 0: as many as fit. Only in the
     chunk layout."""
+    best_sentence_times: NonNegativeInt = 0
+    """How often the sentence of the most relevant chunks that says most of what is asked stands next to the prompt.
+    Once: the text around it is turned so that it ends with it; each further time it is said again. 0: chunks stay as
+    they are. Only in the chunk layout."""
     recall_layer: NonNegativeInt | None = None
     """Layer whose states are scored in the chunk layout. None: what the retriever was made for."""
     lexical_weight: FiniteFloat = 4.0
@@ -132,9 +136,14 @@ class MemoryConfig(BaseModel):
         return self.long_term_dtype
 
     @property
+    def repeated_tokens(self) -> int:
+        """Most tokens that a read says again."""
+        return max(self.best_sentence_times - 1, 0) * self.chunk_tokens if self.layout == "chunk" else 0
+
+    @property
     def prefix_tokens(self) -> int:
-        """Longest prefix of a read: bos, recalled and short-term tokens [P]."""
-        return 1 + self.recalled_tokens + self.short_term_tokens
+        """Longest prefix of a read: bos, recalled and short-term tokens, and what is said again [P]."""
+        return 1 + self.recalled_tokens + self.short_term_tokens + self.repeated_tokens
 
     @classmethod
     def published(

@@ -25,7 +25,7 @@ def lexical_match(
         candidates: What is scored.
         counted: A sample of what rarity is counted over; None: the candidates themselves.
     """
-    asked = words[words != NO_WORD].unique()
+    asked = words[words > NO_WORD].unique()
     if not len(asked):
         return torch.zeros(len(candidates))
     times = _times_said(asked, candidates)

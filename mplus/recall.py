@@ -1,13 +1,14 @@
 """Recall: which long-term and pending tokens answer this question."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
+from mplus.best_sentence import towards_best_sentence
 from mplus.config import MemoryConfig
 from mplus.lexical import lexical_match
 from mplus.memory.state import MemoryState, Track
@@ -37,7 +38,7 @@ class Recalled:
     relevance: Float[Tensor, " T"]
     """Relevance of the unit each token was recalled with."""
     order: Int[Tensor, " P"] | None = None
-    """In which order rows of [recalled ; short-term] are read; None: as they stand there."""
+    """In which order rows of [recalled ; short-term] are read, some of them twice; None: as they stand there."""
 
 
 class Scores(NamedTuple):
@@ -91,8 +92,16 @@ def recall(
     recalled = Recalled(index[oldest], provenance.take(oldest), relevance[oldest])
     if config.layout == "token":
         return recalled
-    place = _place(candidates, scores, chosen)
-    return _laid_out(recalled, torch.cat([place[oldest], place[len(oldest) :]]))
+    last = _standing_last(candidates, scores, chosen)
+    place = _place(candidates, chosen, last)
+    laid_out = _laid_out(recalled, torch.cat([place[oldest], place[len(oldest) :]]))
+    if not config.best_sentence_times or not last or not bool(candidates.goes_on[last[1:]].all()):
+        return laid_out  # behind the best stands its change
+    text = candidates.take(torch.tensor(last))
+    turned = towards_best_sentence(scorer, track.recall_layer, config, text, normed)
+    assert laid_out.order is not None
+    others, mine = laid_out.order.tensor_split([len(laid_out.order) - int(text.sizes.sum())])
+    return replace(laid_out, order=torch.cat([others, mine[turned]]))
 
 
 def _chosen(candidates: Candidates, scores: Scores, config: MemoryConfig) -> Int[Tensor, " chosen"]:
@@ -116,14 +125,23 @@ def _as_relevant(
     return best_first[mine >= share * mine[0]] if len(mine) and mine[0] > 0 else best_first
 
 
-def _place(candidates: Candidates, scores: Scores, chosen: Int[Tensor, " chosen"]) -> Int[Tensor, " P"]:
-    """Of each token of [chosen ; short-term]: 0, or the place of its chunk among those that stand last, from 1 on."""
-    short_term = torch.arange(sum(map(len, candidates.units[:2])), len(candidates))
-    read = torch.cat([chosen, short_term])
+def _read_units(candidates: Candidates, chosen: Int[Tensor, " chosen"]) -> Int[Tensor, " U"]:
+    """What is recalled, and short-term memory."""
+    return torch.cat([chosen, torch.arange(sum(map(len, candidates.units[:2])), len(candidates))])
+
+
+def _standing_last(candidates: Candidates, scores: Scores, chosen: Int[Tensor, " chosen"]) -> list[int]:
+    """The units that stand nearest to the prompt, in order."""
+    read = _read_units(candidates, chosen)
     best_first = read[scores.relevance[read].argsort(descending=True, stable=True)].tolist()
     chunks = torch.cat([pool.provenance.chunks[units.starts] for pool, units in zip(*candidates, strict=True)])
     written = dict(zip(read.tolist(), chunks[read].tolist(), strict=True))
-    last = standing_last(best_first, written, scores.relevance - scores.average, candidates.goes_on)
+    return standing_last(best_first, written, scores.relevance - scores.average, candidates.goes_on)
+
+
+def _place(candidates: Candidates, chosen: Int[Tensor, " chosen"], last: Sequence[int]) -> Int[Tensor, " P"]:
+    """Of each token of [chosen ; short-term]: 0, or the place of its chunk among those that stand last, from 1 on."""
+    read = _read_units(candidates, chosen)
     place = torch.zeros(len(candidates), dtype=torch.int64)
     place[torch.tensor(last, dtype=torch.int64)] = torch.arange(1, len(last) + 1)
     return place[read].repeat_interleave(candidates.sizes[read])

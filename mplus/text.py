@@ -72,6 +72,13 @@ class SentenceEnds:
         # "3.5" and "e.g.x" go on without a space: not the end of a sentence.
         return self.SENTENCE if self._piece(following)[:1].isspace() else self.NOTHING
 
+    def at(self, ids: Sequence[int], place: int) -> bool:
+        """Whether a sentence ends with the token at ``place``; nothing is known of what follows the last one."""
+        if place == len(ids) - 1:
+            piece = self._piece(ids[place])
+            return piece.endswith("\n") or SENTENCE_END.search(piece) is not None
+        return self.strength(ids[max(place - 1, 0)], ids[place], ids[place + 1]) != self.NOTHING
+
 
 class Cuts(NamedTuple):
     """Where a text is cut, as (start, stop) pairs of token positions."""

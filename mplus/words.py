@@ -8,24 +8,28 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
-from mplus.text import Pieces
+from mplus.text import Pieces, SentenceEnds
 
 NO_WORD = 0
+SENTENCE_END = -1
+"""At a token in which no word begins and a sentence ends."""
 
 
 class Words:
-    """Numbers the words of texts by their tokens.
+    """Numbers the words of texts by their tokens, and marks where sentences end.
 
     A word is a run of letters and digits, whatever its case. Its number is a checksum, never ``NO_WORD``, and
     stands at the token in which it begins; tokens that only go on with a word, or have none, have
-    ``NO_WORD``. Two words share a number once in two billion pairs.
+    ``SENTENCE_END`` where a sentence ends with them, else ``NO_WORD``. Two words share a number once in two billion
+    pairs.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._piece = Pieces(tokenizer)
+        self._ends = SentenceEnds(tokenizer)
 
     def __call__(self, input_ids: Sequence[int]) -> Int32[Tensor, " S"]:
-        """The word that begins in each token."""
+        """The word that begins in each token, or what stands instead of one."""
         found = [NO_WORD] * len(input_ids)
         word, begin = "", 0
         for place, token in enumerate(input_ids):
@@ -42,11 +46,14 @@ class Words:
                     found[begin], word = numbered(word), ""
         if word:
             found[begin] = numbered(word)
+        ends = (place for place, word in enumerate(found) if word == NO_WORD and self._ends.at(input_ids, place))
+        for place in ends:
+            found[place] = SENTENCE_END
         return torch.tensor(found, dtype=torch.int32)
 
 
 def numbered(word: str) -> int:
-    """The number of a word; positive, so that it is never ``NO_WORD``."""
+    """The number of a word; positive, so that it is neither ``NO_WORD`` nor ``SENTENCE_END``."""
     return zlib.crc32(word.casefold().encode()) % (2**31 - 1) + 1
 
 

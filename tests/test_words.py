@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mplus import MPlus
 from mplus.testing import byte_tokenizer
 from mplus.text import encode_inert
-from mplus.words import NO_WORD, Words, numbered
+from mplus.words import NO_WORD, SENTENCE_END, Words, numbered
 
 TOKENIZER = byte_tokenizer()
 WORDS = Words(TOKENIZER)
@@ -17,7 +17,7 @@ WORDS = Words(TOKENIZER)
 
 def spoken(text: str) -> list[int]:
     found = WORDS(encode_inert(TOKENIZER, text))
-    return found[found != NO_WORD].tolist()
+    return found[found > NO_WORD].tolist()
 
 
 @given(st.text(alphabet="abC3 .,'\n-", max_size=80))
@@ -25,7 +25,7 @@ def test_every_word_is_numbered_once_where_it_begins(text: str) -> None:
     words = re.findall(r"[abC3]+", text)
     assert spoken(text) == [numbered(word) for word in words]
     begins = [match.start() for match in re.finditer(r"[abC3]+", text)]
-    assert (WORDS(encode_inert(TOKENIZER, text)) != NO_WORD).nonzero().flatten().tolist() == begins
+    assert (WORDS(encode_inert(TOKENIZER, text)) > NO_WORD).nonzero().flatten().tolist() == begins
 
 
 def test_case_does_not_matter_and_nothing_is_no_word() -> None:
@@ -40,8 +40,21 @@ def test_a_word_of_several_tokens_is_one_word(default_model: MPlus) -> None:
     ids = encode_inert(default_model.tokenizer, "Energiprojekt AB built it in 1987.")
     assert len(ids) > 6
     found = words(ids)
-    assert found[found != NO_WORD].tolist() == [
+    assert found[found > NO_WORD].tolist() == [
         numbered(w) for w in ["energiprojekt", "ab", "built", "it", "in", "1987"]
     ]
     apart = words(encode_inert(default_model.tokenizer, "in the Energiprojekt"))
     assert numbered("energiprojekt") in apart.tolist()
+
+
+def test_ends_of_sentences_are_marked() -> None:
+    text = 'It costs 3.5 euros, e.g. "here". So?\nYes'
+    marks = (WORDS(encode_inert(TOKENIZER, text)) == SENTENCE_END).nonzero().flatten().tolist()
+    assert [text[: place + 1] for place in marks] == [
+        "It costs 3.5 euros, e.g.",
+        'It costs 3.5 euros, e.g. "here".',
+        'It costs 3.5 euros, e.g. "here". So?',
+        'It costs 3.5 euros, e.g. "here". So?\n',
+    ]
+    assert WORDS(encode_inert(TOKENIZER, "The end."))[-1] == SENTENCE_END
+    assert SENTENCE_END not in WORDS(encode_inert(TOKENIZER, "no end")).tolist()

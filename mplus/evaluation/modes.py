@@ -9,8 +9,9 @@ mplus-attention    M+ with recall by attention
 mplus-published    M+ with recall by the paper's co-trained retriever, where the weights have one
 rag-bm25           best passages by BM25 in the prompt, read by the plain backbone
 rag-minilm         the same by a sentence embedder
-rag-bm25+adapter   best passages read through the trained read adapter, as M+ reads its memory
-rag-minilm+adapter the same by a sentence embedder
+rag-bm25+adapter   best passages read through the trained read adapter, whole and as they stand
+rag-bm25+mplus     the same read as M+ reads its memory, turned towards the sentence that answers
+rag-minilm+adapter, rag-minilm+mplus   the same by a sentence embedder
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ SCORERS: dict[str, Recall] = {
     "mplus-published": "published",
 }
 RETRIEVERS = {"rag-bm25": BM25, "rag-minilm": MiniLM}
-ADAPTER = "+adapter"
+ADAPTER, AS_MEMORY = "+adapter", "+mplus"
 MODES = (
     "closed-book",
     "full-context",
@@ -38,7 +39,7 @@ MODES = (
     "mplus",
     *SCORERS,
     *RETRIEVERS,
-    *(name + ADAPTER for name in RETRIEVERS),
+    *(name + reader for reader in (ADAPTER, AS_MEMORY) for name in RETRIEVERS),
 )
 
 
@@ -65,7 +66,7 @@ def _possible(model: MPlus, config: MemoryConfig) -> Iterator[str]:
     for name in MODES:
         same = SCORERS.get(name) == config.recall  # "mplus" is that one
         lacking = name in SCORERS and SCORERS[name] not in model.weights.scorers
-        if not (same or lacking or (name.endswith(ADAPTER) and not adapter)):
+        if not (same or lacking or (name.endswith((ADAPTER, AS_MEMORY)) and not adapter)):
             yield name
 
 
@@ -84,7 +85,7 @@ def answerers(
     """
     indices: dict[str, PassageIndex] = {}
     for name in names:
-        retriever = name.removesuffix(ADAPTER)
+        retriever = name.removesuffix(ADAPTER).removesuffix(AS_MEMORY)
         if name == "closed-book":
             yield ClosedBook(model, settings)
         elif name == "full-context":
@@ -94,7 +95,8 @@ def answerers(
         elif retriever in RETRIEVERS:
             if retriever not in indices:
                 indices[retriever] = PassageIndex(stream, model.tokenizer, RETRIEVERS[retriever])
-            layout = config if name.endswith(ADAPTER) else None
+            plain = config.model_copy(update={"best_sentence_times": 0})
+            layout = plain if name.endswith(ADAPTER) else config if name.endswith(AS_MEMORY) else None
             for top in tops:
                 yield RetrievalAugmented(
                     f"{name} top-{top}", model, indices[retriever], settings, top=top, layout=layout

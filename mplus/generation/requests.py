@@ -155,6 +155,7 @@ class Requests:
             len(track.short_term) + min(len(track.pending) + len(track.long_term), config.recalled_tokens)
             for track in state.tracks
         )
+        prefix += config.repeated_tokens
         # A layout whose prefix alone exceeds the window was chosen knowingly; prompts still must fit it.
         return window - prefix - 1 if prefix + 1 < window else window
 

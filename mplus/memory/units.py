@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from mplus.config import Layout
@@ -94,6 +94,12 @@ class Candidates(NamedTuple):
         sources = torch.cat([pool.provenance.sources[units.starts] for pool, units in pairs])
         same = (chunks[1:] == chunks[:-1] + 1) & (sources[1:] == sources[:-1])
         return torch.cat([torch.zeros(min(len(chunks), 1), dtype=torch.bool), same])
+
+    @property
+    def words(self) -> Int32[Tensor, " T"]:
+        """Words of all their tokens."""
+        pairs = zip(self.pools, self.units, strict=True)
+        return torch.cat([pool.provenance.words[units.tokens()] for pool, units in pairs])
 
     def __len__(self) -> int:
         return sum(map(len, self.units))

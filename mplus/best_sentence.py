@@ -1,0 +1,65 @@
+"""Which sentence of a text answers, and how the text is read so that a small reader finds it.
+
+A small model that reads a paragraph often answers from the wrong sentence of it, though late interaction tells which is
+the right one. So the text that stands next to the prompt ends with that sentence.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mplus.config import MemoryConfig
+from mplus.memory.units import Candidates
+from mplus.retriever import KeyBlock, Scorer
+from mplus.words import SENTENCE_END
+
+SHORTEST_SENTENCE = 5
+"""Tokens; what ends earlier is an abbreviation or an initial."""
+
+
+def towards_best_sentence(
+    scorer: Scorer, recall_layer: int, config: MemoryConfig, text: Candidates, normed: Float[Tensor, "S D"]
+) -> Int[Tensor, " T"]:
+    """In which order the tokens of a text are read, turned towards the sentence that says most of what is asked.
+
+    Args:
+        scorer: Compares sentences as it does chunks.
+        recall_layer: Whose states are compared.
+        config: How often the sentence stands there (``best_sentence_times``); one longer than a chunk, once.
+        text: Chunks that go on one from the other.
+        normed: The question's rows, normed by the recall layer.
+    """
+    sizes = sentence_sizes(text.words == SENTENCE_END)
+    if len(sizes) == 1:
+        return torch.arange(int(sizes))
+    queries = scorer.queries(recall_layer, normed).to(normed.device).float()
+    keys = torch.cat([block.keys for block in text.blocks(normed.device)])
+    relevance = scorer.relevance(queries, [KeyBlock(keys, sizes.to(keys.device), 0)], len(sizes))
+    best = int(relevance.argmax())
+    return turned(sizes, best, config.best_sentence_times - 1 if sizes[best] <= config.chunk_tokens else 0)
+
+
+def sentence_sizes(ends: Bool[Tensor, " T"]) -> Int[Tensor, " sentences"]:
+    """Tokens of each sentence of a text that has some.
+
+    Args:
+        ends: With which tokens a sentence ends. One of fewer than ``SHORTEST_SENTENCE`` tokens goes on.
+    """
+    cuts = [0]
+    for cut in (ends[:-1].nonzero().flatten() + 1).tolist():
+        if cut - cuts[-1] >= SHORTEST_SENTENCE:
+            cuts.append(cut)
+    return torch.tensor([*cuts, len(ends)]).diff()
+
+
+def turned(sizes: Int[Tensor, " sentences"], best: int, again: int) -> Int[Tensor, " T"]:
+    """In which order tokens are read so that one sentence is last: what follows it, what comes before it, then it.
+
+    Args:
+        sizes: Tokens of each sentence.
+        best: Number of the sentence.
+        again: How often it is said again.
+    """
+    places = torch.arange(int(sizes.sum()))
+    end = int(sizes[: best + 1].sum())
+    return torch.cat([places[end:], places[:end], places[end - int(sizes[best]) : end].repeat(again)])
