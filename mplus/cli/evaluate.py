@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from mplus.config import MemoryConfig
     from mplus.evaluation.answering import Settings
@@ -39,6 +39,10 @@ def evaluate(
         str | None, typer.Option(help=f"Distractor tokens at which is asked, by commas. Default {LEVELS}.")
     ] = None,
     questions: Annotated[int, typer.Option(min=0, help="Answerable questions; documents in perplexity.")] = 300,
+    at_most: Annotated[
+        str | None,
+        typer.Option(help="Ask costly ways of answering only so many: full-context=40,memoryllm=40."),
+    ] = None,
     unanswerable: Annotated[
         int | None,
         typer.Option(min=0, help="Questions that nothing answers. Default: a third as many in facts, else 0."),
@@ -76,6 +80,7 @@ def evaluate(
     from mplus.evaluation.stream import Stream
     from mplus.evaluation.texts import passages
 
+    caps = _caps(at_most or "")
     read = _task(task, data, questions, unanswerable, seed, split)
     if prompt is not None and prompt not in ("plain", "short", "completion"):
         raise ValueError(f"--prompt {prompt}: expected plain, short or completion.")
@@ -120,7 +125,8 @@ def evaluate(
         _perplexities(run, opened, layout, stream, settings, progress, as_json=as_json)
     else:
         modes = [name.strip() for name in mode.split(",")]
-        _answers(run, modes, opened, layout, stream, settings, progress, tops=_tops(top), as_json=as_json)
+        tops = _tops(top)
+        _answers(run, modes, opened, layout, stream, settings, progress, tops=tops, caps=caps, as_json=as_json)
 
 
 def _answers(
@@ -133,6 +139,7 @@ def _answers(
     progress: "_Progress",
     *,
     tops: Sequence[int],
+    caps: "Mapping[str, int]",
     as_json: bool,
 ) -> None:
     """Ask every question in every way, and show how it went."""
@@ -144,7 +151,8 @@ def _answers(
     names = chosen(modes, model, layout)
     run = start()
     for one in answerers(names, model, layout, stream, settings, tops=tops):
-        run.ask(one, stream, progress=progress)
+        # "rag-bm25 top-1" is capped as "rag-bm25".
+        run.ask(one, stream, at_most=caps.get(one.name.split(" ")[0]), progress=progress)
     progress.close()
     report = lines(run.rows)
     (run.folder / "figures.json").write_text(json.dumps(figures(report), indent=1) + "\n", encoding="utf-8")
@@ -249,12 +257,30 @@ def _numbers(option: str, text: str) -> list[int]:
         raise ValueError(f"{option} {text}: expected whole numbers, separated by commas.") from error
 
 
-def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _caps(text: str) -> dict[str, int]:
+    """Ways of answering and how many questions they are asked, at most."""
+    from mplus.evaluation.modes import MODES
+
+    caps: dict[str, int] = {}
+    for name, number in _pairs("--at-most", text.split(",") if text else [], "a way of answering and a number"):
+        if name not in MODES or not number.isdecimal():
+            raise ValueError(f"--at-most {name}={number}: expected one of {', '.join(MODES)} and a whole number.")
+        caps[name] = int(number)
+    return caps
+
+
+def _pairs(option: str, pairs: Sequence[str], what: str) -> "Iterator[tuple[str, str]]":
+    """Names and what they are to be."""
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--set {pair}: expected a setting of MemoryConfig and its value, name=value.")
+            raise ValueError(f"{option} {pair}: expected {what}, name=value.")
+        yield name.strip(), value.strip()
+
+
+def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in _pairs("--set", pairs, "a setting of MemoryConfig and its value"):
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:

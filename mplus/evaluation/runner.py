@@ -61,9 +61,24 @@ class Run:
                     self.rows.append(row)
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def ask(self, answerer: Answerer, stream: Stream, *, progress: Progress | None = None) -> None:
-        """Ask one way of answering whatever it has not been asked yet."""
-        everything = [(question, level) for level in stream.levels for question in stream.task.questions]
+    def ask(
+        self,
+        answerer: Answerer,
+        stream: Stream,
+        *,
+        at_most: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Ask one way of answering whatever it has not been asked yet.
+
+        Args:
+            answerer: The way of answering.
+            stream: For questions and levels.
+            at_most: Only so many questions, the first ones; None: all.
+            progress: Called after every batch.
+        """
+        questions = stream.task.questions[:at_most]
+        everything = [(question, level) for level in stream.levels for question in questions]
         wanted = [(q, level) for q, level in everything if (answerer.name, level, q.id) not in self.done]
         count = len(everything) - len(wanted)
         if not wanted:

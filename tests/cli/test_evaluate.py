@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def test_squad_from_a_file(folder: Path, tmp_path: Path) -> None:
     figures = json.loads(again.stdout)
     assert [line["level"] for line in figures] == [0, 400]
     assert len((out / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == len(rows)
+
+
+def test_costly_ways_of_answering_are_asked_fewer_questions(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["squad", "--data", squad_file(tmp_path), "--questions", 3, "--out", out, *common(folder, tmp_path)]
+    arguments += ["--mode", "closed-book,rag-bm25,mplus", "--top", "1,2", "--at-most", "closed-book=1, rag-bm25=2"]
+    result = evaluate(*arguments)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    asked = Counter(row["mode"] for row in rows if row["level"] == 400)
+    assert asked == {"closed-book": 1, "rag-bm25 top-1": 2, "rag-bm25 top-2": 2, "mplus": 3}
 
 
 def test_facts_need_no_file(folder: Path, tmp_path: Path) -> None:
@@ -108,6 +120,9 @@ def test_a_folder_of_trained_parts_is_opened_on_its_backbone(folder: Path, tmp_p
         (["facts", "--levels", "0,-5"], "none of them negative"),
         (["facts", "--levels", "0", "--mode", "magic"], "some of closed-book"),
         (["facts", "--levels", "0", "--set", "recalled_tokens"], "name=value"),
+        (["facts", "--levels", "0", "--at-most", "mplus"], "name=value"),
+        (["facts", "--levels", "0", "--at-most", "mplus=few"], "whole number"),
+        (["facts", "--levels", "0", "--at-most", "magic=3"], "expected one of closed-book"),
         (["facts", "--levels", "0", "--set", "recalled=5"], "recalled"),
         (["facts", "--levels", "5000"], "--distractors"),
         (["facts", "--levels", "0", "--mode", "rag-bm25", "--top", "0"], "at least 1"),

@@ -97,6 +97,17 @@ def test_rag_with_the_adapter_reads_the_same_passages_as_memory(
         assert not any(len(track.pending) + len(track.long_term) for track in tracks)  # all of it is read whole
 
 
+def test_only_as_memory_are_passages_turned_towards_the_sentence(
+    model: MPlus, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = model.memory_config.model_copy(update={"best_sentence_times": 2})
+    for name, times in {"rag-bm25+adapter": 0, "rag-bm25+mplus": 2}.items():
+        look = Look(monkeypatch)
+        (answerer,) = answerers([name], model, layout, stream, Settings(max_new_tokens=2), tops=(1,))
+        assert list(answerer.replies([(question, 0) for question in stream.task.questions]))
+        assert {memory.config.best_sentence_times for memory in look.memories} == {times}
+
+
 def test_memoryllm_has_no_long_term_memory_and_a_pool_as_large_as_fits(model: MPlus) -> None:
     layout = memoryllm(model.memory_config, 4096)
     assert layout.long_term_capacity == 0 and layout.layout == "token"
