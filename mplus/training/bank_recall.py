@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mplus.best_sentence import towards_best_sentence
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.memory.units import Candidates, Units
 from mplus.recall import Scores, first_fitting, neighbours, scores_of, standing_last
@@ -13,6 +14,7 @@ from mplus.retriever import KeyBlock, Scorer
 from mplus.text import encode_inert
 from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
+from mplus.training.reader import AsRead
 
 
 class BankRecall:
@@ -64,6 +66,7 @@ class BankRecall:
         """Retrieval queries of a question."""
         return self._scorer.queries(self._layer, self._question(text)[0]).cpu()
 
+    @torch.no_grad()
     def _question(self, text: str) -> tuple[Tensor, Tensor]:
         """Normed rows of a question, and its words."""
         bank = self._bank
@@ -86,9 +89,24 @@ class BankRecall:
             written: When each was written; chunks of one text at one time.
             relevance: Of every chunk of the bank.
         """
-        best_first = sorted(read, key=lambda c: -float(relevance[c]))
-        last = standing_last(best_first, written, relevance - relevance.mean(), self.goes_on)
+        last = self._last(read, written, relevance)
         return [*sorted(set(read) - set(last), key=lambda c: (written[c], c)), *last]
+
+    def as_read(
+        self, text: str, read: Collection[int], written: Mapping[int, float], relevance: Float[Tensor, " U"]
+    ) -> AsRead:
+        """Chunks as they are laid out for a question, what stands last turned towards the sentence that answers."""
+        chunks, last = self.laid_out(read, written, relevance), self._last(read, written, relevance)
+        if not self._bank.config.best_sentence_times or not last or not bool(self.goes_on[last[1:]].all()):
+            return AsRead(chunks)
+        run, (normed, _) = self._candidates.take(torch.tensor(last)), self._question(text)
+        turned = towards_best_sentence(self._scorer, self._layer, self._bank.config, run, normed)
+        before = int(self.sizes[chunks].sum() - run.sizes.sum())
+        return AsRead(chunks, [*range(before), *(turned + before).tolist()])
+
+    def _last(self, read: Collection[int], written: Mapping[int, float], relevance: Float[Tensor, " U"]) -> list[int]:
+        best_first = sorted(read, key=lambda c: -float(relevance[c]))
+        return standing_last(best_first, written, relevance - relevance.mean(), self.goes_on)
 
     def best(self, text: str, budget: int, allowed: Tensor | None = None) -> list[int]:
         """The most relevant chunks that fit into a budget of tokens, at least one; best first."""

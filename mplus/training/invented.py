@@ -22,7 +22,7 @@ from mplus.evaluation.metrics import token_f1
 from mplus.generation.chat import encode_prompt
 from mplus.model import MPlus
 from mplus.training.data import Question
-from mplus.training.reader import ReaderSettings, Sample, encode_sample
+from mplus.training.reader import AsRead, ReaderSettings, Sample, encode_sample
 from mplus.training.sentences import sentences
 from mplus.training.topics import topic
 
@@ -64,8 +64,8 @@ class AskingSamples:
         passage = self._passages[question.passages[0]]
         if rng.random() < ASKED:
             reply = f" {rng.choice(question.answers)}\nQuestion: {question.text}"
-            return encode_sample(self._tokenizer, (), asking(passage), reply)
-        return encode_sample(self._tokenizer, (), answering(passage, question.text), f" {question.answers[0]}")
+            return encode_sample(self._tokenizer, AsRead(()), asking(passage), reply)
+        return encode_sample(self._tokenizer, AsRead(()), answering(passage, question.text), f" {question.answers[0]}")
 
 
 def asking(passage: str) -> str:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,14 @@ class ReaderSettings:
     seed: int = 0
 
 
+class AsRead(NamedTuple):
+    """What stands before a question."""
+
+    chunks: Sequence[int]
+    order: Sequence[int] = ()
+    """Places of their tokens, laid one behind the other, in the order of reading; none: as they stand."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One thing to learn: a prefix of chunks, a prompt, and what should follow.
@@ -71,6 +79,8 @@ class Sample:
         distil: Learn the backbone's own distribution on the target rather than its tokens.
         clean: Learn the distribution that the adapter gave in the beginning when it read these chunks and no others.
         kind: What sort of sample it is, for the log.
+        order: Places of the chunks' tokens, laid one behind the other, in the order in which they are read; none: as
+            they stand.
     """
 
     chunks: tuple[int, ...]
@@ -79,6 +89,7 @@ class Sample:
     distil: bool = False
     clean: tuple[int, ...] = ()
     kind: str = ""
+    order: tuple[int, ...] = ()
 
 
 @runtime_checkable
@@ -196,7 +207,7 @@ class Reader:
         for numbers, layers, memory in teachers:
             if not numbers:
                 continue
-            taught = [replace(samples[n], chunks=samples[n].clean) for n in numbers]
+            taught = [replace(samples[n], chunks=samples[n].clean, order=()) for n in numbers]
             sizes = [len(sample.input_ids) - sample.target for sample in taught]
             logits = self._logits(taught, self._rows(taught), layers, memory=memory)[: sum(sizes)]
             for number, part in zip(numbers, logits.float().log_softmax(dim=-1).split(sizes), strict=True):
@@ -252,7 +263,9 @@ class Reader:
     def _prefix(self, samples: Sequence[Sample]) -> tuple[Tensor, list[int]]:
         """States [layer, sample, row, size] of bos and chunks, padded on the left, and their lengths."""
         backbone, bank = self.weights.backbone, self.bank
-        lengths = [1 + sum(len(bank.input_ids[c]) for c in s.chunks) if s.chunks else 0 for s in samples]
+        lengths = [
+            1 + (len(s.order) or sum(len(bank.input_ids[c]) for c in s.chunks)) if s.chunks else 0 for s in samples
+        ]
         widest = _whole(max(lengths), PREFIX_STEP)
         shape = (backbone.num_layers, len(samples), widest, backbone.hidden_size)
         states = torch.zeros(shape, dtype=backbone.dtype, device=self.device)
@@ -262,6 +275,10 @@ class Reader:
             at = widest - length
             states[:, row, at] = backbone.bos_states
             at += 1
+            if sample.order:
+                parts = torch.cat([bank.states[chunk] for chunk in sample.chunks], dim=1)
+                states[:, row, at:] = parts[:, torch.tensor(sample.order, device=parts.device)]
+                continue
             for chunk in sample.chunks:
                 part = bank.states[chunk]
                 states[:, row, at : at + part.shape[1]] = part
@@ -302,7 +319,7 @@ def pooled_batches(samples: SampleSource, settings: ReaderSettings, pool: int) -
 
 def encode_sample(
     tokenizer: Any,
-    chunks: Sequence[int],
+    read: AsRead,
     prompt: str | list[dict[str, str]],
     reply: str,
     *,
@@ -311,7 +328,8 @@ def encode_sample(
     """A sample of a prompt and its reply, ended as the model ends a turn."""
     encoded: Prompt = encode_prompt(tokenizer, prompt)
     target = [*encode_inert(tokenizer, reply), tokenizer.eos_token_id]
-    return Sample(tuple(chunks), (*encoded.input_ids, *target), len(encoded.input_ids), distil)
+    ids = (*encoded.input_ids, *target)
+    return Sample(tuple(read.chunks), ids, len(encoded.input_ids), distil, order=tuple(read.order))
 
 
 def _left_padded(lengths: Tensor, columns: Tensor, widest: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from mplus.training.ahead import in_parallel
 from mplus.training.bank_recall import BankRecall
 from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
-from mplus.training.reader import Sample, encode_sample
+from mplus.training.reader import AsRead, Sample, encode_sample
 from mplus.training.spans import span_question
 
 DECLINED = "I don't know."
@@ -152,8 +152,8 @@ class Samples:
             others = [q for q in rng.choice(self.people)[0] if q.text not in kinds]
             if others:
                 unknown = rng.choice(others)
-                chunks = self._prefix(rng, unknown.text, self._recall(unknown.text, own, rng), own)
-                return self._said(rng, chunks, unknown, known=False)
+                read = self._prefix(rng, unknown.text, self._recall(unknown.text, own, rng), own)
+                return self._said(rng, read, unknown, known=False)
         return self._asked(rng, rng.choice(questions), own=own, wrong=0.03)
 
     def _continue(self, rng: random.Random) -> Sample:
@@ -183,15 +183,15 @@ class Samples:
         history = chat[begin:at] if chat[begin]["role"] == "user" else chat[begin + 1 : at]
         if not history:
             return self._keep(rng)
-        sample = encode_sample(self.tokenizer, prefix, history, chat[at]["content"], distil=True)
+        sample = encode_sample(self.tokenizer, AsRead(prefix), history, chat[at]["content"], distil=True)
         return sample if len(sample.input_ids) <= LONGEST else self._keep(rng)
 
     def _request(self, rng: random.Random) -> Sample:
         asked, reply = rng.choice(self.requests)
         _, texts = rng.choice(self.people)
         own = [c for text in texts for c in self.bank.chunks_of[text]] if rng.random() < 0.5 else []
-        prefix = self._prefix(rng, asked, self._recall(asked, own, rng), own)
-        return encode_sample(self.tokenizer, prefix, [{"role": "user", "content": asked}], reply, distil=True)
+        read = self._prefix(rng, asked, self._recall(asked, own, rng), own)
+        return encode_sample(self.tokenizer, read, [{"role": "user", "content": asked}], reply, distil=True)
 
     # --- a question and what stands before it -----------------------------------------------------
 
@@ -238,17 +238,17 @@ class Samples:
         # The same words may stand in several chunks; the one nearest the question is what answers it.
         return self._best(question.text, gold, 1)
 
-    def _said(self, rng: random.Random, chunks: Sequence[int], question: Question, *, known: bool) -> Sample:
+    def _said(self, rng: random.Random, read: AsRead, question: Question, *, known: bool) -> Sample:
         style = rng.random()
         if style < PLAIN:
             reply = question.reply if known else DECLINED
-            return encode_sample(self.tokenizer, chunks, [{"role": "user", "content": question.text}], reply)
+            return encode_sample(self.tokenizer, read, [{"role": "user", "content": question.text}], reply)
         reply = question.answers[0] if known else DECLINED
         if style < PLAIN + BRIEF:
             content = f"{question.text}\n{SHORT}" if rng.random() < 0.8 else f"{SHORT} {question.text}"
-            return encode_sample(self.tokenizer, chunks, [{"role": "user", "content": content}], reply)
+            return encode_sample(self.tokenizer, read, [{"role": "user", "content": content}], reply)
         prompt = f"Question: {question.text}\nAnswer:"
-        return encode_sample(self.tokenizer, chunks, prompt, f" {reply}\n")
+        return encode_sample(self.tokenizer, read, prompt, f" {reply}\n")
 
     def _recall(self, text: str, own: Sequence[int], rng: random.Random) -> list[int]:
         """Most relevant chunks, best first, of everything that is not another person's."""
@@ -288,7 +288,7 @@ class Samples:
         recalled: Sequence[int],
         own: Sequence[int],
         spared: Collection[int] = (),
-    ) -> list[int]:
+    ) -> AsRead:
         """Chunks recalled for a question and some recent ones, as a read lays them out."""
         recent = self._random_chunks(rng, rng.choice(RECENT))
         if own and rng.random() < OWN_RECENT:
@@ -298,8 +298,8 @@ class Samples:
 
     def _ordered(
         self, rng: random.Random, text: str, recalled: Sequence[int], own: Sequence[int], recent: Sequence[int]
-    ) -> list[int]:
-        """As a read of a question lays chunks out: oldest first, but the best last.
+    ) -> AsRead:
+        """As a read of a question lays chunks out: oldest first, but the best last, turned towards the answer.
 
         When what is recalled was written is not known: texts in a random order, own texts in theirs.
         """
@@ -309,7 +309,7 @@ class Samples:
             rank[self.bank.owner[chunk]] = place
         written = {c: rank[self.bank.owner[c]] for c in recalled}
         written |= {c: 1.0 + place for place, c in enumerate(recent)}
-        return self._everything.laid_out(written.keys(), written, self._scores(text).float())
+        return self._everything.as_read(text, written.keys(), written, self._scores(text).float())
 
     def _random_chunks(self, rng: random.Random, budget: int) -> list[int]:
         """A run of neighbouring chunks that belong to nobody."""

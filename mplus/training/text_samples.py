@@ -22,7 +22,7 @@ from mplus.text import encode_inert
 from mplus.training.bank_recall import BankRecall
 from mplus.training.data import ChunkBank, Question
 from mplus.training.projection import gold_chunks
-from mplus.training.reader import Sample, encode_sample
+from mplus.training.reader import AsRead, Sample, encode_sample
 
 DECLINED = "I don't know."
 SHORT = "Answer in a few words."
@@ -92,13 +92,13 @@ class TextSamples:
         if not is_known:
             recalled = [c for c in recalled if not self._holds(c, question)]
         answer, reply = (question.answers[0], question.reply) if is_known else (DECLINED, DECLINED)
-        chunks = self._prefix(rng, question.text, recalled, without=question if not is_known else None)
+        read = self._prefix(rng, question.text, recalled, without=question if not is_known else None)
         style = rng.random()
         if style < 0.45:
-            return self._said(chunks, question.text, reply)
+            return self._said(read, question.text, reply)
         if style < 0.85:
-            return self._said(chunks, f"{question.text}\n{SHORT}", answer)
-        return encode_sample(self.tokenizer, chunks, f"Question: {question.text}\nAnswer:", f" {answer}\n")
+            return self._said(read, f"{question.text}\n{SHORT}", answer)
+        return encode_sample(self.tokenizer, read, f"Question: {question.text}\nAnswer:", f" {answer}\n")
 
     def _continue(self, rng: random.Random) -> Sample:
         chunks = self.bank.chunks_of[rng.choice(self._continued)]
@@ -127,8 +127,8 @@ class TextSamples:
 
     # --- what a sample is made of -----------------------------------------------------------------
 
-    def _said(self, chunks: Sequence[int], asked: str, reply: str, *, distil: bool = False) -> Sample:
-        return encode_sample(self.tokenizer, chunks, [{"role": "user", "content": asked}], reply, distil=distil)
+    def _said(self, read: AsRead, asked: str, reply: str, *, distil: bool = False) -> Sample:
+        return encode_sample(self.tokenizer, read, [{"role": "user", "content": asked}], reply, distil=distil)
 
     @staticmethod
     def _at_least_two(ids: Sequence[int]) -> tuple[int, ...]:
@@ -148,7 +148,7 @@ class TextSamples:
 
     def _prefix(
         self, rng: random.Random, text: str, recalled: Sequence[int], without: Question | None = None
-    ) -> list[int]:
+    ) -> AsRead:
         """Recalled chunks, had their texts been written in a random order, and some recent ones, as a read has them."""
         written = {owner: rng.random() for owner in {self.bank.owner[c] for c in recalled}}
         recent = self._neighbours(rng, rng.choice(RECENT_TOKENS))
@@ -156,7 +156,7 @@ class TextSamples:
             recent = [c for c in recent if not self._holds(c, without)]
         when = {c: written[self.bank.owner[c]] for c in recalled}
         when |= {c: 1.0 + place for place, c in enumerate(recent) if c not in when}
-        return self._scores.laid_out(when.keys(), when, self._scores.relevance(text))
+        return self._scores.as_read(text, when.keys(), when, self._scores.relevance(text))
 
     def _neighbours(self, rng: random.Random, budget: int) -> list[int]:
         """Chunks that stand together, from as many texts as fill the budget."""

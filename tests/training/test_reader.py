@@ -9,15 +9,18 @@ import torch
 from accelerate import Accelerator
 
 from mplus.checkpoint.parts import TrainedParts
+from mplus.config import MemoryConfig
 from mplus.evaluation.personas import persona
 from mplus.generation.chat import Prompt
 from mplus.model import MPlus
 from mplus.read import prefill
+from mplus.testing import tiny_model
 from mplus.training.bank_recall import BankRecall
 from mplus.training.data import ChunkBank, HeldStates
 from mplus.training.loop import train
 from mplus.training.reader import (
     POOLED_BATCHES,
+    AsRead,
     Reader,
     ReaderSettings,
     Sample,
@@ -84,7 +87,7 @@ def test_clean_reading_teaches_what_the_adapter_did_with_those_chunks_alone(mode
 
 
 def test_training_lowers_the_loss_and_resumes(model: MPlus, bank: ChunkBank, tmp_path: Path) -> None:
-    sample = encode_sample(model.tokenizer, [0], [{"role": "user", "content": "Who?"}], "Ann.")
+    sample = encode_sample(model.tokenizer, AsRead([0]), [{"role": "user", "content": "Who?"}], "Ann.")
 
     class Source:
         def draw(self, rng: random.Random, count: int) -> list[Sample]:
@@ -138,6 +141,35 @@ def test_training_lays_chunks_out_as_a_read_does(model: MPlus) -> None:
     relevance[5] = 0.9
     assert recall.laid_out([0, 1, 5], written, relevance) == [5, 0, 1], "the newest such"
     assert recall.laid_out([0], written, relevance) == [0] and recall.laid_out([], written, relevance) == []
+
+
+def test_training_turns_a_text_as_a_read_does(text: str) -> None:
+    """Of a memory that holds one text: the same tokens in the same order, some of them twice."""
+    layout = {"chunk_tokens": 96, "short_term_tokens": 640, "recalled_tokens": 640, "best_sentence_times": 2}
+    config = MemoryConfig(**(TINY.model_dump() | layout))
+    model = tiny_model(memory=config)
+    text, question = text[:400], "Which box is blue?"
+    bank = ChunkBank(model.weights, model.tokenizer, config)
+    bank.add([text])
+    recall = BankRecall(bank, model.weights.scorers["late"], model.weights.recall_layer)
+    chunks = bank.chunks_of[0]
+    found = recall.as_read(question, chunks, dict.fromkeys(chunks, 0.0), recall.relevance(question))
+    memory = model.new_memory()
+    model.write(memory, text)
+    (chosen,) = prefill(model.weights, [model.read_request(memory, question)]).reading.recalled[0]
+    assert chosen.order is not None
+    assert list(found.chunks) == chunks and list(found.order) == chosen.order.tolist()
+    assert len(set(found.order)) < len(found.order) and list(found.order) != sorted(found.order)
+
+
+def test_a_sample_is_read_in_its_order(model: MPlus, bank: ChunkBank) -> None:
+    reader = Reader(model.weights, bank, new_adapter(model.weights, ReaderSettings(rank=2)))
+    ids, first, second = tuple(b"Some words"), len(bank.input_ids[0]), len(bank.input_ids[1])
+    places = range(first + second)
+    turned = Sample((0, 1), ids, 4, order=(*places[first:], *places[:first]))
+    again = Sample((0, 1), ids, 4, order=(*places, *places[first:]))
+    expected = reader.loss([Sample((1, 0), ids, 4), Sample((0, 1, 1), ids, 4)]).detach()
+    torch.testing.assert_close(reader.loss([turned, again]).detach(), expected)
 
 
 def test_batches_hold_what_was_drawn_and_can_be_drawn_again(model: MPlus) -> None:
