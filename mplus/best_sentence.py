@@ -13,9 +13,6 @@ from mplus.memory.units import Candidates
 from mplus.retriever import KeyBlock, Scorer
 from mplus.words import SENTENCE_END
 
-SHORTEST_SENTENCE = 5
-"""Tokens; what ends earlier is an abbreviation or an initial."""
-
 
 def towards_best_sentence(
     scorer: Scorer, recall_layer: int, config: MemoryConfig, text: Candidates, normed: Float[Tensor, "S D"]
@@ -25,11 +22,12 @@ def towards_best_sentence(
     Args:
         scorer: Compares sentences as it does chunks.
         recall_layer: Whose states are compared.
-        config: How often the sentence stands there (``best_sentence_times``); one longer than a chunk, once.
+        config: How often the sentence stands there (``best_sentence_times``; one longer than a chunk, once), and how
+            short it may be (``minimum_chunk_tokens``).
         text: Chunks that go on one from the other.
         normed: The question's rows, normed by the recall layer.
     """
-    sizes = sentence_sizes(text.words == SENTENCE_END)
+    sizes = sentence_sizes(text.words == SENTENCE_END, config.minimum_chunk_tokens)
     if len(sizes) == 1:
         return torch.arange(int(sizes))
     queries = scorer.queries(recall_layer, normed).to(normed.device).float()
@@ -39,15 +37,17 @@ def towards_best_sentence(
     return turned(sizes, best, config.best_sentence_times - 1 if sizes[best] <= config.chunk_tokens else 0)
 
 
-def sentence_sizes(ends: Bool[Tensor, " T"]) -> Int[Tensor, " sentences"]:
+def sentence_sizes(ends: Bool[Tensor, " T"], shortest: int) -> Int[Tensor, " sentences"]:
     """Tokens of each sentence of a text that has some.
 
     Args:
-        ends: With which tokens a sentence ends. One of fewer than ``SHORTEST_SENTENCE`` tokens goes on.
+        ends: With which tokens a sentence ends.
+        shortest: One of fewer tokens goes on with the next: it is an abbreviation, a short line, or one of several
+            steps of a story, of which the last may be the one that counts.
     """
     cuts = [0]
     for cut in (ends[:-1].nonzero().flatten() + 1).tolist():
-        if cut - cuts[-1] >= SHORTEST_SENTENCE:
+        if cut - cuts[-1] >= shortest:
             cuts.append(cut)
     return torch.tensor([*cuts, len(ends)]).diff()
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mplus import MPlus
-from mplus.best_sentence import SHORTEST_SENTENCE, sentence_sizes, turned
+from mplus.best_sentence import sentence_sizes, turned
 from mplus.config import MemoryConfig
 from mplus.read import ReadRequest, prefill
 from mplus.testing import tiny_model
@@ -16,24 +16,24 @@ from mplus.text import encode_inert
 from tests.conftest import TINY
 
 STORY = [
-    "The miller had a daughter called Rosalind, who sang.",
-    " Her brother Peregrine kept eleven geese behind the barn.",
-    " One winter the river froze, and the mill stood still.",
-    " In spring a pedlar came and sold them a clock of brass.",
+    "The miller had a daughter called Rosalind, who sang in the choir of the village church on every holiday.",
+    " Her brother Peregrine kept eleven geese behind the barn, and sold their eggs at the market in the town.",
+    " One winter the river froze from bank to bank, and the great wheel of the mill stood still for seven weeks.",
+    " In spring a pedlar came along the road with a cart, and sold them a clock of brass that struck the hours.",
 ]
 ASKED = "How many geese did the brother keep?"
 ROOMY = TINY.model_copy(
-    update={"chunk_tokens": 64, "short_term_tokens": 320, "recalled_tokens": 320, "recalled_neighbours": 4}
+    update={"chunk_tokens": 112, "short_term_tokens": 480, "recalled_tokens": 480, "recalled_neighbours": 4}
 )
 
 
 def test_sentences_by_their_ends() -> None:
     ends = torch.zeros(20, dtype=torch.bool)
-    assert sentence_sizes(ends).tolist() == [20]
-    ends[[1, 6, 9, 19]] = True  # the first and the third are too short
-    assert SHORTEST_SENTENCE == 5
-    assert sentence_sizes(ends).tolist() == [7, 13]
-    assert sentence_sizes(ends[:1]).tolist() == [1]
+    assert sentence_sizes(ends, 5).tolist() == [20]
+    ends[[1, 6, 9, 19]] = True
+    assert sentence_sizes(ends, 1).tolist() == [2, 5, 3, 10]
+    assert sentence_sizes(ends, 5).tolist() == [7, 13], "the first and the third are too short"
+    assert sentence_sizes(ends[:1], 5).tolist() == [1]
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 5), st.integers(0, 2))
@@ -75,7 +75,7 @@ def test_the_default_model_reads_the_sentence_asked_for_last(default_model: MPlu
 def test_a_change_stays_behind_what_it_changes(default_model: MPlus) -> None:
     memory = default_model.new_memory()
     for text in (
-        "My bank password is maple44. I chose it myself.",
+        "My bank password is maple44. I chose it all by myself when I was in the town of Aarau, on a Monday in May.",
         "My bank password has changed; it is lantern90 now.",
     ):
         default_model.write(memory, text)
@@ -109,7 +109,7 @@ def test_what_is_turned_is_read_as_if_written_so(recall: str, fillers: int, text
     if fillers:
         assert 0 <= again <= config.chunk_tokens
         return
-    assert again >= SHORTEST_SENTENCE
+    assert again >= config.minimum_chunk_tokens
     assert twice[-again:] == twice[-2 * again : -again]
 
 
