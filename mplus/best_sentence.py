@@ -1,7 +1,8 @@
 """Which sentence of a text answers, and how the text is read so that a small reader finds it.
 
 A small model that reads a paragraph often answers from the wrong sentence of it, though late interaction tells which is
-the right one. So the text that stands next to the prompt ends with that sentence.
+the right one. So the text that stands next to the prompt ends with that sentence. That goes for prose: lines of a
+conversation or a list lean on one another, and are read as they stand.
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from mplus.config import MemoryConfig
 from mplus.memory.units import Candidates
 from mplus.retriever import KeyBlock, Scorer
-from mplus.words import SENTENCE_END
+from mplus.words import LINE_END, NO_WORD
 
 
 def towards_best_sentence(
@@ -22,18 +23,22 @@ def towards_best_sentence(
     Args:
         scorer: Compares sentences as it does chunks.
         recall_layer: Whose states are compared.
-        config: How often the sentence stands there (``best_sentence_times``; one longer than a chunk, once), and how
-            short it may be (``minimum_chunk_tokens``).
+        config: How often the sentence stands there (``best_sentence_times``; one longer than a chunk, once), how short
+            it may be (``minimum_chunk_tokens``), and its paragraph (``chunk_tokens``): else nothing is turned.
         text: Chunks that go on one from the other.
         normed: The question's rows, normed by the recall layer.
     """
-    sizes = sentence_sizes(text.words == SENTENCE_END, config.minimum_chunk_tokens)
+    words = text.words
+    sizes = sentence_sizes(words < NO_WORD, config.minimum_chunk_tokens)
+    as_written = torch.arange(len(words))
     if len(sizes) == 1:
-        return torch.arange(int(sizes))
+        return as_written
     queries = scorer.queries(recall_layer, normed).to(normed.device).float()
     keys = torch.cat([block.keys for block in text.blocks(normed.device)])
     relevance = scorer.relevance(queries, [KeyBlock(keys, sizes.to(keys.device), 0)], len(sizes))
     best = int(relevance.argmax())
+    if paragraph_size(words == LINE_END, int(sizes[: best + 1].sum()) - 1) < config.chunk_tokens:
+        return as_written
     return turned(sizes, best, config.best_sentence_times - 1 if sizes[best] <= config.chunk_tokens else 0)
 
 
@@ -50,6 +55,13 @@ def sentence_sizes(ends: Bool[Tensor, " T"], shortest: int) -> Int[Tensor, " sen
         if cut - cuts[-1] >= shortest:
             cuts.append(cut)
     return torch.tensor([*cuts, len(ends)]).diff()
+
+
+def paragraph_size(line_ends: Bool[Tensor, " T"], place: int) -> int:
+    """Tokens of the paragraph that the token at ``place`` is in: from one end of a line to the next."""
+    before, after = line_ends[:place].nonzero().flatten(), line_ends[place:].nonzero().flatten()
+    start = int(before[-1]) + 1 if len(before) else 0
+    return (place + int(after[0]) + 1 if len(after) else len(line_ends)) - start
 
 
 def turned(sizes: Int[Tensor, " sentences"], best: int, again: int) -> Int[Tensor, " T"]:

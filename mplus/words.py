@@ -11,8 +11,8 @@ from torch import Tensor
 from mplus.text import Pieces, SentenceEnds
 
 NO_WORD = 0
-SENTENCE_END = -1
-"""At a token in which no word begins and a sentence ends."""
+SENTENCE_END, LINE_END = -1, -2
+"""At a token in which no word begins and a sentence ends, or a line."""
 
 
 class Words:
@@ -20,8 +20,8 @@ class Words:
 
     A word is a run of letters and digits, whatever its case. Its number is a checksum, never ``NO_WORD``, and
     stands at the token in which it begins; tokens that only go on with a word, or have none, have
-    ``SENTENCE_END`` where a sentence ends with them, else ``NO_WORD``. Two words share a number once in two billion
-    pairs.
+    ``LINE_END`` or ``SENTENCE_END`` where a line or a sentence ends with them, else ``NO_WORD``. Two words share a
+    number once in two billion pairs.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -46,14 +46,14 @@ class Words:
                     found[begin], word = numbered(word), ""
         if word:
             found[begin] = numbered(word)
-        ends = (place for place, word in enumerate(found) if word == NO_WORD and self._ends.at(input_ids, place))
+        ends = [place for place, word in enumerate(found) if word == NO_WORD and self._ends.at(input_ids, place)]
         for place in ends:
-            found[place] = SENTENCE_END
+            found[place] = LINE_END if self._piece(input_ids[place]).endswith("\n") else SENTENCE_END
         return torch.tensor(found, dtype=torch.int32)
 
 
 def numbered(word: str) -> int:
-    """The number of a word; positive, so that it is neither ``NO_WORD`` nor ``SENTENCE_END``."""
+    """The number of a word; positive, so that it is no mark."""
     return zlib.crc32(word.casefold().encode()) % (2**31 - 1) + 1
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mplus import MPlus
-from mplus.best_sentence import sentence_sizes, turned
+from mplus.best_sentence import paragraph_size, sentence_sizes, turned
 from mplus.config import MemoryConfig
 from mplus.read import ReadRequest, prefill
 from mplus.testing import tiny_model
@@ -34,6 +34,13 @@ def test_sentences_by_their_ends() -> None:
     assert sentence_sizes(ends, 1).tolist() == [2, 5, 3, 10]
     assert sentence_sizes(ends, 5).tolist() == [7, 13], "the first and the third are too short"
     assert sentence_sizes(ends[:1], 5).tolist() == [1]
+
+
+def test_a_paragraph_goes_from_one_end_of_a_line_to_the_next() -> None:
+    ends = torch.zeros(10, dtype=torch.bool)
+    assert paragraph_size(ends, 4) == 10
+    ends[[2, 6]] = True
+    assert [paragraph_size(ends, place) for place in range(10)] == [3, 3, 3, 4, 4, 4, 4, 3, 3, 3]
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 5), st.integers(0, 2))
@@ -69,6 +76,19 @@ def test_the_default_model_reads_the_sentence_asked_for_last(default_model: MPlu
     before, best, *after = STORY
     expected = [*after, before, *[best] * times] if times else STORY
     assert read == "".join(expected)
+
+
+@pytest.mark.default_model
+def test_lines_are_read_as_they_stand_and_a_paragraph_under_a_title_is_turned(default_model: MPlus) -> None:
+    config = default_model.memory_config.model_copy(update={"short_term_tokens": 512})
+    before, best, *after = STORY
+    lines = "\n".join(sentence.strip() for sentence in STORY)
+    titled = f"A mill\n{''.join(STORY)}"
+    for text, expected in ((lines, lines), (titled, "".join([*after, f"A mill\n{before}", best, best]))):
+        memory = default_model.new_memory(config=config)
+        default_model.write(memory, text)
+        request = default_model.read_request(memory, [{"role": "user", "content": ASKED}])
+        assert text_read(default_model, request, encode_inert(default_model.tokenizer, text)) == expected
 
 
 @pytest.mark.default_model

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mplus import MPlus
 from mplus.testing import byte_tokenizer
 from mplus.text import encode_inert
-from mplus.words import NO_WORD, SENTENCE_END, Words, numbered
+from mplus.words import LINE_END, NO_WORD, SENTENCE_END, Words, numbered
 
 TOKENIZER = byte_tokenizer()
 WORDS = Words(TOKENIZER)
@@ -47,14 +47,14 @@ def test_a_word_of_several_tokens_is_one_word(default_model: MPlus) -> None:
     assert numbered("energiprojekt") in apart.tolist()
 
 
-def test_ends_of_sentences_are_marked() -> None:
+def test_ends_of_sentences_and_lines_are_marked() -> None:
     text = 'It costs 3.5 euros, e.g. "here". So?\nYes'
-    marks = (WORDS(encode_inert(TOKENIZER, text)) == SENTENCE_END).nonzero().flatten().tolist()
-    assert [text[: place + 1] for place in marks] == [
-        "It costs 3.5 euros, e.g.",
-        'It costs 3.5 euros, e.g. "here".',
-        'It costs 3.5 euros, e.g. "here". So?',
-        'It costs 3.5 euros, e.g. "here". So?\n',
-    ]
+    found = WORDS(encode_inert(TOKENIZER, text)).tolist()
+    assert {text[: place + 1]: word for place, word in enumerate(found) if word < NO_WORD} == {
+        "It costs 3.5 euros, e.g.": SENTENCE_END,
+        'It costs 3.5 euros, e.g. "here".': SENTENCE_END,
+        'It costs 3.5 euros, e.g. "here". So?': SENTENCE_END,
+        'It costs 3.5 euros, e.g. "here". So?\n': LINE_END,
+    }
     assert WORDS(encode_inert(TOKENIZER, "The end."))[-1] == SENTENCE_END
-    assert SENTENCE_END not in WORDS(encode_inert(TOKENIZER, "no end")).tolist()
+    assert min(WORDS(encode_inert(TOKENIZER, "no end")).tolist()) == NO_WORD

@@ -24,7 +24,7 @@ class Provenance:
     chunks: Int[Tensor, " T"]
     """Serial number of the chunk a token was written with."""
     words: Int32[Tensor, " T"]
-    """Number of the word that begins in the token's text, 0 for none, -1 for none where a sentence ends
+    """Number of the word that begins in the token's text, 0 for none, less for none where a sentence or a line ends
     (``mplus.words``)."""
 
     def __len__(self) -> int:
