@@ -5,6 +5,8 @@ the right one. So the text that stands next to the prompt ends with that sentenc
 conversation or a list lean on one another, and are read as they stand.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,6 +15,17 @@ from mplus.config import MemoryConfig
 from mplus.memory.units import Candidates
 from mplus.retriever import KeyBlock, Scorer
 from mplus.words import LINE_END, NO_WORD
+
+
+def is_turned(config: MemoryConfig, last: Sequence[int], goes_on: Bool[Tensor, " U"]) -> bool:
+    """Whether what stands next to the prompt is one text: behind a chunk that was changed stands its change.
+
+    Args:
+        config: Whether texts are turned at all.
+        last: Chunks that stand last, in order.
+        goes_on: Which chunks go on where the one before them ends.
+    """
+    return config.best_sentence_times > 0 and len(last) > 0 and bool(goes_on[last[1:]].all())
 
 
 def towards_best_sentence(

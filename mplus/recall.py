@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
-from mplus.best_sentence import towards_best_sentence
+from mplus.best_sentence import is_turned, towards_best_sentence
 from mplus.config import MemoryConfig
 from mplus.lexical import lexical_match
 from mplus.memory.state import MemoryState, Track
@@ -95,8 +95,8 @@ def recall(
     last = _standing_last(candidates, scores, chosen)
     place = _place(candidates, chosen, last)
     laid_out = _laid_out(recalled, torch.cat([place[oldest], place[len(oldest) :]]))
-    if not config.best_sentence_times or not last or not bool(candidates.goes_on[last[1:]].all()):
-        return laid_out  # behind the best stands its change
+    if not is_turned(config, last, candidates.goes_on):
+        return laid_out
     text = candidates.take(torch.tensor(last))
     turned = towards_best_sentence(scorer, track.recall_layer, config, text, normed)
     assert laid_out.order is not None

@@ -31,7 +31,8 @@ SCORERS: dict[str, Recall] = {
     "mplus-published": "published",
 }
 RETRIEVERS = {"rag-bm25": BM25, "rag-minilm": MiniLM}
-ADAPTER, AS_MEMORY = "+adapter", "+mplus"
+PASSAGE_READERS: dict[str, dict[str, int]] = {"adapter": {"best_sentence_times": 0}, "mplus": {}}
+"""Who reads a retriever's passages as memory, and what is not as in the model's own layout then."""
 MODES = (
     "closed-book",
     "full-context",
@@ -39,7 +40,7 @@ MODES = (
     "mplus",
     *SCORERS,
     *RETRIEVERS,
-    *(name + reader for reader in (ADAPTER, AS_MEMORY) for name in RETRIEVERS),
+    *(f"{retriever}+{reader}" for reader in PASSAGE_READERS for retriever in RETRIEVERS),
 )
 
 
@@ -66,7 +67,7 @@ def _possible(model: MPlus, config: MemoryConfig) -> Iterator[str]:
     for name in MODES:
         same = SCORERS.get(name) == config.recall  # "mplus" is that one
         lacking = name in SCORERS and SCORERS[name] not in model.weights.scorers
-        if not (same or lacking or (name.endswith((ADAPTER, AS_MEMORY)) and not adapter)):
+        if not (same or lacking or ("+" in name and not adapter)):
             yield name
 
 
@@ -85,7 +86,7 @@ def answerers(
     """
     indices: dict[str, PassageIndex] = {}
     for name in names:
-        retriever = name.removesuffix(ADAPTER).removesuffix(AS_MEMORY)
+        retriever, _, reader = name.partition("+")
         if name == "closed-book":
             yield ClosedBook(model, settings)
         elif name == "full-context":
@@ -95,8 +96,7 @@ def answerers(
         elif retriever in RETRIEVERS:
             if retriever not in indices:
                 indices[retriever] = PassageIndex(stream, model.tokenizer, RETRIEVERS[retriever])
-            plain = config.model_copy(update={"best_sentence_times": 0})
-            layout = plain if name.endswith(ADAPTER) else config if name.endswith(AS_MEMORY) else None
+            layout = config.model_copy(update=PASSAGE_READERS[reader]) if reader else None
             for top in tops:
                 yield RetrievalAugmented(
                     f"{name} top-{top}", model, indices[retriever], settings, top=top, layout=layout

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mplus.best_sentence import towards_best_sentence
+from mplus.best_sentence import is_turned, towards_best_sentence
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.memory.units import Candidates, Units
 from mplus.recall import Scores, first_fitting, neighbours, scores_of, standing_last
@@ -89,24 +89,27 @@ class BankRecall:
             written: When each was written; chunks of one text at one time.
             relevance: Of every chunk of the bank.
         """
-        last = self._last(read, written, relevance)
-        return [*sorted(set(read) - set(last), key=lambda c: (written[c], c)), *last]
+        return self._laid_out(read, written, relevance)[0]
 
     def as_read(
         self, text: str, read: Collection[int], written: Mapping[int, float], relevance: Float[Tensor, " U"]
     ) -> AsRead:
         """Chunks as they are laid out for a question, what stands last turned towards the sentence that answers."""
-        chunks, last = self.laid_out(read, written, relevance), self._last(read, written, relevance)
-        if not self._bank.config.best_sentence_times or not last or not bool(self.goes_on[last[1:]].all()):
+        chunks, last = self._laid_out(read, written, relevance)
+        if not is_turned(self._bank.config, last, self.goes_on):
             return AsRead(chunks)
         run, (normed, _) = self._candidates.take(torch.tensor(last)), self._question(text)
         turned = towards_best_sentence(self._scorer, self._layer, self._bank.config, run, normed)
         before = int(self.sizes[chunks].sum() - run.sizes.sum())
         return AsRead(chunks, [*range(before), *(turned + before).tolist()])
 
-    def _last(self, read: Collection[int], written: Mapping[int, float], relevance: Float[Tensor, " U"]) -> list[int]:
+    def _laid_out(
+        self, read: Collection[int], written: Mapping[int, float], relevance: Float[Tensor, " U"]
+    ) -> tuple[list[int], list[int]]:
+        """All chunks in order, and those of them that stand last."""
         best_first = sorted(read, key=lambda c: -float(relevance[c]))
-        return standing_last(best_first, written, relevance - relevance.mean(), self.goes_on)
+        last = standing_last(best_first, written, relevance - relevance.mean(), self.goes_on)
+        return [*sorted(set(read) - set(last), key=lambda c: (written[c], c)), *last], last
 
     def best(self, text: str, budget: int, allowed: Tensor | None = None) -> list[int]:
         """The most relevant chunks that fit into a budget of tokens, at least one; best first."""

@@ -275,14 +275,10 @@ class Reader:
             at = widest - length
             states[:, row, at] = backbone.bos_states
             at += 1
+            parts = torch.cat([bank.states[chunk] for chunk in sample.chunks], dim=1)
             if sample.order:
-                parts = torch.cat([bank.states[chunk] for chunk in sample.chunks], dim=1)
-                states[:, row, at:] = parts[:, torch.tensor(sample.order, device=parts.device)]
-                continue
-            for chunk in sample.chunks:
-                part = bank.states[chunk]
-                states[:, row, at : at + part.shape[1]] = part
-                at += part.shape[1]
+                parts = parts[:, torch.tensor(sample.order, device=parts.device)]
+            states[:, row, at:] = parts
         return states, lengths
 
 
