@@ -106,7 +106,7 @@ def build_corpus(
         corpus = Corpus(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states, encoder=encoder))
         if passages_given is not None:
             corpus.questions, corpus.groups = passages_given.questions, passages_given.articles
-            corpus.texts = corpus.bank.add(passages_given.texts)
+            corpus.texts = corpus.bank.add(passages_given.texts, progress="passages")
         if talks is not None:
             _add(corpus, talks, range(_next_group(corpus), _next_group(corpus) + len(talks)))
     _add_documents(corpus, documents, text_tokens, rng)
@@ -141,7 +141,7 @@ def _add_documents(corpus: Corpus, documents: Sequence[Document], most: int, rng
 
 
 def _add(corpus: Corpus, texts: Sequence[str], groups: Sequence[int]) -> list[int]:
-    numbers = corpus.bank.add(texts)
+    numbers = corpus.bank.add(texts, progress="texts")
     corpus.groups += groups
     corpus.texts += numbers
     return numbers

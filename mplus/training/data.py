@@ -4,7 +4,9 @@ import gzip
 import json
 import os
 import random
+import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from mplus.weights import Weights
 
 CPU_BATCH, GPU_BATCH = 2048, 16_384
 """Tokens that are encoded at a time."""
+SAY_EVERY = 20.0
+"""Seconds between two lines about how far encoding is."""
 
 
 @dataclass(frozen=True)
@@ -240,10 +244,16 @@ class ChunkBank:
         )
         self._ends = SentenceEnds(tokenizer)
 
-    def add(self, texts: Iterable[str], *, progress: str = "") -> list[int]:
-        """Cut and encode texts; returns their numbers."""
+    def add(self, texts: Sequence[str], *, progress: str = "") -> list[int]:
+        """Cut and encode texts; returns their numbers.
+
+        Args:
+            texts: In the order in which they get their numbers.
+            progress: What they are, to say now and then how far it is; empty: say nothing.
+        """
         numbers: list[int] = []
         batch: list[Chunk] = []
+        said = time.monotonic()
         for text in texts:
             number = len(self.chunks_of)
             numbers.append(number)
@@ -259,10 +269,13 @@ class ChunkBank:
             if sum(len(chunk.input_ids) for chunk in batch) > (GPU_BATCH if self._is_on_gpu else CPU_BATCH):
                 self._encode(batch)
                 batch = []
+                if progress and time.monotonic() - said > SAY_EVERY:
+                    said = time.monotonic()
+                    print(f"{progress}: {len(numbers):,} of {len(texts):,} texts", file=sys.stderr, flush=True)
         if batch:
             self._encode(batch)
         if progress:
-            print(f"{progress}: {len(numbers)} texts", flush=True)
+            print(f"{progress}: {len(numbers):,} texts", file=sys.stderr, flush=True)
         return numbers
 
     def _encode(self, chunks: Sequence[Chunk]) -> None:

@@ -74,7 +74,7 @@ def shards(path: Path, model: MPlus, computing: MPlus, scorer: LateInteraction, 
     for first in range(0, len(passages), SHARD):
         place = {number: n for n, number in enumerate(range(len(passages))[first : first + SHARD])}
         bank = ChunkBank(model.weights, model.tokenizer, MemoryConfig(), encoder=computing.weights)
-        texts = bank.add([passages[number] for number in place])
+        texts = bank.add([passages[number] for number in place], progress="invented passages")
         asked = [
             Question(q.text, q.answers, (place[q.passages[0]],), q.reply) for q in questions if q.passages[0] in place
         ]
