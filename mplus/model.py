@@ -143,6 +143,11 @@ class MPlus:
         """What training added to the backbone."""
         return self._parts
 
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights that memories of the model's own layout depend on."""
+        return self.weights.fingerprints[self.memory_config.recall]
+
     # --- memories ---------------------------------------------------------------------------------
 
     def new_memory(self, *, seed: int = 0, config: MemoryConfig | None = None) -> Memory:
@@ -165,7 +170,7 @@ class MPlus:
         # Finished reads are kept under the pool they read; no two users ever share one, not even while empty.
         own = tuple(replace(track, short_term=replace(track.short_term)) for track in initial.tracks)
         initial = replace(initial, tracks=own)
-        return Memory(config, initial, model_fingerprint=self.weights.fingerprint, seed=seed)
+        return Memory(config, initial, model_fingerprint=self.weights.fingerprints[config.recall], seed=seed)
 
     def write(
         self,

@@ -25,8 +25,8 @@ class Weights:
     """Every way of scoring that these weights can do."""
     recall_layer: int
     """Layer whose states the chunk layout scores."""
-    fingerprint: str
-    """Identifies the weights: memories made by others are refused."""
+    fingerprints: Mapping[Recall, str]
+    """Identify what a memory depends on, by how it recalls: memories made by others are refused."""
     write_position: Float[Tensor, " D"] | None = None
     """Added to the last K rows of every layer by a write adapter (published: new_memory_positional_emb)."""
     words: Words | None = None
@@ -56,7 +56,7 @@ class Weights:
             )
             for layers, layer in self.tracks(config)
         )
-        digest = f"{self.fingerprint}/{config.model_dump_json()}"
+        digest = f"{self.fingerprints[config.recall]}/{config.model_dump_json()}"
         return MemoryState(tracks, digest=digest, ledger=() if config.ledger else None)
 
     def no_tokens(self, layers: tuple[int, ...], recall_layer: int, config: MemoryConfig) -> Tokens:

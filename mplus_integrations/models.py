@@ -13,13 +13,13 @@ _LOADING = threading.Lock()
 def load(model: str | MPlus) -> MPlus:
     """A model by name, or the one given, which can be found by its fingerprint from now on."""
     if isinstance(model, MPlus):
-        _LIVE[model.weights.fingerprint] = model
+        _LIVE[model.fingerprint] = model
         return model
     with _LOADING:
         if model not in _LOADED:
             _LOADED[model] = MPlus.from_pretrained(model)
         loaded = _LOADED[model]
-    _LIVE[loaded.weights.fingerprint] = loaded
+    _LIVE[loaded.fingerprint] = loaded
     return loaded
 
 

@@ -46,10 +46,10 @@ def test_a_model_is_loaded_with_int8_weights_and_reads_the_same_memories(text: s
     assert any(isinstance(m, Int8Linear) for m in quick.weights.backbone.model.modules())
     memory = plain.new_memory()
     plain.write(memory, text, source="a")
-    assert quick.weights.fingerprint == plain.weights.fingerprint
+    assert quick.weights.fingerprints == plain.weights.fingerprints
     answers = [model.generate(memory, "Which box is blue?", max_new_tokens=12) for model in (plain, quick)]
     assert answers[1].completion_tokens == 12
     # The prompt is read in bfloat16 by both, so the first token is the same.
     assert answers[0].token_ids[0] == answers[1].token_ids[0]
     quick.save_pretrained(tmp_path / "again")
-    assert MPlus.from_pretrained(tmp_path / "again", device="cpu", dtype="float32").weights.fingerprint
+    assert MPlus.from_pretrained(tmp_path / "again", device="cpu", dtype="float32").weights.fingerprints

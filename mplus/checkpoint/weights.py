@@ -7,7 +7,7 @@ folder/mplus.json, mplus.safetensors                our trained parts, where the
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
     scorers["late"] = parts.late if parts.late is not None else calibrated(backbone, tokenizer)
     position = None if parts.write_position is None else cast(parts.write_position)
     words = None if tokenizer is None else Words(tokenizer)
-    return Weights(backbone, scorers, recall_layer, fingerprint(backbone, parts), position, words)
+    return Weights(backbone, scorers, recall_layer, fingerprints(backbone, parts), position, words)
 
 
 def beside_layers(retriever: PublishedRetriever, backbone: Backbone) -> PublishedRetriever:
@@ -330,20 +330,35 @@ def _cast_adapter(adapter: Adapter | None, cast: Any) -> dict[str, LoraWeights] 
     return {name: LoraWeights(cast(w.down), cast(w.up), w.scale) for name, w in adapter.items()}
 
 
-def fingerprint(backbone: Backbone, parts: TrainedParts) -> str:
-    """Identify weights by a sample of every tensor: memories of other weights are refused by it."""
+def fingerprints(backbone: Backbone, parts: TrainedParts) -> dict[Recall, str]:
+    """Identify weights by a sample of every tensor: memories of other weights are refused by it.
+
+    The paper's retriever counts only where a memory recalls by it: a model that gets one, to be compared with,
+    still opens the memories it has made.
+    """
     digest = hashlib.sha256()
     model = backbone.model
     named: list[tuple[str, Tensor]] = [(n, p) for n, p in model.named_parameters() if p.device.type != "meta"]
     for role, adapter in (("write", parts.write_adapter), ("read", parts.read_adapter)):
         for name, weights in sorted((adapter or {}).items()):
             named += [(f"{role}.{name}.down", weights.down), (f"{role}.{name}.up", weights.up)]
-    for kind, module in (("late", parts.late), ("published", parts.published)):
-        named += [(f"{kind}.{n}", p) for n, p in (module.named_parameters() if module is not None else ())]
+    named += _named("late", parts.late)
     digest.update(json.dumps([model.config.model_type, backbone.num_layers, backbone.hidden_size]).encode())
+    digest.update(_sampled(named))
+    with_retriever = digest.copy()
+    with_retriever.update(_sampled(_named("published", parts.published)))
+    own = digest.hexdigest()[:32]
+    return {"late": own, "attention": own, "published": with_retriever.hexdigest()[:32]}
+
+
+def _named(kind: str, module: nn.Module | None) -> list[tuple[str, Tensor]]:
+    return [(f"{kind}.{name}", tensor) for name, tensor in (module.named_parameters() if module is not None else ())]
+
+
+def _sampled(named: Sequence[tuple[str, Tensor]]) -> bytes:
+    found: list[bytes] = []
     for name, tensor in named:
         flat = tensor.detach().flatten()
         sample = flat[:: max(len(flat) // 32, 1)][:32].to(device="cpu", dtype=torch.float32)
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(sample.bfloat16().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:32]
+        found += [f"{name}{tuple(tensor.shape)}".encode(), sample.bfloat16().view(torch.int16).numpy().tobytes()]
+    return b"".join(found)

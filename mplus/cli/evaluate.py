@@ -101,6 +101,7 @@ def evaluate(
     random.Random(seed).shuffle(extra)
     wanted = _numbers("--levels", levels) if levels is not None else list(read.levels or _numbers("--levels", LEVELS))
     stream = Stream.of(read, extra, opened.tokenizer, wanted, together=together)
+    fingerprint = opened.weights.fingerprints[layout.recall]
     described = {
         "task": task,
         "data": _digest(data),
@@ -109,7 +110,7 @@ def evaluate(
         "unanswerable": sum(not question.is_answerable for question in read.questions),
         "split": split if task == "facts" else None,
         "together": together,
-        "model": opened.weights.fingerprint,
+        "model": fingerprint,
         "layout": layout.model_dump(),
         "prompt": settings.style,
         "examples": examples,
@@ -119,7 +120,7 @@ def evaluate(
     }
 
     def run() -> Run:
-        return Run(out or Path("runs") / f"{task}-{opened.weights.fingerprint[:8]}", described)
+        return Run(out or Path("runs") / f"{task}-{fingerprint[:8]}", described)
 
     if task == PERPLEXITY:
         _perplexities(run, opened, layout, stream, settings, progress, as_json=as_json)

@@ -104,10 +104,11 @@ class Requests:
         Raises:
             MemoryMismatchError: It belongs to another model.
         """
-        if memory.model_fingerprint != self._weights.fingerprint:
+        own = self._weights.fingerprints[memory.config.recall]
+        if memory.model_fingerprint != own:
             raise MemoryMismatchError(
                 f"This memory was made by a model with fingerprint {memory.model_fingerprint}, not by "
-                f"{self._name or 'this one'} ({self._weights.fingerprint}). Latent memory cannot move between "
+                f"{self._name or 'this one'} ({own}). Latent memory cannot move between "
                 "weights: write its texts again with new_memory()."
             )
 

@@ -259,7 +259,7 @@ class PublishedObjective:
         for _ in range(count):
             episode = episodes.draw(rng, long=0, most=self.stage.long_tokens, repeat=0)
             weights, config = self.parts.weights(), self.stage.memory_in_training
-            memory = Memory(config, weights.empty_state(config), model_fingerprint=weights.fingerprint)
+            memory = Memory(config, weights.empty_state(config), model_fingerprint=weights.fingerprints[config.recall])
             chunks = [Chunk(list(ids), [-1] * len(ids), number > 0) for number, ids in enumerate(episode.chunks)]
             ids = self._ids(episode.target)
             with self._autocast():

@@ -6,6 +6,7 @@ for writing and reading, so that training runs through what is used afterwards.
 
 import copy
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from torch.nn import functional
 from mplus.adapters import Adapter, LoraLinear, LoraWeights, with_adapter
 from mplus.backbone import Backbone
 from mplus.checkpoint.parts import TrainedParts
-from mplus.config import MemoryConfig
+from mplus.config import MemoryConfig, Recall
 from mplus.errors import UnsupportedModelError
 from mplus.retriever import PublishedRetriever
 from mplus.weights import Weights
@@ -125,7 +126,7 @@ class TrainableParts:
             backbone,
             {"published": self.retriever},
             recall_layer=0,
-            fingerprint="in training",
+            fingerprints=dict.fromkeys(get_args(Recall), "in training"),
             write_position=self.write_position.to(backbone.dtype),
         )
 

@@ -112,4 +112,6 @@ class _MemoryMaker:
         """A memory in which nothing has been written."""
         assert config is not None, "a memory in training says its layout"
         weights = self._parts.weights()
-        return Memory(config, weights.empty_state(config), model_fingerprint=weights.fingerprint, seed=seed)
+        return Memory(
+            config, weights.empty_state(config), model_fingerprint=weights.fingerprints[config.recall], seed=seed
+        )

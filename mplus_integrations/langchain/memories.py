@@ -73,7 +73,7 @@ class Remembering(BaseModel):
         if self.store is not None:
             return self.store.open(key or "default", model)
         with self._guard:
-            name = (model.weights.fingerprint, key)
+            name = (model.fingerprint, key)
             if name not in self._own:
                 self._own[name] = model.new_memory()
             return nullcontext(self._own[name])

@@ -132,7 +132,7 @@ class MPlusMemory(BaseMemory):
         if self._model is None:
             self._model = by_fingerprint(self.model_fingerprint)
         model = load(self._model or self.model)
-        self._model, self.model_fingerprint = model, model.weights.fingerprint
+        self._model, self.model_fingerprint = model, model.fingerprint
         return model
 
     @property

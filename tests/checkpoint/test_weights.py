@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from mplus.checkpoint.parts import TrainedParts
 from mplus.checkpoint.weights import assemble
 from mplus.config import MemoryConfig
 from mplus.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
+from mplus.memory.memory import Memory
 from mplus.model import MPlus
 from mplus.retriever import LateInteraction
 from mplus.testing import byte_tokenizer, tiny_backbone, tiny_model
+from mplus.training.published_parts import half_precision, new_retriever
 from mplus.training.reader import ReaderSettings, new_adapter
 from tests.conftest import TINY
 
@@ -69,7 +72,7 @@ def test_any_backbone_folder_becomes_a_training_free_model(tmp_path: Path, model
     answer = model.generate(memory, [{"role": "user", "content": "What does Ann like?"}], max_new_tokens=4)
     assert answer.completion_tokens == 4
     expected = tiny_model(model_type=model_type, memory=TINY)
-    assert expected.weights.fingerprint == model.weights.fingerprint
+    assert expected.weights.fingerprints == model.weights.fingerprints
 
 
 def trained_model() -> MPlus:
@@ -95,11 +98,26 @@ def test_our_own_save_loads_back_and_answers_the_same(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = MPlus.from_pretrained(tmp_path)
     assert loaded.memory_config == TINY
-    assert loaded.weights.fingerprint == model.weights.fingerprint
+    assert loaded.weights.fingerprints == model.weights.fingerprints
     assert loaded.weights.recall_layer == 2
     assert answers(loaded) == answers(model)
     plain = tiny_model(memory=TINY)
-    assert plain.weights.fingerprint != model.weights.fingerprint
+    assert plain.weights.fingerprints != model.weights.fingerprints
+
+
+def test_memories_still_open_when_the_published_retriever_joins(tmp_path: Path) -> None:
+    model = trained_model()
+    memory = model.new_memory()
+    model.write(memory, "Ann likes pears. " * 20, source="a")
+    memory.save(tmp_path / "memory")
+    retriever = half_precision(new_retriever(model.weights.backbone, 4, torch.Generator().manual_seed(0)))
+    parts = replace(model.trained_parts, published=retriever)
+    more = MPlus(assemble(tiny_backbone(), model.tokenizer, parts), model.tokenizer, TINY, parts=parts)
+    assert Memory.load(tmp_path / "memory", more).fingerprint == memory.fingerprint
+    assert answers(more) == answers(model)
+    # Keys of that retriever are another matter.
+    by_retriever = TINY.model_copy(update={"recall": "published"})
+    assert more.new_memory(config=by_retriever).model_fingerprint != more.new_memory().model_fingerprint
 
 
 def test_a_read_adapter_leaves_an_empty_memory_to_the_backbone() -> None:
@@ -138,7 +156,7 @@ def test_a_published_checkpoint_loads_with_its_memory_and_survives_our_save(publ
     assert [len(t.long_term) for t in memory.state.tracks] == [24] * 3
     model.save_pretrained(tmp_path / "ours")
     again = MPlus.from_pretrained(tmp_path / "ours")
-    assert again.weights.fingerprint == model.weights.fingerprint
+    assert again.weights.fingerprints == model.weights.fingerprints
     assert answers(again) == answers(model)
 
 

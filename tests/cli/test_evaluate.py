@@ -105,7 +105,7 @@ def test_a_folder_of_trained_parts_is_opened_on_its_backbone(folder: Path, tmp_p
     for name in ("mplus.json", "mplus.safetensors"):
         shutil.copy(folder / name, tmp_path / name)
     opened = open_model(str(tmp_path), backbone=str(folder))
-    assert opened.weights.fingerprint == open_model(str(folder)).weights.fingerprint
+    assert opened.weights.fingerprints == open_model(str(folder)).weights.fingerprints
     assert opened.memory_config == model.memory_config
 
 

@@ -94,7 +94,7 @@ def test_plain_texts_train_recall_and_reading(given: Path, tmp_path: Path) -> No
         (tmp_path / "again" / "stages" / name / "parts").rename(tmp_path / name)
     invoke("--out", str(tmp_path / "again"), "--resume")
     models = [MPlus.from_pretrained(tmp_path / run / "model") for run in ("whole", "again")]
-    assert models[0].weights.fingerprint == models[1].weights.fingerprint
+    assert models[0].weights.fingerprints == models[1].weights.fingerprints
     assert not (tmp_path / "whole" / "states").exists()
 
     model = models[0]
