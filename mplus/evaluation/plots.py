@@ -34,26 +34,44 @@ def retention(report: Sequence[Line], path: Path, *, title: str) -> None:
     # The object interface touches no global state, and needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.transforms import ScaledTranslation
 
-    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9.6, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()
-    for mode, points in curves.items():
-        levels = [point.level for point in points]
+    for place, (mode, points) in enumerate(curves.items()):
         estimates = [point.contains for point in points if point.contains is not None]
-        style = "--" if mode == "closed-book" else "-"
-        (drawn,) = axes.plot(levels, [e.mean for e in estimates], style, marker="o", markersize=3.5, label=mode)
-        axes.fill_between(
-            levels, [e.low for e in estimates], [e.high for e in estimates], color=drawn.get_color(), alpha=0.12
+        # Side by side, or intervals at one level would hide one another.
+        aside = ScaledTranslation((place - (len(curves) - 1) / 2) * 0.018, 0, figure.dpi_scale_trans)
+        axes.errorbar(
+            [point.level for point in points],
+            [e.mean for e in estimates],
+            yerr=[[max(e.mean - e.low, 0) for e in estimates], [max(e.high - e.mean, 0) for e in estimates]],
+            label=f"{mode} ({min(e.size for e in estimates)})",
+            transform=axes.transData + aside,
+            color=f"C{place % 10}",
+            linestyle=_line(mode),
+            linewidth=2.4 if mode == "mplus" else 1.3,
+            elinewidth=0.8,
+            marker="o" if place < 10 else "s",
+            markersize=3.5,
         )
     ticks = sorted({line.level for line in report})
     axes.set_xscale("symlog", linthresh=SCALE)
     axes.set_xticks(ticks, [f"{level // 1000}k" if level >= 1000 else str(level) for level in ticks])
     axes.minorticks_off()
+    axes.set_xlim(-0.08 * SCALE, 1.25 * ticks[-1] + 0.08 * SCALE)
     axes.set_ylim(0, 1)
     axes.set_xlabel("tokens of other text in between")
     axes.set_ylabel("answers that contain the right one")
     axes.set_title(title)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(loc="outside right upper", fontsize=8, title="questions in brackets", title_fontsize=8)
     figure.savefig(path)
+
+
+def _line(mode: str) -> str:
+    """Latent memory is drawn through, passages of a retriever dashed, a prompt alone dotted."""
+    if mode.startswith("rag"):
+        return "--"
+    return ":" if mode in ("closed-book", "full-context") else "-"
