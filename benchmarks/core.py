@@ -24,8 +24,8 @@ import transformers
 from transformers import DynamicCache
 
 import mplus
-from mplus.generation.chat import Prompt
-from mplus.read import prefill
+from mplus.generation.prompt import Prompt
+from mplus.read.prefill import prefill
 
 ANSWER_TOKENS = 24
 

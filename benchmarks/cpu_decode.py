@@ -20,9 +20,9 @@ import report
 import torch
 
 import mplus
-from mplus.generation.chat import Prompt
-from mplus.read import prefill
-from mplus.reading import Reading
+from mplus.generation.prompt import Prompt
+from mplus.read.decode import Reading
+from mplus.read.prefill import prefill
 
 
 def calibration_ids(model: mplus.MPlus, count: int) -> list[int]:

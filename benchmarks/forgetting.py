@@ -19,7 +19,7 @@ import torch
 
 import mplus
 from mplus.evaluation.personas import Told, persona
-from mplus.read import prefill
+from mplus.read.prefill import prefill
 
 SOURCES = ("gone", "kept")
 

@@ -28,7 +28,7 @@ import torch
 from transformers import DynamicCache
 
 import mplus
-from mplus.generation.chat import Prompt
+from mplus.generation.prompt import Prompt
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.tokens import Provenance
 

@@ -29,16 +29,16 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
-from mplus.backbone import GROUPED_ATTENTION, Backbone, register_attention
+from mplus.backbone.backbone import GROUPED_ATTENTION, Backbone, register_attention
 from mplus.config import Layout, MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.placement import placed
 from mplus.memory.state import MemoryState, Track, arrival_tier
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
-from mplus.prefix import SPARE_PREFIXES
-from mplus.read import ReadRequest, prefill
-from mplus.retriever import LateInteraction, PublishedRetriever
+from mplus.read.prefill import ReadRequest, prefill
+from mplus.read.prefix import SPARE_PREFIXES
+from mplus.recall.scorers import LateInteraction, PublishedRetriever
 from mplus.weights import Weights
 from mplus.words import no_words
 

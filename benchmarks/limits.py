@@ -26,10 +26,10 @@ import torch
 from synthetic import long_term_of, spoken_words, unit_keys
 
 import mplus
-from mplus.lexical import lexical_match
-from mplus.memory.units import Candidates
-from mplus.retriever import LateInteraction
-from mplus.transfer import RecalledRows
+from mplus.read.fetch import RecalledRows
+from mplus.recall.lexical import lexical_match
+from mplus.recall.scorers import LateInteraction
+from mplus.recall.units import Candidates
 
 HOST = torch.device("cpu")
 QUERY_ROWS = 32

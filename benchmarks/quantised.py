@@ -19,7 +19,7 @@ import mplus
 from mplus.evaluation.facts import make_fact
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.tiers import Segment
-from mplus.read import prefill
+from mplus.read.prefill import prefill
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 HINT = "Answer in a few words."

@@ -23,11 +23,11 @@ from synthetic import SEGMENT_TOKENS, long_term_of, unit_keys
 
 import mplus
 from mplus.config import MemoryConfig
-from mplus.generation.chat import Prompt
+from mplus.generation.prompt import Prompt
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Track
-from mplus.read import prefill
-from mplus.recall import recall
+from mplus.read.prefill import prefill
+from mplus.recall.choose import recall
 
 QUERY_TOKENS = 32
 

@@ -30,7 +30,7 @@ import torch
 
 import mplus
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.snapshot import verify_memory
+from mplus.memory.saving import verify_memory
 from mplus.memory.state import SEGMENT_TOKENS
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Provenance

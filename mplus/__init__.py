@@ -38,17 +38,17 @@ if TYPE_CHECKING:
     from mplus.generation.constrain import Constraint, ToolCall, parse_tool_calls
     from mplus.generation.engine import Generation, RecalledSource
     from mplus.generation.scheduler import Scheduler
-    from mplus.generation.sources import FoundSource
-    from mplus.generation.stream import AsyncGenerationStream, GenerationStream
-    from mplus.memory.encryption import MemoryKey
+    from mplus.generation.streams import AsyncGenerationStream, GenerationStream
+    from mplus.generation.where import FoundSource
     from mplus.memory.history import MemoryDiff, Snapshot
     from mplus.memory.memory import Memory
     from mplus.memory.sources import Source, SourceTokens
     from mplus.memory.stats import MemoryStats
     from mplus.memory.store import MemoryStore, StoredMemory
-    from mplus.memory.vault import KeyVault
     from mplus.model import MPlus
-    from mplus.write import WriteReport
+    from mplus.storage.encryption import MemoryKey
+    from mplus.storage.vault import KeyVault
+    from mplus.write.absorb import WriteReport
 
 _HOMES = {
     "mplus.checkpoint.catalog": ("pull",),
@@ -75,17 +75,17 @@ _HOMES = {
     "mplus.generation.constrain": ("Constraint", "ToolCall", "parse_tool_calls"),
     "mplus.generation.engine": ("Generation", "RecalledSource"),
     "mplus.generation.scheduler": ("Scheduler",),
-    "mplus.generation.sources": ("FoundSource",),
-    "mplus.generation.stream": ("AsyncGenerationStream", "GenerationStream"),
-    "mplus.memory.encryption": ("MemoryKey",),
+    "mplus.generation.where": ("FoundSource",),
+    "mplus.generation.streams": ("AsyncGenerationStream", "GenerationStream"),
+    "mplus.storage.encryption": ("MemoryKey",),
     "mplus.memory.store": ("MemoryStore", "StoredMemory"),
-    "mplus.memory.vault": ("KeyVault",),
+    "mplus.storage.vault": ("KeyVault",),
     "mplus.memory.history": ("MemoryDiff", "Snapshot"),
     "mplus.memory.memory": ("Memory",),
     "mplus.memory.sources": ("Source", "SourceTokens"),
     "mplus.memory.stats": ("MemoryStats",),
     "mplus.model": ("MPlus",),
-    "mplus.write": ("WriteReport",),
+    "mplus.write.absorb": ("WriteReport",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

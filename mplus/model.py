@@ -10,26 +10,26 @@ import torch
 
 from mplus.checkpoint import catalog
 from mplus.checkpoint.initial import initial_state
+from mplus.checkpoint.loading import Loaded, load
 from mplus.checkpoint.parts import TrainedParts, write_parts
-from mplus.checkpoint.weights import Loaded, load
-from mplus.chunking import TextLike
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
 from mplus.generation.constrain import Constraint
 from mplus.generation.engine import Engine, Generation, Row, decode
 from mplus.generation.requests import PromptLike, Requests
 from mplus.generation.scheduler import Scheduler
-from mplus.generation.sources import FoundSource, Where, allowed_sources
-from mplus.generation.stream import GenerationStream
+from mplus.generation.streams import GenerationStream
+from mplus.generation.where import FoundSource, Where, allowed_sources
+from mplus.inert import encode_inert
 from mplus.memory.ledger import LedgerEntry
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
-from mplus.read import ReadRequest
-from mplus.recall import rank_sources
-from mplus.text import encode_inert
+from mplus.read.prefill import ReadRequest
+from mplus.recall.choose import rank_sources
 from mplus.weights import Weights
-from mplus.write import Progress, WriteReport
-from mplus.writer import Writer
+from mplus.write.absorb import Progress, WriteReport
+from mplus.write.chunks import TextLike
+from mplus.write.writer import Writer
 
 
 class MPlus:

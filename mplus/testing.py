@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from mplus.checkpoint.loading import assemble, preset
 from mplus.checkpoint.parts import TrainedParts
-from mplus.checkpoint.weights import assemble, preset
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 
@@ -42,7 +42,7 @@ def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -
     """A tiny random transformers model of one of the supported types, in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from mplus.backbone import GROUPED_ATTENTION, register_attention
+    from mplus.backbone.backbone import GROUPED_ATTENTION, register_attention
 
     register_attention()
     settings: dict[str, Any] = {

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mplus.backbone import Backbone
+from mplus.backbone.backbone import Backbone
 from mplus.config import MemoryConfig, Recall
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Content, Provenance, Tokens
-from mplus.retriever import Scorer
+from mplus.recall.scorers import Scorer
 from mplus.words import Words, no_words
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
-from mplus.text import Pieces, SentenceEnds
+from mplus.sentences import Pieces, SentenceEnds
 
 NO_WORD = 0
 SENTENCE_END, LINE_END = -1, -2

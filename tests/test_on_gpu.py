@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mplus.checkpoint.weights import load
+from mplus.checkpoint.loading import load
 from mplus.config import MemoryConfig
-from mplus.generation.chat import Prompt
+from mplus.generation.prompt import Prompt
 from mplus.memory import state
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.memory import Memory
@@ -19,8 +19,8 @@ from mplus.memory.placement import placed
 from mplus.memory.tiers import HOST, Plane, Segment, moved
 from mplus.memory.tokens import Content, Provenance
 from mplus.model import MPlus
-from mplus.prefix import SPARE_PREFIXES
-from mplus.read import prefill
+from mplus.read.prefill import prefill
+from mplus.read.prefix import SPARE_PREFIXES
 from mplus.testing import byte_tokenizer, tiny_backbone
 from mplus.words import no_words
 from tests.conftest import TINY

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mplus import MPlus
+from mplus.inert import encode_inert
 from mplus.testing import byte_tokenizer
-from mplus.text import encode_inert
 from mplus.words import LINE_END, NO_WORD, SENTENCE_END, Words, numbered
 
 TOKENIZER = byte_tokenizer()

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mplus.checkpoint.published import InitialMemory
-from mplus.checkpoint.weights import caster
+from mplus.checkpoint.loading import caster
+from mplus.checkpoint.published_layout import InitialMemory
 from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Context, MemoryState, Track, arrival_tier

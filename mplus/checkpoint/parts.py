@@ -9,12 +9,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from mplus.adapters import Adapter, LoraWeights
-from mplus.checkpoint.published import InitialMemory
+from mplus.backbone.adapters import Adapter, LoraWeights
+from mplus.checkpoint.published_layout import InitialMemory
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
 from mplus.errors import CheckpointError
-from mplus.retriever import LateInteraction, PublishedRetriever
+from mplus.recall.scorers import LateInteraction, PublishedRetriever
 
 FORMAT = 1
 PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"

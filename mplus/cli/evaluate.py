@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from mplus.config import MemoryConfig
-    from mplus.evaluation.answering import Settings
+    from mplus.evaluation.replies import Settings
+    from mplus.evaluation.retention import Stream
     from mplus.evaluation.runner import Run
-    from mplus.evaluation.stream import Stream
     from mplus.evaluation.tasks import PromptStyle, Task
     from mplus.model import MPlus
 
@@ -73,12 +73,12 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")] = False,
 ) -> None:
     """Measure what is remembered: write contexts, then distractors, and ask after more and more of them."""
-    from mplus.evaluation.answering import Settings
+    from mplus.evaluation.data_files import passages
     from mplus.evaluation.opening import open_model
-    from mplus.evaluation.prompts import ANSWER_TOKENS
+    from mplus.evaluation.question_prompts import ANSWER_TOKENS
+    from mplus.evaluation.replies import Settings
+    from mplus.evaluation.retention import Stream
     from mplus.evaluation.runner import Run
-    from mplus.evaluation.stream import Stream
-    from mplus.evaluation.texts import passages
 
     caps = _caps(at_most or "")
     read = _task(task, data, questions, unanswerable, seed, split)
@@ -218,8 +218,8 @@ def _tops(text: str) -> list[int]:
 
 
 def _task(name: str, data: Path | None, questions: int, unanswerable: int | None, seed: int, split: str) -> "Task":
+    from mplus.evaluation.datasets import READERS
     from mplus.evaluation.people import facts
-    from mplus.evaluation.readers import READERS
 
     if name == "facts":
         if data is not None:
@@ -238,9 +238,9 @@ def _task(name: str, data: Path | None, questions: int, unanswerable: int | None
 
 def _documents(data: Path, count: int, seed: int) -> "Task":
     """Texts whose second halves are scored; those that are too short are spare."""
+    from mplus.evaluation.data_files import passages
     from mplus.evaluation.perplexity import SHORTEST_TOKENS
     from mplus.evaluation.tasks import Task
-    from mplus.evaluation.texts import passages
 
     # A token is hardly ever longer than a word.
     texts = [text for text in passages(data) if len(text.split()) >= SHORTEST_TOKENS]

@@ -17,12 +17,12 @@ rag-minilm+adapter, rag-minilm+mplus   the same by a sentence embedder
 from collections.abc import Iterator, Sequence
 
 from mplus.config import MemoryConfig, Recall
-from mplus.evaluation.answering import Answerer, Settings
-from mplus.evaluation.reading import ClosedBook, FullContext, PassageIndex, RetrievalAugmented
-from mplus.evaluation.recalling import Recalling
+from mplus.evaluation.baselines import ClosedBook, FullContext, PassageIndex, RetrievalAugmented
+from mplus.evaluation.from_memory import Recalling
+from mplus.evaluation.memoryllm import Rolling, memoryllm
+from mplus.evaluation.replies import Answerer, Settings
+from mplus.evaluation.retention import Stream
 from mplus.evaluation.retrieval import BM25, MiniLM
-from mplus.evaluation.rolling import Rolling, memoryllm
-from mplus.evaluation.stream import Stream
 from mplus.model import MPlus
 
 SCORERS: dict[str, Recall] = {

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from mplus.checkpoint import catalog
+from mplus.checkpoint.loading import load
 from mplus.checkpoint.parts import PARTS_FILE
-from mplus.checkpoint.weights import load
 from mplus.model import MPlus
 
 

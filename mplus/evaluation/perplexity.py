@@ -13,12 +13,12 @@ import torch
 
 from mplus.config import MemoryConfig
 from mplus.evaluation.metrics import Estimate
-from mplus.evaluation.stream import Stream, WrittenMemory, distractor_names
-from mplus.generation.chat import Prompt
+from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
+from mplus.generation.prompt import Prompt
+from mplus.inert import encode_inert
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
-from mplus.read import prefill
-from mplus.text import encode_inert
+from mplus.read.prefill import prefill
 
 DOCUMENT_TOKENS = 256
 SHORTEST_TOKENS = 32

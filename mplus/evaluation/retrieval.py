@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from mplus.text import SentenceEnds, cut, encode_inert
+from mplus.inert import encode_inert
+from mplus.sentences import SentenceEnds
+from mplus.write.chunks import cut
 
 PASSAGE_TOKENS = 256
 """Longer texts are cut into passages of at most this many tokens, at sentence ends where possible."""

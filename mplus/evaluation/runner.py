@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mplus.evaluation.answering import Answered, Answerer
 from mplus.evaluation.metrics import contains_answer, exact_match, is_declined, token_f1
-from mplus.evaluation.stream import Stream
+from mplus.evaluation.replies import Answered, Answerer
+from mplus.evaluation.retention import Stream
 from mplus.evaluation.tasks import Question
 
 ANSWERS, RUN = "answers.jsonl", "run.json"

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mplus.confidence import Calibration, Evidence, TokenTrace, uncalibrated_confidence
 from mplus.generation.sampling import Sampler, SamplingParams, TextStream
-from mplus.read import Prefill, ReadRequest, has_prefix, prefill_steps
-from mplus.reading import Reading
-from mplus.recall import Recalled
+from mplus.read.decode import Reading
+from mplus.read.prefill import Prefill, ReadRequest, has_prefix, prefill_steps
+from mplus.recall.choose import Recalled
 from mplus.weights import Weights
 
 JOINING_TOKENS = 512

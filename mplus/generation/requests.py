@@ -8,18 +8,18 @@ from weakref import WeakKeyDictionary
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
-from mplus.encode import Chunk
 from mplus.errors import MemoryMismatchError, PromptTooLongError
-from mplus.generation.chat import Prompt, encode_prompt
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.engine import Row
+from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.sampling import SamplingParams
-from mplus.generation.sources import Where, allowed_sources
+from mplus.generation.where import Where, allowed_sources
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
-from mplus.read import ReadRequest
+from mplus.read.prefill import ReadRequest
 from mplus.weights import Weights
-from mplus.write import write_chunks
+from mplus.write.absorb import write_chunks
+from mplus.write.encode import Chunk
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, finalize
 from mplus.errors import QueueFullError, SchedulerClosedError
 from mplus.generation.engine import Engine, Generation, Row, ended
 from mplus.generation.requests import PromptLike, Requests
-from mplus.generation.stream import AsyncGenerationStream, GenerationStream
+from mplus.generation.streams import AsyncGenerationStream, GenerationStream
 from mplus.memory.memory import Memory
 
 

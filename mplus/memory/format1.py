@@ -15,17 +15,17 @@ from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.shards import open_regular
 from mplus.memory.sources import SourceRecord
 from mplus.memory.state import Context, MemoryState, Tail, Track
 from mplus.memory.state_files import check_rows
 from mplus.memory.tiers import Plane, Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.storage.shards import open_regular
 from mplus.words import no_words
 
 if TYPE_CHECKING:
     from mplus.memory.memory import Memory
-    from mplus.memory.snapshot import MemoryMaker
+    from mplus.memory.saving import MemoryMaker
 
 
 def load_memory(folder: Path, text: bytes, model: "MemoryMaker") -> "Memory":
@@ -35,7 +35,7 @@ def load_memory(folder: Path, text: bytes, model: "MemoryMaker") -> "Memory":
         CorruptMemoryError: The save is truncated or altered.
         MemoryMismatchError: It was made by another model.
     """
-    from mplus.memory.snapshot import new_memory_for
+    from mplus.memory.saving import new_memory_for
 
     manifest = _manifest(folder, text)
     try:

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import SURVIVAL_FREQUENCY, Layout
-from mplus.memory.coarse import CoarseIndex
 from mplus.memory.tiers import HOST, Plane, Segment
 from mplus.memory.tokens import Content, Provenance
-from mplus.memory.units import Blocks, Candidates, Units
+from mplus.recall.coarse import CoarseIndex
+from mplus.recall.units import Blocks, Candidates, Units
 from mplus.shapes import Index
 
 UNINDEXED_TOKENS = 131_072

@@ -8,9 +8,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
-from mplus.memory.shards import OpenShard, write_shard
 from mplus.memory.tiers import Plane, Segment
 from mplus.memory.tokens import Content
+from mplus.storage.shards import OpenShard, write_shard
 
 
 class ShardPlane(Plane):

@@ -20,8 +20,8 @@ from mplus.memory.state import MemoryState, chained
 from mplus.memory.stats import MemoryStats, measured
 
 if TYPE_CHECKING:
-    from mplus.memory.encryption import MemoryKey
-    from mplus.memory.snapshot import MemoryMaker
+    from mplus.memory.saving import MemoryMaker
+    from mplus.storage.encryption import MemoryKey
 
 
 @runtime_checkable
@@ -329,7 +329,7 @@ class Memory:
             MemoryLockedError: Another save into the same folder took too long.
         """
         from mplus.memory.remote import local_path, save_to_url
-        from mplus.memory.snapshot import save_memory
+        from mplus.memory.saving import save_memory
 
         folder = local_path(place)
         save_to_url(self, str(place), key=key) if folder is None else save_memory(self, folder, key=key)
@@ -365,7 +365,7 @@ class Memory:
             MemoryMismatchError: It was made by another model.
         """
         from mplus.memory.remote import load_from_file, load_from_url, local_path
-        from mplus.memory.snapshot import load_memory
+        from mplus.memory.saving import load_memory
 
         path = local_path(place)
         if path is None:

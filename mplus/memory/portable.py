@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import IO, cast
 
 from mplus.errors import CorruptMemoryError
-from mplus.memory.codec import from_json, to_json
-from mplus.memory.encryption import MemoryKey
-from mplus.memory.folders import Sink, make_private, put_file, sync_folder
-from mplus.memory.manifest import (
+from mplus.memory.memory import Memory
+from mplus.memory.saving import described
+from mplus.memory.state_files import FileReader, FileSet
+from mplus.storage.codec import from_json, to_json
+from mplus.storage.encryption import MemoryKey
+from mplus.storage.folders import Sink, make_private, put_file, sync_folder
+from mplus.storage.manifest import (
     MANIFEST,
     MAX_FILES,
     MAX_MANIFEST_BYTES,
@@ -26,10 +29,7 @@ from mplus.memory.manifest import (
     read_manifest_bytes,
     sealed_manifest,
 )
-from mplus.memory.memory import Memory
-from mplus.memory.shards import ShardSum, write_shard
-from mplus.memory.snapshot import described
-from mplus.memory.state_files import FileReader, FileSet
+from mplus.storage.shards import ShardSum, write_shard
 
 PutFile = Callable[[str, Callable[[Sink], ShardSum]], ShardSum]
 """Makes a file of a name with what is written to it."""

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError
-from mplus.memory.encryption import MemoryKey
-from mplus.memory.folders import not_saved
-from mplus.memory.manifest import MANIFEST, MAX_MANIFEST_BYTES, format_of, is_own_file, parse_manifest, sealed_manifest
 from mplus.memory.memory import Memory
 from mplus.memory.portable import export_memory, unpack_memory
-from mplus.memory.shards import ShardSum
-from mplus.memory.snapshot import MemoryMaker, described, load_memory
+from mplus.memory.saving import MemoryMaker, described, load_memory
 from mplus.memory.state_files import FileSet
+from mplus.storage.encryption import MemoryKey
+from mplus.storage.folders import not_saved
+from mplus.storage.manifest import MANIFEST, MAX_MANIFEST_BYTES, format_of, is_own_file, parse_manifest, sealed_manifest
+from mplus.storage.shards import ShardSum
 
 
 def is_url(place: str) -> bool:
@@ -110,7 +110,7 @@ def export_to(memory: Memory, place: str | Path, *, key: MemoryKey | None = None
         MemorySaveError: It cannot be written to.
         ValueError: It is a folder.
     """
-    from mplus.memory.folders import put_file
+    from mplus.storage.folders import put_file
 
     path = local_path(place)
     try:

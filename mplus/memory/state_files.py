@@ -22,17 +22,17 @@ from torch import Tensor
 
 from mplus.config import MemoryConfig
 from mplus.errors import CorruptMemoryError
-from mplus.memory.codec import decode, encode, from_json, to_json
-from mplus.memory.columns import decode_column, encode_column
-from mplus.memory.encryption import MemoryKey
-from mplus.memory.folders import Sink
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.manifest import StateEntry, TrackEntry
 from mplus.memory.mapped import content_tensors, opened_segment, read_content, segment_tensors
-from mplus.memory.shards import OpenShard, ShardSum, content_hash, open_regular, shard_bytes, write_shard
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.storage.codec import decode, encode, from_json, to_json
+from mplus.storage.columns import decode_column, encode_column
+from mplus.storage.encryption import MemoryKey
+from mplus.storage.folders import Sink
+from mplus.storage.manifest import StateEntry, TrackEntry
+from mplus.storage.shards import OpenShard, ShardSum, content_hash, open_regular, shard_bytes, write_shard
 from mplus.words import no_words
 
 RECORDS_BYTES = 2**18

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from mplus.errors import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemorySaveError
 from mplus.memory.autosave import autosaving
-from mplus.memory.encryption import MemoryKey
-from mplus.memory.folders import make_private, not_opened, not_saved
-from mplus.memory.manifest import MANIFEST, is_sealed
 from mplus.memory.memory import Memory
-from mplus.memory.names import check_name, check_spelling
 from mplus.memory.portable import copy_memory
 from mplus.memory.recent import RecentMemories, identity
-from mplus.memory.snapshot import MemoryMaker, load_memory, save_memory
-from mplus.memory.vault import KeyVault
+from mplus.memory.saving import MemoryMaker, load_memory, save_memory
+from mplus.storage.encryption import MemoryKey
+from mplus.storage.folders import make_private, not_opened, not_saved
+from mplus.storage.manifest import MANIFEST, is_sealed
+from mplus.storage.names import check_name, check_spelling
+from mplus.storage.vault import KeyVault
 
 POLL_SECONDS = 0.01
 QUOTA_LOCK = ".quota.lock"

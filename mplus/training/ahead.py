@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from mplus.cpu import usable_cores
-from mplus.training.reader import POOLED_BATCHES, ReaderSettings, Sample, SampleSource, pooled_batches
+from mplus.backbone.cpu import usable_cores
+from mplus.training.chunk.read_adapter import POOLED_BATCHES, ReaderSettings, Sample, SampleSource, pooled_batches
 
 MOST_PROCESSES = 14
 AHEAD = 3

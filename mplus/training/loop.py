@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mplus.checkpoint.parts import TrainedParts, read_parts
 from mplus.errors import CheckpointError
-from mplus.training.published import StepLoss
+from mplus.training.published.objective import StepLoss
 from mplus.training.run_folder import Log
 from mplus.training.run_settings import RunSettings
 

@@ -15,12 +15,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from mplus.checkpoint import catalog
+from mplus.checkpoint.loading import read_config
 from mplus.checkpoint.parts import PARTS_FILE, PARTS_TENSORS, TrainedParts, read_parts, write_parts
-from mplus.checkpoint.published import is_published
-from mplus.checkpoint.weights import read_config
+from mplus.checkpoint.published_layout import is_published
 from mplus.model import MPlus
-from mplus.training.chunk_run import ChunkRun
-from mplus.training.published_run import PublishedRun
+from mplus.training.chunk.chunk_run import ChunkRun
+from mplus.training.published.published_run import PublishedRun
 from mplus.training.run_folder import RunFolder
 from mplus.training.run_settings import RunSettings
 

@@ -8,16 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mplus_integrations.langchain.chat import MPlusChat
+    from mplus_integrations.langchain.chat_model import MPlusChat
+    from mplus_integrations.langchain.langgraph_store import MPlusStore
     from mplus_integrations.langchain.middleware import MPlusMemoryMiddleware, memory_tools
-    from mplus_integrations.langchain.store import MPlusStore
     from mplus_integrations.langchain.vectorstore import MPlusRetriever, MPlusVectorStore
 
 _HOME = {
-    "MPlusChat": "chat",
+    "MPlusChat": "chat_model",
     "MPlusMemoryMiddleware": "middleware",
     "MPlusRetriever": "vectorstore",
-    "MPlusStore": "store",
+    "MPlusStore": "langgraph_store",
     "MPlusVectorStore": "vectorstore",
     "memory_tools": "middleware",
 }

@@ -10,7 +10,7 @@ from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.config import get_config
 from langgraph.runtime import Runtime
 
-from mplus_integrations.langchain.chat import MPlusChat
+from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.langchain.messages import text_of
 
 

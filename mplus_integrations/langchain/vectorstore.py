@@ -17,7 +17,7 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict
 
 from mplus import FoundSource, Memory
-from mplus_integrations.langchain.chat import MPlusChat
+from mplus_integrations.langchain.chat_model import MPlusChat
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mplus_integrations.llama_index.block import MPlusMemoryBlock
+    from mplus_integrations.llama_index.chat_memory import MPlusMemory
     from mplus_integrations.llama_index.index import MPlusIndex
     from mplus_integrations.llama_index.ingestion import MPlusWriter
     from mplus_integrations.llama_index.llm import MPlusLLM
-    from mplus_integrations.llama_index.memory import MPlusMemory
     from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
     from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 
@@ -19,7 +19,7 @@ _HOME = {
     "MPlusIndex": "index",
     "MPlusIndexRetriever": "retriever",
     "MPlusLLM": "llm",
-    "MPlusMemory": "memory",
+    "MPlusMemory": "chat_memory",
     "MPlusMemoryBlock": "block",
     "MPlusSynthesizer": "synthesizer",
     "MPlusWriter": "ingestion",

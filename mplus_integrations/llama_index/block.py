@@ -7,8 +7,8 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory.memory import BaseMemoryBlock
 from pydantic import Field, PrivateAttr
 
+from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.llama_index.memory import MPlusMemory
 from mplus_integrations.worker import in_thread
 
 

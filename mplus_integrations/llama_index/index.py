@@ -22,12 +22,8 @@ from llama_index.core.storage.docstore.types import RefDocInfo
 from mplus import FoundSource, Memory, MemoryMismatchError, MemoryNotFoundError, MemoryStore
 from mplus_integrations.keys import checked_key
 from mplus_integrations.llama_index.chat_engine import Alongside, MPlusChatEngine, MPlusQuestionChatEngine
-from mplus_integrations.llama_index.latents import Latents
-from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.llama_index.memory import MPlusMemory
-from mplus_integrations.llama_index.nodes import NODE, as_node, forget_nodes, write_nodes
-from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
-from mplus_integrations.llama_index.storage import (
+from mplus_integrations.llama_index.chat_memory import MPlusMemory
+from mplus_integrations.llama_index.index_storage import (
     STRUCT_TYPE,
     LatentsBesideIndex,
     MPlusStruct,
@@ -35,6 +31,10 @@ from mplus_integrations.llama_index.storage import (
     namespace,
     saved_folder,
 )
+from mplus_integrations.llama_index.latents import Latents
+from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.llama_index.nodes import NODE, as_node, forget_nodes, write_nodes
+from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 from mplus_integrations.worker import in_thread
 

@@ -13,7 +13,7 @@ from mplus.cli.app import app
 from mplus.evaluation.opening import open_model
 from mplus.model import MPlus
 from tests.evaluation.data import filler_file, squad_file
-from tests.evaluation.test_calibrating import run_folder
+from tests.evaluation.run_folders import run_folder
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from mplus.evaluation.answering import Answered, Settings
+from mplus.evaluation.data_files import passages
+from mplus.evaluation.datasets import squad
+from mplus.evaluation.memoryllm import Pool, memoryllm
 from mplus.evaluation.modes import answerers
-from mplus.evaluation.readers import squad
-from mplus.evaluation.rolling import Pool, memoryllm
-from mplus.evaluation.stream import Stream
-from mplus.evaluation.texts import passages
+from mplus.evaluation.replies import Answered, Settings
+from mplus.evaluation.retention import Stream
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
 from tests.evaluation.data import filler_file, squad_file

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mplus.evaluation.data_files import passages
 from mplus.evaluation.perplexity import BACKBONE, CONDITIONS, EMPTY, FULL, Condition, Document, documents, figures
-from mplus.evaluation.stream import Stream
+from mplus.evaluation.retention import Stream
 from mplus.evaluation.tasks import Task
-from mplus.evaluation.texts import passages
 from mplus.model import MPlus
 from tests.evaluation.data import filler_file
 

@@ -7,12 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from mplus.evaluation.reading import PassageIndex
+from mplus.evaluation.baselines import PassageIndex
+from mplus.evaluation.retention import Stream
 from mplus.evaluation.retrieval import BM25, EMBEDDER_MODULE, PASSAGE_TOKENS, MiniLM, cut_passages
-from mplus.evaluation.stream import Stream
 from mplus.evaluation.tasks import Question, Task
 from mplus.model import MPlus
-from mplus.text import SentenceEnds
+from mplus.sentences import SentenceEnds
 
 VOCABULARY = ["tower", "hill", "ship", "Harbour", "bread", "Biscuit", "dog", "of", "the"]
 

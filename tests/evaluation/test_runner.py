@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from mplus.evaluation.answering import Answered, Answerer, Settings
+from mplus.evaluation.data_files import passages
+from mplus.evaluation.datasets import squad
+from mplus.evaluation.from_memory import Recalling
 from mplus.evaluation.modes import answerers, chosen
 from mplus.evaluation.people import facts
-from mplus.evaluation.prompts import prompt
-from mplus.evaluation.readers import squad
-from mplus.evaluation.recalling import Recalling
+from mplus.evaluation.question_prompts import prompt
+from mplus.evaluation.replies import Answered, Answerer, Settings
 from mplus.evaluation.report import lines, markdown
+from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
 from mplus.evaluation.runner import ANSWERS, Run
-from mplus.evaluation.stream import Stream, WrittenMemory, distractor_names
 from mplus.evaluation.tasks import Question
-from mplus.evaluation.texts import passages
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
-from mplus.read import prefill
-from mplus.write import WriteReport
+from mplus.read.prefill import prefill
+from mplus.write.absorb import WriteReport
 from tests.evaluation.data import filler_file, squad_file
 
 SETTINGS = Settings(max_new_tokens=3, batch=4)

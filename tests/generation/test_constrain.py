@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from mplus.generation.chat import encode_prompt
 from mplus.generation.constrain import (
     ConstrainedDecoding,
     Constraint,
@@ -13,6 +12,7 @@ from mplus.generation.constrain import (
     parse_tool_calls,
     tool_call_text,
 )
+from mplus.generation.prompt import encode_prompt
 from mplus.model import MPlus
 from mplus.testing import byte_tokenizer
 

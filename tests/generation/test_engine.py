@@ -122,7 +122,7 @@ def test_a_prompt_longer_than_the_window_is_refused() -> None:
 
 
 def test_a_leading_bos_is_not_doubled_by_the_prefix(model: MPlus, memory) -> None:
-    from mplus.generation.chat import Prompt
+    from mplus.generation.prompt import Prompt
 
     bos = model.tokenizer.bos_token_id
     with_bos = model.read_request(memory, Prompt((bos, 98, 99), (1, 3)))
@@ -148,8 +148,8 @@ def test_shares_of_recalled_sources_add_up_to_one(model: MPlus, text: str) -> No
 def test_a_write_adapters_tail_is_read_as_text() -> None:
     from pathlib import Path
 
-    from mplus.checkpoint.weights import load
-    from mplus.generation.chat import Prompt
+    from mplus.checkpoint.loading import load
+    from mplus.generation.prompt import Prompt
 
     folder = Path(__file__).parent.parent / "golden" / "tiny_mplus"
     loaded = load(folder, device="cpu", dtype="float32", attention="auto")

@@ -206,7 +206,7 @@ def test_when_the_model_itself_fails_everybody_hears_of_it(
         raise MemoryError("no room for the next token")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mplus.reading.Reading.decode", fail)
+        patch.setattr("mplus.read.decode.Reading.decode", fail)
         streams = [scheduler.stream(memory, PROMPTS[1], max_new_tokens=9) for memory in memories[1:4]]
         for stream in streams:
             with pytest.raises(MemoryError, match="no room"):

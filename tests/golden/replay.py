@@ -20,18 +20,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mplus import read
 from mplus.checkpoint.initial import initial_state, stored, tokens_from_states
-from mplus.checkpoint.weights import load, round_rope_frequencies
+from mplus.checkpoint.loading import load, round_rope_frequencies
 from mplus.config import MemoryConfig
-from mplus.encode import encode_adapter
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Provenance, Tokens
-from mplus.memory.units import Candidates
-from mplus.recall import Recalled, nothing_recalled, scores_of
+from mplus.read import decode
+from mplus.read import prefill as read
+from mplus.recall.choose import Recalled, nothing_recalled, scores_of
+from mplus.recall.units import Candidates
 from mplus.weights import Weights
+from mplus.write.encode import encode_adapter
 
 OVERRIDES = {
     "update_ltm_frequency": "consolidate_every",
@@ -300,7 +301,7 @@ class Replay:
             self.report.equal("cache_len", reading.layers[0].get_seq_length(), op["cache_len"])
         self._decode(op, tag, logits, reading)
 
-    def _decode(self, op: dict[str, Any], tag: str, logits: Tensor, reading: read.Reading) -> None:
+    def _decode(self, op: dict[str, Any], tag: str, logits: Tensor, reading: decode.Reading) -> None:
         following = logits[0, -1]
         for step, token in enumerate(op.get("decoded_tokens", ())):
             self.report.equal("decoded_tokens", int(following.argmax()), token)

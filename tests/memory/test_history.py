@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import mplus
-from mplus.memory.manifest import MANIFEST, parse_manifest
 from mplus.model import MPlus
+from mplus.storage.manifest import MANIFEST, parse_manifest
 from mplus.testing import tiny_model
+from tests.comparisons import logits
 from tests.conftest import TINY
-from tests.memory.test_memory import logits
 
 
 def test_rollback_is_the_state_of_the_snapshot_and_can_be_undone(model: MPlus, text: str) -> None:

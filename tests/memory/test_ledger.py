@@ -5,13 +5,12 @@ import pytest
 import torch
 
 import mplus
-from mplus.checkpoint.weights import load
+from mplus.checkpoint.loading import load
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.testing import byte_tokenizer, tiny_model
+from tests.comparisons import logits, pools
 from tests.conftest import TINY
-from tests.memory.test_memory import logits
-from tests.test_write import pools
 
 LAYOUTS = {
     "chunk": {},

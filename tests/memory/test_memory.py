@@ -5,16 +5,12 @@ import torch
 
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
-from mplus.read import prefill
+from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
+from tests.comparisons import assert_same, logits
 from tests.conftest import TINY
-from tests.test_write import assert_same
 
 QUESTION = "Which box is blue?"
-
-
-def logits(model: MPlus, memory, prompt: str = QUESTION) -> torch.Tensor:
-    return prefill(model.weights, [model.read_request(memory, prompt)], all_logits=True).logits
 
 
 def test_a_fork_never_changes_its_origin(model: MPlus, text: str) -> None:

@@ -12,9 +12,9 @@ from mplus.memory.mapped import spilled
 from mplus.memory.placement import placed
 from mplus.memory.tiers import Segment
 from mplus.model import MPlus
-from mplus.read import prefill
+from mplus.read.prefill import prefill
 from tests.conftest import TINY
-from tests.test_transfer import store
+from tests.memory.stores import store
 
 QUESTION = "Which box is blue?"
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mplus import CorruptMemoryError, Memory, MemoryKey, MemoryNotFoundError, MemorySaveError
-from mplus.memory.manifest import MANIFEST
 from mplus.model import MPlus
-from tests.memory.test_snapshot import logits, written
+from mplus.storage.manifest import MANIFEST
+from tests.memory.saves import logits, written
 
 
 @pytest.mark.parametrize("key", [None, MemoryKey(b"k" * 32)])

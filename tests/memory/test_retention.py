@@ -8,9 +8,8 @@ import mplus
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.testing import tiny_model
+from tests.comparisons import logits, pools
 from tests.conftest import TINY
-from tests.memory.test_memory import logits
-from tests.test_write import pools
 
 
 class Clock:

@@ -9,7 +9,7 @@ from mplus.memory.memory import Memory
 from mplus.memory.tiers import HOST, Plane, Segment, spread
 from mplus.memory.tokens import Content
 from mplus.model import MPlus
-from mplus.read import prefill
+from mplus.read.prefill import prefill
 from tests.conftest import TINY
 
 

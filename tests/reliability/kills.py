@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mplus import KeyVault, Memory, MemoryNotFoundError, MemoryStore
-from mplus.memory.manifest import MANIFEST, parse_manifest
+from mplus.storage.manifest import MANIFEST, parse_manifest
 from tests.reliability import states
 from tests.reliability.processes import fork
 

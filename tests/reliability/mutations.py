@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mplus import CorruptMemoryError, Memory, MemoryKey, MemoryKeyError, MemoryNotFoundError
-from mplus.memory import snapshot
-from mplus.memory.manifest import MANIFEST
+from mplus.memory import saving
+from mplus.storage.manifest import MANIFEST
 from tests.reliability import states
 
 EXTRA_BYTES = 2**28
@@ -254,7 +254,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(arguments.folder / name, folder)
         alter(folder, rng)
-        snapshot.VERIFIED_BYTES = 0 if name == "lazily checked" else 2**26
+        saving.VERIFIED_BYTES = 0 if name == "lazily checked" else 2**26
         try:
             # Reading everything is part of it: what was not checked when it was opened is checked then.
             same = states.hash_of(Memory.load(folder, model, key=bases[name])) == hashes[name]

@@ -5,10 +5,10 @@ import hashlib
 import torch
 
 from mplus import Memory, MemoryConfig, MPlus
-from mplus.memory.codec import encode, to_json
-from mplus.memory.shards import content_hash
 from mplus.memory.state import MemoryState
 from mplus.memory.state_files import plain_fields
+from mplus.storage.codec import encode, to_json
+from mplus.storage.shards import content_hash
 from mplus.testing import tiny_model
 
 CONFIG = MemoryConfig(

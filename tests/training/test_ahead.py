@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mplus.training.ahead import Batches, in_parallel
-from mplus.training.reader import POOLED_BATCHES, ReaderSettings, Sample, batch_of_step
+from mplus.training.chunk.read_adapter import POOLED_BATCHES, ReaderSettings, Sample, batch_of_step
 
 
 class Source:

@@ -19,10 +19,10 @@ from accelerate import Accelerator
 from mplus.errors import CheckpointError
 from mplus.testing import tiny_model
 from mplus.training.loop import train
-from mplus.training.published_parts import PartSizes, TrainableParts
-from mplus.training.published_task import PublishedTask
+from mplus.training.published.stage_task import PublishedTask
+from mplus.training.published.trained_modules import PartSizes, TrainableParts
 from mplus.training.run_folder import Log
-from tests.training.test_published import episodes, stage
+from tests.training.published.stages import episodes, stage
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 7

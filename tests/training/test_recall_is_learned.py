@@ -18,14 +18,14 @@ from accelerate import Accelerator
 from mplus import MPlus
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.config import MemoryConfig
+from mplus.inert import encode_inert
 from mplus.testing import tiny_model
-from mplus.text import encode_inert
-from mplus.training.chunk_run import late_interaction
-from mplus.training.data import ChunkBank, Question
+from mplus.training.chunk.chunk_run import late_interaction
+from mplus.training.chunk.projection import Lesson, ProjectionSettings, train_projection
+from mplus.training.chunk.questions import ChunkBank, Question
+from mplus.training.chunk.read_adapter import Reader, ReaderSettings, Sample, new_adapter
+from mplus.training.chunk.read_adapter_task import ReaderTask
 from mplus.training.loop import train
-from mplus.training.projection import Lesson, ProjectionSettings, train_projection
-from mplus.training.reader import Reader, ReaderSettings, Sample, new_adapter
-from mplus.training.reader_task import ReaderTask
 from mplus.training.run_folder import Log
 
 # One chunk is recalled: who recalls the wrong note cannot answer.

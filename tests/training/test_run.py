@@ -14,8 +14,8 @@ from mplus.cli.app import app
 from mplus.cli.train import parse_steps
 from mplus.memory.memory import Memory
 from mplus.testing import tiny_model
-from mplus.training import published_task
-from mplus.training.published_stages import published_stages
+from mplus.training.published import stage_task
+from mplus.training.published.stages import published_stages
 from mplus.training.run_settings import RunSettings
 from tests.conftest import TINY
 
@@ -61,7 +61,7 @@ PUBLISHED = (
 
 
 def test_plain_texts_train_the_published_parts(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published_task, "HELD_OUT_EPISODES", 1)
+    monkeypatch.setattr(stage_task, "HELD_OUT_EPISODES", 1)
     train(given, tmp_path / "run", *PUBLISHED)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"published-1", "published-2", "published-3"}
@@ -218,7 +218,7 @@ def test_presets_are_the_published_sizes_where_they_fit() -> None:
 
 
 def test_dropout_is_for_gradients_only() -> None:
-    from mplus.adapters import LoraLinear, LoraWeights
+    from mplus.backbone.adapters import LoraLinear, LoraWeights
 
     linear = LoraLinear(torch.nn.Linear(8, 8), LoraWeights(torch.randn(2, 8), torch.randn(8, 2), 1.0))
     linear.dropout = 0.5

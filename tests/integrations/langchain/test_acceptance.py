@@ -25,11 +25,11 @@ from typing_extensions import TypedDict
 import mplus
 from mplus import MemoryStore
 from mplus.generation.requests import Requests
-from mplus.read import prefill
+from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import MPlusChat, MPlusMemoryMiddleware, MPlusStore, MPlusVectorStore
 from tests.conftest import TINY
-from tests.integrations.langchain import test_chat, test_standard, test_vectorstore
+from tests.integrations.langchain import test_chat_model, test_standard, test_vectorstore
 from tests.integrations.langchain.conftest import LoopWatch, Steps
 
 MODEL = tiny_model(1, memory=TINY)
@@ -75,7 +75,7 @@ PERSON_SCHEMA = {
 @pytest.mark.parametrize(
     "ours",
     [
-        test_chat.TestStandard,
+        test_chat_model.TestStandard,
         test_standard.TestStandardIntegration,
         test_vectorstore.TestVectorStoreStandard,
         test_vectorstore.TestRetrieverStandard,

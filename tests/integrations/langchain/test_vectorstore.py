@@ -11,7 +11,7 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import RetrieversIntegrationTests, VectorStoreIntegrationTests
 
-from mplus.read import prefill
+from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import MPlusChat, MPlusRetriever, MPlusVectorStore
 from tests.conftest import TINY

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 import mplus
 from mplus import MemoryStore
-from mplus.read import prefill
+from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
 from mplus_integrations.llama_index import MPlusIndex, MPlusLLM, MPlusMemory
 from tests.conftest import TINY

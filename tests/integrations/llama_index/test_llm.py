@@ -19,7 +19,7 @@ from llama_index.core.schema import Document
 
 import mplus
 from mplus import MemoryStore
-from mplus.read import prefill
+from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
 from mplus_integrations.llama_index import MPlusLLM
 from tests.conftest import TINY

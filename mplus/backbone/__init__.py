@@ -1,0 +1,1 @@
+"""The frozen language model, and small changes to it."""

@@ -1,0 +1,356 @@
+"""The frozen language model, as M+ needs it: layers to walk, keys and values to take, rows to attend.
+
+Departs from transformers in one way: the loop over decoder layers is ours, because memory enters and
+leaves at each of them. The layers, norms, rotary embedding and attention kernels are transformers' own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mplus.backbone.adapters import Adapter, adapter_nbytes, device_of, with_adapter
+from mplus.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PretrainedConfig, PreTrainedModel
+
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MERGE_LIMIT_BYTES = 2 * 2**30
+"""Merged copies of adapted layers are made up to this size; above it LoRA is applied on the fly."""
+
+GROUPED_ATTENTION = "mplus_grouped_sdpa"
+
+
+class KeysValues(NamedTuple):
+    """Attention keys before rotary embedding, and values, of packed rows."""
+
+    keys: Float[Tensor, "*rows H E"]
+    values: Float[Tensor, "*rows H E"]
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of some positions."""
+
+    cos: Float[Tensor, "*positions E"]
+    sin: Float[Tensor, "*positions E"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Weights of one language model, seen once for writing and once for reading.
+
+    ``write_layers`` and ``read_layers`` share every base weight; they differ by the adapter they carry.
+    """
+
+    model: "PreTrainedModel"
+    write_layers: nn.ModuleList
+    read_layers: nn.ModuleList
+    bos_states: Float[Tensor, "L D"] = field(repr=False)
+    """What stands at position 0 of every prefix, at the input of each layer."""
+
+    @classmethod
+    def wrap(
+        cls,
+        model: "PreTrainedModel",
+        *,
+        write_adapter: Adapter | None = None,
+        read_adapter: Adapter | None = None,
+        bos_states: Float[Tensor, "L D"] | None = None,
+        bos_token_id: int = 0,
+    ) -> "Backbone":
+        """Take a transformers causal language model as backbone.
+
+        Raises:
+            UnsupportedModelError: Not a full-attention rotary model of the Llama family.
+            CheckpointError: An adapter does not fit the model.
+        """
+        check_supported(model.config)
+        model.requires_grad_(False)
+        model.eval()
+        layers: nn.ModuleList = model.model.layers  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
+
+        def view(adapter: Adapter | None) -> nn.ModuleList:
+            if not adapter:
+                return layers
+            merge = adapter_nbytes(layers, adapter) <= MERGE_LIMIT_BYTES
+            return with_adapter(layers, adapter, merge=merge)
+
+        # The sink is computed by the backbone itself, so a backbone has to exist first.
+        none = torch.zeros(len(layers), int(model.config.hidden_size))
+        backbone = cls(model, view(write_adapter), view(read_adapter), none if bos_states is None else bos_states)
+        return (
+            backbone if bos_states is not None else replace(backbone, bos_states=backbone._attention_sink(bos_token_id))
+        )
+
+    # --- what the model is ------------------------------------------------------------------------
+
+    @property
+    def config(self) -> "PretrainedConfig":
+        """The transformers config."""
+        return self.model.config
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return int(self.config.hidden_size)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """H."""
+        return int(self.config.num_key_value_heads)
+
+    @property
+    def head_size(self) -> int:
+        """E."""
+        explicit = getattr(self.config, "head_dim", None)
+        return int(explicit or self.hidden_size // self.config.num_attention_heads)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V."""
+        return int(self.config.vocab_size)
+
+    @property
+    def window(self) -> int:
+        """Positions the model was trained for."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of activations."""
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where embeddings are looked up: prompts start here."""
+        return device_of(self.model.get_input_embeddings())
+
+    def layer_device(self, layer: int) -> torch.device:
+        """Where a layer computes; its memory is brought there."""
+        norm: nn.Module = self.read_layers[layer].input_layernorm  # pyright: ignore[reportAssignmentType]
+        return device_of(norm, self.read_layers[layer])
+
+    def save(self, folder: "Path") -> None:
+        """Save the base weights as transformers does; adapters are saved by their owner."""
+        implementation = self.config._attn_implementation
+        self.model.save_pretrained(folder)
+        self.config._attn_implementation = implementation
+
+    @property
+    def pads_batches(self) -> bool:
+        """Whether prompts of different length can share a batch: flash kernels take no mask of ours."""
+        return not str(self.config._attn_implementation).startswith("flash")
+
+    def layer_mask(self, mask: Bool[Tensor, "B 1 Q P"] | None) -> Tensor | None:
+        """A mask in the form that transformers' layers want for this attention implementation."""
+        if mask is None or not self.pads_batches:
+            return None  # flash kernels are causal by themselves, aligned bottom-right
+        if self.config._attn_implementation == "eager":
+            return torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
+        return mask
+
+    # --- pieces of a forward pass -----------------------------------------------------------------
+
+    def embed(self, input_ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
+        """Token embeddings."""
+        return self.model.get_input_embeddings()(input_ids.to(self.device))
+
+    def logits(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
+        """Final norm and output head."""
+        return self.model.lm_head(self.model.model.norm(hidden))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue, reportReturnType]
+
+    def rotation(self, positions: Int[Tensor, "*positions"]) -> Rotation:
+        """Rotary cosines and sines of the given positions."""
+        rotary: Any = self.model.model.rotary_emb  # pyright: ignore[reportAttributeAccessIssue]
+        flat = positions.reshape(1, -1)
+        like = torch.empty(0, dtype=self.dtype, device=flat.device)
+        cos, sin = rotary(like, flat)
+        shape = (*positions.shape, cos.shape[-1])
+        # accelerate leaves them where the rotary module is.
+        return Rotation(cos.reshape(shape).to(flat.device), sin.reshape(shape).to(flat.device))
+
+    def keys_values(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> KeysValues:
+        """Keys before rotary embedding and values of rows already normed by that layer."""
+        attention: Any = layer.self_attn
+        keys = attention.k_proj(normed).unflatten(-1, (-1, self.head_size))
+        values = attention.v_proj(normed).unflatten(-1, (-1, self.head_size))
+        norm = getattr(attention, "k_norm", None)
+        return KeysValues(keys if norm is None else norm(keys), values)
+
+    def queries(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows A E"]:
+        """Attention queries before rotary embedding."""
+        attention: Any = layer.self_attn
+        queries = attention.q_proj(normed).unflatten(-1, (-1, self.head_size))
+        norm = getattr(attention, "q_norm", None)
+        return queries if norm is None else norm(queries)
+
+    def attend(
+        self,
+        layer: nn.Module,
+        queries: Float[Tensor, "B A Q E"],
+        keys: Float[Tensor, "B H P E"],
+        values: Float[Tensor, "B H P E"],
+        mask: Bool[Tensor, "B #H Q P"] | None,
+    ) -> Float[Tensor, "B Q AE"]:
+        """Attention of rotated queries over rotated keys, projected back by nobody yet."""
+        attention: Any = layer.self_attn
+        kernel = eager_attention if self.config._attn_implementation == "eager" else grouped_attention
+        output, _ = kernel(attention, queries, keys, values, mask, scaling=attention.scaling)
+        return output.flatten(2)
+
+    def finish(
+        self, layer: nn.Module, hidden: Float[Tensor, "*rows D"], attended: Float[Tensor, "*rows AE"]
+    ) -> Float[Tensor, "*rows D"]:
+        """What follows attention in a layer: output projection, residual, feed-forward."""
+        block: Any = layer
+        hidden = hidden + block.self_attn.o_proj(attended)
+        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+
+    def plain_states(
+        self, input_ids: Int[Tensor, " S"], num_layers: int, layers: nn.ModuleList | None = None
+    ) -> list[Float[Tensor, "S D"]]:
+        """States of a text read alone, at the input of layers 0 … ``num_layers`` (inclusive)."""
+        layers = self.write_layers if layers is None else layers
+        hidden = self.embed(input_ids)
+        size = hidden.shape[0]
+        rotation = self.rotation(torch.arange(size, device=hidden.device))
+        mask = torch.ones(size, size, dtype=torch.bool, device=hidden.device).tril()[None, None]
+        states = [hidden]
+        for index in range(num_layers):
+            layer: Any = layers[index]
+            normed = layer.input_layernorm(hidden)
+            keys, values = self.keys_values(layer, normed)
+            local = Rotation(rotation.cos.to(normed.device), rotation.sin.to(normed.device))
+            attended = self.attend(
+                layer,
+                rotate(self.queries(layer, normed), local).transpose(0, 1)[None],
+                rotate(keys, local).transpose(0, 1)[None],
+                values.transpose(0, 1)[None],
+                mask.to(normed.device),
+            )
+            hidden = self.finish(layer, hidden.to(normed.device), attended[0])
+            states.append(hidden)
+        return states
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _attention_sink(self, token_id: int) -> Float[Tensor, "L D"]:
+        """States of the bos token alone: what a backbone without trained bos vectors attends to first."""
+        states = self.plain_states(torch.tensor([token_id]), self.num_layers - 1)
+        return torch.stack([state[0].to(self.device) for state in states])
+
+
+def check_supported(config: "PretrainedConfig") -> None:
+    """Refuse a backbone whose layers M+ would read wrongly.
+
+    Raises:
+        UnsupportedModelError: Another model type, or sliding-window attention.
+    """
+    model_type = getattr(config, "model_type", None)
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise UnsupportedModelError(
+            f"Backbone type {model_type!r}: M+ reads and writes full-attention, rotary, decoder-only models "
+            f"of the types {', '.join(SUPPORTED_MODEL_TYPES)}. Choose one of those."
+        )
+    layer_types: Sequence[str] = getattr(config, "layer_types", None) or ()
+    sliding = [kind for kind in layer_types if kind != "full_attention"]
+    window = getattr(config, "sliding_window", None)
+    if sliding or (model_type == "mistral" and window is not None):
+        raise UnsupportedModelError(
+            f"This {model_type} model uses sliding-window attention (sliding_window={window}), which would "
+            "hide memory from most layers. Use a checkpoint with full attention, or set sliding_window to "
+            "null in its config.json if prompts stay within that window."
+        )
+
+
+def rotate(heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> Float[Tensor, "*rows H E"]:
+    """Rotary embedding of heads laid out [rows, heads, size]."""
+    cos, sin = rotation.cos.unsqueeze(-2), rotation.sin.unsqueeze(-2)
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def rotate_into(target: Float[Tensor, "*rows H E"], heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> None:
+    """``rotate`` without temporaries, for prefixes of many thousand rows."""
+    half = heads.shape[-1] // 2
+    cos, sin = rotation.cos.unsqueeze(-2)[..., :half], rotation.sin.unsqueeze(-2)[..., :half]
+    first, second = heads[..., :half], heads[..., half:]
+    torch.mul(first, cos, out=target[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=target[..., half:]).addcmul_(first, sin)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float = 1.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention written out, grouped over key-value heads: the oracle of the fast kernels."""
+    grouped = query.unflatten(1, (key.shape[1], -1))
+    scores = torch.einsum("bhgqe,bhpe->bhgqp", grouped, key).float() * scaling
+    if attention_mask is not None:
+        mask = attention_mask[:, :, None]
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    output = torch.einsum("bhgqp,bhpe->bqhge", weights, value)
+    return output.flatten(2, 3), None
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention that never repeats key-value heads.
+
+    The queries that share a key-value head are laid side by side as rows of one head. transformers' own
+    sdpa path copies keys and values once per query head as soon as a mask is given, which over a long
+    prefix costs more than attention itself.
+    """
+    batch, heads, rows, size = query.shape
+    if attention_mask is None and rows > 1:
+        # transformers leaves the mask out where plain causal attention is meant.
+        attention_mask = torch.ones(rows, key.shape[2], dtype=torch.bool, device=query.device)
+        attention_mask = attention_mask.tril(key.shape[2] - rows)[None, None]
+    groups = heads // key.shape[1]
+    if groups > 1:
+        query = query.reshape(batch, key.shape[1], groups * rows, size)
+        if attention_mask is not None and rows > 1:
+            attention_mask = attention_mask.repeat(1, 1, groups, 1)
+        elif attention_mask is not None:
+            attention_mask = attention_mask.expand(-1, -1, groups, -1)
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=False
+    )
+    return output.reshape(batch, heads, rows, -1).transpose(1, 2), None
+
+
+def register_attention() -> None:
+    """Make ``grouped_attention`` known to transformers under its name."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
+    AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
+
+
+AttentionImplementation = Literal["auto", "sdpa", "eager", "flash_attention_2"]

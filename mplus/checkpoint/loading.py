@@ -1,0 +1,364 @@
+"""A model folder becomes ``Weights``: published M+, our own save, or a plain backbone.
+
+folder/config.json, model.safetensors, tokenizer…   the backbone, as transformers saves it
+folder/mplus.json, mplus.safetensors                our trained parts, where there are any
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mplus.backbone.adapters import Adapter, LoraWeights
+from mplus.backbone.backbone import GROUPED_ATTENTION, Backbone, register_attention
+from mplus.backbone.cpu import is_slow_in
+from mplus.backbone.quantised import quantise_for_decoding
+from mplus.checkpoint.files import TensorFiles
+from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_parts
+from mplus.checkpoint.published_layout import backbone_config, is_published, read_published
+from mplus.config import MemoryConfig, Recall
+from mplus.errors import CheckpointError
+from mplus.recall.scorers import AttentionScorer, LateInteraction, PublishedRetriever, Scorer
+from mplus.weights import Weights
+from mplus.words import Words
+
+CALIBRATION_TEXT = Path(__file__).with_name("calibration.txt")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model folder, loaded."""
+
+    weights: Weights
+    tokenizer: Any
+    memory: MemoryConfig
+    """The layout the checkpoint says, or the preset for its backbone."""
+    parts: TrainedParts
+
+
+def load(
+    folder: Path,
+    *,
+    device: str | Mapping[str, Any],
+    dtype: str,
+    attention: str,
+    trained: Path | None = None,
+    **options: Any,
+) -> Loaded:
+    """Load a model folder.
+
+    Args:
+        folder: Backbone, published checkpoint or our own save.
+        device: "auto", a torch device, or an accelerate device map.
+        dtype: "auto", a torch dtype by name, or "int8": int8 weights for decoding beside bfloat16, on the CPU.
+        attention: "auto", "sdpa", "eager" or "flash_attention_2".
+        trained: Where our trained parts are, if not in ``folder``.
+        options: Passed on to transformers (quantization_config, offload_folder, …).
+
+    Raises:
+        CheckpointError: Weights are missing, of the wrong shape, or would be dropped.
+        UnsupportedModelError: A backbone that M+ cannot read and write.
+    """
+    config = read_config(folder)
+    quantised, dtype = dtype == "int8", "bfloat16" if dtype == "int8" else dtype
+    if is_published(config):
+        published = read_published(folder, config)
+        parts = TrainedParts(
+            published.memory,
+            None,
+            published.write_adapter,
+            published.read_adapter,
+            None,
+            published.retriever,
+            published.bos_states,
+            published.write_position,
+            published.initial,
+        )
+        model = _load_backbone(folder, backbone_config(config), published.backbone, device, dtype, attention, options)
+        if config.get("torch_dtype") == "bfloat16":
+            round_rope_frequencies(model)
+    else:
+        parts_folder = trained or folder
+        parts = read_parts(parts_folder) if (parts_folder / PARTS_FILE).exists() else TrainedParts()
+        model = _load_backbone(folder, config, None, device, dtype, attention, options)
+    tokenizer = load_tokenizer(folder)
+    weights = assemble(model, tokenizer, parts)
+    if is_slow_in(weights.backbone.dtype, weights.backbone.device):
+        warnings.warn(
+            f"dtype={'int8' if quantised else 'bfloat16'!r}: this CPU computes bfloat16 in software, dozens of times "
+            "slower than float32. Load the model with dtype='float32'.",
+            stacklevel=2,
+        )
+    if quantised:
+        quantise_for_decoding([weights.backbone.model, weights.backbone.write_layers, weights.backbone.read_layers])
+    return Loaded(weights, tokenizer, parts.memory or preset(weights.backbone), parts)
+
+
+def preset(backbone: Backbone) -> MemoryConfig:
+    """The layout for a backbone that says nothing: memory takes at most half of its window."""
+    room = backbone.window // 2
+    short_term = recalled = max(min(512, room // 2), 64)
+    return MemoryConfig(short_term_tokens=short_term, recalled_tokens=recalled)
+
+
+def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
+    """Put a backbone and its trained parts together, calibrating what was not trained."""
+    bos = _sink_token(model, tokenizer)
+    cast = caster(model)
+    backbone = Backbone.wrap(
+        model,
+        write_adapter=_cast_adapter(parts.write_adapter, cast),
+        read_adapter=_cast_adapter(parts.read_adapter, cast),
+        bos_states=None if parts.bos_states is None else cast(parts.bos_states),
+        bos_token_id=bos,
+    )
+    recall_layer = parts.recall_layer
+    if recall_layer is None:
+        recall_layer = min(max(backbone.num_layers // 5, 1), backbone.num_layers - 1)
+    attentions: list[nn.Module] = [layer.self_attn for layer in backbone.write_layers]  # pyright: ignore[reportAssignmentType]
+    scorers: dict[Recall, Scorer] = {
+        "attention": AttentionScorer(attentions, backbone.num_key_value_heads, backbone.head_size)
+    }
+    if parts.published is not None:
+        scorers["published"] = beside_layers(parts.published, backbone)
+    scorers["late"] = parts.late if parts.late is not None else calibrated(backbone, tokenizer)
+    position = None if parts.write_position is None else cast(parts.write_position)
+    words = None if tokenizer is None else Words(tokenizer)
+    return Weights(backbone, scorers, recall_layer, fingerprints(backbone, parts), position, words)
+
+
+def beside_layers(retriever: PublishedRetriever, backbone: Backbone) -> PublishedRetriever:
+    """The same retriever, what belongs to a layer where that layer computes."""
+    for projections in (retriever.query_projections, retriever.key_projections):
+        for layer, projection in enumerate(projections):
+            projection.to(device=backbone.layer_device(layer), dtype=backbone.dtype)
+    return retriever
+
+
+def calibrated(backbone: Backbone, tokenizer: Any) -> LateInteraction:
+    """Late interaction without training: centre and spread of each layer's states on a fixed short text."""
+    if tokenizer is None:
+        ids = torch.randint(backbone.vocabulary_size, (256,), generator=torch.Generator().manual_seed(0)).tolist()
+    else:
+        text = CALIBRATION_TEXT.read_text(encoding="utf-8")
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:768]
+    with torch.no_grad():
+        states = backbone.plain_states(torch.tensor(ids), backbone.num_layers - 1)
+        normed = [
+            layer.input_layernorm(state).float().cpu()  # pyright: ignore[reportCallIssue]
+            for layer, state in zip(backbone.write_layers, states, strict=True)
+        ]
+    # The first rows are attention sinks: far off, and in every text.
+    mean = torch.stack([rows[4:].mean(dim=0) for rows in normed])
+    deviation = torch.stack([rows[4:].std(dim=0) for rows in normed]).clamp(min=1e-4)
+    return LateInteraction(mean, deviation)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        CheckpointError: It is missing or not JSON.
+    """
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no config.json. Expected a folder that transformers or M+ saved.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable JSON ({error}).") from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer_config.json").exists() and not (folder / "tokenizer.json").exists():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no tokenizer that transformers can load ({error}).") from error
+
+
+def round_rope_frequencies(model: Any) -> None:
+    """Round rotary frequencies to bfloat16, as the released 8B weights were trained with (spec section 8)."""
+    rotary = model.model.rotary_emb
+    rotary.inv_freq = rotary.inv_freq.bfloat16().float()
+
+
+def _load_backbone(
+    folder: Path,
+    config: dict[str, Any],
+    state_dict: dict[str, Tensor] | None,
+    device: str | Mapping[str, Any],
+    dtype: str,
+    attention: str,
+    options: dict[str, Any],
+) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    from mplus.backbone.backbone import check_supported
+
+    register_attention()
+    implementation = GROUPED_ATTENTION if attention in ("auto", "sdpa") else attention
+    known = dict(config)
+    model_type = known.pop("model_type", None)
+    if model_type is None:
+        raise CheckpointError(f"{folder}: config.json has no model_type; expected a transformers config.")
+    try:
+        backbone = AutoConfig.for_model(model_type, **known)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: transformers does not know model_type {model_type!r}.") from error
+    check_supported(backbone)
+    device_map = _device_map(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        arguments: dict[str, Any] = {
+            "config": backbone,
+            "dtype": _dtype(dtype, device_map),
+            "device_map": device_map,
+            "attn_implementation": implementation,
+            "ignore_mismatched_sizes": True,  # reported below, by name and shape
+            **options,
+        }
+        try:
+            transformers_logging.disable_progress_bar()
+            if state_dict is not None:
+                loader: Any = type(AutoModelForCausalLM.from_config(_shrunk(backbone)))
+                model, report = loader.from_pretrained(
+                    None, state_dict=state_dict, output_loading_info=True, **arguments
+                )
+            else:
+                TensorFiles(folder)
+                loader = AutoModelForCausalLM
+                model, report = loader.from_pretrained(
+                    folder, output_loading_info=True, local_files_only=True, **arguments
+                )
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
+    tied = {"lm_head.weight"} if backbone.tie_word_embeddings else set[str]()
+    missing = sorted(set(report["missing_keys"]) - tied)
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} weights are missing, first {missing[0]!r}. Fetch the checkpoint again."
+        )
+    if report.get("mismatched_keys"):
+        name, found, expected = sorted(report["mismatched_keys"])[0]
+        raise CheckpointError(
+            f"{folder}: {name!r} has shape {tuple(found)}, expected {tuple(expected)} from config.json."
+        )
+    unexpected = sorted(key for key in report.get("unexpected_keys") or () if "rotary_emb.inv_freq" not in key)
+    if unexpected:
+        raise CheckpointError(
+            f"{folder}: {len(unexpected)} tensors would be dropped, first {unexpected[0]!r}. The weights belong "
+            "to another config."
+        )
+    return model
+
+
+def _shrunk(config: Any) -> Any:
+    """The same kind of config, small enough to build only to learn its class."""
+    import copy
+
+    small = copy.deepcopy(config)
+    small.num_hidden_layers, small.vocab_size = 1, 8
+    small.pad_token_id = None
+    small.intermediate_size = 8
+    return small
+
+
+def _device_map(device: str | Mapping[str, Any]) -> Any:
+    if not isinstance(device, str):
+        return dict(device)
+    if device == "auto":
+        return {"": "cuda:0"} if torch.cuda.is_available() else {"": "cpu"}
+    if device in ("balanced", "balanced_low_0", "sequential"):
+        return device
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:1', or an accelerate device map."
+        ) from error
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but torch sees no GPU. Use device='cpu' or 'auto'.")
+    return {"": device}
+
+
+def _dtype(dtype: str, device_map: Any) -> Any:
+    if dtype == "auto":
+        on_cpu = isinstance(device_map, dict) and all(str(device) in ("cpu", "disk") for device in device_map.values())
+        return torch.float32 if on_cpu or not torch.cuda.is_available() else "auto"
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16', 'float16' or 'int8'.")
+    return found
+
+
+def _sink_token(model: Any, tokenizer: Any) -> int:
+    for holder in (tokenizer, model.config):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            token = getattr(holder, name, None)
+            token = token[0] if isinstance(token, list) and token else token
+            if isinstance(token, int):
+                return token
+    return 0
+
+
+def caster(model: Any) -> Any:
+    """Brings tensors to a model's dtype and device."""
+    weight = model.get_input_embeddings().weight
+    device = weight.device if weight.device.type != "meta" else torch.device("cpu")
+    return lambda tensor: tensor.to(device=device, dtype=model.dtype)
+
+
+def _cast_adapter(adapter: Adapter | None, cast: Any) -> dict[str, LoraWeights] | None:
+    if not adapter:
+        return None
+    return {name: LoraWeights(cast(w.down), cast(w.up), w.scale) for name, w in adapter.items()}
+
+
+def fingerprints(backbone: Backbone, parts: TrainedParts) -> dict[Recall, str]:
+    """Identify weights by a sample of every tensor: memories of other weights are refused by it.
+
+    The paper's retriever counts only where a memory recalls by it: a model that gets one, to be compared with,
+    still opens the memories it has made.
+    """
+    digest = hashlib.sha256()
+    model = backbone.model
+    named: list[tuple[str, Tensor]] = [(n, p) for n, p in model.named_parameters() if p.device.type != "meta"]
+    for role, adapter in (("write", parts.write_adapter), ("read", parts.read_adapter)):
+        for name, weights in sorted((adapter or {}).items()):
+            named += [(f"{role}.{name}.down", weights.down), (f"{role}.{name}.up", weights.up)]
+    named += _named("late", parts.late)
+    digest.update(json.dumps([model.config.model_type, backbone.num_layers, backbone.hidden_size]).encode())
+    digest.update(_sampled(named))
+    with_retriever = digest.copy()
+    with_retriever.update(_sampled(_named("published", parts.published)))
+    own = digest.hexdigest()[:32]
+    return {"late": own, "attention": own, "published": with_retriever.hexdigest()[:32]}
+
+
+def _named(kind: str, module: nn.Module | None) -> list[tuple[str, Tensor]]:
+    return [(f"{kind}.{name}", tensor) for name, tensor in (module.named_parameters() if module is not None else ())]
+
+
+def _sampled(named: Sequence[tuple[str, Tensor]]) -> bytes:
+    found: list[bytes] = []
+    for name, tensor in named:
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(len(flat) // 32, 1)][:32].to(device="cpu", dtype=torch.float32)
+        found += [f"{name}{tuple(tensor.shape)}".encode(), sample.bfloat16().view(torch.int16).numpy().tobytes()]
+    return b"".join(found)

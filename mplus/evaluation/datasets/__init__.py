@@ -1,0 +1,17 @@
+"""Tasks read from files in their public formats; ``READERS`` has them by name."""
+
+from mplus.evaluation.datasets.dialogues import dialogue
+from mplus.evaluation.datasets.documents import long_documents
+from mplus.evaluation.datasets.drawing import Reader
+from mplus.evaluation.datasets.locomo import locomo
+from mplus.evaluation.datasets.passages import natural_questions, squad
+from mplus.evaluation.datasets.stories import babi
+
+READERS: dict[str, Reader] = {
+    "squad": squad,
+    "nq": natural_questions,
+    "dialogue": dialogue,
+    "babi": babi,
+    "locomo": locomo,
+    "longdoc": long_documents,
+}

@@ -1,0 +1,127 @@
+"""From a prompt to token ids: plain completion or chat messages, one bos, and nothing a user wrote is control."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mplus.generation.constrain import tool_call_text, tools_prompt
+from mplus.inert import encode_inert
+
+ROLES = ("system", "user", "assistant", "tool")
+# Private-use characters that no template writes and no user types by accident.
+OPEN, CLOSE = "\ue5a0", "\ue5a1"
+MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model takes it.
+
+    Attributes:
+        input_ids: Its tokens.
+        query: First and last-plus-one token of what is being asked: the content of the last user
+            message, or all of a plain completion.
+    """
+
+    input_ids: tuple[int, ...]
+    query: tuple[int, int]
+
+
+def encode_prompt(
+    tokenizer: Any,
+    prompt: str | Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Any] | None = None,
+) -> Prompt:
+    """Token ids of a prompt: a string is completed as it is, messages go through the chat template.
+
+    Special-token strings in any content stay inert; those that the template writes are real. ``tools`` are
+    told through the template; where it knows none, in a system message. Calls in earlier assistant
+    messages stand under ``tool_calls``, results in messages with role "tool".
+
+    Raises:
+        ValueError: An empty prompt, or a message without a known role or with content that is not text.
+    """
+    if isinstance(prompt, str):
+        if not prompt:
+            raise ValueError("prompt='': expected text. Pass at least one character.")
+        eos = tokenizer.eos_token_id
+        bos = [i for i in tokenizer("")["input_ids"] if i != eos]
+        ids = [*bos, *encode_inert(tokenizer, prompt)]
+        return Prompt(tuple(ids), (len(bos), len(ids)))
+    messages = [_checked(message, place) for place, message in enumerate(prompt)]
+    if not messages:
+        raise ValueError("prompt=[]: expected at least one message like {'role': 'user', 'content': '…'}.")
+    asked = max((n for n, m in enumerate(messages) if m["role"] == "user"), default=len(messages) - 1)
+    template = tokenizer.chat_template or ""
+    if "tools" not in template:
+        messages = [_told(message) for message in messages]
+        if tools:
+            asked += messages[0]["role"] != "system"
+            messages = _with_system(messages, tools_prompt(tools))
+            tools = None
+    return _encode_messages(tokenizer, messages, tools, asked)
+
+
+def _told(message: dict[str, Any]) -> dict[str, Any]:
+    """Calls and results as plain text, for a template that does not know them."""
+    if message["role"] == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+    calls = message.get("tool_calls") or ()
+    if not calls:
+        return message
+    texts = [message.get("content") or ""]
+    texts += [tool_call_text(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+    return {"role": message["role"], "content": "\n".join(filter(None, texts))}
+
+
+def _with_system(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    return [{**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}, *messages[1:]]
+
+
+def _checked(message: Mapping[str, Any], place: int) -> dict[str, Any]:
+    if not isinstance(message, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"Message {place} is {message!r:.60}: expected a mapping with 'role' and 'content'.")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"Message {place} has role {role!r}: expected one of {', '.join(ROLES)}.")
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        raise ValueError(f"Message {place} ({role}) has content {content!r:.60}: expected a string.")
+    return dict(message)
+
+
+def _encode_messages(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[Any] | None, asked: int) -> Prompt:
+    """Render the template with marks in place of contents, then encode template and contents apart."""
+    contents = [str(message.get("content") or "") for message in messages]
+    marked: list[dict[str, Any]] = []
+    for number, message in enumerate(messages):
+        # An empty content stays empty: templates ask whether there is one.
+        mark = f"{OPEN}{number}{CLOSE}" if contents[number] else contents[number]
+        marked.append({**message, "content": mark})
+    rendered: str = tokenizer.apply_chat_template(
+        marked,
+        tools=tools,
+        chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    ids: list[int] = []
+    query = (0, 0)
+    if not tokenizer.chat_template:
+        ids += [i for i in tokenizer("")["input_ids"] if i != tokenizer.eos_token_id]
+    for place, part in enumerate(MARK.split(rendered)):
+        if place % 2 == 0:
+            ids += tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+            continue
+        encoded = encode_inert(tokenizer, contents[int(part)])
+        if int(part) == asked:
+            query = (len(ids), len(ids) + len(encoded))
+        ids += encoded
+    return Prompt(tuple(ids), query if query[1] > query[0] else (0, len(ids)))

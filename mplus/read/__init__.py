@@ -1,0 +1,1 @@
+"""Read: a prompt is answered with memory in front of it."""

@@ -1,0 +1,108 @@
+"""A prompt being answered: decoder layers called over a cache, and where each row stands."""
+
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
+from inspect import signature
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from mplus.backbone.backbone import Backbone, Rotation
+from mplus.read.prefix import PrefixLayer
+from mplus.recall.choose import Recalled
+from mplus.weights import Weights
+
+
+class Reading:
+    """A batch of prompts being answered, every row over a cache of its own length.
+
+    Made by ``prefill``; ``decode`` adds one token to every row. Rows join and leave between tokens.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        modules: nn.ModuleList,
+        layers: list[PrefixLayer],
+        recalled: list[tuple[Recalled, ...]],
+    ) -> None:
+        self.weights = weights
+        self.modules = modules
+        """Decoder layers: with the read adapter where there is a prefix."""
+        self.cache = Cache(layers=layers)  # pyright: ignore[reportArgumentType]
+        self.layers = layers
+        self.recalled = recalled
+        """Per row, what each track recalled."""
+        self.when_done: Callable[[], object] = lambda: None
+        """Called when the buffers it was made with are no longer needed."""
+
+    @torch.inference_mode()
+    def decode(self, tokens: Sequence[int]) -> Float[Tensor, "B V"]:
+        """Logits after one more token in every row."""
+        backbone = self.weights.backbone
+        hidden = backbone.embed(torch.tensor(tokens)[:, None])
+        at = cache(partial(geometry, backbone, 1))
+        for module, layer in zip(self.modules, self.layers, strict=True):
+            place = at(tuple(layer.lengths), layer.device)
+            hidden = call_layer(module, hidden.to(layer.device), place, backbone, self.cache)
+        return backbone.logits(hidden[:, -1])
+
+    @torch.inference_mode()
+    def join(self, other: "Reading") -> None:
+        """Go on with the rows of another reading as well, behind one's own."""
+        assert self.modules is other.modules, "rows with and without a prefix are read apart"
+        for layer, more in zip(self.layers, other.layers, strict=True):
+            layer.join(more)
+        self.recalled += other.recalled
+        self.when_done()
+
+    @torch.inference_mode()
+    def leave(self, row: int) -> None:
+        """Go on without a row; the last one takes its place."""
+        for layer in self.layers:
+            layer.leave(row)
+        self.recalled[row] = self.recalled[-1]
+        self.recalled.pop()
+
+
+class Geometry(NamedTuple):
+    """Where new tokens stand, and what they may see."""
+
+    position: Int[Tensor, "B S"]
+    rotation: Rotation
+    mask: Bool[Tensor, "B 1 S P"] | None
+    """None where everything may be seen."""
+
+
+def geometry(backbone: Backbone, size: int, lengths: tuple[int, ...], where: torch.device) -> Geometry:
+    """Geometry of ``size`` new tokens in every row, behind so many columns; a column is a position."""
+    position = torch.tensor(lengths, device=where)[:, None] + torch.arange(size, device=where)
+    mask = None
+    if size > 1 or len(set(lengths)) > 1:
+        columns = torch.arange(max(lengths) + size, device=where)
+        mask = (columns <= position[:, :, None])[:, None]
+    return Geometry(position, backbone.rotation(position), mask)
+
+
+def call_layer(
+    layer: Any, hidden: Float[Tensor, "B S D"], place: Geometry, backbone: Backbone, cache: Cache
+) -> Float[Tensor, "B S D"]:
+    """One transformers decoder layer over a cache."""
+    output = layer(
+        hidden,
+        attention_mask=backbone.layer_mask(place.mask),
+        position_ids=place.position,
+        use_cache=True,
+        position_embeddings=place.rotation,
+        **{_cache_keyword(type(layer)): cache},
+    )
+    return output[0] if isinstance(output, tuple) else output
+
+
+@lru_cache
+def _cache_keyword(kind: type[nn.Module]) -> str:
+    """What a decoder layer calls its cache: transformers 5.24 renamed it and warns about the old name."""
+    return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"

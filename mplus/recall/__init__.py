@@ -1,0 +1,1 @@
+"""Recall: which of the remembered tokens answer a question."""

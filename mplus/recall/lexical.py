@@ -1,0 +1,53 @@
+"""Which chunks say the question's own words: names and numbers, which states of a small model blur."""
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from mplus.recall.scorers import Relevance, with_neighbours
+from mplus.recall.units import Candidates
+from mplus.words import NO_WORD
+
+SATURATION, LENGTH = 1.2, 0.75
+"""k1 and b of BM25, at their usual values."""
+
+
+def lexical_match(
+    words: Int32[Tensor, " S"], candidates: Candidates, counted: Candidates | None = None
+) -> Float[Tensor, " U"]:
+    """How much of a question every unit says in the question's own words, 0 to about 2 (BM25 over its best).
+
+    A word counts by its rarity. A unit that goes on from another counts half with its neighbours, as in late
+    interaction.
+
+    Args:
+        words: The question's.
+        candidates: What is scored.
+        counted: A sample of what rarity is counted over; None: the candidates themselves.
+    """
+    asked = words[words > NO_WORD].unique()
+    if not len(asked):
+        return torch.zeros(len(candidates))
+    times = _times_said(asked, candidates)
+    seen = times if counted is None else _times_said(asked, counted)
+    having = (seen > 0).sum(dim=0)
+    rarity = torch.log1p((len(seen) - having + 0.5) / (having + 0.5))
+    sizes = candidates.sizes.float()
+    room = SATURATION * (1 - LENGTH + LENGTH * sizes / sizes.mean())
+    said = times * (SATURATION + 1) / (times + room[:, None])
+    return with_neighbours(said * rarity, candidates.goes_on).sum(dim=1) / rarity.sum()
+
+
+def _times_said(asked: Int32[Tensor, " W"], candidates: Candidates) -> Float[Tensor, "U W"]:
+    """How often each unit says each word; ``asked`` ascends."""
+    counts: list[Relevance] = []
+    for pool, units in zip(candidates.pools, candidates.units, strict=True):
+        said = pool.provenance.words
+        if int(units.sizes.sum()) != len(said):
+            said = said[units.tokens()]
+        hits = torch.isin(said, asked).nonzero().flatten()
+        word = torch.searchsorted(asked, said[hits])
+        unit = torch.searchsorted(units.sizes.cumsum(0), hits, right=True)
+        count = torch.bincount(unit * len(asked) + word, minlength=len(units) * len(asked))
+        counts.append(count.view(len(units), len(asked)).float())
+    return torch.cat(counts)

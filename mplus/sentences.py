@@ -1,0 +1,48 @@
+"""Which tokens of a vocabulary end a sentence, a line or a paragraph."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+
+
+class Pieces:
+    """The text of single tokens, each decoded once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        """What a token stands for."""
+        piece = self._known.get(token)
+        if piece is None:
+            piece = self._known[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+        return piece
+
+
+class SentenceEnds:
+    """Knows which tokens of a vocabulary end a sentence, a line or a paragraph."""
+
+    PARAGRAPH, SENTENCE, NOTHING = 2, 1, 0
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._piece = Pieces(tokenizer)
+
+    def strength(self, before: int, token: int, following: int) -> int:
+        """How good a place it is to cut behind ``token``, given its neighbours."""
+        piece = self._piece(token)
+        if piece.endswith("\n"):
+            return self.PARAGRAPH if (self._piece(before) + piece).endswith("\n\n") else self.SENTENCE
+        if SENTENCE_END.search(piece) is None:
+            return self.NOTHING
+        # "3.5" and "e.g.x" go on without a space: not the end of a sentence.
+        return self.SENTENCE if self._piece(following)[:1].isspace() else self.NOTHING
+
+    def at(self, ids: Sequence[int], place: int) -> bool:
+        """Whether a sentence ends with the token at ``place``; nothing is known of what follows the last one."""
+        if place == len(ids) - 1:
+            piece = self._piece(ids[place])
+            return piece.endswith("\n") or SENTENCE_END.search(piece) is not None
+        return self.strength(ids[max(place - 1, 0)], ids[place], ids[place + 1]) != self.NOTHING

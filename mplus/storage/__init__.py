@@ -1,0 +1,1 @@
+"""How bytes are kept: places, files, encryption, keys. Nothing here knows what a memory is."""

@@ -1,0 +1,133 @@
+"""Dataclasses as JSON and back, checked field by field against their type hints.
+
+Loading runs no code but constructors of the dataclasses that are asked for. A field that a file lacks has
+its default, so files from before the field was added still load.
+"""
+
+import base64
+import binascii
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mplus.errors import CorruptMemoryError
+from mplus.storage.blocks import DTYPE_NAMES, DTYPES
+from mplus.storage.shards import as_bytes
+
+KeepTensor = Callable[[Tensor], Any]
+FindTensor = Callable[[Any], Tensor]
+
+
+def inline(tensor: Tensor) -> Any:
+    """A small tensor within the JSON itself."""
+    return {"dtype": DTYPE_NAMES[tensor.dtype], "base64": base64.b64encode(as_bytes(tensor)).decode()}
+
+
+def from_inline(described: Any) -> Tensor:
+    """The one-dimensional tensor again."""
+    try:
+        dtype, data = DTYPES[described["dtype"]], base64.b64decode(described["base64"], validate=True)
+    except (KeyError, TypeError, binascii.Error) as error:
+        raise CorruptMemoryError(f"expected a tensor, found {described!r:.80}") from error
+    if len(data) % dtype.itemsize:
+        raise CorruptMemoryError(f"{len(data)} bytes are no whole number of {dtype}")
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+def encode(value: Any, keep: KeepTensor = inline) -> Any:
+    """What JSON can hold of a value; ``keep`` puts tensors somewhere and returns what to find them by."""
+    if isinstance(value, Tensor):
+        return keep(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: encode(getattr(value, field.name), keep) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item, keep) for key, item in typing.cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, (frozenset, set)):
+        return sorted(encode(item, keep) for item in typing.cast("frozenset[Any]", value))
+    if isinstance(value, (tuple, list)):
+        return [encode(item, keep) for item in typing.cast("tuple[Any, ...]", value)]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    # Metadata may hold dates, paths and the like.
+    return str(value)
+
+
+def decode(hint: Any, value: Any, find: FindTensor = from_inline) -> Any:
+    """A value of the type that ``hint`` says.
+
+    Raises:
+        CorruptMemoryError: It is of another type.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or hint is object:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (only,) = (argument for argument in arguments if argument is not type(None))
+        return decode(only, value, find)
+    if origin is tuple and isinstance(value, list):
+        items = typing.cast("list[Any]", value)
+        if arguments[1:] == (...,):
+            return tuple(decode(arguments[0], item, find) for item in items)
+        if len(arguments) == len(items):
+            return tuple(decode(a, item, find) for a, item in zip(arguments, items, strict=True))
+    if origin is frozenset and isinstance(value, list):
+        return frozenset(decode(arguments[0], item, find) for item in typing.cast("list[Any]", value))
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
+        return typing.cast("dict[str, Any]", value)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
+        return decode_fields(hint, typing.cast("dict[str, Any]", value), find)
+    if getattr(hint, "array_type", hint) is Tensor:
+        return find(value)
+    raise CorruptMemoryError(f"expected {getattr(hint, '__name__', hint)}, found {value!r:.80}")
+
+
+def decode_fields(kind: type[Any], value: Mapping[str, Any], find: FindTensor = from_inline) -> Any:
+    """A dataclass of the fields given; those that are missing have their defaults.
+
+    Raises:
+        CorruptMemoryError: A field is unknown, of another type, or missing without a default.
+    """
+    hints = _hints(kind)
+    known = {field.name: field for field in fields(kind)}
+    unknown = value.keys() - known.keys()
+    if unknown:
+        raise CorruptMemoryError(f"{kind.__name__} has no field {sorted(unknown)[0]!r:.80}; update mplus to read it")
+    for name, field in known.items():
+        if name not in value and field.default is MISSING and field.default_factory is MISSING:
+            raise CorruptMemoryError(f"{kind.__name__} lacks {name!r}")
+    return kind(**{name: decode(hints[name], item, find) for name, item in value.items()})
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def from_json(text: bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+        CorruptMemoryError: It is no JSON.
+    """
+    try:
+        return json.loads(text.decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptMemoryError(f"not readable as JSON ({error})") from error

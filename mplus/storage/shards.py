@@ -1,0 +1,324 @@
+"""Shards: files of tensors of which every block of rows can be read, checked or decrypted by itself.
+
+A plain shard is a safetensors file with one tensor more, a CRC-32 of every block. A sealed one holds the
+same header and blocks, each encrypted by AES-GCM. The header and all checksums are covered by a SHA-256 in
+the memory's manifest, so that opening a shard reads its header only: rows stay on disk, mapped into
+memory, and a block is checked when it is first used.
+"""
+
+import hashlib
+import mmap
+import os
+import stat
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from mplus.errors import CorruptMemoryError
+from mplus.storage.blocks import Layout, TensorLayout
+from mplus.storage.folders import Sink
+
+MAX_HEADER_BYTES = 2**21
+
+
+class ShardSum(BaseModel):
+    """What a manifest knows of a file beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    nbytes: int = Field(ge=0, le=2**50)
+    """Size of the file."""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of its header and checksums; of all of it where the file is no shard."""
+
+
+@runtime_checkable
+class Cipher(Protocol):
+    """Encryption of the blocks of one shard, each under its own number."""
+
+    head: bytes
+    """What the file begins with, so that the key of this shard can be found again."""
+    overhead: int
+    """Bytes that a block grows by."""
+
+    def encrypt(self, number: int, block: Any) -> bytes:
+        """An encrypted block."""
+        ...
+
+    def decrypt(self, number: int, block: Any) -> bytes:
+        """The block again; raises ``CorruptMemoryError`` where it was altered."""
+        ...
+
+
+@runtime_checkable
+class Seal(Protocol):
+    """A key, as shards see it."""
+
+    head_bytes: int
+    overhead: int
+
+    def new_cipher(self, name: str) -> Cipher:
+        """Encryption of a new shard of that name."""
+        ...
+
+    def cipher(self, name: str, head: bytes) -> Cipher:
+        """Decryption of the shard that begins with ``head``."""
+        ...
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+def shard_bytes(tensors: Mapping[str, Tensor], seal: Seal | None) -> int:
+    """The size of the file that ``write_shard`` makes, before it is made."""
+    layout = Layout.of(tensors)
+    header = len(layout.header(sealed=seal is not None))
+    if seal is None:
+        return 8 + header + layout.nbytes + 4 * layout.num_blocks
+    return seal.head_bytes + 8 + header + layout.nbytes + seal.overhead * (1 + layout.num_blocks)
+
+
+def write_shard(file: Sink, name: str, tensors: Mapping[str, Tensor], seal: Seal | None) -> ShardSum:
+    """Write tensors in one pass, from where they are to the file."""
+    layout = Layout.of(tensors)
+    header = layout.header(sealed=seal is not None)
+    sums = np.zeros(layout.num_blocks, dtype="<u4")
+    cipher = None if seal is None else seal.new_cipher(name)
+    if cipher is None:
+        head = len(header).to_bytes(8, "little") + header
+    else:
+        sealed = cipher.encrypt(0, header)
+        head = cipher.head + len(sealed).to_bytes(8, "little") + sealed
+    size = file.write(head)
+    for key, tensor in layout.tensors.items():
+        data = as_bytes(tensors[key])
+        for number, (start, stop) in enumerate(tensor.blocks(), tensor.first_block):
+            if cipher is None:
+                sums[number] = zlib.crc32(data[start:stop])
+            else:
+                size += file.write(cipher.encrypt(number + 1, data[start:stop]))
+        if cipher is None:
+            size += file.write(data)
+    tail = sums.tobytes() if cipher is None else b""
+    size += file.write(tail)
+    return ShardSum(nbytes=size, sha256=hashlib.sha256(head + tail).hexdigest())
+
+
+def as_bytes(tensor: Shaped[Tensor, "..."]) -> memoryview:
+    """The bytes of a tensor, without a copy where it is in host memory already."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def content_hash(tensors: Mapping[str, Tensor], key: bytes = b"") -> str:
+    """A name made of what tensors hold; keyed where even that should say nothing."""
+    digest = hashlib.sha256(key)
+    for name in sorted(tensors):
+        digest.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)};".encode())
+        digest.update(as_bytes(tensors[name]))
+    return digest.hexdigest()[:32]
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a link, folder or device in its place is an altered memory.
+
+    Raises:
+        CorruptMemoryError: It is missing or no regular file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise CorruptMemoryError(f"{path}: missing or not readable ({error.strerror}). Restore it.") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CorruptMemoryError(f"{path}: not a regular file. Restore it from a copy.")
+    return os.fdopen(handle, "rb")
+
+
+class OpenShard:
+    """A shard whose rows are read when they are asked for.
+
+    Raises:
+        CorruptMemoryError: The file is not the one that its memory was saved with.
+    """
+
+    def __init__(self, path: Path, expected: ShardSum | None, *, seal: Seal | None = None) -> None:
+        self.path = path
+        self._cipher: Cipher | None = None
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if expected is not None and size != expected.nbytes:
+                raise CorruptMemoryError(
+                    f"{path}: {size:,} bytes, expected {expected.nbytes:,}. It was cut or altered."
+                )
+            head = file.read((0 if seal is None else seal.head_bytes) + 8)
+            length = int.from_bytes(head[-8:], "little")
+            if length > min(MAX_HEADER_BYTES, size - len(head)):
+                raise CorruptMemoryError(f"{path}: announces a header of {length:,} bytes. It was altered.")
+            header = file.read(length)
+            self._data_start = len(head) + length
+            try:
+                if seal is not None:
+                    self._cipher = seal.cipher(path.name, head[:-8])
+                    plain = self._cipher.decrypt(0, header)
+                else:
+                    plain = header
+                self.layout = Layout.parse(plain, room=size - self._data_start, sealed=seal is not None)
+            except CorruptMemoryError as error:
+                raise CorruptMemoryError(f"{path}: {error}. Restore it from a copy.") from error
+            tail = b""
+            if seal is None:
+                file.seek(self._data_start + self.layout.nbytes)
+                tail = file.read(4 * self.layout.num_blocks)
+        overhead = 4 if self._cipher is None else self._cipher.overhead
+        if size != self._data_start + self.layout.nbytes + overhead * self.layout.num_blocks:
+            raise CorruptMemoryError(f"{path}: {size:,} bytes do not hold what its header says. It was altered.")
+        if expected is not None and hashlib.sha256(head + header + tail).hexdigest() != expected.sha256:
+            raise CorruptMemoryError(f"{path}: was altered after it was saved. Restore it from a copy.")
+        self._sums = np.frombuffer(tail, dtype="<u4")
+        self._checked = np.zeros(len(self._sums), dtype=bool)
+        self._map = _mapped(path)
+        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def rows(self, name: str, index: Int[Tensor, " T"] | slice) -> Tensor:
+        """A copy of some rows of a tensor, or of a run of them, checked."""
+        tensor = self.layout.tensors[name]
+        blocks = _touched(tensor, index)
+        if not blocks:
+            return torch.empty(0, *tensor.shape[1:], dtype=tensor.dtype)
+        if self._cipher is None:
+            self._check(name, blocks)
+            found = self._view(name)[index]
+            return found.clone() if isinstance(index, slice) else found
+        held = torch.cat([self._decrypted(name, block) for block in blocks])
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(tensor.shape[0])
+            return held[start - blocks[0] * tensor.rows_per_block : stop - blocks[0] * tensor.rows_per_block]
+        place = torch.searchsorted(torch.tensor(list(blocks)), index // tensor.rows_per_block)
+        return held[place * tensor.rows_per_block + index % tensor.rows_per_block]
+
+    def prefetch(self, name: str, index: Int[Tensor, " T"] | slice) -> None:
+        """Have the system fetch the blocks of some rows, all at once and without waiting for them.
+
+        Blocks that were used before are left to themselves: most are in memory still.
+        """
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        tensor = self.layout.tensors[name]
+        begin = end = 0
+        for block in _touched(tensor, index):
+            if self._cipher is None and self._checked[tensor.first_block + block]:
+                continue
+            start, stop = self._extent(tensor, block)
+            if start != end:
+                self._fetch(begin, end)
+                begin = start
+            end = stop
+        self._fetch(begin, end)
+
+    def _fetch(self, start: int, stop: int) -> None:
+        if start < stop:
+            start -= start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
+
+    def whole(self, name: str) -> Tensor:
+        """A whole tensor, checked; mapped from the file where that is not encrypted."""
+        tensor = self.layout.tensors[name]
+        blocks = range(tensor.num_blocks)
+        if self._cipher is None:
+            self._check(name, blocks)
+            return self._view(name)
+        if not blocks:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        return torch.cat([self._decrypted(name, block) for block in blocks])
+
+    def resident(self, name: str) -> Tensor:
+        """A copy of a whole tensor in host memory, checked; read in one piece, not page by page."""
+        tensor = self.layout.tensors[name]
+        if self._cipher is not None or not tensor.nbytes:
+            return self.whole(name).clone()
+        with open_regular(self.path) as file:
+            file.seek(self._data_start + tensor.start)
+            data = bytearray(file.read(tensor.nbytes))
+        view = memoryview(data)
+        for number, (start, stop) in enumerate(tensor.blocks(), tensor.first_block):
+            if zlib.crc32(view[start:stop]) != self._sums[number]:
+                raise CorruptMemoryError(f"{self.path}: {name} was altered after it was saved. Restore it from a copy.")
+        return torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape)
+
+    def verify(self) -> None:
+        """Check every block."""
+        for name in self.layout.tensors:
+            self.whole(name)
+
+    def _view(self, name: str) -> Tensor:
+        tensor = self.layout.tensors[name]
+        start = self._data_start + tensor.start
+        return self._bytes[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+    def _check(self, name: str, blocks: range | list[int]) -> None:
+        tensor = self.layout.tensors[name]
+        window = range(tensor.first_block + blocks[0], tensor.first_block + blocks[-1] + 1) if blocks else range(0)
+        if self._checked[window.start : window.stop].all():
+            return
+        data = self._bytes.numpy().data
+        for block in blocks:
+            number = tensor.first_block + block
+            if self._checked[number]:
+                continue
+            start, stop = self._extent(tensor, block)
+            if zlib.crc32(data[start:stop]) != self._sums[number]:
+                raise CorruptMemoryError(
+                    f"{self.path}: bytes {start:,} to {stop:,} were altered after it was saved. Restore it from a copy."
+                )
+            self._checked[number] = True
+
+    def _decrypted(self, name: str, block: int) -> Tensor:
+        assert self._cipher is not None
+        tensor = self.layout.tensors[name]
+        rows = min(tensor.rows_per_block, tensor.shape[0] - block * tensor.rows_per_block)
+        start, stop = self._extent(tensor, block)
+        try:
+            plain = self._cipher.decrypt(tensor.first_block + block + 1, self._bytes[start:stop].numpy())
+        except CorruptMemoryError as error:
+            raise CorruptMemoryError(f"{self.path}: {error}. Restore it from a copy.") from error
+        return torch.frombuffer(bytearray(plain), dtype=tensor.dtype).view(rows, *tensor.shape[1:])
+
+    def _extent(self, tensor: TensorLayout, block: int) -> tuple[int, int]:
+        """First and last byte of a block in the file."""
+        overhead = 0 if self._cipher is None else self._cipher.overhead
+        first_row = block * tensor.rows_per_block
+        rows = min(tensor.rows_per_block, tensor.shape[0] - first_row)
+        before = first_row * tensor.row_bytes + (tensor.first_block + block) * overhead
+        start = self._data_start + tensor.start + before
+        return start, start + rows * tensor.row_bytes + overhead
+
+
+def _touched(tensor: TensorLayout, index: Int[Tensor, " T"] | slice) -> range | list[int]:
+    """Blocks with some rows, in order."""
+    per_block = tensor.rows_per_block
+    if isinstance(index, slice):
+        start, stop, step = index.indices(tensor.shape[0])
+        assert step == 1, "rows are read by number, or as a run"
+        return range(start // per_block, -(-stop // per_block)) if start < stop else range(0)
+    if not len(index):
+        return range(0)
+    first, last = (int(bound) // per_block for bound in index.aminmax())
+    blocks = range(first, last + 1)
+    return blocks if len(blocks) <= len(index) else (index // per_block).unique().tolist()
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """The bytes of a file, read when they are touched; never written to it."""
+    with open_regular(path) as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -1,0 +1,150 @@
+"""``KeyVault``: the encryption keys of named memories, each in a file of its own so that it can be destroyed."""
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from mplus.errors import CorruptMemoryError, MemoryKeyError
+from mplus.storage.encryption import KEY_BYTES, MemoryKey
+from mplus.storage.folders import make_private, put_file, sole_writer, sync_folder
+from mplus.storage.names import check_name
+from mplus.storage.shards import open_regular
+
+MAX_KEY_FILE_BYTES = 4096
+SALT_FILE = "vault.json"
+LOCK_TIMEOUT = 30.0
+
+
+class KeyVault:
+    """Keys of named memories, in a folder that only the user can read.
+
+        vault = KeyVault.with_passphrase("~/.keys", "correct horse battery staple")
+        store = MemoryStore("memories", vault=vault)
+        vault.destroy("alice")  # nobody can read alice's memory any more, wherever copies of it are
+
+    Keep the folder apart from the memories, and out of their backups: a key that is in no backup
+    is destroyed when its file is.
+
+    Args:
+        folder: Where key files are; made if it is not there.
+        master: 32 bytes under which keys are encrypted. None: key files hold the keys as they are, and the
+            folder itself must be kept secret.
+    """
+
+    def __init__(self, folder: str | Path, *, master: bytes | None = None) -> None:
+        self.folder = Path(folder).expanduser()
+        make_private(self.folder)
+        self._master = None if master is None else MemoryKey(master)
+
+    @classmethod
+    def with_passphrase(cls, folder: str | Path, passphrase: str) -> "KeyVault":
+        """A vault whose keys are encrypted under a passphrase (scrypt).
+
+        Raises:
+            ValueError: The passphrase is empty.
+        """
+        if not passphrase:
+            raise ValueError("passphrase='': expected one that is worth its name.")
+        path = Path(folder).expanduser()
+        make_private(path)
+        with sole_writer(path, timeout=LOCK_TIMEOUT):
+            if not (path / SALT_FILE).exists():
+                text = json.dumps({"format": 1, "salt": _to_text(secrets.token_bytes(16))}).encode()
+                put_file(path, SALT_FILE, lambda file: file.write(text))
+        salt = _read(path / SALT_FILE)["salt"]
+        secret = hashlib.scrypt(
+            passphrase.encode(), salt=_from_text(salt, path), n=2**15, r=8, p=1, maxmem=2**26, dklen=KEY_BYTES
+        )
+        return cls(path, master=secret)
+
+    def key(self, name: str) -> MemoryKey:
+        """The key of a memory.
+
+        Raises:
+            MemoryKeyError: It was destroyed or never made, or the vault was opened with another master key.
+        """
+        path = self._path(name)
+        if not path.exists():
+            raise MemoryKeyError(
+                f"{self.folder}: no key for memory {name!r}. It was destroyed or is elsewhere; without it the memory "
+                "cannot be read."
+            )
+        known = _read(path)
+        secret = _from_text(known.get("secret"), path)
+        if known.get("wrapped") is not (self._master is not None):
+            how = "with a master key or passphrase" if known.get("wrapped") else "without a master key"
+            raise MemoryKeyError(f"{path}: this key was made by a vault opened {how}. Open the vault like that.")
+        if self._master is not None:
+            try:
+                secret = self._master.unseal(path.name, secret)
+            except CorruptMemoryError as error:
+                raise MemoryKeyError(f"{path}: does not open with this master key or passphrase.") from error
+        if len(secret) != KEY_BYTES:
+            raise MemoryKeyError(f"{path}: holds no key. Restore it from a copy.")
+        return MemoryKey(secret)
+
+    def key_for_saving(self, name: str) -> MemoryKey:
+        """The key of a memory, made if there is none yet.
+
+        Raises:
+            MemoryKeyError: There is one, but the vault was opened with another master key.
+        """
+        with sole_writer(self.folder, timeout=LOCK_TIMEOUT):
+            if self._path(name).exists():
+                return self.key(name)
+            key = MemoryKey.new()
+            path = self._path(name)
+            secret = key.secret if self._master is None else self._master.seal(path.name, key.secret)
+            known = {"format": 1, "wrapped": self._master is not None, "secret": _to_text(secret)}
+            put_file(self.folder, path.name, lambda file: file.write(json.dumps(known).encode()))
+            sync_folder(self.folder)
+            return key
+
+    def destroy(self, name: str) -> bool:
+        """Destroy the key of a memory: what was saved with it can never be read again.
+
+        Returns:
+            Whether there was one.
+        """
+        path = self._path(name)
+        if not path.exists():
+            return False
+        with path.open("r+b") as file:  # in place, so that not even the freed blocks hold it
+            size = os.fstat(file.fileno()).st_size
+            file.write(b"\0" * size)
+            file.flush()
+            os.fsync(file.fileno())
+        path.unlink()
+        sync_folder(self.folder)
+        return True
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{check_name(name)}.key"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with open_regular(path) as file:
+        text = file.read(MAX_KEY_FILE_BYTES + 1)
+    try:
+        known = json.loads(text) if len(text) <= MAX_KEY_FILE_BYTES else None
+    except ValueError:
+        known = None
+    if not isinstance(known, dict) or known.get("format") != 1:
+        raise MemoryKeyError(f"{path}: not a file of this vault. Restore it from a copy.")
+    return known
+
+
+def _to_text(secret: bytes) -> str:
+    return base64.b64encode(secret).decode()
+
+
+def _from_text(text: Any, path: Path) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, binascii.Error) as error:
+        raise MemoryKeyError(f"{path}: holds no key. Restore it from a copy.") from error

@@ -1,0 +1,243 @@
+"""A run for the default layout: the projection that recall scores with, the read adapter, the comparison scorer."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import Accelerator
+
+from mplus.backbone.adapters import mean_of
+from mplus.backbone.cpu import computes_bfloat16
+from mplus.checkpoint.parts import TrainedParts
+from mplus.model import MPlus
+from mplus.recall.scorers import LateInteraction
+from mplus.training.ahead import spare_processes
+from mplus.training.chunk.bank_recall import recall_figures
+from mplus.training.chunk.conversations import alike_conversations
+from mplus.training.chunk.corpus import Corpus, build_corpus
+from mplus.training.chunk.invented_run import invent, shards
+from mplus.training.chunk.ordinary_requests import answered_requests
+from mplus.training.chunk.plain_text import read_documents
+from mplus.training.chunk.projection import Lesson, ProjectionSettings, train_projection
+from mplus.training.chunk.questions import Question, squad
+from mplus.training.chunk.read_adapter import Reader, ReaderSettings, SampleSource, StateBank, new_adapter
+from mplus.training.chunk.read_adapter_task import ReaderTask
+from mplus.training.chunk.samples import Samples
+from mplus.training.chunk.several import JoinedBanks, Mixed, Part
+from mplus.training.chunk.text_samples import TextSamples
+from mplus.training.loop import train_task
+from mplus.training.published.comparison_scorer import ScorerSettings, ScorerTask
+from mplus.training.run_folder import RunFolder
+from mplus.training.run_settings import RunSettings
+
+Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
+
+TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=300)
+REQUESTS = 120
+INVENTED_SHARE = 0.25
+"""Of the samples of the reader stage, where passages are made up."""
+MEASURED_SHARE, MEASURED_MOST = 0.1, 200
+"""Questions that measure recall and are not learnt from."""
+
+
+class ChunkRun:
+    """Model, bank and questions of a run, and its stages by name.
+
+    On a GPU it encodes, and trains read adapters; recall and samples are CPU work, of several processes there.
+    """
+
+    def __init__(self, settings: RunSettings, folder: RunFolder, accelerator: Accelerator) -> None:
+        self.settings, self.folder, self.accelerator = settings, folder, accelerator
+        self.log = folder.log(writes=accelerator.is_main_process)
+        is_on_gpu = accelerator.device.type != "cpu"
+        # Half the memory of float32, and quicker, where the CPU can.
+        dtype = settings.dtype or ("bfloat16" if computes_bfloat16() and not is_on_gpu else "float32")
+        self.model = MPlus.from_pretrained(settings.model, device="cpu", dtype=dtype)
+        self.computing = self.model
+        self.processes = 0
+        if is_on_gpu:
+            dtype = settings.dtype or "bfloat16"
+            self.computing = MPlus.from_pretrained(settings.model, device=str(accelerator.device), dtype=dtype)
+            self.processes = spare_processes()
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Everything that is trained on, encoded when the first unfinished stage asks for it."""
+        settings = self.settings
+        documents = read_documents([Path(path) for path in settings.texts]) if settings.texts else []
+        files = [None if name is None else Path(name) for name in (settings.squad, settings.dialogues)]
+        # Named by what is in it: texts that were changed since are encoded again.
+        digest = hashlib.sha256("\0".join(d.text for d in documents).encode())
+        for file in files:
+            digest.update(file.read_bytes() if file is not None else b"")
+        self.folder.states.mkdir(exist_ok=True)
+        corpus = build_corpus(
+            self.model,
+            documents,
+            *files,
+            text_tokens=settings.text_tokens,
+            seed=settings.seed,
+            conversations=settings.conversations,
+            people=settings.people,
+            computing=self.computing,
+            states=self.folder.states / f"{digest.hexdigest()[:16]}.bin",
+        )
+        self.log.say(f"{len(corpus.questions)} questions about {corpus.num_tokens:,} tokens of text")
+        return corpus
+
+    def stage(self, name: str, start: TrainedParts) -> TrainedParts:
+        """Train a stage from the parts that the one before it left."""
+        layer = self.settings.layer if self.settings.layer is not None else self.model.weights.recall_layer
+        start = replace(start, recall_layer=layer, memory=start.memory or self.model.memory_config)
+        if name == "scorer":
+            return self._scorer(layer, start)
+        start = replace(start, calibration=None)  # was of what is now trained anew
+        if name == "projection":
+            return self._projection(layer, start)
+        return self._tune(layer, start) if name == "tune" else self._reader(layer, start)
+
+    def _projection(self, layer: int, start: TrainedParts) -> TrainedParts:
+        settings, corpus = self.settings, self.corpus
+        learnt, measured = self._split(corpus.questions)
+        base = late_interaction(self.model, None)
+        lessons = [Lesson(corpus.bank, learnt, corpus.groups, corpus.private)]
+        if corpus.made is not None:
+            # Asked of many more conversations, each among others that are like it.
+            known = {id(question) for question in corpus.made.dialogue_questions}
+            lessons[0] = replace(lessons[0], questions=[q for q in learnt if id(q) not in known])
+            rng = random.Random(f"{settings.seed}/alike")
+            talks = alike_conversations(self.model, self.computing, Path(str(settings.dialogues)), layer, rng)
+            lessons.append(talks)
+        preset = _changed(ProjectionSettings(seed=settings.seed), settings, "projection")
+        trained = train_projection(lessons, layer, base, preset)
+        for done, scorer in ((0, base), (preset.steps, trained)):
+            self.log.write("projection", done, recall_figures(corpus.bank, measured, layer, scorer))
+        return replace(start, late=trained)
+
+    def _reader(self, layer: int, start: TrainedParts) -> TrainedParts:
+        settings = self.settings
+        scorer = late_interaction(self.model, start.late)
+        bank, samples = self._with_invented(self._samples(scorer, layer), scorer, layer)
+        trained: list[TrainedParts] = []
+        for number in range(settings.adapters):
+            learning = _asked_for(ReaderSettings(seed=settings.seed + number, rank=settings.rank), settings, "reader")
+            reader = Reader(self.computing.weights, bank, new_adapter(self.model.weights, learning))
+            name = "reader" if number == 0 else f"reader-{number + 1}"
+            task = ReaderTask(reader, samples, learning, start, name=name, processes=self.processes)
+            trained.append(train_task(task, self.accelerator, self.folder.stage(name), self.log, settings))
+        adapters = [parts.read_adapter for parts in trained if parts.read_adapter is not None]
+        return trained[0] if len(trained) == 1 else replace(start, read_adapter=mean_of(adapters))
+
+    def _tune(self, layer: int, start: TrainedParts) -> TrainedParts:
+        """Go on with the read adapter that there is."""
+        if start.read_adapter is None:
+            raise ValueError(
+                "stage 'tune' goes on with a read adapter, and the model has none. Train one: reader,tune."
+            )
+        learning = _asked_for(replace(TUNED, seed=self.settings.seed), self.settings, "tune")
+        adapter = {name: lora.in_full() for name, lora in start.read_adapter.items()}
+        samples = self._samples(late_interaction(self.model, start.late), layer, tuning=True)
+        reader = Reader(self.computing.weights, self.corpus.bank, adapter)
+        task = ReaderTask(reader, samples, learning, start, name="tune", processes=self.processes)
+        return train_task(task, self.accelerator, self.folder.stage("tune"), self.log, self.settings)
+
+    def _scorer(self, layer: int, start: TrainedParts) -> TrainedParts:
+        settings, corpus = self.settings, self.corpus
+        learning = _changed(ScorerSettings(seed=settings.seed), settings, "scorer")
+        if settings.retriever_size is not None:
+            learning = replace(learning, size=settings.retriever_size)
+        scorer = late_interaction(self.model, start.late)
+        task = ScorerTask(corpus.bank, corpus.questions, layer, scorer, learning, start, corpus.groups)
+        return train_task(task, self.accelerator, self.folder.stage("scorer"), self.log, settings)
+
+    def _samples(self, scorer: LateInteraction, layer: int, *, tuning: bool = False) -> SampleSource:
+        """The default model's mixture where its files were given, else what texts and questions allow; or both."""
+        corpus, made = self.corpus, self.corpus.made
+        tokenizer = self.model.tokenizer
+        if made is None:
+            requests: list[tuple[str, str]] = []
+            if getattr(tokenizer, "chat_template", None):
+                rng = random.Random(f"{self.settings.seed}/requests")
+                requests = answered_requests(self.computing, rng, REQUESTS)
+            return TextSamples(corpus.bank, tokenizer, scorer, layer, corpus.questions, corpus.texts, requests)
+        usual = Samples(
+            made.bank,
+            tokenizer,
+            scorer,
+            layer,
+            made.questions,
+            made.passages,
+            made.conversations,
+            made.dialogue_questions,
+            made.people,
+            made.chats,
+            made.requests,
+            tuning=tuning,
+        )
+        if self.processes:
+            usual.prepare(self.processes)
+        known = {id(q) for q in (*made.questions, *made.dialogue_questions)}
+        known |= {id(q) for questions, _ in made.people for q in questions}
+        own = [q for q in corpus.questions if id(q) not in known]
+        if not own:
+            return usual
+        texts = corpus.texts[len(made.passages) + len(made.conversations) :]
+        told = TextSamples(corpus.bank, tokenizer, scorer, layer, own, texts)
+        return Mixed([Part(usual, 0.5), Part(told, 0.5)])
+
+    def _with_invented(
+        self, samples: SampleSource, scorer: LateInteraction, layer: int
+    ) -> tuple[StateBank, SampleSource]:
+        """The run's bank and samples, with those of made-up passages where they are asked for."""
+        settings, bank = self.settings, self.corpus.bank
+        if not settings.invented:
+            return bank, samples
+        texts, questions, _ = squad(Path(str(settings.squad)))
+        file = invent(settings, self.folder.path, self.computing, texts, questions, self.accelerator, self.log)
+        made = shards(file, self.model, self.computing, scorer, layer)
+        for shard in made:
+            if self.processes:
+                shard.samples.prepare(self.processes)
+        joined = JoinedBanks([bank, *(shard.bank for shard in made)])
+        parts = [Part(samples, 1 - INVENTED_SHARE)]
+        parts += [
+            Part(shard.samples, INVENTED_SHARE / len(made), first)
+            for shard, first in zip(made, joined.first[1:], strict=False)
+        ]
+        return joined, Mixed(parts)
+
+    def _split(self, questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
+        """Questions to learn from, and those that measure recall."""
+        measured = set(
+            random.Random(f"{self.settings.seed}/measured").sample(
+                range(len(questions)), min(int(len(questions) * MEASURED_SHARE), MEASURED_MOST)
+            )
+        )
+        return (
+            [q for n, q in enumerate(questions) if n not in measured],
+            [q for n, q in enumerate(questions) if n in measured],
+        )
+
+
+def late_interaction(model: MPlus, trained: LateInteraction | None) -> LateInteraction:
+    """The given scorer, else the model's own, in float32."""
+    scorer = trained or model.weights.scorers["late"]
+    assert isinstance(scorer, LateInteraction)
+    return scorer.float()
+
+
+def _changed(preset: Preset, settings: RunSettings, stage: str) -> Preset:
+    """A preset with the steps and the batch that were asked for."""
+    changes = {"steps": settings.steps.get(stage), "batch": settings.batch}
+    return replace(preset, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _asked_for(preset: ReaderSettings, settings: RunSettings, stage: str) -> ReaderSettings:
+    """A reader's preset with what was asked for; the rate falls over two thirds of a short run."""
+    learning = _changed(preset, settings, stage)
+    rate = settings.learning_rate if settings.learning_rate is not None else learning.learning_rate
+    return replace(learning, learning_rate=rate, decay=min(learning.decay, learning.steps * 2 // 3))

@@ -1,0 +1,342 @@
+"""The read adapter: LoRA that learns to read what recall really brings.
+
+One sample is a question, the chunks that recall picks for it from everything in the bank, some recent
+chunks as short-term memory, and the answer. Memory tokens are born by the frozen backbone and are
+constants here; gradients reach the adapter through the prompt's rows and through the keys and values that
+the adapter makes of memory.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mplus.backbone.adapters import LoraLinear, LoraWeights, with_adapter
+from mplus.backbone.backbone import Rotation, rotate
+from mplus.generation.prompt import Prompt, encode_prompt
+from mplus.inert import encode_inert
+from mplus.weights import Weights
+
+TARGETS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+
+
+# Padded to multiples of these, batches come in few shapes: a CPU kernel is built per shape.
+PROMPT_STEP = 16
+PREFIX_STEP = 128
+POOLED_BATCHES = 4
+
+
+def _whole(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+@dataclass(frozen=True)
+class ReaderSettings:
+    """How long and how hard the read adapter is trained."""
+
+    steps: int = 900
+    batch: int = 8
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.1
+    """Share of an adapter's inputs that is left out at random: against learning the questions by heart."""
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    decay: int = 600
+    """Last steps, in which the learning rate falls to nothing; constant before."""
+    seed: int = 0
+
+
+class AsRead(NamedTuple):
+    """What stands before a question."""
+
+    chunks: Sequence[int]
+    order: Sequence[int] = ()
+    """Places of their tokens, laid one behind the other, in the order of reading; none: as they stand."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing to learn: a prefix of chunks, a prompt, and what should follow.
+
+    Attributes:
+        chunks: Chunks of the bank in the order they stand in the prefix.
+        input_ids: Prompt and target together.
+        target: Where the target begins.
+        distil: Learn the backbone's own distribution on the target rather than its tokens.
+        clean: Learn the distribution that the adapter gave in the beginning when it read these chunks and no others.
+        kind: What sort of sample it is, for the log.
+        order: Places of the chunks' tokens, laid one behind the other, in the order in which they are read; none: as
+            they stand.
+    """
+
+    chunks: tuple[int, ...]
+    input_ids: tuple[int, ...]
+    target: int
+    distil: bool = False
+    clean: tuple[int, ...] = ()
+    kind: str = ""
+    order: tuple[int, ...] = ()
+
+
+@runtime_checkable
+class StateBank(Protocol):
+    """Chunks and their states; see ``ChunkBank``."""
+
+    @property
+    def input_ids(self) -> Sequence[Sequence[int]]:
+        """Tokens of each chunk."""
+        ...
+
+    @property
+    def states(self) -> "ChunkStates":
+        """States of each chunk."""
+        ...
+
+
+@runtime_checkable
+class ChunkStates(Protocol):
+    """States of chunks by number, [layer, token, size]."""
+
+    def __getitem__(self, chunk: int, /) -> Tensor: ...
+
+
+@runtime_checkable
+class SampleSource(Protocol):
+    """Where samples come from; see ``mplus.training.chunk.samples``."""
+
+    def draw(self, rng: random.Random, count: int) -> list[Sample]:
+        """Some samples."""
+        ...
+
+
+def new_adapter(weights: Weights, settings: ReaderSettings) -> dict[str, LoraWeights]:
+    """An adapter that changes nothing yet."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    modules = dict(weights.backbone.write_layers.named_modules())
+    adapter: dict[str, LoraWeights] = {}
+    for layer in range(weights.backbone.num_layers):
+        for target in TARGETS:
+            name = f"{layer}.{target}"
+            linear: Any = modules[name]
+            down = torch.randn(settings.rank, linear.in_features, generator=generator) / linear.in_features**0.5
+            up = torch.zeros(linear.out_features, settings.rank)
+            adapter[name] = LoraWeights(down, up, settings.alpha / settings.rank)
+    return adapter
+
+
+class Reader:
+    """The backbone with a trainable read adapter, and the forward pass that trains it."""
+
+    def __init__(self, weights: Weights, bank: StateBank, adapter: dict[str, LoraWeights]) -> None:
+        self.weights, self.bank = weights, bank
+        self.device = weights.backbone.device
+        adapter = {
+            name: LoraWeights(lora.down.to(self.device), lora.up.to(self.device), lora.scale)
+            for name, lora in adapter.items()
+        }
+        self._began = {
+            name: LoraWeights(lora.down.clone(), lora.up.clone(), lora.scale) for name, lora in adapter.items()
+        }
+        self.layers = with_adapter(weights.backbone.write_layers, adapter, merge=False)
+        self.linears: dict[str, LoraLinear] = {
+            name: module for name, module in self.layers.named_modules() if isinstance(module, LoraLinear)
+        }
+        for linear in self.linears.values():
+            linear.down.requires_grad_(True)
+            linear.up.requires_grad_(True)
+
+    def drop(self, share: float) -> None:
+        """Leave out a share of the adapter's inputs wherever gradients flow."""
+        for linear in self.linears.values():
+            linear.dropout = share
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [p for linear in self.linears.values() for p in (linear.down, linear.up)]
+
+    def adapter(self) -> dict[str, LoraWeights]:
+        """The adapter as it stands, in half precision: far finer than what it changes."""
+        return {
+            name: LoraWeights(linear.down.detach().half().cpu(), linear.up.detach().half().cpu(), linear.scale)
+            for name, linear in self.linears.items()
+        }
+
+    @cached_property
+    def began(self) -> nn.ModuleList:
+        """The backbone with the adapter as it was in the beginning."""
+        return with_adapter(self.weights.backbone.write_layers, self._began, merge=True)
+
+    def loss(self, samples: Sequence[Sample]) -> Tensor:
+        """Loss of each sample of a batch: cross-entropy on answers, divergence from a teacher where there is one."""
+        logits = self._logits(samples, self._rows(samples), self.layers, memory=True)
+        sizes = [len(sample.input_ids) - sample.target for sample in samples]
+        wanted = self._taught(samples)
+        losses: list[Tensor] = []
+        for sample, mine, teacher in zip(samples, logits[: sum(sizes)].float().split(sizes), wanted, strict=True):
+            if teacher is None:
+                target = torch.tensor(sample.input_ids[sample.target :], device=self.device)
+                losses.append(functional.cross_entropy(mine, target))
+            else:
+                losses.append(
+                    functional.kl_div(mine.log_softmax(dim=-1), teacher, log_target=True, reduction="batchmean")
+                )
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def _taught(self, samples: Sequence[Sample]) -> list[Tensor | None]:
+        """Logarithms of the probabilities that each sample's teacher gives; None where its tokens are learnt."""
+        wanted: list[Tensor | None] = [None] * len(samples)
+        teachers = (
+            ([n for n, s in enumerate(samples) if s.distil], self.weights.backbone.write_layers, False),
+            ([n for n, s in enumerate(samples) if s.clean], self.began, True),
+        )
+        for numbers, layers, memory in teachers:
+            if not numbers:
+                continue
+            taught = [replace(samples[n], chunks=samples[n].clean, order=()) for n in numbers]
+            sizes = [len(sample.input_ids) - sample.target for sample in taught]
+            logits = self._logits(taught, self._rows(taught), layers, memory=memory)[: sum(sizes)]
+            for number, part in zip(numbers, logits.float().log_softmax(dim=-1).split(sizes), strict=True):
+                wanted[number] = part
+        return wanted
+
+    @staticmethod
+    def _rows(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """Batch and column of every row whose next token is part of a target."""
+        longest = _whole(max(len(sample.input_ids) for sample in samples), PROMPT_STEP)
+        batch: list[int] = []
+        column: list[int] = []
+        for number, sample in enumerate(samples):
+            shift = longest - len(sample.input_ids)
+            wanted = range(shift + sample.target - 1, longest - 1)
+            batch += [number] * len(wanted)
+            column += list(wanted)
+        spare = _whole(len(batch), PROMPT_STEP) - len(batch)
+        return torch.tensor(batch + [0] * spare), torch.tensor(column + [longest - 1] * spare)
+
+    def _logits(
+        self, samples: Sequence[Sample], rows: tuple[Tensor, Tensor], layers: nn.ModuleList, *, memory: bool
+    ) -> Tensor:
+        backbone = self.weights.backbone
+        sizes = [len(sample.input_ids) for sample in samples]
+        longest = _whole(max(sizes), PROMPT_STEP)
+        padded = torch.zeros(len(samples), longest, dtype=torch.int64)
+        for row, sample in enumerate(samples):
+            padded[row, longest - sizes[row] :] = torch.tensor(sample.input_ids)
+        columns = torch.arange(longest) - (longest - torch.tensor(sizes))[:, None]
+        prefix = self._prefix(samples) if memory else None
+        lengths = tuple(prefix[1]) if prefix is not None else (0,) * len(samples)
+        widest = prefix[0].shape[2] if prefix is not None else 0
+        position, mask = _left_padded(torch.tensor(lengths), columns, widest)
+        rotation, mask = backbone.rotation(position.to(self.device)), mask.to(self.device)
+        placed = torch.arange(widest) - (widest - torch.tensor(lengths))[:, None]
+        before = backbone.rotation(placed.clamp(min=0).to(self.device))
+        hidden = backbone.embed(padded)
+        for index in range(backbone.num_layers):
+            layer: Any = layers[index]
+            normed = layer.input_layernorm(hidden)
+            keys, values = backbone.keys_values(layer, normed)
+            keys = rotate(keys, rotation)
+            if prefix is not None:
+                old_keys, old_values = backbone.keys_values(layer, layer.input_layernorm(prefix[0][index]))
+                keys = torch.cat([rotate(old_keys, Rotation(*before)), keys], dim=1)
+                values = torch.cat([old_values, values], dim=1)
+            queries = rotate(backbone.queries(layer, normed), rotation)
+            attended = _attend(queries, keys, values, mask, layer.self_attn.scaling)
+            hidden = backbone.finish(layer, hidden, attended)
+        return backbone.logits(hidden[rows[0].to(self.device), rows[1].to(self.device)])
+
+    def _prefix(self, samples: Sequence[Sample]) -> tuple[Tensor, list[int]]:
+        """States [layer, sample, row, size] of bos and chunks, padded on the left, and their lengths."""
+        backbone, bank = self.weights.backbone, self.bank
+        lengths = [
+            1 + (len(s.order) or sum(len(bank.input_ids[c]) for c in s.chunks)) if s.chunks else 0 for s in samples
+        ]
+        widest = _whole(max(lengths), PREFIX_STEP)
+        shape = (backbone.num_layers, len(samples), widest, backbone.hidden_size)
+        states = torch.zeros(shape, dtype=backbone.dtype, device=self.device)
+        for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+            if not length:
+                continue
+            at = widest - length
+            states[:, row, at] = backbone.bos_states
+            at += 1
+            parts = torch.cat([bank.states[chunk] for chunk in sample.chunks], dim=1)
+            if sample.order:
+                parts = parts[:, torch.tensor(sample.order, device=parts.device)]
+            states[:, row, at:] = parts
+        return states, lengths
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attention by plain products: for few queries over a long prefix, backward is far quicker than fused.
+
+    Queries [batch, query, head, size], keys and values [batch, row, key head, size] → [batch, query, width].
+    """
+    batch, asked, heads, size = queries.shape
+    shared = keys.shape[2]
+    grouped = queries.view(batch, asked, shared, heads // shared, size).permute(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(batch, shared, -1, size) * scaling
+    scores = grouped @ keys.permute(0, 2, 3, 1)
+    allowed = mask.repeat(1, 1, heads // shared, 1)
+    weights = scores.float().masked_fill(~allowed, float("-inf")).softmax(dim=-1).to(values.dtype)
+    mixed = weights @ values.transpose(1, 2)
+    mixed = mixed.view(batch, shared, heads // shared, asked, size).permute(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, asked, heads * size)
+
+
+def batch_of_step(samples: SampleSource, settings: ReaderSettings, step: int) -> list[Sample]:
+    """The samples of a step."""
+    return pooled_batches(samples, settings, step // POOLED_BATCHES)[step % POOLED_BATCHES]
+
+
+def pooled_batches(samples: SampleSource, settings: ReaderSettings, pool: int) -> list[list[Sample]]:
+    """Batches of some steps in a row, drawn together: each of samples of like length, so that little is padding."""
+    rng = random.Random(settings.seed * 1_000_003 + pool)
+    drawn = sorted(samples.draw(rng, settings.batch * POOLED_BATCHES), key=lambda s: len(s.input_ids))
+    places = list(range(POOLED_BATCHES))
+    rng.shuffle(places)
+    return [drawn[place * settings.batch : (place + 1) * settings.batch] for place in places]
+
+
+def encode_sample(
+    tokenizer: Any,
+    read: AsRead,
+    prompt: str | list[dict[str, str]],
+    reply: str,
+    *,
+    distil: bool = False,
+) -> Sample:
+    """A sample of a prompt and its reply, ended as the model ends a turn."""
+    encoded: Prompt = encode_prompt(tokenizer, prompt)
+    target = [*encode_inert(tokenizer, reply), tokenizer.eos_token_id]
+    ids = (*encoded.input_ids, *target)
+    return Sample(tuple(read.chunks), ids, len(encoded.input_ids), distil, order=tuple(read.order))
+
+
+def _left_padded(lengths: Tensor, columns: Tensor, widest: int) -> tuple[Tensor, Tensor]:
+    """Positions and mask of prompts behind prefixes of these lengths, both padded on the left.
+
+    ``columns`` counts prompt tokens; padding is negative.
+    """
+    before = torch.arange(widest) >= (widest - lengths)[:, None]
+    own = columns >= 0
+    causal = columns[:, :, None] >= columns[:, None, :]
+    mask = torch.cat([before[:, None].expand(-1, columns.shape[1], -1), causal & own[:, None]], dim=2)
+    # A padding row sees itself, so that its softmax is not empty.
+    mask[:, :, widest:] |= torch.eye(columns.shape[1], dtype=torch.bool)
+    return (lengths[:, None] + columns).clamp(min=0), mask[:, None]

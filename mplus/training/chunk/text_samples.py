@@ -1,0 +1,174 @@
+"""What the read adapter is shown where there is plain text, and perhaps questions about some of it.
+
+Kinds of samples, drawn at random:
+
+* ``ask``: a question about a passage, with what recall brings for it out of everything; declined where the
+  answer is not among it;
+* ``continue``: the next part of a text whose beginning is in memory;
+* ``repeat``: a chunk in memory, word for word, as in the published recipe;
+* ``keep``: text beside a memory that has nothing to do with it, where the backbone's own behaviour is wanted;
+* ``request``: the same for ordinary requests, answered as the backbone does.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mplus.inert import encode_inert
+from mplus.recall.scorers import LateInteraction
+from mplus.training.chunk.bank_recall import BankRecall
+from mplus.training.chunk.projection import gold_chunks
+from mplus.training.chunk.questions import ChunkBank, Question
+from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
+
+DECLINED = "I don't know."
+SHORT = "Answer in a few words."
+MIXTURE = (("ask", 0.5), ("continue", 0.2), ("repeat", 0.08), ("keep", 0.14), ("request", 0.08))
+UNANSWERED = 0.12
+"""Of the questions: the answer is taken out of what is read."""
+RECALLED_TOKENS = (128, 192, 256, 256)
+NEIGHBOURS = (0, 0, 1, 2)
+RECENT_TOKENS = (0, 64, 128, 256)
+
+
+@dataclass
+class TextSamples:
+    """Draws samples from a bank of encoded passages.
+
+    Attributes:
+        bank: Every text.
+        tokenizer: The backbone's.
+        scorer: Recall as it will be at reading.
+        layer: Whose states it scores.
+        questions: About texts of the bank.
+        texts: Numbers of the texts that may be continued, repeated, and stand beside others.
+        requests: Ordinary requests and the backbone's own replies; may be none.
+    """
+
+    bank: ChunkBank
+    tokenizer: Any
+    scorer: LateInteraction
+    layer: int
+    questions: Sequence[Question]
+    texts: Sequence[int]
+    requests: Sequence[tuple[str, str]] = ()
+
+    def __post_init__(self) -> None:
+        self._scores = BankRecall(self.bank, self.scorer, self.layer)
+        self._continued = [t for t in self.texts if len(self.bank.chunks_of[t]) > 1]
+        possible = {
+            "ask": self.questions,
+            "continue": self._continued,
+            "repeat": self.texts,
+            "keep": self.texts,
+            "request": self.requests,
+        }
+        self._mixture = [(kind, weight) for kind, weight in MIXTURE if len(possible[kind])]
+
+    def draw(self, rng: random.Random, count: int) -> list[Sample]:
+        """Some samples of the mixture."""
+        kinds = rng.choices([k for k, _ in self._mixture], [w for _, w in self._mixture], k=count)
+        make = {
+            "ask": self._ask,
+            "continue": self._continue,
+            "repeat": self._repeat,
+            "keep": self._keep,
+            "request": self._request,
+        }
+        return [replace(make[kind](rng), kind=kind) for kind in kinds]
+
+    # --- kinds ------------------------------------------------------------------------------------
+
+    def _ask(self, rng: random.Random) -> Sample:
+        question = rng.choice(self.questions)
+        gold = gold_chunks(self.bank, question)
+        recalled = self._recall(question.text, rng)
+        is_known = bool(gold) and rng.random() >= UNANSWERED
+        if is_known and not set(gold) & set(recalled):
+            recalled = [rng.choice(gold), *recalled[:-1]]
+        if not is_known:
+            recalled = [c for c in recalled if not self._holds(c, question)]
+        answer, reply = (question.answers[0], question.reply) if is_known else (DECLINED, DECLINED)
+        read = self._prefix(rng, question.text, recalled, without=question if not is_known else None)
+        style = rng.random()
+        if style < 0.45:
+            return self._said(read, question.text, reply)
+        if style < 0.85:
+            return self._said(read, f"{question.text}\n{SHORT}", answer)
+        return encode_sample(self.tokenizer, read, f"Question: {question.text}\nAnswer:", f" {answer}\n")
+
+    def _continue(self, rng: random.Random) -> Sample:
+        chunks = self.bank.chunks_of[rng.choice(self._continued)]
+        at = rng.randrange(1, len(chunks))
+        ids = self._at_least_two(self.bank.input_ids[chunks[at]])
+        others = self._neighbours(rng, rng.choice((0, 128)))
+        before = chunks[max(0, at - 6) : at]
+        return Sample((*(c for c in others if c not in chunks), *before), ids, 1)
+
+    def _repeat(self, rng: random.Random) -> Sample:
+        chunk = rng.choice(self.bank.chunks_of[rng.choice(self.texts)])
+        others = [c for c in self._neighbours(rng, rng.choice((0, 64))) if c != chunk]
+        before = encode_inert(self.tokenizer, "Repeat: ")
+        return Sample((*others, chunk), (*before, *self.bank.input_ids[chunk]), len(before))
+
+    def _keep(self, rng: random.Random) -> Sample:
+        text = rng.choice(self.texts)
+        chunk = rng.choice(self.bank.chunks_of[text])
+        others = self._neighbours(rng, rng.choice((64, 256, 512)))
+        others = [c for c in others if self.bank.owner[c] != text]
+        return Sample(tuple(others), self._at_least_two(self.bank.input_ids[chunk]), 1, distil=True)
+
+    def _request(self, rng: random.Random) -> Sample:
+        asked, reply = rng.choice(self.requests)
+        return self._said(self._prefix(rng, asked, self._recall(asked, rng)), asked, reply, distil=True)
+
+    # --- what a sample is made of -----------------------------------------------------------------
+
+    def _said(self, read: AsRead, asked: str, reply: str, *, distil: bool = False) -> Sample:
+        return encode_sample(self.tokenizer, read, [{"role": "user", "content": asked}], reply, distil=distil)
+
+    @staticmethod
+    def _at_least_two(ids: Sequence[int]) -> tuple[int, ...]:
+        """A target of one token needs something before it."""
+        return tuple(ids) if len(ids) > 1 else (*ids, *ids)
+
+    def _recall(self, text: str, rng: random.Random) -> list[int]:
+        """Most relevant chunks of the bank, or of a tenth of it, best first."""
+        allowed = None
+        if rng.random() < 0.5:  # a smaller memory: nearer misses are rarer
+            generator = torch.Generator().manual_seed(rng.randrange(2**31))
+            allowed = torch.rand(len(self.bank.input_ids), generator=generator) < 0.1
+        budget = rng.choice(RECALLED_TOKENS)
+        chosen = self._scores.best(text, budget, allowed)
+        reach = rng.choice(NEIGHBOURS)
+        return self._scores.widened(chosen, reach, budget) if reach else chosen
+
+    def _prefix(
+        self, rng: random.Random, text: str, recalled: Sequence[int], without: Question | None = None
+    ) -> AsRead:
+        """Recalled chunks, had their texts been written in a random order, and some recent ones, as a read has them."""
+        written = {owner: rng.random() for owner in {self.bank.owner[c] for c in recalled}}
+        recent = self._neighbours(rng, rng.choice(RECENT_TOKENS))
+        if without is not None:
+            recent = [c for c in recent if not self._holds(c, without)]
+        when = {c: written[self.bank.owner[c]] for c in recalled}
+        when |= {c: 1.0 + place for place, c in enumerate(recent) if c not in when}
+        return self._scores.as_read(text, when.keys(), when, self._scores.relevance(text))
+
+    def _neighbours(self, rng: random.Random, budget: int) -> list[int]:
+        """Chunks that stand together, from as many texts as fill the budget."""
+        chosen: list[int] = []
+        size = 0
+        while size < budget:
+            for chunk in self.bank.chunks_of[rng.choice(self.texts)]:
+                size += len(self.bank.input_ids[chunk])
+                if size > budget:
+                    break
+                chosen.append(chunk)
+        return list(dict.fromkeys(chosen))
+
+    def _holds(self, chunk: int, question: Question) -> bool:
+        return any(answer.lower() in self.bank.texts[chunk].lower() for answer in question.answers)

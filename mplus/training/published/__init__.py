@@ -1,0 +1,1 @@
+"""Training by the recipe of the published model."""

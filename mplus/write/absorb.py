@@ -1,0 +1,273 @@
+"""Write: text becomes new memory tokens, which enter short-term memory and push older ones out.
+
+What a chunk becomes is in ``encode.py``.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mplus.backbone.backbone import KeysValues
+from mplus.config import MemoryConfig
+from mplus.memory.memory import Memory
+from mplus.memory.state import Context, MemoryState, chained
+from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.weights import Weights
+from mplus.words import no_words
+from mplus.write.encode import Chunk, encode_adapter, encode_states
+
+WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Text tokens that go through a layer together. On a CPU more leave its caches (docs/performance.md); a GPU
+wants more to be busy."""
+
+Progress = Callable[[int, int], None]
+"""Called with text tokens written so far and in total."""
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What a write did.
+
+    Attributes:
+        text_tokens: Text tokens that were written or now wait in the tail.
+        memory_tokens: New memory tokens per layer.
+        evicted: Tokens per layer that left short-term memory.
+        consolidated: Tokens per layer that moved from pending to long-term memory.
+        seconds: Wall time.
+    """
+
+    text_tokens: int
+    memory_tokens: int
+    evicted: int
+    consolidated: int
+    seconds: float
+
+
+def write_chunks(
+    weights: Weights,
+    memory: Memory,
+    state: MemoryState,
+    chunks: Sequence[Chunk],
+    *,
+    progress: Progress | None = None,
+) -> tuple[MemoryState, WriteReport]:
+    """Write chunks in order; the memory itself is not touched, the new state is returned."""
+    (written,) = write_together(weights, [Writing(memory, state, chunks)], progress=progress)
+    return written
+
+
+class Writing(NamedTuple):
+    """Chunks that are to be written into one memory."""
+
+    memory: Memory
+    state: MemoryState
+    chunks: Sequence[Chunk]
+
+
+def write_together(
+    weights: Weights, writings: Sequence[Writing], *, progress: Progress | None = None
+) -> list[tuple[MemoryState, WriteReport]]:
+    """Write into several memories, each in order; their chunks go through the layers together.
+
+    No memory is touched; new states are returned.
+    """
+    started = time.perf_counter()
+    totals = [sum(len(chunk.input_ids) for chunk in writing.chunks) for writing in writings]
+    reports = [WriteReport(total, 0, 0, 0, 0.0) for total in totals]
+    states = [writing.state for writing in writings]
+    waiting = [deque(writing.chunks) for writing in writings]
+    done = 0
+    while any(waiting):
+        configs = [writing.memory.config for writing in writings]
+        config, batch = _next_batch(configs, waiting, WRITE_BATCH_TOKENS.get(weights.backbone.device.type, 2048))
+        parts = [Part(states[number], chunks) for number, chunks in batch]
+        with torch.inference_mode():
+            if config.encoding == "states":
+                encoded = _encode_states(weights, config, parts)
+            else:
+                ((state, (chunk,)),) = parts
+                encoded = [_encode_adapter(weights, config, state, chunk)]
+        for (number, chunks), (new, context) in zip(batch, encoded, strict=True):
+            generator = writings[number].memory.generator(states[number])
+            states[number], out, moved = absorb(states[number], config, new, generator, context, chunks)
+            known = reports[number]
+            reports[number] = replace(
+                known,
+                memory_tokens=known.memory_tokens + len(new[0]),
+                evicted=known.evicted + out,
+                consolidated=known.consolidated + moved,
+                seconds=time.perf_counter() - started,
+            )
+            done += sum(len(chunk.input_ids) for chunk in chunks)
+        if progress is not None:
+            progress(done, sum(totals))
+    return list(zip(states, reports, strict=True))
+
+
+def absorb(
+    state: MemoryState,
+    config: MemoryConfig,
+    new: Sequence[Tokens],
+    generator: torch.Generator,
+    context: Context,
+    chunks: Sequence[Chunk],
+) -> tuple[MemoryState, int, int]:
+    """New tokens into every track; returns the state, tokens evicted and tokens consolidated per layer."""
+    tracks, evicted = [], 0
+    for track, tokens in zip(state.tracks, new, strict=True):
+        written, out = track.write(tokens, config, generator)
+        tracks.append(written)
+        evicted = max(evicted, out)
+    num_new, digest = len(new[0]), state.digest
+    # One chunk of K tokens, or chunks that keep each of their text tokens.
+    sizes = [num_new] if len(chunks) == 1 else [len(chunk.input_ids) for chunk in chunks]
+    ends = torch.tensor(sizes).cumsum(dim=0) + state.written_tokens
+    times = torch.tensor([chunk.since for chunk in chunks], dtype=torch.float64)
+    for chunk in chunks:
+        digest = chained(digest, "write", chunk.input_ids, chunk.sources, chunk.continues)
+    state = replace(
+        state,
+        tracks=tuple(tracks),
+        context=context,
+        written_tokens=state.written_tokens + num_new,
+        text_tokens=state.text_tokens + sum(len(chunk.input_ids) for chunk in chunks),
+        num_chunks=state.num_chunks + len(chunks),
+        waiting_tokens=state.waiting_tokens + num_new,
+        chunk_log=state.chunk_log.append(times, ends),
+        digest=digest,
+    )
+    state, moved = state.consolidated_when_due(config)
+    return state, evicted, moved
+
+
+class Part(NamedTuple):
+    """What goes into one memory of a batch of chunks."""
+
+    state: MemoryState
+    chunks: Sequence[Chunk]
+
+
+def _next_batch(
+    configs: Sequence[MemoryConfig], waiting: Sequence[deque[Chunk]], tokens: int
+) -> tuple[MemoryConfig, list[tuple[int, list[Chunk]]]]:
+    """Chunks that go through the layers together next, taken from ``waiting``, by number of their memory.
+
+    Whole chunks of up to ``tokens`` text tokens together.
+    """
+    first = next(number for number, chunks in enumerate(waiting) if chunks)
+    config = configs[first]
+    if config.encoding == "adapter" or config.layout == "token":
+        return config, [(first, [waiting[first].popleft()])]
+    room = max(tokens // config.chunk_tokens, 1)
+    batch: list[tuple[int, list[Chunk]]] = []
+    for number in range(first, len(waiting)):
+        if configs[number] != config:
+            continue
+        taken = [waiting[number].popleft() for _ in range(min(room, len(waiting[number])))]
+        room -= len(taken)
+        if taken:
+            batch.append((number, taken))
+    return config, batch
+
+
+# --- each text token's own state ----------------------------------------------------------------------
+
+
+def _encode_states(weights: Weights, config: MemoryConfig, parts: Sequence[Part]) -> list[tuple[list[Tokens], Context]]:
+    chunks = [chunk for part in parts for chunk in part.chunks]
+    contexts: list[Context | None] = []
+    for part in parts:
+        # What follows in the same part goes on from the chunk before it.
+        contexts += [part.state.context if part.chunks[0].continues else None, *[None] * (len(part.chunks) - 1)]
+    encoded = encode_states(weights, chunks, contexts)
+    provenances = [_provenance(weights, config, part) for part in parts]
+    assert encoded.base is not None
+    content = [
+        _born(weights, encoded.states, encoded.base, layers, recall_layer, config)
+        for layers, recall_layer in weights.tracks(config)
+    ]
+    everything = Provenance.cat(provenances) if len(parts) > 1 else provenances[0]
+    together = [Tokens(track, everything) for track in content]
+    found: list[tuple[list[Tokens], Context]] = []
+    end = 0
+    for part, provenance in zip(parts, provenances, strict=True):
+        start, end = end, end + len(provenance)
+        # Rows of several memories are taken apart, so that none holds another's.
+        own = together if len(parts) == 1 else [tokens.take(torch.arange(start, end)) for tokens in together]
+        own = [replace(tokens, provenance=provenance) for tokens in own]
+        keep = min(len(part.chunks[-1].input_ids), config.tokens_per_write)
+        last = tuple(layer[end - keep : end].clone() for layer in encoded.states)
+        found.append((own, Context(last, provenance.sources[-keep:].clone())))
+    return found
+
+
+def _provenance(weights: Weights, config: MemoryConfig, part: Part) -> Provenance:
+    """Where the tokens of a part come from, as its memory counts."""
+    sizes = torch.tensor([len(chunk.input_ids) for chunk in part.chunks])
+    total = int(sizes.sum())
+    return Provenance(
+        ages=torch.arange(total - 1, -1, -1),
+        recall_frequencies=torch.full((total,), config.initial_recall_frequency, dtype=torch.float64),
+        sources=torch.tensor([source for chunk in part.chunks for source in chunk.sources]),
+        chunks=torch.arange(len(part.chunks)).repeat_interleave(sizes) + part.state.num_chunks,
+        words=torch.cat([weights.words_of(chunk.input_ids) for chunk in part.chunks]),
+    )
+
+
+def _born(
+    weights: Weights,
+    states: tuple[Tensor, ...],
+    base: tuple[KeysValues, ...],
+    layers: tuple[int, ...],
+    recall_layer: int,
+    config: MemoryConfig,
+) -> Content:
+    """Keys, values and retrieval keys of new tokens, computed once; those writing needed are reused."""
+    backbone = weights.backbone
+    if backbone.read_layers is not backbone.write_layers:
+        return weights.content(layers, recall_layer, tuple(states[i] for i in layers), config)
+    scored = weights.norm(recall_layer, states[recall_layer], reading=False)
+    return Content(
+        tuple(base[i].keys for i in layers),
+        tuple(base[i].values for i in layers),
+        weights.retrieval_keys(recall_layer, scored, config),
+        tuple(states[i] for i in layers) if config.keep_states else None,
+    )
+
+
+# --- K compressed tokens per chunk --------------------------------------------------------------------
+
+
+def _encode_adapter(
+    weights: Weights, config: MemoryConfig, state: MemoryState, chunk: Chunk
+) -> tuple[list[Tokens], Context]:
+    context = state.context
+    past = (
+        context.states
+        if context is not None
+        else tuple(
+            weights.backbone.bos_states.new_zeros(0, weights.backbone.hidden_size)
+            for _ in range(weights.backbone.num_layers)
+        )
+    )
+    encoded = encode_adapter(weights, config, chunk.input_ids, past)
+    count = encoded.states[0].shape[0]
+    # K tokens stand for the whole chunk: sources share them in proportion to their text.
+    share = torch.linspace(0, len(chunk.sources) - 1, count).round().long()
+    provenance = Provenance(
+        ages=torch.arange(count - 1, -1, -1),
+        recall_frequencies=torch.full((count,), config.initial_recall_frequency, dtype=torch.float64),
+        sources=torch.tensor(chunk.sources)[share],
+        chunks=torch.full((count,), state.num_chunks),
+        words=no_words(count),
+    )
+    tokens = [
+        Tokens(weights.content(layers, recall, tuple(encoded.states[i] for i in layers), config), provenance)
+        for layers, recall in weights.tracks(config)
+    ]
+    return tokens, Context(encoded.states, provenance.sources)

@@ -1,0 +1,205 @@
+"""From what a caller hands in to chunks that can be written: tokens, sources, cuts, and the tail that waits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from mplus.config import MemoryConfig
+from mplus.inert import encode_inert
+from mplus.memory.ledger import LedgerEntry, WrittenText
+from mplus.memory.sources import SourceRecord
+from mplus.memory.state import MemoryState, Tail
+from mplus.sentences import SentenceEnds
+from mplus.write.encode import Chunk
+
+TextLike = str | Sequence[str] | Sequence[int] | torch.Tensor
+
+
+class TokenizedText(NamedTuple):
+    """One text on its way into memory."""
+
+    input_ids: list[int]
+    joined_by: list[int]
+    """What stands between it and a waiting tail of the same source."""
+    original: str
+    """As it was given; empty where token ids were."""
+
+    def written(self, source: str, metadata: Mapping[str, Any], kept: tuple[str, ...]) -> WrittenText:
+        """The text under the name of a source, as a ledger keeps it."""
+        ids = torch.tensor(self.input_ids, dtype=torch.int32)
+        return WrittenText(source, metadata, ids, tuple(self.joined_by), kept)
+
+
+def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[TokenizedText]:
+    """Texts as token ids.
+
+    Raises:
+        ValueError: Nothing to write, token ids out of range, or something that is not text.
+    """
+    if isinstance(text, torch.Tensor):
+        text = [int(i) for i in text.flatten()]
+    if isinstance(text, str):
+        text = [text]
+    elif text and all(isinstance(item, int) and not isinstance(item, bool) for item in text):
+        ids = [int(i) for i in text]
+        if wrong := [i for i in ids if not 0 <= i < vocabulary_size]:
+            raise ValueError(
+                f"Token id {wrong[0]} is out of range: this model has ids 0 to {vocabulary_size - 1}. Use the "
+                "model's own tokenizer."
+            )
+        return [TokenizedText(ids, [], "")]
+    newline = encode_inert(tokenizer, "\n")
+    found: list[TokenizedText] = []
+    for item in text:
+        if not isinstance(item, str):
+            raise ValueError(f"text holds {type(item).__name__} {item!r:.60}: expected strings, or token ids only.")
+        ids = encode_inert(tokenizer, item) if item.strip() else []
+        if not ids:
+            raise ValueError(f"text={item!r:.60}: nothing to write. Pass text that is not empty.")
+        found.append(TokenizedText(ids, newline, item))
+    if not found:
+        raise ValueError("text=[]: nothing to write. Pass at least one text.")
+    return found
+
+
+class Ready(NamedTuple):
+    """Texts of one call, cut."""
+
+    state: MemoryState
+    """With the sources noted and what is too short yet in its tail; no chunk is in it."""
+    chunks: list[Chunk]
+    """What can be written now, in order."""
+
+
+def fresh_names(state: MemoryState, num: int) -> list[str]:
+    """Names for texts that came without one: "text-1", "text-2", …, none of them in use."""
+    taken = {record.name for record in state.sources}
+    number, names = len(state.sources), list[str]()
+    while len(names) < num:
+        number += 1
+        if (name := f"text-{number}") not in taken:
+            names.append(name)
+    return names
+
+
+def ready_chunks(state: MemoryState, config: MemoryConfig, entry: LedgerEntry, ends: SentenceEnds) -> Ready:
+    """Cut texts into chunks that go on from what a memory already holds.
+
+    Args:
+        state: What has been written so far.
+        config: How long chunks are.
+        entry: What is to be written.
+        ends: Where the tokenizer's sentences end.
+    """
+    chunks: list[Chunk] = []
+    for text in entry.texts:
+        state, number = _with_source(state, text, entry.time)
+        state, more = _cut(state, config, text, ends, number, chunks, entry.time)
+        chunks += more
+    return Ready(state, chunks)
+
+
+def _cut(
+    state: MemoryState,
+    config: MemoryConfig,
+    text: WrittenText,
+    ends: SentenceEnds,
+    source: int,
+    before: Sequence[Chunk],
+    now: float,
+) -> tuple[MemoryState, list[Chunk]]:
+    """Chunks that are ready now; what is too short yet waits in the tail of the returned state.
+
+    ``before`` are chunks of the same call that will have been written by then.
+    """
+    chunks: list[Chunk] = []
+    tail, ids, since = state.tail, text.input_ids.tolist(), now
+    sources = [source] * len(ids)
+    if before:
+        last = before[-1].sources[-1:]
+    else:
+        last = state.context.sources[-1:].tolist() if state.context is not None else []
+    if tail.input_ids:
+        if tail.sources[-1] == source or config.encoding == "adapter":
+            ids = [*tail.input_ids, *text.joined_by, *ids]
+            sources = [*tail.sources, *([source] * len(text.joined_by)), *sources]
+            since = tail.since
+        else:
+            # Another source follows: a chunk never mixes two where each can be forgotten exactly.
+            continues = last == [tail.sources[0]]
+            chunks.append(Chunk(list(tail.input_ids), list(tail.sources), continues, tail.since))
+            last = [tail.sources[-1]]
+    cuts = cut(
+        ids,
+        ends,
+        chunk_tokens=config.chunk_tokens,
+        minimum_chunk_tokens=config.minimum_chunk_tokens,
+    )
+    for start, stop in cuts.chunks:
+        continues = last == [sources[start]]
+        chunks.append(Chunk(ids[start:stop], sources[start:stop], continues, since))
+        last, since = [sources[stop - 1]], now
+    start, stop = cuts.tail
+    tail = Tail(tuple(ids[start:stop]), tuple(sources[start:stop]), since)
+    return replace(state, tail=tail), chunks
+
+
+def _with_source(state: MemoryState, text: WrittenText, now: float) -> tuple[MemoryState, int]:
+    """The state with a text's source noted as written now, and the source's number."""
+    number = state.source_number(text.source)
+    if number is None:
+        record = SourceRecord(text.source, dict(text.metadata), now, now, len(text.input_ids), texts=text.kept)
+        return replace(state, sources=(*state.sources, record)), len(state.sources)
+    known = state.sources[number]
+    record = replace(
+        known,
+        metadata={**known.metadata, **text.metadata},
+        last_written=now,
+        text_tokens=known.text_tokens + len(text.input_ids),
+        texts=known.texts + text.kept,
+    )
+    sources = (*state.sources[:number], record, *state.sources[number + 1 :])
+    return replace(state, sources=sources), number
+
+
+# --- where a text is cut ----------------------------------------------------------------------------
+
+
+class Cuts(NamedTuple):
+    """Where a text is cut, as (start, stop) pairs of token positions."""
+
+    chunks: list[tuple[int, int]]
+    tail: tuple[int, int]
+    """What is left and too short for a chunk of its own; empty where start equals stop."""
+
+
+def cut(ids: Sequence[int], ends: SentenceEnds, *, chunk_tokens: int, minimum_chunk_tokens: int) -> Cuts:
+    """Cut a text into chunks of at most ``chunk_tokens`` tokens that end where sentences end.
+
+    A chunk ends at the last paragraph end in its second half, else the last sentence end there, else
+    where it is full. Where more text follows, no cut depends on it: a text written in pieces is cut as
+    if written at once.
+    """
+    chunks: list[tuple[int, int]] = []
+    start = 0
+    while len(ids) - start > chunk_tokens:
+        stop = _best_stop(ids, ends, start + max(chunk_tokens // 2, minimum_chunk_tokens), start + chunk_tokens)
+        chunks.append((start, stop))
+        start = stop
+    if len(ids) - start >= minimum_chunk_tokens:
+        chunks.append((start, len(ids)))
+        start = len(ids)
+    return Cuts(chunks, (start, len(ids)))
+
+
+def _best_stop(ids: Sequence[int], ends: SentenceEnds, earliest: int, latest: int) -> int:
+    best, strongest = latest, SentenceEnds.NOTHING
+    for stop in range(latest, earliest - 1, -1):
+        strength = ends.strength(ids[max(stop - 2, 0)], ids[stop - 1], ids[stop])
+        if strength > strongest:
+            best, strongest = stop, strength
+            if strongest == SentenceEnds.PARAGRAPH:
+                break
+    return best

@@ -1,0 +1,84 @@
+"""``Writer``: texts into memories, from what a caller hands in to what the memories hold."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from mplus.memory.forgetting import within_age_limits
+from mplus.memory.ledger import LedgerEntry
+from mplus.memory.memory import Memory
+from mplus.memory.state import MemoryState
+from mplus.sentences import SentenceEnds
+from mplus.weights import Weights
+from mplus.write.absorb import Progress, WriteReport, Writing, write_together
+from mplus.write.chunks import TextLike, fresh_names, ready_chunks, tokenized
+
+
+class Writer:
+    """Writes with one model."""
+
+    def __init__(self, weights: Weights, tokenizer: Any) -> None:
+        self._weights, self._tokenizer = weights, tokenizer
+        self._ends = SentenceEnds(tokenizer) if tokenizer is not None else None
+
+    def write(
+        self,
+        memories: Sequence[Memory],
+        texts: Sequence[TextLike],
+        sources: Sequence[str | None],
+        metadata: Mapping[str, Any] | None,
+        keep_text: bool,
+        progress: Progress | None,
+    ) -> list[WriteReport]:
+        """Write one or several texts into each memory, and commit once everything has been written.
+
+        Raises:
+            ValueError: Empty text, token ids out of range, or an empty source name.
+        """
+        for source in sources:
+            if source is not None and not source.strip():
+                raise ValueError(f"source={source!r}: expected a name, or None to have one made.")
+        given = [tokenized(text, self._tokenizer, self._weights.backbone.vocabulary_size) for text in texts]
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            # In one order everywhere, so that two batches never wait for each other.
+            for memory in sorted(memories, key=id):
+                stack.enter_context(memory.writing())
+            entries: list[LedgerEntry] = []
+            for memory, source, tokens in zip(memories, sources, given, strict=True):
+                kept = [(t.original or self._tokenizer.decode(t.input_ids),) if keep_text else () for t in tokens]
+                names = [source] * len(tokens) if source is not None else fresh_names(memory.state, len(tokens))
+                written = [t.written(n, dict(metadata or {}), k) for t, n, k in zip(tokens, names, kept, strict=True)]
+                entries.append(LedgerEntry(tuple(written), time.time()))
+            states = [memory.state for memory in memories]
+            done = self.written(memories, states, entries, progress)
+            for memory, (state, _) in zip(memories, done, strict=True):
+                memory.commit(state)
+        seconds = time.perf_counter() - started
+        return [
+            replace(report, text_tokens=sum(len(t.input_ids) for t in tokens), seconds=seconds)
+            for (_, report), tokens in zip(done, given, strict=True)
+        ]
+
+    def written(
+        self,
+        memories: Sequence[Memory],
+        states: Sequence[MemoryState],
+        entries: Sequence[LedgerEntry],
+        progress: Progress | None,
+    ) -> list[tuple[MemoryState, WriteReport]]:
+        """The states after each entry has been written at its time; no memory is touched."""
+        assert self._ends is not None, "a model without a tokenizer writes nothing"
+        writings: list[Writing] = []
+        for memory, state, entry in zip(memories, states, entries, strict=True):
+            aged = within_age_limits(state, memory.config, entry.time)
+            writings.append(Writing(memory, *ready_chunks(aged, memory.config, entry, self._ends)))
+        written: list[tuple[MemoryState, WriteReport]] = []
+        together = write_together(self._weights, writings, progress=progress)
+        for memory, entry, (state, report) in zip(memories, entries, together, strict=True):
+            if state.ledger is not None:
+                state = replace(state, ledger=(*state.ledger, entry))
+            written.append((within_age_limits(state, memory.config, entry.time), report))
+        return written

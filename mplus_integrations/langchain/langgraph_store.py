@@ -1,0 +1,234 @@
+"""``MPlusStore``: LangGraph's long-term store, kept in latent memory and searched by the model's own retriever."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from langgraph.store.base import (
+    BaseStore,
+    GetOp,
+    Item,
+    ListNamespacesOp,
+    MatchCondition,
+    Op,
+    PutOp,
+    Result,
+    SearchItem,
+    SearchOp,
+    get_text_at_path,
+)
+
+from mplus import Memory
+from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.worker import in_thread
+
+ITEM = "mplus_item"
+"""Marks the sources of a memory that are items of a store; holds what the item consists of."""
+
+Namespace = tuple[str, ...]
+
+
+class MPlusStore(BaseStore):
+    """Items under namespaces, for ``create_agent(store=…)`` and LangGraph's ``compile(store=…)``.
+
+        store = MPlusStore(chat)
+        store.put(("users", "anna"), "music", {"likes": "cello suites"})
+        store.search(("users",), query="Which music does she like?")
+
+    What is put is written as latent memory with its value beside it. The items of all namespaces are in one
+    memory of their own; no answer reads it, unless a call names it with ``memory_key``.
+
+    Args:
+        chat: Whose model and ``MemoryStore`` are used; without a store, items live as long as the chat.
+        memory_key: The memory's name. Give a user's own, and that user's answers read the items too.
+        fields: Paths into a value that are searched, as in LangGraph's ``index={"fields": …}``; None: all of it.
+    """
+
+    def __init__(
+        self, chat: MPlusChat, *, memory_key: str = "langgraph-store", fields: Sequence[str] | None = None
+    ) -> None:
+        self.chat = chat
+        self.memory_key = memory_key
+        self.fields = fields
+
+    def batch(self, ops: Iterable[Op]) -> list[Result]:
+        """Carry out operations: those that read see the store as it was before, and all is put or nothing.
+
+        Raises:
+            ValueError: A value that is not JSON, an empty key, or an unknown operation or filter.
+        """
+        ops = list(ops)
+        puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
+        with self._opened() as memory, memory.writing():
+            kept = {(item.namespace, item.key): item for item in _kept(memory)}
+            results = [self._result(memory, kept, op) for op in ops]
+            if puts:
+                fork = memory.fork()
+                for place, op in puts.items():
+                    self._put(fork, op, kept.get(place))
+                memory.adopt(fork)
+        return results
+
+    async def abatch(self, ops: Iterable[Op]) -> list[Result]:
+        """``batch`` without blocking the event loop."""
+        return await in_thread(self.batch, ops)
+
+    def _opened(self) -> Any:
+        return self.chat.opened(None if self.chat.memory is not None else self.memory_key)
+
+    def _result(self, memory: Memory, kept: "Mapping[tuple[Namespace, str], _Kept]", op: Op) -> Result:
+        if isinstance(op, GetOp):
+            found = kept.get((op.namespace, op.key))
+            return None if found is None else found.item()
+        if isinstance(op, SearchOp):
+            return self._search(memory, kept, op)
+        if isinstance(op, ListNamespacesOp):
+            return _namespaces(kept, op)
+        if isinstance(op, PutOp):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return None
+        raise ValueError(f"Operation {op!r:.80}: expected a GetOp, SearchOp, PutOp or ListNamespacesOp.")
+
+    def _search(self, memory: Memory, kept: "Mapping[tuple[Namespace, str], _Kept]", op: SearchOp) -> list[SearchItem]:
+        depth = len(op.namespace_prefix)
+        wanted = {
+            one.source: one
+            for one in reversed(list(kept.values()))  # the latest first
+            if one.namespace[:depth] == op.namespace_prefix and _matches(one.value, op.filter or {})
+        }
+        if not op.query or not wanted:
+            ranked: list[tuple[_Kept, float | None]] = [(one, None) for one in wanted.values()]
+        else:
+            searched = {source for source, one in wanted.items() if one.searched}
+            found = self.chat.loaded.search(memory, op.query, limit=None, where=lambda name, _: name in searched)
+            ranked = [(wanted[source.source], source.relevance) for source in found]
+            ranked += [(one, None) for one in wanted.values() if not one.searched]
+        return [one.found(score) for one, score in ranked[op.offset : op.offset + op.limit]]
+
+    def _put(self, fork: Memory, op: PutOp, before: "_Kept | None") -> None:
+        if not op.key:
+            raise ValueError(f"Key {op.key!r} in namespace {op.namespace}: expected a string that is not empty.")
+        source = _source(op.namespace, op.key)
+        fork.forget(source)
+        if op.value is None:
+            return
+        try:
+            value = json.loads(json.dumps(op.value, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Value of {op.key!r} in namespace {op.namespace} is not JSON ({error}): expected a dict of strings, "
+                "numbers, booleans, lists and dicts."
+            ) from error
+        text = _text(value, self.fields if op.index is None else op.index or None)
+        now = datetime.now(UTC).isoformat()
+        self.chat.loaded.write(
+            fork,
+            text or _text(value, None) or op.key,
+            source=source,
+            metadata={
+                ITEM: {
+                    "namespace": list(op.namespace),
+                    "key": op.key,
+                    "value": value,
+                    "created_at": before.created_at if before else now,
+                    "updated_at": now,
+                    "searched": op.index is not False and bool(text),
+                }
+            },
+            keep_text=True,
+        )
+
+
+class _Kept(NamedTuple):
+    """An item as the memory keeps it beside its latents."""
+
+    source: str
+    namespace: Namespace
+    key: str
+    value: dict[str, Any]
+    created_at: str
+    updated_at: str
+    searched: bool
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "namespace": self.namespace,
+            "key": self.key,
+            "value": json.loads(json.dumps(self.value)),  # the caller's own: changing it changes nothing here
+            "created_at": datetime.fromisoformat(self.created_at),
+            "updated_at": datetime.fromisoformat(self.updated_at),
+        }
+
+    def item(self) -> Item:
+        return Item(**self._parts())
+
+    def found(self, score: float | None) -> SearchItem:
+        return SearchItem(**self._parts(), score=score)
+
+
+def _kept(memory: Memory) -> Iterable[_Kept]:
+    for source in memory.sources():
+        item = source.metadata.get(ITEM)
+        if item is not None:
+            fields: dict[str, Any] = {**item, "namespace": tuple(item["namespace"])}
+            yield _Kept(source.name, **fields)
+
+
+def _source(namespace: Namespace, key: str) -> str:
+    # JSON, because both labels and keys may hold any character that could part them.
+    return json.dumps([*namespace, key], ensure_ascii=False)
+
+
+def _text(value: Mapping[str, Any], fields: Sequence[str] | None) -> str:
+    """What is written of a value: its strings as they are, where there are several each after its name."""
+    if fields is not None:
+        return "\n".join(text for field in fields for text in get_text_at_path(value, field)).strip()
+    said = {
+        name: part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for name, part in value.items()
+    }
+    return "\n".join(said.values() if len(said) == 1 else (f"{name}: {part}" for name, part in said.items())).strip()
+
+
+def _matches(value: Any, wanted: Any) -> bool:
+    """LangGraph's filters: equality, in nested mappings and lists too, or ``{"$gt": 3}`` and its like."""
+    if isinstance(wanted, Mapping):
+        if any(name.startswith("$") for name in wanted):
+            return all(_compares(value, operator, other) for operator, other in wanted.items())
+        return isinstance(value, Mapping) and all(_matches(value.get(name), part) for name, part in wanted.items())
+    if isinstance(wanted, list | tuple):
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(wanted)
+            and all(_matches(part, other) for part, other in zip(value, wanted, strict=True))
+        )
+    return value == wanted
+
+
+def _compares(value: Any, operator: str, other: Any) -> bool:
+    if operator in ("$eq", "$ne"):
+        return (value == other) is (operator == "$eq")
+    if operator not in ("$gt", "$gte", "$lt", "$lte"):
+        raise ValueError(f"Filter operator {operator!r}: expected $eq, $ne, $gt, $gte, $lt or $lte.")
+    try:
+        left, right = float(value), float(other)
+    except (TypeError, ValueError):  # what is no number is neither more nor less
+        return False
+    if operator in ("$gt", "$gte"):
+        return left > right or (operator == "$gte" and left == right)
+    return left < right or (operator == "$lte" and left == right)
+
+
+def _namespaces(kept: Iterable[tuple[Namespace, str]], op: ListNamespacesOp) -> list[Namespace]:
+    conditions = op.match_conditions or ()
+    matching = {ns[: op.max_depth] for ns, _ in kept if all(_leads(condition, ns) for condition in conditions)}
+    return sorted(matching)[op.offset : op.offset + op.limit]
+
+
+def _leads(condition: MatchCondition, namespace: Namespace) -> bool:
+    size = len(condition.path)
+    if condition.match_type not in ("prefix", "suffix"):
+        raise ValueError(f"match_type={condition.match_type!r}: expected 'prefix' or 'suffix'.")
+    part = namespace[:size] if condition.match_type == "prefix" else namespace[len(namespace) - size :]
+    return len(namespace) >= size and all(
+        want in ("*", label) for want, label in zip(condition.path, part, strict=True)
+    )
