@@ -85,7 +85,8 @@ def read_parts(folder: Path) -> TrainedParts:
         raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
     if description.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder / PARTS_FILE}: format {description.get('format')!r}, this version reads {FORMAT}. Update mplus."
+            f"{folder / PARTS_FILE}: format {description.get('format')!r}, this version reads {FORMAT}. "
+            "Update mplus-memory."
         )
     scales = description["lora_scale"]
 

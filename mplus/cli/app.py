@@ -11,6 +11,7 @@ from mplus.cli.calibrate import calibrate
 from mplus.cli.evaluate import evaluate
 from mplus.cli.memories import delete, export, import_, memories
 from mplus.cli.train import train
+from mplus.installed import refuse_other_mplus
 
 if TYPE_CHECKING:
     from mplus import Memory, MemoryStore, MPlus
@@ -38,8 +39,9 @@ def main() -> None:
     from mplus.errors import MPlusError
 
     try:
+        refuse_other_mplus()
         app(standalone_mode=True)
-    except (MPlusError, ValueError, OSError) as error:
+    except (MPlusError, ValueError, OSError, ImportError) as error:
         print(f"mplus: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -159,7 +159,7 @@ def _answers(
     (run.folder / "figures.json").write_text(json.dumps(figures(report), indent=1) + "\n", encoding="utf-8")
     (run.folder / "table.md").write_text(markdown(report), encoding="utf-8")
     if not can_plot():
-        print("No plot: matplotlib is not installed (pip install 'mplus[evaluate]').", file=sys.stderr)
+        print("No plot: matplotlib is not installed (pip install 'mplus-memory[evaluate]').", file=sys.stderr)
     elif any(line.contains is not None for line in report):
         retention(report, run.folder / "retention.png", title=f"{stream.task.name}: {model.name}")
     if as_json:

