@@ -14,7 +14,9 @@ def test_every_public_name_is_there_and_the_list_is_sorted() -> None:
     assert set(mplus.__all__) <= set(dir(mplus))
 
 
-@pytest.mark.parametrize("name", ["mplus_integrations", "mplus_integrations.langchain", "mplus_integrations.llama_index"])
+@pytest.mark.parametrize(
+    "name", ["mplus_integrations", "mplus_integrations.langchain", "mplus_integrations.llama_index"]
+)
 def test_every_name_of_an_adapter_is_there_and_the_list_is_sorted(name: str) -> None:
     package = import_module(name)
     assert package.__all__ == sorted(package.__all__)
