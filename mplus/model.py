@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mplus.checkpoint import catalog
-from mplus.checkpoint.initial import initial_state
+from mplus.checkpoint.initial_memory import initial_state
 from mplus.checkpoint.loading import Loaded, load
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.confidence import Calibration

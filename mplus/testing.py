@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mplus.checkpoint.loading import assemble, preset
+from mplus.checkpoint.loading import assemble
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
@@ -88,4 +88,10 @@ def tiny_model(
     model = tiny_backbone(model_type, seed=seed, **changes)
     parts = TrainedParts()
     weights = assemble(model, tokenizer, parts)
-    return MPlus(weights, tokenizer, memory or preset(weights.backbone), name=f"tiny-{model_type}", parts=parts)
+    return MPlus(
+        weights,
+        tokenizer,
+        memory or MemoryConfig.for_window(weights.backbone.window),
+        name=f"tiny-{model_type}",
+        parts=parts,
+    )

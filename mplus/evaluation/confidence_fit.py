@@ -14,7 +14,7 @@ import numpy as np
 from mplus.checkpoint.parts import PARTS_FILE
 from mplus.confidence import Calibration, Evidence, fit_calibration
 from mplus.evaluation.metrics import Abstention, abstention
-from mplus.evaluation.runner import ANSWERS, RUN
+from mplus.evaluation.raw_answers import ANSWERS, RUN
 
 MOST_WRONGLY_DECLINED = 0.1
 """Share of answerable questions that a recommended threshold may cost at most."""

@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many answers of it are there, and how many there will be."""
 
 
-class Run:
+class RawAnswers:
     """A folder of raw answers that grows until everything has been asked."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:

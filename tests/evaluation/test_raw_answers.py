@@ -11,14 +11,14 @@ import torch
 
 from mplus.evaluation.data_files import passages
 from mplus.evaluation.datasets import squad
+from mplus.evaluation.facts_task import facts
 from mplus.evaluation.from_memory import Recalling
 from mplus.evaluation.modes import answerers, chosen
-from mplus.evaluation.people import facts
 from mplus.evaluation.question_prompts import prompt
+from mplus.evaluation.raw_answers import ANSWERS, RawAnswers
 from mplus.evaluation.replies import Answered, Answerer, Settings
 from mplus.evaluation.report import lines, markdown
 from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
-from mplus.evaluation.runner import ANSWERS, Run
 from mplus.evaluation.tasks import Question
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
@@ -120,14 +120,14 @@ class Interrupted(Recalling):
 def test_a_killed_run_goes_on_and_ends_with_the_same_answers(model: MPlus, tmp_path: Path) -> None:
     stream = stream_of(model, tmp_path)
     arguments = ("mplus", model, model.memory_config, stream, SETTINGS)
-    whole = Run(tmp_path / "whole", {"seed": 0})
+    whole = RawAnswers(tmp_path / "whole", {"seed": 0})
     whole.ask(Recalling(*arguments), stream)
-    resumed = Run(tmp_path / "resumed", {"seed": 0})
+    resumed = RawAnswers(tmp_path / "resumed", {"seed": 0})
     with pytest.raises(Killed):
         resumed.ask(Interrupted(*arguments), stream)
     path = tmp_path / "resumed" / ANSWERS
     path.write_text(path.read_text(encoding="utf-8") + '{"task": "squad", "mo', encoding="utf-8")
-    resumed = Run(tmp_path / "resumed", {"seed": 0})
+    resumed = RawAnswers(tmp_path / "resumed", {"seed": 0})
     assert len(resumed.rows) == 3
     asked: list[int] = []
     resumed.ask(Recalling(*arguments), stream, progress=lambda _, done, total: asked.append(done))
@@ -140,15 +140,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_answers(model: MPlus, tmp_p
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
-    Run(tmp_path, {"seed": 0})
-    Run(tmp_path, {"seed": 0})
+    RawAnswers(tmp_path, {"seed": 0})
+    RawAnswers(tmp_path, {"seed": 0})
     with pytest.raises(ValueError, match=r"seed=0 \(now 1\).*--out"):
-        Run(tmp_path, {"seed": 1})
+        RawAnswers(tmp_path, {"seed": 1})
 
 
 def test_a_report_has_a_line_per_level(model: MPlus, tmp_path: Path) -> None:
     stream = stream_of(model, tmp_path)
-    run = Run(tmp_path / "run", {})
+    run = RawAnswers(tmp_path / "run", {})
     run.ask(answerer("mplus", model, stream), stream)
     report = lines(run.rows)
     assert [(line.level, line.questions) for line in report] == [(0, 6), (500, 6), (1500, 6)]

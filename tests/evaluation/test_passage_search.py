@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mplus.evaluation.baselines import PassageIndex
+from mplus.evaluation.passage_search import BM25, EMBEDDER_MODULE, PASSAGE_TOKENS, MiniLM, cut_passages
 from mplus.evaluation.retention import Stream
-from mplus.evaluation.retrieval import BM25, EMBEDDER_MODULE, PASSAGE_TOKENS, MiniLM, cut_passages
 from mplus.evaluation.tasks import Question, Task
 from mplus.model import MPlus
 from mplus.sentences import SentenceEnds

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mplus.confidence import Calibration
-from mplus.evaluation.calibrating import checked, fitted, given_answers, keep, recall_of
+from mplus.evaluation.confidence_fit import checked, fitted, given_answers, keep, recall_of
 from tests.evaluation.run_folders import run_folder
 
 
