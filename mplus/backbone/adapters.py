@@ -35,6 +35,28 @@ Adapter = Mapping[str, LoraWeights]
 """Adapted linear layers by module name below the decoder layers, as in ``0.self_attn.q_proj``."""
 
 
+def untrained_adapter(
+    layers: nn.ModuleList, targets: Sequence[str], rank: int, alpha: float, generator: torch.Generator
+) -> Adapter:
+    """An adapter that changes nothing yet.
+
+    Args:
+        layers: The decoder layers.
+        targets: Names of the linear layers within each that it adapts.
+        rank: Of both factors.
+        alpha: The adapter's scale, times its rank.
+        generator: Decides where learning begins.
+    """
+    modules = dict(layers.named_modules())
+    adapter: dict[str, LoraWeights] = {}
+    for layer in range(len(layers)):
+        for target in targets:
+            linear: Any = modules[f"{layer}.{target}"]
+            down = torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5
+            adapter[f"{layer}.{target}"] = LoraWeights(down, torch.zeros(linear.out_features, rank), alpha / rank)
+    return adapter
+
+
 def mean_of(adapters: Sequence[Adapter], shares: Sequence[float] | None = None) -> Adapter:
     """The mean of what several adapters change, as one adapter whose rank is the sum of theirs.
 

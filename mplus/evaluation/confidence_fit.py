@@ -7,12 +7,13 @@ one is given. A question that nothing answers can only be answered wrongly.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mplus.checkpoint.parts import PARTS_FILE
 from mplus.confidence import Calibration, Evidence, fit_calibration
+from mplus.evaluation.data_files import read_records
 from mplus.evaluation.metrics import Abstention, abstention
 from mplus.evaluation.raw_answers import ANSWERS, RUN
 
@@ -68,8 +69,7 @@ def given_answers(folder: Path, mode: str) -> list[Given]:
     if not path.exists():
         raise ValueError(f"{folder} holds no run: expected {ANSWERS}. Make one with mplus evaluate --out {folder}.")
     found: list[Given] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row: dict[str, Any] = json.loads(line)
+    for row in read_records(path):
         if row["mode"] == mode and (evidence := _evidence(row.get("features", {}))) is not None:
             right = bool(row["answerable"] and row["contains"])
             found.append(Given(evidence, right, bool(row["answerable"]), bool(row["declined"])))

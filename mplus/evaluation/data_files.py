@@ -18,8 +18,8 @@ def read_text(path: Path) -> str:
         ValueError: No such file, or not UTF-8 text.
     """
     try:
-        packed = path.read_bytes()
-        return (gzip.decompress(packed) if path.suffix == ".gz" else packed).decode("utf-8")
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            return file.read()
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file. Pass the path of a data file; none are shipped.") from error
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, IsADirectoryError) as error:
@@ -46,6 +46,11 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: Not readable; a line that is not a JSON object, by its number.
     """
+    return (record for _, record in numbered_records(path))
+
+
+def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What ``read_records`` reads, each with the number of its line."""
     text = read_text(path)
     if text.lstrip().startswith("["):
         records: list[Any] = read_json(path)
@@ -62,7 +67,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     for number, record in numbered:
         if not isinstance(record, dict):
             raise ValueError(f"{path}, record {number}: {record!r:.60} is no JSON object.")
-        yield record
+        yield number, record
 
 
 def field_of(record: dict[str, Any], name: str, path: Path) -> Any:

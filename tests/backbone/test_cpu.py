@@ -10,7 +10,7 @@ from mplus.backbone import cpu
 from mplus.checkpoint.parts import TrainedParts
 from mplus.testing import tiny_model
 from mplus.training.chunk import read_adapter_task
-from mplus.training.chunk.questions import ChunkBank
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.read_adapter import Reader, ReaderSettings, Sample, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
 from tests.conftest import TINY

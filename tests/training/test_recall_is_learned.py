@@ -20,9 +20,10 @@ from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.config import MemoryConfig
 from mplus.inert import encode_inert
 from mplus.testing import tiny_model
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.chunk_run import late_interaction
 from mplus.training.chunk.projection import Lesson, ProjectionSettings, train_projection
-from mplus.training.chunk.questions import ChunkBank, Question
+from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import Reader, ReaderSettings, Sample, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
 from mplus.training.loop import train

@@ -12,8 +12,9 @@ from mplus.recall.best_sentence import is_turned, towards_best_sentence
 from mplus.recall.choose import Scores, first_fitting, neighbours, scores_of, standing_last
 from mplus.recall.scorers import KeyBlock, Scorer
 from mplus.recall.units import Candidates, Units
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.projection import gold_chunks
-from mplus.training.chunk.questions import ChunkBank, Question
+from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import AsRead
 
 

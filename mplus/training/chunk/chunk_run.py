@@ -22,7 +22,7 @@ from mplus.training.chunk.invented_run import invent, shards
 from mplus.training.chunk.ordinary_requests import answered_requests
 from mplus.training.chunk.plain_text import read_documents
 from mplus.training.chunk.projection import Lesson, ProjectionSettings, train_projection
-from mplus.training.chunk.questions import Question, squad
+from mplus.training.chunk.questions import Question, read_squad
 from mplus.training.chunk.read_adapter import Reader, ReaderSettings, SampleSource, StateBank, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
 from mplus.training.chunk.samples import Samples
@@ -197,7 +197,7 @@ class ChunkRun:
         if not settings.invented:
             return bank, samples
         assert settings.squad is not None
-        texts, questions, _ = squad(settings.squad)
+        texts, questions, _ = read_squad(settings.squad)
         file = invent(settings, self.folder.path, self.computing, texts, questions, self.accelerator, self.log)
         made = shards(file, self.model, self.computing, scorer, layer)
         for shard in made:

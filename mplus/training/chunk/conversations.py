@@ -1,16 +1,16 @@
 """Conversations and their facts: what was settled in them, ordinary talk, and a lesson in telling them apart."""
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from mplus.config import MemoryConfig
-from mplus.evaluation.data_files import turns_as_text
+from mplus.evaluation.data_files import read_records, turns_as_text
 from mplus.evaluation.datasets.dialogues import Settlements, topic_of
 from mplus.model import MPlus
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.projection import Lesson
-from mplus.training.chunk.questions import ChunkBank, Question, dialogues, read_text
+from mplus.training.chunk.questions import Question, read_dialogues
 
 ALIKE = 2500
 """Conversations of the lesson: so many that each has several others about the same, in the same words."""
@@ -21,10 +21,10 @@ def alike_conversations(model: MPlus, computing: MPlus, path: Path, layer: int, 
     """Questions about many conversations about the same few services; those about the same one are hard negatives."""
     encoder = computing.weights
     bank = ChunkBank(model.weights, model.tokenizer, MemoryConfig(), only_layer=layer, encoder=encoder)
-    ids, texts = dialogues(path, ALIKE, rng)
+    ids, texts = read_dialogues(path, ALIKE, rng)
     bank.add(texts, progress="conversations to tell apart")
     questions = dialogue_questions(path, ids, 0, rng)
-    facts = {record["id"]: record["facts"] for record in map(json.loads, read_text(path).splitlines())}
+    facts = {record["id"]: record["facts"] for record in read_records(path)}
     topics = [topic_of(facts[name][0][2]) if facts[name] else "" for name in ids]
     groups = [topics.index(topic) for topic in topics]
     return Lesson(bank, rng.sample(questions, min(len(questions), MOST_QUESTIONS)), groups, whole=True)
@@ -39,7 +39,7 @@ def dialogue_questions(path: Path, wanted: Sequence[str], first: int, rng: rando
         first: Number of the first of those texts.
         rng: Decides what is asked.
     """
-    records = [json.loads(line) for line in read_text(path).splitlines()]
+    records = list(read_records(path))
     settled = Settlements([record["facts"] for record in records])
     place = {record["id"]: number for number, record in enumerate(records)}
     return [
@@ -51,7 +51,9 @@ def dialogue_questions(path: Path, wanted: Sequence[str], first: int, rng: rando
 
 def chat_messages(path: Path, limit: int, rng: random.Random) -> list[list[dict[str, str]]]:
     """Conversations as chat messages."""
-    lines = read_text(path).splitlines()
-    lines = rng.sample(lines, min(limit, len(lines)))
+    records = list(read_records(path))
     roles = {"u": "user", "s": "assistant"}
-    return [[{"role": roles[s], "content": t} for s, t in json.loads(line)["turns"]] for line in lines]
+    return [
+        [{"role": roles[speaker], "content": said} for speaker, said in record["turns"]]
+        for record in rng.sample(records, min(limit, len(records)))
+    ]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.cloze import passages, questions_about
 from mplus.training.chunk.default_data import DefaultData, make_bank
 from mplus.training.chunk.plain_text import Document
 from mplus.training.chunk.projection import gold_chunks
-from mplus.training.chunk.question_files import has_facts, read_dialogues, read_squad
-from mplus.training.chunk.questions import ChunkBank, Question
+from mplus.training.chunk.questions import Question, has_facts, read_dialogues, read_squad
 
 QUESTIONS_PER_PASSAGE = 3
 FEWEST_QUESTIONS = 10

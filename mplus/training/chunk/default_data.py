@@ -6,9 +6,10 @@ from pathlib import Path
 
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.conversations import chat_messages, dialogue_questions
 from mplus.training.chunk.ordinary_requests import answered_requests
-from mplus.training.chunk.questions import ChunkBank, Question, dialogues, personas, squad
+from mplus.training.chunk.questions import Question, personas, read_dialogues, read_squad
 
 
 class DefaultData:
@@ -41,9 +42,9 @@ def make_bank(
     """Encode everything that is trained on, where ``computing`` is, which may be ``model``."""
     rng = random.Random(seed)
     made = DefaultData(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states, encoder=computing.weights))
-    texts, made.questions, made.groups = squad(squad_file)
+    texts, made.questions, made.groups = read_squad(squad_file)
     made.passages = made.bank.add(texts, progress="passages")
-    ids, talks = dialogues(dialogue_file, conversations, rng)
+    ids, talks = read_dialogues(dialogue_file, conversations, rng)
     made.conversations = made.bank.add(talks, progress="conversations")
     made.groups += [max(made.groups) + 1 + n for n in range(len(talks))]
     made.dialogue_questions = dialogue_questions(dialogue_file, ids, made.conversations[0], rng)

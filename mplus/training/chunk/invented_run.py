@@ -10,8 +10,9 @@ from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.recall.scorers import LateInteraction
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.invented import ASKER, AskingSamples, Inventor, write_squad
-from mplus.training.chunk.questions import ChunkBank, Question, squad
+from mplus.training.chunk.questions import Question, read_squad
 from mplus.training.chunk.read_adapter import Reader, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
 from mplus.training.chunk.samples import Samples
@@ -69,7 +70,7 @@ def invent(
 
 def shards(path: Path, model: MPlus, computing: MPlus, scorer: LateInteraction, layer: int) -> list[Shard]:
     """Passages and questions of a SQuAD file in shards, encoded where ``computing`` is."""
-    passages, questions, _ = squad(path)
+    passages, questions, _ = read_squad(path)
     found: list[Shard] = []
     for first in range(0, len(passages), SHARD):
         place = {number: n for n, number in enumerate(range(len(passages))[first : first + SHARD])}

@@ -1,6 +1,5 @@
 """Plain text to train on: any folder of text files, no questions needed."""
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mplus.evaluation.data_files import numbered_records, read_text
 from mplus.inert import encode_inert
-from mplus.training.chunk.questions import read_text
 
 SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".jsonl")
 HELD_OUT = 0.05
@@ -68,20 +67,12 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _documents(file: Path) -> list[Document]:
-    try:
-        text = read_text(file)
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{file}: not text in UTF-8 ({error}). Convert it, or leave it out.") from error
     if not file.name.removesuffix(".gz").endswith(".jsonl"):
+        text = read_text(file)
         return [Document(str(file), text)] if text.strip() else []
     found: list[Document] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{file}, line {number}: expected a JSON object with a "text".') from error
+    for number, record in numbered_records(file):
+        content = record.get("text")
         if not isinstance(content, str):
             raise ValueError(f'{file}, line {number}: "text" is {content!r:.60}, expected a string.')
         if content.strip():

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from mplus.inert import encode_inert
 from mplus.recall.scorers import LateInteraction, with_neighbours
-from mplus.training.chunk.questions import ChunkBank, Question
+from mplus.training.chunk.chunk_bank import ChunkBank
+from mplus.training.chunk.questions import Question
 
 
 @dataclass(frozen=True)

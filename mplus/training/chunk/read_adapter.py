@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mplus.backbone.adapters import LoraLinear, LoraWeights, with_adapter
+from mplus.backbone.adapters import Adapter, LoraLinear, LoraWeights, untrained_adapter, with_adapter
 from mplus.backbone.backbone import Rotation, rotate
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.inert import encode_inert
@@ -123,25 +123,16 @@ class SampleSource(Protocol):
         ...
 
 
-def new_adapter(weights: Weights, settings: ReaderSettings) -> dict[str, LoraWeights]:
+def new_adapter(weights: Weights, settings: ReaderSettings) -> Adapter:
     """An adapter that changes nothing yet."""
     generator = torch.Generator().manual_seed(settings.seed)
-    modules = dict(weights.backbone.write_layers.named_modules())
-    adapter: dict[str, LoraWeights] = {}
-    for layer in range(weights.backbone.num_layers):
-        for target in TARGETS:
-            name = f"{layer}.{target}"
-            linear: Any = modules[name]
-            down = torch.randn(settings.rank, linear.in_features, generator=generator) / linear.in_features**0.5
-            up = torch.zeros(linear.out_features, settings.rank)
-            adapter[name] = LoraWeights(down, up, settings.alpha / settings.rank)
-    return adapter
+    return untrained_adapter(weights.backbone.write_layers, TARGETS, settings.rank, settings.alpha, generator)
 
 
 class Reader:
     """The backbone with a trainable read adapter, and the forward pass that trains it."""
 
-    def __init__(self, weights: Weights, bank: StateBank, adapter: dict[str, LoraWeights]) -> None:
+    def __init__(self, weights: Weights, bank: StateBank, adapter: Adapter) -> None:
         self.weights, self.bank = weights, bank
         self.device = weights.backbone.device
         adapter = {

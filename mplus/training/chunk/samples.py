@@ -26,8 +26,9 @@ from torch import Tensor
 from mplus.recall.scorers import LateInteraction
 from mplus.training.ahead import in_parallel
 from mplus.training.chunk.bank_recall import BankRecall
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.projection import gold_chunks
-from mplus.training.chunk.questions import ChunkBank, Question
+from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
 from mplus.training.chunk.spans import span_question
 

@@ -20,8 +20,9 @@ import torch
 from mplus.inert import encode_inert
 from mplus.recall.scorers import LateInteraction
 from mplus.training.chunk.bank_recall import BankRecall
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.projection import gold_chunks
-from mplus.training.chunk.questions import ChunkBank, Question
+from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
 
 DECLINED = "I don't know."

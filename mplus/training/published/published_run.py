@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from mplus.checkpoint.parts import TrainedParts
 from mplus.model import MPlus
 from mplus.training.chunk.plain_text import Document, Episodes, held_out, read_documents
-from mplus.training.chunk.question_files import read_dialogues, read_squad
+from mplus.training.chunk.questions import read_dialogues, read_squad
 from mplus.training.loop import train_task
 from mplus.training.published.stage_task import PublishedTask
 from mplus.training.published.stages import Stage, published_stages

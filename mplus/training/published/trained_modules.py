@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mplus.backbone.adapters import Adapter, LoraLinear, LoraWeights, with_adapter
+from mplus.backbone.adapters import Adapter, LoraLinear, LoraWeights, untrained_adapter, with_adapter
 from mplus.backbone.backbone import Backbone
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig, Recall
@@ -86,7 +86,7 @@ class TrainableParts:
         self.roles: dict[str, dict[str, LoraLinear]] = {}
         views: dict[str, nn.ModuleList] = {}
         for role, given in (("write_adapter", start.write_adapter), ("read_adapter", start.read_adapter)):
-            adapter = given or new_adapter(layers, sizes.rank, sizes.alpha, generator)
+            adapter = given or untrained_adapter(layers, TARGETS, sizes.rank, sizes.alpha, generator)
             views[role] = with_adapter(layers, _floats(adapter, device), merge=False)
             named = dict(views[role].named_modules())
             self.roles[role] = {n: m for n in adapter if isinstance(m := named[n], LoraLinear)}
@@ -148,19 +148,6 @@ class TrainableParts:
             name: LoraWeights(linear.down.detach().cpu().half(), linear.up.detach().cpu().half(), linear.scale)
             for name, linear in self.roles[role].items()
         }
-
-
-def new_adapter(layers: nn.ModuleList, rank: int, alpha: float, generator: torch.Generator) -> Adapter:
-    """An adapter that changes nothing yet."""
-    modules = dict(layers.named_modules())
-    adapter: dict[str, LoraWeights] = {}
-    for index in range(len(layers)):
-        for target in TARGETS:
-            linear = modules[f"{index}.{target}"]
-            inputs, outputs = int(linear.in_features), int(linear.out_features)  # pyright: ignore[reportArgumentType]
-            down = torch.randn(rank, inputs, generator=generator) / inputs**0.5
-            adapter[f"{index}.{target}"] = LoraWeights(down, torch.zeros(outputs, rank), alpha / rank)
-    return adapter
 
 
 def new_retriever(backbone: Backbone, size: int, generator: torch.Generator) -> TrainableRetriever:

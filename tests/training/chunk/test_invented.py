@@ -9,8 +9,9 @@ import torch
 
 from mplus.model import MPlus
 from mplus.training.chunk import invented, invented_run
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.invented import AskingSamples, Generator, Inventor, fitting, whole_passage, write_squad
-from mplus.training.chunk.questions import ChunkBank, Question, squad
+from mplus.training.chunk.questions import Question, read_squad
 from mplus.training.chunk.read_adapter import Sample, new_adapter
 from mplus.training.chunk.several import JoinedBanks, Mixed, Part
 from mplus.training.chunk.topics import topic
@@ -84,7 +85,7 @@ def test_what_is_made_up_is_asked_in_turn(model: MPlus, monkeypatch: pytest.Monk
 
 def test_a_file_of_them_reads_as_squad(tmp_path: Path) -> None:
     write_squad(tmp_path / "made.json", [(PASSAGE, [("When was it built?", "1614")])])
-    passages, [question], _ = squad(tmp_path / "made.json")
+    passages, [question], _ = read_squad(tmp_path / "made.json")
     assert passages == [PASSAGE] and question.answers == ("1614",)
     assert question.reply == "The mill in Gdansk was built by Oluf Renn in 1614."
     assert [p.name for p in tmp_path.iterdir()] == ["made.json"]

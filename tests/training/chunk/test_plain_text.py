@@ -7,7 +7,7 @@ import pytest
 from mplus.testing import byte_tokenizer
 from mplus.training.chunk.cloze import GAP, PASSAGE_CHARACTERS, passages, questions_about
 from mplus.training.chunk.plain_text import Document, Episodes, held_out, read_documents
-from mplus.training.chunk.question_files import has_facts, read_dialogues, read_squad
+from mplus.training.chunk.questions import has_facts, read_dialogues, read_squad
 
 STORY = (
     "The harbour of Antwerp was quiet in winter. A lantern stood in every window of the house that Johanna kept.\n"
@@ -33,8 +33,8 @@ def test_a_folder_is_read_to_its_depth_in_a_fixed_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"\xff\xfe\x00", "not text in UTF-8"),
-        ("a.jsonl", b'{"words": 3}', 'line 1: expected a JSON object with a "text"'),
+        ("a.txt", b"\xff\xfe\x00", "cannot be read as text .* Expected UTF-8"),
+        ("a.jsonl", b'{"words": 3}', 'line 1: "text" is None, expected a string'),
         ("a.jsonl", b'{"text": 3}', 'line 1: "text" is 3, expected a string'),
         ("a.bin", b"data", "no text found"),
     ],

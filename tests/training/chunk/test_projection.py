@@ -8,9 +8,10 @@ import torch
 from mplus.model import MPlus
 from mplus.recall.scorers import LateInteraction
 from mplus.training.chunk.bank_recall import BankRecall
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.chunk_run import late_interaction
 from mplus.training.chunk.projection import Batch, Lesson, LessonRows, ProjectionSettings, train_projection
-from mplus.training.chunk.questions import ChunkBank, Question
+from mplus.training.chunk.questions import Question
 from tests.conftest import TINY
 
 LAYER = 1

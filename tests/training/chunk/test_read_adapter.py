@@ -16,8 +16,8 @@ from mplus.model import MPlus
 from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
 from mplus.training.chunk.bank_recall import BankRecall
+from mplus.training.chunk.chunk_bank import ChunkBank, HeldStates
 from mplus.training.chunk.ordinary_requests import answered_requests, general_requests
-from mplus.training.chunk.questions import ChunkBank, HeldStates
 from mplus.training.chunk.read_adapter import (
     POOLED_BATCHES,
     AsRead,
