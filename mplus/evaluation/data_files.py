@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+SPEAKERS = {"u": "User", "s": "Assistant"}
 PASSAGE_WORDS = 120
 """Paragraphs of plain text are joined to passages of about this many words."""
 
@@ -82,8 +83,15 @@ def field_of(record: dict[str, Any], name: str, path: Path) -> Any:
 
 
 def turns_as_text(turns: list[list[str]]) -> str:
-    """A conversation of (speaker, said) pairs, "u" for the user, as text."""
-    return "\n".join(f"{'User' if speaker == 'u' else 'Assistant'}: {said}" for speaker, said in turns)
+    """A conversation of (speaker, said) pairs as text.
+
+    Raises:
+        ValueError: A speaker who is neither "u", the user, nor "s", the assistant.
+    """
+    for speaker, _ in turns:
+        if speaker not in SPEAKERS:
+            raise ValueError(f"A turn is spoken by {speaker!r}; expected 'u' (the user) or 's' (the assistant).")
+    return "\n".join(f"{SPEAKERS[speaker]}: {said}" for speaker, said in turns)
 
 
 def passages(path: Path) -> list[str]:

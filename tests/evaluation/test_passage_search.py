@@ -75,7 +75,7 @@ def test_a_question_meets_only_what_has_been_written(model: MPlus, stream: Strea
 
 def test_a_missing_embedder_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, EMBEDDER_MODULE, None)
-    with pytest.raises(ValueError, match=r"mplus\[evaluate\]"):
+    with pytest.raises(ValueError, match=r"mplus-memory\[evaluate\]"):
         MiniLM(["a text"])
 
 

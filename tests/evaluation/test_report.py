@@ -69,5 +69,5 @@ def test_the_plot_is_a_png(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "can_plot", lambda: False)
-    with pytest.raises(ValueError, match=r"mplus\[evaluate\]"):
+    with pytest.raises(ValueError, match=r"mplus-memory\[evaluate\]"):
         plots.retention(lines(ROWS), tmp_path / "curves.png", title="")

@@ -159,5 +159,5 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
     import sys
 
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
-    with pytest.raises(ImportError, match=r"mplus\[encryption\]"):
+    with pytest.raises(ImportError, match=r"mplus-memory\[encryption\]"):
         mplus.MemoryKey.new()
