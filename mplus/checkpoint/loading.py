@@ -262,7 +262,16 @@ def _load_backbone(
                 )
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
-    tied = {"lm_head.weight"} if backbone.tie_word_embeddings else set[str]()
+    _check_complete(folder, report, tied={"lm_head.weight"} if backbone.tie_word_embeddings else set())
+    return model
+
+
+def _check_complete(folder: Path, report: Mapping[str, Any], *, tied: set[str]) -> None:
+    """Refuse a backbone of which transformers would have filled in or dropped a tensor.
+
+    Raises:
+        CheckpointError: Weights are missing, of another shape, or left over.
+    """
     missing = sorted(set(report["missing_keys"]) - tied)
     if missing:
         raise CheckpointError(
@@ -279,7 +288,6 @@ def _load_backbone(
             f"{folder}: {len(unexpected)} tensors would be dropped, first {unexpected[0]!r}. The weights belong "
             "to another config."
         )
-    return model
 
 
 def _shrunk(config: Any) -> Any:

@@ -85,31 +85,16 @@ def read_parts(folder: Path) -> TrainedParts:
         raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
     scales = description["lora_scale"]
 
-    def adapter(role: str) -> dict[str, LoraWeights] | None:
-        prefix = f"{role}."
-        names = {k[len(prefix) :].rsplit(".", 1)[0] for k in tensors if k.startswith(prefix)}
-        try:
-            return {
-                name: LoraWeights(tensors.pop(f"{prefix}{name}.down"), tensors.pop(f"{prefix}{name}.up"), scales[role])
-                for name in sorted(names)
-            } or None
-        except KeyError as error:
-            raise CheckpointError(f"{folder}: trained parts lack {error.args[0]!r}.") from error
-
-    def section(kind: str) -> dict[str, Tensor]:
-        names = [k for k in tensors if k.startswith(f"{kind}.")]
-        return {name[len(kind) + 1 :]: tensors.pop(name) for name in names}
-
     parts = TrainedParts(
         _memory(folder, description.get("memory")),
         description.get("recall_layer"),
-        adapter("write_adapter"),
-        adapter("read_adapter"),
-        _late(section("late")),
-        _published(section("published")),
+        _adapter(folder, _section(tensors, "write_adapter"), scales.get("write_adapter")),
+        _adapter(folder, _section(tensors, "read_adapter"), scales.get("read_adapter")),
+        _late(_section(tensors, "late")),
+        _published(_section(tensors, "published")),
         tensors.pop("bos_states", None),
         tensors.pop("write_position", None),
-        _initial(section("initial")),
+        _initial(_section(tensors, "initial")),
         _calibration(folder, description.get("calibration")),
     )
     if tensors:
@@ -137,6 +122,25 @@ def _description(folder: Path) -> dict[str, Any]:
             f"{path}: format {description.get('format')!r}, this version reads {FORMAT}. Update mplus-memory."
         )
     return description
+
+
+def _section(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Take the tensors of one kind out of all."""
+    names = [name for name in tensors if name.startswith(f"{kind}.")]
+    return {name[len(kind) + 1 :]: tensors.pop(name) for name in names}
+
+
+def _adapter(folder: Path, tensors: dict[str, Tensor], scale: float | None) -> Adapter | None:
+    if not tensors:
+        return None
+    names = sorted({name.rsplit(".", 1)[0] for name in tensors})
+    expected = {f"{name}.{factor}" for name in names for factor in ("down", "up")}
+    if scale is None or (odd := sorted(expected ^ tensors.keys())):
+        lacking = (
+            "the scale of an adapter" if scale is None else f"a factor of an adapter, or have one too many: {odd[0]!r}"
+        )
+        raise CheckpointError(f"{folder}: trained parts lack {lacking}. Fetch or train them again.")
+    return {name: LoraWeights(tensors[f"{name}.down"], tensors[f"{name}.up"], scale) for name in names}
 
 
 def _memory(folder: Path, saved: Any) -> MemoryConfig | None:
