@@ -24,7 +24,10 @@ from mplus.checkpoint.published_layout import backbone_config, is_published, pub
 from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.config import MemoryConfig, Recall
 from mplus.errors import CheckpointError
-from mplus.recall.scorers import AttentionScorer, LateInteraction, PublishedRetriever, Scorer
+from mplus.recall.attention_scorer import AttentionScorer
+from mplus.recall.late_interaction import LateInteraction
+from mplus.recall.published_retriever import PublishedRetriever
+from mplus.recall.scorer import Scorer
 from mplus.weights import Weights
 from mplus.words import Words
 

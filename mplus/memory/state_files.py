@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mplus.config import MemoryConfig
 from mplus.errors import CorruptMemoryError
+from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.mapped import content_tensors, opened_segment, read_content, segment_tensors
 from mplus.memory.state import Context, MemoryState, Track
@@ -198,12 +199,10 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
 
 
 def _parts(pool: Tokens, config: MemoryConfig) -> list[Content]:
-    """Short-term memory by chunk, so that a save writes only chunks that are new; whole where it is torn."""
+    """Short-term memory in pieces that are saved each by itself."""
     if not len(pool):
         return []
-    if config.layout == "token":
-        return [pool.content]
-    sizes = pool.provenance.chunks.unique_consecutive(return_counts=True)[1].tolist()
+    sizes = layout_of(config).saved_apart(pool.provenance.chunks)
     return [pool.content.take(index) for index in torch.arange(len(pool)).split(sizes)]
 
 

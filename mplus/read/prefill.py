@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from mplus.backbone.backbone import KeysValues
 from mplus.config import MemoryConfig
+from mplus.layouts.by_config import layout_of
 from mplus.memory.state import MemoryState, Track
 from mplus.read.decode import Reading, call_layer, geometry
 from mplus.read.fetch import RecalledRows
@@ -32,7 +33,8 @@ from mplus.read.prefix import (
     length_of,
     prefix_layer,
 )
-from mplus.recall.choose import QUERY_TOKENS, Recalled, nothing_recalled, recall
+from mplus.recall.choose import Recalled, nothing_recalled, recall
+from mplus.recall.scorer import Question
 from mplus.weights import Weights
 
 
@@ -173,12 +175,13 @@ class _Prefixes:
         prefixes: list[Prefix] = []
         whole = self._spare is not None and self._spare.is_of(self._chosen)
         for row, request in enumerate(self._requests):
-            track, at = _track_of(request.state, index)
+            track, at = request.state.track_of(index)
             chosen = self._early[row]
             if chosen is None:
                 begin, end = request.query
                 normed = module.input_layernorm(hidden[row, begin:end])
-                chosen = recall(self._weights, track, request.config, normed, request.sources)
+                scorer, question = self._weights.scorers[request.config.recall], Question(index, normed)
+                chosen = recall(scorer, track, request.config, question, request.sources)
             if at == 0:
                 self.recalled[row].append(chosen)
                 self._coming[row] = None if whole else _rows(self._weights, track, chosen)
@@ -209,13 +212,6 @@ class _Prefixes:
             [layer.lengths[0] - size for layer in layers],
             [(layer.key_buffer, layer.value_buffer) for layer in layers],
         )
-
-
-def _track_of(state: MemoryState, layer: int) -> tuple[Track, int]:
-    """The track that remembers for a layer, and the layer's place in it."""
-    if len(state.tracks) == 1:
-        return state.tracks[0], layer
-    return state.tracks[layer], 0
 
 
 def _rows(weights: Weights, track: Track, chosen: Recalled) -> RecalledRows | None:
@@ -267,14 +263,11 @@ def _prefix(
 
 
 def _recall_before_reading(weights: Weights, request: ReadRequest) -> Recalled | None:
-    """The chunk layout's one choice for all layers, from the question read alone."""
-    if request.config.layout != "chunk":
+    """One choice for all layers, from the question read alone; None where each layer makes its own."""
+    if not layout_of(request.config).chooses_once:
         return None
     track = request.state.tracks[0]
     if not len(track) or not request.config.recalled_tokens:
         return nothing_recalled()
-    begin, end = request.query
-    ids = torch.tensor(list(request.input_ids[max(begin, end - QUERY_TOKENS) : end]))
-    states = weights.backbone.plain_states(ids, track.recall_layer)
-    normed = weights.norm(track.recall_layer, states[-1], reading=False)
-    return recall(weights, track, request.config, normed, request.sources, weights.words_of(ids.tolist()))
+    question = weights.question(request.input_ids[slice(*request.query)], track.recall_layer)
+    return recall(weights.scorers[request.config.recall], track, request.config, question, request.sources)
