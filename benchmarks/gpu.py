@@ -29,7 +29,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
-from mplus.backbone.backbone import GROUPED_ATTENTION, Backbone, register_attention
+from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
+from mplus.backbone.backbone import Backbone
 from mplus.config import Layout, MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.placement import placed

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from mplus.backbone.backbone import Backbone, Rotation
+from mplus.backbone.attention import Rotation
+from mplus.backbone.backbone import Backbone
 from mplus.read.prefix import PrefixLayer
 from mplus.recall.choose import Recalled
 from mplus.weights import Weights

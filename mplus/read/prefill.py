@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from mplus.backbone.backbone import KeysValues
+from mplus.backbone.attention import KeysValues
 from mplus.config import MemoryConfig
 from mplus.memory.state import MemoryState, Track
 from mplus.read.decode import Reading, call_layer, geometry

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from mplus.backbone.backbone import Backbone, KeysValues, Rotation, rotate_into
+from mplus.backbone.attention import KeysValues, Rotation, rotate_into
+from mplus.backbone.backbone import Backbone
 from mplus.memory.tokens import Tokens
 
 SPARE_TOKENS = 256
