@@ -38,7 +38,7 @@ from mplus.memory.state import MemoryState, Track, arrival_tier
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.read.prefill import ReadRequest, prefill
-from mplus.read.prefix import SPARE_PREFIXES
+from mplus.read.spare_prefixes import SPARE_PREFIXES
 from mplus.recall.scorers import LateInteraction, PublishedRetriever
 from mplus.weights import Weights
 from mplus.words import no_words

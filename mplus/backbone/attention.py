@@ -16,6 +16,11 @@ class KeysValues(NamedTuple):
     keys: Float[Tensor, "*rows H E"]
     values: Float[Tensor, "*rows H E"]
 
+    def take(self, rows: Int[Tensor, " n"] | slice) -> "KeysValues":
+        """Some of the rows."""
+        where = rows.to(self.keys.device) if isinstance(rows, Tensor) else rows
+        return KeysValues(self.keys[where], self.values[where])
+
 
 class Rotation(NamedTuple):
     """Cosines and sines of some positions."""

@@ -7,8 +7,10 @@ import torch
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.read import prefill as read
+from mplus.read.cache_layer import PrefixLayer
 from mplus.read.prefill import ReadRequest, prefill
-from mplus.read.prefix import READ_BLOCK_TOKENS, Chosen, PrefixLayer, ReadingOrder, SparePrefixes
+from mplus.read.prefix import Chosen, ReadingOrder
+from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SparePrefixes
 from mplus.recall.choose import RIVALS, first_fitting, neighbours, recall, standing_last
 from mplus.testing import tiny_model
 from tests.conftest import TINY
