@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mplus.backbone.backbone import KeysValues
+from mplus.backbone.attention import KeysValues
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.memory.memory import Memory
