@@ -33,10 +33,12 @@ if TYPE_CHECKING:
         PromptTooLongError,
         QueueFullError,
         SchedulerClosedError,
+        UnknownNameError,
         UnsupportedModelError,
     )
     from mplus.generation.constrain import Constraint, ToolCall, parse_tool_calls
     from mplus.generation.engine import Generation, RecalledSource
+    from mplus.generation.sampling import SamplingParams
     from mplus.generation.scheduler import Scheduler
     from mplus.generation.streams import AsyncGenerationStream, GenerationStream
     from mplus.generation.where import FoundSource
@@ -70,10 +72,12 @@ _HOMES = {
         "PromptTooLongError",
         "QueueFullError",
         "SchedulerClosedError",
+        "UnknownNameError",
         "UnsupportedModelError",
     ),
     "mplus.generation.constrain": ("Constraint", "ToolCall", "parse_tool_calls"),
     "mplus.generation.engine": ("Generation", "RecalledSource"),
+    "mplus.generation.sampling": ("SamplingParams",),
     "mplus.generation.scheduler": ("Scheduler",),
     "mplus.generation.where": ("FoundSource",),
     "mplus.generation.streams": ("AsyncGenerationStream", "GenerationStream"),
@@ -121,6 +125,7 @@ __all__ = [
     "PromptTooLongError",
     "QueueFullError",
     "RecalledSource",
+    "SamplingParams",
     "Scheduler",
     "SchedulerClosedError",
     "Snapshot",
@@ -128,6 +133,7 @@ __all__ = [
     "SourceTokens",
     "StoredMemory",
     "ToolCall",
+    "UnknownNameError",
     "UnsupportedModelError",
     "WriteReport",
     "fit_calibration",
