@@ -18,6 +18,7 @@ from pydantic import ConfigDict
 
 from mplus import FoundSource, Memory
 from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.memories import all_or_nothing, forget_all
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
@@ -77,12 +78,10 @@ class MPlusVectorStore(VectorStore):
             )
         names = [name or str(uuid.uuid4()) for name in (ids or [""] * len(texts))]
         model = self.chat.loaded
-        with self.chat.opened(self.memory_key) as memory, memory.writing():
-            fork = memory.fork()
+        with self.chat.opened(self.memory_key) as memory, all_or_nothing(memory) as fork:
             for name, text, metadata in zip(names, texts, metadatas, strict=True):
                 fork.forget(name)
                 model.write(fork, text, source=name, metadata={DOCUMENT: True, **metadata}, keep_text=True)
-            memory.adopt(fork)
         return names
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
@@ -96,11 +95,8 @@ class MPlusVectorStore(VectorStore):
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
         """Forget documents, all of them where no ids are given; the memory then reads as if they had never been."""
-        with self.chat.opened(self.memory_key) as memory, memory.writing():
-            fork = memory.fork()
-            for name in ids if ids is not None else [d.id for d in _documents(memory)]:
-                fork.forget(str(name))
-            memory.adopt(fork)
+        with self.chat.opened(self.memory_key) as memory:
+            forget_all(memory, [str(d.id) for d in _documents(memory)] if ids is None else map(str, ids))
         return True
 
     @classmethod

@@ -14,11 +14,10 @@ from pydantic import Field, PrivateAttr
 
 from mplus import Memory, MemoryStore, MPlus
 from mplus_integrations.history import turn_name
-from mplus_integrations.keys import checked_key
 from mplus_integrations.llama_index.index_storage import StorePlace
-from mplus_integrations.llama_index.latents import Latents, Turn
 from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.llama_index.messages import ROLES, spoken
+from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
+from mplus_integrations.memories import Latents, all_or_nothing, checked_key, forget_all
 from mplus_integrations.models import by_fingerprint, load
 
 TURN = "mplus_turn"
@@ -200,12 +199,8 @@ class MPlusMemory(BaseMemory):
         """
         with self._guard:
             if forget:
-                with self.latents.opened(self.loaded) as memory, memory.writing():
-                    fork = memory.fork()
-                    for source in memory.sources():
-                        if TURN in source.metadata:
-                            fork.forget(source.name)
-                    memory.adopt(fork)
+                with self.latents.opened(self.loaded) as memory:
+                    forget_all(memory, [source.name for source in memory.sources() if TURN in source.metadata])
             self.chat_history = []
 
     async def areset(self, forget: bool = False) -> None:
@@ -232,8 +227,7 @@ class MPlusMemory(BaseMemory):
         said = [spoken(message) for message in messages]
         name = before[-1].source if before else ""
         turns: list[Turn] = []
-        with self.latents.opened(self.loaded) as memory, memory.writing():
-            fork = memory.fork()
+        with self.latents.opened(self.loaded) as memory, all_or_nothing(memory) as fork:
             written = {source.name: source.texts for source in memory.sources()}
             for message, text in zip(messages, said, strict=True):
                 known = message.source if isinstance(message, Turn) else ""
@@ -247,7 +241,6 @@ class MPlusMemory(BaseMemory):
                     written[known] = (text,)
                 turns.append(turn)
                 name = known
-            memory.adopt(fork)
         return turns
 
     def _write(self, memory: Memory, name: str, turn: ChatMessage) -> None:

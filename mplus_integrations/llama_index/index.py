@@ -20,7 +20,6 @@ from llama_index.core.storage import StorageContext
 from llama_index.core.storage.docstore.types import RefDocInfo
 
 from mplus import FoundSource, Memory, MemoryMismatchError, MemoryNotFoundError, MemoryStore
-from mplus_integrations.keys import checked_key
 from mplus_integrations.llama_index.chat_engine import Alongside, MPlusChatEngine, MPlusQuestionChatEngine
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.index_storage import (
@@ -31,11 +30,11 @@ from mplus_integrations.llama_index.index_storage import (
     namespace,
     saved_folder,
 )
-from mplus_integrations.llama_index.latents import Latents
 from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.llama_index.nodes import NODE, as_node, forget_nodes, write_nodes
+from mplus_integrations.llama_index.nodes import NODE, as_node, write_nodes
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
+from mplus_integrations.memories import Latents, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
 RecallMode = Literal["latent", "hybrid", "text"]
@@ -199,7 +198,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         """Forget nodes: the memory then reads as if they had never been in it."""
         mine = [name for name in node_ids if name in self._index_struct.nodes]
         with self.latents.opened(self.llm.loaded) as memory:
-            forget_nodes(memory, mine)
+            forget_all(memory, mine)
             self._index_struct.fingerprint = memory.fingerprint
         for name in mine:
             del self._index_struct.nodes[name]
