@@ -11,10 +11,11 @@ from mplus import Memory
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE, write_nodes
 from mplus_integrations.memories import Latents, all_or_nothing, forget_all
+from mplus_integrations.settings import KnownNames
 from mplus_integrations.worker import in_thread
 
 
-class MPlusWriter(TransformComponent):
+class MPlusWriter(KnownNames, TransformComponent):
     """Writes nodes into memory and passes them on as they are.
 
         pipeline = IngestionPipeline(transformations=[SentenceSplitter(), MPlusWriter(llm=llm, memory_key="handbook")])
