@@ -16,14 +16,16 @@
     ├── MemoryKeyError          an encrypted memory, and no key or another one
     ├── QueueFullError          a scheduler has as many requests waiting as it may have
     ├── SchedulerClosedError    a scheduler that takes no more requests
+    ├── UnknownNameError        a setting or argument that does not exist; the message names the nearest one
     └── CorruptMemoryError      a saved memory that is truncated, altered or of a newer format
 
 A bad argument raises ``ValueError``. Each message names the value received, what was expected and the
 fix; a failed operation leaves every memory as it was.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class MPlusError(Exception):
@@ -112,3 +114,30 @@ class QueueFullError(MPlusError):
 
 class SchedulerClosedError(MPlusError):
     """A scheduler that takes no more requests."""
+
+
+class UnknownNameError(MPlusError, ValueError):
+    """A setting or argument that does not exist."""
+
+    @classmethod
+    def check(
+        cls, given: Iterable[str], known: Iterable[str], *, of: str, instead: Mapping[str, str] | None = None
+    ) -> None:
+        """Refuse names that do not exist.
+
+        Args:
+            given: The names that were used.
+            known: The names that exist.
+            of: What takes them, for the message.
+            instead: What to write instead of names that other libraries use.
+
+        Raises:
+            UnknownNameError: For the first name that does not exist. It tells the nearest one, and all that exist.
+        """
+        known = sorted(known)
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is None:
+            return
+        nearest = (instead or {}).get(unknown) or next(iter(get_close_matches(unknown, known, n=1)), None)
+        hint = "" if nearest is None else f" Use {nearest}."
+        raise cls(f"{of} does not take {unknown!r}.{hint} It takes: {', '.join(known)}.")

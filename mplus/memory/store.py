@@ -81,13 +81,17 @@ class MemoryStore:
         self._sweep()
 
     @staticmethod
-    def check_name(name: str) -> str:
+    def check_name(name: object, argument: str = "Memory name ") -> str:
         """The name itself, if a memory may have it.
+
+        Args:
+            name: What is to be a name.
+            argument: How the message calls it.
 
         Raises:
             ValueError: It may not; the message says what is expected.
         """
-        return check_name(name)
+        return check_name(name, argument)
 
     def path(self, name: str) -> Path:
         """Where a memory is kept.

@@ -16,18 +16,25 @@ def is_own_file(name: str) -> bool:
     return _FILE.fullmatch(name) is not None
 
 
-def check_name(name: str) -> str:
+def check_name(name: object, argument: str = "Memory name ") -> str:
     """The name itself, if it is one.
 
+    Args:
+        name: What is to be a name.
+        argument: How the message calls it.
+
     Raises:
-        ValueError: A name that could leave its folder, is too long, or means another file on some system.
+        ValueError: No string, or a name that could leave its folder, is too long, or means another file on some
+            system.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"{argument}{name!r:.60} is {type(name).__name__}: expected a string.")
     fits = NAME.fullmatch(name) and ".." not in name and not name.endswith(".")
     # Two ways to write one letter are one file on some systems and two on others.
     fits = fits and unicodedata.normalize("NFC", name) == name and len(name.encode()) <= MAX_NAME_BYTES
     if not fits or name.partition(".")[0].lower() in RESERVED:
         raise ValueError(
-            f"Memory name {name[:60]!r} ({len(name)} characters): expected 1 to 128 letters, digits, or any of "
+            f"{argument}{name[:60]!r} ({len(name)} characters): expected 1 to 128 letters, digits, or any of "
             "'. _ @ + -', beginning with a letter or digit, no '..', no '.' at the end, no device name such as 'con'."
         )
     return name
