@@ -232,7 +232,9 @@ def _task(name: str, data: Path | None, questions: int, unanswerable: int | None
     if name not in READERS and name != PERPLEXITY:
         raise ValueError(f"task={name!r}: expected one of {', '.join(TASKS)}.")
     if data is None:
-        raise ValueError(f"{name} is read from a file that you name: pass --data FILE (docs/evaluation.md says which).")
+        raise ValueError(
+            f"{name} is read from a file that you name: pass --data FILE (docs/reference/evaluation.md says which)."
+        )
     return READERS[name](data, questions, unanswerable or 0, random.Random(seed))
 
 
