@@ -23,7 +23,7 @@ from mplus.words import no_words
 from mplus.write.encode import Chunk, encode_adapter, encode_states
 
 WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
-"""Text tokens that go through a layer together. On a CPU more leave its caches (docs/performance.md); a GPU
+"""Text tokens that go through a layer together. On a CPU more leave its caches (docs/lab/performance.md); a GPU
 wants more to be busy."""
 
 Progress = Callable[[int, int], None]
