@@ -17,6 +17,7 @@ from mplus.training.talk.scales import Reading
 from mplus.training.talk.slot_types import TYPES, SlotType
 
 REFERENCE = re.compile(r"\{([A-Za-z]+[0-9]+)\}")
+_THE = re.compile(r"\b([Tt]he|THE)\s\{([A-Za-z]+[0-9]+)\}")
 _ARTICLE = re.compile(r"\b([Aa])n?(\s)\{([A-Za-z]+[0-9]+)\}")
 _TRIES, _RESTARTS = 300, 30
 
@@ -242,7 +243,8 @@ def _filled_question(question: Question, say: Callable[[str], str], fill: Callab
 def _fill(text: str, by_name: Mapping[str, str], lowercase: bool) -> str:
     value = lambda name: _value(by_name[name.upper()], name, lowercase)
     article = lambda found: found[1] + "n" * _wants_an(value(found[3])) + found[2] + value(found[3])
-    return REFERENCE.sub(lambda found: value(found[1]), _ARTICLE.sub(article, text))
+    the = lambda found: found[1] + " " + re.sub(r"^(the|an?) ", "", value(found[2]), flags=re.IGNORECASE)
+    return REFERENCE.sub(lambda found: value(found[1]), _ARTICLE.sub(article, _THE.sub(the, text)))
 
 
 def _value(value: str, name: str, lowercase: bool) -> str:

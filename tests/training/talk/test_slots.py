@@ -59,6 +59,17 @@ def test_case_follows_the_written_value_and_the_reference():
     assert lower.islower() and first[0].isupper() and name[-1].isupper()
 
 
+def test_a_value_brings_no_second_article():
+    told = (Message("user", "the {STAR1}, a {BODY1}, the {ILLNESS1}"),)
+    slots = {
+        "STAR1": Slot("the Pleiades", "star"),
+        "BODY1": Slot("elbow", "body part"),
+        "ILLNESS1": Slot("a hernia", "illness"),
+    }
+    item = replace(parsed(raw()), told=told, slots=slots, ask=(), unknown=())
+    assert as_written(item).told[0].text == "the Pleiades, an elbow, the hernia"
+
+
 def test_bounds_hold():
     slots = {
         "DATE1": Slot("3 March", "date"),
