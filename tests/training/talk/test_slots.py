@@ -93,6 +93,7 @@ def test_bounds_hold():
     [
         (Slot("x", "firstname"), "there is no type 'firstname'; did you mean first name"),
         (Slot("soon", "date"), "'soon' is no date that can be redrawn; write it like 3 March"),
+        (Slot("31 February", "date"), "'31 February' is no date"),
         (Slot("3", "count", "AGE1"), 'write "= AGE1 \\+ 3"'),
         (Slot("3", "count", "= AGE9"), "names AGE9, which is no other slot"),
         (Slot("3", "count", "= TOWN1"), "slot TOWN1: 'town' has no order"),
