@@ -1,10 +1,12 @@
 """`python -m mplus.training.talk`: check files of the corpus, show them filled in, list the types of slots."""
 
 import argparse
+import json
 import random
 import sys
 from pathlib import Path
 
+from mplus.training.talk.blind import blind_questions, disagreements
 from mplus.training.talk.checks import problems_of, read_all
 from mplus.training.talk.corpus import DATA
 from mplus.training.talk.format import Item, read_items
@@ -23,12 +25,17 @@ def main(arguments: list[str] | None = None) -> int:
     show = commands.add_parser("show", help="the items of a file with their slots filled in")
     show.add_argument("file", type=Path)
     show.add_argument("--seed", type=int, help="draw values from this seed; default: as written")
+    blind = commands.add_parser("blind", help="questions for a second writer, each with the messages it needs")
+    blind.add_argument("file", type=Path)
+    blind.add_argument("--answers", type=Path, help="what the second writer said; prints where the two differ")
     commands.add_parser("types", help="types of slots, with examples")
     parsed = parser.parse_args(arguments)
     if parsed.command == "check":
         return _check(parsed.files or sorted(DATA.glob("*.jsonl")), parsed.notes)
     if parsed.command == "show":
         return _show(parsed.file, parsed.seed)
+    if parsed.command == "blind":
+        return _blind(parsed.file, parsed.answers)
     for name in sorted(TYPES):
         print(f"{name:<24} {TYPES[name].example}")
     return 0
@@ -51,6 +58,17 @@ def _show(file: Path, seed: int | None) -> int:
     for item in read_items(file):
         print(_shown(as_written(item) if seed is None else drawn(item, rng)), end="\n\n")
     return 0
+
+
+def _blind(file: Path, answers: Path | None) -> int:
+    items = read_items(file)
+    if answers is None:
+        for asked in blind_questions(items):
+            print(json.dumps(asked, ensure_ascii=False))
+        return 0
+    found = list(disagreements(items, answers))
+    print("\n".join([*found, f"{len(found)} of {sum(len(item.ask) for item in items)} answered otherwise"]))
+    return 1 if found else 0
 
 
 def _shown(item: Item) -> str:

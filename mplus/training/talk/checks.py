@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mplus.evaluation.metrics import contains_answer, normalised
 from mplus.training.talk.format import QUESTION_KINDS, Item, Question, TalkFormatError, lines_of, parse_item
 from mplus.training.talk.slots import REFERENCE, as_written, drawn, reading, rules, slot_type, texts
 from mplus.training.talk.variety import near_duplicates
@@ -79,6 +80,9 @@ def _shares(items: Sequence[Item]) -> Iterator[Problem]:
     for kind, times in kinds.items():
         if total >= ENOUGH and times > LARGEST_SHARE * total:
             yield Problem("all items", f"{times} of {total} questions are {kind!r}, more than a fifth; ask otherwise")
+    paraphrased = sum(question.paraphrase for item in items for question in item.ask)
+    if total >= ENOUGH and paraphrased > total / 3:
+        yield Problem("all items", f"{paraphrased} of {total} answers are paraphrases, more than a third; quote more")
     if total >= ENOUGH and (missing := [kind for kind in QUESTION_KINDS if kind not in kinds]):
         yield Problem("all items", f"no question of kind {', '.join(missing)}", is_note=True)
 
@@ -113,13 +117,18 @@ def _sizes(item: Item) -> Iterator[Problem]:
             yield Problem(f"{item.id}, {name}", f"found {number}; a {item.kind} has {least} to {most}")
     if len(item.unknown) < NUM_UNKNOWN:
         yield Problem(f"{item.id}, unknown", f"found {len(item.unknown)}; write at least {NUM_UNKNOWN}")
-    for text, times in Counter(words(q) for q in (*(question.q for question in item.ask), *item.unknown)).items():
+    for text, times in Counter(normalised(q) for q in (*(question.q for question in item.ask), *item.unknown)).items():
         if times > 1:
-            yield Problem(f"{item.id}, ask", f"the question {' '.join(text)!r} is asked {times} times; ask it once")
+            yield Problem(f"{item.id}, ask", f"the question {text!r} is asked {times} times; ask it once")
     if item.ask[0].kind == "follow-up":
         yield Problem(f"{item.id}, ask[0]", "a follow-up leans on the question before; do not put it first")
-    if item.lowercase and any(re.search(r"[A-Z]", REFERENCE.sub("", m.text)) for m in item.told if m.role == "user"):
-        yield Problem(f"{item.id}, lowercase", "a message has capitals; write it without, or leave `lowercase` out")
+    if item.lowercase and any(
+        re.search(r"\b[A-Z][a-z]", REFERENCE.sub("", m.text)) for m in item.told if m.role == "user"
+    ):
+        yield Problem(
+            f"{item.id}, lowercase",
+            "a message has capitals (shouting aside); write it without, or leave `lowercase` out",
+        )
 
 
 def _slot_problems(item: Item) -> Iterator[Problem]:
@@ -182,30 +191,20 @@ def _question_problems(item: Item) -> Iterator[Problem]:
 
 
 def _answer_problems(item: Item, question: Question) -> Iterator[str]:
-    short, full = question.short, words(question.full)
+    short, full = question.short, question.full
     if question.kind == "yes/no":
         if short[0] not in ("yes", "no"):
             yield f'short is {list(short)}; a yes/no question is answered "yes" or "no" first'
-        elif short[0] not in full:
+        elif not contains_answer(full, short[:1]):
             yield f"`full` does not say {short[0]!r}; begin it so"
         return
     enough = all if question.kind == "list" else any
     which = "every part" if question.kind == "list" else "one"
-    needed = [words(item.told[i].text) for i in question.needs]
-    if not question.paraphrase and not enough(any(holds(told, words(each)) for told in needed) for each in short):
+    needed = [item.told[i].text for i in question.needs]
+    if not question.paraphrase and not enough(any(contains_answer(told, [each]) for told in needed) for each in short):
         where = f"messages {list(question.needs)} ({which} must)"
         yield f'short {list(short)} does not stand in {where}; correct it, or add "paraphrase": true'
-    if not enough(holds(full, words(each)) for each in short):
+    if not enough(contains_answer(full, [each]) for each in short):
         yield f"`full` does not hold short {list(short)} ({which} must stand there)"
-    if any(holds(words(question.q), words(each)) for each in short) and question.kind != "list":
+    if contains_answer(question.q, short) and question.kind != "list":
         yield f"the question says its own answer {list(short)}; ask otherwise"
-
-
-def words(text: str) -> tuple[str, ...]:
-    """Lower-case words and numbers of a text."""
-    return tuple(re.findall(r"\w+(?:[.,:'’]\w+)*|[€$£%+]", text.casefold()))
-
-
-def holds(text: tuple[str, ...], part: tuple[str, ...]) -> bool:
-    """Whether some words stand together in others."""
-    return any(text[i : i + len(part)] == part for i in range(len(text) - len(part) + 1)) and bool(part)

@@ -120,8 +120,8 @@ def _spaced_words(number: int) -> str:
 def _step(number: Fraction, decimals: int) -> Fraction:
     """The grain in which a number was written."""
     if decimals:
-        cents = round(number * 10**decimals) % 100
-        return Fraction(1) if decimals == 2 and cents == 0 else Fraction(1, 10**decimals)
+        steps = (Fraction(1), Fraction(1, 2), Fraction(1, 10), Fraction(1, 10**decimals))
+        return next(step for step in steps if number % step == 0)
     for step in (1000, 100, 50, 10, 5):
         if number >= 3 * step and number % step == 0:
             return Fraction(step)

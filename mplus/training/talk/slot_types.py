@@ -1,5 +1,6 @@
 """Types of slots: how a value of each is read and drawn."""
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -50,10 +51,11 @@ def _near_year(reading: Reading, rng: random.Random) -> Fraction:
 
 
 def _near_time(reading: Reading, rng: random.Random) -> Fraction:
-    """A time of the same half of the day, as round as it was written."""
-    noon = 720 * (reading.number // 720)
-    early = 60 if reading.number < 720 else 0
-    return noon + reading.step * rng.randint(int(early // reading.step), int(719 // reading.step))
+    """A time within five hours, of the same half of the day, as round as it was written."""
+    number, step = reading.number, reading.step
+    noon = 720 * (number // 720)
+    low, high = max(noon + (60 if number < 720 else 0), number - 300), min(noon + 719, number + 300)
+    return step * rng.randint(math.ceil(low / step), math.floor(high / step))
 
 
 def _near_ordinal(reading: Reading, rng: random.Random) -> Fraction:

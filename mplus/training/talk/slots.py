@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 
 from mplus.training.talk.format import Item, Message, Question
 from mplus.training.talk.scales import Reading
 from mplus.training.talk.slot_types import TYPES, SlotType
 
 REFERENCE = re.compile(r"\{([A-Za-z]+[0-9]+)\}")
+_THE = re.compile(r"\b([Tt]he|THE)\s\{([A-Za-z]+[0-9]+)\}")
 _ARTICLE = re.compile(r"\b([Aa])n?(\s)\{([A-Za-z]+[0-9]+)\}")
 _TRIES, _RESTARTS = 300, 30
 
@@ -71,15 +73,23 @@ def reading(item: Item, name: str) -> Reading:
     slot, of_type = item.slots[name], slot_type(item, name)
     if of_type.read is None:
         raise ValueError(f"slot {name}: {slot.type!r} has no order, so no rule may use it")
-    try:
-        found = of_type.read(slot.value)
-    except ValueError:
-        found = None
+    found = _read(slot.type, slot.value)
     if found is None:
         raise ValueError(
             f"slot {name}: {slot.value!r} is no {slot.type} that can be redrawn; write it like {of_type.example}"
         )
     return found
+
+
+@cache
+def _read(name: str, value: str) -> Reading | None:
+    """A written value on the scale of its type; None if it is not of that form, "31 February" among them."""
+    read = TYPES[name].read
+    assert read is not None
+    try:
+        return read(value)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ def rules(item: Item, name: str) -> list[Rule]:
 
 def _rule(text: str, item: Item, name: str) -> Rule:
     try:
-        expression = ast.parse(text[1:].strip(), mode="eval").body
+        expression = _expression(text[1:].strip())
     except SyntaxError:
         expression = None
     if text[:1] not in ("=", "<", ">") or expression is None:
@@ -125,6 +135,11 @@ def _rule(text: str, item: Item, name: str) -> Rule:
         reading(item, each)
     _evaluate(expression, {each: reading(item, each).number for each in names})
     return Rule(text[0], expression, names)
+
+
+@cache
+def _expression(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
 
 
 def _evaluate(node: ast.expr, numbers: Mapping[str, Fraction]) -> Fraction:
@@ -242,7 +257,8 @@ def _filled_question(question: Question, say: Callable[[str], str], fill: Callab
 def _fill(text: str, by_name: Mapping[str, str], lowercase: bool) -> str:
     value = lambda name: _value(by_name[name.upper()], name, lowercase)
     article = lambda found: found[1] + "n" * _wants_an(value(found[3])) + found[2] + value(found[3])
-    return REFERENCE.sub(lambda found: value(found[1]), _ARTICLE.sub(article, text))
+    the = lambda found: found[1] + " " + re.sub(r"^(the|an?) ", "", value(found[2]), flags=re.IGNORECASE)
+    return REFERENCE.sub(lambda found: value(found[1]), _ARTICLE.sub(article, _THE.sub(the, text)))
 
 
 def _value(value: str, name: str, lowercase: bool) -> str:

@@ -59,6 +59,17 @@ def test_case_follows_the_written_value_and_the_reference():
     assert lower.islower() and first[0].isupper() and name[-1].isupper()
 
 
+def test_a_value_brings_no_second_article():
+    told = (Message("user", "the {STAR1}, a {BODY1}, the {ILLNESS1}"),)
+    slots = {
+        "STAR1": Slot("the Pleiades", "star"),
+        "BODY1": Slot("elbow", "body part"),
+        "ILLNESS1": Slot("a hernia", "illness"),
+    }
+    item = replace(parsed(raw()), told=told, slots=slots, ask=(), unknown=())
+    assert as_written(item).told[0].text == "the Pleiades, an elbow, the hernia"
+
+
 def test_bounds_hold():
     slots = {
         "DATE1": Slot("3 March", "date"),
@@ -82,6 +93,7 @@ def test_bounds_hold():
     [
         (Slot("x", "firstname"), "there is no type 'firstname'; did you mean first name"),
         (Slot("soon", "date"), "'soon' is no date that can be redrawn; write it like 3 March"),
+        (Slot("31 February", "date"), "'31 February' is no date"),
         (Slot("3", "count", "AGE1"), 'write "= AGE1 \\+ 3"'),
         (Slot("3", "count", "= AGE9"), "names AGE9, which is no other slot"),
         (Slot("3", "count", "= TOWN1"), "slot TOWN1: 'town' has no order"),
