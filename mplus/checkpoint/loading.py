@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, LoraWeights
 from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
-from mplus.backbone.backbone import Backbone
+from mplus.backbone.backbone import Backbone, check_supported
 from mplus.backbone.cpu import is_slow_in
 from mplus.backbone.quantised import quantise_for_decoding
 from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_memory_config, read_parts
