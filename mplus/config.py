@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Layout = Literal["chunk", "token"]
+LayoutName = Literal["chunk", "token"]
 Encoding = Literal["states", "adapter"]
 Recall = Literal["late", "published", "attention"]
 Tier = Literal["auto", "cpu", "cuda", "disk"]
@@ -60,8 +60,8 @@ class MemoryConfig(BaseModel):
     """Chunks after which more memory tokens than this were written are forgotten. None: never."""
     ledger: bool = True
     """Keep what was written as token ids (4 bytes each), so that ``forget(rebuild=…)`` can write it again."""
-    layout: Layout = "chunk"
-    """Evict and recall whole chunks, one choice for all layers; or single tokens, layer by layer."""
+    layout: LayoutName = "chunk"
+    """Evict and recall whole chunks, for all layers at once; or single tokens, layer by layer (``mplus.layouts``)."""
     recall: Recall = "late"
     """How long-term tokens are scored: late interaction, co-trained retriever, or attention."""
     recalled_neighbours: NonNegativeInt = 0
@@ -113,17 +113,25 @@ class MemoryConfig(BaseModel):
                 f"short_term_tokens={self.short_term_tokens} cannot hold one write of tokens_per_write="
                 f"{self.tokens_per_write}. Use at least {self.tokens_per_write}, or 0."
             )
-        if self.encoding == "adapter" and self.layout == "chunk":
+        if self.encoding == "adapter" and self.keeps_chunks:
             raise ValueError(
                 'encoding="adapter" makes compressed tokens that belong to no text position; '
                 'use layout="token" with it.'
             )
+        for defect in ("ages_stop_in_short_term", "repeat_short_recall"):
+            if getattr(self, defect) and self.keeps_chunks:
+                raise ValueError(f'{defect}=True is a defect of the published layout; use layout="token" with it.')
         if self.encoding == "adapter" and self.short_term_tokens < self.tokens_per_write:
             raise ValueError(
                 f"short_term_tokens={self.short_term_tokens}: a write adapter reads the last "
                 f"tokens_per_write={self.tokens_per_write} short-term tokens, so that many must be kept."
             )
         return self
+
+    @property
+    def keeps_chunks(self) -> bool:
+        """Whether whole chunks are kept, each text token by itself."""
+        return self.layout == "chunk"
 
     @property
     def has_age_limit(self) -> bool:
@@ -133,14 +141,14 @@ class MemoryConfig(BaseModel):
     @property
     def resolved_long_term_dtype(self) -> StorageDtype:
         """The storage dtype that "auto" stands for ("auto" again where the model's own dtype is meant)."""
-        if self.long_term_dtype == "auto" and self.layout == "chunk" and not self.keep_states:
+        if self.long_term_dtype == "auto" and self.keeps_chunks and not self.keep_states:
             return "int8"
         return self.long_term_dtype
 
     @property
     def repeated_tokens(self) -> int:
         """Most tokens that a read says again."""
-        return max(self.best_sentence_times - 1, 0) * self.chunk_tokens if self.layout == "chunk" else 0
+        return max(self.best_sentence_times - 1, 0) * self.chunk_tokens if self.keeps_chunks else 0
 
     @property
     def prefix_tokens(self) -> int:

@@ -42,7 +42,7 @@ def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -
     """A tiny random transformers model of one of the supported types, in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from mplus.backbone.backbone import GROUPED_ATTENTION, register_attention
+    from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
 
     register_attention()
     settings: dict[str, Any] = {

@@ -55,7 +55,7 @@ def test_all_our_errors_are_one_family() -> None:
 
     from mplus import errors
 
-    classes = [c for _, c in inspect.getmembers(errors, inspect.isclass)]
+    classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__]
     assert all(issubclass(c, mplus.MPlusError) for c in classes)
     assert {c.__name__ for c in classes} <= set(mplus.__all__)
     assert all(c.__name__ in (errors.__doc__ or "") for c in classes)

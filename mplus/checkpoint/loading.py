@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, LoraWeights
-from mplus.backbone.backbone import GROUPED_ATTENTION, Backbone, check_supported, register_attention
+from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
+from mplus.backbone.backbone import Backbone, check_supported
 from mplus.backbone.cpu import is_slow_in
 from mplus.backbone.quantised import quantise_for_decoding
 from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_memory_config, read_parts
@@ -24,7 +25,10 @@ from mplus.checkpoint.published_layout import backbone_config, is_published, pub
 from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.config import MemoryConfig, Recall
 from mplus.errors import CheckpointError
-from mplus.recall.scorers import AttentionScorer, LateInteraction, PublishedRetriever, Scorer
+from mplus.recall.attention_scorer import AttentionScorer
+from mplus.recall.late_interaction import LateInteraction
+from mplus.recall.published_retriever import PublishedRetriever
+from mplus.recall.scorer import Scorer
 from mplus.weights import Weights
 from mplus.words import Words
 

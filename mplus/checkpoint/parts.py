@@ -14,7 +14,8 @@ from mplus.checkpoint.published_layout import InitialMemory
 from mplus.confidence import Calibration
 from mplus.config import PRESETS, MemoryConfig
 from mplus.errors import CheckpointError
-from mplus.recall.scorers import LateInteraction, PublishedRetriever
+from mplus.recall.late_interaction import LateInteraction
+from mplus.recall.published_retriever import PublishedRetriever
 
 FORMAT = 1
 PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"

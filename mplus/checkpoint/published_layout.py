@@ -18,7 +18,7 @@ from mplus.backbone.adapters import LoraWeights
 from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.config import MemoryConfig
 from mplus.errors import CheckpointError
-from mplus.recall.scorers import PublishedRetriever
+from mplus.recall.published_retriever import PublishedRetriever
 
 WRITE_ADAPTER, READ_ADAPTER = "default", "decoder_adapter"
 LORA = re.compile(r"model\.layers\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?P<adapter>\w+)\.weight")

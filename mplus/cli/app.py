@@ -47,11 +47,15 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is called, imported where it was not."""
-        if args and (name := args[0]) in LATER:
-            alone = typer.Typer(**OPTIONS)
-            alone.command(name, help=LATER[name])(getattr(import_module(f"mplus.cli.{name}"), name))
-            self.add_command(get_command(alone), name)
+        if args and args[0] in LATER:
+            self.load(args[0])
         return super().resolve_command(ctx, args)
+
+    def load(self, name: str) -> None:
+        """Put a command of ``LATER`` in the place of its name."""
+        alone = typer.Typer(**OPTIONS)
+        alone.command(name, help=LATER[name])(getattr(import_module(f"mplus.cli.{name}"), name))
+        self.add_command(get_command(alone), name)
 
 
 app = typer.Typer(
@@ -69,6 +73,15 @@ for command in (delete, info, convert):
 for name, about in LATER.items():
     app.command(name, help=about)(lambda: None)
 app.command()(calibrate)
+
+
+def whole() -> Commands:
+    """Every command with its options, for a reference."""
+    group = get_command(app)
+    assert isinstance(group, Commands)
+    for name in LATER:
+        group.load(name)
+    return group
 
 
 def main() -> None:

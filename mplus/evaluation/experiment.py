@@ -119,7 +119,9 @@ def read_task(asked: EvaluationSettings) -> Task:
         unanswerable = count // 3 if asked.unanswerable is None else asked.unanswerable
         return facts(count, unanswerable, asked.seed, split=asked.split)  # pyright: ignore[reportArgumentType]
     if data is None:
-        raise ValueError(f"{name} is read from a file that you name: pass --data FILE (docs/evaluation.md says which).")
+        raise ValueError(
+            f"{name} is read from a file that you name: pass --data FILE (docs/reference/evaluation.md says which)."
+        )
     if name == PERPLEXITY:
         return _documents(data, count, asked.seed)
     return READERS[name](data, count, asked.unanswerable or 0, random.Random(asked.seed))

@@ -13,7 +13,7 @@ from mplus.backbone.adapters import mean_of
 from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.parts import TrainedParts
 from mplus.model import MPlus
-from mplus.recall.scorers import LateInteraction
+from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import spare_processes
 from mplus.training.chunk.bank_recall import recall_figures
 from mplus.training.chunk.conversations import alike_conversations
