@@ -17,8 +17,10 @@ def train(
     **options: Any,
 ) -> None:
     """Train M+ onto a model; a run that was stopped goes on with --resume."""
-    from mplus.training.run import run
     from mplus.training.run_folder import RunFolder
 
     known = RunFolder(out).known_settings() if resume else {}
-    run(checked(RunSettings, known | given_settings(RunSettings, options)), out, resume=resume)
+    settings = checked(RunSettings, known | given_settings(RunSettings, options))
+    from mplus.training.run import run
+
+    run(settings, out, resume=resume)
