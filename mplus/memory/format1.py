@@ -15,8 +15,7 @@ from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.sources import SourceRecord
-from mplus.memory.state import Context, MemoryState, Tail, Track
+from mplus.memory.state import Context, MemoryState, SourceRecord, Tail, Track
 from mplus.memory.state_files import check_rows
 from mplus.memory.tiers import Plane, Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
