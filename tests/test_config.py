@@ -25,6 +25,8 @@ def test_the_published_sizes_of_the_8b_model() -> None:
         ({"recall": "bm25"}, "recall"),
         ({"encoding": "adapter"}, 'layout="token"'),
         ({"encoding": "adapter", "layout": "token", "short_term_tokens": 0}, "write adapter"),
+        ({"ages_stop_in_short_term": True}, 'layout="token"'),
+        ({"repeat_short_recall": True}, 'layout="token"'),
         ({"long_term_dtype": "int2"}, "long_term_dtype"),
         ({"chunk_token": 3}, "chunk_token"),
     ],

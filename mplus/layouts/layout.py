@@ -57,8 +57,8 @@ class Ranked:
     """Relevance of an average unit."""
     sizes: Int[Tensor, " U"]
     """Tokens of each."""
-    chunks: Int[Tensor, " U"]
-    """Serial number of the chunk that each belongs to: higher ones were written later."""
+    chunks: Int[Tensor, " U"] | None
+    """Serial number of the chunk that each is: higher ones were written later. None where units are no texts."""
     goes_on: Bool[Tensor, " U"] | None
     """Which units go on where the one before them ends; None where units are no texts."""
     num_stored: int
@@ -74,6 +74,8 @@ class Layout(ABC):
 
     chooses_once: bool
     """Whether one choice, made before the prompt is read, serves all layers; else each layer makes its own."""
+    units_are_texts: bool
+    """Whether a unit is a piece of text: then what it stands beside, its words and its sentences tell something."""
     writes_together: bool
     """Whether several chunks may enter short-term memory at once, as if one after the other."""
 
@@ -115,10 +117,6 @@ class Layout(ABC):
     @abstractmethod
     def scored(self, stored: tuple[Pool, ...], short_term: Pool) -> tuple[Pool, ...]:
         """The pools whose units are scored: the stored ones, and short-term memory where its units are compared too."""
-
-    @abstractmethod
-    def goes_on(self, chunks: Int[Tensor, " U"], sources: Int[Tensor, " U"]) -> Bool[Tensor, " U"] | None:
-        """Which units go on where the one before them ends, by chunk and source; None where units are no texts."""
 
     @abstractmethod
     def choose(self, ranked: Ranked, config: MemoryConfig) -> Int[Tensor, " chosen"]:

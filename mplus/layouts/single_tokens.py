@@ -4,7 +4,7 @@ Each layer remembers and recalls for itself; which tokens leave short-term memor
 """
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from mplus.config import MemoryConfig
@@ -16,6 +16,7 @@ class SingleTokens(Layout):
     """Every token is a unit of its own."""
 
     chooses_once = False
+    units_are_texts = False
     writes_together = False
 
     def tracks(self, num_layers: int, recall_layer: int) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -37,10 +38,6 @@ class SingleTokens(Layout):
     def scored(self, stored: tuple[Pool, ...], short_term: Pool) -> tuple[Pool, ...]:
         """Only what can be recalled."""
         return stored
-
-    def goes_on(self, chunks: Int[Tensor, " U"], sources: Int[Tensor, " U"]) -> Bool[Tensor, " U"] | None:
-        """A token is no text."""
-        return None
 
     def choose(self, ranked: Ranked, config: MemoryConfig) -> Int[Tensor, " chosen"]:
         """The most relevant tokens."""

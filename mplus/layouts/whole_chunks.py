@@ -19,6 +19,7 @@ class WholeChunks(Layout):
     """A chunk is never torn apart, and all layers remember the same ones."""
 
     chooses_once = True
+    units_are_texts = True
     writes_together = True
 
     def tracks(self, num_layers: int, recall_layer: int) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -47,11 +48,6 @@ class WholeChunks(Layout):
         """Short-term chunks too: what is read anyway tells what is relevant, and may stand nearest to the prompt."""
         return (*stored, short_term)
 
-    def goes_on(self, chunks: Int[Tensor, " U"], sources: Int[Tensor, " U"]) -> Bool[Tensor, " U"] | None:
-        """Those that were written next, of the same source."""
-        same = (chunks[1:] == chunks[:-1] + 1) & (sources[1:] == sources[:-1])
-        return torch.cat([torch.zeros(min(len(chunks), 1), dtype=torch.bool), same])
-
     def choose(self, ranked: Ranked, config: MemoryConfig) -> Int[Tensor, " chosen"]:
         """The most relevant chunks, as far as they are relevant enough, after the best one's neighbours."""
         assert ranked.goes_on is not None
@@ -68,6 +64,7 @@ class WholeChunks(Layout):
     def standing_last(self, ranked: Ranked, chosen: Int[Tensor, " chosen"]) -> list[int]:
         """The most relevant chunk that is read, with those next to it, or what changed it."""
         assert ranked.goes_on is not None
+        assert ranked.chunks is not None
         read = ranked.read(chosen)
         best_first = read[ranked.relevance[read].argsort(descending=True, stable=True)].tolist()
         written = dict(zip(read.tolist(), ranked.chunks[read].tolist(), strict=True))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mplus.config import MemoryConfig
+from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.recall.coarse import coarse_index
 from mplus.recall.lexical import lexical_match
@@ -105,7 +106,7 @@ class LateInteraction(Scorer):
 
     def prepare(self, store: LongTermMemory, config: MemoryConfig) -> None:
         """Index a store of more tokens than are scored one by one."""
-        if config.keeps_chunks and len(store) > config.exact_recall_tokens:
+        if layout_of(config).units_are_texts and len(store) > config.exact_recall_tokens:
             coarse_index(store)
 
     @torch.no_grad()
@@ -115,7 +116,7 @@ class LateInteraction(Scorer):
         The first pool is the one that has an index. What usual relevance is, a sample of all chunks tells.
         """
         every = candidates.units[0]
-        if candidates.goes_on is None or int(every.sizes.sum()) <= config.exact_recall_tokens:
+        if not candidates.layout.units_are_texts or int(every.sizes.sum()) <= config.exact_recall_tokens:
             return Shortlist(candidates)
         store = candidates.pools[0]
         assert isinstance(store, LongTermMemory)
@@ -137,7 +138,7 @@ class LateInteraction(Scorer):
         found = self._matched(question, candidates)
         usual = found if sample is None else self._matched(question, sample)
         found, usual = found - usual.mean(), usual - usual.mean()
-        if question.words is not None and config.lexical_weight and candidates.goes_on is not None:
+        if question.words is not None and config.lexical_weight and candidates.layout.units_are_texts:
             unit = config.lexical_weight * float(usual.std(correction=0))
             found = found + unit * lexical_match(question.words, candidates, sample)
             usual = found if sample is None else usual + unit * lexical_match(question.words, sample)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -81,14 +82,16 @@ class Candidates:
                 units[n] = known.take(allowed.nonzero().flatten())
         return Candidates(tuple(pools), tuple(units), layout)
 
-    @property
+    @cached_property
     def sizes(self) -> Int[Tensor, " U"]:
         """Tokens of every unit."""
         return torch.cat([units.sizes for units in self.units])
 
-    @property
-    def chunks(self) -> Int[Tensor, " U"]:
-        """Serial number of the chunk of every unit."""
+    @cached_property
+    def chunks(self) -> Int[Tensor, " U"] | None:
+        """Serial number of the chunk that every unit is; None where units are no texts."""
+        if not self.layout.units_are_texts:
+            return None
         return torch.cat([pool.provenance.chunks[units.starts] for pool, units in self._pairs()])
 
     @property
@@ -96,10 +99,14 @@ class Candidates:
         """Row of the table of sources of every unit."""
         return torch.cat([pool.provenance.sources[units.starts] for pool, units in self._pairs()])
 
-    @property
+    @cached_property
     def goes_on(self) -> Bool[Tensor, " U"] | None:
-        """Which units go on where the one before them ends; None where units are no texts."""
-        return self.layout.goes_on(self.chunks, self.sources)
+        """Which chunks go on where the one before them ends: written next, of the same source; None as above."""
+        if (chunks := self.chunks) is None:
+            return None
+        sources = self.sources
+        same = (chunks[1:] == chunks[:-1] + 1) & (sources[1:] == sources[:-1])
+        return torch.cat([torch.zeros(min(len(chunks), 1), dtype=torch.bool), same])
 
     @property
     def provenance(self) -> Provenance:
