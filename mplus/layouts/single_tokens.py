@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mplus.config import MemoryConfig
-from mplus.layouts.layout import Chunks, Eviction, Layout, Pool, Ranked, Units, choose_units
+from mplus.layouts.layout import Chunks, Eviction, Layout, Ranked, Units, choose_units
 from mplus.shapes import Ages, Index
 
 
@@ -17,6 +17,7 @@ class SingleTokens(Layout):
 
     chooses_once = False
     units_are_texts = False
+    scores_short_term = False
     writes_together = False
 
     def tracks(self, num_layers: int, recall_layer: int) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -34,10 +35,6 @@ class SingleTokens(Layout):
     def aged(self, ages: Ages, by: int, config: MemoryConfig) -> Ages:
         """In the published model they stop, so that the order of long-term memory is not that of writing."""
         return ages if config.ages_stop_in_short_term else ages + by
-
-    def scored(self, stored: tuple[Pool, ...], short_term: Pool) -> tuple[Pool, ...]:
-        """Only what can be recalled."""
-        return stored
 
     def choose(self, ranked: Ranked, config: MemoryConfig) -> Int[Tensor, " chosen"]:
         """The most relevant tokens."""

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import MemoryConfig
-from mplus.layouts.layout import Chunks, Eviction, Layout, Pool, Ranked, Units, choose_units
+from mplus.layouts.layout import Chunks, Eviction, Layout, Ranked, Units, choose_units
 
 RIVALS = 3
 """So many chunks after the most relevant one may be about the same thing, changed later."""
@@ -20,6 +20,7 @@ class WholeChunks(Layout):
 
     chooses_once = True
     units_are_texts = True
+    scores_short_term = True
     writes_together = True
 
     def tracks(self, num_layers: int, recall_layer: int) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -43,10 +44,6 @@ class WholeChunks(Layout):
     def saved_apart(self, chunks: Chunks) -> list[int]:
         """By chunk: a save writes only those that are new."""
         return self.units(chunks).sizes.tolist()
-
-    def scored(self, stored: tuple[Pool, ...], short_term: Pool) -> tuple[Pool, ...]:
-        """Short-term chunks too: what is read anyway tells what is relevant, and may stand nearest to the prompt."""
-        return (*stored, short_term)
 
     def choose(self, ranked: Ranked, config: MemoryConfig) -> Int[Tensor, " chosen"]:
         """The most relevant chunks, as far as they are relevant enough, after the best one's neighbours."""

@@ -18,12 +18,11 @@ from mplus.recall.scorer import (
     Question,
     Relevance,
     RetrievalRows,
-    RowWeights,
     Scorer,
     Scores,
     Shortlist,
     best_of_runs,
-    normalised,
+    equal_weights,
     with_neighbours,
 )
 from mplus.recall.units import Candidates, KeyBlock
@@ -70,28 +69,18 @@ class LateInteraction(Scorer):
         return functional.normalize(rows, dim=-1)
 
     def relevance(
-        self,
-        queries: RetrievalRows,
-        blocks: Iterable[KeyBlock],
-        num_units: int,
-        row_weights: RowWeights | None = None,
-        goes_on: GoesOn | None = None,
+        self, queries: RetrievalRows, blocks: Iterable[KeyBlock], num_units: int, goes_on: GoesOn | None = None
     ) -> Relevance:
         """Mean over query rows of (best cosine in the unit - that row's mean best cosine)."""
-        match = self.match(queries, blocks, num_units, row_weights, goes_on)
+        match = self.match(queries, blocks, num_units, goes_on)
         # The mean over units of a mean over rows: what each row loses adds up to one number.
         return match - match.mean()
 
     def match(
-        self,
-        queries: RetrievalRows,
-        blocks: Iterable[KeyBlock],
-        num_units: int,
-        row_weights: RowWeights | None = None,
-        goes_on: GoesOn | None = None,
+        self, queries: RetrievalRows, blocks: Iterable[KeyBlock], num_units: int, goes_on: GoesOn | None = None
     ) -> Relevance:
         """Mean over query rows of the best cosine in each unit, with its neighbours where they are told."""
-        weights = normalised(row_weights, queries)
+        weights = equal_weights(queries)
         if goes_on is not None:
             best = queries.new_empty(num_units, len(queries))
             for first, rows in _best_of_units(queries, blocks):
@@ -122,7 +111,7 @@ class LateInteraction(Scorer):
         assert isinstance(store, LongTermMemory)
         index, serials = coarse_index(store), store.provenance.chunks[every.starts]
         queries = self.asked(question).cpu()
-        near = index.nearest(queries, normalised(None, queries), SHORTLIST, serials)
+        near = index.nearest(queries, equal_weights(queries), SHORTLIST, serials)
         # A chunk counts with its neighbours, and these with theirs.
         around = torch.searchsorted(serials, near)[:, None] + torch.arange(-2, 3)
         newer = torch.arange(int(torch.searchsorted(serials, index.chunks[-1], right=True)), len(candidates))
