@@ -1,15 +1,23 @@
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mplus.config import MemoryConfig
 from mplus.layouts.layout import choose_units
+from mplus.model import MPlus
 from mplus.recall.attention_scorer import AttentionScorer
+from mplus.recall.choose import rank_sources, recall
 from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.published_retriever import PublishedRetriever
+from mplus.recall.scorer import Scorer
 from mplus.recall.units import KeyBlock
-from mplus.testing import tiny_backbone
+from mplus.testing import tiny_backbone, tiny_model
+from tests.conftest import TINY
 
 
 def blocks(keys: torch.Tensor, sizes: list[int], cuts: list[int]) -> list[KeyBlock]:
@@ -115,3 +123,39 @@ def test_choosing_fills_the_budget_best_first(units: list[tuple[int, int]], budg
             break
         expected.append(n)
     assert chosen == expected
+
+
+class Newest(Scorer):
+    """The least that a scorer has to say: here, that later units are more relevant."""
+
+    def keys(self, layer: int, normed: torch.Tensor) -> torch.Tensor:
+        return normed[:, :1]
+
+    def queries(self, layer: int, normed: torch.Tensor) -> torch.Tensor:
+        return normed[:, :1]
+
+    def relevance(
+        self, queries: torch.Tensor, blocks: Iterable[KeyBlock], num_units: int, goes_on: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return torch.arange(float(num_units))
+
+
+@pytest.mark.parametrize("layout", ["chunk", "token"])
+def test_three_methods_make_a_scorer(layout: str) -> None:
+    config = MemoryConfig(**(TINY.model_dump() | {"layout": layout, "best_sentence_times": 2, "lexical_weight": 4.0}))
+    given = tiny_model(memory=config)
+    scorer = Newest()
+    model = MPlus(replace(given.weights, scorers={"late": scorer}), given.tokenizer, config)
+    memory = model.new_memory()
+    for n in range(12):
+        model.write(memory, f"Box {n} stands in the hall, beside the door to the cellar.", source=f"{n}")
+    track = memory.state.tracks[0]
+    question = model.weights.question([1, 2, 3], track.recall_layer)
+    chosen = recall(scorer, track, config, question)
+    assert 0 < len(chosen.index) <= config.recalled_tokens
+    assert int(chosen.provenance.ages.max()) < int(track.long_term.provenance.ages.max()), (
+        "the newest of what is stored"
+    )
+    ranked = rank_sources(scorer, memory.state, config, question, None)
+    assert ranked[0][0] == len(memory.state.sources) - 1
+    assert model.generate(memory, "Which box?", max_new_tokens=2).recalled
