@@ -29,7 +29,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
-from mplus.backbone.backbone import GROUPED_ATTENTION, Backbone, register_attention
+from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
+from mplus.backbone.backbone import Backbone
 from mplus.config import LayoutName, MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.placement import placed
@@ -37,7 +38,7 @@ from mplus.memory.state import MemoryState, Track, arrival_tier
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.read.prefill import ReadRequest, prefill
-from mplus.read.prefix import SPARE_PREFIXES
+from mplus.read.spare_prefixes import SPARE_PREFIXES
 from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.published_retriever import PublishedRetriever
 from mplus.weights import Weights

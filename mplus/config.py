@@ -21,14 +21,16 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class MemoryConfig(BaseModel):
     """Sizes and rules of one memory; frozen, checked once when built, saved with the memory.
 
-    All sizes are in memory tokens per layer. Symbols in brackets are those of the paper.
+    All sizes are in memory tokens per layer. Symbols in brackets are those of the paper. A model brings its own
+    settings (``mplus info MODEL`` prints them): ``smol_135m()`` those of the default model, ``published()`` those of
+    the released 8B, ``for_window()`` those of a model whose checkpoint says nothing.
 
     Raises:
         ValueError: A size is not a positive whole number, a number is not finite, or two settings
             contradict each other.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     chunk_tokens: PositiveInt = 64
     """Text tokens written in one pass, at most. Texts are cut at sentence ends where possible."""
@@ -154,6 +156,31 @@ class MemoryConfig(BaseModel):
         return 1 + self.recalled_tokens + self.short_term_tokens + self.repeated_tokens
 
     @classmethod
+    def smol_135m(cls) -> "MemoryConfig":
+        """What the default model uses. Its ``mplus.json`` says ``"memory": "smol-135m"``, which is this method.
+
+        A model of 135M parameters is distracted easily: it reads less than the defaults allow, and the sentence that
+        says most of what is asked stands next to the question, twice.
+        """
+        return cls(
+            short_term_tokens=128,
+            recalled_tokens=256,
+            recalled_neighbours=2,
+            relevance_cutoff=0.7,
+            best_sentence_times=2,
+        )
+
+    @classmethod
+    def for_window(cls, window: int) -> "MemoryConfig":
+        """What a model uses whose checkpoint says nothing: memory takes at most half of its window.
+
+        Args:
+            window: Positions that the model was trained for.
+        """
+        tokens = max(min(512, window // 4), 64)
+        return cls(short_term_tokens=tokens, recalled_tokens=tokens)
+
+    @classmethod
     def published(
         cls,
         *,
@@ -186,6 +213,9 @@ class MemoryConfig(BaseModel):
             repeat_short_recall=True,
         )
 
+
+PRESETS = {"smol-135m": MemoryConfig.smol_135m}
+"""Settings that a checkpoint may name instead of listing them."""
 
 SURVIVAL_FREQUENCY = 0.01
 """A long-term token whose recall frequency is not above this is forgotten (spec section 5)."""

@@ -22,6 +22,7 @@ from mplus.memory.long_term import LongTermMemory, survivors
 from mplus.memory.placement import placed
 from mplus.memory.tiers import Segment, SegmentTier
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.storage.codec import Record
 
 SEGMENT_TOKENS = 4096
 """Long-term memory is kept in segments of about this many tokens."""
@@ -64,7 +65,7 @@ class Tail:
 
 
 @dataclass(frozen=True)
-class SourceRecord:
+class SourceRecord(Record):
     """A row of a memory's table of sources."""
 
     name: str

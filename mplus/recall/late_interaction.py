@@ -37,7 +37,7 @@ class LateInteraction(Scorer):
     Relevance of a unit: for every query row the best cosine with any of the unit's tokens, minus that
     row's mean over all units (so that zero is an average unit; it changes no order), averaged over the
     query rows. States are centred and standardised per dimension first. Training-free
-    with the identity as projection; with trained linear projections the same formula (docs/recall.md).
+    with the identity as projection; with trained linear projections the same formula (docs/concepts/recall.md).
     """
 
     def __init__(

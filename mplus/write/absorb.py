@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mplus.backbone.backbone import KeysValues
+from mplus.backbone.attention import KeysValues
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.memory.memory import Memory
@@ -23,7 +23,7 @@ from mplus.words import no_words
 from mplus.write.encode import Chunk, encode_adapter, encode_states
 
 WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
-"""Text tokens that go through a layer together. On a CPU more leave its caches (docs/performance.md); a GPU
+"""Text tokens that go through a layer together. On a CPU more leave its caches (docs/lab/performance.md); a GPU
 wants more to be busy."""
 
 Progress = Callable[[int, int], None]

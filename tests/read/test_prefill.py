@@ -8,8 +8,10 @@ from mplus.config import MemoryConfig
 from mplus.layouts.whole_chunks import RIVALS, first_fitting, neighbours, standing_last
 from mplus.model import MPlus
 from mplus.read import prefill as read
+from mplus.read.cache_layer import PrefixLayer
 from mplus.read.prefill import ReadRequest, prefill
-from mplus.read.prefix import READ_BLOCK_TOKENS, Chosen, PrefixLayer, ReadingOrder, SparePrefixes
+from mplus.read.prefix import Chosen, ReadingOrder
+from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SparePrefixes
 from mplus.recall.choose import recall
 from mplus.recall.scorer import Question
 from mplus.testing import tiny_model

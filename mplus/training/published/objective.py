@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from mplus.backbone.backbone import Rotation, rotate
+from mplus.backbone.attention import Rotation, rotate
 from mplus.config import MemoryConfig
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Track
