@@ -48,13 +48,7 @@ class Weights:
     def empty_state(self, config: MemoryConfig) -> MemoryState:
         """A memory in which nothing has been written."""
         tracks = tuple(
-            Track(
-                layers,
-                layer,
-                self.no_tokens(layers, layer, config),
-                LongTermMemory.empty(),
-                LongTermMemory.empty(),
-            )
+            Track(layers, layer, self.no_tokens(layers, layer, config), LongTermMemory.empty(), LongTermMemory.empty())
             for layers, layer in self.tracks(config)
         )
         digest = f"{self.fingerprints[config.recall]}/{config.model_dump_json()}"
@@ -77,18 +71,17 @@ class Weights:
         config: MemoryConfig,
     ) -> Content:
         """What is kept of memory tokens: their keys and values for reading, their retrieval keys."""
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        retrieval: Tensor | None = None
-        for layer, rows in zip(layers, states, strict=True):
-            reader = self.backbone.read_layers[layer]
-            key, value = self.backbone.keys_values(reader, self.norm(layer, rows, reading=True))
-            keys.append(key)
-            values.append(value)
-            if layer == recall_layer:
-                retrieval = self.retrieval_keys(layer, self.norm(layer, rows, reading=False), config)
-        assert retrieval is not None, "the recall layer is one of the track's layers"
-        return Content(tuple(keys), tuple(values), retrieval, states if config.keep_states else None)
+        read = [
+            self.backbone.keys_values(self.backbone.read_layers[layer], self.norm(layer, rows, reading=True))
+            for layer, rows in zip(layers, states, strict=True)
+        ]
+        scored = self.norm(recall_layer, states[layers.index(recall_layer)], reading=False)
+        return Content(
+            tuple(rows.keys for rows in read),
+            tuple(rows.values for rows in read),
+            self.retrieval_keys(recall_layer, scored, config),
+            states if config.keep_states else None,
+        )
 
     def question(self, input_ids: Sequence[int], layer: int) -> Question:
         """A question as recall sees it when it is read alone; only its last tokens count.

@@ -55,6 +55,8 @@ def test_every_setting_says_what_it_means() -> None:
         ({"recall": "bm25"}, "recall"),
         ({"encoding": "adapter"}, 'layout="token"'),
         ({"encoding": "adapter", "layout": "token", "short_term_tokens": 0}, "write adapter"),
+        ({"ages_stop_in_short_term": True}, 'layout="token"'),
+        ({"repeat_short_recall": True}, 'layout="token"'),
         ({"long_term_dtype": "int2"}, "long_term_dtype"),
         ({"chunk_token": 3}, "chunk_token"),
     ],

@@ -7,7 +7,7 @@ computes no relevance. ``mplus.memory`` asks it what leaves and what comes back,
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +16,6 @@ from torch import Tensor
 from mplus.config import MemoryConfig
 from mplus.shapes import Ages, Index
 
-Pool = TypeVar("Pool")
 Chunks = Int[Tensor, " T"]
 """Serial number of the chunk that each token was written with; tokens of one chunk follow one another."""
 
@@ -57,8 +56,8 @@ class Ranked:
     """Relevance of an average unit."""
     sizes: Int[Tensor, " U"]
     """Tokens of each."""
-    chunks: Int[Tensor, " U"]
-    """Serial number of the chunk that each belongs to: higher ones were written later."""
+    chunks: Int[Tensor, " U"] | None
+    """Serial number of the chunk that each is: higher ones were written later. None where units are no texts."""
     goes_on: Bool[Tensor, " U"] | None
     """Which units go on where the one before them ends; None where units are no texts."""
     num_stored: int
@@ -74,6 +73,10 @@ class Layout(ABC):
 
     chooses_once: bool
     """Whether one choice, made before the prompt is read, serves all layers; else each layer makes its own."""
+    units_are_texts: bool
+    """Whether a unit is a piece of text: then what it stands beside, its words and its sentences tell something."""
+    scores_short_term: bool
+    """Whether units that are read anyway are scored too: then the most relevant of all may stand next to the prompt."""
     writes_together: bool
     """Whether several chunks may enter short-term memory at once, as if one after the other."""
 
@@ -111,14 +114,6 @@ class Layout(ABC):
         return [len(chunks)]
 
     # --- recall -----------------------------------------------------------------------------------
-
-    @abstractmethod
-    def scored(self, stored: tuple[Pool, ...], short_term: Pool) -> tuple[Pool, ...]:
-        """The pools whose units are scored: the stored ones, and short-term memory where its units are compared too."""
-
-    @abstractmethod
-    def goes_on(self, chunks: Int[Tensor, " U"], sources: Int[Tensor, " U"]) -> Bool[Tensor, " U"] | None:
-        """Which units go on where the one before them ends, by chunk and source; None where units are no texts."""
 
     @abstractmethod
     def choose(self, ranked: Ranked, config: MemoryConfig) -> Int[Tensor, " chosen"]:

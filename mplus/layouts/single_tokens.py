@@ -4,11 +4,11 @@ Each layer remembers and recalls for itself; which tokens leave short-term memor
 """
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from mplus.config import MemoryConfig
-from mplus.layouts.layout import Chunks, Eviction, Layout, Pool, Ranked, Units, choose_units
+from mplus.layouts.layout import Chunks, Eviction, Layout, Ranked, Units, choose_units
 from mplus.shapes import Ages, Index
 
 
@@ -16,6 +16,8 @@ class SingleTokens(Layout):
     """Every token is a unit of its own."""
 
     chooses_once = False
+    units_are_texts = False
+    scores_short_term = False
     writes_together = False
 
     def tracks(self, num_layers: int, recall_layer: int) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -33,14 +35,6 @@ class SingleTokens(Layout):
     def aged(self, ages: Ages, by: int, config: MemoryConfig) -> Ages:
         """In the published model they stop, so that the order of long-term memory is not that of writing."""
         return ages if config.ages_stop_in_short_term else ages + by
-
-    def scored(self, stored: tuple[Pool, ...], short_term: Pool) -> tuple[Pool, ...]:
-        """Only what can be recalled."""
-        return stored
-
-    def goes_on(self, chunks: Int[Tensor, " U"], sources: Int[Tensor, " U"]) -> Bool[Tensor, " U"] | None:
-        """A token is no text."""
-        return None
 
     def choose(self, ranked: Ranked, config: MemoryConfig) -> Int[Tensor, " chosen"]:
         """The most relevant tokens."""

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import MemoryConfig
-from mplus.layouts.layout import Chunks, Eviction, Layout, Pool, Ranked, Units, choose_units
+from mplus.layouts.layout import Chunks, Eviction, Layout, Ranked, Units, choose_units
 
 RIVALS = 3
 """So many chunks after the most relevant one may be about the same thing, changed later."""
@@ -19,6 +19,8 @@ class WholeChunks(Layout):
     """A chunk is never torn apart, and all layers remember the same ones."""
 
     chooses_once = True
+    units_are_texts = True
+    scores_short_term = True
     writes_together = True
 
     def tracks(self, num_layers: int, recall_layer: int) -> tuple[tuple[tuple[int, ...], int], ...]:
@@ -43,15 +45,6 @@ class WholeChunks(Layout):
         """By chunk: a save writes only those that are new."""
         return self.units(chunks).sizes.tolist()
 
-    def scored(self, stored: tuple[Pool, ...], short_term: Pool) -> tuple[Pool, ...]:
-        """Short-term chunks too: what is read anyway tells what is relevant, and may stand nearest to the prompt."""
-        return (*stored, short_term)
-
-    def goes_on(self, chunks: Int[Tensor, " U"], sources: Int[Tensor, " U"]) -> Bool[Tensor, " U"] | None:
-        """Those that were written next, of the same source."""
-        same = (chunks[1:] == chunks[:-1] + 1) & (sources[1:] == sources[:-1])
-        return torch.cat([torch.zeros(min(len(chunks), 1), dtype=torch.bool), same])
-
     def choose(self, ranked: Ranked, config: MemoryConfig) -> Int[Tensor, " chosen"]:
         """The most relevant chunks, as far as they are relevant enough, after the best one's neighbours."""
         assert ranked.goes_on is not None
@@ -68,6 +61,7 @@ class WholeChunks(Layout):
     def standing_last(self, ranked: Ranked, chosen: Int[Tensor, " chosen"]) -> list[int]:
         """The most relevant chunk that is read, with those next to it, or what changed it."""
         assert ranked.goes_on is not None
+        assert ranked.chunks is not None
         read = ranked.read(chosen)
         best_first = read[ranked.relevance[read].argsort(descending=True, stable=True)].tolist()
         written = dict(zip(read.tolist(), ranked.chunks[read].tolist(), strict=True))

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from mplus.config import MemoryConfig
 from mplus.memory.ledger import Redaction, since
-from mplus.memory.sources import SourceRecord
-from mplus.memory.state import MemoryState, Tail, chained
+from mplus.memory.state import MemoryState, SourceRecord, Tail, chained
 
 Gone = Callable[[Int[Tensor, " T"], Int[Tensor, " T"]], Bool[Tensor, " T"]]
 """Which tokens go, by their sources and their chunks."""

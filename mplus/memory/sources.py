@@ -2,33 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from mplus.storage.codec import Record
-
-if TYPE_CHECKING:
-    from mplus.memory.state import MemoryState
-
-
-@dataclass(frozen=True)
-class SourceRecord(Record):
-    """A row of a memory's table of sources."""
-
-    name: str
-    metadata: Mapping[str, Any]
-    first_written: float
-    last_written: float
-    text_tokens: int
-    forgotten: bool = False
-    texts: tuple[str, ...] = ()
-    """What was written, where it was asked to be kept."""
-
-    @classmethod
-    def blank(cls) -> "SourceRecord":
-        """What is left of a forgotten source: its place."""
-        return cls("", {}, 0.0, 0.0, 0, forgotten=True)
+from mplus.memory.state import MemoryState
 
 
 class SourceTokens(NamedTuple):
@@ -65,7 +43,7 @@ class Source:
     """What was written, where it was kept (``write(..., keep_text=True)``)."""
 
 
-def listed(state: "MemoryState") -> list[Source]:
+def listed(state: MemoryState) -> list[Source]:
     """Every source that was written and not forgotten, in the order of first writing."""
     counts = torch.zeros(3, len(state.sources), dtype=torch.int64)
     oldest = torch.zeros(len(state.sources), dtype=torch.int64)

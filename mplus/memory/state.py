@@ -5,8 +5,9 @@ diverges, a failed operation changes nothing, and a read never sees half of a wr
 """
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,9 +20,9 @@ from mplus.memory.chunk_log import ChunkLog
 from mplus.memory.ledger import Ledger
 from mplus.memory.long_term import LongTermMemory, survivors
 from mplus.memory.placement import placed
-from mplus.memory.sources import SourceRecord
 from mplus.memory.tiers import Segment, SegmentTier
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.storage.codec import Record
 
 SEGMENT_TOKENS = 4096
 """Long-term memory is kept in segments of about this many tokens."""
@@ -61,6 +62,25 @@ class Tail:
     sources: tuple[int, ...] = ()
     since: float = 0.0
     """Unix time at which the first of it was handed in."""
+
+
+@dataclass(frozen=True)
+class SourceRecord(Record):
+    """A row of a memory's table of sources."""
+
+    name: str
+    metadata: Mapping[str, Any]
+    first_written: float
+    last_written: float
+    text_tokens: int
+    forgotten: bool = False
+    texts: tuple[str, ...] = ()
+    """What was written, where it was asked to be kept."""
+
+    @classmethod
+    def blank(cls) -> "SourceRecord":
+        """What is left of a forgotten source: its place."""
+        return cls("", {}, 0.0, 0.0, 0, forgotten=True)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mplus.recall.scorer import GoesOn, Normed, Relevance, RetrievalRows, RowWeights, Scorer, normalised, sum_of_runs
+from mplus.recall.scorer import GoesOn, Normed, Relevance, RetrievalRows, Scorer, equal_weights, sum_of_runs
 from mplus.recall.units import KeyBlock
 
 
@@ -39,15 +39,10 @@ class AttentionScorer(Scorer):
         return heads if norm is None else norm(heads)
 
     def relevance(
-        self,
-        queries: RetrievalRows,
-        blocks: Iterable[KeyBlock],
-        num_units: int,
-        row_weights: RowWeights | None = None,
-        goes_on: GoesOn | None = None,
+        self, queries: RetrievalRows, blocks: Iterable[KeyBlock], num_units: int, goes_on: GoesOn | None = None
     ) -> Relevance:
         """Attention mass of each unit: one pass for the softmax's denominators, one for the masses."""
-        weights = normalised(row_weights, queries)
+        weights = equal_weights(queries)
         grouped = queries.unflatten(1, (self.num_key_value_heads, -1)) * self.head_size**-0.5
         grouped = grouped.permute(1, 3, 0, 2)  # [head, size, row, group]
         highest = grouped.new_full((grouped.shape[0], 1, *grouped.shape[2:]), float("-inf"))

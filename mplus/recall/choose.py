@@ -60,7 +60,8 @@ def recall(
     index = layout.unscored(track.long_term.provenance.ages, config) if sources is None else None
     if index is not None:
         return Recalled(index, track.long_term.provenance.take(index), torch.zeros(len(index)))
-    candidates = Candidates.of(layout.scored(stored, track.short_term), layout, sources)
+    pools = (*stored, track.short_term) if layout.scores_short_term else stored
+    candidates = Candidates.of(pools, layout, sources)
     if not len(candidates) or not config.recalled_tokens:
         return nothing_recalled()
     shortlist = scorer.shortlist(question, candidates, config)

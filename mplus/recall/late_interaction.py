@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mplus.config import MemoryConfig
+from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.recall.coarse import coarse_index
 from mplus.recall.lexical import lexical_match
@@ -17,12 +18,11 @@ from mplus.recall.scorer import (
     Question,
     Relevance,
     RetrievalRows,
-    RowWeights,
     Scorer,
     Scores,
     Shortlist,
     best_of_runs,
-    normalised,
+    equal_weights,
     with_neighbours,
 )
 from mplus.recall.units import Candidates, KeyBlock
@@ -69,28 +69,18 @@ class LateInteraction(Scorer):
         return functional.normalize(rows, dim=-1)
 
     def relevance(
-        self,
-        queries: RetrievalRows,
-        blocks: Iterable[KeyBlock],
-        num_units: int,
-        row_weights: RowWeights | None = None,
-        goes_on: GoesOn | None = None,
+        self, queries: RetrievalRows, blocks: Iterable[KeyBlock], num_units: int, goes_on: GoesOn | None = None
     ) -> Relevance:
         """Mean over query rows of (best cosine in the unit - that row's mean best cosine)."""
-        match = self.match(queries, blocks, num_units, row_weights, goes_on)
+        match = self.match(queries, blocks, num_units, goes_on)
         # The mean over units of a mean over rows: what each row loses adds up to one number.
         return match - match.mean()
 
     def match(
-        self,
-        queries: RetrievalRows,
-        blocks: Iterable[KeyBlock],
-        num_units: int,
-        row_weights: RowWeights | None = None,
-        goes_on: GoesOn | None = None,
+        self, queries: RetrievalRows, blocks: Iterable[KeyBlock], num_units: int, goes_on: GoesOn | None = None
     ) -> Relevance:
         """Mean over query rows of the best cosine in each unit, with its neighbours where they are told."""
-        weights = normalised(row_weights, queries)
+        weights = equal_weights(queries)
         if goes_on is not None:
             best = queries.new_empty(num_units, len(queries))
             for first, rows in _best_of_units(queries, blocks):
@@ -105,7 +95,7 @@ class LateInteraction(Scorer):
 
     def prepare(self, store: LongTermMemory, config: MemoryConfig) -> None:
         """Index a store of more tokens than are scored one by one."""
-        if config.keeps_chunks and len(store) > config.exact_recall_tokens:
+        if layout_of(config).units_are_texts and len(store) > config.exact_recall_tokens:
             coarse_index(store)
 
     @torch.no_grad()
@@ -115,13 +105,13 @@ class LateInteraction(Scorer):
         The first pool is the one that has an index. What usual relevance is, a sample of all chunks tells.
         """
         every = candidates.units[0]
-        if candidates.goes_on is None or int(every.sizes.sum()) <= config.exact_recall_tokens:
+        if not candidates.layout.units_are_texts or int(every.sizes.sum()) <= config.exact_recall_tokens:
             return Shortlist(candidates)
         store = candidates.pools[0]
         assert isinstance(store, LongTermMemory)
         index, serials = coarse_index(store), store.provenance.chunks[every.starts]
         queries = self.asked(question).cpu()
-        near = index.nearest(queries, normalised(None, queries), SHORTLIST, serials)
+        near = index.nearest(queries, equal_weights(queries), SHORTLIST, serials)
         # A chunk counts with its neighbours, and these with theirs.
         around = torch.searchsorted(serials, near)[:, None] + torch.arange(-2, 3)
         newer = torch.arange(int(torch.searchsorted(serials, index.chunks[-1], right=True)), len(candidates))
@@ -137,7 +127,7 @@ class LateInteraction(Scorer):
         found = self._matched(question, candidates)
         usual = found if sample is None else self._matched(question, sample)
         found, usual = found - usual.mean(), usual - usual.mean()
-        if question.words is not None and config.lexical_weight and candidates.goes_on is not None:
+        if question.words is not None and config.lexical_weight and candidates.layout.units_are_texts:
             unit = config.lexical_weight * float(usual.std(correction=0))
             found = found + unit * lexical_match(question.words, candidates, sample)
             usual = found if sample is None else usual + unit * lexical_match(question.words, sample)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mplus.recall.scorer import GoesOn, Normed, Relevance, RetrievalRows, RowWeights, Scorer, normalised, sum_of_runs
+from mplus.recall.scorer import GoesOn, Normed, Relevance, RetrievalRows, Scorer, equal_weights, sum_of_runs
 from mplus.recall.units import KeyBlock
 
 
@@ -31,15 +31,10 @@ class PublishedRetriever(Scorer):
         return self.query_projections[layer](normed)
 
     def relevance(
-        self,
-        queries: RetrievalRows,
-        blocks: Iterable[KeyBlock],
-        num_units: int,
-        row_weights: RowWeights | None = None,
-        goes_on: GoesOn | None = None,
+        self, queries: RetrievalRows, blocks: Iterable[KeyBlock], num_units: int, goes_on: GoesOn | None = None
     ) -> Relevance:
         """Mean over query rows, then over the unit's tokens, of sigmoid(query . key)."""
-        weights = normalised(row_weights, queries)
+        weights = equal_weights(queries)
         total, count = queries.new_zeros(num_units), queries.new_zeros(num_units)
         for keys, sizes, first in blocks:
             scores = functional.linear(keys.to(queries.dtype), queries).sigmoid_() @ weights

@@ -2,7 +2,8 @@
 
 To add one: subclass ``Scorer`` in a file of this folder, write ``keys``, ``queries`` and ``relevance``, and override
 what it can do better; name it in ``mplus.config.Recall`` and hand it to ``Weights.scorers`` where a model is put
-together (``mplus.checkpoint.loading``). Nothing else asks which scorer it has.
+together (``mplus.checkpoint.loading``). Nothing else asks which scorer it has. One that looks at more than states, such
+as the text itself, gets it as a field of ``Question`` and in ``Weights.retrieval_keys``, where all keys are made.
 
 A scorer turns the normed input of a layer into *retrieval keys* when a memory token is born, and into
 *retrieval queries* when a question is read; ``relevance`` compares them. Relevance is per **unit**: a
@@ -25,7 +26,6 @@ from mplus.recall.units import Candidates, KeyBlock
 
 Normed = Float[Tensor, "S D"]
 RetrievalRows = Float[Tensor, "S ..."]
-RowWeights = Float[Tensor, " S"]
 Relevance = Float[Tensor, " U"]
 GoesOn = Bool[Tensor, " U"]
 
@@ -71,12 +71,7 @@ class Scorer(nn.Module, ABC):
 
     @abstractmethod
     def relevance(
-        self,
-        queries: RetrievalRows,
-        blocks: Iterable[KeyBlock],
-        num_units: int,
-        row_weights: RowWeights | None = None,
-        goes_on: GoesOn | None = None,
+        self, queries: RetrievalRows, blocks: Iterable[KeyBlock], num_units: int, goes_on: GoesOn | None = None
     ) -> Relevance:
         """Relevance of units 0 to ``num_units`` - 1, each of which has a key in some block.
 
@@ -84,7 +79,6 @@ class Scorer(nn.Module, ABC):
             queries: What is asked for, row by row.
             blocks: All keys; gone through more than once where a scorer has to.
             num_units: U.
-            row_weights: How much each query row says; all alike where not given.
             goes_on: Which units go on where the one before them ends; None: each stands alone. A scorer that counts a
                 chunk with its neighbours looks at it.
         """
@@ -124,11 +118,9 @@ class Scorer(nn.Module, ABC):
         return self.queries(question.layer, question.normed).to(question.normed.device).float()
 
 
-def normalised(row_weights: RowWeights | None, queries: RetrievalRows) -> RowWeights:
-    """Weights of query rows that add up to 1."""
-    if row_weights is None:
-        return queries.new_full((queries.shape[0],), 1 / queries.shape[0])
-    return row_weights.to(queries) / row_weights.sum()
+def equal_weights(queries: RetrievalRows) -> Float[Tensor, " S"]:
+    """What each row of a question counts in a mean over its rows."""
+    return queries.new_full((len(queries),), 1 / len(queries))
 
 
 def best_of_runs(scores: Float[Tensor, "T S"], sizes: Int[Tensor, " u"]) -> Float[Tensor, "u S"]:

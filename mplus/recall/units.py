@@ -1,18 +1,20 @@
 """Units of recall: runs of tokens that are recalled together, and their retrieval keys block by block."""
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.layouts.layout import Layout, Units
+from mplus.memory.long_term import LongTermMemory
 from mplus.memory.tiers import moved, side_stream
-from mplus.memory.tokens import Provenance
+from mplus.memory.tokens import Provenance, Tokens
 from mplus.shapes import Index
 
 BLOCK_TOKENS = 4096
@@ -21,8 +23,8 @@ BLOCK_TOKENS = 4096
 BLOCKS_AHEAD = 4
 """Blocks that may wait on a GPU for the scoring of earlier ones."""
 
-
-Made = TypeVar("Made")
+Pool = LongTermMemory | Tokens
+"""What has units that can be scored."""
 
 
 class KeyBlock(NamedTuple):
@@ -35,38 +37,16 @@ class KeyBlock(NamedTuple):
     """Number of the first unit. Where it is the last one of the block before, that unit goes on."""
 
 
-@runtime_checkable
-class Scored(Protocol):
-    """What a pool gives for scoring."""
-
-    @property
-    def provenance(self) -> Provenance:
-        """Of its tokens."""
-        ...
-
-    def retrieval_keys(self, index: Index | slice, device: torch.device) -> Float[Tensor, "T R"]:
-        """Retrieval keys of some tokens, as numbers on a device."""
-        ...
-
-    def key_bounds(self) -> Sequence[int]:
-        """Places at which it is cheap to cut its keys."""
-        ...
-
-    def derived(self, name: Hashable, make: Callable[[], Made]) -> Made:
-        """What is made of its tokens, once where they stay the same for long."""
-        ...
-
-
 @dataclass(frozen=True)
 class Candidates:
     """Units of some pools, numbered from 0 on through all of them."""
 
-    pools: tuple[Scored, ...]
+    pools: tuple[Pool, ...]
     units: tuple[Units, ...]
     layout: Layout
 
     @staticmethod
-    def of(pools: Sequence[Scored], layout: Layout, sources: Int[Tensor, " n"] | None = None) -> "Candidates":
+    def of(pools: Sequence[Pool], layout: Layout, sources: Int[Tensor, " n"] | None = None) -> "Candidates":
         """Every unit of some pools.
 
         Args:
@@ -81,14 +61,16 @@ class Candidates:
                 units[n] = known.take(allowed.nonzero().flatten())
         return Candidates(tuple(pools), tuple(units), layout)
 
-    @property
+    @cached_property
     def sizes(self) -> Int[Tensor, " U"]:
         """Tokens of every unit."""
         return torch.cat([units.sizes for units in self.units])
 
-    @property
-    def chunks(self) -> Int[Tensor, " U"]:
-        """Serial number of the chunk of every unit."""
+    @cached_property
+    def chunks(self) -> Int[Tensor, " U"] | None:
+        """Serial number of the chunk that every unit is; None where units are no texts."""
+        if not self.layout.units_are_texts:
+            return None
         return torch.cat([pool.provenance.chunks[units.starts] for pool, units in self._pairs()])
 
     @property
@@ -96,10 +78,14 @@ class Candidates:
         """Row of the table of sources of every unit."""
         return torch.cat([pool.provenance.sources[units.starts] for pool, units in self._pairs()])
 
-    @property
+    @cached_property
     def goes_on(self) -> Bool[Tensor, " U"] | None:
-        """Which units go on where the one before them ends; None where units are no texts."""
-        return self.layout.goes_on(self.chunks, self.sources)
+        """Which chunks go on where the one before them ends: written next, of the same source; None as above."""
+        if (chunks := self.chunks) is None:
+            return None
+        sources = self.sources
+        same = (chunks[1:] == chunks[:-1] + 1) & (sources[1:] == sources[:-1])
+        return torch.cat([torch.zeros(min(len(chunks), 1), dtype=torch.bool), same])
 
     @property
     def provenance(self) -> Provenance:
@@ -130,7 +116,7 @@ class Candidates:
             shift += len(pool.provenance)
         return torch.cat(places)
 
-    def _pairs(self) -> Iterator[tuple[Scored, Units]]:
+    def _pairs(self) -> Iterator[tuple[Pool, Units]]:
         return zip(self.pools, self.units, strict=True)
 
 
@@ -175,14 +161,14 @@ class Blocks:
             first += len(units)
 
 
-def key_slices(pool: Scored) -> Iterator[slice]:
+def key_slices(pool: Pool) -> Iterator[slice]:
     """All of a pool, cut where its keys are and into blocks."""
     for low, high in pairwise(pool.key_bounds()):
         for start in range(low, high, BLOCK_TOKENS):
             yield slice(start, min(start + BLOCK_TOKENS, high))
 
 
-def _whole(pool: Scored, units: Units, device: torch.device) -> Iterator[KeyBlock]:
+def _whole(pool: Pool, units: Units, device: torch.device) -> Iterator[KeyBlock]:
     """All of a pool, cut where its keys are: a unit may go on in the next block."""
     ends = units.starts + units.sizes
     for place in key_slices(pool):
@@ -193,7 +179,7 @@ def _whole(pool: Scored, units: Units, device: torch.device) -> Iterator[KeyBloc
         yield KeyBlock(pool.retrieval_keys(place, device), sizes, first)
 
 
-def _chosen(pool: Scored, units: Units, device: torch.device) -> Iterator[KeyBlock]:
+def _chosen(pool: Pool, units: Units, device: torch.device) -> Iterator[KeyBlock]:
     """Some units of a pool, whole ones to a block."""
     filled = units.sizes.cumsum(0)
     first = 0

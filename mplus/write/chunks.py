@@ -9,8 +9,7 @@ import torch
 from mplus.config import MemoryConfig
 from mplus.inert import encode_inert
 from mplus.memory.ledger import LedgerEntry, WrittenText
-from mplus.memory.sources import SourceRecord
-from mplus.memory.state import MemoryState, Tail
+from mplus.memory.state import MemoryState, SourceRecord, Tail
 from mplus.sentences import SentenceEnds
 from mplus.write.encode import Chunk
 

@@ -1,29 +1,54 @@
 """Which nodes of an index the model's own retriever finds for a query."""
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.vector_stores import MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
+from mplus import FoundSource
 from mplus_integrations.history import Where
+from mplus_integrations.llama_index.index_storage import MPlusStruct
+from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.memories import Latents
 from mplus_integrations.worker import in_thread
-
-if TYPE_CHECKING:
-    from mplus_integrations.llama_index.index import MPlusIndex
 
 DEFAULT_TOP_K = 2
 """As for a ``VectorStoreIndex``."""
+
+
+class Searched(Protocol):
+    """What a retriever looks at: an ``MPlusIndex``, which in turn makes retrievers."""
+
+    llm: MPlusLLM
+    latents: Latents
+    is_shared: bool
+    """Whether the memory may hold more than its nodes."""
+
+    @property
+    def index_struct(self) -> MPlusStruct:
+        """Its nodes."""
+        ...
+
+    @property
+    def ref_doc_info(self) -> Mapping[str, RefDocInfo]:
+        """Its documents."""
+        ...
+
+    def node(self, found: FoundSource) -> BaseNode:
+        """The node that a source is."""
+        ...
 
 
 class MPlusIndexRetriever(BaseRetriever):
     """Finds nodes by late interaction with the latents themselves; nothing is embedded.
 
     Args:
-        index: Where to search.
+        index: The ``MPlusIndex`` to search.
         similarity_top_k: Most nodes.
         filters: Metadata that nodes must have.
         node_ids: Only these nodes.
@@ -34,7 +59,7 @@ class MPlusIndexRetriever(BaseRetriever):
 
     def __init__(
         self,
-        index: "MPlusIndex",
+        index: Searched,
         *,
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,

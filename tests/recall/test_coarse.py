@@ -151,3 +151,11 @@ def test_building_twice_gives_the_same_index() -> None:
     ):
         assert torch.equal(a, b)
     assert one.nbytes > 0
+
+
+def test_a_write_that_consolidates_indexes_what_recall_will_not_score_one_by_one(model: MPlus, text: str) -> None:
+    for limit, indexed in ((64, True), (100_000, False)):
+        memory = model.new_memory(config=TINY.model_copy(update={"exact_recall_tokens": limit}))
+        model.write(memory, text, source="a")
+        assert len(memory.state.tracks[0].long_term) > 64
+        assert (CoarseIndex in memory.state.tracks[0].long_term.lasting) == indexed

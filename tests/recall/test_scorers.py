@@ -1,15 +1,23 @@
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mplus.config import MemoryConfig
 from mplus.layouts.layout import choose_units
+from mplus.model import MPlus
 from mplus.recall.attention_scorer import AttentionScorer
+from mplus.recall.choose import rank_sources, recall
 from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.published_retriever import PublishedRetriever
+from mplus.recall.scorer import Scorer
 from mplus.recall.units import KeyBlock
-from mplus.testing import tiny_backbone
+from mplus.testing import tiny_backbone, tiny_model
+from tests.conftest import TINY
 
 
 def blocks(keys: torch.Tensor, sizes: list[int], cuts: list[int]) -> list[KeyBlock]:
@@ -26,16 +34,14 @@ SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=8)
 CUTS = st.lists(st.integers(0, 40), max_size=4)
 
 
-@given(SIZES, CUTS, st.booleans())
-def test_late_interaction_is_weighted_maxsim_less_the_mean_over_units(sizes, cuts, weighted) -> None:
+@given(SIZES, CUTS)
+def test_late_interaction_is_maxsim_less_the_mean_over_units(sizes, cuts) -> None:
     torch.manual_seed(0)
     keys, queries = (torch.nn.functional.normalize(torch.randn(n, 6), dim=-1) for n in (sum(sizes), 3))
-    weights = torch.tensor([0.5, 2.0, 1.0]) if weighted else None
     scorer = LateInteraction(torch.zeros(1, 6), torch.ones(1, 6))
-    got = scorer.relevance(queries, blocks(keys, sizes, cuts), len(sizes), weights)
+    got = scorer.relevance(queries, blocks(keys, sizes, cuts), len(sizes))
     best = torch.tensor([[max(float(q @ k) for k in unit) for q in queries] for unit in keys.split(sizes)])
-    share = torch.ones(3) if weights is None else weights
-    torch.testing.assert_close(got, (best - best.mean(0)) @ (share / share.sum()))
+    torch.testing.assert_close(got, (best - best.mean(0)).mean(1))
 
 
 @given(st.data(), CUTS)
@@ -83,9 +89,6 @@ def test_published_relevance_is_the_mean_sigmoid() -> None:
         torch.testing.assert_close(got, expected)
         got = scorer.relevance(queries, blocks(keys, [2, 4, 3], cuts), 3)
         torch.testing.assert_close(got, torch.stack([part.mean() for part in expected.split([2, 4, 3])]))
-    weights = torch.tensor([1.0, 0.0, 3.0])
-    got = scorer.relevance(queries, blocks(keys, [1] * 9, [4]), 9, weights)
-    torch.testing.assert_close(got, weights @ (queries @ keys.T).sigmoid() / 4)
 
 
 def test_attention_relevance_is_attention_mass() -> None:
@@ -102,9 +105,8 @@ def test_attention_relevance_is_attention_mass() -> None:
         for cuts in ([], [3], [2, 5]):
             got = scorer.relevance(queries, blocks(keys, [1] * 7, cuts), 7)
             torch.testing.assert_close(got, mass.mean(0))
-            got = scorer.relevance(queries, blocks(keys, [3, 4], cuts), 2, torch.tensor([1.0, 2.0, 1.0]))
-            weighted = torch.tensor([0.25, 0.5, 0.25]) @ mass
-            torch.testing.assert_close(got, torch.stack([weighted[:3].sum(), weighted[3:].sum()]))
+            got = scorer.relevance(queries, blocks(keys, [3, 4], cuts), 2)
+            torch.testing.assert_close(got, torch.stack([mass.mean(0)[:3].sum(), mass.mean(0)[3:].sum()]))
     assert abs(float(got.sum()) - 1) < 1e-5
 
 
@@ -121,3 +123,39 @@ def test_choosing_fills_the_budget_best_first(units: list[tuple[int, int]], budg
             break
         expected.append(n)
     assert chosen == expected
+
+
+class Newest(Scorer):
+    """The least that a scorer has to say: here, that later units are more relevant."""
+
+    def keys(self, layer: int, normed: torch.Tensor) -> torch.Tensor:
+        return normed[:, :1]
+
+    def queries(self, layer: int, normed: torch.Tensor) -> torch.Tensor:
+        return normed[:, :1]
+
+    def relevance(
+        self, queries: torch.Tensor, blocks: Iterable[KeyBlock], num_units: int, goes_on: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return torch.arange(float(num_units))
+
+
+@pytest.mark.parametrize("layout", ["chunk", "token"])
+def test_three_methods_make_a_scorer(layout: str) -> None:
+    config = MemoryConfig(**(TINY.model_dump() | {"layout": layout, "best_sentence_times": 2, "lexical_weight": 4.0}))
+    given = tiny_model(memory=config)
+    scorer = Newest()
+    model = MPlus(replace(given.weights, scorers={"late": scorer}), given.tokenizer, config)
+    memory = model.new_memory()
+    for n in range(12):
+        model.write(memory, f"Box {n} stands in the hall, beside the door to the cellar.", source=f"{n}")
+    track = memory.state.tracks[0]
+    question = model.weights.question([1, 2, 3], track.recall_layer)
+    chosen = recall(scorer, track, config, question)
+    assert 0 < len(chosen.index) <= config.recalled_tokens
+    assert int(chosen.provenance.ages.max()) < int(track.long_term.provenance.ages.max()), (
+        "the newest of what is stored"
+    )
+    ranked = rank_sources(scorer, memory.state, config, question, None)
+    assert ranked[0][0] == len(memory.state.sources) - 1
+    assert model.generate(memory, "Which box?", max_new_tokens=2).recalled
