@@ -119,6 +119,13 @@ class Backbone:
         """Positions the model was trained for."""
         return int(self.config.max_position_embeddings)
 
+    def room(self, prefix_tokens: int) -> int:
+        """Positions of the window that are left behind a prefix.
+
+        A layout whose prefix alone exceeds the window was chosen knowingly: prompts still have to fit the window.
+        """
+        return self.window - prefix_tokens if prefix_tokens < self.window else self.window
+
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of activations."""
