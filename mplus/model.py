@@ -202,7 +202,9 @@ class MPlus:
             MemoryMismatchError: The memory belongs to another model.
         """
         self._requests.check_memory(memory)
-        (report,) = self._writer.write([memory], [text], [source], metadata, keep_text, progress)
+        (report,) = self._writer.write(
+            [memory], [text], sources=[source], metadata=metadata, keep_text=keep_text, progress=progress
+        )
         return report
 
     def write_batch(
@@ -242,7 +244,9 @@ class MPlus:
             raise ValueError("A memory is given more than once: pass its texts as one list.")
         for memory in memories:
             self._requests.check_memory(memory)
-        return self._writer.write(memories, texts, names, metadata, keep_text, progress)
+        return self._writer.write(
+            memories, texts, sources=names, metadata=metadata, keep_text=keep_text, progress=progress
+        )
 
     def replay(self, memory: Memory, state: MemoryState, entry: LedgerEntry) -> MemoryState:
         """The state after an entry of a memory's ledger has been written once more; the memory is not touched.
