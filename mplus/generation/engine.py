@@ -35,7 +35,7 @@ def decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids
                 if row.error is not None:
                     raise row.error
         for row in rows:
-            row.close()
+            row.complete()
     finally:
         for row in rows:
             row.finish_reason = row.finish_reason or "cancelled"
@@ -197,7 +197,7 @@ class Batch:
                 rows[0].error = error
 
     def _next_group(self) -> list[Row]:
-        """Waiting rows that are read together: short prompts, so that nobody waits long for it."""
+        """Waiting rows that are read together: few enough tokens that running rows do not wait long."""
         group: list[Row] = []
         longest = 0
         while self._waiting:

@@ -75,9 +75,9 @@ class Row:
     request: ReadRequest
     params: SamplingParams
     cancelled: threading.Event = field(default_factory=threading.Event)
-    """The row's own; whoever closes its stream sets it."""
+    """This row's own; closing its stream sets it."""
     cancelled_by: threading.Event | None = None
-    """Somebody else's, which may serve many rows; only looked at."""
+    """The caller's, which may serve many rows; it is only looked at."""
     processors: tuple[Any, ...] = ()
     """Further logits processors, as for constrained decoding."""
     token_ids: list[int] = field(default_factory=list[int])
@@ -115,10 +115,11 @@ class Row:
         self.births = tuple(self.request.state.written_tokens - track.provenance.ages for track in recalled)
         self.prefix_tokens = reading.layers[0].lengths[place] - len(self.request.input_ids)
 
-    def close(self) -> None:
-        """The answer is complete: raise what ended it, or tell the memory which of its tokens it has used.
+    def complete(self) -> None:
+        """Raise the error that ended the answer, or tell the memory which of its tokens the answer has used.
 
-        Called by whoever asked, not by a scheduler's thread: another thread may hold the memory for a long write.
+        Called once no more tokens come, by the thread that asked and not by a scheduler's: another thread may hold
+        the memory for a long write.
         """
         if self.error is not None:
             raise self.error

@@ -83,7 +83,7 @@ class Scheduler:
         def arriving() -> Iterator[str]:
             while (piece := pieces.get()) is not None:
                 yield piece
-            row.close()
+            row.complete()
 
         return _watched(GenerationStream(row, arriving()), row)
 
@@ -105,7 +105,7 @@ class Scheduler:
         def deliver(piece: str | None) -> None:
             try:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            except RuntimeError:  # the loop has been closed: nobody is left to read it
+            except RuntimeError:  # the loop is closed: the answer has no reader
                 row.cancelled.set()
 
         self._submit(Ticket(row, deliver))
@@ -174,7 +174,7 @@ class Scheduler:
             self._engine.add([ticket.row for ticket in joining])
             for piece in self._engine.step():
                 by_row[id(piece.row)].deliver(piece.text)
-        except Exception as error:  # whatever it is, nobody may wait for ever
+        except Exception as error:  # whatever it is, no request may wait for ever
             for ticket in self._running:
                 ticket.row.error = ticket.row.error or error
         finished = [ticket for ticket in self._running if ticket.row.is_finished]
@@ -237,6 +237,6 @@ Stream = TypeVar("Stream", GenerationStream, AsyncGenerationStream)
 
 
 def _watched(stream: Stream, row: Row) -> Stream:
-    """The stream itself; its request is cancelled when nobody is left to read it."""
+    """The stream itself; its request is cancelled when the stream is garbage."""
     finalize(stream, row.cancelled.set).atexit = False
     return stream

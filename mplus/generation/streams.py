@@ -28,7 +28,7 @@ class GenerationStream(Iterator[str]):
         self._row.cancelled.set()
 
     def cancel_with(self, cancelled: threading.Event) -> None:
-        """Stop when ``cancelled`` is set; for whoever waits elsewhere. It is never set from here."""
+        """Stop when ``cancelled`` is set, by a caller that waits elsewhere. It is never set from here."""
         self._row.cancelled_by = cancelled
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class AsyncGenerationStream(AsyncIterator[str]):
         if piece is not None:
             return piece
         self._ended = True
-        await asyncio.to_thread(self._row.close)
+        await asyncio.to_thread(self._row.complete)
         raise StopAsyncIteration
 
     def cancel(self) -> None:
