@@ -112,7 +112,7 @@ def through_layers(
             position_ids=place.position,
             use_cache=True,
             position_embeddings=place.rotation,
-            **{_cache_keyword(type(module)): Cache(layers=layers)},  # pyright: ignore[reportArgumentType]
+            **{_cache_keyword(type(module)): Cache(layers=[*layers])},
         )
         hidden = output[0] if isinstance(output, tuple) else output
     return hidden
