@@ -25,8 +25,8 @@ from .errors import UnsupportedModelError as UnsupportedModelError
 from .generation.constrain import Constraint as Constraint
 from .generation.constrain import ToolCall as ToolCall
 from .generation.constrain import parse_tool_calls as parse_tool_calls
-from .generation.engine import Generation as Generation
-from .generation.engine import RecalledSource as RecalledSource
+from .generation.row import Generation as Generation
+from .generation.row import RecalledSource as RecalledSource
 from .generation.sampling import SamplingParams as SamplingParams
 from .generation.scheduler import Scheduler as Scheduler
 from .generation.streams import AsyncGenerationStream as AsyncGenerationStream

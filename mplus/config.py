@@ -1,6 +1,5 @@
 """How a memory is laid out: sizes, what is evicted, what is recalled, where it is kept."""
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -219,10 +218,3 @@ PRESETS = {"smol-135m": MemoryConfig.smol_135m}
 
 SURVIVAL_FREQUENCY = 0.01
 """A long-term token whose recall frequency is not above this is forgotten (spec section 5)."""
-
-
-def finite(name: str, value: float) -> float:
-    """``value`` itself, or a ``ValueError`` that names it where it is not finite."""
-    if not math.isfinite(value):
-        raise ValueError(f"{name}={value!r}: expected a finite number.")
-    return value

@@ -1,7 +1,7 @@
 """``MPlus``: one loaded model that writes and reads any number of memories."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,8 +14,9 @@ from mplus.checkpoint.loading import Loaded, load
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
-from mplus.generation.engine import Engine, Generation, Row, decode
+from mplus.generation.engine import Engine, decode
 from mplus.generation.requests import GenerationOptions, PromptLike, Requests
+from mplus.generation.row import Generation
 from mplus.generation.sampling import SamplingOptions
 from mplus.generation.scheduler import Scheduler
 from mplus.generation.streams import GenerationStream
@@ -201,7 +202,9 @@ class MPlus:
             MemoryMismatchError: The memory belongs to another model.
         """
         self._requests.check_memory(memory)
-        (report,) = self._writer.write([memory], [text], [source], metadata, keep_text, progress)
+        (report,) = self._writer.write(
+            [memory], [text], sources=[source], metadata=metadata, keep_text=keep_text, progress=progress
+        )
         return report
 
     def write_batch(
@@ -241,7 +244,9 @@ class MPlus:
             raise ValueError("A memory is given more than once: pass its texts as one list.")
         for memory in memories:
             self._requests.check_memory(memory)
-        return self._writer.write(memories, texts, names, metadata, keep_text, progress)
+        return self._writer.write(
+            memories, texts, sources=names, metadata=metadata, keep_text=keep_text, progress=progress
+        )
 
     def replay(self, memory: Memory, state: MemoryState, entry: LedgerEntry) -> MemoryState:
         """The state after an entry of a memory's ledger has been written once more; the memory is not touched.
@@ -288,7 +293,8 @@ class MPlus:
         of its words.
         """
         row = self._requests.row(memory, prompt, **options)
-        return GenerationStream(row, self._pieces(memory, row))
+        pieces = decode(self.weights, self.tokenizer, [row], self._requests.stop_token_ids())
+        return GenerationStream(row, (piece.text for piece in pieces))
 
     def generate_batch(
         self,
@@ -324,8 +330,6 @@ class MPlus:
         ]
         for _ in decode(self.weights, self.tokenizer, rows, self._requests.stop_token_ids()):
             pass
-        for memory, row in zip(memories, rows, strict=True):
-            memory.note_recalled(row.births) if row.births else None
         return [row.generation() for row in rows]
 
     def serve(self, *, max_running: int = 16, max_waiting: int = 256) -> Scheduler:
@@ -376,9 +380,14 @@ class MPlus:
         """Tokens that a prompt has, what the chat template adds included."""
         return len(self._requests.encoded(prompt, tools).input_ids)
 
-    def prompt_room(self, memory: Memory) -> int:
-        """Tokens left for prompt and answer beside this memory once it is full."""
-        return self._requests.prompt_room(memory.config)
+    def prompt_room(self, memory: Memory | MemoryConfig | None = None) -> int:
+        """Tokens left for prompt and answer beside a memory once it is full.
+
+        Args:
+            memory: The memory, or its layout; None: a memory of the model's own layout.
+        """
+        config = memory.config if isinstance(memory, Memory) else memory or self.memory_config
+        return self._requests.prompt_room(config)
 
     def read_request(
         self,
@@ -396,12 +405,6 @@ class MPlus:
         return self._requests.read_request(memory, prompt, tools=tools, where=where)
 
     # --- inside -----------------------------------------------------------------------------------
-
-    def _pieces(self, memory: Memory, row: Row) -> Iterator[str]:
-        for piece in decode(self.weights, self.tokenizer, [row], self._requests.stop_token_ids()):
-            yield piece.text
-        if row.births:
-            memory.note_recalled(row.births)
 
     def _check(self, config: MemoryConfig) -> None:
         if config.recall not in self.weights.scorers:

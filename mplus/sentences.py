@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+CLOSING_PUNCTUATION = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 
 
 class Pieces:
@@ -35,7 +35,7 @@ class SentenceEnds:
         piece = self._piece(token)
         if piece.endswith("\n"):
             return self.PARAGRAPH if (self._piece(before) + piece).endswith("\n\n") else self.SENTENCE
-        if SENTENCE_END.search(piece) is None:
+        if CLOSING_PUNCTUATION.search(piece) is None:
             return self.NOTHING
         # "3.5" and "e.g.x" go on without a space: not the end of a sentence.
         return self.SENTENCE if self._piece(following)[:1].isspace() else self.NOTHING
@@ -44,5 +44,5 @@ class SentenceEnds:
         """Whether a sentence ends with the token at ``place``; nothing is known of what follows the last one."""
         if place == len(ids) - 1:
             piece = self._piece(ids[place])
-            return piece.endswith("\n") or SENTENCE_END.search(piece) is not None
+            return piece.endswith("\n") or CLOSING_PUNCTUATION.search(piece) is not None
         return self.strength(ids[max(place - 1, 0)], ids[place], ids[place + 1]) != self.NOTHING

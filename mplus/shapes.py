@@ -11,7 +11,7 @@ A pool of memory tokens has one *track* where all layers remember the same token
 layers), or one track per layer where each layer chooses for itself (token layout, L = 1).
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Keys = Float[Tensor, "L T H E"]
@@ -23,8 +23,5 @@ States = Float[Tensor, "L T D"]
 RetrievalKeys = Float[Tensor, "T R"]
 Ages = Int[Tensor, " T"]
 Index = Int[Tensor, " T"]
-Hidden = Float[Tensor, "B S D"]
-PackedHidden = Float[Tensor, "S D"]
-Mask = Bool[Tensor, "B #H S P"]
 
-__all__ = ["Ages", "Hidden", "Index", "Keys", "Mask", "PackedHidden", "RetrievalKeys", "States"]
+__all__ = ["Ages", "Index", "Keys", "RetrievalKeys", "States"]

@@ -122,6 +122,7 @@ def eager_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    *,
     scaling: float = 1.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -142,8 +143,8 @@ def grouped_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    *,
     scaling: float | None = None,
-    is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention that never repeats key-value heads.

@@ -66,7 +66,8 @@ class Backbone:
         check_supported(model.config)
         model.requires_grad_(False)
         model.eval()
-        layers: nn.ModuleList = model.model.layers  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
+        causal: Any = model
+        layers: nn.ModuleList = causal.model.layers
 
         def view(adapter: Adapter | None) -> nn.ModuleList:
             if not adapter:
@@ -119,6 +120,13 @@ class Backbone:
         """Positions the model was trained for."""
         return int(self.config.max_position_embeddings)
 
+    def room(self, prefix_tokens: int) -> int:
+        """Positions of the window that are left behind a prefix.
+
+        A layout whose prefix alone exceeds the window was chosen knowingly: prompts still have to fit the window.
+        """
+        return self.window - prefix_tokens if prefix_tokens < self.window else self.window
+
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of activations."""
@@ -131,8 +139,8 @@ class Backbone:
 
     def layer_device(self, layer: int) -> torch.device:
         """Where a layer computes; its memory is brought there."""
-        norm: nn.Module = self.read_layers[layer].input_layernorm  # pyright: ignore[reportAssignmentType]
-        return device_of(norm, self.read_layers[layer])
+        block: Any = self.read_layers[layer]
+        return device_of(block.input_layernorm, block)
 
     def save(self, folder: "Path") -> None:
         """Save the base weights as transformers does; adapters are saved by their owner."""
@@ -161,14 +169,15 @@ class Backbone:
 
     def logits(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
         """Final norm and output head."""
-        return self.model.lm_head(self.model.model.norm(hidden))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue, reportReturnType]
+        causal: Any = self.model
+        return causal.lm_head(causal.model.norm(hidden))
 
     def rotation(self, positions: Int[Tensor, "*positions"]) -> Rotation:
         """Rotary cosines and sines of the given positions."""
-        rotary: Any = self.model.model.rotary_emb  # pyright: ignore[reportAttributeAccessIssue]
+        causal: Any = self.model
         flat = positions.reshape(1, -1)
         like = torch.empty(0, dtype=self.dtype, device=flat.device)
-        cos, sin = rotary(like, flat)
+        cos, sin = causal.model.rotary_emb(like, flat)
         shape = (*positions.shape, cos.shape[-1])
         # accelerate leaves them where the rotary module is.
         return Rotation(cos.reshape(shape).to(flat.device), sin.reshape(shape).to(flat.device))

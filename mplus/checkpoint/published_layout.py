@@ -22,7 +22,6 @@ from mplus.recall.published_retriever import PublishedRetriever
 
 WRITE_ADAPTER, READ_ADAPTER = "default", "decoder_adapter"
 LORA = re.compile(r"model\.layers\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?P<adapter>\w+)\.weight")
-PROJECTION = re.compile(r"model\.layers\.(?P<layer>\d+)\.self_attn\.(?P<kind>query|key)_proj\.(?P<part>[02])\.weight")
 # Trained beside the retriever and used by its loss only; a read never asks for it.
 NOT_NEEDED = re.compile(r"model\.layers\.\d+\.self_attn\.encoder_query_proj\.[02]\.weight")
 EXTRA_CONFIG = (

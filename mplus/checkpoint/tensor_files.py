@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mplus.errors import CheckpointError
@@ -90,14 +89,3 @@ class TensorFiles:
                 f"{self.folder}: {len(left)} tensors would be dropped, first {left[0]!r}. The checkpoint is of "
                 "a kind this version does not know."
             )
-
-
-def finite_or_raise(name: str, tensor: Tensor) -> Tensor:
-    """The tensor itself.
-
-    Raises:
-        CheckpointError: It holds a number that is not finite.
-    """
-    if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{name!r} holds numbers that are not finite. Fetch the checkpoint again.")
-    return tensor

@@ -7,7 +7,7 @@ from mplus.evaluation.question_prompts import prompt, query
 from mplus.evaluation.replies import Answered, Job, Reply, Settings, answer, batches, reply_of
 from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
 from mplus.evaluation.tasks import Question
-from mplus.generation.engine import Generation
+from mplus.generation.row import Generation
 from mplus.model import MPlus
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mplus.evaluation.question_prompts import Asked, query, stops
 from mplus.evaluation.tasks import PromptStyle, Question
-from mplus.generation.engine import Generation
+from mplus.generation.row import Generation
 from mplus.generation.where import Where
 from mplus.memory.memory import Memory
 from mplus.model import MPlus

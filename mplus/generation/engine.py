@@ -3,152 +3,22 @@
 The loop stops a row at once when it is cancelled and yields text as soon as it is certain.
 """
 
-import threading
-import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mplus.confidence import Calibration, Evidence, TokenTrace, uncalibrated_confidence
-from mplus.generation.sampling import Sampler, SamplingParams, TextStream
+from mplus.generation.row import Piece, Row
+from mplus.generation.sampling import Sampler, TextStream
 from mplus.read.decode import Reading
-from mplus.read.prefill import Prefill, ReadRequest, has_prefix, prefill_steps
-from mplus.recall.choose import Recalled
+from mplus.read.prefill import Prefill, has_prefix, prefill_steps
 from mplus.weights import Weights
 
 JOINING_TOKENS = 512
 """Most prompt tokens that are read together before the rows that are running get their next token."""
-
-FinishReason = Literal["stop", "length", "cancelled"]
-
-
-class RecalledSource(NamedTuple):
-    """A source whose long-term tokens a read used.
-
-    Attributes:
-        source: Its name.
-        share: Its share of the recalled tokens; the shares of an answer add up to 1.
-        relevance: Relevance of its best chunk or token, as the scorer counts.
-        metadata: What was given when it was written.
-    """
-
-    source: str
-    share: float
-    relevance: float
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """An answer.
-
-    Attributes:
-        text: The answer, without special tokens and without the stop string.
-        token_ids: Its tokens.
-        finish_reason: "stop" (end token or stop string), "length" or "cancelled".
-        prompt_tokens: Text tokens of the prompt, what waited in the memory's tail included.
-        completion_tokens: Tokens generated.
-        recalled: Sources of the long-term tokens that were read, highest share first.
-        prefix_tokens: Memory tokens that stood before the prompt.
-        confidence: How likely the answer is to be right, 0 to 1; calibrated where the model has a calibration
-            for this memory's scorer (``is_calibrated``), else the mean probability of its tokens.
-        is_calibrated: Whether ``confidence`` is the share of such answers that are right.
-        abstained: Whether ``text`` is the set reply of ``abstain_below`` instead of the answer.
-        evidence: What ``confidence`` goes by; None before the first token.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    recalled: tuple[RecalledSource, ...]
-    prefix_tokens: int
-    confidence: float
-    is_calibrated: bool
-    abstained: bool
-    evidence: Evidence | None
-
-
-@dataclass
-class Row:
-    """One prompt of a batch on its way to an answer."""
-
-    request: ReadRequest
-    params: SamplingParams
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    """The row's own; whoever closes its stream sets it."""
-    cancelled_by: threading.Event | None = None
-    """Somebody else's, which may serve many rows; only looked at."""
-    processors: tuple[Any, ...] = ()
-    """Further logits processors, as for constrained decoding."""
-    token_ids: list[int] = field(default_factory=list[int])
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    recalled: tuple[RecalledSource, ...] = ()
-    births: tuple[torch.Tensor, ...] = ()
-    """Per track, when each recalled token was written, for ``Memory.note_recalled``."""
-    prefix_tokens: int = 0
-    calibration: Calibration | None = None
-    trace: TokenTrace = field(default_factory=TokenTrace)
-    started: float = field(default_factory=time.monotonic)
-    error: Exception | None = None
-    """What ended this row alone."""
-    is_read_alone: bool = False
-    """Whether its prompt shares no batch while it is read: a shared one failed."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether no more tokens come."""
-        return self.finish_reason is not None or self.error is not None
-
-    def generation(self) -> Generation:
-        """What has been answered so far."""
-        evidence = self.trace.evidence([source.relevance for source in self.recalled])
-        # A calibration is for answers from memory, found by the scorer it was fitted with.
-        fits = self.calibration is not None and self.calibration.recall == self.request.config.recall
-        calibration = self.calibration if fits and self.prefix_tokens else None
-        confidence = 0.0
-        if evidence is not None:
-            confidence = calibration.confidence(evidence) if calibration else uncalibrated_confidence(evidence)
-        limit = self.params.abstain_below
-        abstained = limit is not None and evidence is not None and confidence < limit
-        return Generation(
-            self.params.abstain_reply if abstained else self.text,
-            tuple(self.token_ids),
-            self.finish_reason or "cancelled",
-            len(self.request.input_ids),
-            len(self.token_ids),
-            self.recalled,
-            self.prefix_tokens,
-            confidence,
-            calibration is not None,
-            abstained,
-            evidence,
-        )
-
-    def said(self, text: str) -> str:
-        """What may go out of newly certain text.
-
-        Where the answer may be withheld, nothing goes out before it is complete: half of its evidence is
-        how likely all of its words were.
-        """
-        self.text += text
-        if self.params.abstain_below is None:
-            return text
-        return self.generation().text if self.finish_reason is not None else ""
-
-
-class Piece(NamedTuple):
-    """Newly certain text of one row."""
-
-    row: Row
-    text: str
 
 
 def decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]) -> Iterator[Piece]:
@@ -164,6 +34,8 @@ def decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids
             for row in rows:
                 if row.error is not None:
                     raise row.error
+        for row in rows:
+            row.complete()
     finally:
         for row in rows:
             row.finish_reason = row.finish_reason or "cancelled"
@@ -289,7 +161,7 @@ class Batch:
 
     def _drop_finished(self) -> None:
         for place in reversed(range(len(self._decoders))):
-            if ended(self._decoders[place].row):
+            if self._decoders[place].row.has_ended():
                 self._decoders[place] = self._decoders[-1]
                 self._decoders.pop()
                 if self._reading is not None and self._decoders:
@@ -299,7 +171,7 @@ class Batch:
 
     def _decode(self, decoders: Sequence[RowDecoder], logits: Tensor) -> Iterator[Piece]:
         for decoder, scores in zip(list(decoders), logits, strict=True):
-            if not ended(decoder.row) and (text := decoder.take(scores)):
+            if not decoder.row.has_ended() and (text := decoder.take(scores)):
                 yield Piece(decoder.row, text)
 
     def _read_on(self) -> Iterator[Piece]:
@@ -325,7 +197,7 @@ class Batch:
                 rows[0].error = error
 
     def _next_group(self) -> list[Row]:
-        """Waiting rows that are read together: short prompts, so that nobody waits long for it."""
+        """Waiting rows that are read together: few enough tokens that running rows do not wait long."""
         group: list[Row] = []
         longest = 0
         while self._waiting:
@@ -335,7 +207,7 @@ class Batch:
             if group and not together:
                 break
             self._waiting.popleft()
-            if not ended(row):
+            if not row.has_ended():
                 group.append(row)
             if not together:
                 break
@@ -344,7 +216,7 @@ class Batch:
     def _join(self, rows: Sequence[Row], step: Prefill) -> Iterator[Piece]:
         decoders: list[RowDecoder] = []
         for place, row in enumerate(rows):
-            note_recalled(row, step.reading, place)
+            row.take_read(step.reading, place)
             decoders.append(RowDecoder(row, self._tokenizer, self._stop_token_ids, step.logits.device))
         if self._reading is None:
             self._reading = step.reading
@@ -353,42 +225,3 @@ class Batch:
         self._decoders += decoders
         self._joining = None
         yield from self._decode(decoders, step.logits[:, -1])
-
-
-def ended(row: Row) -> bool:
-    """Whether a row is finished; one that was cancelled or is late finishes here."""
-    late = row.params.timeout is not None and time.monotonic() - row.started > row.params.timeout
-    asked = row.cancelled.is_set() or (row.cancelled_by is not None and row.cancelled_by.is_set())
-    if (late or asked) and not row.is_finished:
-        row.finish_reason = "cancelled"
-    return row.is_finished
-
-
-def note_recalled(row: Row, reading: Reading, place: int) -> None:
-    """Tell a row what its read has used."""
-    row.recalled = recalled_sources(row.request, reading.recalled[place])
-    row.births = tuple(row.request.state.written_tokens - t.provenance.ages for t in reading.recalled[place])
-    row.prefix_tokens = reading.layers[0].lengths[place] - len(row.request.input_ids)
-
-
-def recalled_sources(request: ReadRequest, recalled: Sequence[Recalled]) -> tuple[RecalledSource, ...]:
-    """Which sources the recalled tokens come from, highest share first."""
-    records = request.state.sources
-    count = torch.zeros(len(records) + 1, dtype=torch.float64)
-    best = torch.full((len(records) + 1,), float("-inf"), dtype=torch.float64)
-    for track in recalled:
-        # Tokens that came with a checkpoint have no source; they are counted at the end.
-        number = track.provenance.sources.where(track.provenance.sources >= 0, len(records))
-        count.index_add_(0, number, torch.ones_like(number, dtype=torch.float64))
-        best.scatter_reduce_(0, number, track.relevance.double(), reduce="amax")
-    total = float(count.sum())
-    found = [
-        RecalledSource(
-            records[n].name if n < len(records) else "(checkpoint)",
-            float(count[n]) / total,
-            float(best[n]),
-            dict(records[n].metadata) if n < len(records) else {},
-        )
-        for n in count.nonzero().flatten().tolist()
-    ]
-    return tuple(sorted(found, key=lambda source: (-source.share, -source.relevance)))

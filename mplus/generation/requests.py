@@ -10,8 +10,8 @@ from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
 from mplus.errors import MemoryMismatchError, PromptTooLongError, UnknownNameError
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
-from mplus.generation.engine import Row
 from mplus.generation.prompt import Prompt, encode_prompt
+from mplus.generation.row import Row
 from mplus.generation.sampling import SamplingOptions, SamplingParams
 from mplus.generation.where import Where, allowed_sources
 from mplus.memory.memory import Memory
@@ -67,6 +67,7 @@ class Requests:
         if constraint is not None:
             processors = (*processors, ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids()))
         return Row(
+            memory,
             request,
             params,
             cancelled_by=options.get("cancelled"),
@@ -142,8 +143,7 @@ class Requests:
 
     def prompt_room(self, config: MemoryConfig) -> int:
         """Tokens left for prompt and answer beside a memory of this layout once it is full."""
-        window, prefix = self._weights.backbone.window, config.prefix_tokens
-        return window - prefix - 1 if prefix + 1 < window else window - 1
+        return self._weights.backbone.room(config.prefix_tokens) - 1
 
     def stop_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
@@ -156,14 +156,11 @@ class Requests:
 
     def _room(self, state: MemoryState, config: MemoryConfig) -> int:
         """Positions left for prompt and answer behind the longest prefix this memory can have."""
-        window = self._weights.backbone.window
-        prefix = max(
+        stored = max(
             len(track.short_term) + min(len(track.pending) + len(track.long_term), config.recalled_tokens)
             for track in state.tracks
         )
-        prefix += config.repeated_tokens
-        # A layout whose prefix alone exceeds the window was chosen knowingly; prompts still must fit it.
-        return window - prefix - 1 if prefix + 1 < window else window
+        return self._weights.backbone.room(1 + stored + config.repeated_tokens)
 
     def _check_length(self, state: MemoryState, config: MemoryConfig, length: int) -> None:
         room = self._room(state, config)

@@ -4,15 +4,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from heapq import heapify, heappop, heappush
 from queue import SimpleQueue
 from typing import TypeVar, Unpack
 from weakref import WeakKeyDictionary, finalize
 
 from mplus.errors import QueueFullError, SchedulerClosedError
-from mplus.generation.engine import Engine, Generation, Row, ended
+from mplus.generation.engine import Engine
 from mplus.generation.requests import GenerationOptions, PromptLike, Requests
+from mplus.generation.row import Generation, Row
 from mplus.generation.streams import AsyncGenerationStream, GenerationStream
 from mplus.memory.memory import Memory
 
@@ -78,14 +78,12 @@ class Scheduler:
         """Like ``generate``, piece by piece; the request is under way when this returns."""
         row = self._requests.row(memory, prompt, **options)
         pieces: SimpleQueue[str | None] = SimpleQueue()
-        self._submit(Ticket(row, memory, pieces.put))
+        self._submit(Ticket(row, pieces.put))
 
         def arriving() -> Iterator[str]:
             while (piece := pieces.get()) is not None:
                 yield piece
-            if row.error is not None:
-                raise row.error
-            note_recalled(memory, row)
+            row.complete()
 
         return _watched(GenerationStream(row, arriving()), row)
 
@@ -107,11 +105,11 @@ class Scheduler:
         def deliver(piece: str | None) -> None:
             try:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            except RuntimeError:  # the loop has been closed: nobody is left to read it
+            except RuntimeError:  # the loop is closed: the answer has no reader
                 row.cancelled.set()
 
-        self._submit(Ticket(row, memory, deliver))
-        return _watched(AsyncGenerationStream(row, pieces, partial(note_recalled, memory, row)), row)
+        self._submit(Ticket(row, deliver))
+        return _watched(AsyncGenerationStream(row, pieces), row)
 
     def close(self) -> None:
         """Cancel everything, wait until it has stopped, and take no more requests."""
@@ -176,7 +174,7 @@ class Scheduler:
             self._engine.add([ticket.row for ticket in joining])
             for piece in self._engine.step():
                 by_row[id(piece.row)].deliver(piece.text)
-        except Exception as error:  # whatever it is, nobody may wait for ever
+        except Exception as error:  # whatever it is, no request may wait for ever
             for ticket in self._running:
                 ticket.row.error = ticket.row.error or error
         finished = [ticket for ticket in self._running if ticket.row.is_finished]
@@ -191,7 +189,6 @@ class Ticket:
     """A request on its way: its row, and who hears of it."""
 
     row: Row
-    memory: Memory
     deliver: Callable[[str | None], None]
     """Takes text as it becomes certain, and None at the end."""
 
@@ -200,7 +197,7 @@ class FairQueue:
     """Requests in the order of their turns.
 
     A memory has one request per turn: its next one comes after everybody else's of the same turn, so
-    whoever asks a lot waits for himself, and nobody waits for ever.
+    many requests of one memory wait for each other, and no request waits for ever.
     """
 
     def __init__(self) -> None:
@@ -217,8 +214,8 @@ class FairQueue:
 
     def push(self, ticket: Ticket) -> None:
         """Let a request wait for its memory's next turn."""
-        turn = max(self._turn, self._last_turns.get(ticket.memory, -1) + 1)
-        self._last_turns[ticket.memory] = turn
+        turn = max(self._turn, self._last_turns.get(ticket.row.memory, -1) + 1)
+        self._last_turns[ticket.row.memory] = turn
         self._arrivals += 1
         heappush(self._heap, (turn, self._arrivals, ticket))
 
@@ -229,26 +226,17 @@ class FairQueue:
 
     def drop_ended(self) -> list[Ticket]:
         """Requests that were cancelled or came too late while they waited."""
-        dropped = [entry for entry in self._heap if ended(entry[2].row)]
+        dropped = [entry for entry in self._heap if entry[2].row.has_ended()]
         if dropped:
             self._heap = [entry for entry in self._heap if not entry[2].row.is_finished]
             heapify(self._heap)
         return [ticket for _, _, ticket in dropped]
 
 
-def note_recalled(memory: Memory, row: Row) -> None:
-    """Tell a memory what an answer has used.
-
-    By whoever asked, not by the scheduler: another thread may hold the memory for a long write.
-    """
-    if row.births:
-        memory.note_recalled(row.births)
-
-
 Stream = TypeVar("Stream", GenerationStream, AsyncGenerationStream)
 
 
 def _watched(stream: Stream, row: Row) -> Stream:
-    """The stream itself; its request is cancelled when nobody is left to read it."""
+    """The stream itself; its request is cancelled when the stream is garbage."""
     finalize(stream, row.cancelled.set).atexit = False
     return stream

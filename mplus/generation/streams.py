@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
-from mplus.generation.engine import Generation, Row
+from mplus.generation.row import Generation, Row
 
 
 class GenerationStream(Iterator[str]):
@@ -28,7 +28,7 @@ class GenerationStream(Iterator[str]):
         self._row.cancelled.set()
 
     def cancel_with(self, cancelled: threading.Event) -> None:
-        """Stop when ``cancelled`` is set; for whoever waits elsewhere. It is never set from here."""
+        """Stop when ``cancelled`` is set, by a caller that waits elsewhere. It is never set from here."""
         self._row.cancelled_by = cancelled
 
     def close(self) -> None:
@@ -56,8 +56,8 @@ class AsyncGenerationStream(AsyncIterator[str]):
     Stop early with ``cancel()``, ``aclose()``, or by leaving an ``async with`` block.
     """
 
-    def __init__(self, row: Row, pieces: "asyncio.Queue[str | None]", when_answered: Callable[[], None]) -> None:
-        self._row, self._pieces, self._when_answered = row, pieces, when_answered
+    def __init__(self, row: Row, pieces: "asyncio.Queue[str | None]") -> None:
+        self._row, self._pieces = row, pieces
         self._ended = False
 
     def __aiter__(self) -> "AsyncGenerationStream":
@@ -70,9 +70,7 @@ class AsyncGenerationStream(AsyncIterator[str]):
         if piece is not None:
             return piece
         self._ended = True
-        if self._row.error is not None:
-            raise self._row.error
-        await asyncio.to_thread(self._when_answered)
+        await asyncio.to_thread(self._row.complete)
         raise StopAsyncIteration
 
     def cancel(self) -> None:

@@ -15,11 +15,6 @@ Gone = Callable[[Int[Tensor, " T"], Int[Tensor, " T"]], Bool[Tensor, " T"]]
 """Which tokens go, by their sources and their chunks."""
 
 
-def holds(state: MemoryState, source: str) -> bool:
-    """Whether anything in a state is known to come from a source."""
-    return state.source_number(source) is not None
-
-
 def without_source(state: MemoryState, config: MemoryConfig, redaction: Redaction) -> MemoryState:
     """The state without any token of a source; later chunks stay as they were written.
 

@@ -64,7 +64,7 @@ class PrefixLayer(CacheLayerMixin):
                 position = here.stop
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: a prefix layer is born initialised."""
+        """Nothing to do: a prefix layer is initialised when it is made."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values to every row; returns all columns up to the end of the longest."""
@@ -83,7 +83,7 @@ class PrefixLayer(CacheLayerMixin):
         return self.keys, self.values
 
     def join(self, other: "PrefixLayer") -> None:
-        """Copy the rows of another layer behind one's own."""
+        """Copy the rows of another layer behind those of this one."""
         rows = len(self.lengths)
         self._reserve(rows + len(other.lengths), max(*self.lengths, *other.lengths))
         for row, length in enumerate(other.lengths):

@@ -49,7 +49,7 @@ class Reading:
 
     @torch.inference_mode()
     def join(self, other: "Reading") -> None:
-        """Go on with the rows of another reading as well, behind one's own."""
+        """Take over the rows of another reading, behind those of this one."""
         assert self.modules is other.modules, "rows with and without a prefix are read apart"
         for layer, more in zip(self.layers, other.layers, strict=True):
             layer.join(more)
@@ -58,7 +58,7 @@ class Reading:
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
-        """Go on without a row; the last one takes its place."""
+        """Drop a row; the last one takes its place."""
         for layer in self.layers:
             layer.leave(row)
         self.recalled[row] = self.recalled[-1]
@@ -112,7 +112,7 @@ def through_layers(
             position_ids=place.position,
             use_cache=True,
             position_embeddings=place.rotation,
-            **{_cache_keyword(type(module)): Cache(layers=layers)},  # pyright: ignore[reportArgumentType]
+            **{_cache_keyword(type(module)): Cache(layers=[*layers])},
         )
         hidden = output[0] if isinstance(output, tuple) else output
     return hidden

@@ -92,57 +92,49 @@ def ready_chunks(state: MemoryState, config: MemoryConfig, entry: LedgerEntry, e
         entry: What is to be written.
         ends: Where the tokenizer's sentences end.
     """
-    chunks: list[Chunk] = []
+    cutting = _Cutting(state, config, ends, entry.time)
     for text in entry.texts:
-        state, number = _with_source(state, text, entry.time)
-        state, more = _cut(state, config, text, ends, number, chunks, entry.time)
-        chunks += more
-    return Ready(state, chunks)
+        cutting.add(text)
+    return Ready(cutting.state, cutting.chunks)
 
 
-def _cut(
-    state: MemoryState,
-    config: MemoryConfig,
-    text: WrittenText,
-    ends: SentenceEnds,
-    source: int,
-    before: Sequence[Chunk],
-    now: float,
-) -> tuple[MemoryState, list[Chunk]]:
-    """Chunks that are ready now; what is too short yet waits in the tail of the returned state.
+class _Cutting:
+    """Texts of one call that are cut one after the other."""
 
-    ``before`` are chunks of the same call that will have been written by then.
-    """
-    chunks: list[Chunk] = []
-    tail, ids, since = state.tail, text.input_ids.tolist(), now
-    sources = [source] * len(ids)
-    if before:
-        last = before[-1].sources[-1:]
-    else:
-        last = state.context.sources[-1:].tolist() if state.context is not None else []
-    if tail.input_ids:
-        if tail.sources[-1] == source or config.encoding == "adapter":
+    def __init__(self, state: MemoryState, config: MemoryConfig, ends: SentenceEnds, now: float) -> None:
+        self.state = state
+        self.chunks: list[Chunk] = []
+        self._config, self._ends, self._now = config, ends, now
+        self._last = state.context.sources[-1:].tolist() if state.context is not None else []
+        """Source of the last token that is written, or will be."""
+
+    def add(self, text: WrittenText) -> None:
+        """Chunks of a text that are ready now; what is too short yet waits in the tail of the state."""
+        self.state, source = _with_source(self.state, text, self._now)
+        tail, ids, since = self.state.tail, text.input_ids.tolist(), self._now
+        sources = [source] * len(ids)
+        if tail.input_ids and (tail.sources[-1] == source or self._config.encoding == "adapter"):
             ids = [*tail.input_ids, *text.joined_by, *ids]
             sources = [*tail.sources, *([source] * len(text.joined_by)), *sources]
             since = tail.since
-        else:
+        elif tail.input_ids:
             # Another source follows: a chunk never mixes two where each can be forgotten exactly.
-            continues = last == [tail.sources[0]]
-            chunks.append(Chunk(list(tail.input_ids), list(tail.sources), continues, tail.since))
-            last = [tail.sources[-1]]
-    cuts = cut(
-        ids,
-        ends,
-        chunk_tokens=config.chunk_tokens,
-        minimum_chunk_tokens=config.minimum_chunk_tokens,
-    )
-    for start, stop in cuts.chunks:
-        continues = last == [sources[start]]
-        chunks.append(Chunk(ids[start:stop], sources[start:stop], continues, since))
-        last, since = [sources[stop - 1]], now
-    start, stop = cuts.tail
-    tail = Tail(tuple(ids[start:stop]), tuple(sources[start:stop]), since)
-    return replace(state, tail=tail), chunks
+            self._chunk(list(tail.input_ids), list(tail.sources), tail.since)
+        cuts = cut(
+            ids,
+            self._ends,
+            chunk_tokens=self._config.chunk_tokens,
+            minimum_chunk_tokens=self._config.minimum_chunk_tokens,
+        )
+        for start, stop in cuts.chunks:
+            self._chunk(ids[start:stop], sources[start:stop], since)
+            since = self._now
+        start, stop = cuts.tail
+        self.state = replace(self.state, tail=Tail(tuple(ids[start:stop]), tuple(sources[start:stop]), since))
+
+    def _chunk(self, ids: list[int], sources: list[int], since: float) -> None:
+        self.chunks.append(Chunk(ids, sources, self._last == sources[:1], since))
+        self._last = sources[-1:]
 
 
 def _with_source(state: MemoryState, text: WrittenText, now: float) -> tuple[MemoryState, int]:

@@ -70,7 +70,7 @@ def encode_states(
         rows = torch.cat([backbone.bos_states[index : index + 1].to(where), *earlier, hidden])
         given = backbone.layer_input(backbone.write_layers[index], rows)
         base.append(KeysValues(given.keys[packing.first :], given.values[packing.first :]))
-        if index + 1 < num_layers:  # what the last layer makes of them nobody reads
+        if index + 1 < num_layers:  # the output of the last one is not used
             hidden = backbone.layer_output(backbone.write_layers[index], given, packing)
     return Encoded(tuple(states), tuple(base))
 

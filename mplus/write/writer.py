@@ -27,6 +27,7 @@ class Writer:
         self,
         memories: Sequence[Memory],
         texts: Sequence[TextLike],
+        *,
         sources: Sequence[str | None],
         metadata: Mapping[str, Any] | None,
         keep_text: bool,
@@ -48,8 +49,8 @@ class Writer:
                 stack.enter_context(memory.writing())
             entries: list[LedgerEntry] = []
             for memory, source, tokens in zip(memories, sources, given, strict=True):
-                kept = [(t.original or self._tokenizer.decode(t.input_ids),) if keep_text else () for t in tokens]
                 names = [source] * len(tokens) if source is not None else fresh_names(memory.state, len(tokens))
+                kept = [(t.original or self._tokenizer.decode(t.input_ids),) if keep_text else () for t in tokens]
                 written = [t.written(n, dict(metadata or {}), k) for t, n, k in zip(tokens, names, kept, strict=True)]
                 entries.append(LedgerEntry(tuple(written), time.time()))
             states = [memory.state for memory in memories]
