@@ -22,7 +22,8 @@ from torch import Tensor
 
 from mplus.errors import CorruptMemoryError, damage_in
 from mplus.storage.blocks import BlockTable, TensorExtent
-from mplus.storage.place import Sink, open_regular
+from mplus.storage.folder import open_regular
+from mplus.storage.place import Sink
 
 MAX_HEADER_BYTES = 2**21
 

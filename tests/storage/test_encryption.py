@@ -8,7 +8,7 @@ from mplus import CorruptMemoryError, KeyVault, Memory, MemoryKey, MemoryKeyErro
 from mplus.memory import saving
 from mplus.model import MPlus
 from mplus.storage.files import verify
-from mplus.storage.place import Folder
+from mplus.storage.folder import Folder
 from tests.memory.saves import logits, written
 
 
