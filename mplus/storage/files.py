@@ -166,7 +166,7 @@ class FileReader:
 
     def shard(self, name: str) -> OpenShard:
         """A shard by its file name."""
-        shard = OpenShard(self._folder / name, self._expected(name), seal=self._key)
+        shard = OpenShard(self._folder / name, self._expected(name), key=self._key)
         if self._verify:
             shard.tensors()
         return shard
