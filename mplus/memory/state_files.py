@@ -95,7 +95,7 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
 
 
 def _segments(store: LongTermMemory, files: FileSet) -> list[str]:
-    return [files.shard("tokens", s.name, lambda s=s: segment_tensors(s)) for s in store.segments]
+    return [files.segment(s.name, lambda s=s: segment_tensors(s)) for s in store.segments]
 
 
 def _parts(pool: Tokens, config: MemoryConfig) -> list[Content]:
@@ -183,8 +183,8 @@ class StateReader:
 
     def _segment(self, name: str, like: Content) -> Segment:
         if name not in self._segments:
-            stem = name.removeprefix("tokens-").partition(".")[0]
-            self._segments[name] = opened_segment(self._files.shard(name), like, name=stem)
+            shard = self._files.shard(name)
+            self._segments[name] = opened_segment(shard, like, name=self._files.segment_name(name))
         return self._segments[name]
 
 

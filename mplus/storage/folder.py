@@ -36,10 +36,10 @@ class Folder(Place):
 
     def make(self) -> None:
         """Make it, for the user alone, and force its name to disk; one that is there stays as it is."""
-        if not self.path.is_dir():
-            self.parent.make()
-            self.path.mkdir(exist_ok=True, mode=0o700)
-            self.parent.sync()
+        missing = [path for path in (self.path, *self.path.parents) if not path.is_dir()]
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in missing:
+            Folder(path).parent.sync()
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every regular file."""
@@ -89,7 +89,10 @@ class Folder(Place):
         """Force the names of its files to disk; file systems that cannot do so do it on their own."""
         if os.name == "nt":
             return
-        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            handle = os.open(self.path, os.O_RDONLY)
+        except PermissionError:
+            return  # a folder in which one may write but not look
         try:
             os.fsync(handle)
         finally:

@@ -7,7 +7,7 @@ another. Whoever writes does so inside ``lock``.
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, cast, runtime_checkable
@@ -88,14 +88,14 @@ class Place(ABC):
                     f"{name} has {found.get(name, 'no')} bytes, expected {nbytes}. Restore it from a copy.", self
                 )
         with tempfile.TemporaryDirectory(prefix="mplus-", ignore_cleanup_errors=True) as folder:
-            for name in sizes:
-                self.fetch(name, Path(folder) / name)
+            self.fetch(sizes, Path(folder))
             yield Path(folder)
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Copy a file to a local path."""
-        with self.open(name) as source, path.open("xb") as file:
-            shutil.copyfileobj(source, file, COPY_BYTES)
+    def fetch(self, names: Iterable[str], folder: Path) -> None:
+        """Copy some files to a local folder."""
+        for name in names:
+            with self.open(name) as source, (folder / name).open("xb") as file:
+                shutil.copyfileobj(source, file, COPY_BYTES)
 
 
 def not_saved(place: Place | Path, error: OSError) -> MemorySaveError:

@@ -1,6 +1,6 @@
 """A url as a place, by ``fsspec``: S3, Google Cloud Storage, Azure, SFTP and others."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,10 +52,11 @@ class Url(Place):
         with _transport(), self._files.open(f"{self._root}/{name}", "rb") as file:
             yield file
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Download a file."""
+    def fetch(self, names: Iterable[str], folder: Path) -> None:
+        """Download some files, each in one piece."""
         with _transport():
-            self._files.get_file(f"{self._root}/{name}", str(path))
+            for name in names:
+                self._files.get_file(f"{self._root}/{name}", str(folder / name))
 
     @contextmanager
     def put(self, name: str) -> Generator[Sink]:

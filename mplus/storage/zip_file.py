@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, cast
@@ -63,11 +63,10 @@ class Zip(Place):
                 self._archive = None
         self._folder.sync()
 
-    @contextmanager
-    def on_disk(self, sizes: Mapping[str, int]) -> Generator[Path]:
-        """A local folder with these entries."""
-        with self._reading(), super().on_disk(sizes) as folder:
-            yield folder
+    def fetch(self, names: Iterable[str], folder: Path) -> None:
+        """Unpack some entries; the archive is opened once."""
+        with self._reading():
+            super().fetch(names, folder)
 
     @contextmanager
     def _reading(self) -> Generator[zipfile.ZipFile]:

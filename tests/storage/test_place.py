@@ -1,6 +1,7 @@
 import contextlib
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,10 @@ def test_a_load_beside_a_writer_behind_a_url_finds_a_whole_state(
         first.save(url)
         fetch = Url.fetch
 
-        def interrupted(place: Url, name: str, path: Path) -> None:
+        def interrupted(place: Url, names: Iterable[str], folder: Path) -> None:
             monkeypatch.setattr(Url, "fetch", fetch)
             second.save(url)
-            fetch(place, name, path)
+            fetch(place, names, folder)
 
         monkeypatch.setattr(Url, "fetch", interrupted)
         assert Memory.load(url, model).fingerprint == second.fingerprint
@@ -191,7 +192,7 @@ def test_the_names_of_a_first_save_and_of_an_export_are_forced_to_disk(
     forced.clear()
     model.new_memory().export(tmp_path / "alice.mplus")
     assert tmp_path in forced
-    assert (tmp_path / "users").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "users" / "alice").stat().st_mode & 0o077 == 0
 
 
 def test_an_exchange_that_failed_halfway_removes_nothing_that_may_be_needed(
