@@ -53,24 +53,7 @@ def _record_type(hint: Any) -> Any:
 def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> StateEntry:
     """Put a state into files."""
     tensors: dict[str, Tensor] = {}
-    tracks: list[TrackEntry] = []
-    for number, track in enumerate(state.tracks):
-        short = track.short_term
-        tensors |= _provenance_columns(f"{number}.short_term", short.provenance)
-        for pool in ("pending", "long_term"):
-            store: LongTermMemory = getattr(track, pool)
-            tensors |= _provenance_columns(f"{number}.{pool}", store.provenance)
-            tensors |= encode_column(f"{number}.{pool}.segment", store.segment)
-            tensors |= encode_column(f"{number}.{pool}.row", store.row)
-        tracks.append(
-            TrackEntry(
-                short_term=[files.tensors("tokens", content_tensors(part)) for part in _parts(short, config)],
-                pending=_segments(track.pending, files),
-                long_term=_segments(track.long_term, files),
-                num_pending=len(track.pending),
-                num_long_term=len(track.long_term),
-            )
-        )
+    tracks = [_describe_track(track, f"{n}", config, files, tensors) for n, track in enumerate(state.tracks)]
     context = None
     if state.context is not None:
         rows = {f"states.{n}": rows for n, rows in enumerate(state.context.states)}
@@ -91,6 +74,25 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
             records[name] = None if value is None else files.records(value)
     return StateEntry(
         shard=files.tensors("state", tensors), context=context, tracks=tracks, values=values, records=records
+    )
+
+
+def _describe_track(
+    track: Track, number: str, config: MemoryConfig, files: FileSet, tensors: dict[str, Tensor]
+) -> TrackEntry:
+    """Put a track into files; its provenance into ``tensors``."""
+    short = track.short_term
+    tensors |= _provenance_columns(f"{number}.short_term", short.provenance)
+    for name, store in (("pending", track.pending), ("long_term", track.long_term)):
+        tensors |= _provenance_columns(f"{number}.{name}", store.provenance)
+        tensors |= encode_column(f"{number}.{name}.segment", store.segment)
+        tensors |= encode_column(f"{number}.{name}.row", store.row)
+    return TrackEntry(
+        short_term=[files.tensors("tokens", content_tensors(part)) for part in _parts(short, config)],
+        pending=_segments(track.pending, files),
+        long_term=_segments(track.long_term, files),
+        num_pending=len(track.pending),
+        num_long_term=len(track.long_term),
     )
 
 
