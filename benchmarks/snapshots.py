@@ -34,7 +34,7 @@ from mplus.memory.state import SEGMENT_TOKENS
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Provenance
 from mplus.storage.files import verify
-from mplus.storage.place import Folder
+from mplus.storage.folder import Folder
 
 TURN = "I moved to Trieste in May, and my sister came along with her two cats, Nero and Luna."
 

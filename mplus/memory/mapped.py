@@ -1,7 +1,9 @@
 """Segments whose rows stay in a shard until they are recalled."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -74,11 +76,8 @@ class ShardPlane(Plane):
 def segment_tensors(segment: Segment) -> dict[str, Tensor]:
     """Every tensor of a segment under its name in the file."""
     named: dict[str, Tensor] = {}
-    kinds = (("keys", segment.keys), ("values", segment.values), ("states", segment.states or ()))
-    planes = [(f"{kind}.{layer}", plane) for kind, layers in kinds for layer, plane in enumerate(layers)]
-    for name, plane in [("retrieval_keys", segment.retrieval_keys), *planes]:
-        named[name] = plane.data
-        scale = plane.scale
+    for name, plane in _named(segment).items():
+        named[name], scale = plane.data, plane.scale
         if scale is not None:
             named[f"{name}.scale"] = scale
     return named
@@ -86,9 +85,13 @@ def segment_tensors(segment: Segment) -> dict[str, Tensor]:
 
 def content_tensors(content: Content) -> dict[str, Tensor]:
     """The same names for content that is in no segment."""
-    layers = {"keys": content.keys, "values": content.values, "states": content.states or ()}
-    named = {f"{kind}.{layer}": rows for kind, found in layers.items() for layer, rows in enumerate(found)}
-    return named | {"retrieval_keys": content.retrieval_keys}
+    return _named(content)
+
+
+def _named(held: Content | Segment) -> dict[str, Any]:
+    kinds = {"keys": held.keys, "values": held.values, "states": held.states or ()}
+    layers = {f"{kind}.{layer}": rows for kind, found in kinds.items() for layer, rows in enumerate(found)}
+    return {"retrieval_keys": held.retrieval_keys, **layers}
 
 
 def opened_segment(shard: OpenShard, like: Content, *, name: str) -> Segment:
@@ -103,12 +106,15 @@ def opened_segment(shard: OpenShard, like: Content, *, name: str) -> Segment:
         CorruptMemoryError: It does not hold what a segment of this track holds.
     """
     _check_shapes(shard, like)
+    scored = ShardPlane(shard, "retrieval_keys").resident().in_host_memory()
+    return _in_shard(shard, like, scored, name)
 
-    def planes(kind: str, layers: tuple[Tensor, ...]) -> tuple[Plane, ...]:
+
+def _in_shard(shard: OpenShard, like: Content | Segment, scored: Plane, name: str) -> Segment:
+    def planes(kind: str, layers: Sequence[Any]) -> tuple[Plane, ...]:
         return tuple(ShardPlane(shard, f"{kind}.{layer}") for layer in range(len(layers)))
 
-    scored = ShardPlane(shard, "retrieval_keys").resident().in_host_memory()
-    states = planes("states", like.states) if like.states is not None else None
+    states = None if like.states is None else planes("states", like.states)
     return Segment(planes("keys", like.keys), planes("values", like.values), scored, states, "disk", name)
 
 
@@ -135,9 +141,7 @@ def read_content(shard: OpenShard, like: Content) -> Content:
 
 
 def _check_shapes(shard: OpenShard, like: Content) -> None:
-    expected: dict[str, tuple[int, ...]] = {"retrieval_keys": tuple(like.retrieval_keys.shape[1:])}
-    for kind, layers in (("keys", like.keys), ("values", like.values), ("states", like.states or ())):
-        expected |= {f"{kind}.{layer}": tuple(pattern.shape[1:]) for layer, pattern in enumerate(layers)}
+    expected = {name: tuple(pattern.shape[1:]) for name, pattern in content_tensors(like).items()}
     held = shard.table.tensors
     length = held["keys.0"].shape[0] if "keys.0" in held else -1
     for name, shape in expected.items():
@@ -167,10 +171,4 @@ def spilled(segment: Segment) -> Segment:
         shard = OpenShard(path, written)
     finally:
         path.unlink()
-
-    def planes(kind: str, count: int) -> tuple[Plane, ...]:
-        return tuple(ShardPlane(shard, f"{kind}.{layer}") for layer in range(count))
-
-    states = None if segment.states is None else planes("states", len(segment.states))
-    keys, values = planes("keys", len(segment.keys)), planes("values", len(segment.values))
-    return Segment(keys, values, segment.retrieval_keys, states, "disk", segment.name)
+    return _in_shard(shard, segment, segment.retrieval_keys, segment.name)

@@ -19,8 +19,8 @@ from mplus.memory.saving import load, save
 from mplus.memory.sources import Source, listed
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.stats import MemoryStats, measured
+from mplus.storage.address import folder_of, place_of, zip_of
 from mplus.storage.encryption import MemoryKey
-from mplus.storage.place import folder_of, place_of, zip_of
 
 
 @runtime_checkable

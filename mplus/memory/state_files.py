@@ -53,24 +53,7 @@ def _record_type(hint: Any) -> Any:
 def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> StateEntry:
     """Put a state into files."""
     tensors: dict[str, Tensor] = {}
-    tracks: list[TrackEntry] = []
-    for number, track in enumerate(state.tracks):
-        short = track.short_term
-        tensors |= _provenance_columns(f"{number}.short_term", short.provenance)
-        for pool in ("pending", "long_term"):
-            store: LongTermMemory = getattr(track, pool)
-            tensors |= _provenance_columns(f"{number}.{pool}", store.provenance)
-            tensors |= encode_column(f"{number}.{pool}.segment", store.segment)
-            tensors |= encode_column(f"{number}.{pool}.row", store.row)
-        tracks.append(
-            TrackEntry(
-                short_term=[files.tensors("tokens", content_tensors(part)) for part in _parts(short, config)],
-                pending=_segments(track.pending, files),
-                long_term=_segments(track.long_term, files),
-                num_pending=len(track.pending),
-                num_long_term=len(track.long_term),
-            )
-        )
+    tracks = [_describe_track(track, f"{n}", config, files, tensors) for n, track in enumerate(state.tracks)]
     context = None
     if state.context is not None:
         rows = {f"states.{n}": rows for n, rows in enumerate(state.context.states)}
@@ -94,8 +77,27 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
     )
 
 
+def _describe_track(
+    track: Track, number: str, config: MemoryConfig, files: FileSet, tensors: dict[str, Tensor]
+) -> TrackEntry:
+    """Put a track into files; its provenance into ``tensors``."""
+    short = track.short_term
+    tensors |= _provenance_columns(f"{number}.short_term", short.provenance)
+    for name, store in (("pending", track.pending), ("long_term", track.long_term)):
+        tensors |= _provenance_columns(f"{number}.{name}", store.provenance)
+        tensors |= encode_column(f"{number}.{name}.segment", store.segment)
+        tensors |= encode_column(f"{number}.{name}.row", store.row)
+    return TrackEntry(
+        short_term=[files.tensors("tokens", content_tensors(part)) for part in _parts(short, config)],
+        pending=_segments(track.pending, files),
+        long_term=_segments(track.long_term, files),
+        num_pending=len(track.pending),
+        num_long_term=len(track.long_term),
+    )
+
+
 def _segments(store: LongTermMemory, files: FileSet) -> list[str]:
-    return [files.shard("tokens", s.name, lambda s=s: segment_tensors(s)) for s in store.segments]
+    return [files.segment(s.name, lambda s=s: segment_tensors(s)) for s in store.segments]
 
 
 def _parts(pool: Tokens, config: MemoryConfig) -> list[Content]:
@@ -183,8 +185,8 @@ class StateReader:
 
     def _segment(self, name: str, like: Content) -> Segment:
         if name not in self._segments:
-            stem = name.removeprefix("tokens-").partition(".")[0]
-            self._segments[name] = opened_segment(self._files.shard(name), like, name=stem)
+            shard = self._files.shard(name)
+            self._segments[name] = opened_segment(shard, like, name=self._files.segment_name(name))
         return self._segments[name]
 
 

@@ -16,9 +16,10 @@ from mplus.memory.recent import RecentMemories, identity
 from mplus.memory.saving import load, save
 from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import copy
+from mplus.storage.folder import Folder
 from mplus.storage.manifest import is_sealed
 from mplus.storage.names import MANIFEST, check_name, check_spelling
-from mplus.storage.place import Folder, not_opened, not_saved
+from mplus.storage.place import not_saved
 from mplus.storage.vault import KeyVault
 
 POLL_SECONDS = 0.01
@@ -310,7 +311,11 @@ class MemoryStore:
                 raise MemoryLockedError(message) from error
             except OSError as error:
                 held.release()
-                raise not_opened(self.root, name, error) from error
+                raise MemorySaveError(
+                    error.errno,
+                    f"{self.root}: memory {name!r} cannot be opened for writing there ({error.strerror or error}). "
+                    "Free space or allow writing, or use MemoryStore.load to only read it",
+                ) from error
             try:
                 yield
             finally:

@@ -16,9 +16,10 @@ from torch import Tensor
 from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError, damage_in
 from mplus.storage.codec import Record, decode, from_json
 from mplus.storage.encryption import MemoryKey
-from mplus.storage.manifest import Manifest, not_read, parse_manifest, read_manifest, sealed_manifest
+from mplus.storage.folder import open_regular
+from mplus.storage.manifest import Manifest, parse_manifest, read_manifest, sealed_manifest
 from mplus.storage.names import MANIFEST, is_own_file
-from mplus.storage.place import Place, Sink, open_regular
+from mplus.storage.place import Place, Sink, not_read
 from mplus.storage.shards import OpenShard, ShardSum, content_hash, shard_bytes, write_shard
 
 RECORDS_BYTES = 2**18
@@ -62,6 +63,10 @@ class FileSet:
         write = lambda file: write_shard(file, name, tensors(), key)
         return self._named(name, NewFile(lambda: shard_bytes(tensors(), key), write))
 
+    def segment(self, name: str, tensors: Callable[[], Mapping[str, Tensor]]) -> str:
+        """The file of a segment of that name."""
+        return self.shard("tokens", _masked(name, self._key), tensors)
+
     def tensors(self, kind: str, tensors: Mapping[str, Tensor]) -> str:
         """The file of tensors that have no name of their own."""
         return self.shard(kind, content_hash(tensors, self._secret), lambda: tensors)
@@ -103,6 +108,17 @@ class FileSet:
         return name
 
 
+def _masked(name: str, key: MemoryKey | None) -> str:
+    """The name of a segment as that of its file, and back.
+
+    Under every key it is another, so that a save with a new key overwrites no file of the save before it.
+    """
+    if key is None:
+        return name
+    mask = hashlib.sha256(b"mplus segment names" + key.secret).digest()
+    return bytes(a ^ b for a, b in zip(bytes.fromhex(name), mask, strict=False)).hex()
+
+
 def last_save(place: Place, key: MemoryKey | None) -> Mapping[str, ShardSum]:
     """Files of what is saved there that a save with this key can keep: those that are whole."""
     try:
@@ -130,7 +146,7 @@ def put_files(place: Place, files: FileSet, manifest: Manifest, key: MemoryKey |
         # A network may fail after the exchange was made: only where it was not, nothing names the new files.
         with suppress(Exception):
             if _present(place) == before:
-                for name in files.new:
+                for name in written.keys() - files.kept.keys():
                     place.remove(name)
         raise
     place.sync()
@@ -165,10 +181,14 @@ class FileReader:
 
     def shard(self, name: str) -> OpenShard:
         """A shard by its file name."""
-        shard = OpenShard(self._folder / name, self._expected(name), seal=self._key)
+        shard = OpenShard(self._folder / name, self._expected(name), key=self._key)
         if self._verify:
             shard.tensors()
         return shard
+
+    def segment_name(self, file_name: str) -> str:
+        """The name of the segment in a file."""
+        return _masked(file_name.removeprefix("tokens-").partition(".")[0], self._key)
 
     def checked(self, name: str) -> Path:
         """Where a file is that has been opened and found to be the one that was saved."""
@@ -242,7 +262,7 @@ def copy(source: Place, target: Place, *, key: MemoryKey | None, new_key: Memory
 
     Args:
         source: What is copied.
-        target: Where to.
+        target: Where to; nothing is there yet.
         key: The key of what is copied.
         new_key: The key of the copy.
 

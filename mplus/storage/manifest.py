@@ -9,17 +9,18 @@ The checksum is of the bytes of the last value, so nothing of it is parsed befor
 import base64
 import binascii
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError, MemoryReadError, damage_in
+from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError, damage_in
 from mplus.storage.codec import from_json, to_json
 from mplus.storage.encryption import MemoryKey
-from mplus.storage.names import MANIFEST, is_own_file
-from mplus.storage.place import MAX_FILES, Place
+from mplus.storage.names import MANIFEST, MAX_FILES, is_own_file
+from mplus.storage.place import Place, not_read
 from mplus.storage.shards import ShardSum
 
 FORMAT = 2
@@ -132,20 +133,17 @@ def read_manifest(place: Place) -> bytes:
     """
     try:
         with place.open(MANIFEST) as file:
-            text = file.read(MAX_MANIFEST_BYTES + 1)
+            nbytes = file.seek(0, os.SEEK_END)  # reading "at most" so many bytes allocates them all
+            if nbytes > MAX_MANIFEST_BYTES:
+                raise CorruptMemoryError(
+                    f"{MANIFEST} has {nbytes:,} bytes, at most {MAX_MANIFEST_BYTES:,} are read", place
+                )
+            file.seek(0)
+            return file.read(nbytes)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MemoryNotFoundError(f"{place}: no saved memory. Expected a folder with {MANIFEST} in it.") from error
     except OSError as error:
         raise not_read(place, error) from error
-    if len(text) > MAX_MANIFEST_BYTES:
-        raise CorruptMemoryError(f"{MANIFEST} has more than {MAX_MANIFEST_BYTES:,} bytes. Restore it.", place)
-    return text
-
-
-def not_read(place: Place, error: OSError) -> MemoryReadError:
-    """The error of a place that cannot be reached, or of no room for what is fetched."""
-    reason = error.strerror or str(error)
-    return MemoryReadError(error.errno, f"{place}: the memory could not be read ({reason}). Try again, or check access")
 
 
 def is_sealed(text: bytes) -> bool:
@@ -161,7 +159,7 @@ def parse_manifest(text: bytes, place: object, key: MemoryKey | None) -> Manifes
         CorruptMemoryError: It was altered, or is of another format.
         MemoryKeyError: It is encrypted and the key is missing or another one, or it is not and there is one.
     """
-    with damage_in(f"{place}: {MANIFEST}"):
+    with damage_in(f"{place}/{MANIFEST}"):
         match = _SEAL.match(text)
         if match is None:
             raise CorruptMemoryError("it does not begin as a manifest does")

@@ -8,6 +8,8 @@ NAME = re.compile(r"[^\W_][\w.@+-]{0,127}")
 RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 MAX_NAME_BYTES = 200
 MANIFEST = "memory.json"
+MAX_FILES = 2**20
+"""Most files beside a manifest."""
 _FILE = re.compile(r"(tokens|state|records)-[0-9a-f]{32}\.(safetensors|sealed|jsonl)")
 
 

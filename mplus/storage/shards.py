@@ -12,7 +12,6 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,7 +21,9 @@ from torch import Tensor
 
 from mplus.errors import CorruptMemoryError, damage_in
 from mplus.storage.blocks import BlockTable, TensorExtent
-from mplus.storage.place import Sink, open_regular
+from mplus.storage.encryption import MemoryKey
+from mplus.storage.folder import open_regular
+from mplus.storage.place import Sink
 
 MAX_HEADER_BYTES = 2**21
 
@@ -38,66 +39,32 @@ class ShardSum(BaseModel):
     """Of its header and checksums; of all of it where the file is no shard."""
 
 
-@runtime_checkable
-class Cipher(Protocol):
-    """Encryption of the blocks of one shard, each under its own number."""
-
-    head: bytes
-    """What the file begins with, so that the key of this shard can be found again."""
-    overhead: int
-    """Bytes that a block grows by."""
-
-    def encrypt(self, number: int, block: Any) -> bytes:
-        """An encrypted block."""
-        ...
-
-    def decrypt(self, number: int, block: Any) -> bytes:
-        """The block again; raises ``CorruptMemoryError`` where it was altered."""
-        ...
-
-
-@runtime_checkable
-class Seal(Protocol):
-    """A key, as shards see it."""
-
-    head_bytes: int
-    overhead: int
-
-    def new_cipher(self, name: str) -> Cipher:
-        """Encryption of a new shard of that name."""
-        ...
-
-    def cipher(self, name: str, head: bytes) -> Cipher:
-        """Decryption of the shard that begins with ``head``."""
-        ...
-
-
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def shard_bytes(tensors: Mapping[str, Tensor], seal: Seal | None) -> int:
+def shard_bytes(tensors: Mapping[str, Tensor], key: MemoryKey | None) -> int:
     """The size of the file that ``write_shard`` makes, before it is made."""
     table = BlockTable.of(tensors)
-    header = len(table.header(sealed=seal is not None))
-    if seal is None:
+    header = len(table.header(sealed=key is not None))
+    if key is None:
         return 8 + header + table.nbytes + 4 * table.num_blocks
-    return seal.head_bytes + 8 + header + table.nbytes + seal.overhead * (1 + table.num_blocks)
+    return key.head_bytes + 8 + header + table.nbytes + key.overhead * (1 + table.num_blocks)
 
 
-def write_shard(file: Sink, name: str, tensors: Mapping[str, Tensor], seal: Seal | None) -> ShardSum:
+def write_shard(file: Sink, name: str, tensors: Mapping[str, Tensor], key: MemoryKey | None) -> ShardSum:
     """Write tensors in one pass, from where they are to the file."""
     table = BlockTable.of(tensors)
-    header = table.header(sealed=seal is not None)
+    header = table.header(sealed=key is not None)
     sums = np.zeros(table.num_blocks, dtype="<u4")
-    cipher = None if seal is None else seal.new_cipher(name)
+    cipher = None if key is None else key.new_cipher(name)
     if cipher is None:
         head = len(header).to_bytes(8, "little") + header
     else:
         sealed = cipher.encrypt(0, header)
         head = cipher.head + len(sealed).to_bytes(8, "little") + sealed
     size = file.write(head)
-    for key, tensor in table.tensors.items():
-        data = as_bytes(tensors[key])
+    for inner, tensor in table.tensors.items():
+        data = as_bytes(tensors[inner])
         for number, (start, stop) in enumerate(tensor.blocks(), tensor.first_block):
             if cipher is None:
                 sums[number] = zlib.crc32(data[start:stop])
@@ -135,23 +102,23 @@ class OpenShard:
         CorruptMemoryError: The file is not the one that its memory was saved with.
     """
 
-    def __init__(self, path: Path, expected: ShardSum | None, *, seal: Seal | None = None) -> None:
+    def __init__(self, path: Path, expected: ShardSum | None, *, key: MemoryKey | None = None) -> None:
         self.path = path
         with damage_in(path), open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if expected is not None and size != expected.nbytes:
                 raise CorruptMemoryError(f"it has {size:,} bytes, expected {expected.nbytes:,}: it was cut or altered")
-            head = file.read((0 if seal is None else seal.head_bytes) + 8)
+            head = file.read((0 if key is None else key.head_bytes) + 8)
             length = int.from_bytes(head[-8:], "little")
             if length > min(MAX_HEADER_BYTES, size - len(head)):
                 raise CorruptMemoryError(f"it announces a header of {length:,} bytes: it was altered")
             header = file.read(length)
             self._data_start = len(head) + length
-            self._cipher = None if seal is None else seal.cipher(path.name, head[:-8])
+            self._cipher = None if key is None else key.cipher(path.name, head[:-8])
             plain = header if self._cipher is None else self._cipher.decrypt(0, header)
-            self.table = BlockTable.parse(plain, room=size - self._data_start, sealed=seal is not None)
+            self.table = BlockTable.parse(plain, room=size - self._data_start, sealed=key is not None)
             file.seek(self._data_start + self.table.nbytes)
-            tail = file.read(4 * self.table.num_blocks) if seal is None else b""
+            tail = file.read(4 * self.table.num_blocks) if key is None else b""
             overhead = 4 if self._cipher is None else self._cipher.overhead
             if size != self._data_start + self.table.nbytes + overhead * self.table.num_blocks:
                 raise CorruptMemoryError(f"its {size:,} bytes do not hold what its header says: it was altered")

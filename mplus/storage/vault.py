@@ -11,8 +11,8 @@ from typing import Any
 
 from mplus.errors import CorruptMemoryError, MemoryKeyError
 from mplus.storage.encryption import KEY_BYTES, MemoryKey
+from mplus.storage.folder import Folder, open_regular
 from mplus.storage.names import check_name
-from mplus.storage.place import Folder, open_regular
 
 MAX_KEY_FILE_BYTES = 4096
 SALT_FILE = "vault.json"

@@ -17,8 +17,8 @@ from mplus.memory.state import Track
 from mplus.memory.tokens import Provenance, Tokens
 from mplus.model import MPlus
 from mplus.storage.files import verify
+from mplus.storage.folder import Folder
 from mplus.storage.names import MANIFEST
-from mplus.storage.place import Folder
 from mplus.testing import tiny_model
 from tests.comparisons import assert_same
 from tests.conftest import TINY

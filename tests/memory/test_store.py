@@ -11,7 +11,7 @@ import torch
 from mplus import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemoryStore
 from mplus.memory import store as store_module
 from mplus.model import MPlus
-from mplus.storage.place import Folder
+from mplus.storage.folder import Folder
 
 
 def test_memories_are_kept_by_name(tmp_path: Path, model: MPlus, text: str) -> None:

@@ -131,7 +131,7 @@ class Bench:
         self.written(store)
         folder = store.path(NAME)
         key = None if store.vault is None else store.vault.key(NAME)
-        needed = parse_manifest((folder / MANIFEST).read_bytes(), folder / MANIFEST, key).files.keys()
+        needed = parse_manifest((folder / MANIFEST).read_bytes(), folder, key).files.keys()
         return [path.name for path in folder.iterdir() if path.name not in {*needed, MANIFEST, ".lock"}]
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import mplus
-from mplus import CorruptMemoryError, KeyVault, Memory, MemoryKey, MemoryKeyError, MemoryStore
+from mplus import CorruptMemoryError, KeyVault, Memory, MemoryKey, MemoryKeyError, MemorySaveError, MemoryStore
 from mplus.memory import saving
 from mplus.model import MPlus
 from mplus.storage.files import verify
-from mplus.storage.place import Folder
+from mplus.storage.folder import Folder
 from tests.memory.saves import logits, written
 
 
@@ -60,6 +60,29 @@ def test_saving_with_a_key_leaves_no_plain_file_and_the_other_way_round(
         memory.save(tmp_path)
         Memory.load(tmp_path, model, key=key)
     assert not list(tmp_path.glob("*.sealed"))
+
+
+def test_a_save_with_a_new_key_that_fails_leaves_the_one_with_the_old_key(
+    tmp_path: Path, model: MPlus, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = MemoryKey.new(), MemoryKey.new()
+    written(model, text * 3).save(tmp_path, key=old)
+    files = {path.name for path in tmp_path.glob("tokens-*")}
+    memory = Memory.load(tmp_path, model, key=old)
+    memory.save(tmp_path, key=old)
+    assert {path.name for path in tmp_path.glob("tokens-*")} == files  # what is there is found again
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for step in ("exchange", "sync", "put"):
+        with monkeypatch.context() as patch, pytest.raises(MemorySaveError, match="No space left"):
+            patch.setattr(Folder, step, fail)
+            memory.save(tmp_path, key=new)
+        assert Memory.load(tmp_path, model, key=old).fingerprint == memory.fingerprint
+    memory.save(tmp_path, key=new)
+    assert Memory.load(tmp_path, model, key=new).fingerprint == memory.fingerprint
+    assert not files & {path.name for path in tmp_path.glob("tokens-*")}
 
 
 def test_equal_content_has_other_names_and_bytes_under_another_key(tmp_path: Path, model: MPlus, text: str) -> None:

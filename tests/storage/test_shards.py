@@ -29,7 +29,7 @@ def written(folder: Path, seal: MemoryKey | None) -> OpenShard:
     with path.open("wb") as file:
         known = write_shard(file, path.name, TENSORS, seal)
     assert known.nbytes == path.stat().st_size == shard_bytes(TENSORS, seal)
-    return OpenShard(path, known, seal=seal)
+    return OpenShard(path, known, key=seal)
 
 
 @pytest.mark.parametrize("seal", [None, MemoryKey(b"k" * 32)])
@@ -84,7 +84,7 @@ def test_an_altered_block_is_noticed_when_it_is_used_and_no_other_is(tmp_path: P
     data[at] ^= 1
     with shard.path.open("r+b") as file:
         file.write(data)
-    again = OpenShard(shard.path, None, seal=seal)
+    again = OpenShard(shard.path, None, key=seal)
     with pytest.raises(CorruptMemoryError, match="altered"):
         again.tensors()
     if seal is None:

@@ -1,0 +1,53 @@
+"""Paths and urls as users give them, and the places that they mean."""
+
+from pathlib import Path
+
+from mplus.storage.folder import Folder
+from mplus.storage.place import Place
+from mplus.storage.url import Url
+from mplus.storage.zip_file import Zip
+
+
+def place_of(where: str | Path) -> Place:
+    """Where something is saved: a zip file where there is a file, else a folder, or what a url leads to.
+
+    Raises:
+        ValueError: No file system for such urls is installed.
+        MemoryReadError: The url cannot be reached.
+    """
+    place = folder_of(where)
+    is_file = place.is_file() if isinstance(place, Url) else place.path.is_file()
+    return Zip(place) if is_file else place
+
+
+def zip_of(where: str | Path) -> Zip:
+    """The zip file of that name, which need not be there yet.
+
+    Raises:
+        ValueError: There is a folder, or no file system for such urls is installed.
+    """
+    place = folder_of(where)
+    if isinstance(place, Folder) and place.path.is_dir():
+        raise ValueError(f"{str(where)!r} is a folder; expected the name of a file, such as 'alice.mplus'.")
+    return Zip(place)
+
+
+def folder_of(where: str | Path) -> Folder | Url:
+    """The folder of that path or url, which need not be there yet.
+
+    Raises:
+        ValueError: No file system for such urls is installed.
+    """
+    if isinstance(where, Path) or not ("://" in where or "::" in where):
+        return Folder(Path(where).expanduser())
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        file_system, root = fsspec.core.url_to_fs(where)
+    except (ValueError, ImportError) as error:
+        raise ValueError(
+            f"{where!r}: {error}. Install the fsspec package for such urls, or use a local folder."
+        ) from error
+    root = root.rstrip("/")
+    return Folder(Path(root)) if isinstance(file_system, LocalFileSystem) else Url(where, file_system, root)
