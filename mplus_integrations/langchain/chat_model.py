@@ -75,8 +75,6 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         found = super()._get_ls_params(stop, **kwargs)
         found["ls_provider"] = "mplus"
         found["ls_model_name"] = str(kwargs.get("model") or self.model_name)
-        found["ls_temperature"] = kwargs.get("temperature", self.temperature)
-        found["ls_max_tokens"] = kwargs.get("max_tokens", self.max_tokens)
         return found
 
     def _resolve_model_profile(self) -> ModelProfile | None:

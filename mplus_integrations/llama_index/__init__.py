@@ -7,8 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mplus_integrations.llama_index.block import MPlusMemoryBlock
-    from mplus_integrations.llama_index.chat_memory import MPlusMemory
+    from mplus_integrations.llama_index.chat_memory import MPlusMemory, MPlusMemoryBlock
     from mplus_integrations.llama_index.index import MPlusIndex
     from mplus_integrations.llama_index.ingestion import MPlusWriter
     from mplus_integrations.llama_index.llm import MPlusLLM
@@ -20,7 +19,7 @@ _HOME = {
     "MPlusIndexRetriever": "retriever",
     "MPlusLLM": "llm",
     "MPlusMemory": "chat_memory",
-    "MPlusMemoryBlock": "block",
+    "MPlusMemoryBlock": "chat_memory",
     "MPlusSynthesizer": "synthesizer",
     "MPlusWriter": "ingestion",
 }
