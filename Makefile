@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: setup demo check test bench format clean
+.PHONY: setup demo check test bench docs format clean
 
 setup: $(VENV)/.dev
 
@@ -39,6 +39,14 @@ test: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/core.py
+
+$(VENV)/.docs: $(VENV)/.user
+	$(PIP) -e '.[docs]'
+	touch $@
+
+# build/site, self-contained. The variable silences an advertisement of the theme's.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -76,7 +76,8 @@ def main() -> int:
 
 def read_own_files(chat: MPlusChat) -> int:
     """Write the project's own files into memory until they are long enough."""
-    files = [*sorted(PROJECT.glob("*.md")), *sorted(PROJECT.glob("docs/*.md")), *sorted(PROJECT.glob("mplus/**/*.py"))]
+    patterns = ("*.md", "docs/**/*.md", "mplus/**/*.py")
+    files = [file for pattern in patterns for file in sorted(PROJECT.glob(pattern))]
     read = 0
     for file in files:
         if read >= ENOUGH_TOKENS:

@@ -12,6 +12,7 @@
     ├── MemoryLockedError       another process or thread holds the memory
     ├── MemoryNotFoundError     no saved memory at that path or under that name
     ├── MemorySaveError         a memory could not be brought to disk; what was saved before is intact
+    ├── MemoryReadError         a saved memory could not be reached or fetched; it may well be intact
     ├── MemoryKeyError          an encrypted memory, and no key or another one
     ├── QueueFullError          a scheduler has as many requests waiting as it may have
     ├── SchedulerClosedError    a scheduler that takes no more requests
@@ -22,7 +23,8 @@ A bad argument raises ``ValueError``. Each message names the value received, wha
 fix; a failed operation leaves every memory as it was.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -74,12 +76,36 @@ class MemorySaveError(MPlusError, OSError):
     """A memory could not be brought to disk; what was saved before is intact."""
 
 
+class MemoryReadError(MPlusError, OSError):
+    """A saved memory could not be reached or fetched; it may well be intact."""
+
+
 class MemoryKeyError(MPlusError):
     """A saved memory is encrypted, and the key is missing, destroyed or another one."""
 
 
 class CorruptMemoryError(MPlusError):
-    """A saved memory is truncated, altered or of a format this version cannot read."""
+    """A saved memory is truncated, altered or of a format this version cannot read.
+
+    Args:
+        problem: What is wrong.
+        place: The path or url that it is wrong in; None where only a caller knows.
+    """
+
+    def __init__(self, problem: str, place: object = None) -> None:
+        super().__init__(problem if place is None else f"{place}: {problem}")
+        self.place = None if place is None else str(place)
+
+
+@contextmanager
+def damage_in(place: object) -> Generator[None]:
+    """Whatever turns out to be corrupt in this block lies in ``place``, unless it is known more exactly."""
+    try:
+        yield
+    except CorruptMemoryError as error:
+        if error.place is not None:
+            raise
+        raise CorruptMemoryError(f"{error}. Restore it from a copy.", place) from error
 
 
 class QueueFullError(MPlusError):

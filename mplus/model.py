@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 
 from mplus.checkpoint import catalog
-from mplus.checkpoint.initial import initial_state
+from mplus.checkpoint.initial_memory import initial_state
 from mplus.checkpoint.loading import Loaded, load
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.confidence import Calibration
@@ -364,7 +364,11 @@ class MPlus:
             raise ValueError(f"limit={limit}: expected at least 1, or None for all.")
         with torch.inference_mode():
             state = self._requests.present_state(memory)
-            ranked = rank_sources(self.weights, state, memory.config, ids, allowed_sources(state, where))
+            # Where every layer recalls for itself, the one is asked that would be asked for all.
+            track, _ = state.track_of(self.weights.recall_layer)
+            question = self.weights.question(ids, track.recall_layer)
+            scorer = self.weights.scorers[memory.config.recall]
+            ranked = rank_sources(scorer, state, memory.config, question, allowed_sources(state, where))
         found = [(state.sources[number], relevance) for number, relevance in ranked[:limit]]
         return [FoundSource(s.name, relevance, dict(s.metadata), s.texts) for s, relevance in found]
 

@@ -39,7 +39,7 @@ def mean_of(adapters: Sequence[Adapter], shares: Sequence[float] | None = None) 
     """The mean of what several adapters change, as one adapter whose rank is the sum of theirs.
 
     Adapters that were trained apart, from different beginnings, err in different ways: their mean reads better than
-    each (docs/training.md). Merged into the backbone's weights it costs no more than one.
+    each (docs/lab/training.md). Merged into the backbone's weights it costs no more than one.
 
     Args:
         adapters: Of one backbone.

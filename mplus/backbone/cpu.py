@@ -16,7 +16,7 @@ def usable_cores() -> int:
 def computes_bfloat16() -> bool:
     """Whether the CPU multiplies matrices in bfloat16 itself.
 
-    Where it does not, torch does it in software, dozens of times slower than in float32 (docs/training.md).
+    Where it does not, torch does it in software, dozens of times slower than in float32 (docs/lab/training.md).
     """
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(supported()) if supported is not None else False

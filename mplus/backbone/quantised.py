@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FEW_ROWS = 8
-"""Up to here reading int8 weights is quicker; far above it, arithmetic in bfloat16 (docs/performance.md)."""
+"""Up to here reading int8 weights is quicker; far above it, arithmetic in bfloat16 (docs/lab/performance.md)."""
 BLOCK = 32
 """The kernel takes inputs and outputs of whole blocks."""
 

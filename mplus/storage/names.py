@@ -1,4 +1,4 @@
-"""Names of memories: such that none leaves its folder, on any file system."""
+"""Names of memories, such that none leaves its folder on any file system, and of the files that they are kept in."""
 
 import re
 import unicodedata
@@ -7,6 +7,13 @@ from pathlib import Path
 NAME = re.compile(r"[^\W_][\w.@+-]{0,127}")
 RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 MAX_NAME_BYTES = 200
+MANIFEST = "memory.json"
+_FILE = re.compile(r"(tokens|state|records)-[0-9a-f]{32}\.(safetensors|sealed|jsonl)")
+
+
+def is_own_file(name: str) -> bool:
+    """Whether a file of that name, beside a manifest, can only be one that saving a memory made."""
+    return _FILE.fullmatch(name) is not None
 
 
 def check_name(name: object, argument: str = "Memory name ") -> str:

@@ -1,6 +1,6 @@
 """Each of these runs as a process of its own, without the type checks of the other tests, so that much can happen.
 
-MPLUS_RELIABILITY=full runs them at full length; docs/memories.md says what that gave.
+MPLUS_RELIABILITY=full runs them at full length; docs/concepts/guarantees.md says what that gave.
 """
 
 import json

@@ -3,7 +3,7 @@
 Kinds of samples, drawn at random:
 
 * ``passage``: a question about a passage among thousands; always answered: an adapter that has learnt to decline
-  them declines twice as many as it should (docs/training.md), and confidence says which not to trust;
+  them declines twice as many as it should (docs/lab/training.md), and confidence says which not to trust;
 * ``cloze``: a question made of a sentence of a passage by leaving its answer out and some of its words;
 * ``persona``: a person's own facts, some of them changed later; also questions nobody can answer, which are declined;
 * ``dialogue``: what was settled in one of many conversations;
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mplus.recall.scorers import LateInteraction
+from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import in_parallel
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.projection import gold_chunks
