@@ -44,7 +44,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
     scheduler: Scheduler | None = Field(default=None, exclude=True)
     """``model.serve()``: answers to many users share the model's steps; None: each runs by itself."""
 
-    def call(self, given: Mapping[str, Any]) -> Call:
+    def _as_call(self, given: Mapping[str, Any]) -> Call:
         """What a call asks for; what it leaves out, or gives as None, is as for the object.
 
         Raises:
@@ -52,13 +52,13 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         """
         UnknownNameError.check(given, Call.model_fields, of=f"A call of {type(self).__name__}", instead=INSTEAD)
         named = {name: value for name, value in given.items() if value is not None}
-        return Call.model_validate({**self.own_settings(), **named})
+        return Call.model_validate({**self._own_settings(), **named})
 
-    def model_of(self, call: Call) -> MPlus:
+    def _model_of(self, call: Call) -> MPlus:
         """The model of a call, which may name another."""
         return self.loaded if call.model is None else load(call.model)
 
-    def pieces(
+    def _pieces(
         self, prompt: Asked, call: Call, latents: Latents, left: threading.Event, *, where: Where | None = None
     ) -> Generator[str | Answer]:
         """The text of an answer as it grows, calls held back, and in the end the whole answer.
@@ -90,19 +90,19 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             good if call.parallel_tool_calls else good[:1],
             [one for one in numbered if one[1].arguments is None],
             generation,
-            about(generation, self.model_of(call).name or self.model_name),
+            about(generation, self._model_of(call).name or self.model_name),
         )
 
-    def answer(
+    def _answer(
         self, prompt: Asked, call: Call, latents: Latents, left: threading.Event, *, where: Where | None = None
     ) -> Answer:
-        """The whole answer; arguments of ``pieces``."""
-        *_, answer = self.pieces(prompt, call, latents, left, where=where)
+        """The whole answer; arguments of ``_pieces``."""
+        *_, answer = self._pieces(prompt, call, latents, left, where=where)
         assert isinstance(answer, Answer)
         return answer
 
     def _begin(self, prompt: Asked, call: Call, latents: Latents, where: Where | None) -> GenerationStream:
-        model, form, sampling = self.model_of(call), form_of(call), call.sampling()
+        model, form, sampling = self._model_of(call), form_of(call), call.sampling()
         if form.constraint is not None:  # a call or an object has no such reply: its form would be broken
             sampling = sampling.model_copy(update={"abstain_below": None})
         tests = [test for test in (where, as_test(call.where)) if test is not None]

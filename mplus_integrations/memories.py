@@ -4,7 +4,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer, field_validator, model_validator
 
@@ -176,7 +176,7 @@ class Remembering(BaseModel, Generic[Item]):
             ValueError: Empty text, or something that cannot be written; nothing is written then.
         """
         several = isinstance(items, Sequence) and not isinstance(items, str)
-        texts = [self._to_text(item) for item in (items if several else [items])]
+        texts = [self._to_text(item) for item in (cast("Sequence[Item]", items) if several else [items])]
         with self.opened(memory_key) as memory, all_or_nothing(memory) as fork:
             return sum(
                 self.loaded.write(

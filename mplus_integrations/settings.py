@@ -60,7 +60,7 @@ class AnswerSettings(KnownNames):
         self.sampling()
         return self
 
-    def own_settings(self) -> dict[str, Any]:
+    def _own_settings(self) -> dict[str, Any]:
         """The settings by name, without whatever else the object has."""
         return {name: getattr(self, name) for name in AnswerSettings.model_fields}
 
@@ -70,7 +70,7 @@ class AnswerSettings(KnownNames):
         Raises:
             ValueError: One of them is out of range.
         """
-        settings = self.own_settings()
+        settings = self._own_settings()
         settings["max_new_tokens"] = settings.pop("max_tokens")
         try:
             return SamplingParams.model_validate(settings)

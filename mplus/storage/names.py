@@ -36,7 +36,7 @@ def check_name(name: object, argument: str = "Memory name ") -> str:
     fits = fits and unicodedata.normalize("NFC", name) == name and len(name.encode()) <= MAX_NAME_BYTES
     if not fits or name.partition(".")[0].lower() in RESERVED:
         raise ValueError(
-            f"{argument}{name[:60]!r} ({len(name)} characters): expected 1 to 128 letters, digits, or any of "
+            f"{argument}{name[:40]!r} ({len(name)} characters): expected 1 to 128 letters, digits, or any of "
             "'. _ @ + -', beginning with a letter or digit, no '..', no '.' at the end, no device name such as 'con'."
         )
     return name

@@ -69,14 +69,12 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return {"model_name": self.model_name, **self.own_settings()}
+        return {"model_name": self.model_name, **self._own_settings()}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         found = super()._get_ls_params(stop, **kwargs)
         found["ls_provider"] = "mplus"
         found["ls_model_name"] = str(kwargs.get("model") or self.model_name)
-        found["ls_temperature"] = kwargs.get("temperature", self.temperature)
-        found["ls_max_tokens"] = kwargs.get("max_tokens", self.max_tokens)
         return found
 
     def _resolve_model_profile(self) -> ModelProfile | None:
@@ -100,7 +98,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
 
     def _memory_state(self, kwargs: Mapping[str, Any]) -> str:
         call = self._call(None, kwargs)
-        with self.latents(call.memory_key).opened(self.model_of(call)) as memory:
+        with self.latents(call.memory_key).opened(self._model_of(call)) as memory:
             test, sources = as_test(call.where), memory.sources()
             read = None if test is None else [s.name for s in sources if test(s.name, s.metadata)]
             return f"{call.memory_key}:{memory.fingerprint}:{read}"
@@ -221,7 +219,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         given = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         if isinstance(schema := given.get("response_format"), type):
             given["response_format"] = response_format(schema.__name__, convert_to_json_schema(schema))
-        return self.call({"stop": stop or None, **keyed(None, given)})
+        return self._as_call({"stop": stop or None, **keyed(None, given)})
 
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
         return to_text(item)
@@ -248,7 +246,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], left: threading.Event
     ) -> ChatResult:
         call = self._call(stop, kwargs)
-        answer = self.answer(to_chat(messages), call, self.latents(call.memory_key), left)
+        answer = self._answer(to_chat(messages), call, self.latents(call.memory_key), left)
         return ChatResult(generations=[ChatGeneration(message=to_message(answer))])
 
     def _stream(
@@ -280,7 +278,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], left: threading.Event
     ) -> Generator[ChatGenerationChunk]:
         call = self._call(stop, kwargs)
-        for piece in self.pieces(to_chat(messages), call, self.latents(call.memory_key), left):
+        for piece in self._pieces(to_chat(messages), call, self.latents(call.memory_key), left):
             message = AIMessageChunk(content=piece) if isinstance(piece, str) else to_last_chunk(piece)
             yield ChatGenerationChunk(message=message)
 

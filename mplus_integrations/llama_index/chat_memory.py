@@ -1,4 +1,4 @@
-"""``MPlusMemory``: a conversation whose recent turns are messages and all of whose turns are latents."""
+"""Conversations whose turns are all latents: ``MPlusMemory``, and ``MPlusMemoryBlock`` for LlamaIndex's own memory."""
 
 import asyncio
 import threading
@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.llms.llm import LLM
+from llama_index.core.memory.memory import BaseMemoryBlock
 from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
@@ -20,6 +21,7 @@ from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
 from mplus_integrations.memories import Latents, all_or_nothing, checked_key, forget_all
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import INSTEAD, KnownNames
+from mplus_integrations.worker import in_thread
 
 TURN = "mplus_turn"
 """Marks the sources of a memory that are turns of a conversation, beside documents and notes."""
@@ -249,6 +251,45 @@ class MPlusMemory(KnownNames, BaseMemory):
         if text:
             metadata = {TURN: True, "role": ROLES[turn.role]}
             self.loaded.write(memory, text, source=name, metadata=metadata, keep_text=True)
+
+
+class MPlusMemoryBlock(KnownNames, BaseMemoryBlock[str]):
+    """Takes the messages that LlamaIndex's ``Memory`` drops, into the memory that its LLM reads.
+
+        llm = MPlusLLM(store=MemoryStore("memories"), memory_key="anna")
+        memory = Memory.from_defaults(memory_blocks=[MPlusMemoryBlock(llm=llm)], token_limit=2000)
+
+    It adds nothing to prompts. ``Memory.reset`` does not reach blocks, and ``Memory.set`` goes past them: use
+    ``forget`` here, or an ``MPlusMemory`` alone.
+    """
+
+    name: str = "mplus"
+    description: str | None = "What was said before, in latent memory."
+    llm: MPlusLLM = Field(exclude=True)
+    """Reads what the block is given: its ``memory``, its ``memory_key``, or its own."""
+
+    _turns: MPlusMemory | None = PrivateAttr(default=None)
+
+    @property
+    def _conversation(self) -> MPlusMemory:
+        if self._turns is None:
+            self._turns = MPlusMemory.from_defaults(llm=self.llm, memory=self.llm.latents())
+        return self._turns
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> str:
+        return ""
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        await in_thread(self._put, messages)
+
+    def _put(self, messages: Sequence[ChatMessage]) -> None:
+        conversation = self._conversation
+        conversation.put_messages(messages)
+        conversation.chat_history = conversation.chat_history[-1:]  # only to name the next ones
+
+    def forget(self) -> None:
+        """Forget every turn that was written, for good."""
+        self._conversation.reset(forget=True)
 
 
 def _free(name: str, taken: "dict[str, Any]") -> str:

@@ -40,8 +40,8 @@ from mplus_integrations.worker import in_thread
 
 RecallMode = Literal["latent", "hybrid", "text"]
 
-INDEX = frozenset({"nodes", "llm", "memory", "store", "memory_key", "embed_model", "storage_context", "show_progress"})
-INDEX |= {"objects", "callback_manager", "transformations"}
+MAKING = frozenset({"nodes", "llm", "memory", "store", "memory_key", "embed_model", "storage_context", "show_progress"})
+PASSED_ON = frozenset({"objects", "callback_manager", "transformations"})
 RETRIEVER = frozenset({"similarity_top_k", "filters", "node_ids", "doc_ids"})
 LATENT_ENGINE = frozenset({"node_postprocessors", "callback_manager", "streaming", "output_cls"})
 TEXT_ENGINE = frozenset(inspect.signature(RetrieverQueryEngine.from_args).parameters) - {"retriever", "llm", "kwargs"}
@@ -82,7 +82,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> None:
-        UnknownNameError.check(kwargs, INDEX, of="MPlusIndex", instead=INSTEAD)
+        UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex", instead=INSTEAD)
         self.llm = _mplus(llm)
         storage_context = storage_context or StorageContext.from_defaults()
         struct = index_struct or MPlusStruct()
@@ -198,7 +198,12 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         self.delete_nodes([node_id])
 
     def delete_nodes(self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
-        """Forget nodes: the memory then reads as if they had never been in it."""
+        """Forget nodes: the memory then reads as if they had never been in it.
+
+        Raises:
+            ValueError: An argument that does not exist. Nothing is forgotten then.
+        """
+        UnknownNameError.check(delete_kwargs, {"node_ids", "delete_from_docstore"}, of="delete_nodes")
         mine = [name for name in node_ids if name in self._index_struct.nodes]
         with self.latents.opened(self.llm.loaded) as memory:
             forget_all(memory, mine)
@@ -247,7 +252,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
             ValueError: Another argument.
         """
         UnknownNameError.check(kwargs, RETRIEVER | {"callback_manager", "verbose"}, of="as_retriever")
-        return MPlusIndexRetriever(self, **kwargs)
+        return MPlusIndexRetriever(self, **{name: value for name, value in kwargs.items() if value is not None})
 
     def as_query_engine(
         self, llm: LLMType | None = None, recall: RecallMode | None = None, **kwargs: Any

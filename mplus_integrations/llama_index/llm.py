@@ -211,7 +211,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
     def _asked(self, prompt: Prompt, kwargs: Mapping[str, Any]) -> tuple[Prompt, Asked, Call]:
         """What is asked: as it came, for the core, and how; errors are told here, before anything runs."""
         names = {"allow_parallel_tool_calls": "parallel_tool_calls"}
-        call = self.call({names.get(name, name): value for name, value in kwargs.items()})
+        call = self._as_call({names.get(name, name): value for name, value in kwargs.items()})
         return prompt, prompt if isinstance(prompt, str) else to_chat(prompt), call
 
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
@@ -230,7 +230,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
     ) -> Generator[ChatResponse, None, None]:
         """The answer as it grows; the last one has its calls, and ``raw``."""
         shown = ""
-        for piece in self.pieces(asked, call, self._latents_of(prompt, call), left, where=self._bound_where):
+        for piece in self._pieces(asked, call, self._latents_of(prompt, call), left, where=self._bound_where):
             if isinstance(piece, str):
                 shown += piece
                 yield ChatResponse(message=as_message(shown), delta=piece)
@@ -238,5 +238,5 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
                 yield to_response(piece, is_last_chunk=True)
 
     def _answered(self, prompt: Prompt, asked: Asked, call: Call, left: threading.Event) -> ChatResponse:
-        answer = self.answer(asked, call, self._latents_of(prompt, call), left, where=self._bound_where)
+        answer = self._answer(asked, call, self._latents_of(prompt, call), left, where=self._bound_where)
         return to_response(answer, is_last_chunk=False)

@@ -1,8 +1,12 @@
+import asyncio
 import threading
+from typing import Any
 
 import pytest
 
-from mplus.errors import PromptTooLongError
+from mplus.errors import PromptTooLongError, UnknownNameError
+from mplus.generation.requests import GenerationOptions
+from mplus.memory.memory import Memory
 from mplus.model import MPlus
 from mplus.testing import tiny_model
 from tests.conftest import TINY
@@ -184,3 +188,30 @@ def test_a_batch_reads_for_each_prompt_only_what_it_may(model: MPlus, text: str)
     assert {r.source for r in batch[0].recalled} <= {"note-1"}
     with pytest.raises(ValueError, match="2 conditions in where for 3 prompts"):
         model.generate_batch([memory] * 3, prompts, where=allowed[:2])
+
+
+@pytest.mark.parametrize("door", ["generate", "stream", "generate_batch", "serve", "astream"])
+@pytest.mark.parametrize(("name", "nearest"), [("temprature", "temperature"), ("max_tokens", "max_new_tokens")])
+def test_an_unknown_setting_is_named_with_the_nearest_at_every_door(
+    model: MPlus, memory: Memory, door: str, name: str, nearest: str
+) -> None:
+    given: dict[str, Any] = {name: 9}
+    with (
+        model.serve() as scheduler,
+        pytest.raises(UnknownNameError, match=f"'{name}'. Use {nearest}. It takes: .*seed"),
+    ):
+        if door == "generate_batch":
+            model.generate_batch([memory], [PROMPT], **given)
+        elif door == "serve":
+            scheduler.generate(memory, PROMPT, **given)
+        elif door == "astream":
+            asyncio.run(scheduler.agenerate(memory, PROMPT, **given))
+        else:
+            getattr(model, door)(memory, PROMPT, **given)
+
+
+def test_none_stands_for_the_default_of_every_option(model: MPlus, memory: Memory) -> None:
+    nothing: dict[str, Any] = dict.fromkeys(set(GenerationOptions.__annotations__) - {"max_new_tokens"})
+    expected = model.generate(memory, PROMPT, max_new_tokens=6)
+    assert model.generate(memory, PROMPT, max_new_tokens=6, **nothing).text == expected.text
+    assert model.generate_batch([memory], [PROMPT], max_new_tokens=6, where=None)[0].text == expected.text

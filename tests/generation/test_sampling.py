@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mplus.generation.sampling import Sampler, SamplingParams, TextStream
+from mplus.generation.sampling import Sampler, SamplingOptions, SamplingParams, TextStream
 from mplus.testing import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -90,12 +90,20 @@ def test_repetition_penalty_counts_prompt_and_answer() -> None:
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"repetition_penalty": math.inf}, "repetition_penalty"),
         ({"stop": ["x", ""]}, "empty string"),
-        ({"temprature": 1.0}, "temprature"),
+        ({"temprature": 1.0}, r"does not take 'temprature'\. Use temperature\. It takes: abstain_below, .*, top_p"),
     ],
 )
 def test_bad_settings_are_named(settings: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         SamplingParams(**settings)
+
+
+def test_none_stands_for_the_default() -> None:
+    assert SamplingParams(**dict.fromkeys(SamplingParams.model_fields)) == SamplingParams()
+
+
+def test_keyword_arguments_and_fields_have_the_same_names() -> None:
+    assert list(SamplingOptions.__annotations__) == list(SamplingParams.model_fields)
 
 
 def test_one_stop_string_may_be_given_alone() -> None:

@@ -143,7 +143,7 @@ def test_a_constructor_refuses_what_it_cannot_use(kind: Any, given: dict[str, An
 @pytest.mark.parametrize("kind", [MPlusChat, MPlusLLM])
 def test_none_is_the_default_of_a_constructor(kind: Any) -> None:
     made = kind(**dict.fromkeys([*AnswerSettings.model_fields, "model", "memory", "store", "memory_key", "scheduler"]))
-    assert made.own_settings() == kind().own_settings() and made.model == "smol-135m"
+    assert made._own_settings() == kind()._own_settings() and made.model == "smol-135m"
 
 
 @pytest.mark.parametrize("door", ["invoke", "astream", "chat", "stream_complete"])
