@@ -16,9 +16,9 @@ from mplus.training.chunk.questions import ChunkBank, Question
 
 QUESTIONS_PER_PASSAGE = 3
 FEWEST_QUESTIONS = 10
-"""Fewer teach nothing."""
+"""Fewer questions than this are refused: they teach nothing."""
 FEWEST_DIALOGUES = 2000
-"""What the default model's mixture draws ordinary talk from."""
+"""Conversations that the default model's mixture takes ordinary talk from."""
 
 
 @dataclass

@@ -199,7 +199,7 @@ class HeldStates(list[Tensor]):
     """States of chunks, [layer, token, size] each, held on a GPU: beside what is trained on them."""
 
     def claim(self, sizes: Sequence[int]) -> bool:
-        """Nothing is there from an earlier run."""
+        """Always False: nothing is kept from an earlier run."""
         return False
 
 
