@@ -55,7 +55,7 @@ def stops(style: PromptStyle) -> list[str]:
 
 
 def query(asked: Asked) -> str:
-    """The prompt with the part that recall searches for."""
+    """The text that recall searches for: the last message, or all of a completion."""
     if isinstance(asked, str):
         return asked
     last: Mapping[str, str] = asked[-1]

@@ -98,7 +98,7 @@ def in_parallel(work: Callable[[str], Any], texts: Sequence[str], processes: int
 
 
 _work: Callable[[str], Any] | None = None
-"""Functions for forked processes, which inherit them: functions that hold tensors cannot be sent."""
+"""The function that forked processes run. They inherit it, because a function that holds tensors cannot be sent."""
 
 
 def _numbered(item: tuple[int, str]) -> tuple[int, Any]:

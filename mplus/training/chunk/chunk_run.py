@@ -95,7 +95,7 @@ class ChunkRun:
         start = replace(start, recall_layer=layer, memory=start.memory or self.model.memory_config)
         if name == "scorer":
             return self._scorer(layer, start)
-        start = replace(start, calibration=None)  # The next stages' parts were trained on the old parts of this one.
+        start = replace(start, calibration=None)  # It was fitted to parts that are trained anew.
         if name == "projection":
             return self._projection(layer, start)
         return self._tune(layer, start) if name == "tune" else self._reader(layer, start)

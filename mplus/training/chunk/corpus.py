@@ -18,7 +18,7 @@ QUESTIONS_PER_PASSAGE = 3
 FEWEST_QUESTIONS = 10
 """Fewer questions than this are refused: they teach nothing."""
 FEWEST_DIALOGUES = 2000
-"""Conversations that the default model's mixture takes ordinary talk from."""
+"""Least conversations for the default model's mixture, which takes ordinary talk from them."""
 
 
 @dataclass

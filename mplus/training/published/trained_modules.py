@@ -179,7 +179,7 @@ def new_retriever(backbone: Backbone, size: int, generator: torch.Generator) -> 
 
 
 def half_precision(retriever: PublishedRetriever) -> PublishedRetriever:
-    """A copy of a tensor that can be saved and loaded in any precision."""
+    """A copy of the retriever in half precision, to save; it computes in the precision of its model."""
     kept = copy.deepcopy(retriever).cpu().half().requires_grad_(False)
     return PublishedRetriever(kept.query_projections, kept.key_projections)
 
