@@ -1,11 +1,7 @@
 """Parts of the reference that are made from the code when the site is built: mkdocs calls ``on_page_markdown``."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).parent.parent
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -26,10 +22,10 @@ def command_line() -> str:
 
 
 def _command(path: str, command: Any) -> Iterator[str]:
-    commands = getattr(command, "commands", {})
-    if commands:
-        for name in sorted(commands):
-            yield from _command(f"{path} {name}", commands[name])
+    if hasattr(command, "commands"):
+        context = command.context_class(command, info_name=path)
+        for name in sorted(command.commands):
+            yield from _command(f"{path} {name}", command.resolve_command(context, [name])[1])
         return
     arguments = [parameter for parameter in command.params if not parameter.opts[0].startswith("-")]
     options = [parameter for parameter in command.params if parameter.opts[0].startswith("-")]
@@ -55,12 +51,13 @@ def _row(name: str, parameter: Any) -> str:
 
 def memory_settings() -> str:
     """Every setting of ``MemoryConfig``: its default, and what the default model and the published model have."""
+    from mplus.checkpoint.catalog import DEFAULT_MODEL, TRAINED_PARTS
+    from mplus.checkpoint.parts import read_parts
     from mplus.config import MemoryConfig
 
-    file = ROOT / "mplus/assets/smol-135m/mplus.json"
     layouts = {
         "`MemoryConfig()`": MemoryConfig(),
-        "`smol-135m`": MemoryConfig.model_validate(json.loads(file.read_text(encoding="utf-8"))["memory"]),
+        f"`{DEFAULT_MODEL}`": read_parts(TRAINED_PARTS / DEFAULT_MODEL).memory or MemoryConfig(),
         "`MemoryConfig.published()`": MemoryConfig.published(),
     }
     rows = [f"| setting | {' | '.join(layouts)} |", "| --- " * (1 + len(layouts)) + "|"]

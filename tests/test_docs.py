@@ -98,12 +98,12 @@ def _parses(words: list[str]) -> None:
 
     from mplus.cli.app import app
 
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     for end in ("|", ">"):
         words = words[: words.index(end)] if end in words else words
     words = [word for word in words if word != "mplus.cli"]
-    command = group.commands[words[0]]  # type: ignore[attr-defined]
-    command.make_context(words[0], words[1:])
+    _, command, arguments = group.resolve_command(group.context_class(group, info_name="mplus"), words)
+    command.make_context(words[0], arguments)
 
 
 def _is_a_target(words: list[str]) -> None:
