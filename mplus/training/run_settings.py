@@ -1,4 +1,4 @@
-"""Settings of a training run; frozen, checked once, kept in the run's folder."""
+"""What a training run is asked for; frozen, checked once, kept in the run's folder."""
 
 from typing import Annotated, Literal
 
@@ -36,11 +36,11 @@ class RunSettings(BaseModel):
     steps: dict[str, Positive] = Field(default_factory=dict)
     """Steps of a stage, by its name, where they shall not be the preset's."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of adapters; None takes the stage's preset."""
+    """Of adapters; None takes the stage's preset."""
     batch: Positive | None = None
     """Samples a step and process; None takes the stage's preset."""
     rank: Positive = 16
-    """Rank of the adapters."""
+    """Of the adapters."""
     adapters: Positive = 1
     """Read adapters that the reader stage trains, from different seeds; the model gets their mean."""
     conversations: Positive = 300

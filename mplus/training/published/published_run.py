@@ -70,7 +70,7 @@ class PublishedRun:
         )
 
     def _measured(self, stage: Stage) -> Episodes | None:
-        """Held-out episodes; None if no document is held out, or none is long enough."""
+        """Held-out episodes; None where no document is spare, or none long enough."""
         try:
             return self._episodes(stage, self._held_out) if self._held_out else None
         except ValueError:
@@ -78,7 +78,7 @@ class PublishedRun:
 
 
 def read_texts(settings: RunSettings) -> list[Document]:
-    """All given data as documents: texts, articles with questions, conversations."""
+    """Everything there is to read, as documents: texts, articles with questions, conversations."""
     documents = read_documents([Path(path) for path in settings.texts]) if settings.texts else []
     if settings.squad is not None:
         passages, _, articles = read_squad(Path(settings.squad))
