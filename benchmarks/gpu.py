@@ -29,16 +29,18 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
-from mplus.backbone.backbone import GROUPED_ATTENTION, Backbone, register_attention
-from mplus.config import Layout, MemoryConfig
+from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
+from mplus.backbone.backbone import Backbone
+from mplus.config import LayoutName, MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.placement import placed
 from mplus.memory.state import MemoryState, Track, arrival_tier
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.read.prefill import ReadRequest, prefill
-from mplus.read.prefix import SPARE_PREFIXES
-from mplus.recall.scorers import LateInteraction, PublishedRetriever
+from mplus.read.spare_prefixes import SPARE_PREFIXES
+from mplus.recall.late_interaction import LateInteraction
+from mplus.recall.published_retriever import PublishedRetriever
 from mplus.weights import Weights
 from mplus.words import no_words
 
@@ -88,7 +90,7 @@ class Machine:
         recall_layer = layers // 5 or 1
         self.weights = Weights(backbone, {"published": retriever, "late": late}, recall_layer, "random")
 
-    def config(self, layout: Layout) -> MemoryConfig:
+    def config(self, layout: LayoutName) -> MemoryConfig:
         """The published sizes in one of the layouts."""
         short, recalled = (256, 64) if self.small else (10_240, 2560)
         recall = "late" if layout == "chunk" else "published"
@@ -124,7 +126,7 @@ class Machine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def contents(self, count: int, layout: Layout, *, distinct: int) -> Iterator[Content]:
+    def contents(self, count: int, layout: LayoutName, *, distinct: int) -> Iterator[Content]:
         """Random content, a segment's worth at a time; layers beyond ``distinct`` share the tensors of one."""
         backbone = self.weights.backbone
         heads, size = backbone.num_key_value_heads, backbone.head_size
@@ -140,7 +142,7 @@ class Machine:
             keys = nn.functional.normalize(torch.randn(rows, width, dtype=torch.bfloat16, device=self.device), dim=-1)
             yield Content(tuple(made), tuple(made), keys)
 
-    def state(self, long_term: int, layout: Layout, *, beside: bool) -> MemoryState:
+    def state(self, long_term: int, layout: LayoutName, *, beside: bool) -> MemoryState:
         """A memory of random contents; in host memory every layer has the same, which reads alike."""
         layers = self.weights.backbone.num_layers
         config = self.config(layout).model_copy(update={"long_term_device": "cuda" if beside else "cpu"})
@@ -165,7 +167,7 @@ class Machine:
             tuple(replace(t, long_term=s) for t, s in zip(tracks, stores, strict=True)), digest=f"{long_term}{beside}"
         )
 
-    def requests(self, state: MemoryState, layout: Layout, count: int = 1) -> list[ReadRequest]:
+    def requests(self, state: MemoryState, layout: LayoutName, count: int = 1) -> list[ReadRequest]:
         """Prompts that are read through a memory."""
         prompts = torch.randint(10, 1000, (count, PROMPT_TOKENS)).tolist()
         return [ReadRequest(state, self.config(layout), prompt, (0, PROMPT_TOKENS)) for prompt in prompts]
@@ -184,7 +186,7 @@ class Machine:
 
         return work
 
-    def decoding(self, state: MemoryState, layout: Layout, users: int) -> dict[str, float]:
+    def decoding(self, state: MemoryState, layout: LayoutName, users: int) -> dict[str, float]:
         """Seconds a token of M+ and of transformers over KV caches of one length, in turn."""
         reading = prefill(self.weights, self.requests(state, layout, users)).reading
         held = reading.layers[0].lengths[0]
@@ -367,7 +369,7 @@ def main() -> None:
     rows = Rows(arguments, machine.device)
     print(f"model ready after {time.monotonic() - started:.1f} s", flush=True)
 
-    def read(size: int, layout: Layout, beside: bool) -> dict[str, Any]:
+    def read(size: int, layout: LayoutName, beside: bool) -> dict[str, Any]:
         machine.free()
         state = machine.state(size, layout, beside=beside)
         work = lambda: prefill(machine.weights, machine.requests(state, layout))
@@ -382,7 +384,7 @@ def main() -> None:
                 pstats.Stats(profile).sort_stats("tottime").print_stats(arguments.functions)
         return found
 
-    layouts: list[Layout] = arguments.layouts
+    layouts: list[LayoutName] = arguments.layouts
     for size in sizes:
         for layout in layouts:
             for beside in (False, True):

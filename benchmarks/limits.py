@@ -26,9 +26,10 @@ import torch
 from synthetic import long_term_of, spoken_words, unit_keys
 
 import mplus
+from mplus.layouts.whole_chunks import WholeChunks
 from mplus.read.fetch import RecalledRows
+from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.lexical import lexical_match
-from mplus.recall.scorers import LateInteraction
 from mplus.recall.units import Candidates
 
 HOST = torch.device("cpu")
@@ -42,11 +43,10 @@ def recall_over_matmul(scorer: LateInteraction, size: int, tokens: int, runs: in
     queries = unit_keys(QUERY_ROWS, size, seed=1)
     words = spoken_words(QUERY_ROWS, seed=1)
     whole = keys.contiguous()
-    units = store.units("chunk")
-    candidates = Candidates((store,), (units,))
+    candidates = Candidates.of((store,), WholeChunks())
 
     def ours() -> None:
-        scorer.match(queries, candidates.blocks(HOST), len(units))
+        scorer.match(queries, candidates.blocks(HOST), len(candidates))
         lexical_match(words, candidates)
 
     def theirs() -> None:

@@ -1,6 +1,6 @@
 """Memory against retrieval-augmented generation: LangChain, FAISS and MiniLM over the same text, with the same model.
 
-    pip install 'mplus[bench]'
+    pip install 'mplus-memory[bench]'
     python benchmarks/rag.py [--tokens 16384] [--questions 12]
 
 * ingest: text tokens per second into memory, and through splitter, embedding and index;

@@ -78,7 +78,7 @@ def save(name: str, found: Mapping[str, Any], output: Path, draw: Callable[[Any]
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("No plot: pip install 'mplus[bench]'.")
+        print("No plot: pip install 'mplus-memory[bench]'.")
         return
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     draw(figure.subplots())

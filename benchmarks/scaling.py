@@ -28,6 +28,7 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Track
 from mplus.read.prefill import prefill
 from mplus.recall.choose import recall
+from mplus.recall.scorer import Question
 
 QUERY_TOKENS = 32
 
@@ -62,7 +63,7 @@ class Planted:
         normal = self.scorer.queries
         self.scorer.queries = lambda layer, normed: query
         try:
-            return recall(self.weights, track, config, query).provenance.chunks.unique()
+            return recall(self.scorer, track, config, Question(track.recall_layer, query)).provenance.chunks.unique()
         finally:
             self.scorer.queries = normal
 

@@ -30,10 +30,11 @@ import torch
 
 import mplus
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.saving import verify_memory
 from mplus.memory.state import SEGMENT_TOKENS
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Provenance
+from mplus.storage.files import verify
+from mplus.storage.place import Folder
 
 TURN = "I moved to Trieste in May, and my sister came along with her two cats, Nero and Luna."
 
@@ -104,7 +105,7 @@ def compared(model: mplus.MPlus, memory: mplus.Memory, ours: Path, theirs: Path)
     taken = {
         "save": seconds(lambda: memory.save(ours)),
         "copy": seconds(lambda: copy_files(ours, theirs)),
-        "load": seconds(lambda: (mplus.Memory.load(ours, model), verify_memory(ours))),
+        "load": seconds(lambda: (mplus.Memory.load(ours, model), verify(Folder(ours)))),
         "read": seconds(lambda: read_files(theirs)),
     }
     nbytes = folder_bytes(ours)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Layout = Literal["chunk", "token"]
+LayoutName = Literal["chunk", "token"]
 Encoding = Literal["states", "adapter"]
 Recall = Literal["late", "published", "attention"]
 Tier = Literal["auto", "cpu", "cuda", "disk"]
@@ -21,14 +21,16 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class MemoryConfig(BaseModel):
     """Sizes and rules of one memory; frozen, checked once when built, saved with the memory.
 
-    All sizes are in memory tokens per layer. Symbols in brackets are those of the paper.
+    All sizes are in memory tokens per layer. Symbols in brackets are those of the paper. A model brings its own
+    settings (``mplus info MODEL`` prints them): ``smol_135m()`` those of the default model, ``published()`` those of
+    the released 8B, ``for_window()`` those of a model whose checkpoint says nothing.
 
     Raises:
         ValueError: A size is not a positive whole number, a number is not finite, or two settings
             contradict each other.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     chunk_tokens: PositiveInt = 64
     """Text tokens written in one pass, at most. Texts are cut at sentence ends where possible."""
@@ -58,8 +60,8 @@ class MemoryConfig(BaseModel):
     """Chunks after which more memory tokens than this were written are forgotten. None: never."""
     ledger: bool = True
     """Keep what was written as token ids (4 bytes each), so that ``forget(rebuild=…)`` can write it again."""
-    layout: Layout = "chunk"
-    """Evict and recall whole chunks, one choice for all layers; or single tokens, layer by layer."""
+    layout: LayoutName = "chunk"
+    """Evict and recall whole chunks, for all layers at once; or single tokens, layer by layer (``mplus.layouts``)."""
     recall: Recall = "late"
     """How long-term tokens are scored: late interaction, co-trained retriever, or attention."""
     recalled_neighbours: NonNegativeInt = 0
@@ -111,17 +113,25 @@ class MemoryConfig(BaseModel):
                 f"short_term_tokens={self.short_term_tokens} cannot hold one write of tokens_per_write="
                 f"{self.tokens_per_write}. Use at least {self.tokens_per_write}, or 0."
             )
-        if self.encoding == "adapter" and self.layout == "chunk":
+        if self.encoding == "adapter" and self.keeps_chunks:
             raise ValueError(
                 'encoding="adapter" makes compressed tokens that belong to no text position; '
                 'use layout="token" with it.'
             )
+        for defect in ("ages_stop_in_short_term", "repeat_short_recall"):
+            if getattr(self, defect) and self.keeps_chunks:
+                raise ValueError(f'{defect}=True is a defect of the published layout; use layout="token" with it.')
         if self.encoding == "adapter" and self.short_term_tokens < self.tokens_per_write:
             raise ValueError(
                 f"short_term_tokens={self.short_term_tokens}: a write adapter reads the last "
                 f"tokens_per_write={self.tokens_per_write} short-term tokens, so that many must be kept."
             )
         return self
+
+    @property
+    def keeps_chunks(self) -> bool:
+        """Whether whole chunks are kept, each text token by itself."""
+        return self.layout == "chunk"
 
     @property
     def has_age_limit(self) -> bool:
@@ -131,19 +141,44 @@ class MemoryConfig(BaseModel):
     @property
     def resolved_long_term_dtype(self) -> StorageDtype:
         """The storage dtype that "auto" stands for ("auto" again where the model's own dtype is meant)."""
-        if self.long_term_dtype == "auto" and self.layout == "chunk" and not self.keep_states:
+        if self.long_term_dtype == "auto" and self.keeps_chunks and not self.keep_states:
             return "int8"
         return self.long_term_dtype
 
     @property
     def repeated_tokens(self) -> int:
         """Most tokens that a read says again."""
-        return max(self.best_sentence_times - 1, 0) * self.chunk_tokens if self.layout == "chunk" else 0
+        return max(self.best_sentence_times - 1, 0) * self.chunk_tokens if self.keeps_chunks else 0
 
     @property
     def prefix_tokens(self) -> int:
         """Longest prefix of a read: bos, recalled and short-term tokens, and what is said again [P]."""
         return 1 + self.recalled_tokens + self.short_term_tokens + self.repeated_tokens
+
+    @classmethod
+    def smol_135m(cls) -> "MemoryConfig":
+        """What the default model uses. Its ``mplus.json`` says ``"memory": "smol-135m"``, which is this method.
+
+        A model of 135M parameters is distracted easily: it reads less than the defaults allow, and the sentence that
+        says most of what is asked stands next to the question, twice.
+        """
+        return cls(
+            short_term_tokens=128,
+            recalled_tokens=256,
+            recalled_neighbours=2,
+            relevance_cutoff=0.7,
+            best_sentence_times=2,
+        )
+
+    @classmethod
+    def for_window(cls, window: int) -> "MemoryConfig":
+        """What a model uses whose checkpoint says nothing: memory takes at most half of its window.
+
+        Args:
+            window: Positions that the model was trained for.
+        """
+        tokens = max(min(512, window // 4), 64)
+        return cls(short_term_tokens=tokens, recalled_tokens=tokens)
 
     @classmethod
     def published(
@@ -178,6 +213,9 @@ class MemoryConfig(BaseModel):
             repeat_short_recall=True,
         )
 
+
+PRESETS = {"smol-135m": MemoryConfig.smol_135m}
+"""Settings that a checkpoint may name instead of listing them."""
 
 SURVIVAL_FREQUENCY = 0.01
 """A long-term token whose recall frequency is not above this is forgotten (spec section 5)."""

@@ -12,14 +12,20 @@
     ├── MemoryLockedError       another process or thread holds the memory
     ├── MemoryNotFoundError     no saved memory at that path or under that name
     ├── MemorySaveError         a memory could not be brought to disk; what was saved before is intact
+    ├── MemoryReadError         a saved memory could not be reached or fetched; it may well be intact
     ├── MemoryKeyError          an encrypted memory, and no key or another one
     ├── QueueFullError          a scheduler has as many requests waiting as it may have
     ├── SchedulerClosedError    a scheduler that takes no more requests
+    ├── UnknownNameError        a setting or argument that does not exist; the message names the nearest one
     └── CorruptMemoryError      a saved memory that is truncated, altered or of a newer format
 
 A bad argument raises ``ValueError``. Each message names the value received, what was expected and the
 fix; a failed operation leaves every memory as it was.
 """
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class MPlusError(Exception):
@@ -70,12 +76,36 @@ class MemorySaveError(MPlusError, OSError):
     """A memory could not be brought to disk; what was saved before is intact."""
 
 
+class MemoryReadError(MPlusError, OSError):
+    """A saved memory could not be reached or fetched; it may well be intact."""
+
+
 class MemoryKeyError(MPlusError):
     """A saved memory is encrypted, and the key is missing, destroyed or another one."""
 
 
 class CorruptMemoryError(MPlusError):
-    """A saved memory is truncated, altered or of a format this version cannot read."""
+    """A saved memory is truncated, altered or of a format this version cannot read.
+
+    Args:
+        problem: What is wrong.
+        place: The path or url that it is wrong in; None where only a caller knows.
+    """
+
+    def __init__(self, problem: str, place: object = None) -> None:
+        super().__init__(problem if place is None else f"{place}: {problem}")
+        self.place = None if place is None else str(place)
+
+
+@contextmanager
+def damage_in(place: object) -> Generator[None]:
+    """Whatever turns out to be corrupt in this block lies in ``place``, unless it is known more exactly."""
+    try:
+        yield
+    except CorruptMemoryError as error:
+        if error.place is not None:
+            raise
+        raise CorruptMemoryError(f"{error}. Restore it from a copy.", place) from error
 
 
 class QueueFullError(MPlusError):
@@ -84,3 +114,30 @@ class QueueFullError(MPlusError):
 
 class SchedulerClosedError(MPlusError):
     """A scheduler that takes no more requests."""
+
+
+class UnknownNameError(MPlusError, ValueError):
+    """A setting or argument that does not exist."""
+
+    @classmethod
+    def check(
+        cls, given: Iterable[str], known: Iterable[str], *, of: str, instead: Mapping[str, str] | None = None
+    ) -> None:
+        """Refuse names that do not exist.
+
+        Args:
+            given: The names that were used.
+            known: The names that exist.
+            of: What takes them, for the message.
+            instead: What to write instead of names that other libraries use.
+
+        Raises:
+            UnknownNameError: For the first name that does not exist. It tells the nearest one, and all that exist.
+        """
+        known = sorted(known)
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is None:
+            return
+        nearest = (instead or {}).get(unknown) or next(iter(get_close_matches(unknown, known, n=1)), None)
+        hint = "" if nearest is None else f" Use {nearest}."
+        raise cls(f"{of} does not take {unknown!r}.{hint} It takes: {', '.join(known)}.")

@@ -4,19 +4,19 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from mplus.checkpoint import catalog
-from mplus.checkpoint.initial import initial_state
+from mplus.checkpoint.initial_memory import initial_state
 from mplus.checkpoint.loading import Loaded, load
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
-from mplus.generation.constrain import Constraint
 from mplus.generation.engine import Engine, Generation, Row, decode
-from mplus.generation.requests import PromptLike, Requests
+from mplus.generation.requests import GenerationOptions, PromptLike, Requests
+from mplus.generation.sampling import SamplingOptions
 from mplus.generation.scheduler import Scheduler
 from mplus.generation.streams import GenerationStream
 from mplus.generation.where import FoundSource, Where, allowed_sources
@@ -255,79 +255,39 @@ class MPlus:
 
     # --- answers ----------------------------------------------------------------------------------
 
-    def generate(
-        self,
-        memory: Memory,
-        prompt: PromptLike,
-        *,
-        cancelled: threading.Event | None = None,
-        processors: Sequence[Any] = (),
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        constraint: Constraint | None = None,
-        where: Where | None = None,
-        **sampling: Any,
-    ) -> Generation:
+    def generate(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
         """Answer a prompt with a memory in front of it; the memory is not changed.
 
         Args:
             memory: What is remembered.
             prompt: A string (plain completion) or chat messages ``{"role", "content"}``.
-            cancelled: Set it from another thread to stop within two tokens.
-            processors: Further logits processors ``(token_ids, logits) -> logits``.
-            tools: Tools that the model is told about, ``{"type": "function", "function": {…}}`` each; pass a
+            options: How to answer; None stands for the default. ``SamplingParams`` describes max_new_tokens,
+                temperature, top_p, top_k, repetition_penalty, stop, stop_token_ids, seed, timeout, abstain_below
+                and abstain_reply. Beside them:
+                cancelled: set this event from another thread to stop within two tokens.
+                processors: further logits processors ``(token_ids, logits) -> logits``.
+                tools: tools that the model is told about, ``{"type": "function", "function": {…}}`` each; pass a
                 ``Constraint.tool_calls`` of them too where calls must be valid.
-            constraint: The form the answer must have.
-            where: Only sources of this metadata (or for which this says so) are read, from any pool.
-            sampling: max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop,
-                stop_token_ids, seed, timeout; abstain_below and abstain_reply to say the latter where the
-                confidence in an answer is lower.
+                constraint: the form the answer must have.
+                where: only sources of this metadata (or for which this says so) are read, from any pool.
 
         Raises:
-            ValueError: A setting out of range, or a malformed prompt.
+            ValueError: A setting that is unknown or out of range, or a malformed prompt.
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
             MemoryMismatchError: The memory belongs to another model.
         """
-        stream = self.stream(
-            memory,
-            prompt,
-            cancelled=cancelled,
-            processors=processors,
-            tools=tools,
-            constraint=constraint,
-            where=where,
-            **sampling,
-        )
+        stream = self.stream(memory, prompt, **options)
         for _ in stream:
             pass
         return stream.generation
 
-    def stream(
-        self,
-        memory: Memory,
-        prompt: PromptLike,
-        *,
-        cancelled: threading.Event | None = None,
-        processors: Sequence[Any] = (),
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        constraint: Constraint | None = None,
-        where: Where | None = None,
-        **sampling: Any,
-    ) -> GenerationStream:
+    def stream(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> GenerationStream:
         """Like ``generate``, piece by piece: an iterator of text with ``cancel`` and ``generation``.
 
         With ``abstain_below`` the text comes in one piece at the end: whether it is said at all depends on all
         of its words.
         """
-        row = self._requests.row(
-            memory,
-            prompt,
-            cancelled=cancelled,
-            processors=processors,
-            tools=tools,
-            constraint=constraint,
-            where=where,
-            **sampling,
-        )
+        row = self._requests.row(memory, prompt, **options)
         return GenerationStream(row, self._pieces(memory, row))
 
     def generate_batch(
@@ -336,7 +296,7 @@ class MPlus:
         prompts: Sequence[PromptLike],
         *,
         where: Sequence[Where | None] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> list[Generation]:
         """Answer several prompts at once, each with its own memory.
 
@@ -344,7 +304,7 @@ class MPlus:
             memories: What is remembered, one memory per prompt; the same one may come several times.
             prompts: Strings or chat messages.
             where: Which sources each prompt may read, as in ``generate``; None for all.
-            sampling: As in ``generate``.
+            sampling: How to answer each, as ``SamplingParams`` describes.
 
         Raises:
             ValueError: Different numbers of memories and prompts, or none.
@@ -404,7 +364,11 @@ class MPlus:
             raise ValueError(f"limit={limit}: expected at least 1, or None for all.")
         with torch.inference_mode():
             state = self._requests.present_state(memory)
-            ranked = rank_sources(self.weights, state, memory.config, ids, allowed_sources(state, where))
+            # Where every layer recalls for itself, the one is asked that would be asked for all.
+            track, _ = state.track_of(self.weights.recall_layer)
+            question = self.weights.question(ids, track.recall_layer)
+            scorer = self.weights.scorers[memory.config.recall]
+            ranked = rank_sources(scorer, state, memory.config, question, allowed_sources(state, where))
         found = [(state.sources[number], relevance) for number, relevance in ranked[:limit]]
         return [FoundSource(s.name, relevance, dict(s.metadata), s.texts) for s, relevance in found]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mplus.checkpoint.loading import assemble, preset
+from mplus.checkpoint.loading import assemble
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
@@ -42,7 +42,7 @@ def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -
     """A tiny random transformers model of one of the supported types, in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from mplus.backbone.backbone import GROUPED_ATTENTION, register_attention
+    from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
 
     register_attention()
     settings: dict[str, Any] = {
@@ -88,4 +88,10 @@ def tiny_model(
     model = tiny_backbone(model_type, seed=seed, **changes)
     parts = TrainedParts()
     weights = assemble(model, tokenizer, parts)
-    return MPlus(weights, tokenizer, memory or preset(weights.backbone), name=f"tiny-{model_type}", parts=parts)
+    return MPlus(
+        weights,
+        tokenizer,
+        memory or MemoryConfig.for_window(weights.backbone.window),
+        name=f"tiny-{model_type}",
+        parts=parts,
+    )

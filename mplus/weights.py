@@ -9,11 +9,15 @@ from torch import Tensor
 
 from mplus.backbone.backbone import Backbone
 from mplus.config import MemoryConfig, Recall
+from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Content, Provenance, Tokens
-from mplus.recall.scorers import Scorer
+from mplus.recall.scorer import Question, Scorer
 from mplus.words import Words, no_words
+
+QUESTION_TOKENS = 256
+"""Most tokens of a question that recall looks at: its last ones."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Weights:
     scorers: Mapping[Recall, Scorer]
     """Every way of scoring that these weights can do."""
     recall_layer: int
-    """Layer whose states the chunk layout scores."""
+    """Layer whose states are scored where one choice serves all layers."""
     fingerprints: Mapping[Recall, str]
     """Identify what a memory depends on, by how it recalls: memories made by others are refused."""
     write_position: Float[Tensor, " D"] | None = None
@@ -38,11 +42,8 @@ class Weights:
 
     def tracks(self, config: MemoryConfig) -> tuple[tuple[tuple[int, ...], int], ...]:
         """Which layers share their choices, and the layer that is scored for them."""
-        layers = tuple(range(self.backbone.num_layers))
-        if config.layout == "chunk":
-            layer = self.recall_layer if config.recall_layer is None else config.recall_layer
-            return ((layers, layer),)
-        return tuple(((layer,), layer) for layer in layers)
+        layer = self.recall_layer if config.recall_layer is None else config.recall_layer
+        return layout_of(config).tracks(self.backbone.num_layers, layer)
 
     def empty_state(self, config: MemoryConfig) -> MemoryState:
         """A memory in which nothing has been written."""
@@ -88,6 +89,17 @@ class Weights:
                 retrieval = self.retrieval_keys(layer, self.norm(layer, rows, reading=False), config)
         assert retrieval is not None, "the recall layer is one of the track's layers"
         return Content(tuple(keys), tuple(values), retrieval, states if config.keep_states else None)
+
+    def question(self, input_ids: Sequence[int], layer: int) -> Question:
+        """A question as recall sees it when it is read alone; only its last tokens count.
+
+        Args:
+            input_ids: Its tokens.
+            layer: Whose states are compared.
+        """
+        ids = list(input_ids[-QUESTION_TOKENS:])
+        states = self.backbone.plain_states(torch.tensor(ids), layer)
+        return Question(layer, self.norm(layer, states[-1], reading=False), self.words_of(ids))
 
     def retrieval_keys(self, layer: int, normed: Float[Tensor, "S D"], config: MemoryConfig) -> Float[Tensor, "S R"]:
         """Retrieval keys of memory tokens, kept in host memory."""

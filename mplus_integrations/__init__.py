@@ -1,25 +1,14 @@
 """M+ for the frameworks people build with; importing one adapter needs only its framework."""
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-_HOME = {
-    "MPlusChat": "mplus_integrations.langchain",
-    "MPlusIndex": "mplus_integrations.llama_index",
-    "MPlusLLM": "mplus_integrations.llama_index",
-    "MPlusMemory": "mplus_integrations.llama_index",
-    "MPlusMemoryBlock": "mplus_integrations.llama_index",
-    "MPlusMemoryMiddleware": "mplus_integrations.langchain",
-    "MPlusRetriever": "mplus_integrations.langchain",
-    "MPlusStore": "mplus_integrations.langchain",
-    "MPlusVectorStore": "mplus_integrations.langchain",
-}
+import mplus
 
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+if "MPlus" not in getattr(mplus, "__all__", ()):
+    raise ImportError(
+        f"The package 'mplus' in {mplus.__path__[0]} is another project's, or overwritten by it: it has no MPlus. "
+        "mplus_integrations needs the one that the distribution 'mplus-memory' installs: "
+        "pip uninstall -y mplus && pip install --force-reinstall --no-deps mplus-memory"
+    )
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'mplus_integrations' has no attribute {name!r}")
-    return getattr(import_module(home), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,10 +1,11 @@
-"""The form an answer must have, as frameworks ask for it: tools to call, or a JSON schema."""
+"""The form an answer must have: tools it may or must call, or a JSON schema it must follow."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mplus import Constraint, Generation
+from mplus import Constraint
+from mplus_integrations.settings import Call
 
 OPEN_CALL = "<tool_call>"
 
@@ -21,16 +22,18 @@ class Form(NamedTuple):
     told: str | None
 
 
-def form_of(tools: Sequence[Mapping[str, Any]] | None, choice: str, schema: Mapping[str, Any] | None) -> Form:
+def form_of(call: Call) -> Form:
     """The form of an answer that may call tools or must follow a schema.
 
     Raises:
         ValueError: A schema, tool or choice that cannot be followed.
     """
-    if schema is not None:
+    if call.response_format is not None:
+        schema = response_schema(call.response_format)
         told = f"Answer with JSON of this schema: {json.dumps(schema, ensure_ascii=False)}"
         return Form(Constraint.json_schema(schema), told)
-    return Form(Constraint.tool_calls(tools, choice) if tools and choice != "none" else None, None)
+    choice = tool_choice(call.tool_choice)
+    return Form(Constraint.tool_calls(call.tools, choice) if call.tools and choice != "none" else None, None)
 
 
 def tool_choice(choice: str | Mapping[str, Any] | bool | None) -> str:
@@ -51,6 +54,24 @@ def tool_choice(choice: str | Mapping[str, Any] | bool | None) -> str:
     return choice
 
 
+def response_format(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema as a call's ``response_format``."""
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
+
+
+def response_schema(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON schema of a ``response_format``.
+
+    Raises:
+        ValueError: Not of a known form.
+    """
+    if wanted.get("type") == "json_schema":
+        return wanted["json_schema"]["schema"]
+    raise ValueError(
+        f"response_format={wanted!r:.80}: expected {{'type': 'json_schema', 'json_schema': {{'name', 'schema'}}}}."
+    )
+
+
 def with_told(messages: list[dict[str, Any]], told: str | None) -> list[dict[str, Any]]:
     """Chat messages whose system message also says ``told``."""
     if told is None:
@@ -67,25 +88,3 @@ def before_calls(text: str) -> tuple[str, str]:
         most = min(len(OPEN_CALL) - 1, len(text))
         at = next((len(text) - n for n in range(most, 0, -1) if OPEN_CALL.startswith(text[-n:])), len(text))
     return text[:at], text[at:]
-
-
-def about(generation: Generation, model_name: str) -> dict[str, Any]:
-    """What an answer says about itself: why it ended, which sources it recalled, how sure it is."""
-    return {
-        "model_name": model_name,
-        "model_provider": "mplus",
-        "finish_reason": generation.finish_reason,
-        "recalled": [
-            {
-                "source": recalled.source,
-                "share": recalled.share,
-                "relevance": recalled.relevance,
-                "metadata": dict(recalled.metadata),
-            }
-            for recalled in generation.recalled
-        ],
-        "prefix_tokens": generation.prefix_tokens,
-        "confidence": generation.confidence,
-        "is_calibrated": generation.is_calibrated,
-        "abstained": generation.abstained,
-    }

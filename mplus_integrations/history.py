@@ -8,10 +8,11 @@ forgotten. A turn that says under ``source`` where it has been written already i
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mplus import Memory, MPlus
+from mplus_integrations.memories import all_or_nothing
 
 CONVERSATION = "mplus_conversation"
 KEPT_SHARE = 0.75
@@ -19,20 +20,6 @@ KEPT_SHARE = 0.75
 
 Messages = Sequence[Mapping[str, Any]]
 Where = Callable[[str, Mapping[str, Any]], bool]
-
-
-class Fitted(NamedTuple):
-    """A history as it is asked.
-
-    Attributes:
-        messages: What stands in the prompt; what does not fit any more has been written into memory.
-        memory: What is read with it.
-        where: Which of its sources; None: all.
-    """
-
-    messages: list[dict[str, Any]]
-    memory: Memory
-    where: Where | None
 
 
 def turn_name(before: str, message: Mapping[str, Any]) -> str:
@@ -58,66 +45,63 @@ def fitted(
     *,
     room: int,
     tools: Sequence[Mapping[str, Any]] | None,
-    apart: bool,
-) -> Fitted:
+) -> list[dict[str, Any]]:
     """Let the oldest turns of a history flow into memory as far as needed.
 
     Args:
         model: For counting and writing.
-        memory: Takes the turns; changed only where something flows or is rolled back.
+        memory: Takes the turns; changed only where something flows or is rolled back. The caller keeps others
+            from writing into it meanwhile.
         messages: The whole history.
         room: Tokens the prompt may have.
         tools: Told to the model beside the messages.
-        apart: Whether turns of other histories in this memory stay unread.
+
+    Returns:
+        What stands in the prompt.
     """
-    first = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
-    system, turns = [dict(m) for m in messages[:first]], [dict(m) for m in messages[first:]]
+    system, turns = parted(messages)
     names = turn_names(turns)
-    known = set(names)
-    with memory.writing():
-        conversations = {s.name: s.metadata[CONVERSATION] for s in memory.sources() if CONVERSATION in s.metadata}
-        mine = {name for name, conversation in conversations.items() if names[:1] == [conversation]}
-        # The last turn is asked now, so it stands in the prompt even where it had flowed before.
-        stale = mine - set(names[:-1])
-        flowed = max((n + 1 for n, name in enumerate(names[:-1]) if name in mine), default=0)
+    conversations = {s.name: s.metadata[CONVERSATION] for s in memory.sources() if CONVERSATION in s.metadata}
+    mine = {name for name, conversation in conversations.items() if names[:1] == [conversation]}
+    # The last turn is asked now, so it stands in the prompt even where it had flowed before.
+    stale = mine - set(names[:-1])
+    flowed = max((n + 1 for n, name in enumerate(names[:-1]) if name in mine), default=0)
 
-        def size(start: int) -> int:
-            return model.count_tokens([*system, *turns[start:]], tools=tools)
+    def size(start: int) -> int:
+        return model.count_tokens([*system, *turns[start:]], tools=tools)
 
-        wanted, last = flowed, len(turns) - 1
-        # Where no prompt can hold the question itself nothing flows, and the read will say so.
-        if turns and size(flowed) > room and size(last) < model.prompt_room(memory):
-            # The first start from which the rest fits: sizes fall with the start.
-            wanted = bisect_left(range(last), True, flowed, key=lambda start: size(start) <= room * KEPT_SHARE)
-            while turns[wanted]["role"] == "tool" and wanted < last:
-                wanted += 1  # a result never loses its call
-        flowing = [(n, t) for n, t in zip(names[flowed:wanted], turns[flowed:wanted], strict=True) if "source" not in t]
-        if stale or flowing:
-            fork = memory.fork()
+    wanted, last = flowed, len(turns) - 1
+    # Where no prompt can hold the question itself nothing flows, and the read will say so.
+    if turns and size(flowed) > room and size(last) < model.prompt_room(memory):
+        # The first start from which the rest fits: sizes fall with the start.
+        wanted = bisect_left(range(last), True, flowed, key=lambda start: size(start) <= room * KEPT_SHARE)
+        while turns[wanted]["role"] == "tool" and wanted < last:
+            wanted += 1  # a result never loses its call
+    flowing = [(n, t) for n, t in zip(names[flowed:wanted], turns[flowed:wanted], strict=True) if "source" not in t]
+    if stale or flowing:
+        with all_or_nothing(memory) as fork:
             for name in stale:
                 fork.forget(name)
             for name, turn in flowing:
-                text = turn["content"] or json.dumps(turn.get("tool_calls") or "")
-                model.write(
-                    fork,
-                    f"{turn['role'].capitalize()}: {text}",
-                    source=name,
-                    metadata={CONVERSATION: names[0], "role": turn["role"]},
-                    keep_text=True,
-                )
-            memory.adopt(fork)
-        read, where = _read(model, memory, known) if apart else (memory, None)
-    return Fitted([*system, *turns[wanted:]], read, where)
+                write_turn(model, fork, name, turn, conversation=names[0])
+    return [*system, *turns[wanted:]]
 
 
-def _read(model: MPlus, memory: Memory, turns: Set[str]) -> tuple[Memory, Where | None]:
+def write_turn(model: MPlus, memory: Memory, name: str, turn: Mapping[str, Any], *, conversation: str) -> None:
+    """Write a turn that flowed out of the prompt."""
+    text = turn["content"] or json.dumps(turn.get("tool_calls") or "")
+    metadata = {CONVERSATION: conversation, "role": turn["role"]}
+    model.write(memory, f"{turn['role'].capitalize()}: {text}", source=name, metadata=metadata, keep_text=True)
+
+
+def parted(messages: Messages) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The system messages that a history begins with, and its turns."""
+    first = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    return [dict(message) for message in messages[:first]], [dict(message) for message in messages[first:]]
+
+
+def of_conversation(messages: Messages) -> Where:
     """What a history may read that shares its memory with others: everything but their turns."""
-
-    def where(name: str, metadata: Mapping[str, Any]) -> bool:
-        # A turn's name says everything that was said before it, so no other history has one of these.
-        return CONVERSATION not in metadata or name in turns
-
-    may_read = [where(source.name, source.metadata) for source in memory.sources()]
-    if all(may_read):
-        return memory, None
-    return (memory, where) if any(may_read) else (model.new_memory(config=memory.config), None)
+    names = set(turn_names(parted(messages)[1]))
+    # A turn's name says everything that was said before it, so no other history has one of these.
+    return lambda name, metadata: CONVERSATION not in metadata or name in names

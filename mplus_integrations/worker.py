@@ -24,13 +24,23 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     return await asyncio.get_running_loop().run_in_executor(_THREADS, call)
 
 
-async def streamed(make: Callable[[], Generator[T]], left: threading.Event) -> AsyncGenerator[T]:
+async def answered(work: Callable[[threading.Event], T]) -> T:
+    """What work gives that runs in a thread; the event it is given is set as soon as nobody waits for it any more."""
+    left = threading.Event()
+    try:
+        return await in_thread(work, left)
+    finally:
+        left.set()
+
+
+async def streamed(make: Callable[[threading.Event], Generator[T]]) -> AsyncGenerator[T]:
     """The items of a generator that runs, from its first to its last line, in one thread.
 
     Args:
-        make: Makes the generator; called in the thread.
-        left: Set as soon as nobody listens any more; whatever the generator waits for should look at it.
+        make: Makes the generator; called in the thread, with an event that is set as soon as nobody listens any
+            more. Whatever the generator waits for should look at it.
     """
+    left = threading.Event()
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
 
@@ -45,7 +55,7 @@ async def streamed(make: Callable[[], Generator[T]], left: threading.Event) -> A
         try:
             if left.is_set():  # while this waited for a thread
                 return
-            items = make()
+            items = make(left)
             try:
                 for item in items:
                     tell((item,))

@@ -1,13 +1,43 @@
+import json
 import math
 
 import pytest
 
 from mplus import MemoryConfig
+from mplus.checkpoint.catalog import BUILT_IN, trained_parts
+from mplus.checkpoint.parts import read_memory_config
+from mplus.config import PRESETS
 
 
 def test_the_published_sizes_of_the_8b_model() -> None:
     config = MemoryConfig.published()
     assert (config.short_term_tokens, config.recalled_tokens, config.prefix_tokens) == (10_240, 2_560, 12_801)
+
+
+def test_the_default_model_takes_its_settings_from_here() -> None:
+    config = MemoryConfig.smol_135m()
+    assert config.model_dump(exclude_defaults=True) == {
+        "short_term_tokens": 128,
+        "recalled_tokens": 256,
+        "recalled_neighbours": 2,
+        "relevance_cutoff": 0.7,
+        "best_sentence_times": 2,
+    }
+    assert set(PRESETS) == set(BUILT_IN)
+    for name, preset in PRESETS.items():
+        folder = trained_parts(name)
+        assert folder is not None and read_memory_config(folder) == preset()
+        assert json.loads((folder / "mplus.json").read_text(encoding="utf-8"))["memory"] == name
+
+
+@pytest.mark.parametrize(("window", "tokens"), [(131_072, 512), (1024, 256), (128, 64)])
+def test_a_model_that_says_nothing_gives_memory_half_of_its_window(window: int, tokens: int) -> None:
+    config = MemoryConfig.for_window(window)
+    assert (config.short_term_tokens, config.recalled_tokens) == (tokens, tokens)
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert [name for name, field in MemoryConfig.model_fields.items() if not field.description] == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from mplus.memory.tiers import HOST, Plane, Segment, moved
 from mplus.memory.tokens import Content, Provenance
 from mplus.model import MPlus
 from mplus.read.prefill import prefill
-from mplus.read.prefix import SPARE_PREFIXES
+from mplus.read.spare_prefixes import SPARE_PREFIXES
 from mplus.testing import byte_tokenizer, tiny_backbone
 from mplus.words import no_words
 from tests.conftest import TINY

@@ -1,6 +1,6 @@
 """A chat server: many users at once, a memory for each, answers piece by piece.
 
-    pip install 'mplus[langchain,serve]'
+    pip install 'mplus-memory[langchain,serve]'
     python examples/langchain/server.py
     curl localhost:8000/remember --json '{"user": "anna", "text": "My dog is called Biscuit."}'
     curl -N localhost:8000/chat --json '{"user": "anna", "text": "What is my dog called?"}'

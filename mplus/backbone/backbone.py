@@ -6,13 +6,22 @@ leaves at each of them. The layers, norms, rotary embedding and attention kernel
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, adapter_nbytes, device_of, with_adapter
+from mplus.backbone.attention import (
+    KeysValues,
+    LayerInput,
+    Packing,
+    Rotation,
+    eager_attention,
+    grouped_attention,
+    rotate,
+)
 from mplus.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -23,22 +32,6 @@ if TYPE_CHECKING:
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 MERGE_LIMIT_BYTES = 2 * 2**30
 """Merged copies of adapted layers are made up to this size; above it LoRA is applied on the fly."""
-
-GROUPED_ATTENTION = "mplus_grouped_sdpa"
-
-
-class KeysValues(NamedTuple):
-    """Attention keys before rotary embedding, and values, of packed rows."""
-
-    keys: Float[Tensor, "*rows H E"]
-    values: Float[Tensor, "*rows H E"]
-
-
-class Rotation(NamedTuple):
-    """Cosines and sines of some positions."""
-
-    cos: Float[Tensor, "*positions E"]
-    sin: Float[Tensor, "*positions E"]
 
 
 @dataclass(frozen=True)
@@ -203,7 +196,7 @@ class Backbone:
         values: Float[Tensor, "B H P E"],
         mask: Bool[Tensor, "B #H Q P"] | None,
     ) -> Float[Tensor, "B Q AE"]:
-        """Attention of rotated queries over rotated keys, projected back by nobody yet."""
+        """Attention of rotated queries over rotated keys, before the output projection."""
         attention: Any = layer.self_attn
         kernel = eager_attention if self.config._attn_implementation == "eager" else grouped_attention
         output, _ = kernel(attention, queries, keys, values, mask, scaling=attention.scaling)
@@ -217,30 +210,36 @@ class Backbone:
         hidden = hidden + block.self_attn.o_proj(attended)
         return hidden + block.mlp(block.post_attention_layernorm(hidden))
 
-    def plain_states(
-        self, input_ids: Int[Tensor, " S"], num_layers: int, layers: nn.ModuleList | None = None
-    ) -> list[Float[Tensor, "S D"]]:
+    # --- packed rows through one layer ------------------------------------------------------------
+
+    def layer_input(self, layer: nn.Module, rows: Float[Tensor, "T D"]) -> LayerInput:
+        """Rows normed by a layer, with their keys and values: what its attention starts from."""
+        block: Any = layer
+        normed = block.input_layernorm(rows)
+        return LayerInput(rows, normed, *self.keys_values(layer, normed))
+
+    def layer_output(self, layer: nn.Module, given: LayerInput, packing: Packing) -> Float[Tensor, "S D"]:
+        """The layer's output for the rows of a packing that ask; the packing is where the layer is."""
+        queries = self.queries(layer, given.normed[packing.first :])[packing.queries]
+        attended = self.attend(
+            layer,
+            rotate(queries, packing.query_rotation).transpose(1, 2),
+            rotate(given.keys[packing.keys], packing.key_rotation).transpose(1, 2),
+            given.values[packing.keys].transpose(1, 2),
+            packing.mask,
+        )
+        return self.finish(layer, given.rows[packing.first :], attended.flatten(0, 1)[packing.places])
+
+    def plain_states(self, input_ids: Int[Tensor, " S"], num_layers: int) -> list[Float[Tensor, "S D"]]:
         """States of a text read alone, at the input of layers 0 … ``num_layers`` (inclusive)."""
-        layers = self.write_layers if layers is None else layers
         hidden = self.embed(input_ids)
-        size = hidden.shape[0]
-        rotation = self.rotation(torch.arange(size, device=hidden.device))
-        mask = torch.ones(size, size, dtype=torch.bool, device=hidden.device).tril()[None, None]
+        packing = Packing.single(self.rotation(torch.arange(len(hidden), device=hidden.device)))
         states = [hidden]
         for index in range(num_layers):
-            layer: Any = layers[index]
-            normed = layer.input_layernorm(hidden)
-            keys, values = self.keys_values(layer, normed)
-            local = Rotation(rotation.cos.to(normed.device), rotation.sin.to(normed.device))
-            attended = self.attend(
-                layer,
-                rotate(self.queries(layer, normed), local).transpose(0, 1)[None],
-                rotate(keys, local).transpose(0, 1)[None],
-                values.transpose(0, 1)[None],
-                mask.to(normed.device),
-            )
-            hidden = self.finish(layer, hidden.to(normed.device), attended[0])
-            states.append(hidden)
+            where = self.layer_device(index)
+            packing = packing.to(where)
+            layer = self.write_layers[index]
+            states.append(self.layer_output(layer, self.layer_input(layer, states[-1].to(where)), packing))
         return states
 
     @torch.inference_mode(False)
@@ -272,85 +271,3 @@ def check_supported(config: "PretrainedConfig") -> None:
             "hide memory from most layers. Use a checkpoint with full attention, or set sliding_window to "
             "null in its config.json if prompts stay within that window."
         )
-
-
-def rotate(heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> Float[Tensor, "*rows H E"]:
-    """Rotary embedding of heads laid out [rows, heads, size]."""
-    cos, sin = rotation.cos.unsqueeze(-2), rotation.sin.unsqueeze(-2)
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def rotate_into(target: Float[Tensor, "*rows H E"], heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> None:
-    """``rotate`` without temporaries, for prefixes of many thousand rows."""
-    half = heads.shape[-1] // 2
-    cos, sin = rotation.cos.unsqueeze(-2)[..., :half], rotation.sin.unsqueeze(-2)[..., :half]
-    first, second = heads[..., :half], heads[..., half:]
-    torch.mul(first, cos, out=target[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=target[..., half:]).addcmul_(first, sin)
-
-
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float = 1.0,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention written out, grouped over key-value heads: the oracle of the fast kernels."""
-    grouped = query.unflatten(1, (key.shape[1], -1))
-    scores = torch.einsum("bhgqe,bhpe->bhgqp", grouped, key).float() * scaling
-    if attention_mask is not None:
-        mask = attention_mask[:, :, None]
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    weights = scores.softmax(dim=-1).to(value.dtype)
-    output = torch.einsum("bhgqp,bhpe->bqhge", weights, value)
-    return output.flatten(2, 3), None
-
-
-def grouped_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Scaled dot-product attention that never repeats key-value heads.
-
-    The queries that share a key-value head are laid side by side as rows of one head. transformers' own
-    sdpa path copies keys and values once per query head as soon as a mask is given, which over a long
-    prefix costs more than attention itself.
-    """
-    batch, heads, rows, size = query.shape
-    if attention_mask is None and rows > 1:
-        # transformers leaves the mask out where plain causal attention is meant.
-        attention_mask = torch.ones(rows, key.shape[2], dtype=torch.bool, device=query.device)
-        attention_mask = attention_mask.tril(key.shape[2] - rows)[None, None]
-    groups = heads // key.shape[1]
-    if groups > 1:
-        query = query.reshape(batch, key.shape[1], groups * rows, size)
-        if attention_mask is not None and rows > 1:
-            attention_mask = attention_mask.repeat(1, 1, groups, 1)
-        elif attention_mask is not None:
-            attention_mask = attention_mask.expand(-1, -1, groups, -1)
-    output = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=False
-    )
-    return output.reshape(batch, heads, rows, -1).transpose(1, 2), None
-
-
-def register_attention() -> None:
-    """Make ``grouped_attention`` known to transformers under its name."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
-    AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
-
-
-AttentionImplementation = Literal["auto", "sdpa", "eager", "flash_attention_2"]

@@ -16,15 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, LoraWeights
-from mplus.backbone.backbone import GROUPED_ATTENTION, Backbone, register_attention
+from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
+from mplus.backbone.backbone import Backbone, check_supported
 from mplus.backbone.cpu import is_slow_in
 from mplus.backbone.quantised import quantise_for_decoding
-from mplus.checkpoint.files import TensorFiles
-from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_parts
-from mplus.checkpoint.published_layout import backbone_config, is_published, read_published
+from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_memory_config, read_parts
+from mplus.checkpoint.published_layout import backbone_config, is_published, published_memory_config, read_published
+from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.config import MemoryConfig, Recall
 from mplus.errors import CheckpointError
-from mplus.recall.scorers import AttentionScorer, LateInteraction, PublishedRetriever, Scorer
+from mplus.recall.attention_scorer import AttentionScorer
+from mplus.recall.late_interaction import LateInteraction
+from mplus.recall.published_retriever import PublishedRetriever
+from mplus.recall.scorer import Scorer
 from mplus.weights import Weights
 from mplus.words import Words
 
@@ -97,14 +101,24 @@ def load(
         )
     if quantised:
         quantise_for_decoding([weights.backbone.model, weights.backbone.write_layers, weights.backbone.read_layers])
-    return Loaded(weights, tokenizer, parts.memory or preset(weights.backbone), parts)
+    return Loaded(weights, tokenizer, parts.memory or MemoryConfig.for_window(weights.backbone.window), parts)
 
 
-def preset(backbone: Backbone) -> MemoryConfig:
-    """The layout for a backbone that says nothing: memory takes at most half of its window."""
-    room = backbone.window // 2
-    short_term = recalled = max(min(512, room // 2), 64)
-    return MemoryConfig(short_term_tokens=short_term, recalled_tokens=recalled)
+def memory_settings(folder: Path, trained: Path | None = None) -> MemoryConfig:
+    """What ``load`` would make of a model folder's memory settings, read without its weights.
+
+    Args:
+        folder: Backbone, published checkpoint or our own save.
+        trained: Where our trained parts are, if not in ``folder``.
+
+    Raises:
+        CheckpointError: A file is missing or cannot be read.
+    """
+    config = read_config(folder)
+    if is_published(config):
+        return published_memory_config(config)
+    said = read_memory_config(trained or folder)
+    return said or MemoryConfig.for_window(_transformers_config(folder, config).max_position_embeddings)
 
 
 def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
@@ -197,6 +211,19 @@ def round_rope_frequencies(model: Any) -> None:
     rotary.inv_freq = rotary.inv_freq.bfloat16().float()
 
 
+def _transformers_config(folder: Path, config: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    known = dict(config)
+    model_type = known.pop("model_type", None)
+    if model_type is None:
+        raise CheckpointError(f"{folder}: config.json has no model_type; expected a transformers config.")
+    try:
+        return AutoConfig.for_model(model_type, **known)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: transformers does not know model_type {model_type!r}.") from error
+
+
 def _load_backbone(
     folder: Path,
     config: dict[str, Any],
@@ -206,21 +233,12 @@ def _load_backbone(
     attention: str,
     options: dict[str, Any],
 ) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
-
-    from mplus.backbone.backbone import check_supported
 
     register_attention()
     implementation = GROUPED_ATTENTION if attention in ("auto", "sdpa") else attention
-    known = dict(config)
-    model_type = known.pop("model_type", None)
-    if model_type is None:
-        raise CheckpointError(f"{folder}: config.json has no model_type; expected a transformers config.")
-    try:
-        backbone = AutoConfig.for_model(model_type, **known)
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: transformers does not know model_type {model_type!r}.") from error
+    backbone = _transformers_config(folder, config)
     check_supported(backbone)
     device_map = _device_map(device)
     with warnings.catch_warnings():

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from mplus.backbone.adapters import Adapter, LoraWeights
 from mplus.checkpoint.published_layout import InitialMemory
 from mplus.confidence import Calibration
-from mplus.config import MemoryConfig
+from mplus.config import PRESETS, MemoryConfig
 from mplus.errors import CheckpointError
-from mplus.recall.scorers import LateInteraction, PublishedRetriever
+from mplus.recall.late_interaction import LateInteraction
+from mplus.recall.published_retriever import PublishedRetriever
 
 FORMAT = 1
 PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"
@@ -78,15 +79,11 @@ def read_parts(folder: Path) -> TrainedParts:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    description = _description(folder)
     try:
-        description = json.loads((folder / PARTS_FILE).read_text(encoding="utf-8"))
         tensors = load_file(str(folder / PARTS_TENSORS))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
-    if description.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder / PARTS_FILE}: format {description.get('format')!r}, this version reads {FORMAT}. Update mplus."
-        )
     scales = description["lora_scale"]
 
     def adapter(role: str) -> dict[str, LoraWeights] | None:
@@ -104,9 +101,8 @@ def read_parts(folder: Path) -> TrainedParts:
         names = [k for k in tensors if k.startswith(f"{kind}.")]
         return {name[len(kind) + 1 :]: tensors.pop(name) for name in names}
 
-    memory = description.get("memory")
     parts = TrainedParts(
-        None if memory is None else MemoryConfig(**memory),
+        _memory(folder, description.get("memory")),
         description.get("recall_layer"),
         adapter("write_adapter"),
         adapter("read_adapter"),
@@ -122,12 +118,53 @@ def read_parts(folder: Path) -> TrainedParts:
     return parts
 
 
+def read_memory_config(folder: Path) -> MemoryConfig | None:
+    """The memory settings that trained parts come with, without their tensors; None where there are none.
+
+    Raises:
+        CheckpointError: The file is of a newer format, or its settings are unknown.
+    """
+    return _memory(folder, _description(folder).get("memory")) if (folder / PARTS_FILE).exists() else None
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / PARTS_FILE
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {description.get('format')!r}, this version reads {FORMAT}. Update mplus-memory."
+        )
+    return description
+
+
+def _memory(folder: Path, saved: Any) -> MemoryConfig | None:
+    """Settings, or the name of a preset."""
+    if saved is None:
+        return None
+    if isinstance(saved, str):
+        if saved not in PRESETS:
+            raise CheckpointError(f"{folder / PARTS_FILE}: memory={saved!r}; expected one of {', '.join(PRESETS)}.")
+        return PRESETS[saved]()
+    try:
+        return MemoryConfig.model_validate(saved)
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / PARTS_FILE}: its memory settings are wrong ({_first(error)}).") from error
+
+
+def _first(error: ValidationError) -> str:
+    return ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+
+
 def _calibration(folder: Path, saved: Any) -> Calibration | None:
     try:
         return None if saved is None else Calibration.model_validate(saved)
     except ValidationError as error:
-        wrong = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise CheckpointError(f"{folder / PARTS_FILE}: its calibration is none ({wrong}). Fit it again.") from error
+        raise CheckpointError(
+            f"{folder / PARTS_FILE}: its calibration cannot be used ({_first(error)}). Fit it again."
+        ) from error
 
 
 def _initial(tensors: dict[str, Tensor]) -> InitialMemory | None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from mplus.backbone.adapters import LoraWeights
-from mplus.checkpoint.files import TensorFiles
+from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.config import MemoryConfig
 from mplus.errors import CheckpointError
-from mplus.recall.scorers import PublishedRetriever
+from mplus.recall.published_retriever import PublishedRetriever
 
 WRITE_ADAPTER, READ_ADAPTER = "default", "decoder_adapter"
 LORA = re.compile(r"model\.layers\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?P<adapter>\w+)\.weight")
@@ -76,7 +76,7 @@ def backbone_config(config: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def memory_config(config: dict[str, Any]) -> MemoryConfig:
+def published_memory_config(config: dict[str, Any]) -> MemoryConfig:
     """Sizes and rules of a published config.
 
     Raises:
@@ -104,7 +104,7 @@ def read_published(folder: Path, config: dict[str, Any]) -> PublishedParts:
     Raises:
         CheckpointError: A tensor is missing, of the wrong shape, unknown, or an adapter is all zero.
     """
-    memory = memory_config(config)
+    memory = published_memory_config(config)
     num_layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
     size = int(config.get("selector_hidden_dim", 256))
     files = TensorFiles(folder)

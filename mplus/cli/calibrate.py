@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mplus.cli.terminal import show
+
 
 def calibrate(
     runs: Annotated[
@@ -15,8 +17,7 @@ def calibrate(
     mode: Annotated[str, typer.Option(help="Way of answering whose answers count.")] = "mplus",
 ) -> None:
     """Fit the confidence of answers on runs, and say which abstain_below to use."""
-    from mplus.cli.evaluate import show
-    from mplus.evaluation.calibrating import checked, fitted, given_answers, keep, recall_of
+    from mplus.evaluation.confidence_fit import checked, fitted, given_answers, keep, recall_of
 
     answers = [answer for run in runs for answer in given_answers(run, mode)]
     scorers = {recall_of(run) for run in runs}

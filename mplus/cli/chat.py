@@ -2,9 +2,13 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
+
+from mplus.cli.opened import opened
+from mplus.cli.options import MemoryOption, ModelOption
 
 HELP = """\
 /remember TEXT   write something down
@@ -15,15 +19,18 @@ KEPT_MESSAGES = 4
 """Recent messages that stay in the prompt, so that "and his brother?" has something to refer to."""
 
 
-def talk(memory_name: str, model_name: str, *, max_tokens: int, temperature: float) -> None:
-    """Read lines, answer them, and remember what was told; what was told is on disk before the answer begins."""
-    from mplus.cli.app import opened
-
+def chat(
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 192,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+) -> None:
+    """Talk to a model that remembers what you told it, also next week."""
     console = Console()
     with console.status("loading the model"):
-        kept = opened(memory_name, model_name)
-    with kept as (model, memory):
-        console.print(f"[dim]{memory!r}\nType /help for commands.[/dim]", highlight=False)
+        kept = opened(memory, model)
+    with kept as (loaded, held):
+        console.print(f"[dim]{held!r}\nType /help for commands.[/dim]", highlight=False)
         history: list[dict[str, str]] = []
         while True:
             try:
@@ -34,9 +41,9 @@ def talk(memory_name: str, model_name: str, *, max_tokens: int, temperature: flo
             if line in ("/quit", "/exit"):
                 return
             if line.startswith("/"):
-                _command(console, model, memory, line)
+                _command(console, loaded, held, line)
             elif line:
-                _turn(console, model, memory, kept.save, history, line, max_tokens, temperature)
+                _turn(console, loaded, held, kept.save, history, line, max_tokens, temperature)
             kept.save()
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mplus.config import MemoryConfig
+from mplus.evaluation.passage_search import PASSAGE_TOKENS, Passage, PassageScorer, cut_passages
 from mplus.evaluation.question_prompts import prompt
 from mplus.evaluation.replies import Answered, Job, Settings, answer, batches, reply_of
 from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
-from mplus.evaluation.retrieval import PASSAGE_TOKENS, Passage, PassageScorer, cut_passages
 from mplus.evaluation.tasks import Question
 from mplus.model import MPlus
 from mplus.sentences import SentenceEnds

@@ -20,9 +20,9 @@ from mplus.config import MemoryConfig, Recall
 from mplus.evaluation.baselines import ClosedBook, FullContext, PassageIndex, RetrievalAugmented
 from mplus.evaluation.from_memory import Recalling
 from mplus.evaluation.memoryllm import Rolling, memoryllm
+from mplus.evaluation.passage_search import BM25, MiniLM
 from mplus.evaluation.replies import Answerer, Settings
 from mplus.evaluation.retention import Stream
-from mplus.evaluation.retrieval import BM25, MiniLM
 from mplus.model import MPlus
 
 SCORERS: dict[str, Recall] = {

@@ -24,7 +24,7 @@ def retention(report: Sequence[Line], path: Path, *, title: str) -> None:
         ValueError: matplotlib is not installed, or nothing answerable was asked.
     """
     if not can_plot():
-        raise ValueError("The plot needs matplotlib, which is not installed: pip install 'mplus[evaluate]'.")
+        raise ValueError("The plot needs matplotlib, which is not installed: pip install 'mplus-memory[evaluate]'.")
     curves: dict[str, list[Line]] = {}
     for line in report:
         if line.contains is not None:

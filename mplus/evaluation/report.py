@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mplus.evaluation.metrics import Abstention, Estimate, abstention, estimate
-from mplus.evaluation.runner import by_mode_and_level
+from mplus.evaluation.raw_answers import by_mode_and_level
 
 RANKS = (1, 3, 10)
 

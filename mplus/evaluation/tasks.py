@@ -1,7 +1,7 @@
 """What is asked: questions, the texts that answer them, and the name under which each task is known.
 
 No task ships any third-party text. Every one is read from a file that the user names (``readers/``), except
-``facts``, which is generated (``people.py``).
+``facts``, which is generated (``facts_task.py``).
 """
 
 from collections.abc import Mapping

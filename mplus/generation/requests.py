@@ -3,16 +3,16 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 from weakref import WeakKeyDictionary
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
-from mplus.errors import MemoryMismatchError, PromptTooLongError
+from mplus.errors import MemoryMismatchError, PromptTooLongError, UnknownNameError
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.engine import Row
 from mplus.generation.prompt import Prompt, encode_prompt
-from mplus.generation.sampling import SamplingParams
+from mplus.generation.sampling import SamplingOptions, SamplingParams
 from mplus.generation.where import Where, allowed_sources
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
@@ -25,6 +25,16 @@ PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]
 
 
+class GenerationOptions(SamplingOptions, total=False):
+    """Keyword arguments of ``MPlus.generate``; what is None or left out has its default."""
+
+    cancelled: threading.Event | None
+    processors: Sequence[Any] | None
+    tools: Tools | None
+    constraint: Constraint | None
+    where: Where | None
+
+
 class Requests:
     """Makes the rows of one model."""
 
@@ -34,40 +44,35 @@ class Requests:
         self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
 
-    def row(
-        self,
-        memory: Memory,
-        prompt: PromptLike,
-        *,
-        cancelled: threading.Event | None = None,
-        processors: Sequence[Any] = (),
-        tools: Tools | None = None,
-        constraint: Constraint | None = None,
-        where: Where | None = None,
-        **sampling: Any,
-    ) -> Row:
+    def row(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Row:
         """One prompt on its way to an answer; arguments of ``MPlus.generate``.
 
         Raises:
-            ValueError: A setting out of range, or a malformed prompt.
+            ValueError: A setting that is unknown or out of range, or a malformed prompt.
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
             MemoryMismatchError: The memory belongs to another model.
         """
-        params = SamplingParams(**sampling)
+        UnknownNameError.check(options, GenerationOptions.__annotations__, of="An answer")
+        params = SamplingParams.model_validate({n: v for n, v in options.items() if n in SamplingParams.model_fields})
+        constraint, processors = options.get("constraint"), options.get("processors") or ()
         if constraint is not None and params.abstain_below is not None:
             raise ValueError(
                 f"abstain_below={params.abstain_below} beside a constraint: the reply would not have the form that was "
                 "asked for. Leave one of them out, and look at Generation.confidence."
             )
-        request = self.read_request(memory, prompt, tools=tools, where=where)
+        request = self.read_request(memory, prompt, tools=options.get("tools"), where=options.get("where"))
         room = self._room(request.state, request.config) - len(request.input_ids)
         if params.max_new_tokens > room:
             params = params.model_copy(update={"max_new_tokens": max(room, 1)})
-        row = Row(request, params, cancelled_by=cancelled, processors=tuple(processors), calibration=self._calibration)
         if constraint is not None:
-            decoding = ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids())
-            row.processors = (*row.processors, decoding)
-        return row
+            processors = (*processors, ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids()))
+        return Row(
+            request,
+            params,
+            cancelled_by=options.get("cancelled"),
+            processors=tuple(processors),
+            calibration=self._calibration,
+        )
 
     def read_request(
         self, memory: Memory, prompt: PromptLike, *, tools: Tools | None, where: Where | None

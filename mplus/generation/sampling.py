@@ -1,19 +1,37 @@
 """From logits to a token, and from tokens to text that is certain."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
+
+from mplus.errors import UnknownNameError
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of ``SamplingParams`` as keyword arguments; what is None or left out has its default."""
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    repetition_penalty: float | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    seed: int | None
+    timeout: float | None
+    abstain_below: float | None
+    abstain_reply: str | None
 
 
 class SamplingParams(BaseModel):
-    """How an answer is generated; frozen, checked when built.
+    """How an answer is generated; frozen, checked when built. None stands for a field's default.
 
     Raises:
-        ValueError: A setting is out of range or not finite.
+        ValueError: A setting is unknown, out of range or not finite.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,10 +60,16 @@ class SamplingParams(BaseModel):
     abstain_reply: str = "I don't know."
     """What is said instead."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_and_given(cls, given: dict[str, Any]) -> dict[str, Any]:
+        UnknownNameError.check(given, cls.model_fields, of="SamplingParams")
+        return {name: value for name, value in given.items() if value is not None}
+
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else () if value is None else tuple(value)
+        return (value,) if isinstance(value, str) else tuple(value)
 
     @field_validator("stop")
     @classmethod

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from heapq import heapify, heappop, heappush
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar, Unpack
 from weakref import WeakKeyDictionary, finalize
 
 from mplus.errors import QueueFullError, SchedulerClosedError
 from mplus.generation.engine import Engine, Generation, Row, ended
-from mplus.generation.requests import PromptLike, Requests
+from mplus.generation.requests import GenerationOptions, PromptLike, Requests
 from mplus.generation.streams import AsyncGenerationStream, GenerationStream
 from mplus.memory.memory import Memory
 
@@ -59,7 +59,7 @@ class Scheduler:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    def generate(self, memory: Memory, prompt: PromptLike, **settings: Any) -> Generation:
+    def generate(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
         """Answer a prompt beside other requests; arguments of ``MPlus.generate``.
 
         Raises:
@@ -69,14 +69,14 @@ class Scheduler:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
             MemoryMismatchError: The memory belongs to another model.
         """
-        with self.stream(memory, prompt, **settings) as stream:
+        with self.stream(memory, prompt, **options) as stream:
             for _ in stream:
                 pass
         return stream.generation
 
-    def stream(self, memory: Memory, prompt: PromptLike, **settings: Any) -> GenerationStream:
+    def stream(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> GenerationStream:
         """Like ``generate``, piece by piece; the request is under way when this returns."""
-        row = self._requests.row(memory, prompt, **settings)
+        row = self._requests.row(memory, prompt, **options)
         pieces: SimpleQueue[str | None] = SimpleQueue()
         self._submit(Ticket(row, memory, pieces.put))
 
@@ -89,17 +89,19 @@ class Scheduler:
 
         return _watched(GenerationStream(row, arriving()), row)
 
-    async def agenerate(self, memory: Memory, prompt: PromptLike, **settings: Any) -> Generation:
+    async def agenerate(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
         """``generate`` without blocking the event loop; cancelling the task cancels the request."""
-        async with await self.astream(memory, prompt, **settings) as stream:
+        async with await self.astream(memory, prompt, **options) as stream:
             async for _ in stream:
                 pass
         return stream.generation
 
-    async def astream(self, memory: Memory, prompt: PromptLike, **settings: Any) -> AsyncGenerationStream:
+    async def astream(
+        self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]
+    ) -> AsyncGenerationStream:
         """``stream`` without blocking the event loop: ``async for piece in await scheduler.astream(…)``."""
         loop = asyncio.get_running_loop()
-        row = await asyncio.to_thread(self._requests.row, memory, prompt, **settings)
+        row = await asyncio.to_thread(self._requests.row, memory, prompt, **options)
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
         def deliver(piece: str | None) -> None:

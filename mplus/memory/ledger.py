@@ -12,6 +12,8 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from mplus.storage.codec import Record
+
 
 @dataclass(frozen=True, eq=False)
 class WrittenText:
@@ -28,7 +30,7 @@ class WrittenText:
 
 
 @dataclass(frozen=True, eq=False)
-class LedgerEntry:
+class LedgerEntry(Record):
     """One call of ``write``."""
 
     texts: tuple[WrittenText, ...]

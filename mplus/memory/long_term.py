@@ -3,36 +3,37 @@
 Pending evictions are kept in the same form, so that recall sees both alike.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mplus.config import SURVIVAL_FREQUENCY, Layout
+from mplus.config import SURVIVAL_FREQUENCY
 from mplus.memory.tiers import HOST, Plane, Segment
 from mplus.memory.tokens import Content, Provenance
-from mplus.recall.coarse import CoarseIndex
-from mplus.recall.units import Blocks, Candidates, Units
 from mplus.shapes import Index
 
-UNINDEXED_TOKENS = 131_072
-"""Tokens behind the coarse index that are scored one by one before it is made anew."""
-INDEX_WASTE = 0.25
-"""Share of the coarse index's tokens that may have gone before it is made anew."""
+Made = TypeVar("Made")
 
 
 @dataclass
 class Derived:
-    """What recall works out once of the tokens that live: versions of a store that only aged share it."""
+    """What is worked out once of a store's tokens and kept with them: versions that only aged share it."""
 
     of: Tensor | None = None
-    """The column of chunks it was worked out for."""
-    units: dict[Layout, Units] = field(default_factory=dict[Layout, Units])
-    bounds: tuple[int, ...] | None = None
-    coarse: CoarseIndex | None = None
-    """Outlives changes: it names chunks by their serial numbers."""
+    """The column of chunks for whose tokens ``exact`` holds."""
+    exact: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any])
+    lasting: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any])
+    """What outlives changes, because it names chunks by their serial numbers; but not forgetting."""
+    has_lost: bool = False
+    """Whether tokens have gone that ``lasting`` may have been made of."""
+
+    def going_on(self, *, losing: bool = False) -> "Derived":
+        """What a store that goes on from this one begins with."""
+        return Derived(lasting=dict(self.lasting), has_lost=self.has_lost or losing)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class LongTermMemory:
             Provenance.cat([self.provenance, provenance]),
             torch.cat([self.segment, where]),
             torch.cat([self.row, torch.arange(len(segment))]),
-            Derived(coarse=self._derived.coarse),
+            self._derived.going_on(),
         )
 
     def aged(self, by: int) -> "LongTermMemory":
@@ -91,7 +92,7 @@ class LongTermMemory:
             self.provenance.take(index),
             renumber[segment],
             self.row[index],
-            Derived(coarse=self._derived.coarse),
+            self._derived.going_on(losing=True),
         )
 
     def where(self, keep: Bool[Tensor, " T"]) -> "LongTermMemory":
@@ -111,41 +112,30 @@ class LongTermMemory:
         order = torch.cat(places).argsort()
         return gathered if bool((order[:-1] < order[1:]).all()) else gathered.take(order)
 
-    # --- recall -----------------------------------------------------------------------------------
+    # --- for recall -------------------------------------------------------------------------------
 
-    @property
-    def derived(self) -> Derived:
-        """What recall works out once; begun anew where other tokens live than it was worked out for."""
+    def derived(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """What was made of these very tokens under this name; made now where it was not."""
         known = self._derived
         if known.of is not self.provenance.chunks:
-            known.of, known.units, known.bounds = self.provenance.chunks, {}, None
-        return known
+            known.of, known.exact = self.provenance.chunks, {}
+        if name not in known.exact:
+            known.exact[name] = make()
+        return known.exact[name]
 
-    def units(self, layout: Layout) -> Units:
-        """Every unit of recall."""
-        known = self.derived.units
-        if layout not in known:
-            known[layout] = Units.of(self.provenance, layout)
-        return known[layout]
+    @property
+    def lasting(self) -> dict[Hashable, Any]:
+        """What stores that go on from this one keep too, until something is forgotten."""
+        return self._derived.lasting
 
     def key_bounds(self) -> tuple[int, ...]:
         """Places at which a new segment begins, and the end."""
-        known = self.derived
-        if known.bounds is None:
-            living = torch.bincount(self.segment, minlength=len(self.segments))
-            known.bounds = (0, *living.cumsum(0).tolist())
-        return known.bounds
 
-    def coarse_index(self) -> CoarseIndex:
-        """The coarse index of whole chunks; made anew once too many have come or gone since."""
-        known, chunks = self._derived.coarse, self.provenance.chunks
-        if known is not None:
-            inside = int(torch.searchsorted(chunks, known.chunks[-1], right=True))
-            if len(chunks) - inside <= UNINDEXED_TOKENS and inside >= (1 - INDEX_WASTE) * known.tokens:
-                return known
-        made = CoarseIndex.build(_Keys(self), chunks)
-        self._derived.coarse = made
-        return made
+        def bounds() -> tuple[int, ...]:
+            living = torch.bincount(self.segment, minlength=len(self.segments))
+            return (0, *living.cumsum(0).tolist())
+
+        return self.derived("key bounds", bounds)
 
     def retrieval_keys(self, index: Index | slice, device: torch.device = HOST) -> Float[Tensor, "T R"]:
         """Retrieval keys of some tokens, in ascending order, as numbers on a device."""
@@ -173,17 +163,17 @@ class LongTermMemory:
             joinable = room and not whole and not self._is_whole(groups[-1], living, size, waste)
             groups[-1].append(number) if joinable else groups.append([number])
         compact = self._regrouped(groups, lambda group: self._must_rewrite(group, living, waste))
-        compact._derived.coarse = self._derived.coarse
-        return compact
+        return replace(compact, _derived=self._derived.going_on()) if compact is not self else self
 
     def purged(self) -> "LongTermMemory":
         """Without any row that no longer lives: what was forgotten is in no tensor any more.
 
-        Nor in the coarse index, which is made anew: clusters that it helped to make could tell.
+        Nor in anything that lasts: an index could tell by what it helped to make.
         """
         living = torch.bincount(self.segment, minlength=len(self.segments)).tolist()
         groups = [[i] for i in range(len(self.segments))]
-        return self._regrouped(groups, lambda group: living[group[0]] < len(self.segments[group[0]]))
+        purged = self._regrouped(groups, lambda group: living[group[0]] < len(self.segments[group[0]]))
+        return replace(purged, _derived=Derived()) if self._derived.has_lost else purged
 
     def _is_whole(self, group: list[int], living: list[int], size: int, waste: float) -> bool:
         first = self.segments[group[0]]
@@ -209,16 +199,6 @@ class LongTermMemory:
 
     def _rows_in(self, group: list[int], here: Index) -> list[Int[Tensor, " _"]]:
         return [self.row[here[self.segment[here] == number]] for number in group]
-
-
-class _Keys:
-    """Retrieval keys of a whole store, block by block; can be gone through more than once."""
-
-    def __init__(self, store: LongTermMemory) -> None:
-        self._blocks = Blocks(Candidates((store,), (store.units("chunk"),)), HOST)
-
-    def __iter__(self) -> Iterator[Float[Tensor, "T R"]]:
-        return (block.keys for block in self._blocks)
 
 
 def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Segment:

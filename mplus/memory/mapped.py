@@ -20,7 +20,7 @@ class ShardPlane(Plane):
         # A frozen dataclass whose two fields are read from the file: nothing to store but where that is.
         object.__setattr__(self, "_shard", shard)
         object.__setattr__(self, "_name", name)
-        object.__setattr__(self, "_scale", f"{name}.scale" if f"{name}.scale" in shard.layout.tensors else None)
+        object.__setattr__(self, "_scale", f"{name}.scale" if f"{name}.scale" in shard.table.tensors else None)
 
     _shard: OpenShard
     _name: str
@@ -39,10 +39,10 @@ class ShardPlane(Plane):
     @property
     def nbytes(self) -> int:
         """Bytes of it and of its scales."""
-        return sum(self._shard.layout.tensors[name].nbytes for name in (self._name, self._scale) if name)
+        return sum(self._shard.table.tensors[name].nbytes for name in (self._name, self._scale) if name)
 
     def __len__(self) -> int:
-        return self._shard.layout.tensors[self._name].shape[0]
+        return self._shard.table.tensors[self._name].shape[0]
 
     def resident(self) -> Plane:
         """A copy of it in host memory."""
@@ -58,7 +58,7 @@ class ShardPlane(Plane):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype in which it is stored."""
-        return self._shard.layout.tensors[self._name].dtype
+        return self._shard.table.tensors[self._name].dtype
 
     def take(self, index: Int[Tensor, " T"] | slice) -> Plane:
         """Some rows in their stored form."""
@@ -138,7 +138,7 @@ def _check_shapes(shard: OpenShard, like: Content) -> None:
     expected: dict[str, tuple[int, ...]] = {"retrieval_keys": tuple(like.retrieval_keys.shape[1:])}
     for kind, layers in (("keys", like.keys), ("values", like.values), ("states", like.states or ())):
         expected |= {f"{kind}.{layer}": tuple(pattern.shape[1:]) for layer, pattern in enumerate(layers)}
-    held = shard.layout.tensors
+    held = shard.table.tensors
     length = held["keys.0"].shape[0] if "keys.0" in held else -1
     for name, shape in expected.items():
         tensor = held.get(name)
@@ -146,12 +146,12 @@ def _check_shapes(shard: OpenShard, like: Content) -> None:
         if tensor is not None and tensor.dtype == torch.uint8:
             found = (*tensor.shape[:-1], 2 * tensor.shape[-1])  # four bits, two to a byte
         if tensor is None or found != (length, *shape):
-            raise CorruptMemoryError(f"{shard.path}: {name} has shape {found}, expected {(length, *shape)}")
+            raise CorruptMemoryError(f"{name} has shape {found}, expected {(length, *shape)}", shard.path)
         scale = held.get(f"{name}.scale")
         if not tensor.dtype.is_floating_point and scale is None:
-            raise CorruptMemoryError(f"{shard.path}: {name} is {tensor.dtype} without scales")
+            raise CorruptMemoryError(f"{name} is {tensor.dtype} without scales", shard.path)
         if scale is not None and (scale.shape != (length, *shape[:-1], 1) or not scale.dtype.is_floating_point):
-            raise CorruptMemoryError(f"{shard.path}: the scales of {name} have shape {scale.shape}")
+            raise CorruptMemoryError(f"the scales of {name} have shape {scale.shape}", shard.path)
 
 
 def spilled(segment: Segment) -> Segment:

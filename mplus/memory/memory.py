@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -15,17 +15,25 @@ from mplus.errors import LedgerMissingError, MemoryMismatchError
 from mplus.memory.forgetting import within_age_limits, without_expired, without_source
 from mplus.memory.history import MemoryDiff, Snapshot, difference, latest_base
 from mplus.memory.ledger import LedgerEntry, Redaction, num_tokens
+from mplus.memory.saving import load, save
 from mplus.memory.sources import Source, listed
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.stats import MemoryStats, measured
-
-if TYPE_CHECKING:
-    from mplus.memory.saving import MemoryMaker
-    from mplus.storage.encryption import MemoryKey
+from mplus.storage.encryption import MemoryKey
+from mplus.storage.place import folder_of, place_of, zip_of
 
 
 @runtime_checkable
-class Writer(Protocol):
+class MemoryMaker(Protocol):
+    """What loading needs of a model: a new memory of a given layout."""
+
+    def new_memory(self, *, seed: int = 0, config: MemoryConfig | None = None) -> "Memory":
+        """A memory in which nothing has been written."""
+        ...
+
+
+@runtime_checkable
+class Replays(Protocol):
     """What forgetting with a rebuild needs of a model."""
 
     def replay(self, memory: "Memory", state: MemoryState, entry: LedgerEntry) -> MemoryState:
@@ -193,7 +201,7 @@ class Memory:
     # --- forgetting and keeping -------------------------------------------------------------------
 
     def forget(
-        self, source: str, *, rebuild: Writer | None = None, progress: Callable[[int, int], None] | None = None
+        self, source: str, *, rebuild: Replays | None = None, progress: Callable[[int, int], None] | None = None
     ) -> int:
         """Remove a source from every pool, tier and snapshot, for good; from disk with the next save.
 
@@ -217,7 +225,7 @@ class Memory:
             LedgerMissingError: ``rebuild`` was asked for, but what was written was not kept.
             MemoryMismatchError: ``rebuild`` is another model than the memory's own.
         """
-        if rebuild is not None and not isinstance(rebuild, Writer):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if rebuild is not None and not isinstance(rebuild, Replays):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
                 f"rebuild={rebuild!r:.60}: expected the model that writes this memory, as in "
                 f"forget({source!r}, rebuild=model)."
@@ -236,7 +244,7 @@ class Memory:
         return sum(removed)
 
     def _rebuilt(
-        self, redaction: Redaction, writer: Writer, progress: Callable[[int, int], None] | None
+        self, redaction: Redaction, model: Replays, progress: Callable[[int, int], None] | None
     ) -> tuple[MemoryState, tuple[Snapshot, ...]]:
         """The present state and all snapshots as they would be had the source never been written."""
 
@@ -260,7 +268,7 @@ class Memory:
             left = ledger[len(again.ledger or ()) :]
             total = done + num_tokens(left)
             for entry in left:
-                again = writer.replay(self, again, entry)
+                again = model.replay(self, again, entry)
                 done += entry.num_tokens
                 if progress is not None:
                     progress(done, total)
@@ -317,7 +325,7 @@ class Memory:
 
     # --- on disk ----------------------------------------------------------------------------------
 
-    def save(self, place: str | Path, *, key: "MemoryKey | None" = None) -> None:
+    def save(self, place: str | Path, *, key: MemoryKey | None = None) -> None:
         """Save into a folder: atomic, and only what changed since the last save there.
 
         Args:
@@ -328,13 +336,9 @@ class Memory:
             MemorySaveError: The folder cannot be written or the disk is full; an earlier save is intact.
             MemoryLockedError: Another save into the same folder took too long.
         """
-        from mplus.memory.remote import local_path, save_to_url
-        from mplus.memory.saving import save_memory
+        save(self, folder_of(place), key=key)
 
-        folder = local_path(place)
-        save_to_url(self, str(place), key=key) if folder is None else save_memory(self, folder, key=key)
-
-    def export(self, place: str | Path, *, key: "MemoryKey | None" = None) -> None:
+    def export(self, place: str | Path, *, key: MemoryKey | None = None) -> None:
         """Write everything into one portable file; ``Memory.load`` opens it.
 
         Args:
@@ -345,12 +349,10 @@ class Memory:
             MemorySaveError: It cannot be written, or the disk is full; an earlier file is intact.
             ValueError: It is a folder.
         """
-        from mplus.memory.remote import export_to
-
-        export_to(self, place, key=key)
+        save(self, zip_of(place), key=key)
 
     @classmethod
-    def load(cls, place: str | Path, model: "MemoryMaker", *, key: "MemoryKey | None" = None) -> "Memory":
+    def load(cls, place: str | Path, model: MemoryMaker, *, key: MemoryKey | None = None) -> "Memory":
         """Open a saved memory; its long-term tokens stay on disk until they are recalled.
 
         Args:
@@ -363,14 +365,9 @@ class Memory:
             CorruptMemoryError: The save is truncated, altered, or of a newer format.
             MemoryKeyError: It is encrypted with another key, or one is needed.
             MemoryMismatchError: It was made by another model.
+            MemoryReadError: The place cannot be reached.
         """
-        from mplus.memory.remote import load_from_file, load_from_url, local_path
-        from mplus.memory.saving import load_memory
-
-        path = local_path(place)
-        if path is None:
-            return load_from_url(str(place), model, key=key)
-        return load_from_file(path, model, key=key) if path.is_file() else load_memory(path, model, key=key)
+        return load(place_of(place), model.new_memory, key=key)
 
     # --- what is in it ----------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any
 from mplus.memory.mapped import ShardPlane
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
+from mplus.storage.names import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,10 @@ class RecentMemories:
             return list(self._held)
 
 
-def identity(manifest: Path) -> bytes:
-    """What tells one save from another: the beginning of its manifest, which holds its checksum."""
+def identity(folder: Path) -> bytes:
+    """What tells one save from another: the beginning of its manifest, which holds its checksum; empty without one."""
     try:
-        with manifest.open("rb") as file:
+        with (folder / MANIFEST).open("rb") as file:
             return file.read(256)
     except FileNotFoundError:
         return b""

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from mplus.storage.codec import Record
+
 if TYPE_CHECKING:
     from mplus.memory.state import MemoryState
 
 
 @dataclass(frozen=True)
-class SourceRecord:
+class SourceRecord(Record):
     """A row of a memory's table of sources."""
 
     name: str

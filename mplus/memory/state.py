@@ -13,11 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import MemoryConfig
+from mplus.layouts.by_config import layout_of
+from mplus.layouts.layout import Eviction
 from mplus.memory.chunk_log import ChunkLog
 from mplus.memory.ledger import Ledger
 from mplus.memory.long_term import LongTermMemory, survivors
 from mplus.memory.placement import placed
-from mplus.memory.short_term import chunk_starts, evict_chunks, evict_tokens
 from mplus.memory.sources import SourceRecord
 from mplus.memory.tiers import Segment, SegmentTier
 from mplus.memory.tokens import Content, Provenance, Tokens
@@ -91,28 +92,24 @@ class Track:
         Returns:
             The track afterwards, and how many tokens were evicted.
         """
-        permutation = None
-        if config.layout == "token":
-            permutation = torch.randperm(len(self.short_term), generator=generator)
-        return self.write_permuted(new, config, permutation)
+        chunks = torch.cat([self.short_term.provenance.chunks, new.provenance.chunks])
+        eviction = layout_of(config).evict(chunks, len(new), config.short_term_tokens, generator)
+        return self.after(eviction, new, config)
 
-    def write_permuted(
-        self, new: Tokens, config: MemoryConfig, permutation: Int[Tensor, " T"] | None
-    ) -> "tuple[Track, int]":
-        """``write`` with its one random choice given (None: whole chunks leave, nothing is random)."""
+    def after(self, eviction: Eviction, new: Tokens, config: MemoryConfig) -> "tuple[Track, int]":
+        """``write`` with what leaves given."""
         pool = self.short_term
-        if not config.ages_stop_in_short_term:
-            pool = replace(pool, provenance=pool.provenance.aged(len(new)))
-        if permutation is None:
-            remaining, evicted = evict_chunks(pool, new, config.short_term_tokens)
-        else:
-            remaining, evicted = evict_tokens(pool, new, config.short_term_tokens, permutation)
+        ages = layout_of(config).aged(pool.provenance.ages, len(new), config)
+        pool = replace(pool, provenance=replace(pool.provenance, ages=ages))
+        pool = Tokens.cat([pool, new]) if len(pool) else new
         pending = self.pending.aged(len(new))
-        if len(evicted) and config.long_term_capacity:
+        if len(eviction.evicted) and config.long_term_capacity:
+            evicted = pool.take(eviction.evicted)
             segment = Segment.store(evicted.content, "auto", arrival_tier(config))
             pending = pending.append(segment, evicted.provenance)
+        remaining = pool.take(eviction.remaining)
         track = replace(self, short_term=remaining, pending=pending, long_term=self.long_term.aged(len(new)))
-        return track, len(evicted)
+        return track, len(eviction.evicted)
 
     def consolidate(self, config: MemoryConfig, pinned: Int[Tensor, " n"] = NO_SOURCES) -> "Track":
         """Pending tokens join long-term memory; those without a claim left are forgotten (spec section 5).
@@ -140,47 +137,32 @@ class Track:
         if len(staying) < len(long_term):
             long_term = long_term.take(staying)
         compact = long_term.compacted(size=SEGMENT_TOKENS)
-        if config.recall == "late" and config.layout == "chunk" and len(compact) > config.exact_recall_tokens:
-            compact.coarse_index()  # here, so that no read has to wait for it
         return replace(self, pending=LongTermMemory.empty(), long_term=compact)
 
     def keeping(self, keeps: Keeps, config: MemoryConfig) -> "Track":
         """Without any other token, in any pool and any tensor."""
         kept = keeps(self.short_term.provenance).nonzero().flatten()
-        track = replace(
+        return replace(
             self,
             short_term=self.short_term.take(kept),
             pending=self.pending.where(keeps(self.pending.provenance)).purged(),
             long_term=self.long_term.where(keeps(self.long_term.provenance)).purged(),
-        )
-        return track._refilled(config) if config.layout == "chunk" else track
+        )._refilled(config)
 
     def _refilled(self, config: MemoryConfig) -> "Track":
-        """The newest chunks back in short-term memory where forgetting made room.
-
-        So that a memory that forgot a source reads like one that never had it.
-        """
+        """With the newest of what had left short-term memory back in it, where forgetting made room."""
         track = self
         for pool in ("pending", "long_term"):
             store: LongTermMemory = getattr(track, pool)
-            if not len(store):
-                continue
             room = config.short_term_tokens - len(track.short_term)
-            starts = chunk_starts(store.provenance.chunks)
-            fitting = starts[len(store) - starts <= room]
-            if not len(fitting):
-                break
-            index = torch.arange(len(store))
-            back = Tokens(
-                store.content(index[int(fitting[0]) :], track.dtype, track.devices),
-                store.provenance.take(index[int(fitting[0]) :]),
-            )
-            track = replace(
-                track,
-                short_term=Tokens.cat([back, track.short_term]),
-                **{pool: store.take(index[: int(fitting[0])]).purged()},
-            )
-            if int(fitting[0]) > 0:
+            count = layout_of(config).num_returning(store.provenance.chunks, room)
+            staying, returning = torch.arange(len(store)).tensor_split([len(store) - count])
+            if count:
+                content = store.content(returning, track.dtype, track.devices)
+                back = Tokens(content, store.provenance.take(returning))
+                left = {pool: store.take(staying).purged()}
+                track = replace(track, short_term=Tokens.cat([back, track.short_term]), **left)
+            if len(staying):
                 break
         return track
 
@@ -213,6 +195,10 @@ class MemoryState:
         """Rows of the living sources of these names."""
         rows = [n for n, s in enumerate(self.sources) if s.name in names and not s.forgotten] if names else []
         return torch.tensor(rows, dtype=torch.int64)
+
+    def track_of(self, layer: int) -> tuple[Track, int]:
+        """The track that remembers for a layer, and the layer's place in it."""
+        return (self.tracks[0], layer) if len(self.tracks) == 1 else (self.tracks[layer], 0)
 
     def source_number(self, name: str) -> int | None:
         """Row of a living source, None where there is none of that name."""

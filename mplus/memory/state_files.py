@@ -8,13 +8,9 @@
 Names of the first two say what is in them, so a save finds by name what an earlier one wrote already.
 """
 
-import hashlib
 import typing
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,117 +18,18 @@ from torch import Tensor
 
 from mplus.config import MemoryConfig
 from mplus.errors import CorruptMemoryError
+from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.mapped import content_tensors, opened_segment, read_content, segment_tensors
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
-from mplus.storage.codec import decode, encode, from_json, to_json
+from mplus.storage.codec import Record, decode, encode
 from mplus.storage.columns import decode_column, encode_column
-from mplus.storage.encryption import MemoryKey
-from mplus.storage.folders import Sink
+from mplus.storage.files import FileReader, FileSet
 from mplus.storage.manifest import StateEntry, TrackEntry
-from mplus.storage.shards import OpenShard, ShardSum, content_hash, open_regular, shard_bytes, write_shard
+from mplus.storage.shards import OpenShard
 from mplus.words import no_words
-
-RECORDS_BYTES = 2**18
-"""A file of records ends once it has this many bytes: so more records leave earlier files alone."""
-MAX_RECORDS_BYTES = 2**30
-
-
-@dataclass(frozen=True)
-class NewFile:
-    """A file that is to be written."""
-
-    size: int
-    write: Callable[[Sink], ShardSum]
-
-
-class FileSet:
-    """The files that a save consists of: those that are there already, and those to be written.
-
-    Args:
-        known: Files of the last save there.
-        key: For encryption; None for none.
-    """
-
-    def __init__(self, known: Mapping[str, ShardSum], key: MemoryKey | None) -> None:
-        self._known, self._key = known, key
-        self.kept: dict[str, ShardSum] = {}
-        self.new: dict[str, NewFile] = {}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all of them."""
-        return sum(s.nbytes for s in self.kept.values()) + sum(f.size for f in self.new.values())
-
-    def segment(self, segment: Segment) -> str:
-        """The file of a segment."""
-        return self._shard("tokens", segment.name, lambda: segment_tensors(segment))
-
-    def tensors(self, kind: str, tensors: Mapping[str, Tensor]) -> str:
-        """The file of tensors that have no name of their own."""
-        return self._shard(kind, content_hash(tensors, self._secret), lambda: tensors)
-
-    def records(self, records: Sequence[Any]) -> list[str]:
-        """The files of a table of records, in order."""
-        names: list[str] = []
-        lines: list[bytes] = []
-        size = 0
-        for record in records:
-            lines.append(_line(record))
-            size += len(lines[-1])
-            if size >= RECORDS_BYTES:
-                names.append(self._text(b"".join(lines)))
-                lines, size = [], 0
-        return [*names, self._text(b"".join(lines))] if lines else names
-
-    @property
-    def _secret(self) -> bytes:
-        return b"" if self._key is None else self._key.secret
-
-    def _shard(self, kind: str, name: str, tensors: Callable[[], Mapping[str, Tensor]]) -> str:
-        name = f"{kind}-{name}.{'safetensors' if self._key is None else 'sealed'}"
-        if not self._has(name):
-            key = self._key
-
-            def write(file: Sink) -> ShardSum:
-                return write_shard(file, name, tensors(), key)
-
-            self.new[name] = NewFile(shard_bytes(tensors(), key), write)
-        return name
-
-    def _text(self, text: bytes) -> str:
-        name = f"records-{hashlib.sha256(self._secret + text).hexdigest()[:32]}.jsonl"
-        if not self._has(name):
-            whole = text if self._key is None else self._key.seal(name, text)
-
-            def write(file: Sink) -> ShardSum:
-                file.write(whole)
-                return ShardSum(nbytes=len(whole), sha256=hashlib.sha256(whole).hexdigest())
-
-            self.new[name] = NewFile(len(whole), write)
-        return name
-
-    def _has(self, name: str) -> bool:
-        if name in self._known:
-            self.kept[name] = self._known[name]
-        return name in self.kept or name in self.new
-
-
-_LINES: dict[int, tuple[weakref.ref[Any], bytes]] = {}
-
-
-def _line(record: Any) -> bytes:
-    """A record as a line of JSON. Records are immutable, so each is put into words once."""
-    known = _LINES.get(id(record))
-    if known is not None and known[0]() is record:
-        return known[1]
-    line = to_json(encode(record)) + b"\n"
-    number = id(record)
-    _LINES[number] = (weakref.ref(record, lambda _: _LINES.pop(number, None)), line)
-    return line
-
 
 # --- a state as files ---------------------------------------------------------------------------------
 
@@ -149,7 +46,7 @@ def _record_type(hint: Any) -> Any:
     for option in (hint, *typing.get_args(hint)):
         arguments = typing.get_args(option)
         if typing.get_origin(option) is tuple and len(arguments) == 2 and arguments[1] is ...:
-            return arguments[0] if is_dataclass(arguments[0]) else None
+            return arguments[0] if isinstance(arguments[0], type) and issubclass(arguments[0], Record) else None
     return None
 
 
@@ -168,8 +65,8 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
         tracks.append(
             TrackEntry(
                 short_term=[files.tensors("tokens", content_tensors(part)) for part in _parts(short, config)],
-                pending=[files.segment(segment) for segment in track.pending.segments],
-                long_term=[files.segment(segment) for segment in track.long_term.segments],
+                pending=_segments(track.pending, files),
+                long_term=_segments(track.long_term, files),
                 num_pending=len(track.pending),
                 num_long_term=len(track.long_term),
             )
@@ -197,13 +94,15 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
     )
 
 
+def _segments(store: LongTermMemory, files: FileSet) -> list[str]:
+    return [files.shard("tokens", s.name, lambda s=s: segment_tensors(s)) for s in store.segments]
+
+
 def _parts(pool: Tokens, config: MemoryConfig) -> list[Content]:
-    """Short-term memory by chunk, so that a save writes only chunks that are new; whole where it is torn."""
+    """Short-term memory in pieces that are saved each by itself."""
     if not len(pool):
         return []
-    if config.layout == "token":
-        return [pool.content]
-    sizes = pool.provenance.chunks.unique_consecutive(return_counts=True)[1].tolist()
+    sizes = layout_of(config).saved_apart(pool.provenance.chunks)
     return [pool.content.take(index) for index in torch.arange(len(pool)).split(sizes)]
 
 
@@ -217,122 +116,76 @@ def _provenance_columns(name: str, provenance: Provenance) -> dict[str, Tensor]:
 # --- files as states ----------------------------------------------------------------------------------
 
 
-class FileReader:
-    """Opens the files of one saved memory, each once: what several states share is shared again.
+class StateReader:
+    """Reads the states of one saved memory: segments that several of them have are opened once, and shared again.
 
     Args:
-        folder: Where they are.
-        files: What they must be like.
-        key: For encryption.
-        verify: Read every byte against its checksum at once, not when it is first used.
-    """
-
-    def __init__(self, folder: Path, files: Mapping[str, ShardSum], key: MemoryKey | None, *, verify: bool) -> None:
-        self._folder, self._files, self._key, self._verify = folder, files, key, verify
-        self._segments: dict[str, Segment] = {}
-        self._interned: dict[bytes, Any] = {}
-
-    def shard(self, name: str) -> OpenShard:
-        """A shard by its file name."""
-        shard = OpenShard(self._folder / name, self._expected(name), seal=self._key)
-        if self._verify:
-            shard.verify()
-        return shard
-
-    def segment(self, name: str, like: Content) -> Segment:
-        """A segment by its file name."""
-        if name not in self._segments:
-            inner = name.removeprefix("tokens-").partition(".")[0]
-            self._segments[name] = opened_segment(self.shard(name), like, name=inner)
-        return self._segments[name]
-
-    def records(self, names: Sequence[str], kind: Any) -> tuple[Any, ...]:
-        """The records of a table; equal ones are the same object, whichever state they are of."""
-        records: list[Any] = []
-        for name in names:
-            for line in self.text(name).splitlines():
-                if line not in self._interned:
-                    self._interned[line] = decode(kind, from_json(line))
-                records.append(self._interned[line])
-        return tuple(records)
-
-    def text(self, name: str) -> bytes:
-        """A file of records, checked."""
-        path, expected = self._folder / name, self._expected(name)
-        if expected.nbytes > MAX_RECORDS_BYTES:
-            raise CorruptMemoryError(f"{path}: {expected.nbytes:,} bytes, at most {MAX_RECORDS_BYTES:,} are read.")
-        with open_regular(path) as file:
-            text = file.read(expected.nbytes + 1)
-        if len(text) != expected.nbytes or hashlib.sha256(text).hexdigest() != expected.sha256:
-            raise CorruptMemoryError(f"{path}: was altered after it was saved. Restore it from a copy.")
-        return text if self._key is None else self._key.unseal(name, text)
-
-    def _expected(self, name: str) -> ShardSum:
-        expected = self._files.get(name)
-        if expected is None:
-            raise CorruptMemoryError(f"{self._folder}: {name!r:.80} is used, but not listed")
-        return expected
-
-
-def read_state(entry: StateEntry, reader: FileReader, initial: MemoryState) -> MemoryState:
-    """The state again; long-term content stays in its files.
-
-    Args:
-        entry: What the manifest says of it.
-        reader: Opens its files.
+        files: Opens the files.
         initial: A state of the same layout, for shapes, dtypes and devices.
-
-    Raises:
-        CorruptMemoryError: Its parts do not fit together.
     """
-    shard = reader.shard(entry.shard)
-    tensors = {name: shard.whole(name).clone() for name in shard.layout.tensors}
-    if len(entry.tracks) != len(initial.tracks):
-        raise CorruptMemoryError(f"it has {len(entry.tracks)} tracks, expected {len(initial.tracks)}")
-    tracks = tuple(_track(entry.tracks[n], f"{n}", tensors, reader, like) for n, like in enumerate(initial.tracks))
-    values: dict[str, Any] = {}
-    for name, hint in plain_fields().items():
-        kind = _record_type(hint)
-        if kind is None and name in entry.values:
-            values[name] = decode(hint, entry.values[name], lambda key: tensors[key])
-        elif kind is not None and name in entry.records:
-            names = entry.records[name]
-            values[name] = None if names is None else reader.records(names, kind)
-    unknown = (entry.values.keys() | entry.records.keys()) - plain_fields().keys()
-    if unknown:
-        raise CorruptMemoryError(f"a state has no field {sorted(unknown)[0]!r:.80}; update mplus to read it")
-    context = None if entry.context is None else _context(reader.shard(entry.context), initial)
-    state = MemoryState(tracks, context=context, **values)
-    _check_sources(state)
-    return state
 
+    def __init__(self, files: FileReader, initial: MemoryState) -> None:
+        self._files, self._initial = files, initial
+        self._segments: dict[str, Segment] = {}
 
-def _track(entry: TrackEntry, number: str, tensors: dict[str, Tensor], reader: FileReader, like: Track) -> Track:
-    pattern = like.short_term.content
-    parts = [read_content(reader.shard(name), pattern) for name in entry.short_term]
-    content = Content.cat(parts) if parts else pattern.take(torch.empty(0, dtype=torch.int64))
-    short_term = Tokens(content, _provenance(tensors, f"{number}.short_term", len(content)))
+    def state(self, entry: StateEntry) -> MemoryState:
+        """The state again; long-term content stays in its files.
 
-    def store(pool: str, names: list[str], length: int) -> LongTermMemory:
-        segments = tuple(reader.segment(name, pattern) for name in names)
-        if not 0 <= length <= sum(map(len, segments)):
-            raise CorruptMemoryError(f"{pool} has {length} tokens, its segments have {sum(map(len, segments))}")
-        held = LongTermMemory(
-            segments,
-            _provenance(tensors, f"{number}.{pool}", length),
-            decode_column(tensors, f"{number}.{pool}.segment", length=length),
-            decode_column(tensors, f"{number}.{pool}.row", length=length),
-        )
-        check_rows(held)
-        return held
+        Args:
+            entry: What the manifest says of it.
 
-    return Track(
-        like.layers,
-        like.recall_layer,
-        short_term,
-        store("pending", entry.pending, entry.num_pending),
-        store("long_term", entry.long_term, entry.num_long_term),
-    )
+        Raises:
+            CorruptMemoryError: Its parts do not fit together.
+        """
+        files, initial = self._files, self._initial
+        tensors = {name: tensor.clone() for name, tensor in files.shard(entry.shard).tensors().items()}
+        if len(entry.tracks) != len(initial.tracks):
+            raise CorruptMemoryError(f"it has {len(entry.tracks)} tracks, expected {len(initial.tracks)}")
+        tracks = tuple(self._track(entry.tracks[n], f"{n}", tensors, like) for n, like in enumerate(initial.tracks))
+        values: dict[str, Any] = {}
+        for name, hint in plain_fields().items():
+            kind = _record_type(hint)
+            if kind is None and name in entry.values:
+                values[name] = decode(hint, entry.values[name], lambda key: tensors[key])
+            elif kind is not None and name in entry.records:
+                names = entry.records[name]
+                values[name] = None if names is None else files.records(names, kind)
+        unknown = (entry.values.keys() | entry.records.keys()) - plain_fields().keys()
+        if unknown:
+            raise CorruptMemoryError(f"a state has no field {sorted(unknown)[0]!r:.80}; update mplus to read it")
+        context = None if entry.context is None else _context(files.shard(entry.context), initial)
+        state = MemoryState(tracks, context=context, **values)
+        _check_sources(state)
+        return state
+
+    def _track(self, entry: TrackEntry, number: str, tensors: dict[str, Tensor], like: Track) -> Track:
+        pattern = like.short_term.content
+        parts = [read_content(self._files.shard(name), pattern) for name in entry.short_term]
+        content = Content.cat(parts) if parts else pattern.take(torch.empty(0, dtype=torch.int64))
+        short_term = Tokens(content, _provenance(tensors, f"{number}.short_term", len(content)))
+
+        def store(pool: str, names: list[str], length: int) -> LongTermMemory:
+            segments = tuple(self._segment(name, pattern) for name in names)
+            if not 0 <= length <= sum(map(len, segments)):
+                raise CorruptMemoryError(f"{pool} has {length} tokens, its segments have {sum(map(len, segments))}")
+            held = LongTermMemory(
+                segments,
+                _provenance(tensors, f"{number}.{pool}", length),
+                decode_column(tensors, f"{number}.{pool}.segment", length=length),
+                decode_column(tensors, f"{number}.{pool}.row", length=length),
+            )
+            _check_rows(held)
+            return held
+
+        pending = store("pending", entry.pending, entry.num_pending)
+        long_term = store("long_term", entry.long_term, entry.num_long_term)
+        return Track(like.layers, like.recall_layer, short_term, pending, long_term)
+
+    def _segment(self, name: str, like: Content) -> Segment:
+        if name not in self._segments:
+            stem = name.removeprefix("tokens-").partition(".")[0]
+            self._segments[name] = opened_segment(self._files.shard(name), like, name=stem)
+        return self._segments[name]
 
 
 def _provenance(tensors: dict[str, Tensor], name: str, length: int) -> Provenance:
@@ -359,12 +212,7 @@ def _context(shard: OpenShard, initial: MemoryState) -> Context:
     return Context(rows, sources)
 
 
-def check_rows(store: LongTermMemory) -> None:
-    """Every token points into its segment.
-
-    Raises:
-        CorruptMemoryError: One does not.
-    """
+def _check_rows(store: LongTermMemory) -> None:
     sizes = torch.tensor([len(segment) for segment in store.segments] or [0])
     if not len(store):
         return

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from mplus.errors import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemorySaveError
 from mplus.memory.autosave import autosaving
-from mplus.memory.memory import Memory
-from mplus.memory.portable import copy_memory
+from mplus.memory.memory import Memory, MemoryMaker
 from mplus.memory.recent import RecentMemories, identity
-from mplus.memory.saving import MemoryMaker, load_memory, save_memory
+from mplus.memory.saving import load, save
 from mplus.storage.encryption import MemoryKey
-from mplus.storage.folders import make_private, not_opened, not_saved
-from mplus.storage.manifest import MANIFEST, is_sealed
-from mplus.storage.names import check_name, check_spelling
+from mplus.storage.files import copy
+from mplus.storage.manifest import is_sealed
+from mplus.storage.names import MANIFEST, check_name, check_spelling
+from mplus.storage.place import Folder, not_opened, not_saved
 from mplus.storage.vault import KeyVault
 
 POLL_SECONDS = 0.01
@@ -73,7 +73,7 @@ class MemoryStore:
         self.root = Path(root).expanduser()
         self.max_memory_bytes, self.max_total_bytes = max_memory_bytes, max_total_bytes
         self.vault = vault
-        make_private(self.root)
+        Folder(self.root).make()
         self._recent = RecentMemories(max_resident_bytes)
         self._locks: dict[str, threading.Lock] = {}
         self._holders: dict[str, int] = {}
@@ -81,13 +81,17 @@ class MemoryStore:
         self._sweep()
 
     @staticmethod
-    def check_name(name: str) -> str:
+    def check_name(name: object, argument: str = "Memory name ") -> str:
         """The name itself, if a memory may have it.
+
+        Args:
+            name: What is to be a name.
+            argument: How the message calls it.
 
         Raises:
             ValueError: It may not; the message says what is expected.
         """
-        return check_name(name)
+        return check_name(name, argument)
 
     def path(self, name: str) -> Path:
         """Where a memory is kept.
@@ -147,8 +151,7 @@ class MemoryStore:
             CorruptMemoryError: The saved state is damaged.
         """
         folder = self._existing(name)
-        load = lambda: load_memory(folder, model, key=self._key(folder))
-        return self._recent.get(name, model, identity(folder / MANIFEST), load).fork()
+        return self._read(folder, model).fork()
 
     def put(self, name: str, memory: Memory) -> None:
         """Keep a copy of a memory, such as an imported one, under a new name.
@@ -184,6 +187,7 @@ class MemoryStore:
             folder = self._existing(name)
             doomed = self.root / f".deleted-{name}-{time.time_ns()}"
             folder.rename(doomed)
+            Folder(self.root).sync()
             self._recent.drop(name)
             if self.vault is not None:
                 self.vault.destroy(name)
@@ -207,8 +211,9 @@ class MemoryStore:
                 key = None if self.vault is None else self.vault.key_for_saving(new_name)
                 work = self.root / f".copying-{new_name}-{time.time_ns()}"
                 try:
-                    copy_memory(folder, work, key=self._key(folder), new_key=key)
+                    copy(Folder(folder), Folder(work), key=self._key(folder), new_key=key)
                     work.rename(self.path(new_name))
+                    Folder(self.root).sync()
                 except OSError as error:
                     raise not_saved(self.root / new_name, error) from error
                 finally:
@@ -220,8 +225,11 @@ class MemoryStore:
         folder = self.path(name)
         if not (folder / MANIFEST).exists():
             return model.new_memory()
-        load = lambda: load_memory(folder, model, key=self._key(folder))
-        return self._recent.get(name, model, identity(folder / MANIFEST), load)
+        return self._read(folder, model)
+
+    def _read(self, folder: Path, model: MemoryMaker) -> Memory:
+        read = lambda: load(Folder(folder), model.new_memory, key=self._key(folder))
+        return self._recent.get(folder.name, model, identity(folder), read)
 
     def _save(self, name: str, memory: Memory, model: MemoryMaker | None, *, dispensable: Memory | None) -> None:
         """Save within the quotas.
@@ -233,23 +241,23 @@ class MemoryStore:
         key = None if self.vault is None else self.vault.key_for_saving(name)
         try:
             with self._quota_held():
-                save_memory(memory, folder, key=key, check_size=lambda nbytes: self._check_quota(name, nbytes))
+                save(memory, Folder(folder), key=key, check_size=lambda nbytes: self._check_quota(name, nbytes))
         except (MemorySaveError, MemoryLimitError):
             self._recent.drop(name)
             if dispensable is None or not _reads_alike(memory, dispensable):
                 raise
             return
         if model is not None:
-            self._recent.put(name, model, identity(folder / MANIFEST), memory)
+            self._recent.put(name, model, identity(folder), memory)
 
     def _key(self, folder: Path) -> MemoryKey | None:
         """The key that a saved memory needs."""
-        return self.vault.key(folder.name) if self.vault is not None and is_sealed(folder) else None
+        return self.vault.key(folder.name) if self.vault is not None and is_sealed(identity(folder)) else None
 
     def _is_as_wanted(self, name: str) -> bool:
         """Whether a memory is saved, and encrypted if it should be."""
         folder = self.path(name)
-        return (folder / MANIFEST).exists() and is_sealed(folder) == (self.vault is not None)
+        return (folder / MANIFEST).exists() and is_sealed(identity(folder)) == (self.vault is not None)
 
     def _existing(self, name: str) -> Path:
         folder = self.path(name)
@@ -272,7 +280,7 @@ class MemoryStore:
             sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
             saved,
             max(saved, lock.stat().st_mtime if lock.exists() else 0.0),
-            is_sealed(folder),
+            is_sealed(identity(folder)),
         )
 
     # --- locks ------------------------------------------------------------------------------------

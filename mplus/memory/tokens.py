@@ -1,7 +1,8 @@
 """Memory tokens and what is known of each: parallel arrays that are only ever filtered together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int, Int32
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from mplus.shapes import Ages, Index, Keys, RetrievalKeys, States
 from mplus.words import no_words
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ class Tokens:
     def key_bounds(self) -> tuple[int, ...]:
         """All retrieval keys are of one piece."""
         return (0, len(self))
+
+    def derived(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """Made each time: a pool of fixed capacity is small."""
+        return make()
 
     def take(self, index: Index) -> "Tokens":
         """The rows at ``index``, in that order."""

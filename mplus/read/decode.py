@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from mplus.backbone.backbone import Backbone, Rotation
-from mplus.read.prefix import PrefixLayer
+from mplus.backbone.attention import Rotation
+from mplus.backbone.backbone import Backbone
+from mplus.read.cache_layer import PrefixLayer
 from mplus.recall.choose import Recalled
 from mplus.weights import Weights
 
@@ -32,7 +33,6 @@ class Reading:
         self.weights = weights
         self.modules = modules
         """Decoder layers: with the read adapter where there is a prefix."""
-        self.cache = Cache(layers=layers)  # pyright: ignore[reportArgumentType]
         self.layers = layers
         self.recalled = recalled
         """Per row, what each track recalled."""
@@ -44,10 +44,7 @@ class Reading:
         """Logits after one more token in every row."""
         backbone = self.weights.backbone
         hidden = backbone.embed(torch.tensor(tokens)[:, None])
-        at = cache(partial(geometry, backbone, 1))
-        for module, layer in zip(self.modules, self.layers, strict=True):
-            place = at(tuple(layer.lengths), layer.device)
-            hidden = call_layer(module, hidden.to(layer.device), place, backbone, self.cache)
+        hidden = through_layers(backbone, self.modules, self.layers, hidden)
         return backbone.logits(hidden[:, -1])
 
     @torch.inference_mode()
@@ -87,19 +84,38 @@ def geometry(backbone: Backbone, size: int, lengths: tuple[int, ...], where: tor
     return Geometry(position, backbone.rotation(position), mask)
 
 
-def call_layer(
-    layer: Any, hidden: Float[Tensor, "B S D"], place: Geometry, backbone: Backbone, cache: Cache
+def through_layers(
+    backbone: Backbone,
+    modules: nn.ModuleList,
+    layers: list[PrefixLayer],
+    hidden: Float[Tensor, "B S D"],
+    make: Callable[[int, Tensor], PrefixLayer] | None = None,
 ) -> Float[Tensor, "B S D"]:
-    """One transformers decoder layer over a cache."""
-    output = layer(
-        hidden,
-        attention_mask=backbone.layer_mask(place.mask),
-        position_ids=place.position,
-        use_cache=True,
-        position_embeddings=place.rotation,
-        **{_cache_keyword(type(layer)): cache},
-    )
-    return output[0] if isinstance(output, tuple) else output
+    """Hidden states of new tokens after all decoder layers, each over its cache layer.
+
+    Args:
+        backbone: The model.
+        modules: Its decoder layers.
+        layers: The cache layers, which take up the new tokens; those that are not there yet are made and added.
+        hidden: Embeddings of the new tokens.
+        make: Makes the cache layer of a number from the states that meet it.
+    """
+    at = cache(partial(geometry, backbone, hidden.shape[1]))
+    for index, module in enumerate(modules):
+        hidden = hidden.to(backbone.layer_device(index))
+        if make is not None and index == len(layers):
+            layers.append(make(index, hidden))
+        place = at(tuple(layers[index].lengths), hidden.device)
+        output: Any = module(
+            hidden,
+            attention_mask=backbone.layer_mask(place.mask),
+            position_ids=place.position,
+            use_cache=True,
+            position_embeddings=place.rotation,
+            **{_cache_keyword(type(module)): Cache(layers=layers)},  # pyright: ignore[reportArgumentType]
+        )
+        hidden = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 @lru_cache

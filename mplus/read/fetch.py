@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mplus.backbone.backbone import KeysValues
+from mplus.backbone.attention import KeysValues
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.tiers import Plane, Segment, moved, side_stream
 from mplus.shapes import Index

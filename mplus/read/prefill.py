@@ -7,32 +7,24 @@ A read changes no memory. Several memories are read in one batch, each row with 
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
-from weakref import finalize, ref
+from weakref import finalize
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from transformers.cache_utils import Cache
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from mplus.backbone.backbone import KeysValues
 from mplus.config import MemoryConfig
+from mplus.layouts.by_config import layout_of
 from mplus.memory.state import MemoryState, Track
-from mplus.read.decode import Reading, call_layer, geometry
-from mplus.read.fetch import RecalledRows
-from mplus.read.prefix import (
-    READ_BLOCK_TOKENS,
-    SPARE_PREFIXES,
-    Chosen,
-    Prefix,
-    PrefixLayer,
-    ReadingOrder,
-    SparePrefix,
-    length_of,
-    prefix_layer,
-)
-from mplus.recall.choose import QUERY_TOKENS, Recalled, nothing_recalled, recall
+from mplus.read.cache_layer import PrefixLayer, length_of
+from mplus.read.decode import Reading, through_layers
+from mplus.read.prefix import TrackPrefix
+from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SPARE_PREFIXES, SparePrefix
+from mplus.recall.choose import Recalled, nothing_recalled, recall
+from mplus.recall.scorer import Question
 from mplus.weights import Weights
 
 
@@ -97,184 +89,180 @@ def prefill_steps(
     prefixed = [has_prefix(request) for request in requests]
     assert all(prefixed) or not any(prefixed), "rows with and without a prefix are read apart"
     modules = backbone.read_layers if prefixed[0] else backbone.write_layers
-    sizes = [len(request.input_ids) for request in requests]
-    longest = max(sizes)
-    padded = torch.zeros(len(requests), longest, dtype=torch.int64)
-    for row, request in enumerate(requests):
-        padded[row, : sizes[row]] = torch.tensor(request.input_ids)
-
-    prefixes = _Prefixes(weights, requests, longest, whole_prompt=all_logits)
+    prompts = pad_sequence([torch.tensor(list(request.input_ids)) for request in requests], batch_first=True)
+    longest = prompts.shape[1]
+    prefixes = _prefixes(weights, requests, modules, all_logits=all_logits)
     layers: list[PrefixLayer] = []
-    hidden = torch.empty(0)
-    parts: list[Tensor] = []
+    hidden: list[Tensor] = []
     for start in range(prefixes.kept_tokens, longest, prefixes.block):
-        if parts:
+        if hidden:
             yield
-        hidden = backbone.embed(padded[:, start : start + prefixes.block])
-        at = cache(partial(geometry, backbone, hidden.shape[1]))
-        for index, module in enumerate(modules):
-            hidden = hidden.to(backbone.layer_device(index))
-            if not parts:
-                layers.append(prefixes.layer(index, module, hidden))
-            place = at(tuple(layers[index].lengths), hidden.device)
-            hidden = call_layer(module, hidden, place, backbone, Cache(layers=layers))  # pyright: ignore[reportArgumentType]
-        parts.append(hidden)
+        block = backbone.embed(prompts[:, start : start + prefixes.block])
+        hidden.append(through_layers(backbone, modules, layers, block, prefixes.layer))
+    sizes = [len(request.input_ids) for request in requests]
     for layer in layers:
         # Rows were padded on the right to the longest prompt.
         layer.lengths = [length - longest + size for length, size in zip(layer.lengths, sizes, strict=True)]
-    reading = Reading(weights, modules, layers, [tuple(row) for row in prefixes.recalled])
-    if prefixes.alone is not None:
-        reading.when_done = finalize(reading, SPARE_PREFIXES.keep, prefixes.left_by(layers))
+    reading = Reading(weights, modules, layers, prefixes.recalled)
+    if (left := prefixes.left_by(layers)) is not None:
+        reading.when_done = finalize(reading, SPARE_PREFIXES.keep, left)
         reading.when_done.atexit = False
-    last = torch.tensor(sizes, device=hidden.device) - longest - 1
-    final = (
-        torch.cat(parts, dim=1) if all_logits else hidden[torch.arange(len(sizes), device=hidden.device), last][:, None]
-    )
-    return Prefill(backbone.logits(final), reading)
+    if all_logits:
+        return Prefill(backbone.logits(torch.cat(hidden, dim=1)), reading)
+    last = torch.tensor(sizes, device=hidden[-1].device) - longest - 1
+    rows = torch.arange(len(sizes), device=last.device)
+    return Prefill(backbone.logits(hidden[-1][rows, last][:, None]), reading)
 
 
-class _Prefixes:
-    """Makes the cache layers of one read: recalls, gathers and rotates, or takes over what an earlier read left."""
+# --- what stands before the prompts -------------------------------------------------------------------
 
-    def __init__(self, weights: Weights, requests: Sequence[ReadRequest], longest: int, *, whole_prompt: bool) -> None:
-        self._weights, self._requests, self._longest = weights, requests, longest
-        self._early = [_recall_before_reading(weights, request) for request in requests]
-        self._coming: list[RecalledRows | None] = [None] * len(requests)
-        self._orders = [ReadingOrder(0, torch.empty(0, dtype=torch.int64))] * len(requests)
-        self._read_in: list[ReadingOrder] = []
-        self._standing: list[int] = []
-        """Parts of the only prefix that an earlier read has left at their places."""
-        self.recalled: list[list[Recalled]] = [[] for _ in requests]
-        """Per row, what each track recalled."""
-        self.alone = requests[0] if len(requests) == 1 and requests[0].sources is None else None
-        """The only request, where its prefix is one that others may have left and may go on with."""
-        self._chosen: Chosen | None = None
-        if (early := self._early[0]) is not None:
-            self._chosen = Chosen(early.index, _order(requests[0], requests[0].state.tracks[0], early))
-        self.block = longest
-        """How many prompt tokens are read at once."""
-        if len(requests) == 1 and self._chosen is not None:
-            # Where every layer recalls for itself it needs the whole question at once.
-            self.block = READ_BLOCK_TOKENS
-        self._spare: SparePrefix | None = None
-        self.kept_tokens = 0
-        """Prompt tokens that an earlier read of the same prefix has read."""
-        if self.alone is not None:
-            pool, prompt = self.alone.state.tracks[0].short_term, self.alone.input_ids
-            self._spare = SPARE_PREFIXES.take(pool, self._chosen, prompt)
-            if self._spare is not None and not whole_prompt:
-                self.kept_tokens = self._spare.kept_tokens(self._chosen, prompt)
-        self._rotation = cache(
-            lambda length, where: weights.backbone.rotation(torch.arange(length, device=where))
-        )  # of every position of a prefix
 
-    def layer(self, index: int, module: Any, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
-        """The cache layer that the prompt's states at the input of layer ``index`` meet."""
-        prefixes: list[Prefix] = []
-        whole = self._spare is not None and self._spare.is_of(self._chosen)
-        for row, request in enumerate(self._requests):
-            track, at = _track_of(request.state, index)
-            chosen = self._early[row]
-            if chosen is None:
-                begin, end = request.query
-                normed = module.input_layernorm(hidden[row, begin:end])
-                chosen = recall(self._weights, track, request.config, normed, request.sources)
-            if at == 0:
-                self.recalled[row].append(chosen)
-                self._coming[row] = None if whole else _rows(self._weights, track, chosen)
-                self._orders[row] = _order(request, track, chosen)
-                if self._spare is not None:
-                    shared = self._orders[row].shared(self._spare.orders[index])
-                    self._standing = [0, *(number for number, is_shared in enumerate(shared, start=1) if is_shared)]
-            if not whole:
-                coming, order = self._coming[row], self._orders[row]
-                prefixes.append(_prefix(self._weights, request, track, at, index, coming, order))
-        if self.alone is not None:
-            self._read_in.append(self._orders[0])
-        if self._spare is not None and whole:
-            return self._spare.layer(index, self.kept_tokens)
-        rotation = self._rotation(max(map(length_of, prefixes)), hidden.device)
-        spare = self._spare.layer(index, 0) if self._spare is not None else None
-        return prefix_layer(self._weights.backbone, prefixes, self._longest, rotation, spare, self._standing)
+def _prefixes(
+    weights: Weights, requests: Sequence[ReadRequest], modules: nn.ModuleList, *, all_logits: bool
+) -> "_NewPrefixes | _SamePrefix":
+    """New prefixes, or for a lone prompt the very one that an earlier read of the same memory left."""
+    known = [_known_before_reading(weights, request) for request in requests]
+    request, only = requests[0], known[0]
+    if not _may_share(requests):
+        return _NewPrefixes(weights, requests, modules, known)
+    chosen = only.chosen if only is not None else None
+    spare = SPARE_PREFIXES.take(request.state.tracks[0].short_term, chosen, request.input_ids)
+    if spare is None or only is None or not spare.is_of(chosen):
+        return _NewPrefixes(weights, requests, modules, known, spare)
+    kept_tokens = 0 if all_logits else spare.kept_tokens(chosen, request.input_ids)
+    return _SamePrefix(request, only.recalled, spare, kept_tokens)
+
+
+def _may_share(requests: Sequence[ReadRequest]) -> bool:
+    """Whether a read may go on with what others left, and leave its own: a lone one of all sources."""
+    return len(requests) == 1 and requests[0].sources is None
+
+
+class _NewPrefixes:
+    """Prefixes of a batch, made layer by layer.
+
+    What is recalled is known before for all layers (chunk layout), or every track recalls for itself from the
+    prompt's states at its first layer (token layout).
+    """
+
+    kept_tokens = 0
+
+    def __init__(
+        self,
+        weights: Weights,
+        requests: Sequence[ReadRequest],
+        modules: nn.ModuleList,
+        known: Sequence[TrackPrefix | None],
+        spare: SparePrefix | None = None,
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            weights: The model.
+            requests: One per row.
+            modules: The decoder layers that read.
+            known: Of each row, its prefix where that is known before reading.
+            spare: A prefix of the same memory that is written over where it differs.
+        """
+        self._weights, self._requests, self._modules, self._known = weights, requests, modules, known
+        self._spare, self._standing = spare, list[int]()  # parts that stand in the spare prefix already
+        self._longest = max(len(request.input_ids) for request in requests)
+        # A track that recalls for itself needs the whole question at once.
+        self.block = READ_BLOCK_TOKENS if len(requests) == 1 and known[0] is not None else self._longest
+        self._tracks: list[list[TrackPrefix]] = [[] for _ in requests]
+        """Of each row, in order."""
+        rotation = weights.backbone.rotation
+        self._rotation = cache(lambda length, where: rotation(torch.arange(length, device=where)))
+
+    @property
+    def recalled(self) -> list[tuple[Recalled, ...]]:
+        """Of each row, what each track recalled."""
+        return [tuple(track.recalled for track in tracks) for tracks in self._tracks]
+
+    def layer(self, index: int, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
+        """The cache layer that the prompts' states at the input of layer ``index`` meet."""
+        tracks = [self._track(row, index, states) for row, states in enumerate(hidden)]
+        prefixes = [
+            track.parts(index) if has_prefix(request) else []
+            for track, request in zip(tracks, self._requests, strict=True)
+        ]
+        lengths = [length_of(prefix) for prefix in prefixes]
+        layer, standing = self._left(index, lengths), self._standing
+        if layer is None:
+            layer = PrefixLayer.empty(self._weights.backbone, lengths, self._longest, hidden.device)
+            standing = []
+        layer.write(prefixes, self._rotation(max(lengths), hidden.device), standing)
+        return layer
+
+    def _left(self, index: int, lengths: list[int]) -> PrefixLayer | None:
+        """The layer of the spare prefix, where this one fits into its place."""
+        if self._spare is None:
+            return None
+        track = self._tracks[0][-1]
+        if index == track.track.layers[0]:
+            self._standing = self._spare.standing(index, track.chosen.order)
+        left = self._spare.layer(index)
+        return left if left.lengths == lengths else None
+
+    def _track(self, row: int, index: int, hidden: Float[Tensor, "S D"]) -> TrackPrefix:
+        """The prefix of the track that a layer belongs to; the next track begins where the last one ends."""
+        request, begun = self._requests[row], self._tracks[row]
+        if not begun or index not in begun[-1].track.layers:
+            known = self._known[row]
+            if known is None:
+                track, (begin, end) = request.state.tracks[len(begun)], request.query
+                module: Any = self._modules[index]
+                question = Question(index, module.input_layernorm(hidden[begin:end]))
+                known = _recalling(self._weights, request, track, question)
+            begun.append(known)
+        return begun[-1]
+
+    def left_by(self, layers: Sequence[PrefixLayer]) -> SparePrefix | None:
+        """What a later read may go on with, of layers that now hold prefix and prompt."""
+        if not _may_share(self._requests):
+            return None
+        (request,), (tracks,), (known,) = self._requests, self._tracks, self._known
+        orders = [track.chosen.order for track in tracks for _ in track.track.layers]
+        pool, chosen = request.state.tracks[0].short_term, None if known is None else known.chosen
+        return SparePrefix.of(pool, chosen, request.input_ids, orders, layers)
+
+
+class _SamePrefix:
+    """The prefix that an earlier read left, where this one recalls the same: nothing has to be made."""
+
+    block = READ_BLOCK_TOKENS
+
+    def __init__(self, request: ReadRequest, recalled: Recalled, spare: SparePrefix, kept_tokens: int) -> None:
+        self._request, self._spare = request, spare
+        self.recalled = [(recalled,)]
+        self.kept_tokens = kept_tokens
+        """Tokens of the prompt that the earlier read has read."""
+
+    def layer(self, index: int, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
+        """The cache layer, as it stands."""
+        return self._spare.layer(index, self.kept_tokens)
 
     def left_by(self, layers: Sequence[PrefixLayer]) -> SparePrefix:
-        """What the next read may have of layers that now hold prefix and prompt."""
-        assert self.alone is not None
-        size = len(self.alone.input_ids)
-        return SparePrefix(
-            ref(self.alone.state.tracks[0].short_term),
-            self._chosen,
-            tuple(self.alone.input_ids),
-            self._read_in,
-            [layer.lengths[0] - size for layer in layers],
-            [(layer.key_buffer, layer.value_buffer) for layer in layers],
-        )
+        """The same prefix with this prompt behind it."""
+        pool, spare = self._request.state.tracks[0].short_term, self._spare
+        return SparePrefix.of(pool, spare.chosen, self._request.input_ids, spare.orders, layers)
 
 
-def _track_of(state: MemoryState, layer: int) -> tuple[Track, int]:
-    """The track that remembers for a layer, and the layer's place in it."""
-    if len(state.tracks) == 1:
-        return state.tracks[0], layer
-    return state.tracks[layer], 0
+# --- what is recalled -----------------------------------------------------------------------------------
 
 
-def _rows(weights: Weights, track: Track, chosen: Recalled) -> RecalledRows | None:
-    """What was recalled, on its way to the track's first layer."""
-    if not len(chosen.index):
-        return None
-    rows = RecalledRows((track.long_term, track.pending), chosen.index, weights.backbone.dtype, track.devices)
-    rows.start(0)
-    return rows
-
-
-def _order(request: ReadRequest, track: Track, chosen: Recalled) -> ReadingOrder:
-    """In which order what was recalled from a track and its short-term memory are read."""
-    count = len(chosen.index)
-    if chosen.order is not None:
-        return ReadingOrder(count, chosen.order)
-    recent = track.short_term.provenance.sources
-    if request.sources is not None:
-        recent = recent[torch.isin(recent, request.sources)]
-    return ReadingOrder(count, torch.arange(count + len(recent)))
-
-
-def _prefix(
-    weights: Weights,
-    request: ReadRequest,
-    track: Track,
-    at: int,
-    layer: int,
-    coming: RecalledRows | None,
-    order: ReadingOrder,
-) -> list[KeysValues]:
-    """Parts of one layer's prefix, in order: keys before rotary embedding, and values."""
-    if not has_prefix(request):
-        return []
-    backbone = weights.backbone
-    where = backbone.layer_device(layer)
-    bos = weights.norm(layer, backbone.bos_states[layer : layer + 1].to(where), reading=True)
-    parts = [backbone.keys_values(backbone.read_layers[layer], bos)]
-    recalled = coming.take(at) if coming is not None else None
-    content = track.short_term.content
-    recent = KeysValues(content.keys[at], content.values[at])
-    if request.sources is not None:
-        kept = torch.isin(track.short_term.provenance.sources, request.sources).nonzero().flatten()
-        recent = KeysValues(*(rows[kept.to(rows.device)] for rows in recent))
-    for start, stop in order.runs:
-        rows, first = (recent, order.num_recalled) if recalled is None or start >= order.num_recalled else (recalled, 0)
-        parts.append(KeysValues(*(of_kind[start - first : stop - first] for of_kind in rows)))
-    return parts
-
-
-def _recall_before_reading(weights: Weights, request: ReadRequest) -> Recalled | None:
-    """The chunk layout's one choice for all layers, from the question read alone."""
-    if request.config.layout != "chunk":
+def _known_before_reading(weights: Weights, request: ReadRequest) -> TrackPrefix | None:
+    """One prefix for all layers, recalled by the question read alone; None where each layer recalls for itself."""
+    if not layout_of(request.config).chooses_once:
         return None
     track = request.state.tracks[0]
     if not len(track) or not request.config.recalled_tokens:
-        return nothing_recalled()
-    begin, end = request.query
-    ids = torch.tensor(list(request.input_ids[max(begin, end - QUERY_TOKENS) : end]))
-    states = weights.backbone.plain_states(ids, track.recall_layer)
-    normed = weights.norm(track.recall_layer, states[-1], reading=False)
-    return recall(weights, track, request.config, normed, request.sources, weights.words_of(ids.tolist()))
+        return TrackPrefix(weights, track, nothing_recalled(), request.sources)
+    question = weights.question(request.input_ids[slice(*request.query)], track.recall_layer)
+    return _recalling(weights, request, track, question)
+
+
+def _recalling(weights: Weights, request: ReadRequest, track: Track, question: Question) -> TrackPrefix:
+    """The prefix of a track that recalls for a question."""
+    recalled = recall(weights.scorers[request.config.recall], track, request.config, question, request.sources)
+    return TrackPrefix(weights, track, recalled, request.sources)

@@ -8,49 +8,46 @@ conversation or a list lean on one another, and are read as they stand.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mplus.config import MemoryConfig
-from mplus.recall.scorers import KeyBlock, Scorer
+from mplus.recall.scorer import Question, Scorer
 from mplus.recall.units import Candidates
 from mplus.words import LINE_END, NO_WORD
 
 
-def is_turned(config: MemoryConfig, last: Sequence[int], goes_on: Bool[Tensor, " U"]) -> bool:
+def is_turned(config: MemoryConfig, last: Sequence[int], goes_on: Bool[Tensor, " U"] | None) -> bool:
     """Whether what stands next to the prompt is one text: behind a chunk that was changed stands its change.
 
     Args:
         config: Whether texts are turned at all.
         last: Chunks that stand last, in order.
-        goes_on: Which chunks go on where the one before them ends.
+        goes_on: Which chunks go on where the one before them ends; None where units are no texts.
     """
-    return config.best_sentence_times > 0 and len(last) > 0 and bool(goes_on[last[1:]].all())
+    return goes_on is not None and config.best_sentence_times > 0 and len(last) > 0 and bool(goes_on[last[1:]].all())
 
 
 def towards_best_sentence(
-    scorer: Scorer, recall_layer: int, config: MemoryConfig, text: Candidates, normed: Float[Tensor, "S D"]
+    scorer: Scorer, question: Question, text: Candidates, config: MemoryConfig
 ) -> Int[Tensor, " T"]:
     """In which order the tokens of a text are read, turned towards the sentence that says most of what is asked.
 
     Args:
         scorer: Compares sentences as it does chunks.
-        recall_layer: Whose states are compared.
+        question: What is asked.
+        text: Chunks that go on one from the other.
         config: How often the sentence stands there (``best_sentence_times``; one longer than a chunk, once), how short
             it may be (``minimum_chunk_tokens``), and its paragraph (``chunk_tokens``): else nothing is turned.
-        text: Chunks that go on one from the other.
-        normed: The question's rows, normed by the recall layer.
     """
-    words = text.words
+    words = text.provenance.words
     sizes = sentence_sizes(words < NO_WORD, config.minimum_chunk_tokens)
     as_written = torch.arange(len(words))
     if len(sizes) == 1:
         return as_written
-    queries = scorer.queries(recall_layer, normed).to(normed.device).float()
-    keys = torch.cat([block.keys for block in text.blocks(normed.device)])
-    relevance = scorer.relevance(queries, [KeyBlock(keys, sizes.to(keys.device), 0)], len(sizes))
-    best = int(relevance.argmax())
-    if paragraph_size(words == LINE_END, int(sizes[: best + 1].sum()) - 1) < config.chunk_tokens:
+    keys = torch.cat([block.keys for block in text.blocks(question.normed.device)])
+    best = scorer.best_sentence(question, keys, sizes)
+    if best is None or paragraph_size(words == LINE_END, int(sizes[: best + 1].sum()) - 1) < config.chunk_tokens:
         return as_written
     return turned(sizes, best, config.best_sentence_times - 1 if sizes[best] <= config.chunk_tokens else 0)
 

@@ -13,8 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mplus.memory.tiers import Plane
+from mplus.memory.long_term import LongTermMemory
+from mplus.memory.tiers import HOST, Plane
+from mplus.recall.units import key_slices
 
+UNINDEXED_TOKENS = 131_072
+"""Tokens behind the index that are scored one by one before it is made anew."""
+INDEX_WASTE = 0.25
+"""Share of the index's tokens that may have gone before it is made anew."""
 SAMPLE_TOKENS = 65_536
 """Keys that the clusters are made from."""
 ROUNDS = 4
@@ -120,6 +126,28 @@ class CoarseIndex:
         """Bytes of it."""
         held = (self.centroids, self.offsets, self.members, self.chunks)
         return self.keys.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def coarse_index(store: LongTermMemory) -> CoarseIndex:
+    """The index of a store's chunks; made anew once too many have come or gone since."""
+    known, chunks = store.lasting.get(CoarseIndex), store.provenance.chunks
+    if known is not None:
+        inside = int(torch.searchsorted(chunks, known.chunks[-1], right=True))
+        if len(chunks) - inside <= UNINDEXED_TOKENS and inside >= (1 - INDEX_WASTE) * known.tokens:
+            return known
+    made = CoarseIndex.build(_Keys(store), chunks)
+    store.lasting[CoarseIndex] = made
+    return made
+
+
+class _Keys:
+    """Retrieval keys of a whole store, block by block; can be gone through more than once."""
+
+    def __init__(self, store: LongTermMemory) -> None:
+        self._store = store
+
+    def __iter__(self) -> Iterator[Float[Tensor, "T R"]]:
+        return (self._store.retrieval_keys(place, HOST) for place in key_slices(self._store))
 
 
 def _batched(blocks: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mplus.recall.scorers import Relevance, with_neighbours
+from mplus.recall.scorer import Relevance, with_neighbours
 from mplus.recall.units import Candidates
 from mplus.words import NO_WORD
 
@@ -35,7 +35,8 @@ def lexical_match(
     sizes = candidates.sizes.float()
     room = SATURATION * (1 - LENGTH + LENGTH * sizes / sizes.mean())
     said = times * (SATURATION + 1) / (times + room[:, None])
-    return with_neighbours(said * rarity, candidates.goes_on).sum(dim=1) / rarity.sum()
+    said = with_neighbours(said * rarity, candidates.goes_on)
+    return said.sum(dim=1) / rarity.sum()
 
 
 def _times_said(asked: Int32[Tensor, " W"], candidates: Candidates) -> Float[Tensor, "U W"]:

@@ -1,20 +1,18 @@
 """Units of recall: runs of tokens that are recalled together, and their retrieval keys block by block."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, Int32
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mplus.config import Layout
-from mplus.memory.short_term import chunk_starts
+from mplus.layouts.layout import Layout, Units
 from mplus.memory.tiers import moved, side_stream
 from mplus.memory.tokens import Provenance
-from mplus.recall.scorers import KeyBlock
 from mplus.shapes import Index
 
 BLOCK_TOKENS = 4096
@@ -24,37 +22,17 @@ BLOCKS_AHEAD = 4
 """Blocks that may wait on a GPU for the scoring of earlier ones."""
 
 
-@dataclass(frozen=True)
-class Units:
-    """Runs of tokens of one pool, in the order in which they stand there."""
+Made = TypeVar("Made")
 
-    starts: Int[Tensor, " U"]
-    sizes: Int[Tensor, " U"]
 
-    def __len__(self) -> int:
-        return len(self.starts)
+class KeyBlock(NamedTuple):
+    """Retrieval keys of some units that follow one another, token by token."""
 
-    @staticmethod
-    def of(provenance: Provenance, layout: Layout) -> "Units":
-        """Every unit of a pool: its chunks, or its single tokens."""
-        count = len(provenance)
-        if layout == "token":
-            return Units(torch.arange(count), torch.ones(count, dtype=torch.int64))
-        starts = chunk_starts(provenance.chunks)
-        return Units(starts, torch.diff(starts, append=torch.tensor([count])))
-
-    def take(self, index: Int[Tensor, " u"]) -> "Units":
-        """The units at ``index``, in that order."""
-        return Units(self.starts[index], self.sizes[index])
-
-    def tokens(self) -> Index:
-        """Places of all their tokens in the pool."""
-        first = self.sizes.cumsum(0) - self.sizes
-        return torch.arange(int(self.sizes.sum())) + (self.starts - first).repeat_interleave(self.sizes)
-
-    def among(self, provenance: Provenance, sources: Int[Tensor, " n"]) -> "Units":
-        """Those whose tokens are all of some sources; a chunk has one source where chunks are kept whole."""
-        return self.take(torch.isin(provenance.sources[self.starts], sources).nonzero().flatten())
+    keys: Float[Tensor, "T R"]
+    sizes: Int[Tensor, " u"]
+    """Tokens of each unit, in order; they add up to the number of keys."""
+    first: int
+    """Number of the first unit. Where it is the last one of the block before, that unit goes on."""
 
 
 @runtime_checkable
@@ -74,12 +52,34 @@ class Scored(Protocol):
         """Places at which it is cheap to cut its keys."""
         ...
 
+    def derived(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """What is made of its tokens, once where they stay the same for long."""
+        ...
 
-class Candidates(NamedTuple):
+
+@dataclass(frozen=True)
+class Candidates:
     """Units of some pools, numbered from 0 on through all of them."""
 
     pools: tuple[Scored, ...]
     units: tuple[Units, ...]
+    layout: Layout
+
+    @staticmethod
+    def of(pools: Sequence[Scored], layout: Layout, sources: Int[Tensor, " n"] | None = None) -> "Candidates":
+        """Every unit of some pools.
+
+        Args:
+            pools: Where to look.
+            layout: What is a unit.
+            sources: Rows of the table of sources that count; None for all. A unit has the source of its first token.
+        """
+        units = [pool.derived(layout, lambda pool=pool: layout.units(pool.provenance.chunks)) for pool in pools]
+        if sources is not None:
+            for n, (pool, known) in enumerate(zip(pools, units, strict=True)):
+                allowed = torch.isin(pool.provenance.sources[known.starts], sources)
+                units[n] = known.take(allowed.nonzero().flatten())
+        return Candidates(tuple(pools), tuple(units), layout)
 
     @property
     def sizes(self) -> Int[Tensor, " U"]:
@@ -87,19 +87,24 @@ class Candidates(NamedTuple):
         return torch.cat([units.sizes for units in self.units])
 
     @property
-    def goes_on(self) -> Bool[Tensor, " U"]:
-        """Which chunks go on where the one before them ends: written next, of the same source."""
-        pairs = list(zip(self.pools, self.units, strict=True))
-        chunks = torch.cat([pool.provenance.chunks[units.starts] for pool, units in pairs])
-        sources = torch.cat([pool.provenance.sources[units.starts] for pool, units in pairs])
-        same = (chunks[1:] == chunks[:-1] + 1) & (sources[1:] == sources[:-1])
-        return torch.cat([torch.zeros(min(len(chunks), 1), dtype=torch.bool), same])
+    def chunks(self) -> Int[Tensor, " U"]:
+        """Serial number of the chunk of every unit."""
+        return torch.cat([pool.provenance.chunks[units.starts] for pool, units in self._pairs()])
 
     @property
-    def words(self) -> Int32[Tensor, " T"]:
-        """Words of all their tokens."""
-        pairs = zip(self.pools, self.units, strict=True)
-        return torch.cat([pool.provenance.words[units.tokens()] for pool, units in pairs])
+    def sources(self) -> Int[Tensor, " U"]:
+        """Row of the table of sources of every unit."""
+        return torch.cat([pool.provenance.sources[units.starts] for pool, units in self._pairs()])
+
+    @property
+    def goes_on(self) -> Bool[Tensor, " U"] | None:
+        """Which units go on where the one before them ends; None where units are no texts."""
+        return self.layout.goes_on(self.chunks, self.sources)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of all their tokens."""
+        return Provenance.cat([pool.provenance.take(units.tokens()) for pool, units in self._pairs()])
 
     def __len__(self) -> int:
         return sum(map(len, self.units))
@@ -115,15 +120,18 @@ class Candidates(NamedTuple):
             units.take(index[(index >= low) & (index < high)] - low)
             for units, (low, high) in zip(self.units, pairwise(bounds.tolist()), strict=True)
         ]
-        return Candidates(self.pools, tuple(inside))
+        return replace(self, units=tuple(inside))
 
     def tokens(self) -> Index:
         """Places of all tokens in the pools, laid one behind the other."""
         shift, places = 0, []
-        for pool, units in zip(self.pools, self.units, strict=True):
+        for pool, units in self._pairs():
             places.append(units.tokens() + shift)
             shift += len(pool.provenance)
         return torch.cat(places)
+
+    def _pairs(self) -> Iterator[tuple[Scored, Units]]:
+        return zip(self.pools, self.units, strict=True)
 
 
 class Blocks:
@@ -160,25 +168,29 @@ class Blocks:
 
     def _all(self) -> Iterator[KeyBlock]:
         first = 0
-        for pool, units in zip(*self.candidates, strict=True):
+        for pool, units in zip(self.candidates.pools, self.candidates.units, strict=True):
             whole = int(units.sizes.sum()) == len(pool.provenance)
             for block in (_whole if whole else _chosen)(pool, units, self.device):
                 yield block._replace(first=block.first + first)
             first += len(units)
 
 
+def key_slices(pool: Scored) -> Iterator[slice]:
+    """All of a pool, cut where its keys are and into blocks."""
+    for low, high in pairwise(pool.key_bounds()):
+        for start in range(low, high, BLOCK_TOKENS):
+            yield slice(start, min(start + BLOCK_TOKENS, high))
+
+
 def _whole(pool: Scored, units: Units, device: torch.device) -> Iterator[KeyBlock]:
     """All of a pool, cut where its keys are: a unit may go on in the next block."""
     ends = units.starts + units.sizes
-    bounds = pool.key_bounds()
-    for low, high in pairwise(bounds):
-        for start in range(low, high, BLOCK_TOKENS):
-            stop = min(start + BLOCK_TOKENS, high)
-            first = int(torch.searchsorted(ends, start, right=True))
-            last = int(torch.searchsorted(units.starts, stop))
-            edges = units.starts[first:last].clamp(min=start)
-            sizes = torch.diff(edges, append=torch.tensor([stop]))
-            yield KeyBlock(pool.retrieval_keys(slice(start, stop), device), sizes, first)
+    for place in key_slices(pool):
+        first = int(torch.searchsorted(ends, place.start, right=True))
+        last = int(torch.searchsorted(units.starts, place.stop))
+        edges = units.starts[first:last].clamp(min=place.start)
+        sizes = torch.diff(edges, append=torch.tensor([place.stop]))
+        yield KeyBlock(pool.retrieval_keys(place, device), sizes, first)
 
 
 def _chosen(pool: Scored, units: Units, device: torch.device) -> Iterator[KeyBlock]:

@@ -17,7 +17,7 @@ MOST_BLOCK_BYTES = 2**30
 MAX_TENSORS = 2**16
 MAX_DIMENSIONS = 8
 CHECKSUMS = "checksums"
-DTYPES: dict[str, torch.dtype] = {
+DTYPE_BY_CODE: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "I64": torch.int64,
     "F32": torch.float32,
@@ -30,13 +30,13 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-ITEM_BYTES = {dtype: dtype.itemsize for dtype in DTYPE_NAMES}
+CODE_BY_DTYPE = {dtype: name for name, dtype in DTYPE_BY_CODE.items()}
+ITEM_BYTES = {dtype: dtype.itemsize for dtype in CODE_BY_DTYPE}
 """Asking torch every time took a third of the time to open a large memory."""
 
 
 @dataclass(frozen=True)
-class TensorLayout:
+class TensorExtent:
     """Where one tensor of a shard lies."""
 
     dtype: torch.dtype
@@ -77,20 +77,20 @@ class TensorLayout:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockTable:
     """The tensors of a shard, in the order of the file."""
 
-    tensors: Mapping[str, TensorLayout]
+    tensors: Mapping[str, TensorExtent]
     block_bytes: int
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
+    def of(cls, tensors: Mapping[str, Tensor]) -> "BlockTable":
         """Lay tensors out, the widest numbers first so that every one is aligned."""
-        placed: dict[str, TensorLayout] = {}
+        placed: dict[str, TensorExtent] = {}
         start = block = 0
         for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
             tensor = tensors[name]
-            placed[name] = TensorLayout(tensor.dtype, tuple(tensor.shape), start, block, BLOCK_BYTES)
+            placed[name] = TensorExtent(tensor.dtype, tuple(tensor.shape), start, block, BLOCK_BYTES)
             start, block = start + placed[name].nbytes, block + placed[name].num_blocks
         return cls(placed, BLOCK_BYTES)
 
@@ -112,12 +112,12 @@ class Layout:
             sums = self.num_blocks
             entries.append((CHECKSUMS, torch.uint8, (sums, 4), self.nbytes, self.nbytes + 4 * sums))
         for name, dtype, shape, start, stop in entries:
-            described[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+            described[name] = {"dtype": CODE_BY_DTYPE[dtype], "shape": list(shape), "data_offsets": [start, stop]}
         text = json.dumps(described, separators=(",", ":")).encode()
         return text + b" " * (-len(text) % 8)
 
     @classmethod
-    def parse(cls, header: bytes, *, room: int, sealed: bool) -> "Layout":
+    def parse(cls, header: bytes, *, room: int, sealed: bool) -> "BlockTable":
         """Read a header, believing nothing of it.
 
         Args:
@@ -135,14 +135,14 @@ class Layout:
                 raise ValueError(f"blocks of {block_bytes} bytes")
             if len(described) > MAX_TENSORS:
                 raise ValueError(f"{len(described)} tensors")
-            placed: dict[str, TensorLayout] = {}
+            placed: dict[str, TensorExtent] = {}
             start = block = 0
             for name, entry in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
                 shape, offsets = entry["shape"], entry["data_offsets"]
                 whole = all(type(n) is int and 0 <= n < 2**48 for n in (*shape, *offsets))
                 if not whole or not 1 <= len(shape) <= MAX_DIMENSIONS:
                     raise ValueError(f"tensor {name!r} has shape {shape!r:.80} at {offsets!r:.80}")
-                tensor = TensorLayout(DTYPES[entry["dtype"]], tuple(shape), start, block, block_bytes)
+                tensor = TensorExtent(DTYPE_BY_CODE[entry["dtype"]], tuple(shape), start, block, block_bytes)
                 if offsets != [start, start + tensor.nbytes] or tensor.nbytes > room:
                     raise ValueError(f"tensor {name!r} does not lie where it should")
                 placed[name] = tensor
@@ -150,8 +150,8 @@ class Layout:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptMemoryError(f"its header is not one of a shard ({error})") from error
         sums = None if sealed else placed.pop(CHECKSUMS, None)
-        layout = cls(placed, block_bytes)
-        expected = (layout.num_blocks, 4)
-        if not sealed and (sums is None or sums.shape != expected or sums.start != layout.nbytes):
+        table = cls(placed, block_bytes)
+        expected = (table.num_blocks, 4)
+        if not sealed and (sums is None or sums.shape != expected or sums.start != table.nbytes):
             raise CorruptMemoryError("it lacks the checksums of its blocks")
-        return layout
+        return table

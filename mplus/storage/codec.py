@@ -11,14 +11,14 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
-from mplus.storage.blocks import DTYPE_NAMES, DTYPES
+from mplus.storage.blocks import CODE_BY_DTYPE, DTYPE_BY_CODE
 from mplus.storage.shards import as_bytes
 
 KeepTensor = Callable[[Tensor], Any]
@@ -27,18 +27,27 @@ FindTensor = Callable[[Any], Tensor]
 
 def inline(tensor: Tensor) -> Any:
     """A small tensor within the JSON itself."""
-    return {"dtype": DTYPE_NAMES[tensor.dtype], "base64": base64.b64encode(as_bytes(tensor)).decode()}
+    return {"dtype": CODE_BY_DTYPE[tensor.dtype], "base64": base64.b64encode(as_bytes(tensor)).decode()}
 
 
 def from_inline(described: Any) -> Tensor:
     """The one-dimensional tensor again."""
     try:
-        dtype, data = DTYPES[described["dtype"]], base64.b64decode(described["base64"], validate=True)
+        dtype, data = DTYPE_BY_CODE[described["dtype"]], base64.b64decode(described["base64"], validate=True)
     except (KeyError, TypeError, binascii.Error) as error:
         raise CorruptMemoryError(f"expected a tensor, found {described!r:.80}") from error
     if len(data) % dtype.itemsize:
         raise CorruptMemoryError(f"{len(data)} bytes are no whole number of {dtype}")
     return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+class Record:
+    """A dataclass that is a row of a table. It never changes, so it is put into words once."""
+
+    @cached_property
+    def line(self) -> bytes:
+        """It as a line of JSON."""
+        return to_json(encode(self)) + b"\n"
 
 
 def encode(value: Any, keep: KeepTensor = inline) -> Any:

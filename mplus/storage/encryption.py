@@ -24,7 +24,7 @@ def _aead(key: bytes) -> Any:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError as error:
         raise ImportError(
-            "Encrypted memories need the 'cryptography' package: pip install 'mplus[encryption]'."
+            "Encrypted memories need the 'cryptography' package: pip install 'mplus-memory[encryption]'."
         ) from error
     return AESGCM(key)
 

@@ -9,32 +9,28 @@ The checksum is of the bytes of the last value, so nothing of it is parsed befor
 import base64
 import binascii
 import hashlib
-import json
-import os
 import re
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError
+from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError, MemoryReadError, damage_in
 from mplus.storage.codec import from_json, to_json
 from mplus.storage.encryption import MemoryKey
-from mplus.storage.shards import ShardSum, open_regular
+from mplus.storage.names import MANIFEST, is_own_file
+from mplus.storage.place import MAX_FILES, Place
+from mplus.storage.shards import ShardSum
 
 FORMAT = 2
-MANIFEST = "memory.json"
 MAX_MANIFEST_BYTES = 2**28
-MAX_FILES = 2**20
-FILE_NAME = r"^(tokens|state|records)-[0-9a-f]{32}\.(safetensors|sealed|jsonl)$"
-_OWN_NAME = re.compile(FILE_NAME)
-_OLD_NAME = re.compile(r"^(segment-[0-9a-f]{32}|state-[0-9a-f]{24}-[0-9a-f]{8})\.safetensors$")
 _SEAL = re.compile(
     rb'\{"format":(?P<format>\d{1,9}),"sha256":"(?P<sha256>[0-9a-f]{64})",'
     rb'("key":"(?P<key>[0-9a-f]{16})","sealed":|"memory":)'
 )
 
 FileName = str
+NewNames = Mapping[FileName, FileName]
 
 
 class _Entry(BaseModel):
@@ -51,6 +47,11 @@ class TrackEntry(_Entry):
     """Tokens that live in those files."""
     num_long_term: int = Field(ge=0)
 
+    def renamed(self, names: NewNames) -> "TrackEntry":
+        """The same with other names for its files."""
+        pools = {pool: [names[name] for name in getattr(self, pool)] for pool in ("short_term", "pending", "long_term")}
+        return self.model_copy(update=pools)
+
 
 class StateEntry(_Entry):
     """The files and facts of one state."""
@@ -63,6 +64,16 @@ class StateEntry(_Entry):
     """Fields of the state that fit in here."""
     records: dict[str, list[FileName] | None]
     """Fields that are tables of records, such as the sources."""
+
+    def renamed(self, names: NewNames) -> "StateEntry":
+        """The same with other names for its files."""
+        changes = {
+            "shard": names[self.shard],
+            "context": None if self.context is None else names[self.context],
+            "tracks": [track.renamed(names) for track in self.tracks],
+            "records": {k: None if v is None else [names[name] for name in v] for k, v in self.records.items()},
+        }
+        return self.model_copy(update=changes)
 
 
 class SnapshotEntry(_Entry):
@@ -94,10 +105,10 @@ class Manifest(_Entry):
         """Bytes of all its files but the manifest."""
         return sum(file.nbytes for file in self.files.values())
 
-
-def is_own_file(name: str) -> bool:
-    """Whether a file of that name can only be one that saving a memory made."""
-    return bool(_OWN_NAME.fullmatch(name) or _OLD_NAME.fullmatch(name)) or name.startswith(".writing-")
+    def renamed(self, names: NewNames) -> "Manifest":
+        """The same with other names for its files."""
+        snapshots = [s.model_copy(update={"state": s.state.renamed(names)}) for s in self.snapshots]
+        return self.model_copy(update={"state": self.state.renamed(names), "snapshots": snapshots})
 
 
 def sealed_manifest(manifest: Manifest, key: MemoryKey | None) -> bytes:
@@ -111,86 +122,74 @@ def sealed_manifest(manifest: Manifest, key: MemoryKey | None) -> bytes:
     return f'{{"format":{FORMAT},"sha256":"{digest}",'.encode() + middle + body + b"}\n"
 
 
-def read_manifest_bytes(folder: Path) -> bytes:
+def read_manifest(place: Place) -> bytes:
     """The bytes of ``memory.json``, if there are not too many.
 
     Raises:
         MemoryNotFoundError: There is none.
         CorruptMemoryError: It is no regular file, or too large.
+        MemoryReadError: The place cannot be reached.
     """
-    path = folder / MANIFEST
-    if not os.path.lexists(path):
-        raise MemoryNotFoundError(f"{folder}: no saved memory. Expected a folder with {MANIFEST} in it.")
-    with open_regular(path) as file:
-        text = file.read(MAX_MANIFEST_BYTES + 1)
+    try:
+        with place.open(MANIFEST) as file:
+            text = file.read(MAX_MANIFEST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MemoryNotFoundError(f"{place}: no saved memory. Expected a folder with {MANIFEST} in it.") from error
+    except OSError as error:
+        raise not_read(place, error) from error
     if len(text) > MAX_MANIFEST_BYTES:
-        raise CorruptMemoryError(f"{path}: more than {MAX_MANIFEST_BYTES:,} bytes. Restore it from a copy.")
+        raise CorruptMemoryError(f"{MANIFEST} has more than {MAX_MANIFEST_BYTES:,} bytes. Restore it.", place)
     return text
 
 
-def format_of(text: bytes, path: Path) -> int:
-    """The format that ``memory.json`` is written in.
+def not_read(place: Place, error: OSError) -> MemoryReadError:
+    """The error of a place that cannot be reached, or of no room for what is fetched."""
+    reason = error.strerror or str(error)
+    return MemoryReadError(error.errno, f"{place}: the memory could not be read ({reason}). Try again, or check access")
 
-    Raises:
-        CorruptMemoryError: It is of no format that this version reads.
-    """
+
+def is_sealed(text: bytes) -> bool:
+    """Whether what is saved is encrypted, by the first 256 bytes of its manifest."""
     match = _SEAL.match(text)
-    if match is not None:
-        found: Any = int(match["format"])
-    else:
-        # The first format has its number inside, behind its checksum.
-        try:
-            found = json.loads(text)["memory"]["format"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CorruptMemoryError(f"{path}: not readable ({error}). Restore it from a copy.") from error
-    if found not in (1, FORMAT) or (found == FORMAT) != (match is not None):
-        raise CorruptMemoryError(f"{path}: format {found!r:.40}, this version reads 1 and {FORMAT}. Update mplus.")
-    return int(found)
-
-
-def is_sealed(folder: Path) -> bool:
-    """Whether what is saved in a folder is encrypted.
-
-    Raises:
-        FileNotFoundError: Nothing is saved there.
-    """
-    with (folder / MANIFEST).open("rb") as file:
-        match = _SEAL.match(file.read(256))
     return match is not None and match["key"] is not None
 
 
-def parse_manifest(text: bytes, path: Path, key: MemoryKey | None) -> Manifest:
+def parse_manifest(text: bytes, place: object, key: MemoryKey | None) -> Manifest:
     """The manifest in the bytes of ``memory.json``, checked.
 
     Raises:
-        CorruptMemoryError: It was altered.
+        CorruptMemoryError: It was altered, or is of another format.
         MemoryKeyError: It is encrypted and the key is missing or another one, or it is not and there is one.
     """
-    match = _SEAL.match(text)
-    assert match is not None
-    body = text[match.end() :].rstrip(b"\n")[:-1]
-    if hashlib.sha256(body).hexdigest() != match["sha256"].decode() or not text.rstrip(b"\n").endswith(b"}"):
-        raise CorruptMemoryError(f"{path}: was altered after it was saved. Restore it from a copy.")
-    if (match["key"] is None) != (key is None) or (key is not None and match["key"].decode() != key.id):
-        raise MemoryKeyError(_key_message(path, match["key"], key))
-    if key is not None:
+    with damage_in(f"{place}: {MANIFEST}"):
+        match = _SEAL.match(text)
+        if match is None:
+            raise CorruptMemoryError("it does not begin as a manifest does")
+        if int(match["format"]) != FORMAT:
+            found = int(match["format"])
+            raise CorruptMemoryError(f"it has format {found}, this version reads {FORMAT}; update mplus")
+        body = text[match.end() :].rstrip(b"\n")[:-1]
+        if hashlib.sha256(body).hexdigest() != match["sha256"].decode() or not text.rstrip(b"\n").endswith(b"}"):
+            raise CorruptMemoryError("it was altered after it was saved")
+        if (match["key"] is None) != (key is None) or (key is not None and match["key"].decode() != key.id):
+            raise MemoryKeyError(_key_message(place, match["key"], key))
         try:
-            body = key.unseal(MANIFEST, base64.b64decode(body.strip(b'"'), validate=True))
-        except (binascii.Error, CorruptMemoryError) as error:
-            raise CorruptMemoryError(f"{path}: cannot be decrypted ({error}). Restore it from a copy.") from error
-    try:
-        manifest = Manifest.model_validate(from_json(body))
-    except (ValidationError, CorruptMemoryError) as error:
-        raise CorruptMemoryError(f"{path}: not a memory this version can open ({error}).") from error
-    for name in manifest.files:
-        if not _OWN_NAME.fullmatch(name):
-            raise CorruptMemoryError(f"{path}: names a file {name!r:.80}, which no save makes.")
+            if key is not None:
+                body = key.unseal(MANIFEST, base64.b64decode(body.strip(b'"'), validate=True))
+            manifest = Manifest.model_validate(from_json(body))
+        except (ValidationError, binascii.Error) as error:
+            raise CorruptMemoryError(f"it is not one that this version reads ({error})") from error
+        for name in manifest.files:
+            if not is_own_file(name):
+                raise CorruptMemoryError(f"it names a file {name!r:.80}, which no save makes")
     return manifest
 
 
-def _key_message(path: Path, saved: bytes | None, key: MemoryKey | None) -> str:
+def _key_message(place: object, saved: bytes | None, key: MemoryKey | None) -> str:
     if key is None:
-        return f"{path}: this memory is encrypted. Pass the key it was saved with: key=MemoryKey(…)."
+        return f"{place}: this memory is encrypted. Pass the key it was saved with: key=MemoryKey(…)."
     if saved is None:
-        return f"{path}: this memory is not encrypted, but a key was given. Load it without, then save it with the key."
-    return f"{path}: encrypted with key {saved.decode()}, the key given is {key.id}."
+        return (
+            f"{place}: this memory is not encrypted, but a key was given. Load it without, then save it with the key."
+        )
+    return f"{place}: encrypted with key {saved.decode()}, the key given is {key.id}."

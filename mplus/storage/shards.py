@@ -9,11 +9,10 @@ memory, and a block is checked when it is first used.
 import hashlib
 import mmap
 import os
-import stat
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,9 +20,9 @@ from jaxtyping import Int, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from mplus.errors import CorruptMemoryError
-from mplus.storage.blocks import Layout, TensorLayout
-from mplus.storage.folders import Sink
+from mplus.errors import CorruptMemoryError, damage_in
+from mplus.storage.blocks import BlockTable, TensorExtent
+from mplus.storage.place import Sink, open_regular
 
 MAX_HEADER_BYTES = 2**21
 
@@ -78,18 +77,18 @@ class Seal(Protocol):
 
 def shard_bytes(tensors: Mapping[str, Tensor], seal: Seal | None) -> int:
     """The size of the file that ``write_shard`` makes, before it is made."""
-    layout = Layout.of(tensors)
-    header = len(layout.header(sealed=seal is not None))
+    table = BlockTable.of(tensors)
+    header = len(table.header(sealed=seal is not None))
     if seal is None:
-        return 8 + header + layout.nbytes + 4 * layout.num_blocks
-    return seal.head_bytes + 8 + header + layout.nbytes + seal.overhead * (1 + layout.num_blocks)
+        return 8 + header + table.nbytes + 4 * table.num_blocks
+    return seal.head_bytes + 8 + header + table.nbytes + seal.overhead * (1 + table.num_blocks)
 
 
 def write_shard(file: Sink, name: str, tensors: Mapping[str, Tensor], seal: Seal | None) -> ShardSum:
     """Write tensors in one pass, from where they are to the file."""
-    layout = Layout.of(tensors)
-    header = layout.header(sealed=seal is not None)
-    sums = np.zeros(layout.num_blocks, dtype="<u4")
+    table = BlockTable.of(tensors)
+    header = table.header(sealed=seal is not None)
+    sums = np.zeros(table.num_blocks, dtype="<u4")
     cipher = None if seal is None else seal.new_cipher(name)
     if cipher is None:
         head = len(header).to_bytes(8, "little") + header
@@ -97,7 +96,7 @@ def write_shard(file: Sink, name: str, tensors: Mapping[str, Tensor], seal: Seal
         sealed = cipher.encrypt(0, header)
         head = cipher.head + len(sealed).to_bytes(8, "little") + sealed
     size = file.write(head)
-    for key, tensor in layout.tensors.items():
+    for key, tensor in table.tensors.items():
         data = as_bytes(tensors[key])
         for number, (start, stop) in enumerate(tensor.blocks(), tensor.first_block):
             if cipher is None:
@@ -129,22 +128,6 @@ def content_hash(tensors: Mapping[str, Tensor], key: bytes = b"") -> str:
 # --- reading ------------------------------------------------------------------------------------------
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading; a link, folder or device in its place is an altered memory.
-
-    Raises:
-        CorruptMemoryError: It is missing or no regular file.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise CorruptMemoryError(f"{path}: missing or not readable ({error.strerror}). Restore it.") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise CorruptMemoryError(f"{path}: not a regular file. Restore it from a copy.")
-    return os.fdopen(handle, "rb")
-
-
 class OpenShard:
     """A shard whose rows are read when they are asked for.
 
@@ -154,37 +137,26 @@ class OpenShard:
 
     def __init__(self, path: Path, expected: ShardSum | None, *, seal: Seal | None = None) -> None:
         self.path = path
-        self._cipher: Cipher | None = None
-        with open_regular(path) as file:
+        with damage_in(path), open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if expected is not None and size != expected.nbytes:
-                raise CorruptMemoryError(
-                    f"{path}: {size:,} bytes, expected {expected.nbytes:,}. It was cut or altered."
-                )
+                raise CorruptMemoryError(f"it has {size:,} bytes, expected {expected.nbytes:,}: it was cut or altered")
             head = file.read((0 if seal is None else seal.head_bytes) + 8)
             length = int.from_bytes(head[-8:], "little")
             if length > min(MAX_HEADER_BYTES, size - len(head)):
-                raise CorruptMemoryError(f"{path}: announces a header of {length:,} bytes. It was altered.")
+                raise CorruptMemoryError(f"it announces a header of {length:,} bytes: it was altered")
             header = file.read(length)
             self._data_start = len(head) + length
-            try:
-                if seal is not None:
-                    self._cipher = seal.cipher(path.name, head[:-8])
-                    plain = self._cipher.decrypt(0, header)
-                else:
-                    plain = header
-                self.layout = Layout.parse(plain, room=size - self._data_start, sealed=seal is not None)
-            except CorruptMemoryError as error:
-                raise CorruptMemoryError(f"{path}: {error}. Restore it from a copy.") from error
-            tail = b""
-            if seal is None:
-                file.seek(self._data_start + self.layout.nbytes)
-                tail = file.read(4 * self.layout.num_blocks)
-        overhead = 4 if self._cipher is None else self._cipher.overhead
-        if size != self._data_start + self.layout.nbytes + overhead * self.layout.num_blocks:
-            raise CorruptMemoryError(f"{path}: {size:,} bytes do not hold what its header says. It was altered.")
-        if expected is not None and hashlib.sha256(head + header + tail).hexdigest() != expected.sha256:
-            raise CorruptMemoryError(f"{path}: was altered after it was saved. Restore it from a copy.")
+            self._cipher = None if seal is None else seal.cipher(path.name, head[:-8])
+            plain = header if self._cipher is None else self._cipher.decrypt(0, header)
+            self.table = BlockTable.parse(plain, room=size - self._data_start, sealed=seal is not None)
+            file.seek(self._data_start + self.table.nbytes)
+            tail = file.read(4 * self.table.num_blocks) if seal is None else b""
+            overhead = 4 if self._cipher is None else self._cipher.overhead
+            if size != self._data_start + self.table.nbytes + overhead * self.table.num_blocks:
+                raise CorruptMemoryError(f"its {size:,} bytes do not hold what its header says: it was altered")
+            if expected is not None and hashlib.sha256(head + header + tail).hexdigest() != expected.sha256:
+                raise CorruptMemoryError("it was altered after it was saved")
         self._sums = np.frombuffer(tail, dtype="<u4")
         self._checked = np.zeros(len(self._sums), dtype=bool)
         self._map = _mapped(path)
@@ -192,7 +164,7 @@ class OpenShard:
 
     def rows(self, name: str, index: Int[Tensor, " T"] | slice) -> Tensor:
         """A copy of some rows of a tensor, or of a run of them, checked."""
-        tensor = self.layout.tensors[name]
+        tensor = self.table.tensors[name]
         blocks = _touched(tensor, index)
         if not blocks:
             return torch.empty(0, *tensor.shape[1:], dtype=tensor.dtype)
@@ -214,7 +186,7 @@ class OpenShard:
         """
         if not hasattr(mmap, "MADV_WILLNEED"):
             return
-        tensor = self.layout.tensors[name]
+        tensor = self.table.tensors[name]
         begin = end = 0
         for block in _touched(tensor, index):
             if self._cipher is None and self._checked[tensor.first_block + block]:
@@ -233,7 +205,7 @@ class OpenShard:
 
     def whole(self, name: str) -> Tensor:
         """A whole tensor, checked; mapped from the file where that is not encrypted."""
-        tensor = self.layout.tensors[name]
+        tensor = self.table.tensors[name]
         blocks = range(tensor.num_blocks)
         if self._cipher is None:
             self._check(name, blocks)
@@ -244,7 +216,7 @@ class OpenShard:
 
     def resident(self, name: str) -> Tensor:
         """A copy of a whole tensor in host memory, checked; read in one piece, not page by page."""
-        tensor = self.layout.tensors[name]
+        tensor = self.table.tensors[name]
         if self._cipher is not None or not tensor.nbytes:
             return self.whole(name).clone()
         with open_regular(self.path) as file:
@@ -253,21 +225,20 @@ class OpenShard:
         view = memoryview(data)
         for number, (start, stop) in enumerate(tensor.blocks(), tensor.first_block):
             if zlib.crc32(view[start:stop]) != self._sums[number]:
-                raise CorruptMemoryError(f"{self.path}: {name} was altered after it was saved. Restore it from a copy.")
+                raise CorruptMemoryError(f"{name} was altered after it was saved. Restore it from a copy.", self.path)
         return torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape)
 
-    def verify(self) -> None:
-        """Check every block."""
-        for name in self.layout.tensors:
-            self.whole(name)
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor whole, checked."""
+        return {name: self.whole(name) for name in self.table.tensors}
 
     def _view(self, name: str) -> Tensor:
-        tensor = self.layout.tensors[name]
+        tensor = self.table.tensors[name]
         start = self._data_start + tensor.start
         return self._bytes[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
     def _check(self, name: str, blocks: range | list[int]) -> None:
-        tensor = self.layout.tensors[name]
+        tensor = self.table.tensors[name]
         window = range(tensor.first_block + blocks[0], tensor.first_block + blocks[-1] + 1) if blocks else range(0)
         if self._checked[window.start : window.stop].all():
             return
@@ -279,22 +250,20 @@ class OpenShard:
             start, stop = self._extent(tensor, block)
             if zlib.crc32(data[start:stop]) != self._sums[number]:
                 raise CorruptMemoryError(
-                    f"{self.path}: bytes {start:,} to {stop:,} were altered after it was saved. Restore it from a copy."
+                    f"bytes {start:,} to {stop:,} were altered after it was saved. Restore it from a copy.", self.path
                 )
             self._checked[number] = True
 
     def _decrypted(self, name: str, block: int) -> Tensor:
         assert self._cipher is not None
-        tensor = self.layout.tensors[name]
+        tensor = self.table.tensors[name]
         rows = min(tensor.rows_per_block, tensor.shape[0] - block * tensor.rows_per_block)
         start, stop = self._extent(tensor, block)
-        try:
+        with damage_in(self.path):
             plain = self._cipher.decrypt(tensor.first_block + block + 1, self._bytes[start:stop].numpy())
-        except CorruptMemoryError as error:
-            raise CorruptMemoryError(f"{self.path}: {error}. Restore it from a copy.") from error
         return torch.frombuffer(bytearray(plain), dtype=tensor.dtype).view(rows, *tensor.shape[1:])
 
-    def _extent(self, tensor: TensorLayout, block: int) -> tuple[int, int]:
+    def _extent(self, tensor: TensorExtent, block: int) -> tuple[int, int]:
         """First and last byte of a block in the file."""
         overhead = 0 if self._cipher is None else self._cipher.overhead
         first_row = block * tensor.rows_per_block
@@ -304,7 +273,7 @@ class OpenShard:
         return start, start + rows * tensor.row_bytes + overhead
 
 
-def _touched(tensor: TensorLayout, index: Int[Tensor, " T"] | slice) -> range | list[int]:
+def _touched(tensor: TensorExtent, index: Int[Tensor, " T"] | slice) -> range | list[int]:
     """Blocks with some rows, in order."""
     per_block = tensor.rows_per_block
     if isinstance(index, slice):

@@ -11,9 +11,8 @@ from typing import Any
 
 from mplus.errors import CorruptMemoryError, MemoryKeyError
 from mplus.storage.encryption import KEY_BYTES, MemoryKey
-from mplus.storage.folders import make_private, put_file, sole_writer, sync_folder
 from mplus.storage.names import check_name
-from mplus.storage.shards import open_regular
+from mplus.storage.place import Folder, open_regular
 
 MAX_KEY_FILE_BYTES = 4096
 SALT_FILE = "vault.json"
@@ -38,7 +37,7 @@ class KeyVault:
 
     def __init__(self, folder: str | Path, *, master: bytes | None = None) -> None:
         self.folder = Path(folder).expanduser()
-        make_private(self.folder)
+        Folder(self.folder).make()
         self._master = None if master is None else MemoryKey(master)
 
     @classmethod
@@ -51,11 +50,11 @@ class KeyVault:
         if not passphrase:
             raise ValueError("passphrase='': expected one that is worth its name.")
         path = Path(folder).expanduser()
-        make_private(path)
-        with sole_writer(path, timeout=LOCK_TIMEOUT):
+        place = Folder(path)
+        with place.lock(LOCK_TIMEOUT):
             if not (path / SALT_FILE).exists():
                 text = json.dumps({"format": 1, "salt": _to_text(secrets.token_bytes(16))}).encode()
-                put_file(path, SALT_FILE, lambda file: file.write(text))
+                place.exchange(SALT_FILE, text)
         salt = _read(path / SALT_FILE)["salt"]
         secret = hashlib.scrypt(
             passphrase.encode(), salt=_from_text(salt, path), n=2**15, r=8, p=1, maxmem=2**26, dklen=KEY_BYTES
@@ -94,15 +93,16 @@ class KeyVault:
         Raises:
             MemoryKeyError: There is one, but the vault was opened with another master key.
         """
-        with sole_writer(self.folder, timeout=LOCK_TIMEOUT):
+        place = Folder(self.folder)
+        with place.lock(LOCK_TIMEOUT):
             if self._path(name).exists():
                 return self.key(name)
             key = MemoryKey.new()
             path = self._path(name)
             secret = key.secret if self._master is None else self._master.seal(path.name, key.secret)
             known = {"format": 1, "wrapped": self._master is not None, "secret": _to_text(secret)}
-            put_file(self.folder, path.name, lambda file: file.write(json.dumps(known).encode()))
-            sync_folder(self.folder)
+            place.exchange(path.name, json.dumps(known).encode())
+            place.sync()
             return key
 
     def destroy(self, name: str) -> bool:
@@ -120,7 +120,7 @@ class KeyVault:
             file.flush()
             os.fsync(file.fileno())
         path.unlink()
-        sync_folder(self.folder)
+        Folder(self.folder).sync()
         return True
 
     def _path(self, name: str) -> Path:

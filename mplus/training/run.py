@@ -10,7 +10,6 @@ which was killed goes on where it was.
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -49,7 +48,7 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
         )
     folder = RunFolder(out)
     if accelerator.is_main_process:
-        folder.begin(settings.model_dump(), resume=resume)
+        folder.begin(settings.model_dump(mode="json"), resume=resume)
     accelerator.wait_for_everyone()
     kind = PublishedRun if settings.is_published else ChunkRun
     training = kind(settings, folder, accelerator)
@@ -69,15 +68,6 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()  # else threads of the process group may abort what has ended well
     return folder.model
-
-
-def resumed_settings(out: Path, changes: dict[str, Any]) -> RunSettings:
-    """Settings of the run in a folder, with what was asked for beside it.
-
-    Raises:
-        ValueError: There is no run, or its settings cannot be read.
-    """
-    return RunSettings(**(RunFolder(out).known_settings() | changes))
 
 
 def save_model(folder: Path, name: str, model: MPlus, parts: TrainedParts) -> None:

@@ -1,5 +1,6 @@
 """What a training run is asked for; frozen, checked once, kept in the run's folder."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -21,56 +22,58 @@ class RunSettings(BaseModel):
             range.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model: str
+    model: str = "smol-135m"
     """Backbone: built-in name, local folder or hub repository."""
-    stages: tuple[str, ...] = DEFAULT_STAGES
-    """What is trained, in order."""
-    texts: tuple[str, ...] = ()
-    """Text files, and folders of them."""
-    squad: str | None = None
+    texts: tuple[Path, ...] = ()
+    """Text file or folder of them (.txt .md .rst .jsonl, or .gz)."""
+    squad: Path | None = None
     """Passages with questions, as SQuAD JSON."""
-    dialogues: str | None = None
+    dialogues: Path | None = None
     """Conversations, one JSON a line."""
+    stages: tuple[str, ...] = DEFAULT_STAGES
+    """What is trained, in order: projection, reader, tune (go on with the read adapter there is), scorer; or
+    published-1, published-2, published-3 (published: all three)."""
     steps: dict[str, Positive] = Field(default_factory=dict)
-    """Steps of a stage, by its name, where they shall not be the preset's."""
+    """Steps of a stage, as in reader=4000, where not the stage's own."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Of adapters; None takes the stage's preset."""
+    """Of adapters, where not the stage's own."""
     batch: Positive | None = None
-    """Samples a step and process; None takes the stage's preset."""
+    """Samples a step and process, where not the stage's own."""
     rank: Positive = 16
     """Of the adapters."""
     adapters: Positive = 1
     """Read adapters that the reader stage trains, from different seeds; the model gets their mean."""
     conversations: Positive = 300
-    """Conversations of ``dialogues`` that are held as states and asked about."""
+    """Conversations of the dialogues that are held as states and asked about."""
     people: Positive = 300
     """Generated people, where the mixture is that of the default model."""
     invented: Annotated[int, Field(ge=0)] = 0
-    """Passages that the backbone makes up and asks about, for the reader stage, beside those of ``squad``."""
+    """Passages that the backbone makes up and asks about, for the reader stage; needs SQuAD's to learn asking from."""
     retriever_size: Positive | None = None
-    """Numbers of a retrieval key; None takes the stage's preset."""
+    """Numbers of a retrieval key, where not the stage's own."""
     layer: Annotated[int, Field(ge=0)] | None = None
-    """Layer whose states recall scores; None: what the model says, else a fifth of the way up."""
+    """Layer whose states recall scores; else what the model says, or a fifth of the way up."""
     tokens_per_write: Positive | None = None
-    """Memory tokens per chunk in the published stages [K]; None: what fits the backbone's window."""
+    """Published stages: memory tokens per chunk and layer [K]; else what fits the backbone's window."""
     blocks: Positive | None = None
-    """Short-term and recalled tokens in the published stages, in units of K; None: 50, as published."""
+    """Published stages: short-term and recalled tokens, in units of K; else 50, as published."""
     chunk_tokens: Positive | None = None
-    """Longest chunk in the published stages; None: 512, or what fits the window."""
+    """Published stages: longest chunk; else 512, or what fits the window."""
     target_tokens: Positive | None = None
-    """Longest target in the published stages; None: 2048, or what fits the window."""
+    """Published stages: longest target; else 2048, or what fits the window."""
     text_tokens: Positive = 150_000
-    """Most tokens of plain text held as states for the stages of the default layout."""
+    """Most tokens of plain text held as states at once (not in published stages)."""
     seed: int = 0
+    """The same seed trains the same model."""
     device: str = "auto"
     """Where to compute: "auto" takes what accelerate finds, "cpu" the CPU."""
     dtype: str | None = None
-    """Of the frozen backbone; None: as ``from_pretrained`` has it, but bfloat16 for the stages of the default layout on
-    a CPU that computes in it."""
+    """Of the frozen backbone; else as from_pretrained has it, but bfloat16 for the stages of the default layout on a
+    CPU that computes in it."""
     precision: Literal["auto", "no", "bf16"] = "auto"
-    """Mixed precision of the published stages; "auto" takes what accelerate was launched with."""
+    """Mixed precision of the published stages: no or bf16; "auto" takes what accelerate was launched with."""
     save_every: Positive = 100
     """Steps between checkpoints."""
     log_every: Positive = 10

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mplus.backbone.backbone import KeysValues
+from mplus.backbone.attention import KeysValues
 from mplus.config import MemoryConfig
+from mplus.layouts.by_config import layout_of
 from mplus.memory.memory import Memory
 from mplus.memory.state import Context, MemoryState, chained
 from mplus.memory.tokens import Content, Provenance, Tokens
@@ -95,6 +96,9 @@ def write_together(
         for (number, chunks), (new, context) in zip(batch, encoded, strict=True):
             generator = writings[number].memory.generator(states[number])
             states[number], out, moved = absorb(states[number], config, new, generator, context, chunks)
+            if moved:  # here, so that no read has to wait for it
+                for track in states[number].tracks:
+                    weights.scorers[config.recall].prepare(track.long_term, config)
             known = reports[number]
             reports[number] = replace(
                 known,
@@ -161,7 +165,7 @@ def _next_batch(
     """
     first = next(number for number, chunks in enumerate(waiting) if chunks)
     config = configs[first]
-    if config.encoding == "adapter" or config.layout == "token":
+    if not layout_of(config).writes_together:
         return config, [(first, [waiting[first].popleft()])]
     room = max(tokens // config.chunk_tokens, 1)
     batch: list[tuple[int, list[Chunk]]] = []

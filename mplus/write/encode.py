@@ -6,14 +6,14 @@ a write adapter compresses a chunk into K tokens (spec section 3), one chunk aft
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mplus.backbone.backbone import KeysValues, Rotation, rotate
+from mplus.backbone.attention import KeysValues, Packing
+from mplus.backbone.backbone import Backbone
 from mplus.config import MemoryConfig
 from mplus.memory.state import Context
 from mplus.weights import Weights
@@ -46,9 +46,8 @@ def encode_states(
 ) -> Encoded:
     """States of every text token at the input of every layer.
 
-    Rows of all chunks are packed for the linear layers and laid out [chunk, row] for attention, where
-    each chunk sees the bos state, what it continues, and its own past. Positions count from the bos state,
-    as in any write.
+    Each chunk sees the bos state, what it continues, and its own past. Positions count from the bos state, as in
+    any write.
 
     Args:
         weights: The model.
@@ -59,97 +58,57 @@ def encode_states(
     """
     backbone = weights.backbone
     num_layers = num_layers or backbone.num_layers
-    device = backbone.device
-    sizes = torch.tensor([len(chunk.input_ids) for chunk in chunks])
-    longest = int(sizes.max())
-    earlier = torch.tensor([0 if context is None else context.sources.shape[0] for context in contexts])
-    offset = int(earlier.sum())
-    starts = offset + sizes.cumsum(0) - sizes
-    before = torch.zeros_like(sizes)
-    before[1:] = sizes[:-1]
-    before *= torch.tensor([chunk.continues for chunk in chunks])
-    is_earlier = torch.tensor([context is not None for context in contexts])
-    before = torch.where(is_earlier, earlier, before)
-    reach = int(before.max())
-
-    columns = torch.arange(longest)
-    inside = columns < sizes[:, None]  # [chunk, row]
-    slot = torch.full(inside.shape, 0)
-    slot[inside] = torch.arange(int(sizes.sum()))
-    # Rows of what a chunk continues; what was written earlier stands in front of all chunks.
-    past_columns = torch.arange(reach)
-    past_inside = past_columns < before[:, None]
-    past_starts = torch.where(is_earlier, earlier.cumsum(0) - earlier, starts - before)
-    past_slot = torch.where(past_inside, past_starts[:, None] + past_columns, 0)
-
-    position = 1 + before[:, None] + columns
-    table = backbone.rotation(torch.arange(1 + reach + longest, device=device))
-    causal = columns[:, None] >= columns[None, :]
-    mask = torch.cat(
-        [
-            torch.ones(len(chunks), longest, 1, dtype=torch.bool),
-            past_inside[:, None, :].expand(-1, longest, -1),
-            causal & inside[:, None, :],
-        ],
-        dim=2,
-    )[:, None]
-
-    own = inside.flatten().nonzero().flatten()
-
-    @cache
-    def placed(where: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Rotation]:
-        """What every layer looks things up with, copied to a device once."""
-        rotation = Rotation(table.cos.to(where), table.sin.to(where))
-        return slot.to(where), past_slot.to(where), position.to(where), mask.to(where), own.to(where), rotation
-
+    packing = _packed(backbone, chunks, contexts)
     hidden = backbone.embed(torch.tensor([i for chunk in chunks for i in chunk.input_ids]))
     states: list[Tensor] = []
     base: list[KeysValues] = []
     for index in range(num_layers):
-        layer = backbone.write_layers[index]
         where = backbone.layer_device(index)
-        hidden = hidden.to(where)
+        hidden, packing = hidden.to(where), packing.to(where)
         states.append(hidden)
-        past = [context.states[index].to(where) for context in contexts if context is not None]
-        normed = weights.norm(
-            index, torch.cat([backbone.bos_states[index : index + 1].to(where), *past, hidden]), reading=False
-        )
-        keys, values = backbone.keys_values(layer, normed)
-        base.append(KeysValues(keys[1 + offset :], values[1 + offset :]))
-        if index + 1 == num_layers:
-            break  # what the last layer makes of them nobody reads
-        here, past_here, at, seen, rows, rotation = placed(where)
-        queries = backbone.queries(layer, normed[1 + offset :])[here]
-        queries = rotate(queries, Rotation(rotation.cos[at], rotation.sin[at]))
-        rotated, laid_values = _laid_out(keys, values, here, past_here, offset, rotation, at, reach)
-        attended = backbone.attend(layer, queries.transpose(1, 2), rotated, laid_values, seen)
-        hidden = backbone.finish(layer, hidden, attended.flatten(0, 1)[rows])
+        earlier = [context.states[index].to(where) for context in contexts if context is not None]
+        rows = torch.cat([backbone.bos_states[index : index + 1].to(where), *earlier, hidden])
+        given = backbone.layer_input(backbone.write_layers[index], rows)
+        base.append(KeysValues(given.keys[packing.first :], given.values[packing.first :]))
+        if index + 1 < num_layers:  # what the last layer makes of them nobody reads
+            hidden = backbone.layer_output(backbone.write_layers[index], given, packing)
     return Encoded(tuple(states), tuple(base))
 
 
-def _laid_out(
-    keys: Tensor,
-    values: Tensor,
-    slot: Tensor,
-    past_slot: Tensor,
-    offset: int,
-    rotation: Rotation,
-    position: Tensor,
-    reach: int,
-) -> tuple[Tensor, Tensor]:
-    """Keys (rotated) and values as [chunk, head, bos + past + own rows, size]."""
-    num_chunks = slot.shape[0]
-    rows = torch.cat([slot.new_zeros(num_chunks, 1), past_slot + 1, slot + 1 + offset], dim=1)
-    at = torch.cat(
-        [
-            position.new_zeros(num_chunks, 1),
-            torch.arange(1, 1 + reach, device=position.device).expand(num_chunks, -1),
-            position,
-        ],
-        dim=1,
+def _packed(backbone: Backbone, chunks: Sequence[Chunk], contexts: Sequence[Context | None]) -> Packing:
+    """How rows of [bos ; what was written earlier ; chunks] attend, laid out as [chunk, row]."""
+    sizes = torch.tensor([len(chunk.input_ids) for chunk in chunks])
+    is_earlier = torch.tensor([context is not None for context in contexts])
+    earlier = torch.tensor([0 if context is None else len(context.sources) for context in contexts])
+    first = 1 + int(earlier.sum())
+    starts = first + sizes.cumsum(0) - sizes
+    # How many rows each chunk sees of what it continues, and where they begin.
+    previous = torch.cat([sizes.new_zeros(1), sizes[:-1]]) * torch.tensor([chunk.continues for chunk in chunks])
+    seen = torch.where(is_earlier, earlier, previous)
+    seen_starts = torch.where(is_earlier, 1 + earlier.cumsum(0) - earlier, starts - seen)
+
+    columns, past = torch.arange(int(sizes.max())), torch.arange(int(seen.max()))
+    is_row, is_past = columns < sizes[:, None], past < seen[:, None]
+    own = torch.where(is_row, starts[:, None] + columns, first)
+    bos = sizes.new_zeros(len(chunks), 1)
+    keys = torch.cat([bos, torch.where(is_past, seen_starts[:, None] + past, 1), own], dim=1)
+    positions = 1 + seen[:, None] + columns
+    key_positions = torch.cat([bos, (1 + past).expand(len(chunks), -1), positions], dim=1)
+    causal = is_row[:, None] & (columns <= columns[:, None])
+    visible = torch.cat([torch.ones_like(bos, dtype=torch.bool), is_past], dim=1)
+    mask = torch.cat([visible[:, None].expand(-1, len(columns), -1), causal], dim=2)[:, None]
+
+    device = backbone.device
+    table = backbone.rotation(torch.arange(1 + len(past) + len(columns), device=device))
+    return Packing(
+        first,
+        (own - first).to(device),
+        table.at(positions.to(device)),
+        keys.to(device),
+        table.at(key_positions.to(device)),
+        mask.to(device),
+        is_row.flatten().nonzero().flatten().to(device),
     )
-    laid_keys = rotate(keys[rows], Rotation(rotation.cos[at], rotation.sin[at]))
-    return laid_keys.transpose(1, 2), values[rows].transpose(1, 2)
 
 
 def encode_adapter(
@@ -172,31 +131,19 @@ def encode_adapter(
     backbone, size, num_new = weights.backbone, len(input_ids), config.tokens_per_write
     hidden = backbone.embed(torch.tensor(list(input_ids)))
     length = 1 + past[0].shape[0] + size
-    prefix = max(min(length - num_new, length - size), 1)
-    rotation = backbone.rotation(torch.arange(length, device=hidden.device))
-    mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()[prefix:][None, None]
+    first = max(length - max(num_new, size), 1)
+    packing = Packing.single(backbone.rotation(torch.arange(length, device=hidden.device)), first)
     new: list[Tensor] = []
     for index in range(backbone.num_layers):
-        layer = backbone.write_layers[index]
         where = backbone.layer_device(index)
-        hidden = hidden.to(where)
+        hidden, packing = hidden.to(where), packing.to(where)
         if observe is not None:
             observe(index, hidden)
         rows = torch.cat([backbone.bos_states[index : index + 1].to(where), past[index].to(where), hidden])
         if weights.write_position is not None:
             rows[-num_new:] += weights.write_position.to(where)
-        normed = weights.norm(index, rows, reading=False)
-        keys, values = backbone.keys_values(layer, normed)
-        here = Rotation(rotation.cos.to(where), rotation.sin.to(where))
-        queries = rotate(backbone.queries(layer, normed[prefix:]), Rotation(here.cos[prefix:], here.sin[prefix:]))
-        attended = backbone.attend(
-            layer,
-            queries.transpose(0, 1)[None],
-            rotate(keys, here).transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
-            mask.to(where),
-        )
-        output = backbone.finish(layer, rows[prefix:], attended[0])
+        layer = backbone.write_layers[index]
+        output = backbone.layer_output(layer, backbone.layer_input(layer, rows), packing)
         new.append(output[-num_new:].clone())
         hidden = output[-size:]
     return Encoded(tuple(new), None, hidden)

@@ -1,34 +1,41 @@
 """``MPlusChat``: a LangChain chat model whose memory is latent and never fills the prompt."""
 
-import json
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Literal
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.documents import Document
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
-from pydantic import ConfigDict, Field
+from langchain_core.utils.function_calling import convert_to_json_schema
+from pydantic import ConfigDict, Field, SecretStr
 
-from mplus import Generation, GenerationStream, Scheduler, parse_tool_calls
-from mplus_integrations.history import fitted
-from mplus_integrations.langchain.forms import before_calls, form_of, with_schema, with_told, with_tools
-from mplus_integrations.langchain.memories import Remembering, keyed
-from mplus_integrations.langchain.messages import response_metadata, to_chat, to_tool_calls, usage
-from mplus_integrations.worker import in_thread, streamed
+from mplus_integrations.answering import Answering, as_test
+from mplus_integrations.forms import response_format
+from mplus_integrations.langchain.messages import to_chat, to_last_chunk, to_message, to_text
+from mplus_integrations.langchain.structured import with_schema, with_tools
+from mplus_integrations.settings import Call
+from mplus_integrations.worker import answered, in_thread, streamed
 
 MEMORY_STATE = "mplus_memory_state"
 """Carries the state of a call's memory to the key of LangChain's cache."""
+WITHOUT_EFFECT = frozenset(
+    {"strict", "stream", "stream_usage", "ls_structured_output_format", "structured_output_format", MEMORY_STATE}
+)
+"""Arguments of a call that LangChain and its agents pass to every chat model. Forms are always strict and the
+last chunk always has the usage; the others are for LangChain itself."""
 
 
-class MPlusChat(Remembering, BaseChatModel):
+class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
     """Chat with a local model that remembers.
 
         chat = MPlusChat()
@@ -37,32 +44,22 @@ class MPlusChat(Remembering, BaseChatModel):
 
     Weights are loaded at the first use, once per process and model. What is written stays out of the
     prompt: it is read from latent memory, the one of ``memory``, ``store`` and ``memory_key``.
+
+    Arguments of a call, bound or given: every setting of the constructor that says how to answer, ``stop``,
+    ``memory_key``, ``where`` (which sources are read), ``model``, ``tools``, ``tool_choice``,
+    ``parallel_tool_calls`` and ``response_format``. Another name is an error; None is as if it were not given.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, hide_input_in_errors=True)
 
-    temperature: float = 0.0
-    """0 always takes the likeliest token."""
-    max_tokens: int = 256
-    """Most tokens of an answer."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens that together have this probability."""
-    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    stop: str | list[str] | None = Field(default=None, alias="stop_sequences")
     """Strings that end an answer."""
-    seed: int | None = None
-    """The same seed gives the same answer."""
-    abstain_below: float | None = None
-    """Say ``abstain_reply`` instead of an answer in words that is less sure than this; None: never."""
-    abstain_reply: str = "I don't know."
-    """What is said then."""
-    timeout: float | None = None
-    """Seconds after which an answer ends as it is; None: never."""
     max_retries: int = 0
     """Accepted for what hosted models need it for; a local model does not retry."""
     streaming: bool = False
     """Accepted; every answer can be streamed."""
-    scheduler: Scheduler | None = None
-    """``model.serve()``: answers to many users share the model's steps; None: each runs by itself."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """Accepted, as LangChain's standard parameters have it; a local model asks for none."""
 
     # --- what LangChain asks ----------------------------------------------------------------------
 
@@ -71,36 +68,21 @@ class MPlusChat(Remembering, BaseChatModel):
         return "mplus"
 
     @property
-    def _model_name(self) -> str:
-        return self.model if isinstance(self.model, str) else self.model.name
-
-    @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return {
-            "model_name": self._model_name,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "top_p": self.top_p,
-            "stop": self.stop,
-            "seed": self.seed,
-            "abstain_below": self.abstain_below,
-            "abstain_reply": self.abstain_reply,
-        }
+        return {"model_name": self.model_name, **self.own_settings()}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         found = super()._get_ls_params(stop, **kwargs)
         found["ls_provider"] = "mplus"
-        found["ls_model_name"] = str(kwargs.get("model", self._model_name))
+        found["ls_model_name"] = str(kwargs.get("model") or self.model_name)
         found["ls_temperature"] = kwargs.get("temperature", self.temperature)
         found["ls_max_tokens"] = kwargs.get("max_tokens", self.max_tokens)
         return found
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        known = self._known_model()
-        window = 8192 if known is None else known.weights.backbone.window
         return ModelProfile(
-            name=self._model_name,
-            max_input_tokens=window - self.max_tokens,
+            name=self.model_name,
+            max_input_tokens=self.window - self.max_tokens,
             max_output_tokens=self.max_tokens,
             text_inputs=True,
             text_outputs=True,
@@ -111,14 +93,17 @@ class MPlusChat(Remembering, BaseChatModel):
         )
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        # A cached answer is only good for the memory it was given with.
+        # A cached answer is only good for what was read with it.
         state = kwargs.pop(MEMORY_STATE, None) or self._memory_state(kwargs)
+        kwargs.pop("where", None)
         return f"{super()._get_llm_string(stop, **kwargs)}---memory={state}"
 
     def _memory_state(self, kwargs: Mapping[str, Any]) -> str:
-        key = kwargs.get("memory_key")
-        with self.opened(key, self._model(kwargs)) as memory:
-            return f"{key}:{memory.fingerprint}"
+        call = self._call(None, kwargs)
+        with self.latents(call.memory_key).opened(self.model_of(call)) as memory:
+            test, sources = as_test(call.where), memory.sources()
+            read = None if test is None else [s.name for s in sources if test(s.name, s.metadata)]
+            return f"{call.memory_key}:{memory.fingerprint}:{read}"
 
     async def _agenerate_with_cache(
         self,
@@ -203,6 +188,7 @@ class MPlusChat(Remembering, BaseChatModel):
         Raises:
             ValueError: An unknown choice, or a tool whose parameters are open.
         """
+        self._call(None, kwargs)
         return with_tools(self, tools, tool_choice, kwargs)
 
     def with_structured_output(
@@ -226,60 +212,19 @@ class MPlusChat(Remembering, BaseChatModel):
         Raises:
             ValueError: An unknown method, or a schema that is open.
         """
+        self._call(None, kwargs)
         return with_schema(self, schema, method, include_raw=include_raw, strict=strict, kwargs=kwargs)
 
     # --- answers ----------------------------------------------------------------------------------
 
-    def _begin(
-        self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
-    ) -> GenerationStream:
-        chat = to_chat(messages)
-        if not chat:
-            raise ValueError("messages=[]: expected at least one message to answer.")
-        form = form_of(kwargs)
-        chat = with_told(chat, form.told)
-        model, key, tools = self._model(kwargs), kwargs.get("memory_key"), kwargs.get("tools")
-        max_tokens = kwargs.get("max_tokens", self.max_tokens)
-        # What is read is fixed here: neither a later write nor another history of this memory changes it, and
-        # a named memory is free for others while this answer is made.
-        with self.opened(key, model) as memory, memory.writing():
-            room = model.prompt_room(memory)
-            prompt = fitted(
-                model,
-                memory,
-                chat,
-                room=max(room - min(max_tokens, room // 4), 1),
-                tools=tools,
-                apart=self._keeps_conversations_apart(key),
-            )
-            engine = model if self.scheduler is None or "model" in kwargs else self.scheduler
-            return engine.stream(
-                prompt.memory,
-                prompt.messages,
-                max_new_tokens=max_tokens,
-                temperature=kwargs.get("temperature", self.temperature),
-                top_p=kwargs.get("top_p", self.top_p),
-                seed=kwargs.get("seed", self.seed),
-                stop=stop or self.stop or (),
-                tools=tools,
-                constraint=form.constraint,
-                where=prompt.where,
-                timeout=kwargs.get("timeout", self.timeout),
-                # A call or a structured answer has no such reply: its form would be broken.
-                abstain_below=None if form.constraint else kwargs.get("abstain_below", self.abstain_below),
-                abstain_reply=kwargs.get("abstain_reply", self.abstain_reply),
-            )
+    def _call(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> Call:
+        given = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
+        if isinstance(schema := given.get("response_format"), type):
+            given["response_format"] = response_format(schema.__name__, convert_to_json_schema(schema))
+        return self.call({"stop": stop or None, **keyed(None, given)})
 
-    def _message(self, generation: Generation, kwargs: Mapping[str, Any]) -> AIMessage:
-        text, calls = parse_tool_calls(generation.text) if kwargs.get("tools") else (generation.text, [])
-        good, bad = to_tool_calls(calls)
-        return AIMessage(
-            text,
-            tool_calls=good,
-            invalid_tool_calls=bad,
-            usage_metadata=usage(generation),
-            response_metadata=response_metadata(generation, self._model(kwargs).name or self._model_name),
-        )
+    def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
+        return to_text(item)
 
     def _generate(
         self,
@@ -297,20 +242,14 @@ class MPlusChat(Remembering, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        left = threading.Event()
-        try:
-            return await in_thread(self._answered, messages, stop, kwargs, left)
-        finally:
-            left.set()
+        return await answered(partial(self._answered, messages, stop, kwargs))
 
     def _answered(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], left: threading.Event
     ) -> ChatResult:
-        with self._begin(messages, stop, kwargs) as stream:
-            stream.cancel_with(left)
-            for _ in stream:
-                pass
-            return ChatResult(generations=[ChatGeneration(message=self._message(stream.generation, kwargs))])
+        call = self._call(stop, kwargs)
+        answer = self.answer(to_chat(messages), call, self.latents(call.memory_key), left)
+        return ChatResult(generations=[ChatGeneration(message=to_message(answer))])
 
     def _stream(
         self,
@@ -331,9 +270,7 @@ class MPlusChat(Remembering, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        left = threading.Event()
-        chunks = streamed(lambda: self._chunks(messages, stop, kwargs, left), left)
-        async with aclosing(chunks):
+        async with aclosing(streamed(partial(self._chunks, messages, stop, kwargs))) as chunks:
             async for chunk in chunks:
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
@@ -342,32 +279,13 @@ class MPlusChat(Remembering, BaseChatModel):
     def _chunks(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], left: threading.Event
     ) -> Generator[ChatGenerationChunk]:
-        held = ""
-        with self._begin(messages, stop, kwargs) as stream:
-            # While a call is held back no chunk is yielded: whoever leaves must reach the generation itself.
-            stream.cancel_with(left)
-            for piece in stream:
-                if kwargs.get("tools"):
-                    piece, held = before_calls(held + piece)
-                    if not piece:
-                        continue
-                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
-            generation = stream.generation
-        message = self._message(generation, kwargs)
-        calls = [
-            tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=n)
-            for n, call in enumerate(message.tool_calls)
-        ]
-        calls += [
-            tool_call_chunk(name=call["name"], args=call["args"], id=call["id"], index=len(calls) + n)
-            for n, call in enumerate(message.invalid_tool_calls)
-        ]
-        yield ChatGenerationChunk(
-            message=AIMessageChunk(
-                content="" if calls else held,
-                tool_call_chunks=calls,
-                usage_metadata=message.usage_metadata,
-                response_metadata=message.response_metadata,
-                chunk_position="last",
-            )
-        )
+        call = self._call(stop, kwargs)
+        for piece in self.pieces(to_chat(messages), call, self.latents(call.memory_key), left):
+            message = AIMessageChunk(content=piece) if isinstance(piece, str) else to_last_chunk(piece)
+            yield ChatGenerationChunk(message=message)
+
+
+def keyed(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of a call with the memory that its config names, or that of whatever is running."""
+    key = ensure_config(config).get("configurable", {}).get("memory_key")
+    return kwargs if key is None or kwargs.get("memory_key") is not None else {**kwargs, "memory_key": key}

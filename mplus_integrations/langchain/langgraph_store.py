@@ -21,6 +21,7 @@ from langgraph.store.base import (
 
 from mplus import Memory
 from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.memories import all_or_nothing
 from mplus_integrations.worker import in_thread
 
 ITEM = "mplus_item"
@@ -64,10 +65,9 @@ class MPlusStore(BaseStore):
             kept = {(item.namespace, item.key): item for item in _kept(memory)}
             results = [self._result(memory, kept, op) for op in ops]
             if puts:
-                fork = memory.fork()
-                for place, op in puts.items():
-                    self._put(fork, op, kept.get(place))
-                memory.adopt(fork)
+                with all_or_nothing(memory) as fork:
+                    for place, op in puts.items():
+                        self._put(fork, op, kept.get(place))
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:

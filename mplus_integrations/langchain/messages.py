@@ -1,25 +1,25 @@
 """LangChain messages to chat messages, and answers back; no model logic."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
-from uuid import uuid4
 
 from langchain_core.documents import Document
 from langchain_core.messages import (
     AIMessage,
+    AIMessageChunk,
     BaseMessage,
     ChatMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.messages import ToolCall as LangChainToolCall
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.messages.content import InvalidToolCall
-from langchain_core.messages.tool import invalid_tool_call, tool_call
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
-from mplus import Generation, ToolCall
-from mplus_integrations.langchain.forms import OPEN_CALL
+from mplus import Generation
+from mplus_integrations.answering import Answer
+from mplus_integrations.forms import OPEN_CALL
 
 _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (HumanMessage, "user"),
@@ -37,8 +37,10 @@ def to_chat(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """Chat messages for the tokenizer's template.
 
     Raises:
-        ValueError: A message of an unknown kind, an empty one, or one with content that is not text.
+        ValueError: No messages, one of an unknown kind, an empty one, or one with content that is not text.
     """
+    if not messages:
+        raise ValueError("messages=[]: expected at least one message to answer.")
     return [_to_chat(message) for message in messages]
 
 
@@ -86,19 +88,38 @@ def text_of(message: BaseMessage) -> str:
     return "\n".join(parts)
 
 
-def to_tool_calls(calls: Sequence[ToolCall]) -> tuple[list[LangChainToolCall], list[InvalidToolCall]]:
-    """Calls in LangChain's form, and those that are not valid."""
-    good: list[LangChainToolCall] = []
-    bad: list[InvalidToolCall] = []
-    for call in calls:
-        number = f"call_{uuid4().hex[:24]}"
-        if call.arguments is None:
-            # With its tag, so that whoever joins chunks and reads half a JSON leniently never takes it for a call.
-            text = f"{OPEN_CALL}\n{call.text}"
-            bad.append(invalid_tool_call(name=call.name or None, args=text, id=number, error=call.error))
-        else:
-            good.append(tool_call(name=call.name, args=call.arguments, id=number))
-    return good, bad
+def to_message(answer: Answer) -> AIMessage:
+    """A whole answer."""
+    return AIMessage(
+        answer.text,
+        tool_calls=[tool_call(name=one.name, args=one.arguments or {}, id=name) for name, one in answer.calls],
+        invalid_tool_calls=[
+            invalid_tool_call(name=one.name or None, args=_as_invalid(one.text), id=name, error=one.error)
+            for name, one in answer.invalid_calls
+        ],
+        usage_metadata=usage(answer.generation),
+        response_metadata=answer.about,
+    )
+
+
+def to_last_chunk(answer: Answer) -> AIMessageChunk:
+    """The end of an answer whose text has been given piece by piece."""
+    calls = [(name, one.name, json.dumps(one.arguments)) for name, one in answer.calls]
+    calls += [(name, one.name or None, _as_invalid(one.text)) for name, one in answer.invalid_calls]
+    return AIMessageChunk(
+        content=answer.rest,
+        tool_call_chunks=[
+            tool_call_chunk(name=name, args=args, id=number, index=n) for n, (number, name, args) in enumerate(calls)
+        ],
+        usage_metadata=usage(answer.generation),
+        response_metadata=answer.about,
+        chunk_position="last",
+    )
+
+
+def _as_invalid(text: str) -> str:
+    # With its tag, so that whoever joins chunks and reads half a JSON leniently never takes it for a call.
+    return f"{OPEN_CALL}\n{text}"
 
 
 def usage(generation: Generation) -> UsageMetadata:
@@ -110,42 +131,12 @@ def usage(generation: Generation) -> UsageMetadata:
     )
 
 
-def response_metadata(generation: Generation, model_name: str) -> dict[str, Any]:
-    """What an answer says about itself: why it ended, which sources it recalled, how sure it is."""
-    return {
-        "model_name": model_name,
-        "model_provider": "mplus",
-        "finish_reason": generation.finish_reason,
-        "recalled": [
-            {
-                "source": recalled.source,
-                "share": recalled.share,
-                "relevance": recalled.relevance,
-                "metadata": dict(recalled.metadata),
-            }
-            for recalled in generation.recalled
-        ],
-        "prefix_tokens": generation.prefix_tokens,
-        "confidence": generation.confidence,
-        "is_calibrated": generation.is_calibrated,
-        "abstained": generation.abstained,
-    }
-
-
-def to_texts(
-    items: str | Document | BaseMessage | Sequence[str | Document | BaseMessage],
-) -> list[tuple[str, str | None, dict[str, Any]]]:
-    """Texts to write, each with its own source name (if it has one) and metadata.
+def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
+    """The text of something to memorize, the name of its source if it has one, and its metadata.
 
     Raises:
         ValueError: Something that is neither text, document nor message.
     """
-    if isinstance(items, str | Document | BaseMessage):
-        items = [items]
-    return [_to_text(item) for item in items]
-
-
-def _to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
     if isinstance(item, str):
         return item, None, {}
     if isinstance(item, Document):

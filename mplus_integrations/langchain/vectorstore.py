@@ -16,13 +16,17 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict
 
-from mplus import FoundSource, Memory
+from mplus import FoundSource, Memory, UnknownNameError
 from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.memories import all_or_nothing, forget_all
+from mplus_integrations.settings import KnownNames
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
 DOCUMENT = "mplus_document"
 """Marks the sources of a memory that are documents of a store, beside turns and notes."""
+INDEXING = frozenset({"batch_size"})
+"""What LangChain's ``index`` passes on to stores; everything is written at once, whatever it says."""
 WORD = re.compile(r"\w+")
 
 
@@ -67,8 +71,10 @@ class MPlusVectorStore(VectorStore):
         """Write texts into memory; a text whose id is there already replaces it.
 
         Raises:
-            ValueError: Empty text, or lists of different lengths. Nothing is written then.
+            ValueError: Empty text, lists of different lengths, or an argument that does not exist. Nothing is written
+                then.
         """
+        UnknownNameError.check(kwargs, {*INDEXING, "metadatas", "ids"}, of="add_texts")
         texts = list(texts)
         metadatas = metadatas or [{} for _ in texts]
         if len(metadatas) != len(texts) or (ids is not None and len(ids) != len(texts)):
@@ -77,30 +83,31 @@ class MPlusVectorStore(VectorStore):
             )
         names = [name or str(uuid.uuid4()) for name in (ids or [""] * len(texts))]
         model = self.chat.loaded
-        with self.chat.opened(self.memory_key) as memory, memory.writing():
-            fork = memory.fork()
+        with self.chat.opened(self.memory_key) as memory, all_or_nothing(memory) as fork:
             for name, text, metadata in zip(names, texts, metadatas, strict=True):
                 fork.forget(name)
                 model.write(fork, text, source=name, metadata={DOCUMENT: True, **metadata}, keep_text=True)
-            memory.adopt(fork)
         return names
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
         """Write documents into memory under their ids.
 
         Raises:
-            ValueError: An empty document, or another number of ids. Nothing is written then.
+            ValueError: An empty document, another number of ids, or an argument that does not exist. Nothing is
+                written then.
         """
         ids = kwargs.pop("ids", None) or [document.id or "" for document in documents]
-        return self.add_texts([d.page_content for d in documents], [d.metadata for d in documents], ids=ids)
+        return self.add_texts([d.page_content for d in documents], [d.metadata for d in documents], ids=ids, **kwargs)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
-        """Forget documents, all of them where no ids are given; the memory then reads as if they had never been."""
-        with self.chat.opened(self.memory_key) as memory, memory.writing():
-            fork = memory.fork()
-            for name in ids if ids is not None else [d.id for d in _documents(memory)]:
-                fork.forget(str(name))
-            memory.adopt(fork)
+        """Forget documents, all of them where no ids are given; the memory then reads as if they had never been.
+
+        Raises:
+            ValueError: Another argument than ``ids``. Nothing is forgotten then.
+        """
+        UnknownNameError.check(kwargs, {"ids"}, of="delete")
+        with self.chat.opened(self.memory_key) as memory:
+            forget_all(memory, [str(d.id) for d in _documents(memory)] if ids is None else map(str, ids))
         return True
 
     @classmethod
@@ -149,8 +156,12 @@ class MPlusVectorStore(VectorStore):
             query: What is searched for.
             k: Most documents.
             filter: Metadata that must be equal, or a test of the document.
-            kwargs: Ignored.
+            kwargs: None are known.
+
+        Raises:
+            ValueError: An argument that does not exist.
         """
+        UnknownNameError.check(kwargs, {"k", "filter"}, of="A search")
         found = self._found(query, filter)
         if self.recall == "text":  # the words themselves break ties between latents
             words = set(WORD.findall(query.lower()))
@@ -173,6 +184,7 @@ class MPlusVectorStore(VectorStore):
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """Relevant documents that differ from each other; difference is counted in words they share."""
+        UnknownNameError.check(kwargs, {"k", "fetch_k", "lambda_mult", "filter"}, of="A search")
         left = self._found(query, kwargs.get("filter"))[:fetch_k]
         words = {document.id: set(WORD.findall(document.page_content.lower())) for document, _ in left}
         chosen: list[Document] = []
@@ -220,7 +232,7 @@ def _overlap(a: set[str], b: set[str]) -> float:
     return len(a & b) / max(len(a | b), 1)
 
 
-class MPlusRetriever(BaseRetriever):
+class MPlusRetriever(KnownNames, BaseRetriever):
     """Which sources the model's own retriever finds for a query: documents, turns and notes alike."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -237,6 +249,7 @@ class MPlusRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
+        UnknownNameError.check(kwargs, {"k"}, of="MPlusRetriever.invoke")
         with self.chat.opened(self.memory_key) as memory:
             found = self.chat.loaded.search(memory, query, limit=kwargs.get("k", self.k), where=self.where)
         documents: list[Document] = []

@@ -3,41 +3,6 @@
 Only what is asked for is imported; all of it needs ``llama-index-core`` and nothing else.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from mplus_integrations.llama_index.block import MPlusMemoryBlock
-    from mplus_integrations.llama_index.chat_memory import MPlusMemory
-    from mplus_integrations.llama_index.index import MPlusIndex
-    from mplus_integrations.llama_index.ingestion import MPlusWriter
-    from mplus_integrations.llama_index.llm import MPlusLLM
-    from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
-    from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
-
-_HOME = {
-    "MPlusIndex": "index",
-    "MPlusIndexRetriever": "retriever",
-    "MPlusLLM": "llm",
-    "MPlusMemory": "chat_memory",
-    "MPlusMemoryBlock": "block",
-    "MPlusSynthesizer": "synthesizer",
-    "MPlusWriter": "ingestion",
-}
-
-__all__ = [
-    "MPlusIndex",
-    "MPlusIndexRetriever",
-    "MPlusLLM",
-    "MPlusMemory",
-    "MPlusMemoryBlock",
-    "MPlusSynthesizer",
-    "MPlusWriter",
-]
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'mplus_integrations.llama_index' has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

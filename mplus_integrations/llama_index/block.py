@@ -9,10 +9,11 @@ from pydantic import Field, PrivateAttr
 
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.settings import KnownNames
 from mplus_integrations.worker import in_thread
 
 
-class MPlusMemoryBlock(BaseMemoryBlock[str]):
+class MPlusMemoryBlock(KnownNames, BaseMemoryBlock[str]):
     """Takes the messages that LlamaIndex's ``Memory`` drops, into the memory that its LLM reads.
 
         llm = MPlusLLM(store=MemoryStore("memories"), memory_key="anna")

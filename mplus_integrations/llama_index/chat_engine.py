@@ -14,10 +14,10 @@ from llama_index.core.prompts import PromptTemplate
 from mplus import Memory, MPlus
 from mplus_integrations.history import CONVERSATION
 from mplus_integrations.llama_index.chat_memory import TURN
-from mplus_integrations.llama_index.latents import Latents
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
+from mplus_integrations.memories import Latents
 
 
 class Alongside(Latents):

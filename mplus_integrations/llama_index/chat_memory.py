@@ -12,14 +12,14 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
-from mplus import Memory, MemoryStore, MPlus
+from mplus import Memory, MemoryStore, MPlus, UnknownNameError
 from mplus_integrations.history import turn_name
-from mplus_integrations.keys import checked_key
 from mplus_integrations.llama_index.index_storage import StorePlace
-from mplus_integrations.llama_index.latents import Latents, Turn
 from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.llama_index.messages import ROLES, spoken
+from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
+from mplus_integrations.memories import Latents, all_or_nothing, checked_key, forget_all
 from mplus_integrations.models import by_fingerprint, load
+from mplus_integrations.settings import INSTEAD, KnownNames
 
 TURN = "mplus_turn"
 """Marks the sources of a memory that are turns of a conversation, beside documents and notes."""
@@ -29,7 +29,7 @@ MESSAGE_TOKENS = 4
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
 
 
-class MPlusMemory(BaseMemory):
+class MPlusMemory(KnownNames, BaseMemory):
     """Memory of one conversation, for agents and chat engines.
 
         memory = MPlusMemory.from_defaults(llm=llm, store=MemoryStore("memories"), memory_key="anna")
@@ -92,8 +92,8 @@ class MPlusMemory(BaseMemory):
         Raises:
             ValueError: An LLM that cannot read latents, a bad name, or a store without a name.
         """
-        if kwargs:
-            raise ValueError(f"Unknown argument {sorted(kwargs)[0]!r}: MPlusMemory.from_defaults does not take it.")
+        known = ("chat_history", "llm", "memory", "store", "memory_key", "token_limit")
+        UnknownNameError.check(kwargs, known, of="MPlusMemory.from_defaults", instead=INSTEAD)
         llm = MPlusLLM() if llm is None else llm
         if not isinstance(llm, MPlusLLM):
             raise ValueError(f"llm={type(llm).__name__}: expected an MPlusLLM, the only one that can read latents.")
@@ -200,12 +200,8 @@ class MPlusMemory(BaseMemory):
         """
         with self._guard:
             if forget:
-                with self.latents.opened(self.loaded) as memory, memory.writing():
-                    fork = memory.fork()
-                    for source in memory.sources():
-                        if TURN in source.metadata:
-                            fork.forget(source.name)
-                    memory.adopt(fork)
+                with self.latents.opened(self.loaded) as memory:
+                    forget_all(memory, [source.name for source in memory.sources() if TURN in source.metadata])
             self.chat_history = []
 
     async def areset(self, forget: bool = False) -> None:
@@ -232,8 +228,7 @@ class MPlusMemory(BaseMemory):
         said = [spoken(message) for message in messages]
         name = before[-1].source if before else ""
         turns: list[Turn] = []
-        with self.latents.opened(self.loaded) as memory, memory.writing():
-            fork = memory.fork()
+        with self.latents.opened(self.loaded) as memory, all_or_nothing(memory) as fork:
             written = {source.name: source.texts for source in memory.sources()}
             for message, text in zip(messages, said, strict=True):
                 known = message.source if isinstance(message, Turn) else ""
@@ -247,7 +242,6 @@ class MPlusMemory(BaseMemory):
                     written[known] = (text,)
                 turns.append(turn)
                 name = known
-            memory.adopt(fork)
         return turns
 
     def _write(self, memory: Memory, name: str, turn: ChatMessage) -> None:

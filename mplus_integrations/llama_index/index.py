@@ -19,8 +19,7 @@ from llama_index.core.settings import Settings
 from llama_index.core.storage import StorageContext
 from llama_index.core.storage.docstore.types import RefDocInfo
 
-from mplus import FoundSource, Memory, MemoryMismatchError, MemoryNotFoundError, MemoryStore
-from mplus_integrations.keys import checked_key
+from mplus import FoundSource, Memory, MemoryMismatchError, MemoryNotFoundError, MemoryStore, UnknownNameError
 from mplus_integrations.llama_index.chat_engine import Alongside, MPlusChatEngine, MPlusQuestionChatEngine
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.index_storage import (
@@ -31,15 +30,18 @@ from mplus_integrations.llama_index.index_storage import (
     namespace,
     saved_folder,
 )
-from mplus_integrations.llama_index.latents import Latents
 from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.llama_index.nodes import NODE, as_node, forget_nodes, write_nodes
+from mplus_integrations.llama_index.nodes import NODE, as_node, write_nodes
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
+from mplus_integrations.memories import Latents, checked_key, forget_all
+from mplus_integrations.settings import INSTEAD
 from mplus_integrations.worker import in_thread
 
 RecallMode = Literal["latent", "hybrid", "text"]
 
+INDEX = frozenset({"nodes", "llm", "memory", "store", "memory_key", "embed_model", "storage_context", "show_progress"})
+INDEX |= {"objects", "callback_manager", "transformations"}
 RETRIEVER = frozenset({"similarity_top_k", "filters", "node_ids", "doc_ids"})
 LATENT_ENGINE = frozenset({"node_postprocessors", "callback_manager", "streaming", "output_cls"})
 TEXT_ENGINE = frozenset(inspect.signature(RetrieverQueryEngine.from_args).parameters) - {"retriever", "llm", "kwargs"}
@@ -80,7 +82,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> None:
-        _only(kwargs, {"objects", "callback_manager", "transformations"}, "MPlusIndex")
+        UnknownNameError.check(kwargs, INDEX, of="MPlusIndex", instead=INSTEAD)
         self.llm = _mplus(llm)
         storage_context = storage_context or StorageContext.from_defaults()
         struct = index_struct or MPlusStruct()
@@ -199,7 +201,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         """Forget nodes: the memory then reads as if they had never been in it."""
         mine = [name for name in node_ids if name in self._index_struct.nodes]
         with self.latents.opened(self.llm.loaded) as memory:
-            forget_nodes(memory, mine)
+            forget_all(memory, mine)
             self._index_struct.fingerprint = memory.fingerprint
         for name in mine:
             del self._index_struct.nodes[name]
@@ -244,7 +246,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         Raises:
             ValueError: Another argument.
         """
-        _only(kwargs, RETRIEVER | {"callback_manager", "verbose"}, "as_retriever")
+        UnknownNameError.check(kwargs, RETRIEVER | {"callback_manager", "verbose"}, of="as_retriever")
         return MPlusIndexRetriever(self, **kwargs)
 
     def as_query_engine(
@@ -272,7 +274,9 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
                 f"{about_text[0]}= says how text is put into prompts, and answers from latents have none in them. "
                 "Leave it out, or use recall='hybrid'."
             )
-        _only(kwargs, RETRIEVER | (LATENT_ENGINE if recall == "latent" else TEXT_ENGINE), "as_query_engine")
+        UnknownNameError.check(
+            kwargs, RETRIEVER | (LATENT_ENGINE if recall == "latent" else TEXT_ENGINE), of="as_query_engine"
+        )
         retriever = self.as_retriever(**{k: v for k, v in kwargs.items() if k in RETRIEVER})
         engine = {k: v for k, v in kwargs.items() if k not in RETRIEVER}
         where = self.where(retriever)
@@ -307,7 +311,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         Raises:
             ValueError: An unknown mode or argument.
         """
-        _only(kwargs, RETRIEVER | CHAT | CONDENSE, "as_chat_engine")
+        UnknownNameError.check(kwargs, RETRIEVER | CHAT | CONDENSE, of="as_chat_engine")
         reader = self.llm if llm is None else _mplus(resolve_llm(llm, callback_manager=self._callback_manager))
         retriever_kwargs = {k: v for k, v in kwargs.items() if k in RETRIEVER}
         chat = {k: v for k, v in kwargs.items() if k not in RETRIEVER}
@@ -358,11 +362,6 @@ def _mplus(llm: LLM | None) -> MPlusLLM:
     if not isinstance(llm, MPlusLLM):
         raise ValueError(f"llm={type(llm).__name__}: expected an MPlusLLM, the only one that can read latents.")
     return llm
-
-
-def _only(kwargs: dict[str, Any], known: frozenset[str] | set[str], what: str) -> None:
-    if unknown := sorted(kwargs.keys() - known):
-        raise ValueError(f"Unknown argument {unknown[0]!r} of {what}: expected {', '.join(sorted(known))}.")
 
 
 def _restored(

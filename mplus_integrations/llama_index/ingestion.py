@@ -8,13 +8,14 @@ from llama_index.core.schema import BaseNode, TransformComponent
 from pydantic import Field, model_validator
 
 from mplus import Memory
-from mplus_integrations.llama_index.latents import Latents
 from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.llama_index.nodes import NODE, forget_nodes, write_nodes
+from mplus_integrations.llama_index.nodes import NODE, write_nodes
+from mplus_integrations.memories import Latents, all_or_nothing, forget_all
+from mplus_integrations.settings import KnownNames
 from mplus_integrations.worker import in_thread
 
 
-class MPlusWriter(TransformComponent):
+class MPlusWriter(KnownNames, TransformComponent):
     """Writes nodes into memory and passes them on as they are.
 
         pipeline = IngestionPipeline(transformations=[SentenceSplitter(), MPlusWriter(llm=llm, memory_key="handbook")])
@@ -55,13 +56,11 @@ class MPlusWriter(TransformComponent):
         """Write nodes; nothing has changed after an error."""
         model = self.llm.loaded
         documents = {node.ref_doc_id for node in nodes} - {None, ""}
-        with self.latents.opened(model) as memory, memory.writing():
-            fork = memory.fork()
+        with self.latents.opened(model) as memory, all_or_nothing(memory) as fork:
             ids = {node.node_id for node in nodes}
             old = [s.name for s in fork.sources() if s.metadata.get(NODE) in documents and s.name not in ids]
-            forget_nodes(fork, old)
+            forget_all(fork, old)
             write_nodes(model, fork, nodes, show_progress=bool(kwargs.get("show_progress")))
-            memory.adopt(fork)
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
-from uuid import uuid4
+from typing import Any, Protocol
 
 from llama_index.core.base.llms.types import (
     CachePoint,
@@ -19,10 +18,10 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.tools import BaseTool
+from pydantic import PrivateAttr
 
-from mplus import Generation, parse_tool_calls
-from mplus_integrations.forms import about
-from mplus_integrations.llama_index.latents import Turn
+from mplus_integrations.answering import Answer
+from mplus_integrations.memories import Latents
 
 Prompt = str | Sequence[ChatMessage]
 
@@ -36,6 +35,40 @@ ROLES = {
     MessageRole.TOOL: "tool",
     MessageRole.FUNCTION: "tool",
 }
+
+
+class Remembers(Protocol):
+    """Whatever knows where its latents are; finding them may take loading, so it is asked late."""
+
+    @property
+    def latents(self) -> Latents:
+        """Where they are."""
+        ...
+
+
+class Turn(ChatMessage):
+    """A message that has been written into latent memory.
+
+    LlamaIndex passes an LLM nothing but messages. So those that a memory of ours gives know under which name
+    they have been written, and whose latents are to be read with them.
+    """
+
+    source: str = ""
+    """The name under which it was written."""
+
+    _given_by: Remembers | None = PrivateAttr(default=None)
+
+    @property
+    def latents(self) -> Latents | None:
+        """What is to be read beside the message; None once it went through JSON."""
+        return None if self._given_by is None else self._given_by.latents
+
+    def given_by(self, memory: Remembers) -> "Turn":
+        """A copy to hand out, which may be changed."""
+        turn = Turn(role=self.role, blocks=[b.model_copy() for b in self.blocks], source=self.source)
+        turn.additional_kwargs = dict(self.additional_kwargs)
+        turn._given_by = memory
+        return turn
 
 
 def to_chat(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
@@ -114,42 +147,35 @@ def spoken(message: ChatMessage) -> str:
     return f"{chat['role'].capitalize()}: {text}" if text and chat["role"] != "system" else ""
 
 
-def to_response(generation: Generation, model_name: str, *, tools: bool, parallel: bool) -> ChatResponse:
-    """An answer in LlamaIndex's form: calls as blocks, everything else JSON in ``raw``."""
-    text, calls = parse_tool_calls(generation.text) if tools else (generation.text, [])
-    good = [call for call in calls if call.arguments is not None]
-    bad = [call for call in calls if call.arguments is None]
+def to_response(answer: Answer, *, is_last_chunk: bool) -> ChatResponse:
+    """A whole answer: calls as blocks, everything else JSON in ``raw``."""
+    generation = answer.generation
     usage = {
         "prompt_tokens": generation.prompt_tokens,
         "completion_tokens": generation.completion_tokens,
         "total_tokens": generation.prompt_tokens + generation.completion_tokens,
     }
-    raw: dict[str, Any] = {**about(generation, model_name), "usage": usage}
-    if bad:
-        raw["invalid_tool_calls"] = [{"name": c.name, "text": c.text, "error": c.error} for c in bad]
-    blocks: list[Any] = [TextBlock(text=text)] if text or not good else []
+    raw: dict[str, Any] = {**answer.about, "usage": usage}
+    if answer.invalid_calls:
+        raw["invalid_tool_calls"] = [
+            {"name": call.name, "text": call.text, "error": call.error} for _, call in answer.invalid_calls
+        ]
+    blocks: list[Any] = [TextBlock(text=answer.text)] if answer.text or not answer.calls else []
     blocks += [
-        ToolCallBlock(tool_call_id=f"call_{uuid4().hex[:24]}", tool_name=call.name, tool_kwargs=call.arguments or {})
-        for call in (good if parallel else good[:1])
+        ToolCallBlock(tool_call_id=name, tool_name=call.name, tool_kwargs=call.arguments or {})
+        for name, call in answer.calls
     ]
     message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
-    return ChatResponse(message=message, raw=raw, delta="", additional_kwargs=dict(usage))
+    delta = answer.rest if is_last_chunk else None
+    return ChatResponse(message=message, raw=raw, delta=delta, additional_kwargs=dict(usage))
 
 
-def to_texts(
-    items: str | BaseNode | ChatMessage | Sequence[str | BaseNode | ChatMessage],
-) -> list[tuple[str, str | None, dict[str, Any]]]:
-    """Texts to write, each with its own source name (if it has one) and metadata.
+def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
+    """The text of something to memorize, the name of its source if it has one, and its metadata.
 
     Raises:
         ValueError: Something that is neither text, document, node nor message.
     """
-    if isinstance(items, str | BaseNode | ChatMessage):
-        items = [items]
-    return [_to_text(item) for item in items]
-
-
-def _to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
     if isinstance(item, str):
         return item, None, {}
     if isinstance(item, BaseNode):

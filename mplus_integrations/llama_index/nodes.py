@@ -6,6 +6,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, Re
 from llama_index.core.utils import get_tqdm_iterable
 
 from mplus import FoundSource, Memory, MPlus, Source
+from mplus_integrations.memories import all_or_nothing
 
 NODE = "mplus_node"
 """Marks the sources of a memory that are nodes, and says of which document."""
@@ -18,8 +19,7 @@ def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show
         Their ids. What was there already with the same text has not been written again.
     """
     ids: list[str] = []
-    with memory.writing():
-        fork = memory.fork()
+    with all_or_nothing(memory) as fork:
         known = {source.name: source.texts for source in memory.sources()}
         for node in get_tqdm_iterable(nodes, show_progress, "Writing into memory"):
             text = node.get_content(metadata_mode=MetadataMode.LLM)
@@ -32,17 +32,7 @@ def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show
             metadata = {**node.metadata, NODE: node.ref_doc_id or ""}
             model.write(fork, text, source=node.node_id, metadata=metadata, keep_text=True)
             known[node.node_id] = (text,)
-        memory.adopt(fork)
     return ids
-
-
-def forget_nodes(memory: Memory, ids: Sequence[str]) -> None:
-    """Forget nodes for good; reads are then as if they had never been there."""
-    with memory.writing():
-        fork = memory.fork()
-        for name in ids:
-            fork.forget(name)
-        memory.adopt(fork)
 
 
 def as_node(name: str, source: Source | FoundSource) -> TextNode:

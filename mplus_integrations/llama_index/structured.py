@@ -1,6 +1,6 @@
 """Answers of a Pydantic class, constrained while they are generated."""
 
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatResponse
@@ -14,6 +14,8 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.program.utils import create_flexible_model, process_streaming_objects
 from llama_index.core.prompts import BasePromptTemplate
 from pydantic import BaseModel, ValidationError
+
+from mplus_integrations.forms import response_format
 
 dispatcher = get_dispatcher(__name__)
 
@@ -99,8 +101,8 @@ def _start(
 
 def asking(output_cls: type[BaseModel], llm_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
     """Arguments of a call whose answer is JSON of a class."""
-    schema = {"name": output_cls.__name__, "schema": output_cls.model_json_schema()}
-    return {**(llm_kwargs or {}), "response_format": {"type": "json_schema", "json_schema": schema}}
+    form = response_format(output_cls.__name__, output_cls.model_json_schema())
+    return {**(llm_kwargs or {}), "response_format": form}
 
 
 def parsed(output_cls: type[BaseModel], response: ChatResponse) -> BaseModel:
@@ -142,18 +144,3 @@ class _Growing:
 def _done(found: Any) -> Any:
     dispatcher.event(LLMStructuredPredictEndEvent(output=found))
     return found
-
-
-def schema_of(wanted: Any) -> Mapping[str, Any] | None:
-    """The JSON schema of a ``response_format``.
-
-    Raises:
-        ValueError: Not of a known form.
-    """
-    if wanted is None:
-        return None
-    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
-        return wanted["json_schema"]["schema"]
-    raise ValueError(
-        f"response_format={wanted!r:.80}: expected {{'type': 'json_schema', 'json_schema': {{'name', 'schema'}}}}."
-    )

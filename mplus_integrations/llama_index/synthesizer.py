@@ -13,10 +13,10 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
 from mplus_integrations.history import Where
-from mplus_integrations.llama_index.latents import Latents
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE
 from mplus_integrations.llama_index.structured import asking, parsed
+from mplus_integrations.memories import Latents
 
 NOTHING = NodeWithScore(node=TextNode(text=""))
 

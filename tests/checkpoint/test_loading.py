@@ -13,7 +13,7 @@ from mplus.config import MemoryConfig
 from mplus.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
-from mplus.recall.scorers import LateInteraction
+from mplus.recall.late_interaction import LateInteraction
 from mplus.testing import byte_tokenizer, tiny_backbone, tiny_model
 from mplus.training.chunk.read_adapter import ReaderSettings, new_adapter
 from mplus.training.published.trained_modules import half_precision, new_retriever

@@ -1,9 +1,13 @@
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
+import mplus.cli.app as app_module
+from mplus import CheckpointError, MemoryConfig
 from mplus.cli.app import app, main
 from mplus.testing import tiny_model
 from tests.conftest import TINY
@@ -97,6 +101,32 @@ def test_convert_and_info(folder: str, tmp_path: Path) -> None:
     info = json.loads(invoke("info", "--json"))
     assert set(info["models"]) == {"smol-135m"} and "torch" in info
     assert "cache" in invoke("info")
+
+
+def test_info_of_a_model_says_what_its_memories_are_like(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = json.loads(invoke("info", folder, "--json"))
+    assert told["memory"] == TINY.model_dump() and told["differs_from_defaults"] == TINY.model_dump(
+        exclude_defaults=True
+    )
+    shown = invoke("info", folder)
+    assert f"{TINY.short_term_tokens} *" in shown and "Capacity of short-term memory" in shown and "[f0]" in shown
+    Path(folder, "mplus.json").unlink()
+    usual = MemoryConfig.for_window(json.loads(Path(folder, "config.json").read_text())["max_position_embeddings"])
+    assert json.loads(invoke("info", folder, "--json"))["memory"] == usual.model_dump()
+    Path(folder, "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config.json"):
+        invoke("info", folder)
+
+
+def test_each_command_is_the_file_of_its_name() -> None:
+    folder = Path(app_module.__file__ or "").parent
+    for command in get_command(app).commands:
+        assert (folder / f"{command}.py").exists() or (folder / f"{command}_.py").exists()
+
+
+def test_what_is_listed_of_a_command_is_what_it_says_of_itself() -> None:
+    for name, about in app_module.LATER.items():
+        assert import_module(f"mplus.cli.{name}").__dict__[name].__doc__ == about
 
 
 @pytest.mark.parametrize(

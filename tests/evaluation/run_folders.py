@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from mplus.confidence import Evidence
-from mplus.evaluation.runner import ANSWERS, RUN
+from mplus.evaluation.raw_answers import ANSWERS, RUN
 
 
 def run_folder(folder: Path, seed: int, answers: int = 600) -> Path:

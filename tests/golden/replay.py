@@ -20,16 +20,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mplus.checkpoint.initial import initial_state, stored, tokens_from_states
+from mplus.checkpoint.initial_memory import initial_state, stored, tokens_from_states
 from mplus.checkpoint.loading import load, round_rope_frequencies
 from mplus.config import MemoryConfig
+from mplus.layouts.by_config import layout_of
+from mplus.layouts.single_tokens import random_eviction
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Provenance, Tokens
 from mplus.read import decode
 from mplus.read import prefill as read
-from mplus.recall.choose import Recalled, nothing_recalled, scores_of
+from mplus.recall.choose import Recalled, nothing_recalled
+from mplus.recall.scorer import Question, Scorer, Shortlist
 from mplus.recall.units import Candidates
 from mplus.weights import Weights
 from mplus.write.encode import encode_adapter
@@ -236,7 +239,8 @@ class Replay:
             ):
                 if (recorded := self.get(tag, name)) is not None:
                     self.report.equal(name, part.sort().values, recorded[layer])
-            written, _ = track.write_permuted(fresh, self.config, permutation[layer])
+            eviction = random_eviction(permutation[layer], count, self.config.short_term_tokens)
+            written, _ = track.after(eviction, fresh, self.config)
             tracks.append(written)
         num = self.config.tokens_per_write
         context = Context(tuple(rows[-num:] for rows in delta), torch.full((num,), -1))
@@ -337,25 +341,22 @@ class Replay:
     def _recorded_recall(self, op: dict[str, Any], tag: str) -> Iterator[None]:
         draws = op.get("randint_draws_in_call_order")
 
-        def recall(
-            weights: Weights, track: Track, config: MemoryConfig, normed: Tensor, sources: None, words: None = None
-        ) -> Recalled:
+        def recall(scorer: Scorer, track: Track, config: MemoryConfig, question: Question, sources: None) -> Recalled:
             layer = track.layers[0]
             if draws:
-                normed = normed[: draws[2 * layer]]
+                question = replace(question, normed=question.normed[: draws[2 * layer]])
             stores = [store for store in (track.long_term, track.pending) if len(store)]
             order = self.get(tag, f"layer{layer}", "final_order")
             if order is None:
-                return original(weights, track, config, normed) if op.get("layers") else nothing_recalled()
+                return original(scorer, track, config, question) if op.get("layers") else nothing_recalled()
             everyone = Provenance.cat([store.provenance for store in stores])
             fallback = bool(op["layers"][layer].get("fallback")) if op.get("layers") else False
             recorded_scores = self.get(tag, f"layer{layer}", "scores")
             if recorded_scores is not None and not fallback:
-                units = tuple(store.units("token") for store in stores)
-                scorer, candidates = weights.scorers["published"], Candidates(tuple(stores), units)
-                scores = scores_of(scorer, track.recall_layer, config, candidates, normed).relevance
+                everything = Shortlist(Candidates.of(stores, layout_of(config)))
+                scores = scorer.scores(question, everything, config).relevance
                 self.report.close("scores", scores[: len(recorded_scores)], recorded_scores)
-            ours = original(weights, track, config, normed)
+            ours = original(scorer, track, config, question)
             recorded = self.get(tag, f"layer{layer}", "selected_sorted")
             if recorded is not None:
                 self.report.equal("selected_sorted", ours.index.sort().values, recorded.sort().values)

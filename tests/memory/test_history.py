@@ -5,7 +5,8 @@ import torch
 
 import mplus
 from mplus.model import MPlus
-from mplus.storage.manifest import MANIFEST, parse_manifest
+from mplus.storage.manifest import parse_manifest
+from mplus.storage.names import MANIFEST
 from mplus.testing import tiny_model
 from tests.comparisons import logits
 from tests.conftest import TINY

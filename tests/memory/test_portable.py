@@ -7,7 +7,7 @@ import torch
 
 from mplus import CorruptMemoryError, Memory, MemoryKey, MemoryNotFoundError, MemorySaveError
 from mplus.model import MPlus
-from mplus.storage.manifest import MANIFEST
+from mplus.storage.names import MANIFEST
 from tests.memory.saves import logits, written
 
 

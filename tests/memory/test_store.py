@@ -11,6 +11,7 @@ import torch
 from mplus import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemoryStore
 from mplus.memory import store as store_module
 from mplus.model import MPlus
+from mplus.storage.place import Folder
 
 
 def test_memories_are_kept_by_name(tmp_path: Path, model: MPlus, text: str) -> None:
@@ -122,14 +123,14 @@ def test_a_memory_held_by_another_process_is_locked_until_it_dies(tmp_path: Path
 
 def test_recent_memories_stay_in_host_memory_and_others_are_dropped(tmp_path: Path, model: MPlus, text: str) -> None:
     loads: list[str] = []
-    original = store_module.load_memory
+    original = store_module.load
 
-    def load(folder: Path, *arguments, **options):
-        loads.append(folder.name)
-        return original(folder, *arguments, **options)
+    def load(place: Folder, *arguments, **options):
+        loads.append(place.name)
+        return original(place, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "load_memory", load)
+        patch.setattr(store_module, "load", load)
         store = MemoryStore(tmp_path, max_resident_bytes=150_000)  # room for two
         for name in "abc":
             with store.open(name, model) as memory:

@@ -5,11 +5,15 @@ import pytest
 import torch
 
 from mplus.config import MemoryConfig
+from mplus.layouts.whole_chunks import RIVALS, first_fitting, neighbours, standing_last
 from mplus.model import MPlus
 from mplus.read import prefill as read
+from mplus.read.cache_layer import PrefixLayer
 from mplus.read.prefill import ReadRequest, prefill
-from mplus.read.prefix import READ_BLOCK_TOKENS, Chosen, PrefixLayer, ReadingOrder, SparePrefixes
-from mplus.recall.choose import RIVALS, first_fitting, neighbours, recall, standing_last
+from mplus.read.prefix import Chosen, ReadingOrder
+from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SparePrefixes
+from mplus.recall.choose import recall
+from mplus.recall.scorer import Question
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 
@@ -512,7 +516,8 @@ def test_published_fallback_repeats_a_short_long_term(model: MPlus, text: str) -
     loaded.write(memory, text[:500], source="a")
     track = memory.state.tracks[0]
     assert len(track.long_term) + len(track.pending) > 0
-    chosen = recall(loaded.weights, track, config, torch.randn(3, 48))
+    question = Question(track.recall_layer, torch.randn(3, 48))
+    chosen = recall(loaded.weights.scorers[config.recall], track, config, question)
     if len(track.long_term) == 0:
         assert len(chosen.index) == 0
     else:

@@ -3,15 +3,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mplus.memory import long_term as long_term_module
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance
 from mplus.model import MPlus
-from mplus.recall import choose as recall_module
+from mplus.recall import coarse as coarse_module
+from mplus.recall import late_interaction as late_module
 from mplus.recall.choose import recall
-from mplus.recall.coarse import CoarseIndex
+from mplus.recall.coarse import CoarseIndex, coarse_index
+from mplus.recall.scorer import Question
 from mplus.words import no_words
 from tests.conftest import TINY
 
@@ -49,7 +50,7 @@ def best_chunks(keys: torch.Tensor, chunk: int, queries: torch.Tensor) -> torch.
 def test_the_shortlist_holds_what_is_best() -> None:
     keys = keys_of(600, 8)
     store = store_of(keys, 8, 700)
-    index = store.coarse_index()
+    index = coarse_index(store)
     assert index.tokens == 4800
     assert len(index.offsets) == len(index.centroids) + 1
     found = []
@@ -64,7 +65,7 @@ def test_the_shortlist_holds_what_is_best() -> None:
 
 
 def test_only_what_is_allowed_is_found() -> None:
-    index = store_of(keys_of(300, 8), 8, 4096).coarse_index()
+    index = coarse_index(store_of(keys_of(300, 8), 8, 4096))
     allowed = torch.arange(5, 300, 7)
     queries = keys_of(1, 6, seed=9)
     near = index.nearest(queries, torch.ones(6) / 6, 30, allowed)
@@ -74,31 +75,34 @@ def test_only_what_is_allowed_is_found() -> None:
 
 
 def test_the_index_outlives_small_changes_but_not_forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long_term_module, "UNINDEXED_TOKENS", 100)
+    monkeypatch.setattr(coarse_module, "UNINDEXED_TOKENS", 100)
     store = store_of(keys_of(100, 8), 8, 256)
-    index = store.coarse_index()
+    index = coarse_index(store)
     few = store_of(keys_of(5, 8, seed=3), 8, 256)
     few = replace(few, provenance=replace(few.provenance, chunks=few.provenance.chunks + 100))
     longer = store.append(few.segments[0], few.provenance)
-    assert longer.coarse_index() is index
-    assert longer.aged(3).compacted(size=512).coarse_index() is index
+    assert coarse_index(longer) is index
+    assert coarse_index(longer.aged(3).compacted(size=512)) is index
     many = store_of(keys_of(20, 8, seed=4), 8, 256)
     many = replace(many, provenance=replace(many.provenance, chunks=many.provenance.chunks + 105))
-    assert longer.append(many.segments[0], many.provenance).coarse_index() is not index
+    assert coarse_index(longer.append(many.segments[0], many.provenance)) is not index
     keep = torch.ones(len(store), dtype=torch.bool)
     keep[:160] = False
-    assert store.where(keep).coarse_index() is index
-    assert store.where(keep).purged().coarse_index() is not index
+    assert coarse_index(store.where(keep)) is index
+    assert coarse_index(store.where(keep).purged()) is not index
+    assert coarse_index(store.purged()) is index, "nothing was forgotten"
+    keep[:256] = False  # a whole segment: no other one is rewritten
+    assert coarse_index(store.where(keep).purged()) is not index
     keep[:400] = False
-    assert store.where(keep).coarse_index() is not index
+    assert coarse_index(store.where(keep)) is not index
 
 
 @pytest.mark.parametrize("filtered", [False, True])
 def test_recall_in_two_stages_finds_what_exact_recall_finds(
     model: MPlus, filtered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(long_term_module, "UNINDEXED_TOKENS", 64)
-    monkeypatch.setattr(recall_module, "SHORTLIST", 48)
+    monkeypatch.setattr(coarse_module, "UNINDEXED_TOKENS", 64)
+    monkeypatch.setattr(late_module, "SHORTLIST", 48)
     scorer = model.weights.scorers["late"]
     layer = model.weights.recall_layer
     generator = torch.Generator().manual_seed(1)
@@ -116,7 +120,7 @@ def test_recall_in_two_stages_finds_what_exact_recall_finds(
             (Segment.store(Content((heads,) * 4, (heads,) * 4, rows), "int8"), known.take(torch.arange(2400)[span]))
         )
     long_term = LongTermMemory.empty().append(*parts[0])
-    long_term.coarse_index()
+    coarse_index(long_term)
     long_term = long_term.append(*parts[1])  # not in the index yet
     empty = model.new_memory().state.tracks[0]
     track = Track(empty.layers, layer, empty.short_term, LongTermMemory.empty().append(*parts[2]), long_term)
@@ -124,9 +128,9 @@ def test_recall_in_two_stages_finds_what_exact_recall_finds(
     overlaps = []
     for _ in range(12):
         normed = states[torch.randint(2400, (5,), generator=generator)] + 0.5 * torch.randn(5, 48, generator=generator)
-        exact = recall(model.weights, track, TINY, normed, sources)
+        exact = recall(scorer, track, TINY, Question(layer, normed), sources)
         config = TINY.model_copy(update={"exact_recall_tokens": 1000 if not filtered else 500})
-        quick = recall(model.weights, track, config, normed, sources)
+        quick = recall(scorer, track, config, Question(layer, normed), sources)
         overlaps.append(torch.isin(exact.index, quick.index).double().mean())
         both = exact.index[torch.isin(exact.index, quick.index)]
         at = lambda found, index: found.relevance[torch.isin(found.index, index)]

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mplus import Memory, MPlus
+from mplus.layouts.whole_chunks import WholeChunks
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.recall.lexical import LENGTH, SATURATION, lexical_match
-from mplus.recall.units import Candidates, Units
+from mplus.recall.units import Candidates
 from mplus.testing import tiny_model
 from mplus.words import no_words
 from tests.conftest import TINY
@@ -47,7 +48,7 @@ def candidates(rng: random.Random) -> tuple[Candidates, list[list[int]], list[tu
             torch.tensor(words, dtype=torch.int32),
         )
         pools.append(Tokens(Content((), (), torch.zeros(count, 1)), known))
-    return Candidates(tuple(pools), tuple(Units.of(p.provenance, "chunk") for p in pools)), said, named
+    return Candidates.of(pools, WholeChunks()), said, named
 
 
 def slow(asked: list[int], said: list[list[int]], named: list[tuple[int, int]]) -> list[float]:

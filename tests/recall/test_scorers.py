@@ -4,7 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mplus.recall.scorers import AttentionScorer, KeyBlock, LateInteraction, PublishedRetriever, choose_units
+from mplus.layouts.layout import choose_units
+from mplus.recall.attention_scorer import AttentionScorer
+from mplus.recall.late_interaction import LateInteraction
+from mplus.recall.published_retriever import PublishedRetriever
+from mplus.recall.units import KeyBlock
 from mplus.testing import tiny_backbone
 
 

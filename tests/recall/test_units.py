@@ -2,13 +2,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mplus.layouts.by_config import LAYOUTS
+from mplus.layouts.layout import Units
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.tiers import HOST, Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.recall import units as units_module
-from mplus.recall.units import Candidates, Units
+from mplus.recall.units import Candidates
 from mplus.words import no_words
 
+WHOLE_CHUNKS, SINGLE_TOKENS = LAYOUTS["chunk"], LAYOUTS["token"]
 CHUNKS = st.lists(st.integers(1, 6), min_size=1, max_size=12)
 
 
@@ -34,7 +37,7 @@ def test_blocks_hold_every_candidate_token_once_in_order(sizes, cuts, block_toke
     store, known = filled(sizes, cuts, keep)
     tail = Tokens(Content((), (), torch.tensor([[500.0], [501.0]])), Provenance.none())
     tail = Tokens(tail.content, Provenance(*(torch.zeros(2, dtype=t.dtype) for t in vars(known).values())))
-    every = Candidates((store, tail), (store.units("chunk"), Units.of(tail.provenance, "chunk")))
+    every = Candidates.of((store, tail), WHOLE_CHUNKS)
     some = every.take(
         torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(every), max_size=len(every)))).nonzero().flatten()
     )
@@ -54,20 +57,26 @@ def test_blocks_hold_every_candidate_token_once_in_order(sizes, cuts, block_toke
 
 
 def test_units_are_chunks_or_tokens_and_know_their_source() -> None:
-    store, known = filled([2, 1, 3, 2], [4])
-    assert store.units("chunk").sizes.tolist() == [2, 1, 3, 2]
-    assert store.units("token").sizes.tolist() == [1] * 8
-    assert store.units("chunk").among(known, torch.tensor([0, 2])).starts.tolist() == [0, 3, 6]
-    assert store.units("chunk").take(torch.tensor([3, 1])).tokens().tolist() == [6, 7, 2]
+    store, _ = filled([2, 1, 3, 2], [4])
+    chunks = Candidates.of((store,), WHOLE_CHUNKS)
+    assert chunks.sizes.tolist() == [2, 1, 3, 2] and chunks.sources.tolist() == [0, 1, 2, 0]
+    assert Candidates.of((store,), SINGLE_TOKENS).sizes.tolist() == [1] * 8
+    (some,) = Candidates.of((store,), WHOLE_CHUNKS, torch.tensor([0, 2])).units
+    assert some.starts.tolist() == [0, 3, 6]
+    assert chunks.units[0].take(torch.tensor([3, 1])).tokens().tolist() == [6, 7, 2]
 
 
 def test_units_are_worked_out_once_until_other_tokens_live() -> None:
     store, _ = filled([2, 1, 3], [])
-    units = store.units("chunk")
-    assert store.aged(5).units("chunk") is units
+
+    def units(store: LongTermMemory) -> Units:
+        return Candidates.of((store,), WHOLE_CHUNKS).units[0]
+
+    known = units(store)
+    assert units(store.aged(5)) is known
     fewer = store.where(torch.tensor([True, True, False, True, True, True]))
-    assert fewer.units("chunk").sizes.tolist() == [2, 3]
-    assert store.units("chunk") is units
+    assert units(fewer).sizes.tolist() == [2, 3]
+    assert units(store) is known
 
 
 def test_a_chunk_goes_on_only_from_the_one_before_it_of_the_same_source() -> None:
@@ -81,5 +90,6 @@ def test_a_chunk_goes_on_only_from_the_one_before_it_of_the_same_source() -> Non
     )
     pool = Tokens(Content((), (), torch.zeros(6, 1)), known)
     later = Tokens(Content((), (), torch.zeros(1, 1)), known.take(torch.tensor([5])).aged(0))
-    units = Candidates((pool, later), (Units.of(known, "chunk"), Units.of(later.provenance, "chunk")))
-    assert units.goes_on.tolist() == [False, True, False, False, False, False]
+    units = Candidates.of((pool, later), WHOLE_CHUNKS)
+    assert units.goes_on is not None and units.goes_on.tolist() == [False, True, False, False, False, False]
+    assert Candidates.of((pool, later), SINGLE_TOKENS).goes_on is None

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from mplus import Memory, MemorySaveError, MemoryStore
-from mplus.storage.folders import UNFINISHED
+from mplus.storage.place import UNFINISHED
 from tests.reliability import states
 
 

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mplus import KeyVault, Memory, MemoryNotFoundError, MemoryStore
-from mplus.storage.manifest import MANIFEST, parse_manifest
+from mplus.storage.manifest import parse_manifest
+from mplus.storage.names import MANIFEST
 from tests.reliability import states
 from tests.reliability.processes import fork
 

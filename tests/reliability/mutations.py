@@ -21,12 +21,11 @@ from typing import Any
 
 from mplus import CorruptMemoryError, Memory, MemoryKey, MemoryKeyError, MemoryNotFoundError
 from mplus.memory import saving
-from mplus.storage.manifest import MANIFEST
+from mplus.storage.names import MANIFEST
 from tests.reliability import states
 
 EXTRA_BYTES = 2**28
 """Address space that opening an altered memory may take."""
-FORMAT1 = Path(__file__).parent.parent / "memory" / "format1" / "chunk"
 ODD_VALUES: list[Any] = [None, -1, 2**63, 1e308, "", "text", [], {}, [[]], True, ["x"] * 3, {"a": 1}]
 Alter = Callable[[Path, random.Random], None]
 
@@ -231,11 +230,9 @@ def main() -> None:
     model.write(memory, states.text(1, 12), source="a", metadata={"page": 3}, keep_text=True)
     model.write(memory, "Hi!", source="tail")
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    bases = {"plain": None, "lazily checked": None, "encrypted": key, "format 1": None}
+    bases = {"plain": None, "lazily checked": None, "encrypted": key}
     for name, its_key in bases.items():
         memory.save(arguments.folder / name, key=its_key)
-    shutil.rmtree(arguments.folder / "format 1")
-    shutil.copytree(FORMAT1, arguments.folder / "format 1")
     hashes = {name: states.hash_of(Memory.load(arguments.folder / name, model, key=k)) for name, k in bases.items()}
 
     # Shapes that a file merely claims must never be allocated.
@@ -248,7 +245,7 @@ def main() -> None:
         rng = random.Random(arguments.seed * 1_000_003 + number)
         alter, name = (
             KINDS[number % len(KINDS)],
-            rng.choice(["plain", "plain", "lazily checked", "encrypted", "format 1"]),
+            rng.choice(["plain", "plain", "lazily checked", "encrypted"]),
         )
         folder = arguments.folder / "altered"
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,8 +6,9 @@ import torch
 import mplus
 from mplus import CorruptMemoryError, KeyVault, Memory, MemoryKey, MemoryKeyError, MemoryStore
 from mplus.memory import saving
-from mplus.memory.saving import verify_memory
 from mplus.model import MPlus
+from mplus.storage.files import verify
+from mplus.storage.place import Folder
 from tests.memory.saves import logits, written
 
 
@@ -25,7 +26,7 @@ def test_an_encrypted_memory_loads_with_its_key_only(
     loaded = Memory.load(tmp_path, model, key=key)
     assert torch.equal(logits(model, loaded), logits(model, memory))
     assert loaded.sources() == memory.sources()
-    verify_memory(tmp_path, key=key)
+    verify(Folder(tmp_path), key=key)
     with pytest.raises(MemoryKeyError, match="encrypted"):
         Memory.load(tmp_path, model)
     with pytest.raises(MemoryKeyError, match="the key given is"):

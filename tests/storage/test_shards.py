@@ -35,7 +35,7 @@ def written(folder: Path, seal: MemoryKey | None) -> OpenShard:
 @pytest.mark.parametrize("seal", [None, MemoryKey(b"k" * 32)])
 def test_tensors_and_any_of_their_rows_come_back(tmp_path: Path, seal: MemoryKey | None) -> None:
     shard = written(tmp_path, seal)
-    assert shard.layout.tensors.keys() == TENSORS.keys()
+    assert shard.table.tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert torch.equal(shard.whole(name), tensor)
         assert torch.equal(shard.rows(name, slice(1, 3)), tensor[1:3])
@@ -43,7 +43,7 @@ def test_tensors_and_any_of_their_rows_come_back(tmp_path: Path, seal: MemoryKey
             index = torch.tensor([len(tensor) - 1, 0, len(tensor) // 2, 0])
             assert torch.equal(shard.rows(name, index), tensor[index])
         assert torch.equal(shard.rows(name, torch.empty(0, dtype=torch.int64)), tensor[:0])
-    shard.verify()
+    shard.tensors()
 
 
 @pytest.mark.parametrize("seal", [None, MemoryKey(b"k" * 32)])
@@ -61,7 +61,7 @@ def test_a_file_says_how_large_its_blocks_are(tmp_path: Path, monkeypatch: pytes
     path = written(tmp_path, None).path
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 4096)
     again = OpenShard(path, None)
-    again.verify()
+    again.tensors()
     assert torch.equal(again.rows("bytes", slice(30, 90)), TENSORS["bytes"][30:90])
     header = path.read_bytes().replace(b'"block_bytes":"64"', b'"block_bytes":"-4"')
     path.write_bytes(header)
@@ -86,7 +86,7 @@ def test_an_altered_block_is_noticed_when_it_is_used_and_no_other_is(tmp_path: P
         file.write(data)
     again = OpenShard(shard.path, None, seal=seal)
     with pytest.raises(CorruptMemoryError, match="altered"):
-        again.verify()
+        again.tensors()
     if seal is None:
         assert torch.equal(again.rows("bytes", torch.tensor([0, 1])), TENSORS["bytes"][:2])
         with pytest.raises(CorruptMemoryError, match="altered"):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mplus import MPlus
 from mplus.checkpoint.parts import read_parts
 from mplus.cli.app import app
-from mplus.cli.train import parse_steps
+from mplus.cli.settings_options import given_settings
 from mplus.memory.memory import Memory
 from mplus.testing import tiny_model
 from mplus.training.published import stage_task
@@ -194,10 +194,20 @@ def test_a_run_is_neither_overwritten_nor_changed(given: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("given_steps", ["reader", "reader=", "reader=many", "=3x"])
-def test_steps_are_a_stage_and_a_number(given_steps: str) -> None:
-    assert parse_steps(["reader=40", "published-1=3"]) == {"reader": 40, "published-1": 3}
-    with pytest.raises(ValueError, match="expected a stage and a number"):
-        parse_steps([given_steps])
+def test_steps_are_a_stage_and_a_number(given_steps: str, tmp_path: Path) -> None:
+    options = {"steps": ["reader=40", "published-1=3"], "stages": "reader, published", "seed": None, "texts": []}
+    found = given_settings(RunSettings, options)
+    assert found == {"steps": {"reader": 40, "published-1": 3}, "stages": ["reader", "published"]}
+    with pytest.raises(ValueError, match="expected name=value|and a whole number"):
+        invoke("--out", str(tmp_path / "run"), "--texts", str(tmp_path), "--steps", given_steps)
+
+
+def test_every_setting_is_an_option_with_its_meaning() -> None:
+    shown = RUN.invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output
+    for name, field in RunSettings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in shown
+        assert field.description and field.description.split()[0] in shown
+    assert "[default: (300)]" in shown
 
 
 def test_presets_are_the_published_sizes_where_they_fit() -> None:

@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mplus.inert import encode_inert
+from mplus.layouts.whole_chunks import WholeChunks, first_fitting, neighbours, standing_last
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.recall.best_sentence import is_turned, towards_best_sentence
-from mplus.recall.choose import Scores, first_fitting, neighbours, scores_of, standing_last
-from mplus.recall.scorers import KeyBlock, Scorer
-from mplus.recall.units import Candidates, Units
+from mplus.recall.scorer import Question as Asked
+from mplus.recall.scorer import Scorer, Scores, Shortlist
+from mplus.recall.units import Candidates, KeyBlock
 from mplus.training.chunk.projection import gold_chunks
 from mplus.training.chunk.questions import ChunkBank, Question
 from mplus.training.chunk.read_adapter import AsRead
@@ -43,13 +44,12 @@ class BankRecall:
             torch.cat([bank.weights.words_of(ids) for ids in bank.input_ids]),
         )
         pool = Tokens(Content((), (), self.keys), known)
-        self._candidates = Candidates((pool,), (Units.of(known, "chunk"),))
+        self._candidates = Candidates.of((pool,), WholeChunks())
 
     @torch.no_grad()
     def scores(self, text: str) -> Scores:
         """Relevance of every chunk to a question read alone."""
-        normed, words = self._question(text)
-        return scores_of(self._scorer, self._layer, self._bank.config, self._candidates, normed, words)
+        return self._scorer.scores(self._question(text), Shortlist(self._candidates), self._bank.config)
 
     def relevance(self, text: str) -> Float[Tensor, " U"]:
         """Relevance of every chunk to a question read alone."""
@@ -64,15 +64,15 @@ class BankRecall:
     @torch.no_grad()
     def queries(self, text: str) -> Tensor:
         """Retrieval queries of a question."""
-        return self._scorer.queries(self._layer, self._question(text)[0]).cpu()
+        return self._scorer.queries(self._layer, self._question(text).normed).cpu()
 
     @torch.no_grad()
-    def _question(self, text: str) -> tuple[Tensor, Tensor]:
-        """Normed rows of a question, and its words."""
+    def _question(self, text: str) -> Asked:
         bank = self._bank
         ids = encode_inert(bank.tokenizer, text)
         rows = bank.weights.backbone.plain_states(torch.tensor(ids), self._layer)[-1]
-        return bank.weights.norm(self._layer, rows, reading=False).float(), bank.weights.words_of(ids)
+        normed = bank.weights.norm(self._layer, rows, reading=False).float()
+        return Asked(self._layer, normed, bank.weights.words_of(ids))
 
     def widened(self, chosen: Sequence[int], reach: int, budget: int) -> list[int]:
         """Chunks, best first, with the best one's neighbours before the others; as many as fit into the budget."""
@@ -98,8 +98,8 @@ class BankRecall:
         chunks, last = self._laid_out(read, written, relevance)
         if not is_turned(self._bank.config, last, self.goes_on):
             return AsRead(chunks)
-        run, (normed, _) = self._candidates.take(torch.tensor(last)), self._question(text)
-        turned = towards_best_sentence(self._scorer, self._layer, self._bank.config, run, normed)
+        run = self._candidates.take(torch.tensor(last))
+        turned = towards_best_sentence(self._scorer, self._question(text), run, self._bank.config)
         before = int(self.sizes[chunks].sum() - run.sizes.sum())
         return AsRead(chunks, [*range(before), *(turned + before).tolist()])
 

@@ -5,7 +5,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
 from accelerate import Accelerator
@@ -14,7 +13,7 @@ from mplus.backbone.adapters import mean_of
 from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.parts import TrainedParts
 from mplus.model import MPlus
-from mplus.recall.scorers import LateInteraction
+from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import spare_processes
 from mplus.training.chunk.bank_recall import recall_figures
 from mplus.training.chunk.conversations import alike_conversations
@@ -68,8 +67,8 @@ class ChunkRun:
     def corpus(self) -> Corpus:
         """Everything that is trained on, encoded when the first unfinished stage asks for it."""
         settings = self.settings
-        documents = read_documents([Path(path) for path in settings.texts]) if settings.texts else []
-        files = [None if name is None else Path(name) for name in (settings.squad, settings.dialogues)]
+        documents = read_documents(settings.texts) if settings.texts else []
+        files = (settings.squad, settings.dialogues)
         # Named by what is in it: texts that were changed since are encoded again.
         digest = hashlib.sha256("\0".join(d.text for d in documents).encode())
         for file in files:
@@ -110,7 +109,8 @@ class ChunkRun:
             known = {id(question) for question in corpus.made.dialogue_questions}
             lessons[0] = replace(lessons[0], questions=[q for q in learnt if id(q) not in known])
             rng = random.Random(f"{settings.seed}/alike")
-            talks = alike_conversations(self.model, self.computing, Path(str(settings.dialogues)), layer, rng)
+            assert settings.dialogues is not None
+            talks = alike_conversations(self.model, self.computing, settings.dialogues, layer, rng)
             lessons.append(talks)
         preset = _changed(ProjectionSettings(seed=settings.seed), settings, "projection")
         trained = train_projection(lessons, layer, base, preset)
@@ -196,7 +196,8 @@ class ChunkRun:
         settings, bank = self.settings, self.corpus.bank
         if not settings.invented:
             return bank, samples
-        texts, questions, _ = squad(Path(str(settings.squad)))
+        assert settings.squad is not None
+        texts, questions, _ = squad(settings.squad)
         file = invent(settings, self.folder.path, self.computing, texts, questions, self.accelerator, self.log)
         made = shards(file, self.model, self.computing, scorer, layer)
         for shard in made:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
-from mplus.recall.scorers import LateInteraction
+from mplus.recall.late_interaction import LateInteraction
 from mplus.training.chunk.invented import ASKER, AskingSamples, Inventor, write_squad
 from mplus.training.chunk.questions import ChunkBank, Question, squad
 from mplus.training.chunk.read_adapter import Reader, new_adapter

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mplus.inert import encode_inert
-from mplus.recall.scorers import LateInteraction, with_neighbours
+from mplus.recall.late_interaction import LateInteraction
+from mplus.recall.scorer import with_neighbours
 from mplus.training.chunk.questions import ChunkBank, Question
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mplus.backbone.adapters import LoraLinear, LoraWeights, with_adapter
-from mplus.backbone.backbone import Rotation, rotate
+from mplus.backbone.attention import Rotation, rotate
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.inert import encode_inert
 from mplus.weights import Weights

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mplus.recall.scorers import LateInteraction
+from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import in_parallel
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.projection import gold_chunks

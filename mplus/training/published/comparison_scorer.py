@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.inert import encode_inert
-from mplus.recall.scorers import LateInteraction
+from mplus.recall.late_interaction import LateInteraction
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.projection import gold_chunks
 from mplus.training.chunk.questions import ChunkBank, Question

@@ -16,11 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from mplus.backbone.backbone import Rotation, rotate
+from mplus.backbone.attention import Rotation, rotate
 from mplus.config import MemoryConfig
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Track
 from mplus.recall.choose import recall
+from mplus.recall.scorer import Question
 from mplus.training.chunk.plain_text import Episode, Episodes
 from mplus.training.published.stages import Stage
 from mplus.training.published.trained_modules import TrainableParts, retriever_loss
@@ -111,7 +112,8 @@ def remembered_front(weights: Weights, state: MemoryState, config: MemoryConfig,
         if not config.recalled_tokens or not len(track.long_term) + len(track.pending):
             return recent
         with torch.no_grad():
-            index = recall(weights, track, config, normed[:query_rows]).index
+            question = Question(layer, normed[:query_rows])
+            index = recall(weights.scorers[config.recall], track, config, question).index
             return torch.cat([_long_term_states(track, index, recent), recent])
 
     return front

@@ -1,7 +1,6 @@
 """A run of the published recipe: any backbone, any texts, one process or many."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -79,15 +78,15 @@ class PublishedRun:
 
 def read_texts(settings: RunSettings) -> list[Document]:
     """Everything there is to read, as documents: texts, articles with questions, conversations."""
-    documents = read_documents([Path(path) for path in settings.texts]) if settings.texts else []
+    documents = read_documents(settings.texts) if settings.texts else []
     if settings.squad is not None:
-        passages, _, articles = read_squad(Path(settings.squad))
+        passages, _, articles = read_squad(settings.squad)
         joined: dict[int, list[str]] = {}
         for passage, article in zip(passages, articles, strict=True):
             joined.setdefault(article, []).append(passage)
         documents += [Document(f"{settings.squad}:{n}", "\n\n".join(texts)) for n, texts in joined.items()]
     if settings.dialogues is not None:
-        names, talks = read_dialogues(Path(settings.dialogues), DIALOGUES, random.Random(settings.seed))
+        names, talks = read_dialogues(settings.dialogues, DIALOGUES, random.Random(settings.seed))
         documents += [Document(name, talk) for name, talk in zip(names, talks, strict=True)]
     return documents
 

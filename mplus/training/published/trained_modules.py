@@ -18,7 +18,7 @@ from mplus.backbone.backbone import Backbone
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig, Recall
 from mplus.errors import UnsupportedModelError
-from mplus.recall.scorers import PublishedRetriever
+from mplus.recall.published_retriever import PublishedRetriever
 from mplus.weights import Weights
 
 TARGETS = (

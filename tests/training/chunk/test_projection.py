@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mplus.model import MPlus
-from mplus.recall.scorers import LateInteraction
+from mplus.recall.late_interaction import LateInteraction
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_run import late_interaction
 from mplus.training.chunk.projection import Batch, Lesson, LessonRows, ProjectionSettings, train_projection

@@ -1,0 +1,179 @@
+"""Attention: which rows see which, and the kernels that compute it."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+GROUPED_ATTENTION = "mplus_grouped_sdpa"
+
+
+class KeysValues(NamedTuple):
+    """Attention keys before rotary embedding, and values, of packed rows."""
+
+    keys: Float[Tensor, "*rows H E"]
+    values: Float[Tensor, "*rows H E"]
+
+    def take(self, rows: Int[Tensor, " n"] | slice) -> "KeysValues":
+        """Some of the rows."""
+        where = rows.to(self.keys.device) if isinstance(rows, Tensor) else rows
+        return KeysValues(self.keys[where], self.values[where])
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of some positions."""
+
+    cos: Float[Tensor, "*positions E"]
+    sin: Float[Tensor, "*positions E"]
+
+    def at(self, index: Int[Tensor, "*places"] | slice) -> "Rotation":
+        """Those at some places of a table of positions."""
+        return Rotation(self.cos[index], self.sin[index])
+
+    def to(self, device: torch.device) -> "Rotation":
+        """The same on a device."""
+        return Rotation(self.cos.to(device), self.sin.to(device))
+
+
+class LayerInput(NamedTuple):
+    """Packed rows at the input of a layer, and what its attention makes of them."""
+
+    rows: Float[Tensor, "T D"]
+    normed: Float[Tensor, "T D"]
+    keys: Float[Tensor, "T H E"]
+    """Before rotary embedding."""
+    values: Float[Tensor, "T H E"]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How packed rows are laid out for attention.
+
+    Linear layers see all rows of a batch packed behind one another, [T]. Attention sees them as [B, Q] queries
+    over [B, P] keys. Rows before ``first`` are seen by others and ask nothing themselves.
+
+    Attributes:
+        first: The first row that asks.
+        queries: Which asking row, counted from ``first``, each query is.
+        query_rotation: Of the query's position.
+        keys: Which row each key is.
+        key_rotation: Of the key's position.
+        mask: Which keys a query sees.
+        places: Where in [B * Q] each asking row stands.
+    """
+
+    first: int
+    queries: Int[Tensor, "B Q"]
+    query_rotation: Rotation
+    keys: Int[Tensor, "B P"]
+    key_rotation: Rotation
+    mask: Bool[Tensor, "B 1 Q P"]
+    places: Int[Tensor, " S"]
+
+    @classmethod
+    def single(cls, rotation: Rotation, first: int = 0) -> "Packing":
+        """One sequence: every row sees itself and those before it.
+
+        Args:
+            rotation: Of positions 0, 1, …, one for each row.
+            first: The first row that asks.
+        """
+        rows = torch.arange(len(rotation.cos), device=rotation.cos.device)
+        mask = (rows <= rows[first:, None])[None, None]
+        own = rows[first:] - first
+        return cls(first, own[None], rotation.at(rows[None, first:]), rows[None], rotation.at(rows[None]), mask, own)
+
+    def to(self, device: torch.device) -> "Packing":
+        """The same on a device; itself where it is there already."""
+        if self.mask.device == device:
+            return self
+        return Packing(
+            self.first,
+            self.queries.to(device),
+            self.query_rotation.to(device),
+            self.keys.to(device),
+            self.key_rotation.to(device),
+            self.mask.to(device),
+            self.places.to(device),
+        )
+
+
+def rotate(heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> Float[Tensor, "*rows H E"]:
+    """Rotary embedding of heads laid out [rows, heads, size]."""
+    cos, sin = rotation.cos.unsqueeze(-2), rotation.sin.unsqueeze(-2)
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def rotate_into(target: Float[Tensor, "*rows H E"], heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> None:
+    """``rotate`` without temporaries, for prefixes of many thousand rows."""
+    half = heads.shape[-1] // 2
+    cos, sin = rotation.cos.unsqueeze(-2)[..., :half], rotation.sin.unsqueeze(-2)[..., :half]
+    first, second = heads[..., :half], heads[..., half:]
+    torch.mul(first, cos, out=target[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=target[..., half:]).addcmul_(first, sin)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float = 1.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention written out, grouped over key-value heads: the oracle of the fast kernels."""
+    grouped = query.unflatten(1, (key.shape[1], -1))
+    scores = torch.einsum("bhgqe,bhpe->bhgqp", grouped, key).float() * scaling
+    if attention_mask is not None:
+        mask = attention_mask[:, :, None]
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    output = torch.einsum("bhgqp,bhpe->bqhge", weights, value)
+    return output.flatten(2, 3), None
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention that never repeats key-value heads.
+
+    The queries that share a key-value head are laid side by side as rows of one head. transformers' own
+    sdpa path copies keys and values once per query head as soon as a mask is given, which over a long
+    prefix costs more than attention itself.
+    """
+    batch, heads, rows, size = query.shape
+    if attention_mask is None and rows > 1:
+        # transformers leaves the mask out where plain causal attention is meant.
+        attention_mask = torch.ones(rows, key.shape[2], dtype=torch.bool, device=query.device)
+        attention_mask = attention_mask.tril(key.shape[2] - rows)[None, None]
+    groups = heads // key.shape[1]
+    if groups > 1:
+        query = query.reshape(batch, key.shape[1], groups * rows, size)
+        if attention_mask is not None and rows > 1:
+            attention_mask = attention_mask.repeat(1, 1, groups, 1)
+        elif attention_mask is not None:
+            attention_mask = attention_mask.expand(-1, -1, groups, -1)
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=False
+    )
+    return output.reshape(batch, heads, rows, -1).transpose(1, 2), None
+
+
+def register_attention() -> None:
+    """Make ``grouped_attention`` known to transformers under its name."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
+    AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)

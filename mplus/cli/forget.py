@@ -1,0 +1,23 @@
+"""``mplus forget``: a source, removed for good."""
+
+from typing import Annotated
+
+import typer
+
+from mplus.cli.opened import opened
+from mplus.cli.options import MemoryOption, ModelOption
+from mplus.cli.terminal import token_bar
+
+
+def forget(
+    source: Annotated[str, typer.Argument(help="Source to remove for good.")],
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Also write again what came after it, so that no trace is left.")
+    ] = False,
+) -> None:
+    """Remove a source from a memory, its snapshots and its files, for good."""
+    with opened(memory, model) as (loaded, held):
+        removed = held.forget(source, rebuild=loaded if rebuild else None, progress=token_bar())
+    print(f"Removed {removed:,} memory tokens of {source!r}.")

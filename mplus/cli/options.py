@@ -1,0 +1,11 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Built-in name, local folder or hub repository.")]
+MemoryOption = Annotated[
+    str, typer.Option("--memory", help="Name of a memory kept for you, or a folder (with a slash in it).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]

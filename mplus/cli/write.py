@@ -1,0 +1,39 @@
+"""``mplus write``: text into a memory."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mplus.cli.opened import opened
+from mplus.cli.options import JsonOption, MemoryOption, ModelOption
+from mplus.cli.terminal import token_bar
+
+
+def write(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Text to remember; - or nothing reads standard input.")
+    ] = None,
+    file: Annotated[list[Path] | None, typer.Option("--file", "-f", help="Text file to remember.")] = None,
+    source: Annotated[str | None, typer.Option(help="Name under which it can be recalled and forgotten.")] = None,
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+    as_json: JsonOption = False,
+) -> None:
+    """Write text into a memory."""
+    documents: list[tuple[str, str | None]] = [(text, source) for text in texts or [] if text != "-"]
+    documents += [(path.read_text(encoding="utf-8"), source or path.name) for path in file or []]
+    if not documents or "-" in (texts or []):
+        documents.append((sys.stdin.read(), source))
+    reports: list[dict[str, Any]] = []
+    with opened(memory, model) as (loaded, held):
+        for text, name in documents:
+            reports.append(vars(loaded.write(held, text, source=name, progress=token_bar())))
+        described = repr(held)
+    if as_json:
+        print(json.dumps(reports))
+        return
+    tokens = sum(report["text_tokens"] for report in reports)
+    print(f"Wrote {tokens:,} tokens in {sum(r['seconds'] for r in reports):.1f} s. {described}")

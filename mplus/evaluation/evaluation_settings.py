@@ -1,0 +1,94 @@
+"""What is measured, and how; frozen, checked once."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+PERPLEXITY = "perplexity"
+TASKS = ("facts", "squad", "nq", "dialogue", "babi", "locomo", "longdoc", PERPLEXITY)
+LEVELS = (0, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 160_000)
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class EvaluationSettings(BaseModel):
+    """Everything that decides what an evaluation asks of what.
+
+    Raises:
+        ValueError: An unknown task or style, or a number out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    task: str
+    """What is asked: facts, squad, nq, dialogue, babi, locomo, longdoc or perplexity."""
+    data: Path | None = None
+    """File of the task; facts are generated."""
+    distractors: tuple[Path, ...] = ()
+    """More texts to stand between memory and question: a file or folder."""
+    mode: tuple[str, ...] = ("mplus",)
+    """Ways of answering, separated by commas, or all."""
+    top: tuple[int, ...] = (1, 2, 3)
+    """How many passages rag reads, by commas."""
+    levels: tuple[int, ...] | None = None
+    """Distractor tokens at which is asked, by commas; else the task's own, or 0 to 160,000 in nine steps."""
+    questions: NotNegative = 300
+    """Answerable questions; documents in perplexity."""
+    at_most: dict[str, int] = Field(default_factory=dict)
+    """Ask costly ways of answering only so many: full-context=40,memoryllm=40."""
+    unanswerable: NotNegative | None = None
+    """Questions that nothing answers; else a third as many in facts, none in other tasks."""
+    model: str = "smol-135m"
+    """Built-in name, folder, repository, or folder of trained parts."""
+    backbone: str = "smol-135m"
+    """Backbone of a folder of trained parts."""
+    prompt: str | None = None
+    """plain, short or completion; else the task's own."""
+    examples: Annotated[int, Field(ge=0, le=3)] = 0
+    """Worked examples, in completion."""
+    together: bool = False
+    """Other questions' contexts may be read as well: they are distractors too."""
+    layout: dict[str, Any] = Field(default_factory=dict)
+    """Memory settings other than the model's, such as recalled_tokens=512."""
+    abstain_below: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Decline where the confidence in an answer is lower."""
+    max_new_tokens: Positive | None = None
+    """Most tokens of an answer; else 64 where the prompt is plain, 24 elsewhere."""
+    batch: Positive = 16
+    """Questions answered at once."""
+    split: str = "dev"
+    """Whose names and values facts has: dev or train."""
+    seed: int = 0
+    """Decides which questions are asked, and of what."""
+    dtype: str = "auto"
+    """auto, float32, bfloat16 or float16."""
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        return _one_of(task, TASKS)
+
+    @field_validator("prompt")
+    @classmethod
+    def _known_prompt(cls, prompt: str | None) -> str | None:
+        return prompt if prompt is None else _one_of(prompt, ("plain", "short", "completion"))
+
+    @field_validator("split")
+    @classmethod
+    def _known_split(cls, split: str) -> str:
+        return _one_of(split, ("dev", "train"))
+
+    @field_validator("top")
+    @classmethod
+    def _some_passages(cls, top: tuple[int, ...]) -> tuple[int, ...]:
+        if not top or min(top) < 1:
+            raise ValueError(f"{','.join(map(str, top))}: expected numbers of passages, at least 1.")
+        return top
+
+
+def _one_of(value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r}: expected one of {', '.join(known[:-1])} or {known[-1]}.")
+    return value

@@ -1,0 +1,149 @@
+"""From settings to what is asked of what: the task, the model, the stream of texts, and the answers on disk."""
+
+import hashlib
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mplus.evaluation.data_files import passages
+from mplus.evaluation.datasets import READERS
+from mplus.evaluation.evaluation_settings import LEVELS, PERPLEXITY, EvaluationSettings
+from mplus.evaluation.facts_task import facts
+from mplus.evaluation.modes import MODES, answerers, chosen
+from mplus.evaluation.opening import open_model
+from mplus.evaluation.perplexity import CONDITIONS, SHORTEST_TOKENS, Condition, documents
+from mplus.evaluation.question_prompts import ANSWER_TOKENS
+from mplus.evaluation.raw_answers import Progress, RawAnswers
+from mplus.evaluation.replies import Settings
+from mplus.evaluation.retention import Stream
+from mplus.evaluation.tasks import PromptStyle, Task
+from mplus.write.absorb import Progress as WriteProgress
+
+
+class Experiment:
+    """One task, one model, and everything that is needed to ask the one of the other.
+
+    Args:
+        asked: What to measure.
+        out: Folder of the raw answers; None: one below ``runs/``, named by task and model.
+        writing: Called while texts are written, with tokens so far and in total.
+
+    Raises:
+        ValueError: The task's file is missing or not of its format, a memory setting is wrong, or there are too few
+            distractors.
+        ModelNotFoundError: Nothing under the model's name.
+    """
+
+    def __init__(
+        self, asked: EvaluationSettings, out: Path | None = None, writing: WriteProgress | None = None
+    ) -> None:
+        for name in asked.at_most:
+            if name not in MODES:
+                raise ValueError(f"at_most: {name!r}: expected one of {', '.join(MODES)}.")
+        self.asked = asked
+        self.task = read_task(asked)
+        self.model = open_model(asked.model, backbone=asked.backbone, dtype=asked.dtype)
+        usual = self.model.memory_config
+        self.layout = type(usual).model_validate(usual.model_dump() | asked.layout)
+        style: PromptStyle = asked.prompt or self.task.style  # pyright: ignore[reportAssignmentType]
+        tokens = asked.max_new_tokens or ANSWER_TOKENS[style]
+        self.settings = Settings(style, asked.examples, tokens, asked.batch, asked.seed, asked.abstain_below, writing)
+        extra = [text for path in asked.distractors for text in passages(path)]
+        random.Random(asked.seed).shuffle(extra)
+        levels = asked.levels if asked.levels is not None else self.task.levels or LEVELS
+        self.stream = Stream.of(self.task, extra, self.model.tokenizer, levels, together=asked.together)
+        self._fingerprint = self.model.weights.fingerprints[self.layout.recall]
+        self._out = out or Path("runs") / f"{asked.task}-{self._fingerprint[:8]}"
+
+    def answered(self, progress: Progress) -> RawAnswers:
+        """Ask every question in every way."""
+        names = chosen(self.asked.mode, self.model, self.layout)
+        answers = RawAnswers(self._out, self._described())
+        for one in answerers(names, self.model, self.layout, self.stream, self.settings, tops=self.asked.top):
+            # "rag-bm25 top-1" is capped as "rag-bm25".
+            at_most = self.asked.at_most.get(one.name.split(" ")[0])
+            answers.ask(one, self.stream, at_most=at_most, progress=progress)
+        return answers
+
+    def scored(self, progress: Progress) -> RawAnswers:
+        """Score every document in every condition, for perplexity."""
+        read = documents(self.task.contexts, self.model.tokenizer)
+        answers = RawAnswers(self._out, self._described())
+        batch, seed = self.settings.batch, self.settings.seed
+        for name in CONDITIONS:
+            condition = Condition(name, self.model, self.layout, self.stream, batch=batch, seed=seed)
+            wanted = {
+                level: [document for document in read if (name, level, document.id) not in answers.done]
+                for level in condition.levels()
+            }
+            total = len(read) * len(wanted)
+            count = total - sum(map(len, wanted.values()))
+            for scored in condition.scored({level: some for level, some in wanted.items() if some}):
+                answers.add([{"task": PERPLEXITY, "mode": name, **scored._asdict()}])
+                count += 1
+                progress(name, count, total)
+        return answers
+
+    def _described(self) -> dict[str, Any]:
+        """What makes answers comparable."""
+        asked, settings = self.asked, self.settings
+        return {
+            "task": asked.task,
+            "data": _digest(asked.data),
+            "distractors": [_digest(path) for path in asked.distractors],
+            "questions": asked.questions,
+            "unanswerable": sum(not question.is_answerable for question in self.task.questions),
+            "split": asked.split if asked.task == "facts" else None,
+            "together": asked.together,
+            "model": self._fingerprint,
+            "layout": self.layout.model_dump(),
+            "prompt": settings.style,
+            "examples": settings.examples,
+            "max_new_tokens": settings.max_new_tokens,
+            "abstain_below": settings.abstain_below,
+            "seed": settings.seed,
+        }
+
+
+def read_task(asked: EvaluationSettings) -> Task:
+    """The questions that are asked for, read from their file or generated.
+
+    Raises:
+        ValueError: A file is missing, not to be had or not of the task's format.
+    """
+    name, data, count = asked.task, asked.data, asked.questions
+    if name == "facts":
+        if data is not None:
+            raise ValueError(f"--data {data}: facts are generated. Name texts to stand in between with --distractors.")
+        unanswerable = count // 3 if asked.unanswerable is None else asked.unanswerable
+        return facts(count, unanswerable, asked.seed, split=asked.split)  # pyright: ignore[reportArgumentType]
+    if data is None:
+        raise ValueError(
+            f"{name} is read from a file that you name: pass --data FILE (docs/reference/evaluation.md says which)."
+        )
+    if name == PERPLEXITY:
+        return _documents(data, count, asked.seed)
+    return READERS[name](data, count, asked.unanswerable or 0, random.Random(asked.seed))
+
+
+def _documents(data: Path, count: int, seed: int) -> Task:
+    """Texts whose second halves are scored; those that are too short are spare."""
+    # A token is hardly ever longer than a word.
+    texts = [text for text in passages(data) if len(text.split()) >= SHORTEST_TOKENS]
+    if len(texts) < count or not count:
+        raise ValueError(f"--questions {count}: {data} has {len(texts)} texts long enough; ask for 1 to {len(texts)}.")
+    random.Random(seed).shuffle(texts)
+    taken: Mapping[str, str] = {f"document-{place}": text for place, text in enumerate(texts[:count])}
+    return Task(PERPLEXITY, taken, (), tuple(texts[count:]), levels=(0, 16_000))
+
+
+def _digest(path: Path | None) -> str | None:
+    """Names a file by its content, so that a run goes on only with the same."""
+    if path is None:
+        return None
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return f"{path.name}:{digest.hexdigest()[:16]}"

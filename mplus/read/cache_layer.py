@@ -1,0 +1,138 @@
+"""The cache layer of a read: every row begins with a prefix, grows in place, and may join and leave."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from mplus.backbone.attention import KeysValues, Rotation, rotate_into
+from mplus.backbone.backbone import Backbone
+
+SPARE_TOKENS = 256
+"""Room a cache layer has for decoding before it must be copied into a larger one."""
+Prefix = Sequence[KeysValues]
+"""What stands before a prompt in one layer, in parts that are still where they are stored."""
+
+
+class PrefixLayer(CacheLayerMixin):
+    """A cache layer whose rows start with a prefix each, grow in place, and may join and leave.
+
+    transformers' own dynamic layer copies all keys and values for every new token; over a long prefix
+    that costs as much as reading it. Every row begins at column 0, so that a column is a position, and
+    what stands behind a row's length is not seen.
+    """
+
+    is_sliding = False
+
+    def __init__(
+        self, keys: Float[Tensor, "B H P E"], values: Float[Tensor, "B H P E"], lengths: Sequence[int]
+    ) -> None:
+        """Take over buffers of which row n holds ``lengths[n]`` columns; further rows are free."""
+        super().__init__()
+        self.key_buffer, self.value_buffer, self.lengths = keys, values, list(lengths)
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+
+    @classmethod
+    def empty(cls, backbone: Backbone, lengths: Sequence[int], prompt: int, device: torch.device) -> "PrefixLayer":
+        """A layer with room for prefixes of these lengths, prompts of so many tokens, and answers."""
+        shape = (len(lengths), backbone.num_key_value_heads, max(lengths) + prompt + SPARE_TOKENS, backbone.head_size)
+        # Rows of different length leave gaps, which have to be finite.
+        new = torch.empty if len(lengths) == 1 else torch.zeros
+        keys, values = (new(shape, dtype=backbone.dtype, device=device) for _ in range(2))
+        return cls(keys, values, lengths)
+
+    def write(self, prefixes: Sequence[Prefix], rotation: Rotation, standing: Collection[int] = ()) -> None:
+        """Rotate and write prefixes at the beginning of the rows.
+
+        Args:
+            prefixes: By row.
+            rotation: Of every position of the longest prefix.
+            standing: Parts of the only prefix that stand at their places already.
+        """
+        for row, prefix in enumerate(prefixes):
+            position = 0
+            for number, part in enumerate(prefix):
+                here = slice(position, position + part.keys.shape[0])
+                if number not in standing:
+                    target = self.key_buffer[row, :, here].transpose(0, 1)
+                    rotate_into(target, part.keys, rotation.at(here))
+                    self.value_buffer[row, :, here] = part.values.transpose(0, 1)
+                position = here.stop
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: a prefix layer is born initialised."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values to every row; returns all columns up to the end of the longest."""
+        rows, new = len(self.lengths), key_states.shape[2]
+        end = self.get_seq_length() + new
+        self._reserve(rows, end)
+        if min(self.lengths) + new == end:
+            self.key_buffer[:rows, :, end - new : end] = key_states
+            self.value_buffer[:rows, :, end - new : end] = value_states
+        else:
+            for row, length in enumerate(self.lengths):
+                self.key_buffer[row, :, length : length + new] = key_states[row]
+                self.value_buffer[row, :, length : length + new] = value_states[row]
+        self.lengths = [length + new for length in self.lengths]
+        self.keys, self.values = self.key_buffer[:rows, :, :end], self.value_buffer[:rows, :, :end]
+        return self.keys, self.values
+
+    def join(self, other: "PrefixLayer") -> None:
+        """Copy the rows of another layer behind one's own."""
+        rows = len(self.lengths)
+        self._reserve(rows + len(other.lengths), max(*self.lengths, *other.lengths))
+        for row, length in enumerate(other.lengths):
+            self.key_buffer[rows + row, :, :length] = other.key_buffer[row, :, :length]
+            self.value_buffer[rows + row, :, :length] = other.value_buffer[row, :, :length]
+        self.lengths += other.lengths
+
+    def leave(self, row: int) -> None:
+        """Drop a row; the last one takes its place."""
+        last, length = len(self.lengths) - 1, self.lengths[-1]
+        if row != last:
+            self.key_buffer[row, :, :length] = self.key_buffer[last, :, :length]
+            self.value_buffer[row, :, :length] = self.value_buffer[last, :, :length]
+        self.lengths[row] = length
+        self.lengths.pop()
+
+    def _reserve(self, rows: int, columns: int) -> None:
+        slots, _, capacity, _ = self.key_buffer.shape
+        if rows <= slots and columns <= capacity:
+            return
+        if rows > slots:
+            slots = max(rows, 2 * slots)
+        if columns > capacity:
+            capacity = columns + max(SPARE_TOKENS, columns // 4)
+        for name in ("key_buffer", "value_buffer"):
+            old: Tensor = getattr(self, name)
+            # Zeros: a column that is not seen yet has weight 0, and 0 times anything finite is 0.
+            new = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
+            for row, length in enumerate(self.lengths):
+                new[row, :, :length] = old[row, :, :length]
+            setattr(self, name, new)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the mask for that many queries."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Columns of the longest row, its prefix included."""
+        return max(self.lengths)
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """No maximum (the name in transformers before 5.20)."""
+        return -1
+
+
+def length_of(prefix: Prefix) -> int:
+    """Columns of a prefix."""
+    return sum(part.keys.shape[0] for part in prefix)

@@ -1,0 +1,160 @@
+"""Late interaction: a chunk is as relevant as its tokens are near to the question's, and says the question's words."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mplus.config import MemoryConfig
+from mplus.memory.long_term import LongTermMemory
+from mplus.recall.coarse import coarse_index
+from mplus.recall.lexical import lexical_match
+from mplus.recall.scorer import (
+    GoesOn,
+    Normed,
+    Question,
+    Relevance,
+    RetrievalRows,
+    RowWeights,
+    Scorer,
+    Scores,
+    Shortlist,
+    best_of_runs,
+    normalised,
+    with_neighbours,
+)
+from mplus.recall.units import Candidates, KeyBlock
+
+SHORTLIST = 512
+"""Chunks that the coarse index finds and that are then scored exactly."""
+
+
+class LateInteraction(Scorer):
+    """Scores a unit by late interaction (MaxSim) over states of the model itself.
+
+    Relevance of a unit: for every query row the best cosine with any of the unit's tokens, minus that
+    row's mean over all units (so that zero is an average unit; it changes no order), averaged over the
+    query rows. States are centred and standardised per dimension first. Training-free
+    with the identity as projection; with trained linear projections the same formula (docs/concepts/recall.md).
+    """
+
+    def __init__(
+        self,
+        mean: Float[Tensor, "L D"],
+        deviation: Float[Tensor, "L D"],
+        *,
+        query_projection: Float[Tensor, "R D"] | None = None,
+        key_projection: Float[Tensor, "R D"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.mean = nn.Buffer(mean)
+        self.deviation = nn.Buffer(deviation)
+        self.query_projection = None if query_projection is None else nn.Parameter(query_projection)
+        self.key_projection = None if key_projection is None else nn.Parameter(key_projection)
+
+    def keys(self, layer: int, normed: Normed) -> Float[Tensor, "S R"]:
+        """Unit-length retrieval keys."""
+        return self._project(layer, normed, self.key_projection)
+
+    def queries(self, layer: int, normed: Normed) -> RetrievalRows:
+        """Unit-length retrieval queries."""
+        return self._project(layer, normed, self.query_projection)
+
+    def _project(self, layer: int, normed: Normed, projection: Tensor | None) -> Float[Tensor, "S R"]:
+        rows = (normed.to(self.mean) - self.mean[layer]) / self.deviation[layer]
+        if projection is not None:
+            rows = functional.linear(rows, projection)
+        return functional.normalize(rows, dim=-1)
+
+    def relevance(
+        self,
+        queries: RetrievalRows,
+        blocks: Iterable[KeyBlock],
+        num_units: int,
+        row_weights: RowWeights | None = None,
+        goes_on: GoesOn | None = None,
+    ) -> Relevance:
+        """Mean over query rows of (best cosine in the unit - that row's mean best cosine)."""
+        match = self.match(queries, blocks, num_units, row_weights, goes_on)
+        # The mean over units of a mean over rows: what each row loses adds up to one number.
+        return match - match.mean()
+
+    def match(
+        self,
+        queries: RetrievalRows,
+        blocks: Iterable[KeyBlock],
+        num_units: int,
+        row_weights: RowWeights | None = None,
+        goes_on: GoesOn | None = None,
+    ) -> Relevance:
+        """Mean over query rows of the best cosine in each unit, with its neighbours where they are told."""
+        weights = normalised(row_weights, queries)
+        if goes_on is not None:
+            best = queries.new_empty(num_units, len(queries))
+            for first, rows in _best_of_units(queries, blocks):
+                best[first : first + len(rows)] = rows
+            return with_neighbours(best, goes_on) @ weights
+        match = queries.new_zeros(num_units)
+        for first, rows in _best_of_units(queries, blocks):
+            match[first : first + len(rows)] = rows @ weights
+        return match
+
+    # --- what it can do with a memory -------------------------------------------------------------
+
+    def prepare(self, store: LongTermMemory, config: MemoryConfig) -> None:
+        """Index a store of more tokens than are scored one by one."""
+        if config.keeps_chunks and len(store) > config.exact_recall_tokens:
+            coarse_index(store)
+
+    @torch.no_grad()
+    def shortlist(self, question: Question, candidates: Candidates, config: MemoryConfig) -> Shortlist:
+        """Of many chunks those that the coarse index finds nearest, those beside them, and what it does not hold yet.
+
+        The first pool is the one that has an index. What usual relevance is, a sample of all chunks tells.
+        """
+        every = candidates.units[0]
+        if candidates.goes_on is None or int(every.sizes.sum()) <= config.exact_recall_tokens:
+            return Shortlist(candidates)
+        store = candidates.pools[0]
+        assert isinstance(store, LongTermMemory)
+        index, serials = coarse_index(store), store.provenance.chunks[every.starts]
+        queries = self.asked(question).cpu()
+        near = index.nearest(queries, normalised(None, queries), SHORTLIST, serials)
+        # A chunk counts with its neighbours, and these with theirs.
+        around = torch.searchsorted(serials, near)[:, None] + torch.arange(-2, 3)
+        newer = torch.arange(int(torch.searchsorted(serials, index.chunks[-1], right=True)), len(candidates))
+        found = torch.cat([around.flatten().clamp(0, len(serials) - 1), newer]).unique()
+        runs = torch.arange(0, len(candidates), max(8 * len(candidates) // SHORTLIST, 8))[:, None] + torch.arange(8)
+        sample = runs.flatten().clamp(max=len(candidates) - 1).unique()
+        return Shortlist(candidates.take(found), candidates.take(sample))
+
+    @torch.no_grad()
+    def scores(self, question: Question, shortlist: Shortlist, config: MemoryConfig) -> Scores:
+        """Late interaction of each unit less that of a usual one, and what shared words add to it."""
+        candidates, sample = shortlist
+        found = self._matched(question, candidates)
+        usual = found if sample is None else self._matched(question, sample)
+        found, usual = found - usual.mean(), usual - usual.mean()
+        if question.words is not None and config.lexical_weight and candidates.goes_on is not None:
+            unit = config.lexical_weight * float(usual.std(correction=0))
+            found = found + unit * lexical_match(question.words, candidates, sample)
+            usual = found if sample is None else usual + unit * lexical_match(question.words, sample)
+        return Scores(found, float(usual.mean()))
+
+    def _matched(self, question: Question, candidates: Candidates) -> Relevance:
+        queries, goes_on = self.asked(question), candidates.goes_on
+        goes_on = None if goes_on is None else goes_on.to(queries.device)
+        return self.match(queries, candidates.blocks(queries.device), len(candidates), goes_on=goes_on).cpu()
+
+
+def _best_of_units(queries: RetrievalRows, blocks: Iterable[KeyBlock]) -> Iterator[tuple[int, Tensor]]:
+    """Per block, its first unit and the best cosine of every query row in each of its units so far."""
+    last_unit, last_best = -1, queries.new_empty(0)
+    for keys, sizes, first in blocks:
+        best = best_of_runs(functional.linear(keys.to(queries.dtype), queries), sizes)
+        if first == last_unit:
+            best[0] = torch.maximum(best[0], last_best)
+        yield first, best
+        last_unit, last_best = first + len(sizes) - 1, best[-1]

@@ -1,0 +1,270 @@
+"""The files of a save: which are there already, which are new, and how they are brought to a place and back.
+
+A save puts the files that are new, forces them to disk, and then exchanges the manifest in one step. Killed
+at any point, the old or the new state loads. Files that no state needs any more are removed afterwards.
+"""
+
+import hashlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError, damage_in
+from mplus.storage.codec import Record, decode, from_json
+from mplus.storage.encryption import MemoryKey
+from mplus.storage.manifest import Manifest, not_read, parse_manifest, read_manifest, sealed_manifest
+from mplus.storage.names import MANIFEST, is_own_file
+from mplus.storage.place import Place, Sink, open_regular
+from mplus.storage.shards import OpenShard, ShardSum, content_hash, shard_bytes, write_shard
+
+RECORDS_BYTES = 2**18
+"""A file of records ends once it has this many bytes: so more records leave earlier files alone."""
+MAX_RECORDS_BYTES = 2**30
+SAVE_TIMEOUT = 60.0
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file that is to be written."""
+
+    size: Callable[[], int]
+    write: Callable[[Sink], ShardSum]
+
+
+class FileSet:
+    """The files that a save consists of: those that are there already, and those to be written.
+
+    Args:
+        known: Files of the last save there.
+        key: For encryption; None for none.
+    """
+
+    def __init__(self, known: Mapping[str, ShardSum], key: MemoryKey | None) -> None:
+        self._known, self._key = known, key
+        self.kept: dict[str, ShardSum] = {}
+        self.new: dict[str, NewFile] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(s.nbytes for s in self.kept.values()) + sum(f.size() for f in self.new.values())
+
+    def shard(self, kind: str, stem: str, tensors: Callable[[], Mapping[str, Tensor]]) -> str:
+        """The file of tensors that are known by a name; they are made when it has to be written."""
+        key = self._key
+        name = f"{kind}-{stem}.{'safetensors' if key is None else 'sealed'}"
+        write = lambda file: write_shard(file, name, tensors(), key)
+        return self._named(name, NewFile(lambda: shard_bytes(tensors(), key), write))
+
+    def tensors(self, kind: str, tensors: Mapping[str, Tensor]) -> str:
+        """The file of tensors that have no name of their own."""
+        return self.shard(kind, content_hash(tensors, self._secret), lambda: tensors)
+
+    def records(self, records: Sequence[Record]) -> list[str]:
+        """The files of a table of records, in order."""
+        names: list[str] = []
+        lines: list[bytes] = []
+        size = 0
+        for record in records:
+            lines.append(record.line)
+            size += len(lines[-1])
+            if size >= RECORDS_BYTES:
+                names.append(self.text(b"".join(lines)))
+                lines, size = [], 0
+        return [*names, self.text(b"".join(lines))] if lines else names
+
+    def text(self, text: bytes) -> str:
+        """The file of some records, a line each."""
+        name = f"records-{hashlib.sha256(self._secret + text).hexdigest()[:32]}.jsonl"
+        key = self._key
+
+        def write(file: Sink) -> ShardSum:
+            whole = text if key is None else key.seal(name, text)
+            file.write(whole)
+            return ShardSum(nbytes=len(whole), sha256=hashlib.sha256(whole).hexdigest())
+
+        return self._named(name, NewFile(lambda: len(text) + (key.head_bytes + key.overhead if key else 0), write))
+
+    @property
+    def _secret(self) -> bytes:
+        return b"" if self._key is None else self._key.secret
+
+    def _named(self, name: str, file: NewFile) -> str:
+        if name in self._known:
+            self.kept[name] = self._known[name]
+        elif name not in self.new:
+            self.new[name] = file
+        return name
+
+
+def last_save(place: Place, key: MemoryKey | None) -> Mapping[str, ShardSum]:
+    """Files of what is saved there that a save with this key can keep: those that are whole."""
+    try:
+        manifest = parse_manifest(read_manifest(place), place, key)
+    except (CorruptMemoryError, MemoryNotFoundError, MemoryKeyError):
+        return {}
+    sizes = place.sizes()
+    return {name: known for name, known in manifest.files.items() if sizes.get(name) == known.nbytes}
+
+
+def put_files(place: Place, files: FileSet, manifest: Manifest, key: MemoryKey | None) -> None:
+    """Make a save of files and the manifest that says what they are; inside the lock of the place.
+
+    Raises:
+        OSError: It cannot be written there; what was saved before is intact.
+    """
+    before, written = _present(place), dict(files.kept)
+    try:
+        for name, file in files.new.items():
+            with place.put(name) as sink:
+                written[name] = file.write(sink)
+        place.sync()
+        place.exchange(MANIFEST, sealed_manifest(manifest.model_copy(update={"files": written}), key))
+    except BaseException:
+        # A network may fail after the exchange was made: only where it was not, nothing names the new files.
+        with suppress(Exception):
+            if _present(place) == before:
+                for name in files.new:
+                    place.remove(name)
+        raise
+    place.sync()
+    for name in place.sizes():
+        if is_own_file(name) and name not in written:
+            place.remove(name)
+
+
+def _present(place: Place) -> bytes | None:
+    try:
+        return read_manifest(place)
+    except (MemoryNotFoundError, CorruptMemoryError):
+        return None
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+class FileReader:
+    """Opens the files of one saved memory.
+
+    Args:
+        folder: Where they are.
+        files: What they must be like.
+        key: For encryption.
+        verify: Read every byte against its checksum at once, not when it is first used.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, ShardSum], key: MemoryKey | None, *, verify: bool) -> None:
+        self._folder, self._files, self._key, self._verify = folder, files, key, verify
+        self._interned: dict[bytes, Record] = {}
+
+    def shard(self, name: str) -> OpenShard:
+        """A shard by its file name."""
+        shard = OpenShard(self._folder / name, self._expected(name), seal=self._key)
+        if self._verify:
+            shard.tensors()
+        return shard
+
+    def checked(self, name: str) -> Path:
+        """Where a file is that has been opened and found to be the one that was saved."""
+        self.text(name) if name.endswith(".jsonl") else self.shard(name)
+        return self._folder / name
+
+    def records(self, names: Sequence[str], kind: type[Record]) -> tuple[Any, ...]:
+        """The records of a table; equal ones are the same object, whichever state they are of."""
+        records: list[Record] = []
+        for name in names:
+            for line in self.text(name).splitlines():
+                if line not in self._interned:
+                    self._interned[line] = decode(kind, from_json(line))
+                records.append(self._interned[line])
+        return tuple(records)
+
+    def text(self, name: str) -> bytes:
+        """A file of records, checked."""
+        path, expected = self._folder / name, self._expected(name)
+        with damage_in(path), open_regular(path) as file:
+            if expected.nbytes > MAX_RECORDS_BYTES:
+                raise CorruptMemoryError(f"{expected.nbytes:,} bytes, at most {MAX_RECORDS_BYTES:,} are read")
+            text = file.read(expected.nbytes + 1)
+            if len(text) != expected.nbytes or hashlib.sha256(text).hexdigest() != expected.sha256:
+                raise CorruptMemoryError("it was altered after it was saved")
+            return text if self._key is None else self._key.unseal(name, text)
+
+    def _expected(self, name: str) -> ShardSum:
+        expected = self._files.get(name)
+        if expected is None:
+            raise CorruptMemoryError(f"{name!r:.80} is used, but not listed")
+        return expected
+
+
+@contextmanager
+def reading(place: Place, manifest: Manifest, key: MemoryKey | None, *, verify: bool) -> Generator[FileReader]:
+    """What the files of a save are read with, on local disk; what is read may be used after the block.
+
+    Raises:
+        CorruptMemoryError: One is missing, or is not of the size that was saved.
+        MemoryReadError: The place cannot be reached, or there is no room for what is fetched.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(place.on_disk({name: known.nbytes for name, known in manifest.files.items()}))
+        except FileNotFoundError as error:
+            raise CorruptMemoryError(f"a file went missing ({error}). Restore it from a copy.", place) from error
+        except OSError as error:
+            raise not_read(place, error) from error
+        with damage_in(place):
+            yield FileReader(folder, manifest.files, key, verify=verify)
+
+
+def verify(place: Place, *, key: MemoryKey | None = None) -> None:
+    """Read every byte of a saved memory against its checksums.
+
+    Raises:
+        MemoryNotFoundError: Nothing is saved there.
+        CorruptMemoryError: Something was altered.
+        MemoryKeyError: It is encrypted with another key, or one is needed.
+        MemoryReadError: The place cannot be reached.
+    """
+    manifest = parse_manifest(read_manifest(place), place, key)
+    with reading(place, manifest, key, verify=True) as reader:
+        for name in manifest.files:
+            reader.checked(name)
+
+
+def copy(source: Place, target: Place, *, key: MemoryKey | None, new_key: MemoryKey | None) -> None:
+    """A second save of what is saved; files are shared where the disk can and the key is the same.
+
+    Args:
+        source: What is copied.
+        target: Where to.
+        key: The key of what is copied.
+        new_key: The key of the copy.
+
+    Raises:
+        CorruptMemoryError: What is copied was altered.
+        OSError: The copy cannot be written.
+    """
+    manifest = parse_manifest(read_manifest(source), source, key)
+    files = FileSet({}, new_key)
+    with target.lock(SAVE_TIMEOUT), reading(source, manifest, key, verify=False) as reader:
+        if key == new_key:
+            files.kept |= manifest.files
+            for name in manifest.files:
+                target.add(reader.checked(name))
+        else:
+            manifest = manifest.renamed({name: _again(name, reader, files) for name in manifest.files})
+        put_files(target, files, manifest, new_key)
+
+
+def _again(name: str, reader: FileReader, files: FileSet) -> str:
+    """The name of a file once it is written among others."""
+    kind, _, stem = name.partition(".")[0].partition("-")
+    if kind == "records":
+        return files.text(reader.text(name))
+    return files.shard(kind, stem, lambda: reader.shard(name).tensors())

@@ -1,0 +1,31 @@
+"""The corpus on disk, and which part of it is held out."""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from mplus.training.talk.format import Item, read_items
+
+Split = Literal["train", "dev"]
+DATA = Path(__file__).parent / "data"
+DEV_WRITERS = frozenset({"teal"})
+"""Writers whose items are never trained on. About a tenth; a list, so that a new writer never moves an old one."""
+
+
+def writers() -> list[str]:
+    """Everybody who wrote a file of the corpus."""
+    return sorted(path.stem for path in DATA.glob("*.jsonl"))
+
+
+@cache
+def talk_items(split: Split) -> tuple[Item, ...]:
+    """The items of one split, with slots in their texts; `drawn` or `as_written` fills them.
+
+    Args:
+        split: "train", or "dev": the items of `DEV_WRITERS`.
+
+    Raises:
+        TalkFormatError: If a data file does not follow the format.
+    """
+    mine = [writer for writer in writers() if (writer in DEV_WRITERS) == (split == "dev")]
+    return tuple(item for writer in mine for item in read_items(DATA / f"{writer}.jsonl"))

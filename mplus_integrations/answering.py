@@ -1,0 +1,175 @@
+"""From a conversation to an answer, the same in both frameworks, which only translate what goes in and comes out."""
+
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple
+from uuid import uuid4
+
+from pydantic import Field
+
+from mplus import Generation, GenerationStream, Memory, MPlus, Scheduler, ToolCall, UnknownNameError, parse_tool_calls
+from mplus_integrations.forms import before_calls, form_of, with_told
+from mplus_integrations.history import Where, fitted, of_conversation
+from mplus_integrations.memories import Item, Latents, Remembering
+from mplus_integrations.models import load
+from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
+
+Asked = str | list[dict[str, Any]]
+"""Text to go on from, or chat messages; one that says its ``source`` has been written into memory under it."""
+
+
+class Answer(NamedTuple):
+    """A whole answer.
+
+    Attributes:
+        text: What it says before its calls.
+        rest: The end of the text, where it was held back because it might have become a call.
+        calls: Valid calls, each with an id.
+        invalid_calls: What the model wrote that is no valid call, each with an id.
+        generation: As the model gave it.
+        about: Why it ended, which sources it recalled, how sure it is.
+    """
+
+    text: str
+    rest: str
+    calls: list[tuple[str, ToolCall]]
+    invalid_calls: list[tuple[str, ToolCall]]
+    generation: Generation
+    about: dict[str, Any]
+
+
+class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
+    """A model that remembers and answers; what ``MPlusChat`` and ``MPlusLLM`` share."""
+
+    scheduler: Scheduler | None = Field(default=None, exclude=True)
+    """``model.serve()``: answers to many users share the model's steps; None: each runs by itself."""
+
+    def call(self, given: Mapping[str, Any]) -> Call:
+        """What a call asks for; what it leaves out, or gives as None, is as for the object.
+
+        Raises:
+            ValueError: A setting that is unknown or out of range.
+        """
+        UnknownNameError.check(given, Call.model_fields, of=f"A call of {type(self).__name__}", instead=INSTEAD)
+        named = {name: value for name, value in given.items() if value is not None}
+        return Call.model_validate({**self.own_settings(), **named})
+
+    def model_of(self, call: Call) -> MPlus:
+        """The model of a call, which may name another."""
+        return self.loaded if call.model is None else load(call.model)
+
+    def pieces(
+        self, prompt: Asked, call: Call, latents: Latents, left: threading.Event, *, where: Where | None = None
+    ) -> Generator[str | Answer]:
+        """The text of an answer as it grows, calls held back, and in the end the whole answer.
+
+        Args:
+            prompt: What is answered. The oldest turns of a long history flow into memory.
+            call: How.
+            latents: What is read.
+            left: Set it to stop generation within two tokens.
+            where: Only sources for which this says so are read.
+        """
+        shown = held = ""
+        with self._begin(prompt, call, latents, where) as stream:
+            # While a call is held back nothing is yielded: whoever leaves must reach the generation itself.
+            stream.cancel_with(left)
+            for piece in stream:
+                if call.tools:
+                    piece, held = before_calls(held + piece)
+                if piece:
+                    shown += piece
+                    yield piece
+            generation = stream.generation
+        text, calls = parse_tool_calls(generation.text) if call.tools else (generation.text, [])
+        numbered = [(f"call_{uuid4().hex[:24]}", one) for one in calls]
+        good = [one for one in numbered if one[1].arguments is not None]
+        yield Answer(
+            text,
+            text.removeprefix(shown),
+            good if call.parallel_tool_calls else good[:1],
+            [one for one in numbered if one[1].arguments is None],
+            generation,
+            about(generation, self.model_of(call).name or self.model_name),
+        )
+
+    def answer(
+        self, prompt: Asked, call: Call, latents: Latents, left: threading.Event, *, where: Where | None = None
+    ) -> Answer:
+        """The whole answer; arguments of ``pieces``."""
+        *_, answer = self.pieces(prompt, call, latents, left, where=where)
+        assert isinstance(answer, Answer)
+        return answer
+
+    def _begin(self, prompt: Asked, call: Call, latents: Latents, where: Where | None) -> GenerationStream:
+        model, form, sampling = self.model_of(call), form_of(call), call.sampling()
+        if form.constraint is not None:  # a call or an object has no such reply: its form would be broken
+            sampling = sampling.model_copy(update={"abstain_below": None})
+        tests = [test for test in (where, as_test(call.where)) if test is not None]
+        # What is read is fixed here: neither a later write nor another history of this memory changes it, and
+        # a named memory is free for others while this answer is made.
+        with latents.opened(model) as memory, memory.writing():
+            if not isinstance(prompt, str):
+                room = model.prompt_room(memory)
+                told = with_told(prompt, form.told)
+                room = max(room - min(call.max_tokens, room // 4), 1)
+                prompt = fitted(model, memory, told, room=room, tools=call.tools)
+                if latents is self._own.get(None):  # nobody said whose it is: no conversation reads another's turns
+                    tests.append(of_conversation(told))
+                tests.append(not_standing_in(prompt))
+                prompt = [{key: value for key, value in turn.items() if key != "source"} for turn in prompt]
+            read, read_where = readable(model, memory, tests)
+            engine = model if self.scheduler is None or call.model is not None else self.scheduler
+            return engine.stream(
+                read, prompt, tools=call.tools, constraint=form.constraint, where=read_where, **sampling.model_dump()
+            )
+
+
+def as_test(where: Any) -> Where | None:
+    """A choice of sources as a test of name and metadata."""
+    if where is None:
+        return None
+    if callable(where):
+        return lambda name, metadata: bool(where(name, metadata))
+    wanted, missing = dict(where), object()
+    return lambda _, metadata: all(metadata.get(key, missing) == value for key, value in wanted.items())
+
+
+def not_standing_in(messages: Sequence[Mapping[str, Any]]) -> Where:
+    """Every source but the turns that stand in the prompt themselves."""
+    here = {message["source"] for message in messages if "source" in message}
+    return lambda name, _: name not in here
+
+
+def readable(model: MPlus, memory: Memory, tests: Sequence[Where]) -> tuple[Memory, Where | None]:
+    """What to read of a memory so that all tests say yes; an empty memory where none of its sources does."""
+
+    def where(name: str, metadata: Mapping[str, Any]) -> bool:
+        return all(test(name, metadata) for test in tests)
+
+    may_read = [where(source.name, source.metadata) for source in memory.sources()]
+    if all(may_read):
+        return memory, None
+    return (memory, where) if any(may_read) else (model.new_memory(config=memory.config), None)
+
+
+def about(generation: Generation, model_name: str) -> dict[str, Any]:
+    """What an answer says about itself: why it ended, which sources it recalled, how sure it is."""
+    return {
+        "model_name": model_name,
+        "model_provider": "mplus",
+        "finish_reason": generation.finish_reason,
+        "recalled": [
+            {
+                "source": recalled.source,
+                "share": recalled.share,
+                "relevance": recalled.relevance,
+                "metadata": dict(recalled.metadata),
+            }
+            for recalled in generation.recalled
+        ],
+        "prefix_tokens": generation.prefix_tokens,
+        "confidence": generation.confidence,
+        "is_calibrated": generation.is_calibrated,
+        "abstained": generation.abstained,
+    }

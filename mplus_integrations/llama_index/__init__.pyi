@@ -1,0 +1,9 @@
+"""The public names of the adapter and where each is defined; ``__init__.py`` reads this file."""
+
+from .block import MPlusMemoryBlock as MPlusMemoryBlock
+from .chat_memory import MPlusMemory as MPlusMemory
+from .index import MPlusIndex as MPlusIndex
+from .ingestion import MPlusWriter as MPlusWriter
+from .llm import MPlusLLM as MPlusLLM
+from .retriever import MPlusIndexRetriever as MPlusIndexRetriever
+from .synthesizer import MPlusSynthesizer as MPlusSynthesizer

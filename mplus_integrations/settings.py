@@ -1,0 +1,101 @@
+"""Settings of answers, the same in both frameworks: an unknown name is an error, and None stands for the default."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mplus import MPlus, SamplingParams, UnknownNameError
+
+INSTEAD = {
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "model_name": "model",
+    "stop_sequences": "stop",
+    "session_id": "memory_key",
+}
+"""What to write for names that other libraries, or M+ itself, use for the same."""
+
+
+class KnownNames(BaseModel):
+    """Refuses arguments that do not exist, and takes None for an argument's default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_and_given(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):  # an object that was checked when it was made
+            return given
+        names = {name: value for name, value in given.items() if name != "class_name"}  # LlamaIndex's JSON has it
+        known = {*cls.model_fields, *(field.alias for field in cls.model_fields.values() if field.alias)}
+        UnknownNameError.check(names, known, of=cls.__name__, instead=INSTEAD)
+        return {name: value for name, value in names.items() if value is not None}
+
+
+class AnswerSettings(KnownNames):
+    """How answers are generated; ``mplus.SamplingParams`` says what is in range."""
+
+    max_tokens: int = 256
+    """Most tokens of an answer."""
+    temperature: float = 0.0
+    """0 always takes the likeliest token."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
+    top_k: int = 0
+    """Sample from this many likeliest tokens; 0 from all."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that stand in prompt or answer less likely."""
+    stop: str | list[str] | None = None
+    """Strings that end an answer."""
+    seed: int | None = None
+    """The same seed gives the same answer."""
+    timeout: float | None = None
+    """Seconds after which an answer ends as it is; None: never."""
+    abstain_below: float | None = None
+    """Say ``abstain_reply`` instead of an answer in words that is less sure than this; None: never."""
+    abstain_reply: str = "I don't know."
+    """What is said then."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        self.sampling()
+        return self
+
+    def own_settings(self) -> dict[str, Any]:
+        """The settings by name, without whatever else the object has."""
+        return {name: getattr(self, name) for name in AnswerSettings.model_fields}
+
+    def sampling(self) -> SamplingParams:
+        """The settings as ``MPlus.generate`` takes them.
+
+        Raises:
+            ValueError: One of them is out of range.
+        """
+        settings = self.own_settings()
+        settings["max_new_tokens"] = settings.pop("max_tokens")
+        try:
+            return SamplingParams.model_validate(settings)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            name = str(wrong["loc"][0] if wrong["loc"] else "stop").replace("max_new_tokens", "max_tokens")
+            raise ValueError(f"{name}={wrong['input']!r:.60}: {wrong['msg']}.") from error
+
+
+class Call(AnswerSettings):
+    """What one call asks for: how to answer, in which form, and from which memory."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    tools: list[dict[str, Any]] | None = None
+    """Tools that may be called, as OpenAI describes them."""
+    tool_choice: str | dict[str, Any] | bool | None = None
+    """Whether to call one: "auto", "any", "none", or which."""
+    parallel_tool_calls: bool = True
+    """Whether an answer may have several calls; if not, the first one counts."""
+    response_format: dict[str, Any] | None = None
+    """A JSON schema that the answer follows, as OpenAI describes it."""
+    memory_key: Any = None
+    """Which memory is read."""
+    where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = Field(default=None)
+    """Which of its sources: metadata that must be equal, or a test of name and metadata."""
+    model: str | MPlus | None = None
+    """Another model for this call."""
