@@ -14,6 +14,7 @@ from .errors import MemoryLimitError as MemoryLimitError
 from .errors import MemoryLockedError as MemoryLockedError
 from .errors import MemoryMismatchError as MemoryMismatchError
 from .errors import MemoryNotFoundError as MemoryNotFoundError
+from .errors import MemoryReadError as MemoryReadError
 from .errors import MemorySaveError as MemorySaveError
 from .errors import ModelNotFoundError as ModelNotFoundError
 from .errors import MPlusError as MPlusError
