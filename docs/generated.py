@@ -20,10 +20,10 @@ def command_line() -> str:
 
 
 def _command(path: str, command: Any) -> Iterator[str]:
-    commands = getattr(command, "commands", {})
-    if commands:
-        for name in sorted(commands):
-            yield from _command(f"{path} {name}", commands[name])
+    if hasattr(command, "commands"):
+        context = command.context_class(command, info_name=path)
+        for name in sorted(command.commands):
+            yield from _command(f"{path} {name}", command.resolve_command(context, [name])[1])
         return
     arguments = [parameter for parameter in command.params if not parameter.opts[0].startswith("-")]
     options = [parameter for parameter in command.params if parameter.opts[0].startswith("-")]

@@ -79,7 +79,7 @@ class Calibration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recall: Recall
-    """The scorer it was fitted with: relevance means something else with another."""
+    """The scorer it was fitted with; another scorer's relevance is on another scale."""
     num_answers: int = Field(ge=2)
     """Answers it was fitted on."""
     intercept: FiniteNumber
@@ -129,7 +129,7 @@ def fit_calibration(
         place = int((~rows.isfinite()).any(dim=1).nonzero()[0])
         raise ValueError(f"Row {place} of evidence is not finite: {evidence[place]}.")
     mean, deviation = rows.mean(dim=0), rows.std(dim=0, correction=0)
-    # What never varies says nothing; its coefficient stays 0.
+    # Evidence that never varies carries no information; its coefficient stays 0.
     deviation = deviation.where(deviation > 1e-9, 1.0)
     inputs = torch.cat([(rows - mean) / deviation, rows.new_ones(len(rows), 1)], dim=1)
     coefficients = _logistic_regression(inputs, torch.tensor(is_right, dtype=torch.float64), shrinkage)
@@ -145,7 +145,7 @@ def fit_calibration(
 def _logistic_regression(
     inputs: Float[Tensor, "n f"], is_right: Float[Tensor, " n"], shrinkage: float
 ) -> Float[Tensor, " f"]:
-    """Coefficients of least loss; the last, the intercept, is not shrunk."""
+    """Coefficients that minimise the loss. The last one, the intercept, is not shrunk."""
     penalty = torch.full((inputs.shape[1],), shrinkage, dtype=torch.float64)
     penalty[-1] = 1e-6
     coefficients = torch.zeros(inputs.shape[1], dtype=torch.float64)

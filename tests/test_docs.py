@@ -4,6 +4,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,18 @@ def test_files_named_in_the_code_exist() -> None:
 def test_files_that_contributing_names_exist() -> None:
     for target in re.findall(r"`(\w+/[\w./-]*)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")):
         assert (ROOT / target).exists(), f"CONTRIBUTING.md names {target}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md"))
+
+
+def test_names_in_the_reference_exist() -> None:
+    for page in ROOT.glob("docs/reference/*.md"):
+        for name in re.findall(r"^::: ([\w.]+)$", page.read_text(encoding="utf-8"), re.M):
+            module, _, attribute = name.rpartition(".")
+            assert hasattr(import_module(module), attribute), f"{page.name} describes {name}"
 
 
 # --- what is generated when the site is built ---------------------------------------------------------------

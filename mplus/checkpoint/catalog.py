@@ -24,7 +24,7 @@ TRAINED_PARTS = Path(__file__).parent.parent / "assets"
 HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "*.txt")
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how far it is and how far it goes."""
+"""Called with the name of the step, the amount done and the total amount."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def _from_hub(repository: str, *, revision: str | None, local_files_only: bool) 
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    """Put a finished folder in place; readers see the old one or the new one."""
+    """Put a finished folder in place in one step: readers see the old one or the new one."""
     if folder.exists():
         old = new.parent / "old"
         folder.rename(old)

@@ -36,7 +36,7 @@ class TrainedParts:
     initial: InitialMemory | None = None
     """The memory that a published checkpoint came with."""
     calibration: Calibration | None = None
-    """From the evidence for an answer to how likely it is right."""
+    """Turns the evidence for an answer into the probability that it is right."""
 
 
 def write_parts(folder: Path, parts: TrainedParts) -> None:

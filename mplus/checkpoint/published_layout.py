@@ -49,7 +49,7 @@ class InitialMemory:
 
 @dataclass(frozen=True)
 class PublishedParts:
-    """A published checkpoint, taken apart."""
+    """The parts of a published checkpoint."""
 
     backbone: dict[str, Tensor]
     """State dict under the names of the plain backbone."""

@@ -44,7 +44,7 @@ class TensorFiles:
 
     @property
     def names(self) -> set[str]:
-        """Every tensor there is."""
+        """Names of all tensors."""
         return set(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:

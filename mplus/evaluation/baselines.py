@@ -31,7 +31,7 @@ class ClosedBook:
         self._nothing = model.new_memory()
 
     def replies(self, wanted: Sequence[tuple[Question, int]]) -> Iterator[Answered]:
-        """Each question once."""
+        """Answer each question once, for all levels."""
         jobs = [
             Job(question, levels, self._nothing, prompt(question.text, self.settings.style))
             for question, levels in _levels_by_question(wanted)
@@ -49,7 +49,7 @@ class FullContext:
         self._nothing = model.new_memory()
 
     def replies(self, wanted: Sequence[tuple[Question, int]]) -> Iterator[Answered]:
-        """What fits, shortest first."""
+        """The questions whose prompts fit the window, shortest first."""
         yield from _answers(self.model, list(self._jobs(wanted)), self.settings)
 
     def _jobs(self, wanted: Sequence[tuple[Question, int]]) -> Iterator[Job]:
@@ -98,7 +98,7 @@ class RetrievalAugmented:
             self._layout = layout.model_copy(update={"short_term_tokens": room})
 
     def replies(self, wanted: Sequence[tuple[Question, int]]) -> Iterator[Answered]:
-        """Each question once for every set of passages that comes up at some level."""
+        """Answer each question once for every set of passages that is found at any level."""
         levels: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         questions = {question.id: question for question, _ in wanted}
         ranked: dict[tuple[str, int], list[tuple[str, float]]] = {}
@@ -130,12 +130,12 @@ class PassageIndex:
     """Every context and distractor of a stream as passages, of which a question meets what has been written."""
 
     def __init__(self, stream: Stream, tokenizer: Any, make_scorer: Callable[[Sequence[str]], PassageScorer]) -> None:
-        """Cut and index everything that is ever written."""
+        """Cut and index all contexts and distractors of the stream."""
         ends = SentenceEnds(tokenizer)
         self.stream = stream
         self.passages: list[Passage] = []
         self._after: list[int] = [0]
-        """Passages there are once so many distractors have been written."""
+        """Number of passages after so many distractors have been written."""
         for name, text in zip(distractor_names(0, len(stream.distractors)), stream.distractors, strict=True):
             self.passages += cut_passages(name, text, tokenizer, ends)
             self._after.append(len(self.passages))

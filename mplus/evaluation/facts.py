@@ -39,7 +39,7 @@ from mplus.evaluation.vocabulary import (
 
 Split = Literal["train", "dev"]
 INVENTED = 0.6
-"""Share of names and values in the train split that nobody has heard of."""
+"""Share of names and values in the train split that are made up."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _draw(rng: random.Random, split: Split, values: Sequence[str]) -> str:
     mine = [v for i, v in enumerate(values) if (i % 4 == 3) == (split == "dev")]
     value = rng.choice(mine or list(values))
     if split == "train" and values is not EVENTS and values is not PETS and rng.random() < INVENTED:
-        # Lists can be learnt by heart; what was never seen has to be read.
+        # A model can learn lists of names by heart; names it has never seen it has to read.
         article = "the " if value.startswith("the ") else ""
         invented = " ".join(_invented(rng) for _ in value.removeprefix(article).split()[:2])
         return invented if value[0].isupper() else article + invented.lower()
@@ -79,7 +79,7 @@ def _draw(rng: random.Random, split: Split, values: Sequence[str]) -> str:
 
 
 def _invented(rng: random.Random) -> str:
-    """A name that nobody has."""
+    """A made-up name."""
     syllables = [rng.choice(SYLLABLES) for _ in range(rng.choice([2, 2, 3]))]
     return "".join(syllables).capitalize() + rng.choice(("", "", "n", "r", "s", "th"))
 

@@ -19,7 +19,7 @@ class Recalling:
         self.model, self.config, self.stream, self.settings = model, config, stream, settings
 
     def replies(self, wanted: Sequence[tuple[Question, int]]) -> Iterator[Answered]:
-        """Low levels each from a memory of their own, the others from one stream."""
+        """Answer low levels from a memory for each question, the others from one stream."""
         by_level: dict[int, list[Question]] = {}
         for question, level in wanted:
             by_level.setdefault(level, []).append(question)
@@ -30,7 +30,7 @@ class Recalling:
             yield from self._far({level: by_level[level] for level in sorted(by_level.keys() - near)})
 
     def _is_near(self, level: int) -> bool:
-        """Whether other questions' contexts would still hold places in short-term memory."""
+        """Whether other questions' contexts would still be in short-term memory."""
         if self.stream.together:
             return False
         return self.stream.tokens(level) < self.config.short_term_tokens + 2 * self.config.chunk_tokens

@@ -55,7 +55,7 @@ class Rolling:
         self.settings = replace(settings, batch=min(settings.batch, rows))
 
     def replies(self, wanted: Sequence[tuple[Question, int]]) -> Iterator[Answered]:
-        """In the order in which they come due."""
+        """Questions in the order in which they are to be asked."""
         levels: dict[str, set[int]] = {}
         for question, level in wanted:
             levels.setdefault(question.id, set()).add(level)
@@ -75,7 +75,7 @@ class Rolling:
     def _asked(
         self, pool: "Pool", due: list[Due], blocks: Sequence[Sequence[Question]], levels: dict[str, set[int]]
     ) -> Generator[Answered, None, list[Due]]:
-        """Answer what is due by now; returns what is not yet."""
+        """Answer the questions that are due; returns the others."""
         for one in sorted(due):
             if one.tokens > pool.tokens:
                 break

@@ -24,7 +24,7 @@ DECLINES = re.compile(
 
 
 def normalised(text: str) -> str:
-    """A text as SQuAD compares it; where nothing would be left, as it is in lower case."""
+    """A text normalised as SQuAD does; only in lower case where nothing would be left."""
     words = ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split()
     return " ".join(words) or " ".join(text.lower().split())
 
@@ -36,7 +36,7 @@ def contains_answer(answer: str, accepted: Sequence[str]) -> bool:
 
 
 def exact_match(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether the answer is an accepted one."""
+    """Whether the answer equals an accepted one."""
     return any(normalised(answer) == normalised(one) for one in accepted)
 
 

@@ -1,4 +1,4 @@
-"""Opening what is measured: any model, or a folder of trained parts on the backbone they were trained for."""
+"""Opens the model to be measured: any model, or a folder of trained parts and their backbone."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Persons: facts that one could tell without contradicting oneself, some of them changed later."""
+"""Persons: sets of facts that do not contradict each other, some of them changed later."""
 
 import random
 from collections.abc import Iterator

@@ -7,7 +7,7 @@ from typing import Any
 from mplus.evaluation.report import Line
 
 SCALE = 1000
-"""Tokens up to which the axis is linear, so that 0 has a place on it."""
+"""Tokens up to which the logarithmic axis is linear, so that it can show 0."""
 
 
 def can_plot() -> bool:

@@ -50,12 +50,12 @@ def prompt(question: str, style: PromptStyle, *, texts: Sequence[str] = (), exam
 
 
 def stops(style: PromptStyle) -> list[str]:
-    """Where an answer ends besides the end token."""
+    """Strings that end an answer, beside the end token."""
     return ["\n"] if style == "completion" else []
 
 
 def query(asked: Asked) -> str:
-    """What a read takes as the question, and recall searches for."""
+    """The text that recall searches for: the last message, or all of a completion."""
     if isinstance(asked, str):
         return asked
     last: Mapping[str, str] = asked[-1]

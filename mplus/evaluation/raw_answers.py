@@ -53,7 +53,7 @@ class RawAnswers:
         self.done = {_key(row) for row in self.rows}
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Take in rows that are not there yet, on disk at once."""
+        """Add rows that are not there yet, and write them to disk at once."""
         with (self.folder / ANSWERS).open("a", encoding="utf-8") as file:
             for row in rows:
                 if _key(row) not in self.done:
@@ -136,7 +136,7 @@ def _asked(question: Question) -> dict[str, Any]:
 
 
 def scores(question: Question, text: str) -> dict[str, Any]:
-    """How an answer does."""
+    """Scores of one answer."""
     return {
         "answerable": question.is_answerable,
         "contains": contains_answer(text, question.answers),

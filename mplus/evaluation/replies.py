@@ -66,7 +66,7 @@ class Reply:
     features: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def as_json(self) -> dict[str, Any]:
-        """What a line of the raw answers holds of it."""
+        """The fields of this reply in a line of the raw answers."""
         found = [{"name": name, "relevance": round(relevance, 6)} for name, relevance in self.found]
         return {**asdict(self), "found": found, "features": dict(self.features)}
 

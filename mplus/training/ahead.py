@@ -16,7 +16,7 @@ AHEAD = 3
 
 
 def spare_processes() -> int:
-    """How many processes may draw samples beside one that keeps a GPU busy; 0 where none can be forked."""
+    """How many processes may draw samples while this one uses a GPU; 0 where processes cannot be forked."""
     if "fork" not in multiprocessing.get_all_start_methods():
         return 0
     return min(max(usable_cores() - 2, 1), MOST_PROCESSES)
@@ -98,7 +98,7 @@ def in_parallel(work: Callable[[str], Any], texts: Sequence[str], processes: int
 
 
 _work: Callable[[str], Any] | None = None
-"""What forked processes find when they begin: a function with tensors is not sent to them."""
+"""The function that forked processes run. They inherit it, because a function that holds tensors cannot be sent."""
 
 
 def _numbered(item: tuple[int, str]) -> tuple[int, Any]:

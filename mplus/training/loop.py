@@ -33,7 +33,7 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the stage, for the log."""
+        """Name of the stage, for the log."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class Task(Protocol):
 
     @property
     def betas(self) -> tuple[float, float]:
-        """AdamW's memory of gradients and of their squares."""
+        """AdamW's decay rates of the mean gradient and mean squared gradient."""
         ...
 
     def groups(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
@@ -61,7 +61,7 @@ class Task(Protocol):
         ...
 
     def learning_rate(self, group: str, step: int) -> float:
-        """Of a group in a step."""
+        """Learning rate of a group in a step."""
         ...
 
     def loss(self, step: int, number: int) -> StepLoss:
@@ -69,11 +69,11 @@ class Task(Protocol):
         ...
 
     def measure(self) -> dict[str, float]:
-        """Figures on texts that nothing is learnt from; may be none."""
+        """Figures on held-out texts; may be empty."""
         ...
 
     def save_process(self, folder: Path) -> None:
-        """Save what belongs to this process: all that the next step depends on beside the leaves."""
+        """Save this process's own state: everything that the next step depends on beside the trained parameters."""
         ...
 
     def load_process(self, folder: Path) -> None:

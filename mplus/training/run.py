@@ -63,7 +63,7 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
         parts = read_parts(finished)
     if accelerator.is_main_process:
         save_model(folder.model, settings.model, training.model, parts)
-        shutil.rmtree(folder.states, ignore_errors=True)  # still open, which some systems mind
+        shutil.rmtree(folder.states, ignore_errors=True)  # Some systems do not remove open files.
         training.log.say(f"The trained model is in {folder.model}")
     accelerator.wait_for_everyone()
     accelerator.end_training()  # else threads of the process group may abort what has ended well

@@ -33,7 +33,7 @@ class Log:
         self.say(f"{stage} step {step}: {shown}")
 
     def say(self, message: str) -> None:
-        """Tell whoever watches."""
+        """Print a line on standard error; only in the first process."""
         if self._writes:
             print(message, file=sys.stderr, flush=True)
 

@@ -30,6 +30,6 @@ def enough(path: Path, what: str, wanted: int, found: int) -> None:
 
 
 def answer_texts(given: Any) -> tuple[str, ...]:
-    """Answers as texts, however they are given."""
+    """Accepted answers as a list of texts, from whatever form a file has."""
     listed = given if isinstance(given, list) else [given]
     return tuple(dict.fromkeys(str(one) for one in listed))

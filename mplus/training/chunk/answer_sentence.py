@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 LONGEST = 40
-"""Most words of a reply; of a longer sentence, the part around the answer."""
+"""Most words of a reply. A longer sentence is cut to the part around the answer."""
 ABBREVIATED = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|No|Vol|c|ca|e\.g|i\.e|etc|Gen|Col|Prof|Inc|Co|Ltd)\.$")
 END = re.compile(r"[.!?][\"')\]]*(?=\s+[\"'(\[]?[A-Z0-9])")
 CLAUSE = re.compile(r"(?<=[,;:–—])\s+")

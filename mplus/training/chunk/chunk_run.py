@@ -38,7 +38,7 @@ Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=300)
 REQUESTS = 120
 INVENTED_SHARE = 0.25
-"""Of the samples of the reader stage, where passages are made up."""
+"""Share of the reader stage's samples that are about made-up passages."""
 MEASURED_SHARE, MEASURED_MOST = 0.1, 200
 """Questions that measure recall and are not learnt from."""
 
@@ -94,7 +94,7 @@ class ChunkRun:
         start = replace(start, recall_layer=layer, memory=start.memory or self.model.memory_config)
         if name == "scorer":
             return self._scorer(layer, start)
-        start = replace(start, calibration=None)  # was of what is now trained anew
+        start = replace(start, calibration=None)  # It was fitted to parts that are trained anew.
         if name == "projection":
             return self._projection(layer, start)
         return self._tune(layer, start) if name == "tune" else self._reader(layer, start)
@@ -133,7 +133,7 @@ class ChunkRun:
         return trained[0] if len(trained) == 1 else replace(start, read_adapter=mean_of(adapters))
 
     def _tune(self, layer: int, start: TrainedParts) -> TrainedParts:
-        """Go on with the read adapter that there is."""
+        """Train the model's own read adapter further."""
         if start.read_adapter is None:
             raise ValueError(
                 "stage 'tune' goes on with a read adapter, and the model has none. Train one: reader,tune."

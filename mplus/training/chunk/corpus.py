@@ -16,9 +16,9 @@ from mplus.training.chunk.questions import Question, has_facts, read_dialogues, 
 
 QUESTIONS_PER_PASSAGE = 3
 FEWEST_QUESTIONS = 10
-"""Fewer teach nothing."""
+"""Fewer questions than this are refused: they teach nothing."""
 FEWEST_DIALOGUES = 2000
-"""What the default model's mixture draws ordinary talk from."""
+"""Least conversations for the default model's mixture, which takes ordinary talk from them."""
 
 
 @dataclass

@@ -28,14 +28,14 @@ from mplus.training.chunk.topics import topic
 
 ASKER = ReaderSettings(steps=400, batch=16, learning_rate=1e-3, warmup=20, decay=200)
 ASKED = 0.65
-"""So many of the asker's samples ask; the others answer."""
+"""Share of the asker's samples that ask a question; the others answer one."""
 PASSAGE_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 160, 48, 16
 FROM_TEXT = 0.6
-"""So many passages go on with the beginning of a sentence that is there; the others are about a topic."""
+"""Share of the passages that continue the beginning of a given sentence; the others are about a topic."""
 ATTEMPTS = 4
-"""Questions per passage that are tried."""
+"""Questions that are asked about each passage."""
 FOUND_AGAIN = 0.6
-"""Token F1 of the answer that is given with the one that was asked for."""
+"""Least token F1 between the answer that is given and the one that was asked for."""
 FEWEST_WORDS, MOST_WORDS = 35, 160
 VARIED = 0.8
 """A passage has so many different runs of three words, of those it has: a small model repeats itself."""
@@ -69,12 +69,12 @@ class AskingSamples:
 
 
 def asking(passage: str) -> str:
-    """What a question and its answer follow."""
+    """The prompt for a question and its answer."""
     return f"{passage}\n\nAnswer:"
 
 
 def answering(passage: str, question: str) -> str:
-    """What an answer follows."""
+    """The prompt for an answer."""
     return f"{passage}\n\nQuestion: {question}\nAnswer:"
 
 
@@ -124,7 +124,7 @@ class Inventor:
         return list(found.items())
 
     def _start(self, rng: random.Random) -> tuple[Sequence[int], str]:
-        """Tokens that a passage follows, and what of them belongs to it."""
+        """Prompt tokens of a passage, and the part of them that belongs to the passage."""
         tokenizer = self._model.tokenizer
         if rng.random() < FROM_TEXT or not getattr(tokenizer, "chat_template", None):
             words = rng.choice(sentences(rng.choice(self._texts)) or [""]).split()
@@ -183,7 +183,7 @@ class Generator:
 
     @torch.inference_mode()
     def sampled(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, temperature: float = 0.0) -> list[str]:
-        """What follows each prompt; at temperature 0 the likeliest."""
+        """The continuation of each prompt; at temperature 0 the likeliest one."""
         size = BATCH.get(self._backbone.device.type, 16)
         order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
         end = self._tokenizer.eos_token_id
@@ -206,7 +206,7 @@ class Generator:
 
 
 def _with_children(module: Any, **children: nn.Module) -> Any:
-    """A module that shares everything with another but some children."""
+    """A module that shares everything with another one except some children."""
     shallow = copy.copy(module)
     shallow.__dict__["_modules"] = {**module._modules, **children}
     return shallow

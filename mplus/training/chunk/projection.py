@@ -148,7 +148,7 @@ class LessonRows:
         return Batch(questions, pool)
 
     def barred(self, batch: Batch) -> Tensor:
-        """[question, chunk]: what answers a question too, or is private to somebody else, is no negative for it."""
+        """[question, chunk] that are no negatives: the chunk answers the question too, or is somebody else's."""
         barred = torch.zeros(len(batch.questions), len(batch.pool), dtype=torch.bool)
         for row, question in enumerate(batch.questions):
             home = self._lesson.groups[self._lesson.questions[question].passages[0]]
@@ -168,7 +168,7 @@ class LessonRows:
         best = _best(queries, _project(key, self._chunks.rows[around]), self._chunks.mask[around])
         best = with_neighbours(best.flatten(1), self._goes_on_among(around)).view_as(best)
         best = best[torch.searchsorted(around, chunks)]
-        # Rows that match every chunk of the batch say nothing: the same correction that recall makes.
+        # Rows that match every chunk of the batch tell nothing apart; recall makes the same correction.
         best = best - best.mean(dim=0, keepdim=True)
         return ((best * asked).sum(dim=-1) / asked.sum(dim=-1)).T
 

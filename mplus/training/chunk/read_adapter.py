@@ -61,7 +61,7 @@ class ReaderSettings:
 
 
 class AsRead(NamedTuple):
-    """What stands before a question."""
+    """The chunks that are read before a question."""
 
     chunks: Sequence[int]
     order: Sequence[int] = ()
@@ -168,7 +168,7 @@ class Reader:
 
     @cached_property
     def began(self) -> nn.ModuleList:
-        """The backbone with the adapter as it was in the beginning."""
+        """The backbone with the adapter that training started from."""
         return with_adapter(self.weights.backbone.write_layers, self._began, merge=True)
 
     def loss(self, samples: Sequence[Sample]) -> Tensor:

@@ -77,14 +77,14 @@ class ReaderTask:
         return StepLoss(losses.mean(), {kind: sum(seen) / len(seen) for kind, seen in kinds.items()})
 
     def measure(self) -> dict[str, float]:
-        """Nothing beside the losses."""
+        """No figures beside the losses."""
         return {}
 
     def save_process(self, folder: Path) -> None:
-        """Nothing beside the leaves."""
+        """Nothing: the trained parameters are all there is to save."""
 
     def load_process(self, folder: Path) -> None:
-        """Nothing beside the leaves."""
+        """Nothing: the trained parameters are all there is to save."""
 
     def save_parts(self, folder: Path) -> None:
         """Save the trained parts as they stand."""

@@ -54,11 +54,11 @@ TUNING = (
     ("keep", 0.08),
     ("request", 0.07),
 )
-"""For an adapter that reads passages already: more of what is generated, of which there is no end."""
+"""The mixture for an adapter that reads passages already: more generated samples, which never run out."""
 PLAIN, BRIEF = 0.5, 0.33
 """Questions as they are, answered in a sentence; with "Answer in a few words."; the rest are plain completion."""
 UNKNOWN = 0.2
-"""Of the questions about a person: about what was never told."""
+"""Share of the questions about a person that are about something never told."""
 WIDENED, NEIGHBOURS = 0.6, (1, 2, 2, 3)
 """So many questions meet the best chunk with its neighbours on either side: what is around it is read as well."""
 BUDGETS = (128, 192, 256, 256, 256)
@@ -197,7 +197,7 @@ class Samples:
     # --- a question and what stands before it -----------------------------------------------------
 
     def _asked(self, rng: random.Random, question: Question, *, own: Sequence[int], wrong: float = 0.0) -> Sample:
-        """A question with its answer among what is read; a share ``wrong`` without it, declined."""
+        """A question whose answer is among what is read; for a share ``wrong`` it is not, and is declined."""
         bank = self.bank
         gold = gold_chunks(bank, question) or [c for t in question.passages for c in bank.chunks_of[t]]
         if rng.random() < wrong:
@@ -254,7 +254,7 @@ class Samples:
     def _recall(self, text: str, own: Sequence[int], rng: random.Random) -> list[int]:
         """Most relevant chunks, best first, of everything that is not another person's."""
         allowed = ~self._private
-        if rng.random() < 0.5:  # a smaller memory: nearer misses are rarer
+        if rng.random() < 0.5:  # In a smaller memory the best wrong chunk is less relevant.
             allowed &= torch.rand(len(allowed), generator=torch.Generator().manual_seed(rng.randrange(2**31))) < 0.1
         allowed[list(own)] = True
         budget = rng.choice(BUDGETS)

@@ -1,4 +1,4 @@
-"""Several banks and several sources of samples as one."""
+"""Several banks, and several sources of samples, combined into one."""
 
 import random
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class Part(NamedTuple):
 
     samples: SampleSource
     share: float
-    """Of all samples."""
+    """Share of all samples."""
     first_chunk: int = 0
     """Number of its bank's first chunk among those of all banks."""
 

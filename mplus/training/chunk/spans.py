@@ -25,7 +25,7 @@ SPANS: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
         ("What",),
     ),
 )
-"""What can be asked for, and the words that ask for it."""
+"""Kinds of things that can be asked for, with their question words."""
 LONGEST = 60
 """Most words of a sentence that is asked about."""
 
@@ -53,7 +53,7 @@ def _kept(rng: random.Random, words: str, share: float) -> list[str]:
 
 
 def _thinned(rng: random.Random, before: str, after: str, asked: str) -> str:
-    """What is left of the sentence behind a question word, as in "Who patented steam engine 1802?"."""
+    """A question word and the rest of the sentence, as in "Who patented steam engine 1802?"."""
     share = rng.uniform(0.5, 1.0)
     parts = [_kept(rng, before, share), _kept(rng, after, share)]
     if rng.random() < 0.5:

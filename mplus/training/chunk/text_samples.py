@@ -29,7 +29,7 @@ DECLINED = "I don't know."
 SHORT = "Answer in a few words."
 MIXTURE = (("ask", 0.5), ("continue", 0.2), ("repeat", 0.08), ("keep", 0.14), ("request", 0.08))
 UNANSWERED = 0.12
-"""Of the questions: the answer is taken out of what is read."""
+"""Share of the questions whose answer is removed from what is read."""
 RECALLED_TOKENS = (128, 192, 256, 256)
 NEIGHBOURS = (0, 0, 1, 2)
 RECENT_TOKENS = (0, 64, 128, 256)
@@ -139,7 +139,7 @@ class TextSamples:
     def _recall(self, text: str, rng: random.Random) -> list[int]:
         """Most relevant chunks of the bank, or of a tenth of it, best first."""
         allowed = None
-        if rng.random() < 0.5:  # a smaller memory: nearer misses are rarer
+        if rng.random() < 0.5:  # In a smaller memory the best wrong chunk is less relevant.
             generator = torch.Generator().manual_seed(rng.randrange(2**31))
             allowed = torch.rand(len(self.bank.input_ids), generator=generator) < 0.1
         budget = rng.choice(RECALLED_TOKENS)

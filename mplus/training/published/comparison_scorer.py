@@ -135,7 +135,7 @@ class ScorerTask:
 
     @property
     def device(self) -> torch.device:
-        """Where the projections are."""
+        """The device that the projections are on."""
         return next(self.retriever.parameters()).device
 
     @torch.no_grad()
@@ -184,10 +184,10 @@ class ScorerTask:
         return {"chunk_top1": top1 / count, "chunk_top3": top3 / count, "token_recall": tokens / count}
 
     def save_process(self, folder: Path) -> None:
-        """Nothing beside the leaves."""
+        """Nothing: the trained parameters are all there is to save."""
 
     def load_process(self, folder: Path) -> None:
-        """Nothing beside the leaves."""
+        """Nothing: the trained parameters are all there is to save."""
 
     def save_parts(self, folder: Path) -> None:
         """Save the trained parts as they stand."""

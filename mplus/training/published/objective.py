@@ -45,7 +45,7 @@ class TargetRead(NamedTuple):
 
 
 class StepLoss(NamedTuple):
-    """What one step is to lower, and what the log says of it."""
+    """The loss of one step, and its figures for the log."""
 
     loss: Float[Tensor, ""]
     figures: dict[str, float]
@@ -122,7 +122,7 @@ def remembered_front(weights: Weights, state: MemoryState, config: MemoryConfig,
 def _short_term_states(track: Track) -> Float[Tensor, "T D"]:
     states = track.short_term.content.states
     assert states is not None, "a memory in training keeps states"
-    return states[0].clone()  # written without gradient, in a mode whose tensors autograd refuses
+    return states[0].clone()  # Written in inference mode, whose tensors autograd does not accept.
 
 
 def _long_term_states(track: Track, index: Int[Tensor, " T"], like: Tensor) -> Float[Tensor, "T D"]:
@@ -255,7 +255,7 @@ class PublishedObjective:
 
     @torch.no_grad()
     def held_out(self, episodes: Episodes, count: int) -> dict[str, float]:
-        """Loss on texts that nothing is learnt from: their beginning in a new memory, and not there at all."""
+        """Loss on held-out texts: with their beginning in a new memory, and without it."""
         rng = random.Random(f"{self._seed}/held out")
         remembering = forgetting = 0.0
         for _ in range(count):

@@ -103,7 +103,7 @@ class PublishedTask:
 
 
 class _MemoryMaker:
-    """What opening a saved memory needs, with parts in training in place of a loaded model."""
+    """Makes memories for ``Memory.load`` from the parts in training, without a loaded model."""
 
     def __init__(self, parts: TrainableParts) -> None:
         self._parts = parts

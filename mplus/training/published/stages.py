@@ -39,15 +39,15 @@ class Stage(BaseModel):
     """Writes between consolidations [F]."""
 
     plain: Share = 0.075
-    """Plain language modelling of contexts and target, under whatever is remembered."""
+    """Share of steps: plain language modelling of contexts and target, with the memory as it is."""
     replay: Share = 0.2
-    """An earlier sample's target again, with nothing written."""
+    """Share of the other steps: an earlier sample's target again; nothing is written."""
     direct: Share = 0.15
-    """One chunk, written with gradient and read back: the only steps that train writing."""
+    """Share of the steps left: one chunk, written with gradient and read back. Only these train writing."""
     repeat: Share = 0.1
-    """Of the samples: the target is the contexts themselves."""
+    """Share of the samples whose target is the contexts themselves."""
     long_documents: Share = 0.0
-    """Of the samples: from a document of more than ``short_tokens`` tokens."""
+    """Share of the samples from a document of more than ``short_tokens`` tokens."""
 
     minimum_chunk_tokens: Positive = 16
     chunk_tokens: Positive = 512

@@ -108,7 +108,7 @@ class TrainableParts:
 
     @property
     def device(self) -> torch.device:
-        """Where everything computes."""
+        """The device that everything computes on."""
         return self.bos_states.device
 
     def named(self) -> dict[str, nn.Parameter]:
@@ -151,7 +151,7 @@ class TrainableParts:
 
 
 def new_retriever(backbone: Backbone, size: int, generator: torch.Generator) -> TrainableRetriever:
-    """Untrained projections for every layer, the same for queries and keys: like meets like from the start."""
+    """Untrained projections for every layer. Queries and keys start with the same ones, so that similar rows match."""
 
     def projections() -> nn.ModuleList:
         return nn.ModuleList(PublishedRetriever.projection(backbone.hidden_size, size) for _ in range(num_layers))
@@ -166,7 +166,7 @@ def new_retriever(backbone: Backbone, size: int, generator: torch.Generator) -> 
 
 
 def half_precision(retriever: PublishedRetriever) -> PublishedRetriever:
-    """A copy to keep, that reads in whatever precision its model has."""
+    """A copy of the retriever in half precision, to save; it computes in the precision of its model."""
     kept = copy.deepcopy(retriever).cpu().half().requires_grad_(False)
     return PublishedRetriever(kept.query_projections, kept.key_projections)
 
