@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-.PHONY: setup demo check test bench docs format clean
+.PHONY: setup demo check test docs notebooks bench format clean
 
 setup: $(VENV)/.dev
 
@@ -36,6 +36,11 @@ check: $(VENV)/.dev
 test: $(VENV)/.dev
 	-$(BIN)/mplus pull smol-135m
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Runs them from top to bottom and stores what they print; a cell that raises, or asserts what is not so, fails.
+notebooks: $(VENV)/.dev
+	$(BIN)/mplus pull smol-135m
+	OMP_NUM_THREADS=1 $(BIN)/python examples/notebooks/run.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/core.py

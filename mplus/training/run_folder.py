@@ -6,12 +6,17 @@ stages/<name>/        checkpoints of a stage, and parts/ once it is finished
 model/                the trained model, for ``MPlus.from_pretrained``
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
+
+from mplus.progress import Bars, is_watched
 
 
 class Log:
@@ -35,7 +40,8 @@ class Log:
     def say(self, message: str) -> None:
         """Print a line on standard error; only in the first process."""
         if self._writes:
-            print(message, file=sys.stderr, flush=True)
+            tqdm.write(message, file=sys.stderr)  # above a bar that is shown
+            sys.stderr.flush()
 
     def cut(self, stage: str, step: int) -> None:
         """Drop lines of a stage after a step: what was done after the last checkpoint is done again."""
@@ -55,18 +61,11 @@ class Log:
 
     @contextmanager
     def progress(self, stage: str, done: int, steps: int) -> Generator[Callable[[], None]]:
-        """A bar on a terminal; yields what to call after every step."""
-        if not self._writes or not sys.stderr.isatty():
-            yield lambda: None
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, redirect_stderr=True) as bars:
-            task = bars.add_task(stage, total=steps, completed=done)
-            yield lambda: bars.advance(task)
+        """A bar on a terminal or in a notebook; yields what to call after every step."""
+        steps_done = itertools.count(done + 1)
+        with Bars("step") as bars:
+            is_shown = self._writes and is_watched()
+            yield lambda: bars(stage, next(steps_done), steps) if is_shown else None
 
 
 class RunFolder:

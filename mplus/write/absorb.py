@@ -5,7 +5,7 @@ What a chunk becomes is in ``encode.py``.
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from mplus.layouts.by_config import layout_of
 from mplus.memory.memory import Memory
 from mplus.memory.state import Context, MemoryState, chained
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.progress import Progress
 from mplus.weights import Weights
 from mplus.words import no_words
 from mplus.write.encode import Chunk, encode_adapter, encode_states
@@ -25,9 +26,6 @@ from mplus.write.encode import Chunk, encode_adapter, encode_states
 WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Text tokens that go through a layer together. On a CPU more leave its caches (docs/lab/performance.md); a GPU
 wants more to be busy."""
-
-Progress = Callable[[int, int], None]
-"""Called with text tokens written so far and in total."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from mplus.memory.forgetting import within_age_limits
 from mplus.memory.ledger import LedgerEntry
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
+from mplus.progress import Progress
 from mplus.sentences import SentenceEnds
 from mplus.weights import Weights
-from mplus.write.absorb import Progress, WriteReport, Writing, write_together
+from mplus.write.absorb import WriteReport, Writing, write_together
 from mplus.write.chunks import TextLike, fresh_names, ready_chunks, tokenized
 
 

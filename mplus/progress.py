@@ -1,0 +1,89 @@
+"""How far a long step is: told to a callback, or shown as a bar in terminals and notebooks."""
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+Progress = Callable[[int, int], None]
+"""Called with how far a step is and how far it goes."""
+StageProgress = Callable[[str, int, int], None]
+"""Called with what is being done, how far it is and how far it goes."""
+
+
+class Bars:
+    """tqdm's bars, one for each stage: call with the stage, how far it is and how far it goes.
+
+        with Bars("token") as bars:
+            bars("writing", 128, 4096)
+
+    In a notebook bars are widgets (``pip install ipywidgets``), elsewhere lines on standard error.
+
+    Args:
+        unit: What is counted.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self._stage = ""
+        self._bar: Any = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is; another stage than the last one begins a new bar."""
+        if self._bar is None or stage != self._stage:
+            from tqdm.auto import tqdm  # looks for a notebook, which takes a moment
+
+            self.close()
+            self._stage = stage
+            self._bar = tqdm(desc=stage, total=total, initial=done, unit=self.unit, unit_scale=True)
+        elif total != self._bar.total:
+            self._bar.reset(total)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """End the bar that is shown; it stays where it is."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def followed(progress: bool | Progress | None, stage: str, unit: str) -> Generator[Progress | None]:
+    """What a step tells how far it is: the given callback, a bar for True, None for False and None."""
+    if not isinstance(progress, bool):
+        yield progress
+    elif not progress:
+        yield None
+    else:
+        with Bars(unit) as bars:
+            yield partial(bars, stage)
+
+
+@contextmanager
+def followed_by_stage(progress: bool | StageProgress | None, unit: str) -> Generator[StageProgress | None]:
+    """The same for a step of several stages."""
+    if not isinstance(progress, bool):
+        yield progress
+    elif not progress:
+        yield None
+    else:
+        with Bars(unit) as bars:
+            yield bars
+
+
+def is_watched() -> bool:
+    """Whether standard error is a terminal or a notebook, where bars can be drawn."""
+    kernel = sys.modules.get("ipykernel.zmqshell")
+    ipython = sys.modules.get("IPython")
+    is_notebook = kernel is not None and ipython is not None and ipython.get_ipython() is not None
+    return is_notebook or sys.stderr.isatty()
