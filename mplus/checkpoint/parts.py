@@ -136,11 +136,10 @@ def _adapter(folder: Path, tensors: dict[str, Tensor], scale: float | None) -> A
         return None
     names = sorted({name.rsplit(".", 1)[0] for name in tensors})
     expected = {f"{name}.{factor}" for name in names for factor in ("down", "up")}
-    if scale is None or (odd := sorted(expected ^ tensors.keys())):
-        lacking = (
-            "the scale of an adapter" if scale is None else f"a factor of an adapter, or have one too many: {odd[0]!r}"
-        )
-        raise CheckpointError(f"{folder}: trained parts lack {lacking}. Fetch or train them again.")
+    if odd := sorted(expected ^ tensors.keys()):
+        raise CheckpointError(f"{folder}: trained parts lack a factor of an adapter, or have one too many: {odd[0]!r}.")
+    if scale is None:
+        raise CheckpointError(f"{folder}: trained parts lack the scale of an adapter, lora_scale in {PARTS_FILE}.")
     return {name: LoraWeights(tensors[f"{name}.down"], tensors[f"{name}.up"], scale) for name in names}
 
 
