@@ -36,6 +36,15 @@ def all_or_nothing(memory: Memory) -> Generator[Memory]:
         memory.adopt(fork)
 
 
+def counted(items: Sequence[Item], show_progress: bool) -> Iterable[Item]:
+    """The items, with a bar that counts them where it is asked for."""
+    if not show_progress:
+        return items
+    from tqdm.auto import tqdm  # in a notebook without ipywidgets the import warns
+
+    return tqdm(items, "writing")
+
+
 def forget_all(memory: Memory, sources: Iterable[str]) -> None:
     """Forget sources for good; reads are then as if they had never been there."""
     with all_or_nothing(memory) as fork:
@@ -159,6 +168,7 @@ class Remembering(BaseModel, Generic[Item]):
         source: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         memory_key: str | None = None,
+        show_progress: bool = False,
     ) -> int:
         """Write texts, documents or messages into memory.
 
@@ -168,6 +178,7 @@ class Remembering(BaseModel, Generic[Item]):
             source: One source for everything.
             metadata: Comes back with what is recalled.
             memory_key: Which memory.
+            show_progress: Show a bar, in a terminal or a notebook.
 
         Returns:
             Text tokens written.
@@ -180,9 +191,14 @@ class Remembering(BaseModel, Generic[Item]):
         with self.opened(memory_key) as memory, all_or_nothing(memory) as fork:
             return sum(
                 self.loaded.write(
-                    fork, text, source=source or name, metadata={**own, **(metadata or {})}, keep_text=True
+                    fork,
+                    text,
+                    source=source or name,
+                    metadata={**own, **(metadata or {})},
+                    keep_text=True,
+                    progress=show_progress and len(texts) == 1,
                 ).text_tokens
-                for text, name, own in texts
+                for text, name, own in counted(texts, show_progress and len(texts) > 1)
             )
 
     async def amemorize(
@@ -192,9 +208,17 @@ class Remembering(BaseModel, Generic[Item]):
         source: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         memory_key: str | None = None,
+        show_progress: bool = False,
     ) -> int:
         """``memorize`` without blocking the event loop."""
-        return await in_thread(self.memorize, items, source=source, metadata=metadata, memory_key=memory_key)
+        return await in_thread(
+            self.memorize,
+            items,
+            source=source,
+            metadata=metadata,
+            memory_key=memory_key,
+            show_progress=show_progress,
+        )
 
     def forget(self, source: str, *, memory_key: str | None = None) -> int:
         """Remove a source from memory for good; returns how many memory tokens went."""

@@ -112,3 +112,31 @@ def test_training_logs_lines_and_a_bar_only_where_somebody_watches(
     assert "reader: 100%" in watched
     assert "reader step 4: loss 1" in watched
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [3, 4, 3, 4]
+
+
+def test_memorizing_and_a_vector_store_show_a_bar_where_they_are_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("langchain_core")
+    from mplus_integrations.langchain import MPlusChat, MPlusVectorStore
+
+    chat = MPlusChat(model=tiny_model())
+    chat.memorize(["One thing.", "Another thing."])
+    MPlusVectorStore.from_texts(["A third thing."], chat=chat)
+    assert capsys.readouterr().err == ""
+
+    chat.memorize(TEXT, show_progress=True)
+    assert "tok" in capsys.readouterr().err
+    chat.memorize(["One thing.", "Another thing."], show_progress=True)
+    assert "2/2" in capsys.readouterr().err
+    store = MPlusVectorStore.from_texts(["A third thing."], chat=chat, show_progress=True)
+    assert "1/1" in capsys.readouterr().err
+    store.add_texts(["A fourth thing."], show_progress=True)
+    assert "1/1" in capsys.readouterr().err
+
+
+def test_an_index_of_llama_index_shows_a_bar_where_it_is_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
+    core = pytest.importorskip("llama_index.core")
+    from mplus_integrations.llama_index import MPlusIndex, MPlusLLM
+
+    documents = [core.Document(text="The key is under the pot.", id_="note")]
+    MPlusIndex.from_documents(documents, llm=MPlusLLM(model=tiny_model()), show_progress=True)
+    assert "Writing into memory: 100%" in capsys.readouterr().err

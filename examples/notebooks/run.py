@@ -1,7 +1,7 @@
 """Execute the notebooks, offline and with this Python, and store what they print.
 
     make notebooks
-    python examples/notebooks/run.py inspecting.ipynb
+    python examples/notebooks/run.py examples/notebooks/inspecting.ipynb
 
 A cell that raises ends the run with an error, and the file stays as it was: that includes the cells that assert
 what the text beside them says. What differs between two runs of the same code (times, widgets, progress bars) is
@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Progress bars are widgets, which say on import what is not installed for them; kernels inherit this.
+# Kernels inherit this: no network, and no warnings about forks and debuggers.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
@@ -51,7 +51,7 @@ def main() -> int:
         started, busy = time.perf_counter(), children()
         try:
             execute(path, options.timeout)
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             failed.append(path.name)
             print(f"{path.name}: {error}", file=sys.stderr)
         spent = time.perf_counter() - started
@@ -72,6 +72,8 @@ def execute(path: Path, timeout: int) -> None:
 
     Raises:
         CellExecutionError: A cell raised; the file is not touched.
+        CellTimeoutError: A cell took too long; likewise.
+        DeadKernelError: The kernel died; likewise.
     """
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:

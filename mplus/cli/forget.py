@@ -6,7 +6,7 @@ import typer
 
 from mplus.cli.opened import opened
 from mplus.cli.options import MemoryOption, ModelOption
-from mplus.cli.terminal import token_bar
+from mplus.progress import is_watched
 
 
 def forget(
@@ -19,5 +19,5 @@ def forget(
 ) -> None:
     """Remove a source from a memory, its snapshots and its files, for good."""
     with opened(memory, model) as (loaded, held):
-        removed = held.forget(source, rebuild=loaded if rebuild else None, progress=token_bar())
+        removed = held.forget(source, rebuild=loaded if rebuild else None, progress=is_watched())
     print(f"Removed {removed:,} memory tokens of {source!r}.")

@@ -1,6 +1,6 @@
 """``mplus pull``: a built-in model, fetched and made ready."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,18 +10,9 @@ def pull(
     force: Annotated[bool, typer.Option(help="Fetch and convert again.")] = False,
 ) -> None:
     """Fetch a built-in model and make it ready, once."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from mplus.checkpoint.catalog import is_pulled
     from mplus.checkpoint.catalog import pull as fetch
+    from mplus.progress import is_watched
 
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        folder = fetch(name, progress=progress, force=force)
+    folder = fetch(name, progress=is_watched(), force=force)
     print(f"{name} is ready in {folder}" if is_pulled(name) else f"{name}: {folder}")

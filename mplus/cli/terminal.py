@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -21,23 +21,6 @@ def show(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
 def moment(seconds: float) -> str:
     """A time as people read it."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def token_bar() -> Callable[[int, int], None] | None:
-    """A bar of written tokens on a terminal; elsewhere none."""
-    if not sys.stderr.isatty():
-        return None
-    from tqdm import tqdm
-
-    bar = tqdm(unit="tok", leave=False)
-
-    def progress(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
-
-    return progress
 
 
 class AnswerBar:

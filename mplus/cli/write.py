@@ -9,7 +9,7 @@ import typer
 
 from mplus.cli.opened import opened
 from mplus.cli.options import JsonOption, MemoryOption, ModelOption
-from mplus.cli.terminal import token_bar
+from mplus.progress import is_watched
 
 
 def write(
@@ -30,7 +30,7 @@ def write(
     reports: list[dict[str, Any]] = []
     with opened(memory, model) as (loaded, held):
         for text, name in documents:
-            reports.append(vars(loaded.write(held, text, source=name, progress=token_bar())))
+            reports.append(vars(loaded.write(held, text, source=name, progress=is_watched())))
         described = repr(held)
     if as_json:
         print(json.dumps(reports))

@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 
 from mplus import FoundSource, Memory, UnknownNameError
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.memories import all_or_nothing, forget_all
+from mplus_integrations.memories import all_or_nothing, counted, forget_all
 from mplus_integrations.settings import KnownNames
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
@@ -66,15 +66,23 @@ class MPlusVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: list[str] | None = None,
+        show_progress: bool = False,
         **kwargs: Any,
     ) -> list[str]:
         """Write texts into memory; a text whose id is there already replaces it.
+
+        Args:
+            texts: What to write.
+            metadatas: One for each text.
+            ids: Names of the texts; made up where there are none.
+            show_progress: Show a bar, in a terminal or a notebook.
+            kwargs: ``batch_size``, which is ignored: all is written at once.
 
         Raises:
             ValueError: Empty text, lists of different lengths, or an argument that does not exist. Nothing is written
                 then.
         """
-        UnknownNameError.check(kwargs, {*INDEXING, "metadatas", "ids"}, of="add_texts")
+        UnknownNameError.check(kwargs, {*INDEXING, "metadatas", "ids", "show_progress"}, of="add_texts")
         texts = list(texts)
         metadatas = metadatas or [{} for _ in texts]
         if len(metadatas) != len(texts) or (ids is not None and len(ids) != len(texts)):
@@ -84,7 +92,7 @@ class MPlusVectorStore(VectorStore):
         names = [name or str(uuid.uuid4()) for name in (ids or [""] * len(texts))]
         model = self.chat.loaded
         with self.chat.opened(self.memory_key) as memory, all_or_nothing(memory) as fork:
-            for name, text, metadata in zip(names, texts, metadatas, strict=True):
+            for name, text, metadata in counted(list(zip(names, texts, metadatas, strict=True)), show_progress):
                 fork.forget(name)
                 model.write(fork, text, source=name, metadata={DOCUMENT: True, **metadata}, keep_text=True)
         return names
@@ -118,11 +126,12 @@ class MPlusVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: list[str] | None = None,
+        show_progress: bool = False,
         **kwargs: Any,
     ) -> "MPlusVectorStore":
         """A store of texts; ``embedding`` is accepted and not used."""
         store = cls(**kwargs)
-        store.add_texts(texts, metadatas, ids=ids)
+        store.add_texts(texts, metadatas, ids=ids, show_progress=show_progress)
         return store
 
     @classmethod
@@ -130,9 +139,9 @@ class MPlusVectorStore(VectorStore):
         cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
     ) -> "MPlusVectorStore":
         """A store of documents; ``embedding`` is accepted and not used."""
-        ids = kwargs.pop("ids", None)
+        writing = {name: kwargs.pop(name) for name in ("ids", "show_progress") if name in kwargs}
         store = cls(**kwargs)
-        store.add_documents(documents, **({} if ids is None else {"ids": ids}))
+        store.add_documents(documents, **writing)
         return store
 
     # --- reading ----------------------------------------------------------------------------------
