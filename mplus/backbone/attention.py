@@ -32,8 +32,8 @@ class Rotation(NamedTuple):
         """Those at some places of a table of positions."""
         return Rotation(self.cos[index], self.sin[index])
 
-    def to(self, device: torch.device) -> "Rotation":
-        """The same on a device."""
+    def on(self, device: torch.device) -> "Rotation":
+        """The same on a device. Not called ``to``: accelerate would take that for a tensor's."""
         return Rotation(self.cos.to(device), self.sin.to(device))
 
 
@@ -92,9 +92,9 @@ class Packing:
         return Packing(
             self.first,
             self.queries.to(device),
-            self.query_rotation.to(device),
+            self.query_rotation.on(device),
             self.keys.to(device),
-            self.key_rotation.to(device),
+            self.key_rotation.on(device),
             self.mask.to(device),
             self.places.to(device),
         )
