@@ -126,17 +126,13 @@ class BankRecall:
             chosen.append(chunk)
         return chosen
 
-
-def recall_figures(bank: ChunkBank, questions: Sequence[Question], layer: int, scorer: Scorer) -> dict[str, float]:
-    """How often a chunk with the answer is the most relevant of all, or among three."""
-    asked = [(q.text, gold) for q in questions if (gold := gold_chunks(bank, q))]
-    if not asked:
-        return {}
-    recall = BankRecall(bank, scorer, layer)
-    top1 = top3 = 0
-    for text, gold in asked:
-        relevance = recall.relevance(text)
-        best = relevance.topk(min(3, len(relevance))).indices.tolist()
-        top1 += best[0] in gold
-        top3 += any(c in gold for c in best)
-    return {"chunk_top1": top1 / len(asked), "chunk_top3": top3 / len(asked)}
+    def figures(self, questions: Sequence[Question]) -> dict[str, float]:
+        """How often a chunk with the answer is the most relevant of all, or among three."""
+        asked = [(q.text, gold) for q in questions if (gold := gold_chunks(self._bank, q))]
+        top1 = top3 = 0
+        for text, gold in asked:
+            relevance = self.relevance(text)
+            best = relevance.topk(min(3, len(relevance))).indices.tolist()
+            top1 += best[0] in gold
+            top3 += any(c in gold for c in best)
+        return {"chunk_top1": top1 / len(asked), "chunk_top3": top3 / len(asked)} if asked else {}

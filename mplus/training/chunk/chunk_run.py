@@ -15,7 +15,7 @@ from mplus.checkpoint.parts import TrainedParts
 from mplus.model import MPlus
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import spare_processes
-from mplus.training.chunk.bank_recall import recall_figures
+from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.conversations import alike_conversations
 from mplus.training.chunk.corpus import Corpus, build_corpus
 from mplus.training.chunk.invented_run import invent, shards
@@ -115,7 +115,7 @@ class ChunkRun:
         preset = _changed(ProjectionSettings(seed=settings.seed), settings, "projection")
         trained = train_projection(lessons, layer, base, preset)
         for done, scorer in ((0, base), (preset.steps, trained)):
-            self.log.write("projection", done, recall_figures(corpus.bank, measured, layer, scorer))
+            self.log.write("projection", done, BankRecall(corpus.bank, scorer, layer).figures(measured))
         return replace(start, late=trained)
 
     def _reader(self, layer: int, start: TrainedParts) -> TrainedParts:
@@ -139,9 +139,8 @@ class ChunkRun:
                 "stage 'tune' goes on with a read adapter, and the model has none. Train one: reader,tune."
             )
         learning = _asked_for(replace(TUNED, seed=self.settings.seed), self.settings, "tune")
-        adapter = {name: lora.in_full() for name, lora in start.read_adapter.items()}
         samples = self._samples(late_interaction(self.model, start.late), layer, tuning=True)
-        reader = Reader(self.computing.weights, self.corpus.bank, adapter)
+        reader = Reader(self.computing.weights, self.corpus.bank, start.read_adapter)
         task = ReaderTask(reader, samples, learning, start, name="tune", processes=self.processes)
         return train_task(task, self.accelerator, self.folder.stage("tune"), self.log, self.settings)
 

@@ -6,8 +6,9 @@ constants here; gradients reach the adapter through the prompt's rows and throug
 the adapter makes of memory.
 """
 
+import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -129,42 +130,48 @@ def new_adapter(weights: Weights, settings: ReaderSettings) -> Adapter:
     return untrained_adapter(weights.backbone.write_layers, TARGETS, settings.rank, settings.alpha, generator)
 
 
+def leaves(linears: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:
+    """Both factors of every adapted layer, by name."""
+    return {f"{name}.{side}": leaf for name, linear in linears.items() for side, leaf in linear.named_parameters()}
+
+
+def in_full(adapter: Adapter, device: torch.device) -> Adapter:
+    """An adapter in single precision where it is trained."""
+    full = {name: weights.in_full() for name, weights in adapter.items()}
+    return {name: LoraWeights(w.down.to(device), w.up.to(device), w.scale) for name, w in full.items()}
+
+
+def in_half(linears: Mapping[str, LoraLinear]) -> Adapter:
+    """An adapter as it stands, in half precision: far finer than what it changes."""
+    return {
+        name: LoraWeights(linear.down.detach().half().cpu(), linear.up.detach().half().cpu(), linear.scale)
+        for name, linear in linears.items()
+    }
+
+
 class Reader:
     """The backbone with a trainable read adapter, and the forward pass that trains it."""
 
     def __init__(self, weights: Weights, bank: StateBank, adapter: Adapter) -> None:
         self.weights, self.bank = weights, bank
         self.device = weights.backbone.device
-        adapter = {
-            name: LoraWeights(lora.down.to(self.device), lora.up.to(self.device), lora.scale)
-            for name, lora in adapter.items()
-        }
-        self._began = {
-            name: LoraWeights(lora.down.clone(), lora.up.clone(), lora.scale) for name, lora in adapter.items()
-        }
+        adapter = in_full(adapter, self.device)
+        self._began = copy.deepcopy(adapter)
         self.layers = with_adapter(weights.backbone.write_layers, adapter, merge=False)
         self.linears: dict[str, LoraLinear] = {
             name: module for name, module in self.layers.named_modules() if isinstance(module, LoraLinear)
         }
-        for linear in self.linears.values():
-            linear.down.requires_grad_(True)
-            linear.up.requires_grad_(True)
+        for leaf in self.parameters().values():
+            leaf.requires_grad_(True)
 
     def drop(self, share: float) -> None:
         """Leave out a share of the adapter's inputs wherever gradients flow."""
         for linear in self.linears.values():
             linear.dropout = share
 
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [p for linear in self.linears.values() for p in (linear.down, linear.up)]
-
-    def adapter(self) -> dict[str, LoraWeights]:
-        """The adapter as it stands, in half precision: far finer than what it changes."""
-        return {
-            name: LoraWeights(linear.down.detach().half().cpu(), linear.up.detach().half().cpu(), linear.scale)
-            for name, linear in self.linears.items()
-        }
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return leaves(self.linears)
 
     @cached_property
     def began(self) -> nn.ModuleList:

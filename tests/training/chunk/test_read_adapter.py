@@ -81,7 +81,7 @@ def test_clean_reading_teaches_what_the_adapter_did_with_those_chunks_alone(mode
     assert float(before[1]) > 1e-4
     torch.testing.assert_close(before[2:], reader.loss([plain]).detach())
     with torch.no_grad():
-        for leaf in reader.parameters():
+        for leaf in reader.parameters().values():
             leaf.mul_(1.5)
     assert float(reader.loss([same])[0].detach()) > 1e-4, "the teacher stays as it was"
 
@@ -107,7 +107,7 @@ def test_training_lowers_the_loss_and_resumes(model: MPlus, bank: ChunkBank, tmp
     assert float(once.loss([sample])[0].detach()) < before / 2
     trained(6, tmp_path / "twice")
     resumed = trained(12, tmp_path / "twice")
-    for a, b in zip(once.parameters(), resumed.parameters(), strict=True):
+    for a, b in zip(once.parameters().values(), resumed.parameters().values(), strict=True):
         assert torch.equal(a, b)
 
 
