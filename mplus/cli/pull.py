@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from mplus.progress import is_watched
+
 
 def pull(
     name: Annotated[str, typer.Argument(help="Built-in model.")] = "smol-135m",

@@ -7,6 +7,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +85,8 @@ def abstention(declined: Sequence[bool], answerable: Sequence[bool]) -> Abstenti
     )
 
 
-class Estimate(NamedTuple):
+@dataclass(frozen=True)
+class Estimate:
     """A mean with its 95% bootstrap interval."""
 
     mean: float

@@ -128,18 +128,14 @@ def _loss(logits: torch.Tensor, document: Document) -> float:
     return float(losses)
 
 
-class Figure(NamedTuple):
+@dataclass(frozen=True)
+class Figure:
     """Perplexity of one condition at one level, and its ratio to the bare backbone's on the same documents."""
 
     name: str
     level: int
     perplexity: Estimate
     ratio: Estimate | None
-
-    def as_json(self) -> dict[str, Any]:
-        """The figure for a script to read."""
-        ratio = None if self.ratio is None else self.ratio._asdict()
-        return {**self._asdict(), "perplexity": self.perplexity._asdict(), "ratio": ratio}
 
 
 def figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
