@@ -72,19 +72,8 @@ def load(
     config = read_config(folder)
     quantised, dtype = dtype == "int8", "bfloat16" if dtype == "int8" else dtype
     if is_published(config):
-        published = read_published(folder, config)
-        parts = TrainedParts(
-            published.memory,
-            None,
-            published.write_adapter,
-            published.read_adapter,
-            None,
-            published.retriever,
-            published.bos_states,
-            published.write_position,
-            published.initial,
-        )
-        model = _load_backbone(folder, backbone_config(config), published.backbone, device, dtype, attention, options)
+        state_dict, parts = read_published(folder, config)
+        model = _load_backbone(folder, backbone_config(config), state_dict, device, dtype, attention, options)
         if config.get("torch_dtype") == "bfloat16":
             round_rope_frequencies(model)
     else:
