@@ -20,7 +20,6 @@ from mplus.inert import encode_inert
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
-from mplus.training.chunk.projection import gold_chunks
 from mplus.training.chunk.questions import Question
 from mplus.training.published.trained_modules import TrainableRetriever, half_precision, new_retriever, retriever_loss
 from mplus.training.task import StepLoss, Task
@@ -74,7 +73,7 @@ class ScorerTask(Task):
     ) -> None:
         self.steps = settings.steps
         self._bank, self._layer, self._late, self._settings, self._start = bank, layer, late, settings, start
-        gold = [gold_chunks(bank, q) for q in questions]
+        gold = [bank.gold_chunks(q) for q in questions]
         usable = [n for n in range(len(questions)) if gold[n]]
         self._questions, self._gold = questions, gold
         random.Random(settings.seed).shuffle(usable)
