@@ -88,21 +88,15 @@ class Experiment:
     def _described(self) -> dict[str, Any]:
         """What makes answers comparable."""
         asked, settings = self.asked, self.settings
-        return {
-            "task": asked.task,
+        return asked.model_dump(include={"task", "questions", "together", "examples", "abstain_below", "seed"}) | {
             "data": _digest(asked.data),
             "distractors": [_digest(path) for path in asked.distractors],
-            "questions": asked.questions,
             "unanswerable": sum(not question.is_answerable for question in self.task.questions),
             "split": asked.split if asked.task == "facts" else None,
-            "together": asked.together,
             "model": self._fingerprint,
             "layout": self.layout.model_dump(),
             "prompt": settings.style,
-            "examples": settings.examples,
             "max_new_tokens": settings.max_new_tokens,
-            "abstain_below": settings.abstain_below,
-            "seed": settings.seed,
         }
 
 

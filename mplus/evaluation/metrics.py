@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+RESAMPLES = 2000
+"""Draws of a bootstrap interval."""
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”´`–—")
 DECLINES = re.compile(
@@ -98,17 +100,13 @@ class Estimate:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def estimate(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, seed: int = 0, resamples: int = 2000
-) -> Estimate:
+def estimate(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
     """Mean of some values and its percentile bootstrap interval.
 
     Args:
         values: One per question.
         clusters: What each belongs to, such as a person or a document: questions about one thing are right or
             wrong together, so whole clusters are drawn. None: each value by itself.
-        seed: Decides the resamples.
-        resamples: How many.
 
     Raises:
         ValueError: No values.
@@ -121,7 +119,7 @@ def estimate(
     for name, value in zip(names, values, strict=True):
         totals[row[name]] += value
         counts[row[name]] += 1
-    drawn = np.random.default_rng(seed).integers(len(row), size=(resamples, len(row)))
+    drawn = np.random.default_rng(0).integers(len(row), size=(RESAMPLES, len(row)))
     means = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(totals.sum() / counts.sum()), float(low), float(high), len(values))

@@ -180,6 +180,13 @@ class ChunkBank:
         """All chunks of some texts."""
         return [chunk for text in texts for chunk in self.chunks_of[text]]
 
+    def by_group(self, groups: Sequence[int]) -> dict[int, list[int]]:
+        """Chunks of each group, given the group of every text."""
+        found: dict[int, list[int]] = {}
+        for chunk, text in enumerate(self.owner):
+            found.setdefault(groups[text], []).append(chunk)
+        return found
+
     def gold_chunks(self, question: Question) -> list[int]:
         """The question's chunks that hold an answer word for word."""
         return [c for c in self.chunks_in(question.passages) if question.is_answered_in(self.texts[c])]

@@ -121,9 +121,7 @@ class LessonRows:
         self._goes_on = bank.goes_on
         self._gold = [bank.chunks_in(q.passages) if lesson.whole else bank.gold_chunks(q) for q in lesson.questions]
         self._usable = [number for number, gold in enumerate(self._gold) if gold]
-        self._of_group: dict[int, list[int]] = {}
-        for chunk, text in enumerate(bank.owner):
-            self._of_group.setdefault(lesson.groups[text], []).append(chunk)
+        self._of_group = bank.by_group(lesson.groups)
         self._wrong: dict[int, list[int]] = {}
         print(f"projection: {len(self._usable)} questions, {len(bank.input_ids)} chunks", flush=True)
 

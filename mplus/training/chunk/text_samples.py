@@ -68,14 +68,7 @@ class TextSamples:
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
         """Some samples of the mixture."""
         kinds = rng.choices([k for k, _ in self._mixture], [w for _, w in self._mixture], k=count)
-        make = {
-            "ask": self._ask,
-            "continue": self._continue,
-            "repeat": self._repeat,
-            "keep": self._keep,
-            "request": self._request,
-        }
-        return [replace(make[kind](rng), kind=kind) for kind in kinds]
+        return [replace(getattr(self, f"_{kind}")(rng), kind=kind) for kind in kinds]
 
     # --- kinds ------------------------------------------------------------------------------------
 

@@ -79,9 +79,7 @@ class ScorerTask(Task):
         random.Random(settings.seed).shuffle(usable)
         count = min(len(usable) // 10, MEASURED_QUESTIONS)
         self._measured, self._learnt = usable[:count], usable[count:]
-        self._neighbours: dict[int, list[int]] = {}
-        for chunk, text in enumerate(bank.owner):
-            self._neighbours.setdefault(groups[text], []).append(chunk)
+        self._neighbours = bank.by_group(groups)
         self._groups = groups
         self._late_recall = BankRecall(bank, late, layer)
         self._hard: dict[int, list[int]] = {}
