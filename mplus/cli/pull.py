@@ -14,7 +14,6 @@ def pull(
     """Fetch a built-in model and make it ready, once."""
     from mplus.checkpoint.catalog import is_pulled
     from mplus.checkpoint.catalog import pull as fetch
-    from mplus.progress import is_watched
 
     folder = fetch(name, progress=is_watched(), force=force)
     print(f"{name} is ready in {folder}" if is_pulled(name) else f"{name}: {folder}")
