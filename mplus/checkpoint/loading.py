@@ -72,19 +72,8 @@ def load(
     config = read_config(folder)
     quantised, dtype = dtype == "int8", "bfloat16" if dtype == "int8" else dtype
     if is_published(config):
-        published = read_published(folder, config)
-        parts = TrainedParts(
-            published.memory,
-            None,
-            published.write_adapter,
-            published.read_adapter,
-            None,
-            published.retriever,
-            published.bos_states,
-            published.write_position,
-            published.initial,
-        )
-        model = _load_backbone(folder, backbone_config(config), published.backbone, device, dtype, attention, options)
+        state_dict, parts = read_published(folder, config)
+        model = _load_backbone(folder, backbone_config(config), state_dict, device, dtype, attention, options)
         if config.get("torch_dtype") == "bfloat16":
             round_rope_frequencies(model)
     else:
@@ -249,21 +238,18 @@ def _load_backbone(
             "device_map": device_map,
             "attn_implementation": implementation,
             "ignore_mismatched_sizes": True,  # reported below, by name and shape
+            "output_loading_info": True,
             **options,
         }
         try:
             transformers_logging.disable_progress_bar()
             if state_dict is not None:
                 loader: Any = type(AutoModelForCausalLM.from_config(_shrunk(backbone)))
-                model, report = loader.from_pretrained(
-                    None, state_dict=state_dict, output_loading_info=True, **arguments
-                )
+                model, report = loader.from_pretrained(None, state_dict=state_dict, **arguments)
             else:
                 TensorFiles(folder)
                 loader = AutoModelForCausalLM
-                model, report = loader.from_pretrained(
-                    folder, output_loading_info=True, local_files_only=True, **arguments
-                )
+                model, report = loader.from_pretrained(folder, local_files_only=True, **arguments)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
     _check_complete(folder, report, tied={"lm_head.weight"} if backbone.tie_word_embeddings else set())

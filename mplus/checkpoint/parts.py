@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, LoraWeights
-from mplus.checkpoint.published_layout import InitialMemory
 from mplus.confidence import Calibration
 from mplus.config import PRESETS, MemoryConfig
 from mplus.errors import CheckpointError
@@ -19,6 +18,17 @@ from mplus.recall.published_retriever import PublishedRetriever
 
 FORMAT = 1
 PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"
+
+
+@dataclass(frozen=True)
+class InitialMemory:
+    """The memory that comes with a published checkpoint, by layer."""
+
+    short_term: tuple[Tensor, ...]
+    long_term: tuple[Tensor, ...]
+    long_term_keys: tuple[Tensor, ...]
+    long_term_ages: tuple[Tensor, ...]
+    long_term_frequencies: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)

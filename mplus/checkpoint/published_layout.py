@@ -7,7 +7,6 @@ nothing.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mplus.backbone.adapters import LoraWeights
+from mplus.checkpoint.parts import InitialMemory, TrainedParts
 from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.config import MemoryConfig
 from mplus.errors import CheckpointError
@@ -34,32 +34,6 @@ EXTRA_CONFIG = (
     "decay_frequency",
     "lora_config",
 )
-
-
-@dataclass(frozen=True)
-class InitialMemory:
-    """The memory that comes with a published checkpoint, by layer."""
-
-    short_term: tuple[Tensor, ...]
-    long_term: tuple[Tensor, ...]
-    long_term_keys: tuple[Tensor, ...]
-    long_term_ages: tuple[Tensor, ...]
-    long_term_frequencies: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class PublishedParts:
-    """The parts of a published checkpoint."""
-
-    backbone: dict[str, Tensor]
-    """State dict under the names of the plain backbone."""
-    write_adapter: dict[str, LoraWeights]
-    read_adapter: dict[str, LoraWeights]
-    retriever: PublishedRetriever
-    bos_states: Tensor
-    write_position: Tensor
-    initial: InitialMemory
-    memory: MemoryConfig
 
 
 def is_published(config: dict[str, Any]) -> bool:
@@ -97,8 +71,8 @@ def published_memory_config(config: dict[str, Any]) -> MemoryConfig:
         ) from error
 
 
-def read_published(folder: Path, config: dict[str, Any]) -> PublishedParts:
-    """Take a published checkpoint apart.
+def read_published(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor], TrainedParts]:
+    """Take a published checkpoint apart: the plain backbone's state dict, and what M+ adds to it.
 
     Raises:
         CheckpointError: A tensor is missing, of the wrong shape, unknown, or an adapter is all zero.
@@ -108,18 +82,18 @@ def read_published(folder: Path, config: dict[str, Any]) -> PublishedParts:
     size = int(config.get("selector_hidden_dim", 256))
     files = TensorFiles(folder)
     adapters = _adapters(files, config)
-    parts = PublishedParts(
-        backbone={plain: files.take(name) for name, plain in _backbone_names(files.names)},
+    backbone = {plain: files.take(name) for name, plain in _backbone_names(files.names)}
+    parts = TrainedParts(
+        memory=memory,
         write_adapter=adapters[WRITE_ADAPTER],
         read_adapter=adapters[READ_ADAPTER],
-        retriever=_retriever(files, num_layers, hidden, size),
+        published=_retriever(files, num_layers, hidden, size),
         bos_states=files.take("bos_embedding", (num_layers, 1, hidden))[:, 0],
         write_position=files.take("new_memory_positional_emb", (1, 1, hidden))[0, 0],
         initial=_initial_memory(files, memory, num_layers, hidden),
-        memory=memory,
     )
     files.finish(ignore=NOT_NEEDED)
-    return parts
+    return backbone, parts
 
 
 def _backbone_names(names: set[str]) -> Iterator[tuple[str, str]]:

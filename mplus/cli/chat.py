@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from mplus.cli.opened import opened
+from mplus.cli.opened import located
 from mplus.cli.options import MemoryOption, ModelOption
 
 HELP = """\
@@ -26,10 +27,14 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
 ) -> None:
     """Talk to a model that remembers what you told it, also next week."""
+    from mplus import MPlus
+
     console = Console()
+    store, name = located(memory)
     with console.status("loading the model"):
-        kept = opened(memory, model)
-    with kept as (loaded, held):
+        loaded = MPlus.from_pretrained(model)
+    with store.open(name, loaded) as held:
+        save = partial(held.save, store.path(name))
         console.print(f"[dim]{held!r}\nType /help for commands.[/dim]", highlight=False)
         history: list[dict[str, str]] = []
         while True:
@@ -43,8 +48,8 @@ def chat(
             if line.startswith("/"):
                 _command(console, loaded, held, line)
             elif line:
-                _turn(console, loaded, held, kept.save, history, line, max_tokens, temperature)
-            kept.save()
+                _turn(console, loaded, held, save, history, line, max_tokens, temperature)
+            save()
 
 
 def _command(console: Console, model: Any, memory: Any, line: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +65,7 @@ def _show_perplexities(answers: "RawAnswers", *, as_json: bool) -> None:
 
     report = figures(answers.rows)
     if as_json:
-        print(json.dumps([figure.as_json() for figure in report]))
+        print(json.dumps([asdict(figure) for figure in report]))
         return
     show(
         ("condition", "tokens", "documents", "perplexity", "ratio to the backbone"),

@@ -1,7 +1,9 @@
 """Memories by the name or folder that a command is given."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mplus import Memory, MemoryStore, MPlus
@@ -25,24 +27,12 @@ def located(memory: str) -> "tuple[MemoryStore, str]":
     return user_store(), memory
 
 
-class opened:
+@contextmanager
+def opened(memory: str, model: str) -> "Generator[tuple[MPlus, Memory]]":
     """The model and a memory by name or folder; saved at the end where it changed."""
+    from mplus import MPlus
 
-    def __init__(self, memory: str, model: str) -> None:
-        from mplus import MPlus
-
-        store, name = located(memory)
-        self._folder = store.path(name)
-        self._model = MPlus.from_pretrained(model)
-        self._context = store.open(name, self._model)
-
-    def __enter__(self) -> "tuple[MPlus, Memory]":
-        self._memory = self._context.__enter__()
-        return self._model, self._memory
-
-    def save(self) -> None:
-        """Bring the memory to disk now."""
-        self._memory.save(self._folder)
-
-    def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)
+    store, name = located(memory)
+    loaded = MPlus.from_pretrained(model)
+    with store.open(name, loaded) as held:
+        yield loaded, held

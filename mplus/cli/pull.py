@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from mplus.progress import is_watched
+
 
 def pull(
     name: Annotated[str, typer.Argument(help="Built-in model.")] = "smol-135m",
@@ -12,7 +14,6 @@ def pull(
     """Fetch a built-in model and make it ready, once."""
     from mplus.checkpoint.catalog import is_pulled
     from mplus.checkpoint.catalog import pull as fetch
-    from mplus.progress import is_watched
 
     folder = fetch(name, progress=is_watched(), force=force)
     print(f"{name} is ready in {folder}" if is_pulled(name) else f"{name}: {folder}")

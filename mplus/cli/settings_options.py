@@ -41,12 +41,14 @@ def takes(settings: type[BaseModel], **names: Sequence[str]) -> Callable[[Comman
 def _parameter(name: str, field: FieldInfo, names: Sequence[str]) -> inspect.Parameter:
     text = (field.description or "").replace("\n", " ")
     kind = _plain(field.annotation)
+    if get_origin(kind) is Literal:
+        kind = str  # which of them is checked with the other settings
     if field.is_required():
         annotation, default = Annotated[kind, typer.Argument(help=text)], inspect.Parameter.empty
     else:
         if get_origin(kind) is dict or _holds_paths(kind):
             kind, text = list[Path] if _holds_paths(kind) else list[str], f"{text} Repeatable."
-        elif get_origin(kind) in (tuple, Literal):
+        elif get_origin(kind) is tuple:
             kind = str
         usual = field.get_default(call_default_factory=True)
         shown = ",".join(map(str, usual)) if isinstance(usual, tuple) else str(usual or "")
@@ -85,8 +87,11 @@ def checked(settings: type[Settings], given: Mapping[str, Any]) -> Settings:
         return settings.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from error
+        where, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        if first["type"] == "literal_error":
+            known = first.get("ctx", {})["expected"].replace("'", "")
+            message = f"{first['input']!r}: expected one of {known}."
+        raise ValueError(f"{where + ': ' if where else ''}{message}") from error
 
 
 def _plain(annotation: Any) -> Any:

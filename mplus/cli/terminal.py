@@ -1,4 +1,4 @@
-"""Tables, times and progress bars on a terminal."""
+"""Tables, times and a progress bar on a terminal."""
 
 import sys
 import time

@@ -14,7 +14,7 @@ import numpy as np
 from mplus.config import MemoryConfig
 from mplus.evaluation.passage_search import PASSAGE_TOKENS, Passage, PassageScorer, cut_passages
 from mplus.evaluation.question_prompts import prompt
-from mplus.evaluation.replies import Answered, Job, Settings, answer, batches, reply_of
+from mplus.evaluation.replies import Answered, Job, Settings, generations, reply_of
 from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
 from mplus.evaluation.tasks import Question
 from mplus.model import MPlus
@@ -109,11 +109,10 @@ class RetrievalAugmented:
             ranked[question.id, level] = self.index.sources(best)
             levels.setdefault((question.id, passages), []).append(level)
         jobs = (self._job(questions[name], passages, at) for (name, passages), at in levels.items())
-        for batch in batches(jobs, self.settings):
-            for job, generation in zip(batch, answer(self.model, batch, self.settings), strict=True):
-                for level in job.levels:
-                    reply = reply_of(generation, ranked[job.question.id, level], job.question.gold)
-                    yield Answered(job.question, (level,), reply)
+        for job, generation in generations(self.model, jobs, self.settings):
+            for level in job.levels:
+                reply = reply_of(generation, ranked[job.question.id, level], job.question.gold)
+                yield Answered(job.question, (level,), reply)
 
     def _job(self, question: Question, passages: Sequence[int], levels: Sequence[int]) -> Job:
         texts = [self.index.passages[number].text for number in passages]
@@ -173,6 +172,5 @@ def _levels_by_question(wanted: Sequence[tuple[Question, int]]) -> list[tuple[Qu
 
 
 def _answers(model: MPlus, jobs: Iterable[Job], settings: Settings) -> Iterator[Answered]:
-    for batch in batches(jobs, settings):
-        for job, generation in zip(batch, answer(model, batch, settings), strict=True):
-            yield Answered(job.question, job.levels, reply_of(generation))
+    for job, generation in generations(model, jobs, settings):
+        yield Answered(job.question, job.levels, reply_of(generation))

@@ -1,12 +1,14 @@
 """What is measured, and how; frozen, checked once."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from mplus.evaluation.facts import Split
+from mplus.evaluation.tasks import PromptStyle
+
 PERPLEXITY = "perplexity"
-TASKS = ("facts", "squad", "nq", "dialogue", "babi", "locomo", "longdoc", PERPLEXITY)
 LEVELS = (0, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 160_000)
 
 Positive = Annotated[int, Field(ge=1)]
@@ -22,7 +24,7 @@ class EvaluationSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    task: str
+    task: Literal["facts", "squad", "nq", "dialogue", "babi", "locomo", "longdoc", "perplexity"]
     """What is asked: facts, squad, nq, dialogue, babi, locomo, longdoc or perplexity."""
     data: Path | None = None
     """File of the task; facts are generated."""
@@ -44,7 +46,7 @@ class EvaluationSettings(BaseModel):
     """Built-in name, folder, repository, or folder of trained parts."""
     backbone: str = "smol-135m"
     """Backbone of a folder of trained parts."""
-    prompt: str | None = None
+    prompt: PromptStyle | None = None
     """plain, short or completion; else the task's own."""
     examples: Annotated[int, Field(ge=0, le=3)] = 0
     """Worked examples, in completion."""
@@ -58,27 +60,12 @@ class EvaluationSettings(BaseModel):
     """Most tokens of an answer; else 64 where the prompt is plain, 24 elsewhere."""
     batch: Positive = 16
     """Questions answered at once."""
-    split: str = "dev"
+    split: Split = "dev"
     """Whose names and values facts has: dev or train."""
     seed: int = 0
     """Decides which questions are asked, and of what."""
     dtype: str = "auto"
     """auto, float32, bfloat16 or float16."""
-
-    @field_validator("task")
-    @classmethod
-    def _known_task(cls, task: str) -> str:
-        return _one_of(task, TASKS)
-
-    @field_validator("prompt")
-    @classmethod
-    def _known_prompt(cls, prompt: str | None) -> str | None:
-        return prompt if prompt is None else _one_of(prompt, ("plain", "short", "completion"))
-
-    @field_validator("split")
-    @classmethod
-    def _known_split(cls, split: str) -> str:
-        return _one_of(split, ("dev", "train"))
 
     @field_validator("top")
     @classmethod
@@ -86,9 +73,3 @@ class EvaluationSettings(BaseModel):
         if not top or min(top) < 1:
             raise ValueError(f"{','.join(map(str, top))}: expected numbers of passages, at least 1.")
         return top
-
-
-def _one_of(value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ValueError(f"{value!r}: expected one of {', '.join(known[:-1])} or {known[-1]}.")
-    return value

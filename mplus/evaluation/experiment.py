@@ -17,7 +17,7 @@ from mplus.evaluation.question_prompts import ANSWER_TOKENS
 from mplus.evaluation.raw_answers import Progress, RawAnswers
 from mplus.evaluation.replies import Settings
 from mplus.evaluation.retention import Stream
-from mplus.evaluation.tasks import PromptStyle, Task
+from mplus.evaluation.tasks import Task
 from mplus.write.absorb import Progress as WriteProgress
 
 
@@ -46,7 +46,7 @@ class Experiment:
         self.model = open_model(asked.model, backbone=asked.backbone, dtype=asked.dtype)
         usual = self.model.memory_config
         self.layout = type(usual).model_validate(usual.model_dump() | asked.layout)
-        style: PromptStyle = asked.prompt or self.task.style  # pyright: ignore[reportAssignmentType]
+        style = asked.prompt or self.task.style
         tokens = asked.max_new_tokens or ANSWER_TOKENS[style]
         self.settings = Settings(style, asked.examples, tokens, asked.batch, asked.seed, asked.abstain_below, writing)
         extra = [text for path in asked.distractors for text in passages(path)]
@@ -88,21 +88,15 @@ class Experiment:
     def _described(self) -> dict[str, Any]:
         """What makes answers comparable."""
         asked, settings = self.asked, self.settings
-        return {
-            "task": asked.task,
+        return asked.model_dump(include={"task", "questions", "together", "examples", "abstain_below", "seed"}) | {
             "data": _digest(asked.data),
             "distractors": [_digest(path) for path in asked.distractors],
-            "questions": asked.questions,
             "unanswerable": sum(not question.is_answerable for question in self.task.questions),
             "split": asked.split if asked.task == "facts" else None,
-            "together": asked.together,
             "model": self._fingerprint,
             "layout": self.layout.model_dump(),
             "prompt": settings.style,
-            "examples": settings.examples,
             "max_new_tokens": settings.max_new_tokens,
-            "abstain_below": settings.abstain_below,
-            "seed": settings.seed,
         }
 
 
@@ -117,7 +111,7 @@ def read_task(asked: EvaluationSettings) -> Task:
         if data is not None:
             raise ValueError(f"--data {data}: facts are generated. Name texts to stand in between with --distractors.")
         unanswerable = count // 3 if asked.unanswerable is None else asked.unanswerable
-        return facts(count, unanswerable, asked.seed, split=asked.split)  # pyright: ignore[reportArgumentType]
+        return facts(count, unanswerable, asked.seed, split=asked.split)
     if data is None:
         raise ValueError(
             f"{name} is read from a file that you name: pass --data FILE (docs/reference/evaluation.md says which)."

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from mplus.config import MemoryConfig
 from mplus.evaluation.question_prompts import prompt, query
-from mplus.evaluation.replies import Answered, Job, Reply, Settings, answer, batches, reply_of
+from mplus.evaluation.replies import Answered, Job, Reply, Settings, generations, reply_of
 from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
 from mplus.evaluation.tasks import Question
 from mplus.generation.row import Generation
@@ -51,10 +51,9 @@ class Recalling:
                     written[question.id] = memory
                     yield Job(question, (level,), memory.memory, prompt(question.text, self.settings.style))
 
-        for batch in batches(jobs(), self.settings):
-            for job, generation in zip(batch, answer(self.model, batch, self.settings), strict=True):
-                memory = written.pop(job.question.id)
-                yield Answered(job.question, job.levels, self._reply(memory, job, generation))
+        for job, generation in generations(self.model, jobs(), self.settings):
+            memory = written.pop(job.question.id)
+            yield Answered(job.question, job.levels, self._reply(memory, job, generation))
 
     def _far(self, by_level: dict[int, list[Question]]) -> Iterator[Answered]:
         memory = WrittenMemory(self.model, self.config, seed=self.settings.seed)
@@ -74,9 +73,8 @@ class Recalling:
                 )
                 for question in questions
             ]
-            for batch in batches(jobs, self.settings):
-                for job, generation in zip(batch, answer(self.model, batch, self.settings), strict=True):
-                    yield Answered(job.question, job.levels, self._reply(memory, job, generation))
+            for job, generation in generations(self.model, jobs, self.settings):
+                yield Answered(job.question, job.levels, self._reply(memory, job, generation))
 
     def _write_distractors(self, memory: WrittenMemory, start: int, stop: int) -> None:
         texts = self.stream.distractors[start:stop]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mplus.config import MemoryConfig
 from mplus.evaluation.question_prompts import prompt
-from mplus.evaluation.replies import Answered, Job, Settings, answer, batches, reply_of
+from mplus.evaluation.replies import Answered, Job, Settings, generations, reply_of
 from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
 from mplus.evaluation.tasks import Question
 from mplus.model import MPlus
@@ -90,10 +90,9 @@ class Rolling:
                 for question in blocks[one.block]
                 if one.level in levels[question.id]
             ]
-            for batch in batches(jobs, self.settings):
-                for job, generation in zip(batch, answer(self.model, batch, self.settings), strict=True):
-                    passed = pool.tokens - one.tokens + one.level
-                    yield Answered(job.question, job.levels, reply_of(generation), passed)
+            for job, generation in generations(self.model, jobs, self.settings):
+                passed = pool.tokens - one.tokens + one.level
+                yield Answered(job.question, job.levels, reply_of(generation), passed)
         return [one for one in due if one.tokens > pool.tokens]
 
 

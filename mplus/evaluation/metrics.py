@@ -7,10 +7,13 @@ import re
 import string
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+RESAMPLES = 2000
+"""Draws of a bootstrap interval."""
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”´`–—")
 DECLINES = re.compile(
@@ -84,7 +87,8 @@ def abstention(declined: Sequence[bool], answerable: Sequence[bool]) -> Abstenti
     )
 
 
-class Estimate(NamedTuple):
+@dataclass(frozen=True)
+class Estimate:
     """A mean with its 95% bootstrap interval."""
 
     mean: float
@@ -96,17 +100,13 @@ class Estimate(NamedTuple):
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def estimate(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, seed: int = 0, resamples: int = 2000
-) -> Estimate:
+def estimate(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
     """Mean of some values and its percentile bootstrap interval.
 
     Args:
         values: One per question.
         clusters: What each belongs to, such as a person or a document: questions about one thing are right or
             wrong together, so whole clusters are drawn. None: each value by itself.
-        seed: Decides the resamples.
-        resamples: How many.
 
     Raises:
         ValueError: No values.
@@ -119,7 +119,7 @@ def estimate(
     for name, value in zip(names, values, strict=True):
         totals[row[name]] += value
         counts[row[name]] += 1
-    drawn = np.random.default_rng(seed).integers(len(row), size=(resamples, len(row)))
+    drawn = np.random.default_rng(0).integers(len(row), size=(RESAMPLES, len(row)))
     means = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(totals.sum() / counts.sum()), float(low), float(high), len(values))

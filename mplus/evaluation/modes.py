@@ -54,8 +54,7 @@ def chosen(names: Sequence[str], model: MPlus, config: MemoryConfig) -> list[str
     for name in names:
         if name != "all" and name not in MODES:
             raise ValueError(f"mode={name!r}: expected all, or some of {', '.join(MODES)}.")
-        missing = name in SCORERS and SCORERS[name] not in model.weights.scorers
-        if missing:
+        if name in SCORERS and SCORERS[name] not in model.weights.scorers:
             known = ", ".join(sorted(model.weights.scorers))
             raise ValueError(f"mode={name!r}: these weights have no such retriever, only {known}.")
         found += _possible(model, config) if name == "all" else [name]

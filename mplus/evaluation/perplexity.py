@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mplus.config import MemoryConfig
-from mplus.evaluation.metrics import Estimate
+from mplus.evaluation.metrics import RESAMPLES, Estimate
 from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
 from mplus.generation.prompt import Prompt
 from mplus.inert import encode_inert
@@ -128,18 +128,14 @@ def _loss(logits: torch.Tensor, document: Document) -> float:
     return float(losses)
 
 
-class Figure(NamedTuple):
+@dataclass(frozen=True)
+class Figure:
     """Perplexity of one condition at one level, and its ratio to the bare backbone's on the same documents."""
 
     name: str
     level: int
     perplexity: Estimate
     ratio: Estimate | None
-
-    def as_json(self) -> dict[str, Any]:
-        """The figure for a script to read."""
-        ratio = None if self.ratio is None else self.ratio._asdict()
-        return {**self._asdict(), "perplexity": self.perplexity._asdict(), "ratio": ratio}
 
 
 def figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
@@ -160,6 +156,6 @@ def figures(rows: Sequence[dict[str, Any]]) -> list[Figure]:
 def _perplexity(losses: dict[str, tuple[float, int]], base: dict[str, float] | None) -> Estimate:
     nats = np.array([loss - (base[name] if base else 0.0) for name, (loss, _) in losses.items()])
     tokens = np.array([count for _, count in losses.values()])
-    drawn = np.random.default_rng(0).integers(len(nats), size=(2000, len(nats)))
+    drawn = np.random.default_rng(0).integers(len(nats), size=(RESAMPLES, len(nats)))
     low, high = np.quantile(np.exp(nats[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)), [0.025, 0.975])
     return Estimate(float(np.exp(nats.sum() / tokens.sum())), float(low), float(high), len(nats))

@@ -108,17 +108,19 @@ class Job:
     where: Where | None = None
 
 
-def answer(model: MPlus, jobs: Sequence[Job], settings: Settings) -> list[Generation]:
-    """Answer some jobs at once."""
-    return model.generate_batch(
-        [job.memory for job in jobs],
-        [job.asked for job in jobs],
-        where=[job.where for job in jobs],
-        max_new_tokens=settings.max_new_tokens,
-        temperature=0.0,
-        stop=stops(settings.style),
-        abstain_below=settings.abstain_below,
-    )
+def generations(model: MPlus, jobs: Iterable[Job], settings: Settings) -> Iterator[tuple[Job, Generation]]:
+    """Jobs with their answers, batch by batch."""
+    for batch in batches(jobs, settings):
+        found = model.generate_batch(
+            [job.memory for job in batch],
+            [job.asked for job in batch],
+            where=[job.where for job in batch],
+            max_new_tokens=settings.max_new_tokens,
+            temperature=0.0,
+            stop=stops(settings.style),
+            abstain_below=settings.abstain_below,
+        )
+        yield from zip(batch, found, strict=True)
 
 
 def batches(jobs: Iterable[Job], settings: Settings) -> Iterator[list[Job]]:

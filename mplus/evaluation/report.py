@@ -1,7 +1,7 @@
 """Figures of a run: one line per way of answering and level, with 95% bootstrap intervals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mplus.evaluation.metrics import Abstention, Estimate, abstention, estimate
@@ -46,21 +46,14 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[Line]:
 
 def _line(mode: str, level: int, rows: Sequence[dict[str, Any]]) -> Line:
     asked = [row for row in rows if row["answerable"]]
-    clusters = [row["cluster"] for row in asked]
 
     def figure(name: str) -> Estimate | None:
-        return estimate([float(row[name]) for row in asked], clusters) if asked else None
+        return _mean(asked, [row[name] for row in asked]) if asked else None
 
-    kinds = dict.fromkeys(row["kind"] for row in asked)
-    by_kind: dict[str, Estimate] = {}
-    for kind in kinds if len(kinds) > 1 else ():
-        mine = [row for row in asked if row["kind"] == kind]
-        by_kind[kind] = estimate([float(row["contains"]) for row in mine], [row["cluster"] for row in mine])
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for row in asked:
+        by_kind.setdefault(row["kind"], []).append(row)
     searched = [row for row in asked if row["gold"] and row["found"]]
-    found: dict[int, Estimate] = {}
-    for rank in RANKS if searched else ():
-        hits = [float(row["rank"] is not None and row["rank"] <= rank) for row in searched]
-        found[rank] = estimate(hits, [row["cluster"] for row in searched])
     return Line(
         mode,
         level,
@@ -68,11 +61,19 @@ def _line(mode: str, level: int, rows: Sequence[dict[str, Any]]) -> Line:
         figure("contains"),
         figure("exact"),
         figure("f1"),
-        by_kind,
-        found,
+        {kind: _mean(mine, [row["contains"] for row in mine]) for kind, mine in by_kind.items() if len(by_kind) > 1},
+        {rank: _mean(searched, [_is_found(row, rank) for row in searched]) for rank in RANKS if searched},
         abstention([row["declined"] for row in rows], [row["answerable"] for row in rows]),
         sum(row["seconds"] for row in rows),
     )
+
+
+def _mean(rows: Sequence[dict[str, Any]], values: Sequence[float]) -> Estimate:
+    return estimate([float(value) for value in values], [row["cluster"] for row in rows])
+
+
+def _is_found(row: dict[str, Any], rank: int) -> bool:
+    return row["rank"] is not None and row["rank"] <= rank
 
 
 HEADINGS = ("mode", "tokens", "n", "contains", "exact", "F1", "source @1 / 3 / 10", "wrongly declined", "declined")
@@ -124,20 +125,10 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def as_json(report: Sequence[Line]) -> list[dict[str, Any]]:
     """The figures for a script to read."""
-
-    def plain(figure: Estimate | None) -> dict[str, float] | None:
-        return None if figure is None else figure._asdict()
-
     return [
-        {
-            "mode": line.mode,
-            "level": line.level,
-            "questions": line.questions,
-            "contains": plain(line.contains),
-            "exact": plain(line.exact),
-            "f1": plain(line.f1),
-            "by_kind": {kind: plain(figure) for kind, figure in line.by_kind.items()},
-            "found": {str(rank): plain(figure) for rank, figure in line.found.items()},
+        asdict(line)
+        | {
+            "found": {str(rank): asdict(figure) for rank, figure in line.found.items()},
             "abstention": line.abstention._asdict(),
             "seconds": round(line.seconds, 1),
         }

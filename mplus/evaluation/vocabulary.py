@@ -57,6 +57,14 @@ SPOTS = (
     "the piano stool,the attic,the green backpack,the bathroom shelf,the bread tin,the desk at work"
 ).split(",")
 WORDS = "whale maple rocket copper falcon velvet harbor pepper sunset tulip glacier lantern meadow cobalt".split()
+FAVOURITES = {
+    "colour": COLOURS,
+    "dish": DISHES,
+    "sport": SPORTS,
+    "restaurant": RESTAURANTS,
+    "book": BOOKS,
+    "city": CITIES,
+}
 
 SYLLABLES = (
     "ba be bo da de du fa fi ga ge ka ke ko la le li lo lu ma me mi mo na ne ni no pa pe ra re ri ro sa se ta te ti to "

@@ -12,77 +12,19 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mplus.checkpoint.parts import TrainedParts, read_parts
+from mplus.checkpoint.parts import TrainedParts, read_parts, write_parts
 from mplus.errors import CheckpointError
-from mplus.training.published.objective import StepLoss
 from mplus.training.run_folder import Log
 from mplus.training.run_settings import RunSettings
+from mplus.training.task import Task
 
 TENSORS, PROGRESS = "training.safetensors", "training.json"
-
-
-@runtime_checkable
-class Task(Protocol):
-    """What the loop trains: leaves in groups, a loss per step, and whatever else must be saved."""
-
-    @property
-    def name(self) -> str:
-        """Name of the stage, for the log."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Steps in all."""
-        ...
-
-    @property
-    def batch(self) -> int:
-        """Samples per step and process."""
-        ...
-
-    @property
-    def clip(self) -> float:
-        """Largest norm of all gradients together."""
-        ...
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        """AdamW's decay rates of the mean gradient and mean squared gradient."""
-        ...
-
-    def groups(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
-        """Leaves by name, in groups that share a learning rate."""
-        ...
-
-    def learning_rate(self, group: str, step: int) -> float:
-        """Learning rate of a group in a step."""
-        ...
-
-    def loss(self, step: int, number: int) -> StepLoss:
-        """The loss of one of a step's samples."""
-        ...
-
-    def measure(self) -> dict[str, float]:
-        """Figures on held-out texts; may be empty."""
-        ...
-
-    def save_process(self, folder: Path) -> None:
-        """Save this process's own state: everything that the next step depends on beside the trained parameters."""
-        ...
-
-    def load_process(self, folder: Path) -> None:
-        """Load what ``save_process`` saved."""
-        ...
-
-    def save_parts(self, folder: Path) -> None:
-        """Save the trained parts as they stand."""
-        ...
 
 
 def train(
@@ -211,7 +153,7 @@ class Checkpoints:
             progress = {"step": step, "processes": accelerator.num_processes}
             (writing / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
             (writing / "parts").mkdir()
-            task.save_parts(writing / "parts")
+            write_parts(writing / "parts", task.trained())
             _sync(writing)
             shutil.rmtree(place, ignore_errors=True)
             writing.replace(place)

@@ -9,6 +9,8 @@ which was killed goes on where it was.
 """
 
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -58,7 +60,8 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
         if not finished.exists():
             parts = training.stage(name, parts)
             if accelerator.is_main_process:
-                _keep_parts(finished, parts)
+                with _put_in_place(finished) as writing:
+                    write_parts(writing, parts)
             accelerator.wait_for_everyone()
         parts = read_parts(finished)
     if accelerator.is_main_process:
@@ -76,24 +79,22 @@ def save_model(folder: Path, name: str, model: MPlus, parts: TrainedParts) -> No
     Its files are copied where they are a plain backbone's, so that no weight changes its precision.
     """
     origin = catalog.resolve(name)
+    with _put_in_place(folder) as writing:
+        if is_published(read_config(origin)):
+            model.save_pretrained(writing)
+        else:
+            for path in origin.iterdir():
+                if path.is_file() and path.name not in (PARTS_FILE, PARTS_TENSORS, catalog.MANIFEST):
+                    shutil.copy2(path, writing / path.name)
+        write_parts(writing, parts)
+
+
+@contextmanager
+def _put_in_place(folder: Path) -> Generator[Path]:
+    """An empty folder to write into, which becomes the given one in one step."""
     writing = folder.with_name(f".{folder.name}")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
-    if is_published(read_config(origin)):
-        model.save_pretrained(writing)
-    else:
-        for path in origin.iterdir():
-            if path.is_file() and path.name not in (PARTS_FILE, PARTS_TENSORS, catalog.MANIFEST):
-                shutil.copy2(path, writing / path.name)
-    write_parts(writing, parts)
+    yield writing
     shutil.rmtree(folder, ignore_errors=True)
-    writing.replace(folder)
-
-
-def _keep_parts(folder: Path, parts: TrainedParts) -> None:
-    """Put a finished stage's parts in place in one step."""
-    writing = folder.with_name(f".{folder.name}")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    write_parts(writing, parts)
     writing.replace(folder)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mplus.training.ahead import Batches, in_parallel
-from mplus.training.chunk.read_adapter import POOLED_BATCHES, ReaderSettings, Sample, batch_of_step
+from mplus.training.chunk.read_adapter import POOLED_BATCHES, ReaderSettings, Sample, pooled_batches
 
 
 class Source:
@@ -16,12 +16,17 @@ class Source:
         return [Sample((rng.randint(0, 9),), tuple(range(rng.randint(2, 90))), 1) for _ in range(count)]
 
 
+def batch_of_step(settings: ReaderSettings, step: int) -> list[Sample]:
+    """The samples of a step, drawn for it alone."""
+    return pooled_batches(Source(), settings, step // POOLED_BATCHES)[step % POOLED_BATCHES]
+
+
 @pytest.mark.parametrize("processes", [0, 2])
 def test_batches_come_in_the_order_of_their_steps(processes: int) -> None:
     settings = ReaderSettings(steps=3 * POOLED_BATCHES - 1, batch=3, seed=5)
     batches = Batches(Source(), settings, processes)
     assert [batches.of(step) for step in range(settings.steps)] == [
-        batch_of_step(Source(), settings, step) for step in range(settings.steps)
+        batch_of_step(settings, step) for step in range(settings.steps)
     ]
 
 
@@ -31,7 +36,7 @@ def test_a_run_that_goes_on_gets_the_batches_it_would_have_had(processes: int) -
     first = POOLED_BATCHES + 2
     batches = Batches(Source(), settings, processes)
     assert [batches.of(step) for step in range(first, 15)] == [
-        batch_of_step(Source(), settings, step) for step in range(first, 15)
+        batch_of_step(settings, step) for step in range(first, 15)
     ]
 
 

@@ -14,7 +14,6 @@ from mplus.recall.scorer import Question as Asked
 from mplus.recall.scorer import Scorer, Scores, Shortlist
 from mplus.recall.units import Candidates, KeyBlock
 from mplus.training.chunk.chunk_bank import ChunkBank
-from mplus.training.chunk.projection import gold_chunks
 from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import AsRead
 
@@ -35,8 +34,7 @@ class BankRecall:
         self.sizes = torch.tensor([len(ids) for ids in bank.input_ids])
         chunks = torch.arange(len(self.sizes)).repeat_interleave(self.sizes)
         owner = torch.tensor(bank.owner)
-        self.goes_on = torch.cat([torch.tensor([False]), owner[1:] == owner[:-1]])
-        """Which chunks go on where the one before them ends."""
+        self.goes_on = bank.goes_on
         known = Provenance(
             torch.zeros_like(chunks),
             torch.zeros(len(chunks), dtype=torch.float64),
@@ -65,15 +63,11 @@ class BankRecall:
     @torch.no_grad()
     def queries(self, text: str) -> Tensor:
         """Retrieval queries of a question."""
-        return self._scorer.queries(self._layer, self._question(text).normed).cpu()
+        return self._scorer.queries(self._layer, self._bank.asked(text, self._layer)).cpu()
 
-    @torch.no_grad()
     def _question(self, text: str) -> Asked:
-        bank = self._bank
-        ids = encode_inert(bank.tokenizer, text)
-        rows = bank.weights.backbone.plain_states(torch.tensor(ids), self._layer)[-1]
-        normed = bank.weights.norm(self._layer, rows, reading=False).float()
-        return Asked(self._layer, normed, bank.weights.words_of(ids))
+        words = self._bank.weights.words_of(encode_inert(self._bank.tokenizer, text))
+        return Asked(self._layer, self._bank.asked(text, self._layer), words)
 
     def widened(self, chosen: Sequence[int], reach: int, budget: int) -> list[int]:
         """Chunks, best first, with the best one's neighbours before the others; as many as fit into the budget."""
@@ -126,17 +120,13 @@ class BankRecall:
             chosen.append(chunk)
         return chosen
 
-
-def recall_figures(bank: ChunkBank, questions: Sequence[Question], layer: int, scorer: Scorer) -> dict[str, float]:
-    """How often a chunk with the answer is the most relevant of all, or among three."""
-    asked = [(q.text, gold) for q in questions if (gold := gold_chunks(bank, q))]
-    if not asked:
-        return {}
-    recall = BankRecall(bank, scorer, layer)
-    top1 = top3 = 0
-    for text, gold in asked:
-        relevance = recall.relevance(text)
-        best = relevance.topk(min(3, len(relevance))).indices.tolist()
-        top1 += best[0] in gold
-        top3 += any(c in gold for c in best)
-    return {"chunk_top1": top1 / len(asked), "chunk_top3": top3 / len(asked)}
+    def figures(self, questions: Sequence[Question]) -> dict[str, float]:
+        """How often a chunk with the answer is the most relevant of all, or among three."""
+        asked = [(q.text, gold) for q in questions if (gold := self._bank.gold_chunks(q))]
+        top1 = top3 = 0
+        for text, gold in asked:
+            relevance = self.relevance(text)
+            best = relevance.topk(min(3, len(relevance))).indices.tolist()
+            top1 += best[0] in gold
+            top3 += any(c in gold for c in best)
+        return {"chunk_top1": top1 / len(asked), "chunk_top3": top3 / len(asked)} if asked else {}

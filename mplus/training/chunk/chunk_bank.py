@@ -1,10 +1,11 @@
 """Texts that training asks about, cut into chunks and encoded once."""
 
 import os
+import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -16,6 +17,7 @@ from torch import Tensor
 from mplus.config import MemoryConfig
 from mplus.inert import encode_inert
 from mplus.sentences import SentenceEnds
+from mplus.training.chunk.questions import Question
 from mplus.weights import Weights
 from mplus.write.chunks import cut
 from mplus.write.encode import Chunk, encode_states
@@ -173,6 +175,46 @@ class ChunkBank:
             encoded = encode_states(self._encoder, chunks, [None] * len(chunks), num_layers=layers)
             states = torch.stack(encoded.states[0 if only is None else only :]).bfloat16()
         self.states.extend(states.split(sizes, dim=1))
+
+    def chunks_in(self, texts: Iterable[int]) -> list[int]:
+        """All chunks of some texts."""
+        return [chunk for text in texts for chunk in self.chunks_of[text]]
+
+    def by_group(self, groups: Sequence[int]) -> dict[int, list[int]]:
+        """Chunks of each group, given the group of every text."""
+        found: dict[int, list[int]] = {}
+        for chunk, text in enumerate(self.owner):
+            found.setdefault(groups[text], []).append(chunk)
+        return found
+
+    def gold_chunks(self, question: Question) -> list[int]:
+        """The question's chunks that hold an answer word for word."""
+        return [c for c in self.chunks_in(question.passages) if question.is_answered_in(self.texts[c])]
+
+    def some_chunks(self, rng: random.Random, texts: Sequence[int], budget: int) -> list[int]:
+        """Chunks that stand together, from as many of the texts as fill a budget of tokens."""
+        chosen: list[int] = []
+        size = 0
+        while size < budget:
+            for chunk in self.chunks_of[rng.choice(texts)]:
+                size += len(self.input_ids[chunk])
+                if size > budget:
+                    break
+                chosen.append(chunk)
+        return list(dict.fromkeys(chosen))
+
+    @property
+    def goes_on(self) -> Tensor:
+        """Which chunks go on where the one before them ends."""
+        owner = torch.tensor(self.owner)
+        return torch.cat([torch.tensor([False]), owner[1:] == owner[:-1]])
+
+    @torch.no_grad()
+    def asked(self, text: str, layer: int) -> Tensor:
+        """States of a question that is read alone, normed by a layer, in float32."""
+        ids = torch.tensor(encode_inert(self.tokenizer, text))
+        rows = self.weights.backbone.plain_states(ids, layer)[-1]
+        return self.weights.norm(layer, rows, reading=False).float()
 
     def normed(self, chunk: int, layer: int) -> Tensor:
         """A chunk's states, normed by a layer, in float32, where ``weights`` compute."""

@@ -15,9 +15,8 @@ from mplus.checkpoint.parts import TrainedParts
 from mplus.model import MPlus
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import spare_processes
-from mplus.training.chunk.bank_recall import recall_figures
+from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.conversations import alike_conversations
-from mplus.training.chunk.corpus import Corpus, build_corpus
 from mplus.training.chunk.invented_run import invent, shards
 from mplus.training.chunk.ordinary_requests import answered_requests
 from mplus.training.chunk.plain_text import read_documents
@@ -28,6 +27,7 @@ from mplus.training.chunk.read_adapter_task import ReaderTask
 from mplus.training.chunk.samples import Samples
 from mplus.training.chunk.several import JoinedBanks, Mixed, Part
 from mplus.training.chunk.text_samples import TextSamples
+from mplus.training.chunk.training_data import TrainingData, make_training_data
 from mplus.training.loop import train_task
 from mplus.training.published.comparison_scorer import ScorerSettings, ScorerTask
 from mplus.training.run_folder import RunFolder
@@ -64,29 +64,19 @@ class ChunkRun:
             self.processes = spare_processes()
 
     @cached_property
-    def corpus(self) -> Corpus:
+    def data(self) -> TrainingData:
         """Everything that is trained on, encoded when the first unfinished stage asks for it."""
         settings = self.settings
         documents = read_documents(settings.texts) if settings.texts else []
-        files = (settings.squad, settings.dialogues)
         # Named by what is in it: texts that were changed since are encoded again.
         digest = hashlib.sha256("\0".join(d.text for d in documents).encode())
-        for file in files:
+        for file in (settings.squad, settings.dialogues):
             digest.update(file.read_bytes() if file is not None else b"")
         self.folder.states.mkdir(exist_ok=True)
-        corpus = build_corpus(
-            self.model,
-            documents,
-            *files,
-            text_tokens=settings.text_tokens,
-            seed=settings.seed,
-            conversations=settings.conversations,
-            people=settings.people,
-            computing=self.computing,
-            states=self.folder.states / f"{digest.hexdigest()[:16]}.bin",
-        )
-        self.log.say(f"{len(corpus.questions)} questions about {corpus.num_tokens:,} tokens of text")
-        return corpus
+        states = self.folder.states / f"{digest.hexdigest()[:16]}.bin"
+        data = make_training_data(settings, self.model, self.computing, documents, states)
+        self.log.say(f"{len(data.questions)} questions about {data.num_tokens:,} tokens of text")
+        return data
 
     def stage(self, name: str, start: TrainedParts) -> TrainedParts:
         """Train a stage from the parts that the one before it left."""
@@ -100,13 +90,13 @@ class ChunkRun:
         return self._tune(layer, start) if name == "tune" else self._reader(layer, start)
 
     def _projection(self, layer: int, start: TrainedParts) -> TrainedParts:
-        settings, corpus = self.settings, self.corpus
-        learnt, measured = self._split(corpus.questions)
+        settings, data = self.settings, self.data
+        learnt, measured = self._split(data.questions)
         base = late_interaction(self.model, None)
-        lessons = [Lesson(corpus.bank, learnt, corpus.groups, corpus.private)]
-        if corpus.made is not None:
+        lessons = [Lesson(data.bank, learnt, data.groups, data.private)]
+        if data.made is not None:
             # Asked of many more conversations, each among others that are like it.
-            known = {id(question) for question in corpus.made.dialogue_questions}
+            known = {id(question) for question in data.made.dialogue_questions}
             lessons[0] = replace(lessons[0], questions=[q for q in learnt if id(q) not in known])
             rng = random.Random(f"{settings.seed}/alike")
             assert settings.dialogues is not None
@@ -115,7 +105,7 @@ class ChunkRun:
         preset = _changed(ProjectionSettings(seed=settings.seed), settings, "projection")
         trained = train_projection(lessons, layer, base, preset)
         for done, scorer in ((0, base), (preset.steps, trained)):
-            self.log.write("projection", done, recall_figures(corpus.bank, measured, layer, scorer))
+            self.log.write("projection", done, BankRecall(data.bank, scorer, layer).figures(measured))
         return replace(start, late=trained)
 
     def _reader(self, layer: int, start: TrainedParts) -> TrainedParts:
@@ -139,61 +129,46 @@ class ChunkRun:
                 "stage 'tune' goes on with a read adapter, and the model has none. Train one: reader,tune."
             )
         learning = _asked_for(replace(TUNED, seed=self.settings.seed), self.settings, "tune")
-        adapter = {name: lora.in_full() for name, lora in start.read_adapter.items()}
         samples = self._samples(late_interaction(self.model, start.late), layer, tuning=True)
-        reader = Reader(self.computing.weights, self.corpus.bank, adapter)
+        reader = Reader(self.computing.weights, self.data.bank, start.read_adapter)
         task = ReaderTask(reader, samples, learning, start, name="tune", processes=self.processes)
         return train_task(task, self.accelerator, self.folder.stage("tune"), self.log, self.settings)
 
     def _scorer(self, layer: int, start: TrainedParts) -> TrainedParts:
-        settings, corpus = self.settings, self.corpus
+        settings, data = self.settings, self.data
         learning = _changed(ScorerSettings(seed=settings.seed), settings, "scorer")
         if settings.retriever_size is not None:
             learning = replace(learning, size=settings.retriever_size)
         scorer = late_interaction(self.model, start.late)
-        task = ScorerTask(corpus.bank, corpus.questions, layer, scorer, learning, start, corpus.groups)
+        task = ScorerTask(data.bank, data.questions, layer, scorer, learning, start, data.groups)
         return train_task(task, self.accelerator, self.folder.stage("scorer"), self.log, settings)
 
     def _samples(self, scorer: LateInteraction, layer: int, *, tuning: bool = False) -> SampleSource:
         """The default model's mixture where its files were given, else what texts and questions allow; or both."""
-        corpus, made = self.corpus, self.corpus.made
-        tokenizer = self.model.tokenizer
+        data, made = self.data, self.data.made
         if made is None:
             requests: list[tuple[str, str]] = []
-            if getattr(tokenizer, "chat_template", None):
+            if getattr(self.model.tokenizer, "chat_template", None):
                 rng = random.Random(f"{self.settings.seed}/requests")
                 requests = answered_requests(self.computing, rng, REQUESTS)
-            return TextSamples(corpus.bank, tokenizer, scorer, layer, corpus.questions, corpus.texts, requests)
-        usual = Samples(
-            made.bank,
-            tokenizer,
-            scorer,
-            layer,
-            made.questions,
-            made.passages,
-            made.conversations,
-            made.dialogue_questions,
-            made.people,
-            made.chats,
-            made.requests,
-            tuning=tuning,
-        )
+            return TextSamples(data.bank, scorer, layer, data.questions, data.texts, requests)
+        usual = Samples(made, scorer, layer, tuning)
         if self.processes:
             usual.prepare(self.processes)
         known = {id(q) for q in (*made.questions, *made.dialogue_questions)}
         known |= {id(q) for questions, _ in made.people for q in questions}
-        own = [q for q in corpus.questions if id(q) not in known]
+        own = [q for q in data.questions if id(q) not in known]
         if not own:
             return usual
-        texts = corpus.texts[len(made.passages) + len(made.conversations) :]
-        told = TextSamples(corpus.bank, tokenizer, scorer, layer, own, texts)
+        texts = data.texts[len(made.passages) + len(made.conversations) :]
+        told = TextSamples(data.bank, scorer, layer, own, texts)
         return Mixed([Part(usual, 0.5), Part(told, 0.5)])
 
     def _with_invented(
         self, samples: SampleSource, scorer: LateInteraction, layer: int
     ) -> tuple[StateBank, SampleSource]:
         """The run's bank and samples, with those of made-up passages where they are asked for."""
-        settings, bank = self.settings, self.corpus.bank
+        settings, bank = self.settings, self.data.bank
         if not settings.invented:
             return bank, samples
         assert settings.squad is not None
@@ -202,12 +177,11 @@ class ChunkRun:
         made = shards(file, self.model, self.computing, scorer, layer)
         for shard in made:
             if self.processes:
-                shard.samples.prepare(self.processes)
+                shard.prepare(self.processes)
         joined = JoinedBanks([bank, *(shard.bank for shard in made)])
         parts = [Part(samples, 1 - INVENTED_SHARE)]
         parts += [
-            Part(shard.samples, INVENTED_SHARE / len(made), first)
-            for shard, first in zip(made, joined.first[1:], strict=False)
+            Part(shard, INVENTED_SHARE / len(made), first) for shard, first in zip(made, joined.first[1:], strict=False)
         ]
         return joined, Mixed(parts)
 

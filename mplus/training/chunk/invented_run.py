@@ -1,7 +1,6 @@
 """Made-up passages in a run: an adapter learns to ask, passages and questions are made once, and read in shards."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,6 +10,7 @@ from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.chunk.chunk_bank import ChunkBank
+from mplus.training.chunk.default_data import DefaultData
 from mplus.training.chunk.invented import ASKER, AskingSamples, Inventor, write_squad
 from mplus.training.chunk.questions import Question, read_squad
 from mplus.training.chunk.read_adapter import Reader, new_adapter
@@ -24,14 +24,6 @@ FILE = "invented.json"
 SHARD = 1000
 """Passages that are remembered together, about 130,000 tokens: a question is asked among these."""
 MIXTURE = (("passage", 0.9), ("cloze", 0.06), ("continue", 0.04))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Made-up passages that are remembered together, and samples about them."""
-
-    bank: ChunkBank
-    samples: Samples
 
 
 def invent(
@@ -68,10 +60,10 @@ def invent(
     return path
 
 
-def shards(path: Path, model: MPlus, computing: MPlus, scorer: LateInteraction, layer: int) -> list[Shard]:
-    """Passages and questions of a SQuAD file in shards, encoded where ``computing`` is."""
+def shards(path: Path, model: MPlus, computing: MPlus, scorer: LateInteraction, layer: int) -> list[Samples]:
+    """Samples about the passages of a SQuAD file, shard by shard, encoded where ``computing`` is."""
     passages, questions, _ = read_squad(path)
-    found: list[Shard] = []
+    found: list[Samples] = []
     for first in range(0, len(passages), SHARD):
         place = {number: n for n, number in enumerate(range(len(passages))[first : first + SHARD])}
         bank = ChunkBank(model.weights, model.tokenizer, MemoryConfig(), encoder=computing.weights)
@@ -79,6 +71,5 @@ def shards(path: Path, model: MPlus, computing: MPlus, scorer: LateInteraction, 
         asked = [
             Question(q.text, q.answers, (place[q.passages[0]],), q.reply) for q in questions if q.passages[0] in place
         ]
-        samples = Samples(bank, model.tokenizer, scorer, layer, asked, texts, [], [], [], [], [], mixture=MIXTURE)
-        found.append(Shard(bank, samples))
+        found.append(Samples(DefaultData(bank, asked, texts), scorer, layer, mixture=MIXTURE))
     return found

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mplus.inert import encode_inert
 from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.scorer import with_neighbours
 from mplus.training.chunk.chunk_bank import ChunkBank
@@ -57,12 +56,6 @@ class Lesson:
     groups: Sequence[int]
     private: frozenset[int] = frozenset()
     whole: bool = False
-
-
-def gold_chunks(bank: ChunkBank, question: Question) -> list[int]:
-    """The question's chunks that hold an answer word for word."""
-    chunks = [c for text in question.passages for c in bank.chunks_of[text]]
-    return [c for c in chunks if any(a.lower() in bank.texts[c].lower() for a in question.answers)]
 
 
 def train_projection(
@@ -122,17 +115,13 @@ class LessonRows:
         self._lesson = lesson
         mean, deviation = base.mean[layer], base.deviation[layer]
         self._chunks = PaddedRows((bank.normed(c, layer) - mean) / deviation for c in range(len(bank.input_ids)))
-        self._asked = PaddedRows((rows - mean) / deviation for rows in _question_rows(bank, lesson.questions, layer))
-        owner = torch.tensor(bank.owner)
-        self._goes_on = torch.cat([owner.new_zeros(1, dtype=torch.bool), owner[1:] == owner[:-1]])
-        self._gold = [
-            [c for text in q.passages for c in bank.chunks_of[text]] if lesson.whole else gold_chunks(bank, q)
-            for q in lesson.questions
-        ]
+        self._asked = PaddedRows(
+            (rows - mean) / deviation for rows in (bank.asked(q.text, layer) for q in lesson.questions)
+        )
+        self._goes_on = bank.goes_on
+        self._gold = [bank.chunks_in(q.passages) if lesson.whole else bank.gold_chunks(q) for q in lesson.questions]
         self._usable = [number for number, gold in enumerate(self._gold) if gold]
-        self._of_group: dict[int, list[int]] = {}
-        for chunk, text in enumerate(bank.owner):
-            self._of_group.setdefault(lesson.groups[text], []).append(chunk)
+        self._of_group = bank.by_group(lesson.groups)
         self._wrong: dict[int, list[int]] = {}
         print(f"projection: {len(self._usable)} questions, {len(bank.input_ids)} chunks", flush=True)
 
@@ -210,15 +199,6 @@ class PaddedRows:
         for number, run in enumerate(known):
             self.rows[number, : len(run)] = run
             self.mask[number, : len(run)] = True
-
-
-@torch.no_grad()
-def _question_rows(bank: ChunkBank, questions: Sequence[Question], layer: int) -> list[Tensor]:
-    """Normed states of questions read alone."""
-    backbone = bank.weights.backbone
-    encoded = [torch.tensor(encode_inert(bank.tokenizer, question.text)) for question in questions]
-    states = [backbone.plain_states(ids, layer)[-1] for ids in encoded]
-    return [bank.weights.norm(layer, rows, reading=False).float() for rows in states]
 
 
 def _project(projection: Tensor, rows: Tensor) -> Tensor:

@@ -28,6 +28,10 @@ class Question:
     passages: tuple[int, ...]
     reply: str
 
+    def is_answered_in(self, text: str) -> bool:
+        """Whether an answer stands in a text word for word."""
+        return any(answer.lower() in text.lower() for answer in self.answers)
+
 
 class Passages(NamedTuple):
     """What a SQuAD file holds."""

@@ -6,8 +6,9 @@ constants here; gradients reach the adapter through the prompt's rows and throug
 the adapter makes of memory.
 """
 
+import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -129,42 +130,48 @@ def new_adapter(weights: Weights, settings: ReaderSettings) -> Adapter:
     return untrained_adapter(weights.backbone.write_layers, TARGETS, settings.rank, settings.alpha, generator)
 
 
+def leaves(linears: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:
+    """Both factors of every adapted layer, by name."""
+    return {f"{name}.{side}": leaf for name, linear in linears.items() for side, leaf in linear.named_parameters()}
+
+
+def in_full(adapter: Adapter, device: torch.device) -> Adapter:
+    """An adapter in single precision where it is trained."""
+    full = {name: weights.in_full() for name, weights in adapter.items()}
+    return {name: LoraWeights(w.down.to(device), w.up.to(device), w.scale) for name, w in full.items()}
+
+
+def in_half(linears: Mapping[str, LoraLinear]) -> Adapter:
+    """An adapter as it stands, in half precision: far finer than what it changes."""
+    return {
+        name: LoraWeights(linear.down.detach().half().cpu(), linear.up.detach().half().cpu(), linear.scale)
+        for name, linear in linears.items()
+    }
+
+
 class Reader:
     """The backbone with a trainable read adapter, and the forward pass that trains it."""
 
     def __init__(self, weights: Weights, bank: StateBank, adapter: Adapter) -> None:
         self.weights, self.bank = weights, bank
         self.device = weights.backbone.device
-        adapter = {
-            name: LoraWeights(lora.down.to(self.device), lora.up.to(self.device), lora.scale)
-            for name, lora in adapter.items()
-        }
-        self._began = {
-            name: LoraWeights(lora.down.clone(), lora.up.clone(), lora.scale) for name, lora in adapter.items()
-        }
+        adapter = in_full(adapter, self.device)
+        self._began = copy.deepcopy(adapter)
         self.layers = with_adapter(weights.backbone.write_layers, adapter, merge=False)
         self.linears: dict[str, LoraLinear] = {
             name: module for name, module in self.layers.named_modules() if isinstance(module, LoraLinear)
         }
-        for linear in self.linears.values():
-            linear.down.requires_grad_(True)
-            linear.up.requires_grad_(True)
+        for leaf in self.parameters().values():
+            leaf.requires_grad_(True)
 
     def drop(self, share: float) -> None:
         """Leave out a share of the adapter's inputs wherever gradients flow."""
         for linear in self.linears.values():
             linear.dropout = share
 
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [p for linear in self.linears.values() for p in (linear.down, linear.up)]
-
-    def adapter(self) -> dict[str, LoraWeights]:
-        """The adapter as it stands, in half precision: far finer than what it changes."""
-        return {
-            name: LoraWeights(linear.down.detach().half().cpu(), linear.up.detach().half().cpu(), linear.scale)
-            for name, linear in self.linears.items()
-        }
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return leaves(self.linears)
 
     @cached_property
     def began(self) -> nn.ModuleList:
@@ -173,11 +180,9 @@ class Reader:
 
     def loss(self, samples: Sequence[Sample]) -> Tensor:
         """Loss of each sample of a batch: cross-entropy on answers, divergence from a teacher where there is one."""
-        logits = self._logits(samples, self._rows(samples), self.layers, memory=True)
-        sizes = [len(sample.input_ids) - sample.target for sample in samples]
-        wanted = self._taught(samples)
+        logits = self._logits(samples, self.layers, memory=True)
         losses: list[Tensor] = []
-        for sample, mine, teacher in zip(samples, logits[: sum(sizes)].float().split(sizes), wanted, strict=True):
+        for sample, mine, teacher in zip(samples, logits, self._taught(samples), strict=True):
             if teacher is None:
                 target = torch.tensor(sample.input_ids[sample.target :], device=self.device)
                 losses.append(functional.cross_entropy(mine, target))
@@ -199,10 +204,8 @@ class Reader:
             if not numbers:
                 continue
             taught = [replace(samples[n], chunks=samples[n].clean, order=()) for n in numbers]
-            sizes = [len(sample.input_ids) - sample.target for sample in taught]
-            logits = self._logits(taught, self._rows(taught), layers, memory=memory)[: sum(sizes)]
-            for number, part in zip(numbers, logits.float().log_softmax(dim=-1).split(sizes), strict=True):
-                wanted[number] = part
+            for number, logits in zip(numbers, self._logits(taught, layers, memory=memory), strict=True):
+                wanted[number] = logits.log_softmax(dim=-1)
         return wanted
 
     @staticmethod
@@ -219,9 +222,8 @@ class Reader:
         spare = _whole(len(batch), PROMPT_STEP) - len(batch)
         return torch.tensor(batch + [0] * spare), torch.tensor(column + [longest - 1] * spare)
 
-    def _logits(
-        self, samples: Sequence[Sample], rows: tuple[Tensor, Tensor], layers: nn.ModuleList, *, memory: bool
-    ) -> Tensor:
+    def _logits(self, samples: Sequence[Sample], layers: nn.ModuleList, *, memory: bool) -> tuple[Tensor, ...]:
+        """For each sample the logits of its target, in float32."""
         backbone = self.weights.backbone
         sizes = [len(sample.input_ids) for sample in samples]
         longest = _whole(max(sizes), PROMPT_STEP)
@@ -249,7 +251,10 @@ class Reader:
             queries = rotate(backbone.queries(layer, normed), rotation)
             attended = _attend(queries, keys, values, mask, layer.self_attn.scaling)
             hidden = backbone.finish(layer, hidden, attended)
-        return backbone.logits(hidden[rows[0].to(self.device), rows[1].to(self.device)])
+        batch, column = self._rows(samples)
+        wanted = [len(sample.input_ids) - sample.target for sample in samples]
+        logits = backbone.logits(hidden[batch.to(self.device), column.to(self.device)])
+        return logits[: sum(wanted)].float().split(wanted)
 
     def _prefix(self, samples: Sequence[Sample]) -> tuple[Tensor, list[int]]:
         """States [layer, sample, row, size] of bos and chunks, padded on the left, and their lengths."""
@@ -288,11 +293,6 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling
     mixed = weights @ values.transpose(1, 2)
     mixed = mixed.view(batch, shared, heads // shared, asked, size).permute(0, 3, 1, 2, 4)
     return mixed.reshape(batch, asked, heads * size)
-
-
-def batch_of_step(samples: SampleSource, settings: ReaderSettings, step: int) -> list[Sample]:
-    """The samples of a step."""
-    return pooled_batches(samples, settings, step // POOLED_BATCHES)[step % POOLED_BATCHES]
 
 
 def pooled_batches(samples: SampleSource, settings: ReaderSettings, pool: int) -> list[list[Sample]]:

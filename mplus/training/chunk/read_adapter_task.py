@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from mplus.backbone.cpu import computes_bfloat16
-from mplus.checkpoint.parts import TrainedParts, write_parts
+from mplus.checkpoint.parts import TrainedParts
 from mplus.training.ahead import Batches
-from mplus.training.chunk.read_adapter import Reader, ReaderSettings, SampleSource
-from mplus.training.published.objective import StepLoss
+from mplus.training.chunk.read_adapter import Reader, ReaderSettings, SampleSource, in_half
+from mplus.training.task import StepLoss, Task
 
 
-class ReaderTask:
+class ReaderTask(Task):
     """Trains a read adapter on samples of what recall brings.
 
     Args:
@@ -26,8 +25,6 @@ class ReaderTask:
         processes: That draw samples ahead of the steps; 0: none but this one.
     """
 
-    batch = 1
-    clip = 1.0
     betas = (0.9, 0.98)
 
     def __init__(
@@ -51,13 +48,7 @@ class ReaderTask:
 
     def groups(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
         """One group: the adapter."""
-        return {
-            "adapter": {
-                f"{name}.{side}": leaf
-                for name, linear in self._reader.linears.items()
-                for side, leaf in (("down", linear.down), ("up", linear.up))
-            }
-        }
+        return {"adapter": self._reader.parameters()}
 
     def learning_rate(self, group: str, step: int) -> float:
         """Rises over the warm-up, stays, and falls over the last steps."""
@@ -76,20 +67,6 @@ class ReaderTask:
             kinds.setdefault(sample.kind or "sample", []).append(loss)
         return StepLoss(losses.mean(), {kind: sum(seen) / len(seen) for kind, seen in kinds.items()})
 
-    def measure(self) -> dict[str, float]:
-        """No figures beside the losses."""
-        return {}
-
-    def save_process(self, folder: Path) -> None:
-        """Nothing: the trained parameters are all there is to save."""
-
-    def load_process(self, folder: Path) -> None:
-        """Nothing: the trained parameters are all there is to save."""
-
-    def save_parts(self, folder: Path) -> None:
-        """Save the trained parts as they stand."""
-        write_parts(folder, self.trained())
-
     def trained(self) -> TrainedParts:
         """The model's parts, with this adapter for reading."""
-        return replace(self._start, read_adapter=self._reader.adapter())
+        return replace(self._start, read_adapter=in_half(self._reader.linears))

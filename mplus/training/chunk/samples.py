@@ -18,7 +18,6 @@ from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +25,7 @@ from torch import Tensor
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import in_parallel
 from mplus.training.chunk.bank_recall import BankRecall
-from mplus.training.chunk.chunk_bank import ChunkBank
-from mplus.training.chunk.projection import gold_chunks
+from mplus.training.chunk.default_data import DefaultData
 from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
 from mplus.training.chunk.spans import span_question
@@ -74,45 +72,30 @@ class Samples:
     """Draws training samples from a bank of encoded texts.
 
     Attributes:
-        bank: Every text.
-        tokenizer: The backbone's.
+        data: Every text, and what is asked about it.
         scorer: Recall as it will be at reading.
         layer: Whose states it scores.
-        questions: About passages.
-        passages: Texts that are passages.
-        conversations: Texts that are conversations; what ``dialogue`` questions are about.
-        dialogue_questions: About conversations.
-        people: Per person, questions and own texts.
-        chats: Conversations as messages, for ``keep``.
-        requests: Ordinary requests and the backbone's own replies.
         tuning: An adapter that reads already goes on: about passages it learns to answer among others as it does
             when it reads the right one alone.
+        mixture: How often each kind is drawn; None: ``TUNING`` or ``MIXTURE``.
     """
 
-    bank: ChunkBank
-    tokenizer: Any
+    data: DefaultData
     scorer: LateInteraction
     layer: int
-    questions: Sequence[Question]
-    passages: Sequence[int]
-    conversations: Sequence[int]
-    dialogue_questions: Sequence[Question]
-    people: Sequence[tuple[list[Question], list[int]]]
-    chats: Sequence[list[dict[str, str]]]
-    requests: Sequence[tuple[str, str]]
     tuning: bool = False
     mixture: Sequence[tuple[str, float]] | None = None
-    """How often each kind is drawn; None: ``TUNING`` or ``MIXTURE``."""
     _everything: BankRecall = field(init=False)
     _private: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        bank = self.bank
+        bank = self.bank = self.data.bank
         self._everything = BankRecall(bank, self.scorer, self.layer)
-        private = {text for _, texts in self.people for text in texts}
+        private = {text for _, texts in self.data.people for text in texts}
         self._private = torch.tensor([owner in private for owner in bank.owner])
+        self._public = [*self.data.passages, *self.data.conversations]
         self._relevance: dict[str, Tensor] = {}
-        self._texts = {p: "".join(bank.texts[c] for c in bank.chunks_of[p]) for p in self.passages}
+        self._texts = {p: "".join(bank.texts[c] for c in bank.chunks_of[p]) for p in self.data.passages}
 
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
         """Some samples of the mixture."""
@@ -122,8 +105,12 @@ class Samples:
 
     def prepare(self, processes: int) -> None:
         """Score every question that may be asked, once for all, by several processes."""
-        asked = [*self.questions, *self.dialogue_questions, *(q for questions, _ in self.people for q in questions)]
-        texts = list(dict.fromkeys([*(q.text for q in asked), *(text for text, _ in self.requests)]))
+        asked = [
+            *self.data.questions,
+            *self.data.dialogue_questions,
+            *(q for questions, _ in self.data.people for q in questions),
+        ]
+        texts = list(dict.fromkeys([*(q.text for q in asked), *(text for text, _ in self.data.requests)]))
         missing = [text for text in texts if text not in self._relevance]
         scored = in_parallel(lambda text: self._everything.relevance(text).half().numpy(), missing, processes)
         self._relevance |= {text: torch.from_numpy(row) for text, row in zip(missing, scored, strict=True)}
@@ -131,26 +118,26 @@ class Samples:
     # --- kinds ------------------------------------------------------------------------------------
 
     def _passage(self, rng: random.Random) -> Sample:
-        question = rng.choice(self.questions)
+        question = rng.choice(self.data.questions)
         sample = self._asked(rng, question, own=())
         if not self.tuning:
             return sample
-        return replace(sample, clean=tuple(c for text in question.passages for c in self.bank.chunks_of[text]))
+        return replace(sample, clean=tuple(self.bank.chunks_in(question.passages)))
 
     def _cloze(self, rng: random.Random) -> Sample:
-        passage = rng.choice(self.passages)
+        passage = rng.choice(self.data.passages)
         question = span_question(rng, self._texts[passage], passage)
         return self._asked(rng, question, own=()) if question else self._cloze(rng)
 
     def _dialogue(self, rng: random.Random) -> Sample:
-        return self._asked(rng, rng.choice(self.dialogue_questions), own=())
+        return self._asked(rng, rng.choice(self.data.dialogue_questions), own=())
 
     def _persona(self, rng: random.Random) -> Sample:
-        questions, texts = rng.choice(self.people)
-        own = [c for text in texts for c in self.bank.chunks_of[text]]
+        questions, texts = rng.choice(self.data.people)
+        own = self.bank.chunks_in(texts)
         if rng.random() < UNKNOWN:
             kinds = {q.text for q in questions}
-            others = [q for q in rng.choice(self.people)[0] if q.text not in kinds]
+            others = [q for q in rng.choice(self.data.people)[0] if q.text not in kinds]
             if others:
                 unknown = rng.choice(others)
                 read = self._prefix(rng, unknown.text, self._recall(unknown.text, own, rng), own)
@@ -159,54 +146,54 @@ class Samples:
 
     def _continue(self, rng: random.Random) -> Sample:
         bank = self.bank
-        text = rng.choice(rng.choice([self.passages, self.conversations or self.passages]))
+        text = rng.choice(rng.choice([self.data.passages, self.data.conversations or self.data.passages]))
         chunks = bank.chunks_of[text]
         if len(chunks) < 2:
             return self._continue(rng)
         at = rng.randrange(1, len(chunks))
-        others = self._random_chunks(rng, rng.choice([0, 128]))
+        others = self.bank.some_chunks(rng, self._public, rng.choice([0, 128]))
         ids = bank.input_ids[chunks[at]]
         if len(ids) < 2:
             return self._continue(rng)
         return Sample((*others, *chunks[max(0, at - 6) : at]), tuple(ids), 1)
 
     def _keep(self, rng: random.Random) -> Sample:
-        prefix = self._random_chunks(rng, rng.choice([64, 256, 512]))
+        prefix = self.bank.some_chunks(rng, self._public, rng.choice([64, 256, 512]))
         if rng.random() < 0.35:
             chunk = rng.randrange(len(self.bank.input_ids))
             if len(self.bank.input_ids[chunk]) < 2:
                 return self._keep(rng)
             return Sample(tuple(prefix), tuple(self.bank.input_ids[chunk]), 1, distil=True)
-        chat = rng.choice(self.chats)
+        chat = rng.choice(self.data.chats)
         turns = [n for n, m in enumerate(chat) if m["role"] == "assistant"]
         at = rng.choice(turns)
         begin = max(0, at - rng.choice([1, 1, 3]))
         history = chat[begin:at] if chat[begin]["role"] == "user" else chat[begin + 1 : at]
         if not history:
             return self._keep(rng)
-        sample = encode_sample(self.tokenizer, AsRead(prefix), history, chat[at]["content"], distil=True)
+        sample = encode_sample(self.bank.tokenizer, AsRead(prefix), history, chat[at]["content"], distil=True)
         return sample if len(sample.input_ids) <= LONGEST else self._keep(rng)
 
     def _request(self, rng: random.Random) -> Sample:
-        asked, reply = rng.choice(self.requests)
-        _, texts = rng.choice(self.people)
-        own = [c for text in texts for c in self.bank.chunks_of[text]] if rng.random() < 0.5 else []
+        asked, reply = rng.choice(self.data.requests)
+        _, texts = rng.choice(self.data.people)
+        own = self.bank.chunks_in(texts) if rng.random() < 0.5 else []
         read = self._prefix(rng, asked, self._recall(asked, own, rng), own)
-        return encode_sample(self.tokenizer, read, [{"role": "user", "content": asked}], reply, distil=True)
+        return encode_sample(self.bank.tokenizer, read, [{"role": "user", "content": asked}], reply, distil=True)
 
     # --- a question and what stands before it -----------------------------------------------------
 
     def _asked(self, rng: random.Random, question: Question, *, own: Sequence[int], wrong: float = 0.0) -> Sample:
         """A question whose answer is among what is read; for a share ``wrong`` it is not, and is declined."""
         bank = self.bank
-        gold = gold_chunks(bank, question) or [c for t in question.passages for c in bank.chunks_of[t]]
+        gold = bank.gold_chunks(question) or bank.chunks_in(question.passages)
         if rng.random() < wrong:
-            spared = {c for t in question.passages for c in bank.chunks_of[t]} | set(gold)
+            spared = {*bank.chunks_in(question.passages), *gold}
             return self._unanswered(rng, question, self._recall(question.text, own, rng), own, spared)
         if not own and rng.random() < 0.3:
             # A memory of little more than the passage, most of which is then read.
-            texts = [*question.passages, *rng.sample(list(self.passages), rng.choice([0, 0, 1, 2, 4]))]
-            little = [c for text in texts for c in bank.chunks_of[text]]
+            texts = [*question.passages, *rng.sample(list(self.data.passages), rng.choice([0, 0, 1, 2, 4]))]
+            little = bank.chunks_in(texts)
             recalled = self._best(question.text, little, rng.choice(BUDGETS))
             if any(c in recalled for c in gold):
                 return self._said(rng, self._prefix(rng, question.text, recalled, own), question, known=True)
@@ -214,7 +201,11 @@ class Samples:
             # What is asked about is recent: it stands whole in short-term memory.
             text = rng.choice(question.passages)
             recalled = [c for c in self._recall(question.text, own, rng) if c not in bank.chunks_of[text]]
-            recent = [*self._random_chunks(rng, 96), *bank.chunks_of[text], *self._random_chunks(rng, 96)]
+            recent = [
+                *self.bank.some_chunks(rng, self._public, 96),
+                *bank.chunks_of[text],
+                *self.bank.some_chunks(rng, self._public, 96),
+            ]
             return self._said(rng, self._ordered(rng, question.text, recalled, own, recent), question, known=True)
         recalled = self._recall(question.text, own, rng)
         if not any(c in recalled for c in gold):
@@ -229,13 +220,13 @@ class Samples:
         self, rng: random.Random, question: Question, recalled: Sequence[int], own: Sequence[int], spared: set[int]
     ) -> Sample:
         """A question that nothing which is read answers, declined."""
-        spared = spared | {c for c in (*recalled, *own) if _holds(self.bank, c, question)}
+        spared = spared | {c for c in (*recalled, *own) if question.is_answered_in(self.bank.texts[c])}
         recalled = [c for c in recalled if c not in spared]
         return self._said(rng, self._prefix(rng, question.text, recalled, own, spared), question, known=False)
 
     def _needed(self, question: Question, gold: Sequence[int]) -> list[int]:
         if len(question.passages) > 1:  # said first and changed later: both are needed
-            return [c for t in question.passages for c in self.bank.chunks_of[t]]
+            return self.bank.chunks_in(question.passages)
         # The same words may stand in several chunks; the one nearest the question is what answers it.
         return self._best(question.text, gold, 1)
 
@@ -243,13 +234,13 @@ class Samples:
         style = rng.random()
         if style < PLAIN:
             reply = question.reply if known else DECLINED
-            return encode_sample(self.tokenizer, read, [{"role": "user", "content": question.text}], reply)
+            return encode_sample(self.bank.tokenizer, read, [{"role": "user", "content": question.text}], reply)
         reply = question.answers[0] if known else DECLINED
         if style < PLAIN + BRIEF:
             content = f"{question.text}\n{SHORT}" if rng.random() < 0.8 else f"{SHORT} {question.text}"
-            return encode_sample(self.tokenizer, read, [{"role": "user", "content": content}], reply)
+            return encode_sample(self.bank.tokenizer, read, [{"role": "user", "content": content}], reply)
         prompt = f"Question: {question.text}\nAnswer:"
-        return encode_sample(self.tokenizer, read, prompt, f" {reply}\n")
+        return encode_sample(self.bank.tokenizer, read, prompt, f" {reply}\n")
 
     def _recall(self, text: str, own: Sequence[int], rng: random.Random) -> list[int]:
         """Most relevant chunks, best first, of everything that is not another person's."""
@@ -291,7 +282,7 @@ class Samples:
         spared: Collection[int] = (),
     ) -> AsRead:
         """Chunks recalled for a question and some recent ones, as a read lays them out."""
-        recent = self._random_chunks(rng, rng.choice(RECENT))
+        recent = self.bank.some_chunks(rng, self._public, rng.choice(RECENT))
         if own and rng.random() < OWN_RECENT:
             filled = list(accumulate(len(self.bank.input_ids[c]) for c in reversed(own)))
             recent = list(own[len(own) - bisect_right(filled, max(RECENT)) :])
@@ -311,22 +302,3 @@ class Samples:
         written = {c: rank[self.bank.owner[c]] for c in recalled}
         written |= {c: 1.0 + place for place, c in enumerate(recent)}
         return self._everything.as_read(text, written.keys(), written, self._scores(text).float())
-
-    def _random_chunks(self, rng: random.Random, budget: int) -> list[int]:
-        """A run of neighbouring chunks that belong to nobody."""
-        if not budget:
-            return []
-        public = [*self.passages, *self.conversations]
-        chosen: list[int] = []
-        size = 0
-        while size < budget:
-            for chunk in self.bank.chunks_of[rng.choice(public)]:
-                size += len(self.bank.input_ids[chunk])
-                if size > budget:
-                    break
-                chosen.append(chunk)
-        return list(dict.fromkeys(chosen))
-
-
-def _holds(bank: ChunkBank, chunk: int, question: Question) -> bool:
-    return any(answer.lower() in bank.texts[chunk].lower() for answer in question.answers)

@@ -13,7 +13,6 @@ Kinds of samples, drawn at random:
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -21,7 +20,6 @@ from mplus.inert import encode_inert
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
-from mplus.training.chunk.projection import gold_chunks
 from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
 
@@ -41,7 +39,6 @@ class TextSamples:
 
     Attributes:
         bank: Every text.
-        tokenizer: The backbone's.
         scorer: Recall as it will be at reading.
         layer: Whose states it scores.
         questions: About texts of the bank.
@@ -50,7 +47,6 @@ class TextSamples:
     """
 
     bank: ChunkBank
-    tokenizer: Any
     scorer: LateInteraction
     layer: int
     questions: Sequence[Question]
@@ -72,26 +68,19 @@ class TextSamples:
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
         """Some samples of the mixture."""
         kinds = rng.choices([k for k, _ in self._mixture], [w for _, w in self._mixture], k=count)
-        make = {
-            "ask": self._ask,
-            "continue": self._continue,
-            "repeat": self._repeat,
-            "keep": self._keep,
-            "request": self._request,
-        }
-        return [replace(make[kind](rng), kind=kind) for kind in kinds]
+        return [replace(getattr(self, f"_{kind}")(rng), kind=kind) for kind in kinds]
 
     # --- kinds ------------------------------------------------------------------------------------
 
     def _ask(self, rng: random.Random) -> Sample:
         question = rng.choice(self.questions)
-        gold = gold_chunks(self.bank, question)
+        gold = self.bank.gold_chunks(question)
         recalled = self._recall(question.text, rng)
         is_known = bool(gold) and rng.random() >= UNANSWERED
         if is_known and not set(gold) & set(recalled):
             recalled = [rng.choice(gold), *recalled[:-1]]
         if not is_known:
-            recalled = [c for c in recalled if not self._holds(c, question)]
+            recalled = [c for c in recalled if not question.is_answered_in(self.bank.texts[c])]
         answer, reply = (question.answers[0], question.reply) if is_known else (DECLINED, DECLINED)
         read = self._prefix(rng, question.text, recalled, without=question if not is_known else None)
         style = rng.random()
@@ -99,26 +88,26 @@ class TextSamples:
             return self._said(read, question.text, reply)
         if style < 0.85:
             return self._said(read, f"{question.text}\n{SHORT}", answer)
-        return encode_sample(self.tokenizer, read, f"Question: {question.text}\nAnswer:", f" {answer}\n")
+        return encode_sample(self.bank.tokenizer, read, f"Question: {question.text}\nAnswer:", f" {answer}\n")
 
     def _continue(self, rng: random.Random) -> Sample:
         chunks = self.bank.chunks_of[rng.choice(self._continued)]
         at = rng.randrange(1, len(chunks))
         ids = self._at_least_two(self.bank.input_ids[chunks[at]])
-        others = self._neighbours(rng, rng.choice((0, 128)))
+        others = self.bank.some_chunks(rng, self.texts, rng.choice((0, 128)))
         before = chunks[max(0, at - 6) : at]
         return Sample((*(c for c in others if c not in chunks), *before), ids, 1)
 
     def _repeat(self, rng: random.Random) -> Sample:
         chunk = rng.choice(self.bank.chunks_of[rng.choice(self.texts)])
-        others = [c for c in self._neighbours(rng, rng.choice((0, 64))) if c != chunk]
-        before = encode_inert(self.tokenizer, "Repeat: ")
+        others = [c for c in self.bank.some_chunks(rng, self.texts, rng.choice((0, 64))) if c != chunk]
+        before = encode_inert(self.bank.tokenizer, "Repeat: ")
         return Sample((*others, chunk), (*before, *self.bank.input_ids[chunk]), len(before))
 
     def _keep(self, rng: random.Random) -> Sample:
         text = rng.choice(self.texts)
         chunk = rng.choice(self.bank.chunks_of[text])
-        others = self._neighbours(rng, rng.choice((64, 256, 512)))
+        others = self.bank.some_chunks(rng, self.texts, rng.choice((64, 256, 512)))
         others = [c for c in others if self.bank.owner[c] != text]
         return Sample(tuple(others), self._at_least_two(self.bank.input_ids[chunk]), 1, distil=True)
 
@@ -129,7 +118,7 @@ class TextSamples:
     # --- what a sample is made of -----------------------------------------------------------------
 
     def _said(self, read: AsRead, asked: str, reply: str, *, distil: bool = False) -> Sample:
-        return encode_sample(self.tokenizer, read, [{"role": "user", "content": asked}], reply, distil=distil)
+        return encode_sample(self.bank.tokenizer, read, [{"role": "user", "content": asked}], reply, distil=distil)
 
     @staticmethod
     def _at_least_two(ids: Sequence[int]) -> tuple[int, ...]:
@@ -152,24 +141,9 @@ class TextSamples:
     ) -> AsRead:
         """Recalled chunks, had their texts been written in a random order, and some recent ones, as a read has them."""
         written = {owner: rng.random() for owner in {self.bank.owner[c] for c in recalled}}
-        recent = self._neighbours(rng, rng.choice(RECENT_TOKENS))
+        recent = self.bank.some_chunks(rng, self.texts, rng.choice(RECENT_TOKENS))
         if without is not None:
-            recent = [c for c in recent if not self._holds(c, without)]
+            recent = [c for c in recent if not without.is_answered_in(self.bank.texts[c])]
         when = {c: written[self.bank.owner[c]] for c in recalled}
         when |= {c: 1.0 + place for place, c in enumerate(recent) if c not in when}
         return self._scores.as_read(text, when.keys(), when, self._scores.relevance(text))
-
-    def _neighbours(self, rng: random.Random, budget: int) -> list[int]:
-        """Chunks that stand together, from as many texts as fill the budget."""
-        chosen: list[int] = []
-        size = 0
-        while size < budget:
-            for chunk in self.bank.chunks_of[rng.choice(self.texts)]:
-                size += len(self.bank.input_ids[chunk])
-                if size > budget:
-                    break
-                chosen.append(chunk)
-        return list(dict.fromkeys(chosen))
-
-    def _holds(self, chunk: int, question: Question) -> bool:
-        return any(answer.lower() in self.bank.texts[chunk].lower() for answer in question.answers)

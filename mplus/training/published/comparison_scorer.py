@@ -11,20 +11,18 @@ negatives, queries and keys that start alike, and inputs of equal spread.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mplus.checkpoint.parts import TrainedParts, write_parts
+from mplus.checkpoint.parts import TrainedParts
 from mplus.inert import encode_inert
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
-from mplus.training.chunk.projection import gold_chunks
 from mplus.training.chunk.questions import Question
-from mplus.training.published.objective import StepLoss
 from mplus.training.published.trained_modules import TrainableRetriever, half_precision, new_retriever, retriever_loss
+from mplus.training.task import StepLoss, Task
 
 MEASURED_QUESTIONS = 200
 MEASURED_TOKENS = 256
@@ -46,7 +44,7 @@ class ScorerSettings:
     seed: int = 0
 
 
-class ScorerTask:
+class ScorerTask(Task):
     """Trains the published projections of every layer on questions about a bank of chunks.
 
     Args:
@@ -61,8 +59,6 @@ class ScorerTask:
     """
 
     name = "scorer"
-    clip = 1.0
-    betas = (0.9, 0.999)
 
     def __init__(
         self,
@@ -75,17 +71,15 @@ class ScorerTask:
         groups: Sequence[int],
         device: torch.device | None = None,
     ) -> None:
-        self.steps, self.batch = settings.steps, 1
+        self.steps = settings.steps
         self._bank, self._layer, self._late, self._settings, self._start = bank, layer, late, settings, start
-        gold = [gold_chunks(bank, q) for q in questions]
+        gold = [bank.gold_chunks(q) for q in questions]
         usable = [n for n in range(len(questions)) if gold[n]]
         self._questions, self._gold = questions, gold
         random.Random(settings.seed).shuffle(usable)
         count = min(len(usable) // 10, MEASURED_QUESTIONS)
         self._measured, self._learnt = usable[:count], usable[count:]
-        self._neighbours: dict[int, list[int]] = {}
-        for chunk, text in enumerate(bank.owner):
-            self._neighbours.setdefault(groups[text], []).append(chunk)
+        self._neighbours = bank.by_group(groups)
         self._groups = groups
         self._late_recall = BankRecall(bank, late, layer)
         self._hard: dict[int, list[int]] = {}
@@ -170,28 +164,14 @@ class ScorerTask:
             return {}
         recall = BankRecall(self._bank, self.retriever, self._layer)
         chunk_of_token = torch.arange(len(recall.sizes)).repeat_interleave(recall.sizes)
-        top1 = top3 = tokens = 0.0
+        tokens = 0.0
         for n in self._measured:
-            relevance = recall.relevance(self._questions[n].text)
-            best = relevance.topk(min(3, len(relevance))).indices.tolist()
-            top1 += best[0] in self._gold[n]
-            top3 += any(c in self._gold[n] for c in best)
             single = recall.token_relevance(self._questions[n].text)
             recalled = chunk_of_token[single.topk(min(MEASURED_TOKENS, len(single))).indices]
             wanted = self._gold[n][0]
             tokens += float((recalled == wanted).sum() / recall.sizes[wanted])
-        count = len(self._measured)
-        return {"chunk_top1": top1 / count, "chunk_top3": top3 / count, "token_recall": tokens / count}
-
-    def save_process(self, folder: Path) -> None:
-        """Nothing: the trained parameters are all there is to save."""
-
-    def load_process(self, folder: Path) -> None:
-        """Nothing: the trained parameters are all there is to save."""
-
-    def save_parts(self, folder: Path) -> None:
-        """Save the trained parts as they stand."""
-        write_parts(folder, self.trained())
+        figures = recall.figures([self._questions[n] for n in self._measured])
+        return figures | {"token_recall": tokens / len(self._measured)}
 
     def trained(self) -> TrainedParts:
         """The model's parts, with this scorer among them."""

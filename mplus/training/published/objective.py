@@ -25,6 +25,7 @@ from mplus.recall.scorer import Question
 from mplus.training.chunk.plain_text import Episode, Episodes
 from mplus.training.published.stages import Stage
 from mplus.training.published.trained_modules import TrainableParts, retriever_loss
+from mplus.training.task import StepLoss
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
 from mplus.write.encode import Chunk, encode_adapter
@@ -42,13 +43,6 @@ class TargetRead(NamedTuple):
     """Next-token cross-entropy over the target's rows."""
     normed: tuple[Float[Tensor, "S D"], ...]
     """Every layer's normed text rows, without gradient."""
-
-
-class StepLoss(NamedTuple):
-    """The loss of one step, and its figures for the log."""
-
-    loss: Float[Tensor, ""]
-    figures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -208,11 +202,10 @@ class PublishedObjective:
     def full(self, episode: Episode, rng: random.Random) -> StepLoss:
         """All chunks are written without gradient, then the target is read with the whole memory."""
         first = self.memory.state.num_chunks
-        chunks = [Chunk(list(ids), [-1] * len(ids), number > 0) for number, ids in enumerate(episode.chunks)]
         with self._autocast():
-            state, _ = write_chunks(self.parts.weights(), self.memory, self.memory.state, chunks)
+            state, _ = write_chunks(self.parts.weights(), self.memory, self.memory.state, _chunks(episode))
         self.memory.commit(state)
-        remembered = Remembered(episode.target, first, first + len(chunks))
+        remembered = Remembered(episode.target, first, first + len(episode.chunks))
         self.replayed = [*self.replayed, remembered][-self.stage.replayed :]
         return self.read(remembered, "full", rng)
 
@@ -261,11 +254,10 @@ class PublishedObjective:
         for _ in range(count):
             episode = episodes.draw(rng, long=0, most=self.stage.long_tokens, repeat=0)
             weights, config = self.parts.weights(), self.stage.memory_in_training
-            memory = Memory(config, weights.empty_state(config), model_fingerprint=weights.fingerprints[config.recall])
-            chunks = [Chunk(list(ids), [-1] * len(ids), number > 0) for number, ids in enumerate(episode.chunks)]
+            memory = self.parts.new_memory(config=config)
             ids = self._ids(episode.target)
             with self._autocast():
-                state, _ = write_chunks(weights, memory, memory.state, chunks)
+                state, _ = write_chunks(weights, memory, memory.state, _chunks(episode))
                 front = remembered_front(weights, state, config, len(ids))
                 remembering += read_target(weights, ids, front).loss.item()
                 forgetting += read_target(weights, ids, lambda _, rows: rows[:0]).loss.item()
@@ -291,6 +283,10 @@ class PublishedObjective:
 
     def _ids(self, ids: tuple[int, ...]) -> Int[Tensor, " S"]:
         return torch.tensor(ids, device=self.parts.device)
+
+
+def _chunks(episode: Episode) -> list[Chunk]:
+    return [Chunk(list(ids), [-1] * len(ids), number > 0) for number, ids in enumerate(episode.chunks)]
 
 
 def _written_between(track: Track, remembered: Remembered) -> Bool[Tensor, " T"]:

@@ -8,19 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from mplus.checkpoint.parts import TrainedParts, write_parts
-from mplus.config import MemoryConfig
+from mplus.checkpoint.parts import TrainedParts
 from mplus.memory.memory import Memory
 from mplus.training.chunk.plain_text import Episodes
-from mplus.training.published.objective import Autocast, PublishedObjective, Remembered, StepLoss
+from mplus.training.published.objective import Autocast, PublishedObjective, Remembered
 from mplus.training.published.stages import Stage
 from mplus.training.published.trained_modules import TrainableParts
+from mplus.training.task import StepLoss, Task
 
 REPLAYED = "replayed.json"
 HELD_OUT_EPISODES = 8
 
 
-class PublishedTask:
+class PublishedTask(Task):
     """One stage: its objective, what belongs to this process, and the parts as they stand.
 
     Args:
@@ -33,8 +33,6 @@ class PublishedTask:
         process: Number of this process.
         autocast: Mixed precision for whatever is computed.
     """
-
-    betas = (0.9, 0.999)
 
     def __init__(
         self,
@@ -51,8 +49,7 @@ class PublishedTask:
         self.name, self.steps, self.batch, self.clip = stage.name, stage.steps, stage.batch, stage.clip
         self._parts, self._stage, self._held_out = parts, stage, held_out
         self._start = start or TrainedParts()
-        self._maker = _MemoryMaker(parts)
-        memory = self._maker.new_memory(seed=seed + process, config=stage.memory_in_training)
+        memory = parts.new_memory(seed=seed + process, config=stage.memory_in_training)
         self.objective = PublishedObjective(
             parts, stage, episodes, memory, seed=seed, process=process, autocast=autocast
         )
@@ -87,31 +84,12 @@ class PublishedTask:
 
     def load_process(self, folder: Path) -> None:
         """Load what ``save_process`` saved."""
-        self.objective.memory = Memory.load(folder / "memory", self._maker)
+        self.objective.memory = Memory.load(folder / "memory", self._parts)
         saved: list[dict[str, Any]] = json.loads((folder / REPLAYED).read_text(encoding="utf-8"))
         self.objective.replayed = [
             Remembered(tuple(r["target"]), int(r["first_chunk"]), int(r["stop_chunk"])) for r in saved
         ]
 
-    def save_parts(self, folder: Path) -> None:
-        """Save the trained parts as they stand."""
-        write_parts(folder, self.trained())
-
     def trained(self) -> TrainedParts:
         """The trained parts as they stand."""
         return self._parts.trained(self._start, self._stage.memory)
-
-
-class _MemoryMaker:
-    """Makes memories for ``Memory.load`` from the parts in training, without a loaded model."""
-
-    def __init__(self, parts: TrainableParts) -> None:
-        self._parts = parts
-
-    def new_memory(self, *, seed: int = 0, config: MemoryConfig | None = None) -> Memory:
-        """A memory in which nothing has been written."""
-        assert config is not None, "a memory in training says its layout"
-        weights = self._parts.weights()
-        return Memory(
-            config, weights.empty_state(config), model_fingerprint=weights.fingerprints[config.recall], seed=seed
-        )

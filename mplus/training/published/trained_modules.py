@@ -13,12 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mplus.backbone.adapters import Adapter, LoraLinear, LoraWeights, untrained_adapter, with_adapter
+from mplus.backbone.adapters import LoraLinear, untrained_adapter, with_adapter
 from mplus.backbone.backbone import Backbone
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig, Recall
 from mplus.errors import UnsupportedModelError
+from mplus.memory.memory import Memory
 from mplus.recall.published_retriever import PublishedRetriever
+from mplus.training.chunk.read_adapter import in_full, in_half, leaves
 from mplus.weights import Weights
 
 TARGETS = (
@@ -87,7 +89,7 @@ class TrainableParts:
         views: dict[str, nn.ModuleList] = {}
         for role, given in (("write_adapter", start.write_adapter), ("read_adapter", start.read_adapter)):
             adapter = given or untrained_adapter(layers, TARGETS, sizes.rank, sizes.alpha, generator)
-            views[role] = with_adapter(layers, _floats(adapter, device), merge=False)
+            views[role] = with_adapter(layers, in_full(adapter, device), merge=False)
             named = dict(views[role].named_modules())
             self.roles[role] = {n: m for n in adapter if isinstance(m := named[n], LoraLinear)}
             for linear in self.roles[role].values():
@@ -115,8 +117,7 @@ class TrainableParts:
         """Every leaf, by a name that a checkpoint can hold."""
         found = {"bos_states": self.bos_states, "write_position": self.write_position}
         for role, linears in self.roles.items():
-            for name, linear in linears.items():
-                found |= {f"{role}.{name}.down": linear.down, f"{role}.{name}.up": linear.up}
+            found |= {f"{role}.{name}": leaf for name, leaf in leaves(linears).items()}
         return found | {f"published.{name}": leaf for name, leaf in self.retriever.named_parameters()}
 
     def weights(self) -> Weights:
@@ -136,18 +137,20 @@ class TrainableParts:
             start,
             memory=memory,
             calibration=None,
-            write_adapter=self._adapter("write_adapter"),
-            read_adapter=self._adapter("read_adapter"),
+            write_adapter=in_half(self.roles["write_adapter"]),
+            read_adapter=in_half(self.roles["read_adapter"]),
             published=half_precision(self.retriever),
             bos_states=self.bos_states.detach().cpu().clone(),
             write_position=self.write_position.detach().cpu().clone(),
         )
 
-    def _adapter(self, role: str) -> Adapter:
-        return {
-            name: LoraWeights(linear.down.detach().cpu().half(), linear.up.detach().cpu().half(), linear.scale)
-            for name, linear in self.roles[role].items()
-        }
+    def new_memory(self, *, seed: int = 0, config: MemoryConfig | None = None) -> Memory:
+        """A memory in which nothing has been written, for these parts."""
+        assert config is not None, "a memory in training says its layout"
+        weights = self.weights()
+        return Memory(
+            config, weights.empty_state(config), model_fingerprint=weights.fingerprints[config.recall], seed=seed
+        )
 
 
 def new_retriever(backbone: Backbone, size: int, generator: torch.Generator) -> TrainableRetriever:
@@ -185,11 +188,6 @@ def retriever_loss(
     log_relevant = functional.logsigmoid(scores).logsumexp(dim=1) - log_rows
     log_other = functional.logsigmoid(-scores).logsumexp(dim=1) - log_rows
     return -(log_relevant[is_relevant].mean() + log_other[~is_relevant].mean()) / 2
-
-
-def _floats(adapter: Adapter, device: torch.device) -> Adapter:
-    full = {name: weights.in_full() for name, weights in adapter.items()}
-    return {name: LoraWeights(w.down.to(device), w.up.to(device), w.scale) for name, w in full.items()}
 
 
 def _only_device(backbone: Backbone) -> torch.device:

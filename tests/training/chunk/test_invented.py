@@ -98,13 +98,13 @@ def test_shards_hold_their_own_passages_and_questions(
     made = [(f"Mill number {n} was built by Renn{n}. It is old.", [(f"Who built {n}?", f"Renn{n}")]) for n in range(5)]
     write_squad(tmp_path / "made.json", made)
     found = invented_run.shards(tmp_path / "made.json", model, model, model.weights.scorers["late"].float(), 1)
-    assert [len(shard.samples.questions) for shard in found] == [2, 2, 1]
+    assert [len(shard.data.questions) for shard in found] == [2, 2, 1]
     for shard in found:
-        for question in shard.samples.questions:
+        for question in shard.data.questions:
             [passage] = question.passages
             text = "".join(shard.bank.texts[c] for c in shard.bank.chunks_of[passage])
             assert question.answers[0] in text
-        assert all(sample.chunks for sample in shard.samples.draw(random.Random(0), 6) if sample.kind == "passage")
+        assert all(sample.chunks for sample in shard.draw(random.Random(0), 6) if sample.kind == "passage")
 
 
 def test_joined_banks_and_mixed_samples_number_chunks_alike(model: MPlus) -> None:
