@@ -21,7 +21,7 @@ from mplus.memory.ledger import Ledger
 from mplus.memory.long_term import LongTermMemory, survivors
 from mplus.memory.placement import placed
 from mplus.memory.tiers import Segment, SegmentTier
-from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.memory.tokens import Provenance, Tokens
 from mplus.storage.codec import Record
 
 SEGMENT_TOKENS = 4096
@@ -94,7 +94,12 @@ class Track:
     long_term: LongTermMemory
 
     def __len__(self) -> int:
-        return len(self.short_term) + len(self.pending) + len(self.long_term)
+        return sum(map(len, self.pools))
+
+    @property
+    def pools(self) -> tuple[Tokens, LongTermMemory, LongTermMemory]:
+        """Short-term memory, what is pending, and long-term memory."""
+        return self.short_term, self.pending, self.long_term
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -237,16 +242,3 @@ class MemoryState:
         stores = placed([track.long_term for track in tracks], config)
         tracks = [replace(track, long_term=store) for track, store in zip(tracks, stores, strict=True)]
         return replace(self, tracks=tuple(tracks), waiting_tokens=0), moved
-
-
-__all__ = [
-    "ChunkLog",
-    "Content",
-    "Context",
-    "MemoryState",
-    "Provenance",
-    "SourceRecord",
-    "Tail",
-    "Track",
-    "chained",
-]

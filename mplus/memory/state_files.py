@@ -229,7 +229,7 @@ def _check_rows(store: LongTermMemory) -> None:
 
 
 def _check_sources(state: MemoryState) -> None:
-    named = [p.provenance.sources for t in state.tracks for p in (t.short_term, t.pending, t.long_term) if len(p)]
+    named = [p.provenance.sources for t in state.tracks for p in t.pools if len(p)]
     named += [torch.tensor(state.tail.sources)] if state.tail.sources else []
     if any(int(row.min()) < -1 or int(row.max()) >= len(state.sources) for row in named):
         raise CorruptMemoryError("a token is of a source that is not in the table of sources")
