@@ -202,11 +202,9 @@ class MPlus:
             ValueError: Empty text, token ids out of range, or an empty source name.
             MemoryMismatchError: The memory belongs to another model.
         """
-        self._requests.check_memory(memory)
-        with followed(progress, "writing", "tok") as told:
-            (report,) = self._writer.write(
-                [memory], [text], sources=[source], metadata=metadata, keep_text=keep_text, progress=told
-            )
+        (report,) = self.write_batch(
+            [memory], [text], sources=[source], metadata=metadata, keep_text=keep_text, progress=progress
+        )
         return report
 
     def write_batch(

@@ -60,25 +60,15 @@ class Bars:
 @contextmanager
 def followed(progress: bool | Progress | None, stage: str, unit: str) -> Generator[Progress | None]:
     """What a step tells how far it is: the given callback, a bar for True, None for False and None."""
-    if not isinstance(progress, bool):
-        yield progress
-    elif not progress:
-        yield None
-    else:
-        with Bars(unit) as bars:
-            yield partial(bars, stage)
+    with Bars(unit) as bars:
+        yield partial(bars, stage) if progress is True else progress or None
 
 
 @contextmanager
 def followed_by_stage(progress: bool | StageProgress | None, unit: str) -> Generator[StageProgress | None]:
     """The same for a step of several stages."""
-    if not isinstance(progress, bool):
-        yield progress
-    elif not progress:
-        yield None
-    else:
-        with Bars(unit) as bars:
-            yield bars
+    with Bars(unit) as bars:
+        yield bars if progress is True else progress or None
 
 
 def is_watched() -> bool:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from mplus.backbone.attention import KeysValues
 from mplus.backbone.backbone import Backbone
 from mplus.config import MemoryConfig, Recall
 from mplus.layouts.by_config import layout_of
@@ -69,12 +70,18 @@ class Weights:
         recall_layer: int,
         states: tuple[Float[Tensor, "T D"], ...],
         config: MemoryConfig,
+        written: Sequence[KeysValues] | None = None,
     ) -> Content:
-        """What is kept of memory tokens: their keys and values for reading, their retrieval keys."""
-        read = [
-            self.backbone.keys_values(self.backbone.read_layers[layer], self.norm(layer, rows, reading=True))
-            for layer, rows in zip(layers, states, strict=True)
-        ]
+        """What is kept of memory tokens: their keys and values for reading, their retrieval keys.
+
+        ``written`` has their keys and values under the write layers: the same, where reading has no adapter of its own.
+        """
+        read = written
+        if read is None or self.backbone.read_layers is not self.backbone.write_layers:
+            read = [
+                self.backbone.keys_values(self.backbone.read_layers[layer], self.norm(layer, rows, reading=True))
+                for layer, rows in zip(layers, states, strict=True)
+            ]
         scored = self.norm(recall_layer, states[layers.index(recall_layer)], reading=False)
         return Content(
             tuple(rows.keys for rows in read),

@@ -7,7 +7,22 @@ from collections.abc import AsyncIterator, Iterator
 from mplus.generation.row import Generation, Row
 
 
-class GenerationStream(Iterator[str]):
+class _Answering:
+    """What both streams can do."""
+
+    _row: Row
+
+    def cancel(self) -> None:
+        """Stop generating; what has been answered so far stays."""
+        self._row.cancelled.set()
+
+    @property
+    def generation(self) -> Generation:
+        """What has been answered so far; complete once the stream has ended."""
+        return self._row.generation()
+
+
+class GenerationStream(_Answering, Iterator[str]):
     """The pieces of an answer as they become certain; ``generation`` says the rest.
 
     Stop early with ``cancel()`` (from any thread), ``close()``, or by leaving a ``with`` block: generation
@@ -22,10 +37,6 @@ class GenerationStream(Iterator[str]):
 
     def __next__(self) -> str:
         return next(self._pieces)
-
-    def cancel(self) -> None:
-        """Stop generating; what has been answered so far stays."""
-        self._row.cancelled.set()
 
     def cancel_with(self, cancelled: threading.Event) -> None:
         """Stop when ``cancelled`` is set, by a caller that waits elsewhere. It is never set from here."""
@@ -44,13 +55,8 @@ class GenerationStream(Iterator[str]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def generation(self) -> Generation:
-        """What has been answered so far; complete once the stream has ended."""
-        return self._row.generation()
 
-
-class AsyncGenerationStream(AsyncIterator[str]):
+class AsyncGenerationStream(_Answering, AsyncIterator[str]):
     """``GenerationStream`` for an event loop: ``async for piece in stream``.
 
     Stop early with ``cancel()``, ``aclose()``, or by leaving an ``async with`` block.
@@ -73,10 +79,6 @@ class AsyncGenerationStream(AsyncIterator[str]):
         await asyncio.to_thread(self._row.complete)
         raise StopAsyncIteration
 
-    def cancel(self) -> None:
-        """Stop generating; what has been answered so far stays."""
-        self._row.cancelled.set()
-
     async def aclose(self) -> None:
         """Stop generating."""
         self.cancel()
@@ -86,8 +88,3 @@ class AsyncGenerationStream(AsyncIterator[str]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    @property
-    def generation(self) -> Generation:
-        """What has been answered so far; complete once the stream has ended."""
-        return self._row.generation()
