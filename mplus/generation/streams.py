@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from weakref import finalize
 
 from mplus.generation.row import Generation, Row
 
@@ -10,7 +11,9 @@ from mplus.generation.row import Generation, Row
 class _Answering:
     """What both streams can do."""
 
-    _row: Row
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        finalize(self, row.cancelled.set).atexit = False  # nobody waits for the answer any more
 
     def cancel(self) -> None:
         """Stop generating; what has been answered so far stays."""
@@ -30,7 +33,8 @@ class GenerationStream(_Answering, Iterator[str]):
     """
 
     def __init__(self, row: Row, pieces: Iterator[str]) -> None:
-        self._row, self._pieces = row, pieces
+        super().__init__(row)
+        self._pieces = pieces
 
     def __iter__(self) -> "GenerationStream":
         return self
@@ -63,8 +67,8 @@ class AsyncGenerationStream(_Answering, AsyncIterator[str]):
     """
 
     def __init__(self, row: Row, pieces: "asyncio.Queue[str | None]") -> None:
-        self._row, self._pieces = row, pieces
-        self._ended = False
+        super().__init__(row)
+        self._pieces, self._ended = pieces, False
 
     def __aiter__(self) -> "AsyncGenerationStream":
         return self

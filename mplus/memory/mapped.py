@@ -76,19 +76,15 @@ class ShardPlane(Plane):
 def segment_tensors(segment: Segment) -> dict[str, Tensor]:
     """Every tensor of a segment under its name in the file."""
     named: dict[str, Tensor] = {}
-    for name, plane in _named(segment).items():
+    for name, plane in named_parts(segment).items():
         named[name], scale = plane.data, plane.scale
         if scale is not None:
             named[f"{name}.scale"] = scale
     return named
 
 
-def content_tensors(content: Content) -> dict[str, Tensor]:
-    """The same names for content that is in no segment."""
-    return _named(content)
-
-
-def _named(held: Content | Segment) -> dict[str, Any]:
+def named_parts(held: Content | Segment) -> dict[str, Any]:
+    """Tensors of content, or planes of a segment, under their names in a file."""
     kinds = {"keys": held.keys, "values": held.values, "states": held.states or ()}
     layers = {f"{kind}.{layer}": rows for kind, found in kinds.items() for layer, rows in enumerate(found)}
     return {"retrieval_keys": held.retrieval_keys, **layers}
@@ -141,7 +137,7 @@ def read_content(shard: OpenShard, like: Content) -> Content:
 
 
 def _check_shapes(shard: OpenShard, like: Content) -> None:
-    expected = {name: tuple(pattern.shape[1:]) for name, pattern in content_tensors(like).items()}
+    expected = {name: tuple(pattern.shape[1:]) for name, pattern in named_parts(like).items()}
     held = shard.table.tensors
     length = held["keys.0"].shape[0] if "keys.0" in held else -1
     for name, shape in expected.items():

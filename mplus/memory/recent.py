@@ -81,8 +81,7 @@ def resident_bytes(state: MemoryState) -> int:
     """Bytes of host and device memory that a state takes; what waits in a file takes none."""
     total = 0
     for track in state.tracks:
-        total += track.short_term.content.nbytes
+        total += track.short_term.nbytes
         for segment in (*track.pending.segments, *track.long_term.segments):
-            planes = (*segment.keys, *segment.values, *(segment.states or ()), segment.retrieval_keys)
-            total += sum(plane.nbytes for plane in planes if not isinstance(plane, ShardPlane))
+            total += sum(plane.nbytes for plane in segment.planes if not isinstance(plane, ShardPlane))
     return total

@@ -93,8 +93,7 @@ class Content:
     @property
     def nbytes(self) -> int:
         """Bytes of every tensor held."""
-        tensors = (*self.keys, *self.values, self.retrieval_keys, *(self.states or ()))
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(rows.nbytes for rows in (*self.keys, *self.values, self.retrieval_keys, *(self.states or ())))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """From what a caller hands in to chunks that can be written: tokens, sources, cuts, and the tail that waits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,11 +24,6 @@ class TokenizedText(NamedTuple):
     """What stands between it and a waiting tail of the same source."""
     original: str
     """As it was given; empty where token ids were."""
-
-    def written(self, source: str, metadata: Mapping[str, Any], kept: tuple[str, ...]) -> WrittenText:
-        """The text under the name of a source, as a ledger keeps it."""
-        ids = torch.tensor(self.input_ids, dtype=torch.int32)
-        return WrittenText(source, metadata, ids, tuple(self.joined_by), kept)
 
 
 def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[TokenizedText]:
