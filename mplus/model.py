@@ -388,7 +388,7 @@ class MPlus:
             memory: The memory, or its layout; None: a memory of the model's own layout.
         """
         config = memory.config if isinstance(memory, Memory) else memory or self.memory_config
-        return self._requests.prompt_room(config)
+        return self.weights.backbone.room(config.prefix_tokens) - 1
 
     def read_request(
         self,

@@ -86,7 +86,7 @@ class Weights:
         return Content(
             tuple(rows.keys for rows in read),
             tuple(rows.values for rows in read),
-            self.retrieval_keys(recall_layer, scored, config),
+            self.scorers[config.recall].keys(recall_layer, scored).cpu(),
             states if config.keep_states else None,
         )
 
@@ -100,10 +100,6 @@ class Weights:
         ids = list(input_ids[-QUESTION_TOKENS:])
         states = self.backbone.plain_states(torch.tensor(ids), layer)
         return Question(layer, self.norm(layer, states[-1], reading=False), self.words_of(ids))
-
-    def retrieval_keys(self, layer: int, normed: Float[Tensor, "S D"], config: MemoryConfig) -> Float[Tensor, "S R"]:
-        """Retrieval keys of memory tokens, kept in host memory."""
-        return self.scorers[config.recall].keys(layer, normed).cpu()
 
     def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:
         """A layer's normed input."""

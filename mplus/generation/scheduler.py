@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from queue import SimpleQueue
@@ -80,7 +80,7 @@ class Scheduler:
         pieces: SimpleQueue[str | None] = SimpleQueue()
         self._submit(Ticket(row, pieces.put))
 
-        def arriving() -> Iterator[str]:
+        def arriving() -> Generator[str]:
             while (piece := pieces.get()) is not None:
                 yield piece
             row.complete()

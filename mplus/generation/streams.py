@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from weakref import finalize
 
 from mplus.generation.row import Generation, Row
@@ -32,7 +32,7 @@ class GenerationStream(_Answering, Iterator[str]):
     stops within two tokens.
     """
 
-    def __init__(self, row: Row, pieces: Iterator[str]) -> None:
+    def __init__(self, row: Row, pieces: Generator[str]) -> None:
         super().__init__(row)
         self._pieces = pieces
 
@@ -49,9 +49,7 @@ class GenerationStream(_Answering, Iterator[str]):
     def close(self) -> None:
         """Stop generating and release what it held."""
         self.cancel()
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
+        self._pieces.close()
 
     def __enter__(self) -> "GenerationStream":
         return self

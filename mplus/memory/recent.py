@@ -61,12 +61,6 @@ class RecentMemories:
         with self._guard:
             self._held.pop(name, None)
 
-    @property
-    def names(self) -> list[str]:
-        """Whose memories are held, the least recently used first."""
-        with self._guard:
-            return list(self._held)
-
 
 def identity(folder: Path) -> bytes:
     """What tells one save from another: the beginning of its manifest, which holds its checksum; empty without one."""

@@ -27,7 +27,6 @@ from mplus.storage.codec import Record
 SEGMENT_TOKENS = 4096
 """Long-term memory is kept in segments of about this many tokens."""
 
-NO_SOURCES = torch.empty(0, dtype=torch.int64)
 Keeps = Callable[[Provenance], Bool[Tensor, " T"]]
 """Which tokens stay."""
 
@@ -136,7 +135,7 @@ class Track:
         track = replace(self, short_term=remaining, pending=pending, long_term=self.long_term.aged(len(new)))
         return track, len(eviction.evicted)
 
-    def consolidate(self, config: MemoryConfig, pinned: Int[Tensor, " n"] = NO_SOURCES) -> "Track":
+    def consolidate(self, config: MemoryConfig, pinned: Int[Tensor, " n"]) -> "Track":
         """Pending tokens join long-term memory; those without a claim left are forgotten (spec section 5).
 
         Tokens of ``pinned`` sources always have one.

@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -310,16 +310,13 @@ class MemoryStore:
             self._holders.pop(name, None)
             lock.release()
 
-    @contextmanager
-    def _quota_held(self) -> Generator[None]:
+    def _quota_held(self) -> AbstractContextManager[object]:
         """Where all memories share a quota, only one is saved at a time: else two could exceed it together."""
-        if self.max_total_bytes is None:
-            yield
-            return
         from filelock import FileLock
 
-        with FileLock(str(self.root / QUOTA_LOCK), mode=0o600, poll_interval=POLL_SECONDS):
-            yield
+        if self.max_total_bytes is None:
+            return nullcontext()
+        return FileLock(str(self.root / QUOTA_LOCK), mode=0o600, poll_interval=POLL_SECONDS)
 
     def _sweep(self) -> None:
         """Remove what deleting and copying left behind when they were killed."""

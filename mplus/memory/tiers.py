@@ -78,10 +78,11 @@ class Plane:
         self, index: Int[Tensor, " T"] | slice, dtype: torch.dtype, device: torch.device
     ) -> Float[Tensor, "T ..."]:
         """Some rows, as numbers; only they are read and moved."""
-        data = moved(self.data[index], device)
-        if self.scale is None:
+        stored = self.take(index)
+        data = moved(stored.data, device)
+        if stored.scale is None:
             return data.to(dtype)
-        scale = moved(self.scale[index], device).to(dtype)
+        scale = moved(stored.scale, device).to(dtype)
         if data.dtype != torch.uint8:
             return data.to(dtype) * scale
         turned = torch.cat([data & 15, data >> 4], dim=-1).to(dtype).sub_(8).mul_(scale)

@@ -116,12 +116,6 @@ class CoarseIndex:
             keys = self.keys.rows(slice(start, stop), queries.dtype, queries.device)
             yield visitors, self.members[start:stop], queries[visitors] @ keys.T
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of it."""
-        held = (self.keys, self.centroids, self.offsets, self.members, self.chunks)
-        return sum(part.nbytes for part in held)
-
 
 def coarse_index(store: LongTermMemory) -> CoarseIndex:
     """The index of a store's chunks; made anew once too many have come or gone since."""

@@ -3,7 +3,7 @@
 To add one: subclass ``Scorer`` in a file of this folder, write ``keys``, ``queries`` and ``relevance``, and override
 what it can do better; name it in ``mplus.config.Recall`` and hand it to ``Weights.scorers`` where a model is put
 together (``mplus.checkpoint.loading``). Nothing else asks which scorer it has. One that looks at more than states, such
-as the text itself, gets it as a field of ``Question`` and in ``Weights.retrieval_keys``, where all keys are made.
+as the text itself, gets it as a field of ``Question`` and in ``Weights.content``, where all keys are made.
 
 A scorer turns the normed input of a layer into *retrieval keys* when a memory token is born, and into
 *retrieval queries* when a question is read; ``relevance`` compares them. Relevance is per **unit**: a
