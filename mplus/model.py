@@ -202,11 +202,9 @@ class MPlus:
             ValueError: Empty text, token ids out of range, or an empty source name.
             MemoryMismatchError: The memory belongs to another model.
         """
-        self._requests.check_memory(memory)
-        with followed(progress, "writing", "tok") as told:
-            (report,) = self._writer.write(
-                [memory], [text], sources=[source], metadata=metadata, keep_text=keep_text, progress=told
-            )
+        (report,) = self.write_batch(
+            [memory], [text], sources=[source], metadata=metadata, keep_text=keep_text, progress=progress
+        )
         return report
 
     def write_batch(
@@ -390,7 +388,7 @@ class MPlus:
             memory: The memory, or its layout; None: a memory of the model's own layout.
         """
         config = memory.config if isinstance(memory, Memory) else memory or self.memory_config
-        return self._requests.prompt_room(config)
+        return self.weights.backbone.room(config.prefix_tokens) - 1
 
     def read_request(
         self,

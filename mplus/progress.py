@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 Progress = Callable[[int, int], None]
@@ -51,34 +50,22 @@ class Bars:
     def __enter__(self) -> "Bars":
         return self
 
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 @contextmanager
 def followed(progress: bool | Progress | None, stage: str, unit: str) -> Generator[Progress | None]:
     """What a step tells how far it is: the given callback, a bar for True, None for False and None."""
-    if not isinstance(progress, bool):
-        yield progress
-    elif not progress:
-        yield None
-    else:
-        with Bars(unit) as bars:
-            yield partial(bars, stage)
+    with Bars(unit) as bars:
+        yield partial(bars, stage) if progress is True else progress or None
 
 
 @contextmanager
 def followed_by_stage(progress: bool | StageProgress | None, unit: str) -> Generator[StageProgress | None]:
     """The same for a step of several stages."""
-    if not isinstance(progress, bool):
-        yield progress
-    elif not progress:
-        yield None
-    else:
-        with Bars(unit) as bars:
-            yield bars
+    with Bars(unit) as bars:
+        yield bars if progress is True else progress or None
 
 
 def is_watched() -> bool:

@@ -1,25 +1,16 @@
 """Which tokens of a vocabulary end a sentence, a line or a paragraph."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 CLOSING_PUNCTUATION = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 
 
-class Pieces:
-    """The text of single tokens, each decoded once."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
-
-    def __call__(self, token: int) -> str:
-        """What a token stands for."""
-        piece = self._known.get(token)
-        if piece is None:
-            piece = self._known[token] = self._tokenizer.decode([token], skip_special_tokens=False)
-        return piece
+def pieces(tokenizer: Any) -> Callable[[int], str]:
+    """What single tokens stand for, each decoded once."""
+    return cache(lambda token: tokenizer.decode([token], skip_special_tokens=False))
 
 
 class SentenceEnds:
@@ -28,7 +19,7 @@ class SentenceEnds:
     PARAGRAPH, SENTENCE, NOTHING = 2, 1, 0
 
     def __init__(self, tokenizer: Any) -> None:
-        self._piece = Pieces(tokenizer)
+        self._piece = pieces(tokenizer)
 
     def strength(self, before: int, token: int, following: int) -> int:
         """How good a place it is to cut behind ``token``, given its neighbours."""

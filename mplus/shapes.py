@@ -14,14 +14,6 @@ layers), or one track per layer where each layer chooses for itself (token layou
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Keys = Float[Tensor, "L T H E"]
-"""Attention keys before rotary embedding, or values: one row per layer and token."""
-
-States = Float[Tensor, "L T D"]
-"""Residual-stream vectors at the input of their layer."""
-
 RetrievalKeys = Float[Tensor, "T R"]
 Ages = Int[Tensor, " T"]
 Index = Int[Tensor, " T"]
-
-__all__ = ["Ages", "Index", "Keys", "RetrievalKeys", "States"]

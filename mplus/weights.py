@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from mplus.backbone.attention import KeysValues
 from mplus.backbone.backbone import Backbone
 from mplus.config import MemoryConfig, Recall
 from mplus.layouts.by_config import layout_of
@@ -69,17 +70,23 @@ class Weights:
         recall_layer: int,
         states: tuple[Float[Tensor, "T D"], ...],
         config: MemoryConfig,
+        written: Sequence[KeysValues] | None = None,
     ) -> Content:
-        """What is kept of memory tokens: their keys and values for reading, their retrieval keys."""
-        read = [
-            self.backbone.keys_values(self.backbone.read_layers[layer], self.norm(layer, rows, reading=True))
-            for layer, rows in zip(layers, states, strict=True)
-        ]
+        """What is kept of memory tokens: their keys and values for reading, their retrieval keys.
+
+        ``written`` has their keys and values under the write layers: the same, where reading has no adapter of its own.
+        """
+        read = written
+        if read is None or self.backbone.read_layers is not self.backbone.write_layers:
+            read = [
+                self.backbone.keys_values(self.backbone.read_layers[layer], self.norm(layer, rows, reading=True))
+                for layer, rows in zip(layers, states, strict=True)
+            ]
         scored = self.norm(recall_layer, states[layers.index(recall_layer)], reading=False)
         return Content(
             tuple(rows.keys for rows in read),
             tuple(rows.values for rows in read),
-            self.retrieval_keys(recall_layer, scored, config),
+            self.scorers[config.recall].keys(recall_layer, scored).cpu(),
             states if config.keep_states else None,
         )
 
@@ -93,10 +100,6 @@ class Weights:
         ids = list(input_ids[-QUESTION_TOKENS:])
         states = self.backbone.plain_states(torch.tensor(ids), layer)
         return Question(layer, self.norm(layer, states[-1], reading=False), self.words_of(ids))
-
-    def retrieval_keys(self, layer: int, normed: Float[Tensor, "S D"], config: MemoryConfig) -> Float[Tensor, "S R"]:
-        """Retrieval keys of memory tokens, kept in host memory."""
-        return self.scorers[config.recall].keys(layer, normed).cpu()
 
     def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:
         """A layer's normed input."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
-from mplus.sentences import Pieces, SentenceEnds
+from mplus.sentences import SentenceEnds, pieces
 
 NO_WORD = 0
 SENTENCE_END, LINE_END = -1, -2
@@ -25,7 +25,7 @@ class Words:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._piece = Pieces(tokenizer)
+        self._piece = pieces(tokenizer)
         self._ends = SentenceEnds(tokenizer)
 
     def __call__(self, input_ids: Sequence[int]) -> Int32[Tensor, " S"]:

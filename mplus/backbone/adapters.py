@@ -189,4 +189,4 @@ def adapter_nbytes(layers: nn.ModuleList, adapter: Adapter) -> int:
     """Bytes that a merged copy of the adapted linear layers would take."""
     modules = dict(layers.named_modules())
     weights = [getattr(modules.get(name), "weight", None) for name in adapter]
-    return sum(w.numel() * w.element_size() for w in weights if isinstance(w, torch.Tensor))
+    return sum(w.nbytes for w in weights if isinstance(w, torch.Tensor))

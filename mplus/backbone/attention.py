@@ -100,6 +100,13 @@ class Packing:
         )
 
 
+def project_heads(attention: Any, kind: str, normed: Tensor, head_size: int) -> Tensor:
+    """Queries ("q"), keys ("k") or values ("v") of rows, [rows, heads, size], normed where the layer does so."""
+    heads = getattr(attention, f"{kind}_proj")(normed).unflatten(-1, (-1, head_size))
+    norm = getattr(attention, f"{kind}_norm", None)
+    return heads if norm is None else norm(heads)
+
+
 def rotate(heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> Float[Tensor, "*rows H E"]:
     """Rotary embedding of heads laid out [rows, heads, size]."""
     cos, sin = rotation.cos.unsqueeze(-2), rotation.sin.unsqueeze(-2)

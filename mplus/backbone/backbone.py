@@ -20,6 +20,7 @@ from mplus.backbone.attention import (
     Rotation,
     eager_attention,
     grouped_attention,
+    project_heads,
     rotate,
 )
 from mplus.errors import UnsupportedModelError
@@ -184,18 +185,12 @@ class Backbone:
 
     def keys_values(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> KeysValues:
         """Keys before rotary embedding and values of rows already normed by that layer."""
-        attention: Any = layer.self_attn
-        keys = attention.k_proj(normed).unflatten(-1, (-1, self.head_size))
-        values = attention.v_proj(normed).unflatten(-1, (-1, self.head_size))
-        norm = getattr(attention, "k_norm", None)
-        return KeysValues(keys if norm is None else norm(keys), values)
+        keys, values = (project_heads(layer.self_attn, kind, normed, self.head_size) for kind in "kv")
+        return KeysValues(keys, values)
 
     def queries(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows A E"]:
         """Attention queries before rotary embedding."""
-        attention: Any = layer.self_attn
-        queries = attention.q_proj(normed).unflatten(-1, (-1, self.head_size))
-        norm = getattr(attention, "q_norm", None)
-        return queries if norm is None else norm(queries)
+        return project_heads(layer.self_attn, "q", normed, self.head_size)
 
     def attend(
         self,

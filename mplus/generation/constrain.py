@@ -201,13 +201,12 @@ class ConstrainedDecoding:
             if not self._matcher.consume_token(token):
                 raise RuntimeError(f"constrained decoding: {self._matcher.get_error()}")
         self._taken = len(token_ids)
+        allowed = torch.zeros(logits.shape[-1], dtype=torch.bool)
         if self._matcher.is_stopped():
-            allowed = torch.zeros(logits.shape[-1], dtype=torch.bool)
             allowed[self._stop_token_ids] = True
         else:
             packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             bits = np.unpackbits(packed, bitorder="little")[: logits.shape[-1]]
-            allowed = torch.zeros(logits.shape[-1], dtype=torch.bool)
             allowed[: len(bits)] = torch.from_numpy(bits.astype(np.bool_))
         return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
 
@@ -270,16 +269,10 @@ def tool_call_text(name: str, arguments: Mapping[str, Any]) -> str:
 
 def tools_prompt(tools: Sequence[Schema]) -> str:
     """What a model whose template knows no tools is told about them."""
+    told = {"name": "", "description": "", "parameters": {}}
     functions = [tool_function(tool) for tool in tools]
     listed = "\n".join(
-        json.dumps(
-            {
-                "name": function["name"],
-                "description": function.get("description", ""),
-                "parameters": function.get("parameters", {}),
-            },
-            ensure_ascii=False,
-        )
+        json.dumps({key: function.get(key, default) for key, default in told.items()}, ensure_ascii=False)
         for function in functions
     )
     return (

@@ -101,7 +101,12 @@ class Requests:
         tail = zip(state.tail.input_ids, state.tail.sources, strict=True)
         waiting = [i for i, source in tail if readable is None or source in readable]
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
-        self._check_length(state, memory.config, len(ids))
+        room = self._room(state, memory.config)
+        if len(ids) >= room:
+            raise PromptTooLongError(
+                f"The prompt has {len(ids):,} tokens, but {room - 1:,} fit beside this memory in the model's window "
+                f"of {self._weights.backbone.window:,}. Write the long part into memory, or shorten the prompt."
+            )
         return ReadRequest(state, memory.config, ids, (begin, end), allowed)
 
     def check_memory(self, memory: Memory) -> None:
@@ -141,10 +146,6 @@ class Requests:
         self._states[memory] = (state, whole)
         return whole
 
-    def prompt_room(self, config: MemoryConfig) -> int:
-        """Tokens left for prompt and answer beside a memory of this layout once it is full."""
-        return self._weights.backbone.room(config.prefix_tokens) - 1
-
     def stop_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
         found: set[int] = set()
@@ -161,11 +162,3 @@ class Requests:
             for track in state.tracks
         )
         return self._weights.backbone.room(1 + stored + config.repeated_tokens)
-
-    def _check_length(self, state: MemoryState, config: MemoryConfig, length: int) -> None:
-        room = self._room(state, config)
-        if length >= room:
-            raise PromptTooLongError(
-                f"The prompt has {length:,} tokens, but {room - 1:,} fit beside this memory in the model's window "
-                f"of {self._weights.backbone.window:,}. Write the long part into memory, or shorten the prompt."
-            )

@@ -181,7 +181,4 @@ class TextStream:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that a stop string begins with."""
-    for size in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

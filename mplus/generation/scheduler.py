@@ -2,12 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from queue import SimpleQueue
-from typing import TypeVar, Unpack
-from weakref import WeakKeyDictionary, finalize
+from typing import Unpack
+from weakref import WeakKeyDictionary
 
 from mplus.errors import QueueFullError, SchedulerClosedError
 from mplus.generation.engine import Engine
@@ -80,12 +80,12 @@ class Scheduler:
         pieces: SimpleQueue[str | None] = SimpleQueue()
         self._submit(Ticket(row, pieces.put))
 
-        def arriving() -> Iterator[str]:
+        def arriving() -> Generator[str]:
             while (piece := pieces.get()) is not None:
                 yield piece
             row.complete()
 
-        return _watched(GenerationStream(row, arriving()), row)
+        return GenerationStream(row, arriving())
 
     async def agenerate(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
         """``generate`` without blocking the event loop; cancelling the task cancels the request."""
@@ -109,7 +109,7 @@ class Scheduler:
                 row.cancelled.set()
 
         self._submit(Ticket(row, deliver))
-        return _watched(AsyncGenerationStream(row, pieces), row)
+        return AsyncGenerationStream(row, pieces)
 
     def close(self) -> None:
         """Cancel everything, wait until it has stopped, and take no more requests."""
@@ -231,12 +231,3 @@ class FairQueue:
             self._heap = [entry for entry in self._heap if not entry[2].row.is_finished]
             heapify(self._heap)
         return [ticket for _, _, ticket in dropped]
-
-
-Stream = TypeVar("Stream", GenerationStream, AsyncGenerationStream)
-
-
-def _watched(stream: Stream, row: Row) -> Stream:
-    """The stream itself; its request is cancelled when the stream is garbage."""
-    finalize(stream, row.cancelled.set).atexit = False
-    return stream

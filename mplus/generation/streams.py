@@ -2,30 +2,45 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from weakref import finalize
 
 from mplus.generation.row import Generation, Row
 
 
-class GenerationStream(Iterator[str]):
+class _Answering:
+    """What both streams can do."""
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        finalize(self, row.cancelled.set).atexit = False  # nobody waits for the answer any more
+
+    def cancel(self) -> None:
+        """Stop generating; what has been answered so far stays."""
+        self._row.cancelled.set()
+
+    @property
+    def generation(self) -> Generation:
+        """What has been answered so far; complete once the stream has ended."""
+        return self._row.generation()
+
+
+class GenerationStream(_Answering, Iterator[str]):
     """The pieces of an answer as they become certain; ``generation`` says the rest.
 
     Stop early with ``cancel()`` (from any thread), ``close()``, or by leaving a ``with`` block: generation
     stops within two tokens.
     """
 
-    def __init__(self, row: Row, pieces: Iterator[str]) -> None:
-        self._row, self._pieces = row, pieces
+    def __init__(self, row: Row, pieces: Generator[str]) -> None:
+        super().__init__(row)
+        self._pieces = pieces
 
     def __iter__(self) -> "GenerationStream":
         return self
 
     def __next__(self) -> str:
         return next(self._pieces)
-
-    def cancel(self) -> None:
-        """Stop generating; what has been answered so far stays."""
-        self._row.cancelled.set()
 
     def cancel_with(self, cancelled: threading.Event) -> None:
         """Stop when ``cancelled`` is set, by a caller that waits elsewhere. It is never set from here."""
@@ -34,9 +49,7 @@ class GenerationStream(Iterator[str]):
     def close(self) -> None:
         """Stop generating and release what it held."""
         self.cancel()
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
+        self._pieces.close()
 
     def __enter__(self) -> "GenerationStream":
         return self
@@ -44,21 +57,16 @@ class GenerationStream(Iterator[str]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def generation(self) -> Generation:
-        """What has been answered so far; complete once the stream has ended."""
-        return self._row.generation()
 
-
-class AsyncGenerationStream(AsyncIterator[str]):
+class AsyncGenerationStream(_Answering, AsyncIterator[str]):
     """``GenerationStream`` for an event loop: ``async for piece in stream``.
 
     Stop early with ``cancel()``, ``aclose()``, or by leaving an ``async with`` block.
     """
 
     def __init__(self, row: Row, pieces: "asyncio.Queue[str | None]") -> None:
-        self._row, self._pieces = row, pieces
-        self._ended = False
+        super().__init__(row)
+        self._pieces, self._ended = pieces, False
 
     def __aiter__(self) -> "AsyncGenerationStream":
         return self
@@ -73,10 +81,6 @@ class AsyncGenerationStream(AsyncIterator[str]):
         await asyncio.to_thread(self._row.complete)
         raise StopAsyncIteration
 
-    def cancel(self) -> None:
-        """Stop generating; what has been answered so far stays."""
-        self._row.cancelled.set()
-
     async def aclose(self) -> None:
         """Stop generating."""
         self.cancel()
@@ -86,8 +90,3 @@ class AsyncGenerationStream(AsyncIterator[str]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    @property
-    def generation(self) -> Generation:
-        """What has been answered so far; complete once the stream has ended."""
-        return self._row.generation()

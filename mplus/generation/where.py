@@ -34,12 +34,9 @@ def allowed_sources(state: MemoryState, where: Where | None) -> torch.Tensor | N
     if where is None:
         return None
     if callable(where):
-        rows = [n for n, s in enumerate(state.sources) if not s.forgotten and where(s.name, s.metadata)]
+        fits = where
     else:
         missing = object()
-        rows = [
-            n
-            for n, s in enumerate(state.sources)
-            if not s.forgotten and all(s.metadata.get(key, missing) == value for key, value in where.items())
-        ]
+        fits = lambda _, metadata: all(metadata.get(key, missing) == value for key, value in where.items())
+    rows = [n for n, s in enumerate(state.sources) if not s.forgotten and fits(s.name, s.metadata)]
     return torch.tensor(rows, dtype=torch.int64)

@@ -42,14 +42,13 @@ def within_age_limits(state: MemoryState, config: MemoryConfig, now: float) -> M
         return state
     earliest = float("-inf") if config.age_limit_seconds is None else now - config.age_limit_seconds
     past = state.chunk_log.num_past(earliest, state.written_tokens, config.age_limit_tokens)
+    going = set[int]()
     if state.tail.input_ids and state.tail.since < earliest:
         going = set(state.tail.sources) - set(state.numbers(state.pinned).tolist())
-        if going:
-            state = replace(state, tail=_tail_without(state.tail, sorted(going)))
-            return without_expired(replace(state, chunk_log=state.chunk_log.later(past)), config)
-    if not past:
+    if not going and not past:
         return state
-    return without_expired(replace(state, chunk_log=state.chunk_log.later(past)), config)
+    tail, log = _tail_without(state.tail, sorted(going)), state.chunk_log.later(past)
+    return without_expired(replace(state, tail=tail, chunk_log=log), config)
 
 
 def without_expired(state: MemoryState, config: MemoryConfig) -> MemoryState:

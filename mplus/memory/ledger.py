@@ -5,7 +5,7 @@ shared by every state that contains it, so that a snapshot's ledger is recognise
 later one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,8 +84,3 @@ def since(ledger: Ledger, horizon: float, *, pinned: frozenset[str]) -> Ledger:
 def begins(beginning: Ledger, ledger: Ledger) -> bool:
     """Whether ``ledger`` starts with the very entries of ``beginning``."""
     return len(beginning) <= len(ledger) and all(a is b for a, b in zip(beginning, ledger, strict=False))
-
-
-def num_tokens(entries: Sequence[LedgerEntry]) -> int:
-    """Text tokens of some entries."""
-    return sum(entry.num_tokens for entry in entries)

@@ -157,12 +157,13 @@ class LongTermMemory:
         """
         living = torch.bincount(self.segment, minlength=len(self.segments)).tolist()
         groups: list[list[int]] = []
+        was_whole = True
         for number, segment in enumerate(self.segments):
             whole = len(segment) >= size and living[number] >= (1 - waste) * len(segment)
-            room = groups and sum(living[i] for i in groups[-1]) + living[number] <= size
-            joinable = room and not whole and not self._is_whole(groups[-1], living, size, waste)
+            joinable = not whole and not was_whole and sum(living[i] for i in groups[-1]) + living[number] <= size
             groups[-1].append(number) if joinable else groups.append([number])
-        compact = self._regrouped(groups, lambda group: self._must_rewrite(group, living, waste))
+            was_whole = whole
+        compact = self._regrouped(groups, waste=waste)
         return replace(compact, _derived=self._derived.going_on()) if compact is not self else self
 
     def purged(self) -> "LongTermMemory":
@@ -170,35 +171,27 @@ class LongTermMemory:
 
         Nor in anything that lasts: an index could tell by what it helped to make.
         """
-        living = torch.bincount(self.segment, minlength=len(self.segments)).tolist()
-        groups = [[i] for i in range(len(self.segments))]
-        purged = self._regrouped(groups, lambda group: living[group[0]] < len(self.segments[group[0]]))
+        purged = self._regrouped([[number] for number in range(len(self.segments))], waste=0.0)
         return replace(purged, _derived=Derived()) if self._derived.has_lost else purged
 
-    def _is_whole(self, group: list[int], living: list[int], size: int, waste: float) -> bool:
-        first = self.segments[group[0]]
-        return len(group) == 1 and len(first) >= size and living[group[0]] >= (1 - waste) * len(first)
-
-    def _must_rewrite(self, group: list[int], living: list[int], waste: float) -> bool:
-        return len(group) > 1 or living[group[0]] < (1 - waste) * len(self.segments[group[0]])
-
-    def _regrouped(self, groups: list[list[int]], must_rewrite: Callable[[list[int]], bool]) -> "LongTermMemory":
-        if not any(must_rewrite(group) for group in groups):
+    def _regrouped(self, groups: list[list[int]], *, waste: float) -> "LongTermMemory":
+        """One segment for each group: a new one where it joins several, or where more than ``waste`` is dead."""
+        living = torch.bincount(self.segment, minlength=len(self.segments)).tolist()
+        is_new = [len(g) > 1 or living[g[0]] < (1 - waste) * len(self.segments[g[0]]) for g in groups]
+        if not any(is_new):
             return self
         segments: list[Segment] = []
         segment, row = self.segment.clone(), self.row.clone()
-        for group in groups:
+        for group, is_rewritten in zip(groups, is_new, strict=True):
             here = torch.isin(self.segment, torch.tensor(group)).nonzero().flatten()
-            if must_rewrite(group):
-                segments.append(joined([self.segments[i] for i in group], self._rows_in(group, here)))
+            if is_rewritten:
+                rows = [self.row[self.segment == number] for number in group]
+                segments.append(joined([self.segments[number] for number in group], rows))
                 row[here] = torch.arange(len(here))
             else:
                 segments.append(self.segments[group[0]])
             segment[here] = len(segments) - 1
         return LongTermMemory(tuple(segments), self.provenance, segment, row)
-
-    def _rows_in(self, group: list[int], here: Index) -> list[Int[Tensor, " _"]]:
-        return [self.row[here[self.segment[here] == number]] for number in group]
 
 
 def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Segment:

@@ -1,7 +1,7 @@
 """Segments whose rows stay in a shard until they are recalled."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,74 +21,65 @@ class ShardPlane(Plane):
     def __init__(self, shard: OpenShard, name: str) -> None:
         # A frozen dataclass whose two fields are read from the file: nothing to store but where that is.
         object.__setattr__(self, "_shard", shard)
-        object.__setattr__(self, "_name", name)
-        object.__setattr__(self, "_scale", f"{name}.scale" if f"{name}.scale" in shard.table.tensors else None)
+        object.__setattr__(self, "_names", [n for n in (name, f"{name}.scale") if n in shard.table.tensors])
 
     _shard: OpenShard
-    _name: str
-    _scale: str | None
+    _names: list[str]
+    """Of its tensor, and of its scales where it has some."""
 
     @property
     def data(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """All of it."""
-        return self._shard.whole(self._name)
+        return self._shard.whole(self._names[0])
 
     @property
     def scale(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """All scales, where it is int8."""
-        return None if self._scale is None else self._shard.whole(self._scale)
+        return self._shard.whole(self._names[1]) if len(self._names) > 1 else None
 
     @property
     def nbytes(self) -> int:
         """Bytes of it and of its scales."""
-        return sum(self._shard.table.tensors[name].nbytes for name in (self._name, self._scale) if name)
+        return sum(self._shard.table.tensors[name].nbytes for name in self._names)
 
     def __len__(self) -> int:
-        return self._shard.table.tensors[self._name].shape[0]
-
-    def resident(self) -> Plane:
-        """A copy of it in host memory."""
-        scale = None if self._scale is None else self._shard.resident(self._scale)
-        return Plane(self._shard.resident(self._name), scale)
-
-    def prefetch(self, index: Int[Tensor, " T"] | slice) -> None:
-        """Have some rows read from disk while something else goes on."""
-        for name in (self._name, self._scale):
-            if name is not None:
-                self._shard.prefetch(name, index)
+        return self._shard.table.tensors[self._names[0]].shape[0]
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype in which it is stored."""
-        return self._shard.table.tensors[self._name].dtype
+        return self._shard.table.tensors[self._names[0]].dtype
+
+    def resident(self) -> Plane:
+        """A copy of it in host memory."""
+        return self._read(self._shard.resident)
 
     def take(self, index: Int[Tensor, " T"] | slice) -> Plane:
         """Some rows in their stored form."""
-        return Plane(
-            self._shard.rows(self._name, index), None if self._scale is None else self._shard.rows(self._scale, index)
-        )
+        return self._read(lambda name: self._shard.rows(name, index))
 
-    def rows(self, index: Int[Tensor, " T"] | slice, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Some rows, as numbers."""
-        return self.take(index).rows(slice(None), dtype, device)
+    def prefetch(self, index: Int[Tensor, " T"] | slice) -> None:
+        """Have some rows read from disk while something else goes on."""
+        for name in self._names:
+            self._shard.prefetch(name, index)
+
+    def _read(self, read: Callable[[str], Tensor]) -> Plane:
+        parts = [read(name) for name in self._names]
+        return Plane(parts[0], parts[1] if len(parts) > 1 else None)
 
 
 def segment_tensors(segment: Segment) -> dict[str, Tensor]:
     """Every tensor of a segment under its name in the file."""
     named: dict[str, Tensor] = {}
-    for name, plane in _named(segment).items():
+    for name, plane in named_parts(segment).items():
         named[name], scale = plane.data, plane.scale
         if scale is not None:
             named[f"{name}.scale"] = scale
     return named
 
 
-def content_tensors(content: Content) -> dict[str, Tensor]:
-    """The same names for content that is in no segment."""
-    return _named(content)
-
-
-def _named(held: Content | Segment) -> dict[str, Any]:
+def named_parts(held: Content | Segment) -> dict[str, Any]:
+    """Tensors of content, or planes of a segment, under their names in a file."""
     kinds = {"keys": held.keys, "values": held.values, "states": held.states or ()}
     layers = {f"{kind}.{layer}": rows for kind, found in kinds.items() for layer, rows in enumerate(found)}
     return {"retrieval_keys": held.retrieval_keys, **layers}
@@ -141,7 +132,7 @@ def read_content(shard: OpenShard, like: Content) -> Content:
 
 
 def _check_shapes(shard: OpenShard, like: Content) -> None:
-    expected = {name: tuple(pattern.shape[1:]) for name, pattern in content_tensors(like).items()}
+    expected = {name: tuple(pattern.shape[1:]) for name, pattern in named_parts(like).items()}
     held = shard.table.tensors
     length = held["keys.0"].shape[0] if "keys.0" in held else -1
     for name, shape in expected.items():

@@ -13,7 +13,7 @@ from mplus.config import MemoryConfig
 from mplus.errors import LedgerMissingError, MemoryMismatchError
 from mplus.memory.forgetting import within_age_limits, without_expired, without_source
 from mplus.memory.history import MemoryDiff, Snapshot, difference, latest_base
-from mplus.memory.ledger import LedgerEntry, Redaction, num_tokens
+from mplus.memory.ledger import LedgerEntry, Redaction
 from mplus.memory.saving import load, save
 from mplus.memory.sources import Source, listed
 from mplus.memory.state import MemoryState, chained
@@ -66,15 +66,13 @@ class Memory:
 
         What is past its age limit is never in it.
         """
-        if self.config.has_age_limit:
-            self._expire()
+        self._expire()
         return self._state
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """States that can be rolled back to, in the order in which they were taken."""
-        if self.config.has_age_limit:
-            self._expire()
+        self._expire()
         return self._snapshots
 
     def writing(self) -> AbstractContextManager[Any]:
@@ -92,6 +90,8 @@ class Memory:
             self._state, self._snapshots = state, snapshots
 
     def _expire(self) -> None:
+        if not self.config.has_age_limit:
+            return
         now = time.time()
         with self._lock:
             self._state = within_age_limits(self._state, self.config, now)
@@ -265,7 +265,7 @@ class Memory:
             ledger, pinned = redaction(state.ledger), state.pinned - {redaction.source}
             again = latest_base([replace(bases[0], pinned=pinned), *bases[1:]], ledger, pinned)
             left = ledger[len(again.ledger or ()) :]
-            total = done + num_tokens(left)
+            total = done + sum(entry.num_tokens for entry in left)
             for entry in left:
                 again = model.replay(self, again, entry)
                 done += entry.num_tokens

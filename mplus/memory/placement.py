@@ -11,7 +11,6 @@ from torch import Tensor
 from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.mapped import spilled
-from mplus.memory.tiers import Segment
 
 
 def placed(stores: Sequence[LongTermMemory], config: MemoryConfig) -> list[LongTermMemory]:
@@ -38,10 +37,7 @@ def placed(stores: Sequence[LongTermMemory], config: MemoryConfig) -> list[LongT
             result[number][place] = segment.in_host_memory()
         elif segment.tier != "disk":
             result[number][place] = spilled(segment.in_host_memory())
-    return [
-        store if _same(store.segments, segments) else replace(store, segments=tuple(segments))
-        for store, segments in zip(stores, result, strict=True)
-    ]
+    return [replace(store, segments=tuple(segments)) for store, segments in zip(stores, result, strict=True)]
 
 
 def _rooms(config: MemoryConfig) -> tuple[float, float]:
@@ -67,7 +63,3 @@ def _claims(store: LongTermMemory) -> Float[Tensor, " segments"]:
     total = torch.zeros(count, dtype=torch.float64)
     total.index_add_(0, store.segment, store.provenance.recall_frequencies)
     return total / torch.bincount(store.segment, minlength=count).clamp(min=1)
-
-
-def _same(before: Sequence[Segment], after: Sequence[Segment]) -> bool:
-    return all(one is other for one, other in zip(before, after, strict=True))

@@ -61,12 +61,6 @@ class RecentMemories:
         with self._guard:
             self._held.pop(name, None)
 
-    @property
-    def names(self) -> list[str]:
-        """Whose memories are held, the least recently used first."""
-        with self._guard:
-            return list(self._held)
-
 
 def identity(folder: Path) -> bytes:
     """What tells one save from another: the beginning of its manifest, which holds its checksum; empty without one."""
@@ -81,8 +75,7 @@ def resident_bytes(state: MemoryState) -> int:
     """Bytes of host and device memory that a state takes; what waits in a file takes none."""
     total = 0
     for track in state.tracks:
-        total += track.short_term.content.nbytes
+        total += track.short_term.nbytes
         for segment in (*track.pending.segments, *track.long_term.segments):
-            planes = (*segment.keys, *segment.values, *(segment.states or ()), segment.retrieval_keys)
-            total += sum(plane.nbytes for plane in planes if not isinstance(plane, ShardPlane))
+            total += sum(plane.nbytes for plane in segment.planes if not isinstance(plane, ShardPlane))
     return total

@@ -1,7 +1,7 @@
 """Saving a memory in a place and loading it again: what it consists of, as a manifest and files."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -12,7 +12,7 @@ from mplus.memory.state import MemoryState
 from mplus.memory.state_files import StateReader, describe_state
 from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import SAVE_TIMEOUT, FileSet, last_save, put_files, reading
-from mplus.storage.manifest import Manifest, SnapshotEntry, parse_manifest, read_manifest
+from mplus.storage.manifest import Manifest, SnapshotEntry, StateEntry, parse_manifest, read_manifest
 from mplus.storage.place import Place, not_saved
 
 VERIFIED_BYTES = 2**26
@@ -88,17 +88,18 @@ def _described(memory: Keepable, files: FileSet) -> Manifest:
     with memory.writing():
         state, snapshots = memory.state, memory.snapshots
 
-    def entry(snapshot: Snapshot) -> SnapshotEntry:
-        described = describe_state(snapshot.state, memory.config, files)
-        return SnapshotEntry(id=snapshot.id, label=snapshot.label, created=snapshot.created, state=described)
+    def described(state: MemoryState) -> StateEntry:
+        return describe_state(state, memory.config, files)
 
     return Manifest(
         model=memory.model_fingerprint,
         seed=memory.seed,
         config=memory.config.model_dump(mode="json"),
         saved=time.time(),
-        state=describe_state(state, memory.config, files),
-        snapshots=[entry(snapshot) for snapshot in snapshots],
+        state=described(state),
+        snapshots=[
+            SnapshotEntry(id=s.id, label=s.label, created=s.created, state=described(s.state)) for s in snapshots
+        ],
         files={},
     )
 
@@ -130,7 +131,10 @@ def load(place: Place, new_memory: Callable[..., Kept], *, key: MemoryKey | None
 
 
 def _loaded(place: Place, manifest: Manifest, new_memory: Callable[..., Kept], key: MemoryKey | None) -> Kept:
-    memory = _empty(place, new_memory, manifest.config, manifest.seed)
+    try:
+        memory = new_memory(seed=manifest.seed, config=MemoryConfig(**manifest.config))
+    except (TypeError, ValueError) as error:
+        raise CorruptMemoryError(f"not a memory this version can open ({error}).", place) from error
     if manifest.model != memory.model_fingerprint:
         raise MemoryMismatchError(
             f"{place}: this memory was made by a model with fingerprint {manifest.model}, the model given has "
@@ -144,10 +148,3 @@ def _loaded(place: Place, manifest: Manifest, new_memory: Callable[..., Kept], k
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CorruptMemoryError(f"its parts do not fit together ({error!r:.200})") from error
     return memory
-
-
-def _empty(place: Place, new_memory: Callable[..., Kept], config: Mapping[str, Any], seed: int) -> Kept:
-    try:
-        return new_memory(seed=seed, config=MemoryConfig(**config))
-    except (TypeError, ValueError) as error:
-        raise CorruptMemoryError(f"not a memory this version can open ({error}).", place) from error

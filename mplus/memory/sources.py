@@ -48,7 +48,7 @@ def listed(state: MemoryState) -> list[Source]:
     counts = torch.zeros(3, len(state.sources), dtype=torch.int64)
     oldest = torch.zeros(len(state.sources), dtype=torch.int64)
     for track in state.tracks:
-        for place, pool in enumerate((track.short_term, track.pending, track.long_term)):
+        for place, pool in enumerate(track.pools):
             provenance = pool.provenance
             known = provenance.sources >= 0
             row, age = provenance.sources[known], provenance.ages[known]

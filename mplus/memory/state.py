@@ -21,13 +21,12 @@ from mplus.memory.ledger import Ledger
 from mplus.memory.long_term import LongTermMemory, survivors
 from mplus.memory.placement import placed
 from mplus.memory.tiers import Segment, SegmentTier
-from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.memory.tokens import Provenance, Tokens
 from mplus.storage.codec import Record
 
 SEGMENT_TOKENS = 4096
 """Long-term memory is kept in segments of about this many tokens."""
 
-NO_SOURCES = torch.empty(0, dtype=torch.int64)
 Keeps = Callable[[Provenance], Bool[Tensor, " T"]]
 """Which tokens stay."""
 
@@ -94,7 +93,12 @@ class Track:
     long_term: LongTermMemory
 
     def __len__(self) -> int:
-        return len(self.short_term) + len(self.pending) + len(self.long_term)
+        return sum(map(len, self.pools))
+
+    @property
+    def pools(self) -> tuple[Tokens, LongTermMemory, LongTermMemory]:
+        """Short-term memory, what is pending, and long-term memory."""
+        return self.short_term, self.pending, self.long_term
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -131,7 +135,7 @@ class Track:
         track = replace(self, short_term=remaining, pending=pending, long_term=self.long_term.aged(len(new)))
         return track, len(eviction.evicted)
 
-    def consolidate(self, config: MemoryConfig, pinned: Int[Tensor, " n"] = NO_SOURCES) -> "Track":
+    def consolidate(self, config: MemoryConfig, pinned: Int[Tensor, " n"]) -> "Track":
         """Pending tokens join long-term memory; those without a claim left are forgotten (spec section 5).
 
         Tokens of ``pinned`` sources always have one.
@@ -237,16 +241,3 @@ class MemoryState:
         stores = placed([track.long_term for track in tracks], config)
         tracks = [replace(track, long_term=store) for track, store in zip(tracks, stores, strict=True)]
         return replace(self, tracks=tuple(tracks), waiting_tokens=0), moved
-
-
-__all__ = [
-    "ChunkLog",
-    "Content",
-    "Context",
-    "MemoryState",
-    "Provenance",
-    "SourceRecord",
-    "Tail",
-    "Track",
-    "chained",
-]

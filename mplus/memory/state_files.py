@@ -20,7 +20,7 @@ from mplus.config import MemoryConfig
 from mplus.errors import CorruptMemoryError
 from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.mapped import content_tensors, opened_segment, read_content, segment_tensors
+from mplus.memory.mapped import named_parts, opened_segment, read_content, segment_tensors
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
@@ -88,7 +88,7 @@ def _describe_track(
         tensors |= encode_column(f"{number}.{name}.segment", store.segment)
         tensors |= encode_column(f"{number}.{name}.row", store.row)
     return TrackEntry(
-        short_term=[files.tensors("tokens", content_tensors(part)) for part in _parts(short, config)],
+        short_term=[files.tensors("tokens", named_parts(part)) for part in _parts(short, config)],
         pending=_segments(track.pending, files),
         long_term=_segments(track.long_term, files),
         num_pending=len(track.pending),
@@ -229,7 +229,7 @@ def _check_rows(store: LongTermMemory) -> None:
 
 
 def _check_sources(state: MemoryState) -> None:
-    named = [p.provenance.sources for t in state.tracks for p in (t.short_term, t.pending, t.long_term) if len(p)]
+    named = [p.provenance.sources for t in state.tracks for p in t.pools if len(p)]
     named += [torch.tensor(state.tail.sources)] if state.tail.sources else []
     if any(int(row.min()) < -1 or int(row.max()) >= len(state.sources) for row in named):
         raise CorruptMemoryError("a token is of a source that is not in the table of sources")

@@ -4,13 +4,12 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mplus.errors import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemorySaveError
-from mplus.memory.autosave import autosaving
+from mplus.errors import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemorySaveError, MPlusError
 from mplus.memory.memory import Memory, MemoryMaker
 from mplus.memory.recent import RecentMemories, identity
 from mplus.memory.saving import load, save
@@ -81,18 +80,8 @@ class MemoryStore:
         self._guard = threading.Lock()
         self._sweep()
 
-    @staticmethod
-    def check_name(name: object, argument: str = "Memory name ") -> str:
-        """The name itself, if a memory may have it.
-
-        Args:
-            name: What is to be a name.
-            argument: How the message calls it.
-
-        Raises:
-            ValueError: It may not; the message says what is expected.
-        """
-        return check_name(name, argument)
+    check_name = staticmethod(check_name)
+    """The name itself, if a memory may have it."""
 
     def path(self, name: str) -> Path:
         """Where a memory is kept.
@@ -139,7 +128,7 @@ class MemoryStore:
                     self._save(name, current, model, dispensable=saved)
                     saved = current
 
-            with nullcontext() if autosave_seconds is None else autosaving(save, autosave_seconds):
+            with nullcontext() if autosave_seconds is None else _autosaving(save, autosave_seconds):
                 yield memory
             save()
 
@@ -151,8 +140,7 @@ class MemoryStore:
             MemoryKeyError: It is encrypted and its key is not in the vault.
             CorruptMemoryError: The saved state is damaged.
         """
-        folder = self._existing(name)
-        return self._read(folder, model).fork()
+        return self._read(self._existing(name), model).fork()
 
     def put(self, name: str, memory: Memory) -> None:
         """Keep a copy of a memory, such as an imported one, under a new name.
@@ -224,9 +212,7 @@ class MemoryStore:
 
     def _loaded(self, name: str, model: MemoryMaker) -> Memory:
         folder = self.path(name)
-        if not (folder / MANIFEST).exists():
-            return model.new_memory()
-        return self._read(folder, model)
+        return self._read(folder, model) if _is_saved(folder) else model.new_memory()
 
     def _read(self, folder: Path, model: MemoryMaker) -> Memory:
         read = lambda: load(Folder(folder), model.new_memory, key=self._key(folder))
@@ -258,17 +244,17 @@ class MemoryStore:
     def _is_as_wanted(self, name: str) -> bool:
         """Whether a memory is saved, and encrypted if it should be."""
         folder = self.path(name)
-        return (folder / MANIFEST).exists() and is_sealed(identity(folder)) == (self.vault is not None)
+        return _is_saved(folder) and is_sealed(identity(folder)) == (self.vault is not None)
 
     def _existing(self, name: str) -> Path:
         folder = self.path(name)
-        if not (folder / MANIFEST).exists():
+        if not _is_saved(folder):
             known = ", ".join(memory.name for memory in self.list()[:8]) or "none yet"
             raise MemoryNotFoundError(f"No memory called {name!r} in {self.root}; there are: {known}.")
         return folder
 
     def _refuse_taken(self, name: str) -> None:
-        if (self.path(name) / MANIFEST).exists():
+        if _is_saved(self.path(name)):
             raise ValueError(f"A memory called {name!r} exists already. Delete it first, or choose another name.")
         # What a save that was killed left there has no manifest, and is nobody's.
         shutil.rmtree(self.path(name), ignore_errors=True)
@@ -324,16 +310,13 @@ class MemoryStore:
             self._holders.pop(name, None)
             lock.release()
 
-    @contextmanager
-    def _quota_held(self) -> Generator[None]:
+    def _quota_held(self) -> AbstractContextManager[object]:
         """Where all memories share a quota, only one is saved at a time: else two could exceed it together."""
-        if self.max_total_bytes is None:
-            yield
-            return
         from filelock import FileLock
 
-        with FileLock(str(self.root / QUOTA_LOCK), mode=0o600, poll_interval=POLL_SECONDS):
-            yield
+        if self.max_total_bytes is None:
+            return nullcontext()
+        return FileLock(str(self.root / QUOTA_LOCK), mode=0o600, poll_interval=POLL_SECONDS)
 
     def _sweep(self) -> None:
         """Remove what deleting and copying left behind when they were killed."""
@@ -368,6 +351,34 @@ class MemoryStore:
                 f"All memories would have {total:,} bytes, more than max_total_bytes={self.max_total_bytes:,}. Delete "
                 "some, or raise the limit; the saved state is as it was."
             )
+
+
+@contextmanager
+def _autosaving(save: Callable[[], None], seconds: float) -> Generator[None]:
+    """Call ``save`` every ``seconds`` until the block ends.
+
+    A save that fails is tried again at the next turn; the save at the end says what is wrong.
+    """
+    if not seconds > 0:
+        raise ValueError(f"autosave_seconds={seconds!r}: expected a number above 0, or None for no autosave.")
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(seconds):
+            with suppress(MPlusError, OSError):
+                save()
+
+    thread = threading.Thread(target=work, name="mplus autosave", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / MANIFEST).exists()
 
 
 def _reads_alike(one: Memory, other: Memory) -> bool:

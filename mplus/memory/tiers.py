@@ -16,13 +16,6 @@ from torch import Tensor
 from mplus.config import StorageDtype
 from mplus.memory.tokens import Content
 
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
-
 HOST = torch.device("cpu")
 SegmentTier = Literal["device", "host", "disk"]
 
@@ -76,7 +69,7 @@ class Plane:
             scale = _scale(turned, 7)
             low, high = ((turned / scale.float()).round_() + 8).to(torch.uint8).chunk(2, dim=-1)
             return cls(low | high << 4, scale)
-        return cls(tensor if dtype == "auto" else tensor.to(DTYPES[dtype]), None)
+        return cls(tensor if dtype == "auto" else tensor.to(getattr(torch, dtype)), None)
 
     def prefetch(self, index: Int[Tensor, " T"] | slice) -> None:
         """Have some rows fetched while something else goes on: nothing to do in memory."""
@@ -85,10 +78,11 @@ class Plane:
         self, index: Int[Tensor, " T"] | slice, dtype: torch.dtype, device: torch.device
     ) -> Float[Tensor, "T ..."]:
         """Some rows, as numbers; only they are read and moved."""
-        data = moved(self.data[index], device)
-        if self.scale is None:
+        stored = self.take(index)
+        data = moved(stored.data, device)
+        if stored.scale is None:
             return data.to(dtype)
-        scale = moved(self.scale[index], device).to(dtype)
+        scale = moved(stored.scale, device).to(dtype)
         if data.dtype != torch.uint8:
             return data.to(dtype) * scale
         turned = torch.cat([data & 15, data >> 4], dim=-1).to(dtype).sub_(8).mul_(scale)
@@ -106,8 +100,7 @@ class Plane:
     @property
     def nbytes(self) -> int:
         """Bytes of the stored tensors, wherever they are."""
-        stored = (self.data,) if self.scale is None else (self.data, self.scale)
-        return sum(tensor.numel() * tensor.element_size() for tensor in stored)
+        return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
     def __len__(self) -> int:
         return self.data.shape[0]
@@ -205,7 +198,11 @@ class Segment:
         )
 
     @property
+    def planes(self) -> tuple[Plane, ...]:
+        """All that it holds."""
+        return (*self.keys, *self.values, *(self.states or ()), self.retrieval_keys)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of keys, values and states, wherever they are kept, and of retrieval keys."""
-        planes = (*self.keys, *self.values, *(self.states or ()), self.retrieval_keys)
-        return sum(plane.nbytes for plane in planes)
+        return sum(plane.nbytes for plane in self.planes)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
-from mplus.shapes import Ages, Index, Keys, RetrievalKeys, States
+from mplus.shapes import Ages, Index, RetrievalKeys
 from mplus.words import no_words
 
 Made = TypeVar("Made")
@@ -70,12 +70,12 @@ class Content:
 
     def take(self, index: Index) -> "Content":
         """The rows at ``index``, in that order."""
-        return Content(
-            tuple(layer[index.to(layer.device)] for layer in self.keys),
-            tuple(layer[index.to(layer.device)] for layer in self.values),
-            self.retrieval_keys[index.to(self.retrieval_keys.device)],
-            self.states and tuple(layer[index.to(layer.device)] for layer in self.states),
-        )
+
+        def rows(layers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(layer[index.to(layer.device)] for layer in layers)
+
+        (retrieval_keys,) = rows((self.retrieval_keys,))
+        return Content(rows(self.keys), rows(self.values), retrieval_keys, self.states and rows(self.states))
 
     @staticmethod
     def cat(parts: Sequence["Content"]) -> "Content":
@@ -93,8 +93,7 @@ class Content:
     @property
     def nbytes(self) -> int:
         """Bytes of every tensor held."""
-        tensors = (*self.keys, *self.values, self.retrieval_keys, *(self.states or ()))
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(rows.nbytes for rows in (*self.keys, *self.values, self.retrieval_keys, *(self.states or ())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +105,11 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.provenance)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of their content."""
+        return self.content.nbytes
 
     def retrieval_keys(self, index: Index | slice, device: torch.device) -> RetrievalKeys:
         """Retrieval keys of some rows, as numbers on a device."""
@@ -127,6 +131,3 @@ class Tokens:
     def cat(parts: Sequence["Tokens"]) -> "Tokens":
         """The rows of all parts, in order."""
         return Tokens(Content.cat([p.content for p in parts]), Provenance.cat([p.provenance for p in parts]))
-
-
-__all__ = ["Content", "Keys", "Provenance", "States", "Tokens"]

@@ -131,8 +131,3 @@ class PrefixLayer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         """No maximum (the name in transformers before 5.20)."""
         return -1
-
-
-def length_of(prefix: Prefix) -> int:
-    """Columns of a prefix."""
-    return sum(part.keys.shape[0] for part in prefix)

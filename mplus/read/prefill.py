@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.memory.state import MemoryState, Track
-from mplus.read.cache_layer import PrefixLayer, length_of
+from mplus.read.cache_layer import PrefixLayer
 from mplus.read.decode import Reading, through_layers
 from mplus.read.prefix import TrackPrefix
 from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SPARE_PREFIXES, SparePrefix
@@ -186,7 +186,7 @@ class _NewPrefixes:
             track.parts(index) if has_prefix(request) else []
             for track, request in zip(tracks, self._requests, strict=True)
         ]
-        lengths = [length_of(prefix) for prefix in prefixes]
+        lengths = [sum(len(part.keys) for part in prefix) for prefix in prefixes]
         layer, standing = self._left(index, lengths), self._standing
         if layer is None:
             layer = PrefixLayer.empty(self._weights.backbone, lengths, self._longest, hidden.device)

@@ -57,7 +57,7 @@ class SparePrefix:
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(t.numel() * t.element_size() for pair in self.buffers for t in pair)
+        return sum(buffer.nbytes for pair in self.buffers for buffer in pair)
 
     def is_of(self, chosen: Chosen | None) -> bool:
         """Whether the prefix of a read that recalls this is this one."""

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mplus.backbone.attention import project_heads
 from mplus.recall.scorer import GoesOn, Normed, Relevance, RetrievalRows, Scorer, equal_weights, sum_of_runs
 from mplus.recall.units import KeyBlock
 
@@ -26,17 +27,11 @@ class AttentionScorer(Scorer):
 
     def keys(self, layer: int, normed: Normed) -> Float[Tensor, "S R"]:
         """Attention keys of that layer, heads side by side."""
-        attention = self._attentions[layer]
-        return self._heads(attention.k_proj, getattr(attention, "k_norm", None), normed).flatten(1)  # pyright: ignore[reportArgumentType]
+        return project_heads(self._attentions[layer], "k", normed, self.head_size).flatten(1)
 
     def queries(self, layer: int, normed: Normed) -> RetrievalRows:
         """Attention queries of that layer, [rows, heads, head size]."""
-        attention = self._attentions[layer]
-        return self._heads(attention.q_proj, getattr(attention, "q_norm", None), normed)  # pyright: ignore[reportArgumentType]
-
-    def _heads(self, projection: nn.Module, norm: nn.Module | None, normed: Normed) -> Float[Tensor, "S H E"]:
-        heads: Tensor = projection(normed).unflatten(-1, (-1, self.head_size))
-        return heads if norm is None else norm(heads)
+        return project_heads(self._attentions[layer], "q", normed, self.head_size)
 
     def relevance(
         self, queries: RetrievalRows, blocks: Iterable[KeyBlock], num_units: int, goes_on: GoesOn | None = None

@@ -17,7 +17,7 @@ from mplus.layouts.layout import Ranked
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Provenance
 from mplus.recall.best_sentence import is_turned, towards_best_sentence
-from mplus.recall.scorer import Question, Scorer, Scores, Shortlist
+from mplus.recall.scorer import Question, Scorer, Shortlist
 from mplus.recall.units import Candidates
 
 
@@ -66,7 +66,8 @@ def recall(
         return nothing_recalled()
     shortlist = scorer.shortlist(question, candidates, config)
     candidates, scores = shortlist.candidates, scorer.scores(question, shortlist, config)
-    ranked = _ranked(candidates, scores, sum(map(len, candidates.units[: len(stored)])))
+    num_stored = sum(map(len, candidates.units[: len(stored)]))
+    ranked = Ranked(*scores, candidates.sizes, candidates.chunks, candidates.goes_on, num_stored)
     chosen = layout.choose(ranked, config)
     last = layout.standing_last(ranked, chosen)
     recalled, order = _in_order(candidates.take(chosen), scores.relevance[chosen], _places(ranked, chosen, last))
@@ -76,10 +77,6 @@ def recall(
         others, mine = order.tensor_split([len(order) - int(text.sizes.sum())])
         order = torch.cat([others, mine[turned]])
     return replace(recalled, order=order) if last else recalled
-
-
-def _ranked(candidates: Candidates, scores: Scores, num_stored: int) -> Ranked:
-    return Ranked(scores.relevance, scores.average, candidates.sizes, candidates.chunks, candidates.goes_on, num_stored)
 
 
 def _places(ranked: Ranked, chosen: Int[Tensor, " chosen"], last: Sequence[int]) -> Int[Tensor, " P"]:

@@ -6,7 +6,7 @@ the nearest cluster it did not visit would give. Only late interaction needs it:
 nearest neighbours.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,22 +48,22 @@ class CoarseIndex:
     """Serial numbers of all chunks, ascending."""
 
     @staticmethod
-    def build(blocks: Iterable[Float[Tensor, "_ R"]], chunks: Int[Tensor, " T"]) -> "CoarseIndex":
+    def build(blocks: Callable[[], Iterable[Tensor]], chunks: Int[Tensor, " T"]) -> "CoarseIndex":
         """Index keys of unit length.
 
         Args:
-            blocks: All keys, in order; gone through twice.
+            blocks: Begins to go through all keys [_ R], in order; called twice.
             chunks: Serial number of each token's chunk, ascending.
         """
         count = len(chunks)
         branches = max(round(2 * count**0.25), 2)
         every = max(-(-count // SAMPLE_TOKENS), 1)
-        coarse, fine = _tree(torch.cat([keys[::every] for keys in blocks]), branches)
+        coarse, fine = _tree(torch.cat([keys[::every] for keys in blocks()]), branches)
         unit, known = torch.zeros(count, dtype=torch.int64), chunks.unique_consecutive()
         unit[1:] = (chunks[1:] != chunks[:-1]).cumsum(0)
         cluster, planes = torch.empty(count, dtype=torch.int64), list[Plane]()
         start = 0
-        for keys in _batched(blocks):
+        for keys in _batched(blocks()):
             cluster[start : start + len(keys)] = _assigned(keys, coarse, fine)
             planes.append(Plane.store(keys, "int8"))
             start += len(keys)
@@ -116,38 +116,18 @@ class CoarseIndex:
             keys = self.keys.rows(slice(start, stop), queries.dtype, queries.device)
             yield visitors, self.members[start:stop], queries[visitors] @ keys.T
 
-    @property
-    def tokens(self) -> int:
-        """How many keys are indexed."""
-        return len(self.members)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of it."""
-        held = (self.centroids, self.offsets, self.members, self.chunks)
-        return self.keys.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in held)
-
 
 def coarse_index(store: LongTermMemory) -> CoarseIndex:
     """The index of a store's chunks; made anew once too many have come or gone since."""
     known, chunks = store.lasting.get(CoarseIndex), store.provenance.chunks
     if known is not None:
         inside = int(torch.searchsorted(chunks, known.chunks[-1], right=True))
-        if len(chunks) - inside <= UNINDEXED_TOKENS and inside >= (1 - INDEX_WASTE) * known.tokens:
+        if len(chunks) - inside <= UNINDEXED_TOKENS and inside >= (1 - INDEX_WASTE) * len(known.members):
             return known
-    made = CoarseIndex.build(_Keys(store), chunks)
+    blocks = lambda: (store.retrieval_keys(place, HOST) for place in key_slices(store))
+    made = CoarseIndex.build(blocks, chunks)
     store.lasting[CoarseIndex] = made
     return made
-
-
-class _Keys:
-    """Retrieval keys of a whole store, block by block; can be gone through more than once."""
-
-    def __init__(self, store: LongTermMemory) -> None:
-        self._store = store
-
-    def __iter__(self) -> Iterator[Float[Tensor, "T R"]]:
-        return (self._store.retrieval_keys(place, HOST) for place in key_slices(self._store))
 
 
 def _batched(blocks: Iterable[Tensor]) -> Iterator[Tensor]:

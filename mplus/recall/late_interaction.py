@@ -134,9 +134,8 @@ class LateInteraction(Scorer):
         return Scores(found, float(usual.mean()))
 
     def _matched(self, question: Question, candidates: Candidates) -> Relevance:
-        queries, goes_on = self.asked(question), candidates.goes_on
-        goes_on = None if goes_on is None else goes_on.to(queries.device)
-        return self.match(queries, candidates.blocks(queries.device), len(candidates), goes_on=goes_on).cpu()
+        queries = self.asked(question)
+        return self.match(queries, candidates.blocks(queries.device), len(candidates), candidates.goes_on).cpu()
 
 
 def _best_of_units(queries: RetrievalRows, blocks: Iterable[KeyBlock]) -> Iterator[tuple[int, Tensor]]:

@@ -3,7 +3,7 @@
 To add one: subclass ``Scorer`` in a file of this folder, write ``keys``, ``queries`` and ``relevance``, and override
 what it can do better; name it in ``mplus.config.Recall`` and hand it to ``Weights.scorers`` where a model is put
 together (``mplus.checkpoint.loading``). Nothing else asks which scorer it has. One that looks at more than states, such
-as the text itself, gets it as a field of ``Question`` and in ``Weights.retrieval_keys``, where all keys are made.
+as the text itself, gets it as a field of ``Question`` and in ``Weights.content``, where all keys are made.
 
 A scorer turns the normed input of a layer into *retrieval keys* when a memory token is born, and into
 *retrieval queries* when a question is read; ``relevance`` compares them. Relevance is per **unit**: a
@@ -95,9 +95,8 @@ class Scorer(nn.Module, ABC):
     def scores(self, question: Question, shortlist: Shortlist, config: MemoryConfig) -> Scores:
         """Scores of a shortlist: worked out where the layer computes, given on the CPU."""
         queries, candidates = self.asked(question), shortlist.candidates
-        goes_on = None if candidates.goes_on is None else candidates.goes_on.to(queries.device)
         blocks = candidates.blocks(queries.device)
-        relevance = self.relevance(queries, blocks, len(candidates), goes_on=goes_on).cpu()
+        relevance = self.relevance(queries, blocks, len(candidates), candidates.goes_on).cpu()
         return Scores(relevance, float(relevance.mean()))
 
     def best_sentence(
@@ -143,6 +142,7 @@ def with_neighbours(best: Float[Tensor, "U S"], goes_on: GoesOn | None) -> Float
     """
     if goes_on is None:
         return best
+    goes_on = goes_on.to(best.device)
     start = goes_on.new_zeros(1)
     before = torch.where(goes_on[:, None], best.roll(1, 0), best)
     after = torch.where(torch.cat([goes_on[1:], start])[:, None], best.roll(-1, 0), best)

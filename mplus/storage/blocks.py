@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -54,10 +55,7 @@ class TensorExtent:
     @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        size = ITEM_BYTES[self.dtype]
-        for extent in self.shape[1:]:
-            size *= extent
-        return size
+        return ITEM_BYTES[self.dtype] * prod(self.shape[1:])
 
     @cached_property
     def rows_per_block(self) -> int:

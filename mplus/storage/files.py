@@ -278,7 +278,8 @@ def copy(source: Place, target: Place, *, key: MemoryKey | None, new_key: Memory
             for name in manifest.files:
                 target.add(reader.checked(name))
         else:
-            manifest = manifest.renamed({name: _again(name, reader, files) for name in manifest.files})
+            names = {name: _again(name, reader, files) for name in manifest.files}
+            manifest = Manifest.model_validate(manifest.model_dump(), context=names)
         put_files(target, files, manifest, new_key)
 
 

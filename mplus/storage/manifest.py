@@ -11,10 +11,9 @@ import binascii
 import hashlib
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError, damage_in
 from mplus.storage.codec import from_json, to_json
@@ -30,8 +29,13 @@ _SEAL = re.compile(
     rb'("key":"(?P<key>[0-9a-f]{16})","sealed":|"memory":)'
 )
 
-FileName = str
-NewNames = Mapping[FileName, FileName]
+
+def _renamed(name: str, info: Any) -> str:
+    return name if info.context is None else info.context[name]
+
+
+FileName = Annotated[str, AfterValidator(_renamed)]
+"""The name of a file; validated with a mapping as context, the name that it has in a copy."""
 
 
 class _Entry(BaseModel):
@@ -48,11 +52,6 @@ class TrackEntry(_Entry):
     """Tokens that live in those files."""
     num_long_term: int = Field(ge=0)
 
-    def renamed(self, names: NewNames) -> "TrackEntry":
-        """The same with other names for its files."""
-        pools = {pool: [names[name] for name in getattr(self, pool)] for pool in ("short_term", "pending", "long_term")}
-        return self.model_copy(update=pools)
-
 
 class StateEntry(_Entry):
     """The files and facts of one state."""
@@ -65,16 +64,6 @@ class StateEntry(_Entry):
     """Fields of the state that fit in here."""
     records: dict[str, list[FileName] | None]
     """Fields that are tables of records, such as the sources."""
-
-    def renamed(self, names: NewNames) -> "StateEntry":
-        """The same with other names for its files."""
-        changes = {
-            "shard": names[self.shard],
-            "context": None if self.context is None else names[self.context],
-            "tracks": [track.renamed(names) for track in self.tracks],
-            "records": {k: None if v is None else [names[name] for name in v] for k, v in self.records.items()},
-        }
-        return self.model_copy(update=changes)
 
 
 class SnapshotEntry(_Entry):
@@ -105,11 +94,6 @@ class Manifest(_Entry):
     def nbytes(self) -> int:
         """Bytes of all its files but the manifest."""
         return sum(file.nbytes for file in self.files.values())
-
-    def renamed(self, names: NewNames) -> "Manifest":
-        """The same with other names for its files."""
-        snapshots = [s.model_copy(update={"state": s.state.renamed(names)}) for s in self.snapshots]
-        return self.model_copy(update={"state": self.state.renamed(names), "snapshots": snapshots})
 
 
 def sealed_manifest(manifest: Manifest, key: MemoryKey | None) -> bytes:

@@ -124,9 +124,9 @@ class OpenShard:
                 raise CorruptMemoryError(f"its {size:,} bytes do not hold what its header says: it was altered")
             if expected is not None and hashlib.sha256(head + header + tail).hexdigest() != expected.sha256:
                 raise CorruptMemoryError("it was altered after it was saved")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # read when touched, never written to
         self._sums = np.frombuffer(tail, dtype="<u4")
         self._checked = np.zeros(len(self._sums), dtype=bool)
-        self._map = _mapped(path)
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
     def rows(self, name: str, index: Int[Tensor, " T"] | slice) -> Tensor:
@@ -252,9 +252,3 @@ def _touched(tensor: TensorExtent, index: Int[Tensor, " T"] | slice) -> range | 
     first, last = (int(bound) // per_block for bound in index.aminmax())
     blocks = range(first, last + 1)
     return blocks if len(blocks) <= len(index) else (index // per_block).unique().tolist()
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    """The bytes of a file, read when they are touched; never written to it."""
-    with open_regular(path) as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

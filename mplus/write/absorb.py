@@ -10,18 +10,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from mplus.backbone.attention import KeysValues
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.memory.memory import Memory
 from mplus.memory.state import Context, MemoryState, chained
-from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.memory.tokens import Provenance, Tokens
 from mplus.progress import Progress
 from mplus.weights import Weights
 from mplus.words import no_words
-from mplus.write.encode import Chunk, encode_adapter, encode_states
+from mplus.write.encode import Chunk, Encoded, encode_adapter, encode_states
 
 WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Text tokens that go through a layer together. On a CPU more leave its caches (docs/lab/performance.md); a GPU
@@ -84,12 +82,12 @@ def write_together(
     while any(waiting):
         configs = [writing.memory.config for writing in writings]
         config, batch = _next_batch(configs, waiting, WRITE_BATCH_TOKENS.get(weights.backbone.device.type, 2048))
-        parts = [Part(states[number], chunks) for number, chunks in batch]
+        parts = [Writing(writings[n].memory, states[n], chunks) for n, chunks in batch]
         with torch.inference_mode():
             if config.encoding == "states":
                 encoded = _encode_states(weights, config, parts)
             else:
-                ((state, (chunk,)),) = parts
+                ((_, state, (chunk,)),) = parts
                 encoded = [_encode_adapter(weights, config, state, chunk)]
         for (number, chunks), (new, context) in zip(batch, encoded, strict=True):
             generator = writings[number].memory.generator(states[number])
@@ -147,13 +145,6 @@ def absorb(
     return state, evicted, moved
 
 
-class Part(NamedTuple):
-    """What goes into one memory of a batch of chunks."""
-
-    state: MemoryState
-    chunks: Sequence[Chunk]
-
-
 def _next_batch(
     configs: Sequence[MemoryConfig], waiting: Sequence[deque[Chunk]], tokens: int
 ) -> tuple[MemoryConfig, list[tuple[int, list[Chunk]]]]:
@@ -177,10 +168,26 @@ def _next_batch(
     return config, batch
 
 
+def _tokens(weights: Weights, config: MemoryConfig, encoded: Encoded, provenance: Provenance) -> list[Tokens]:
+    """New tokens of every track."""
+    states, base = encoded.states, encoded.base
+    return [
+        Tokens(
+            weights.content(
+                layers, recall_layer, tuple(states[i] for i in layers), config, base and [base[i] for i in layers]
+            ),
+            provenance,
+        )
+        for layers, recall_layer in weights.tracks(config)
+    ]
+
+
 # --- each text token's own state ----------------------------------------------------------------------
 
 
-def _encode_states(weights: Weights, config: MemoryConfig, parts: Sequence[Part]) -> list[tuple[list[Tokens], Context]]:
+def _encode_states(
+    weights: Weights, config: MemoryConfig, parts: Sequence[Writing]
+) -> list[tuple[list[Tokens], Context]]:
     chunks = [chunk for part in parts for chunk in part.chunks]
     contexts: list[Context | None] = []
     for part in parts:
@@ -188,13 +195,8 @@ def _encode_states(weights: Weights, config: MemoryConfig, parts: Sequence[Part]
         contexts += [part.state.context if part.chunks[0].continues else None, *[None] * (len(part.chunks) - 1)]
     encoded = encode_states(weights, chunks, contexts)
     provenances = [_provenance(weights, config, part) for part in parts]
-    assert encoded.base is not None
-    content = [
-        _born(weights, encoded.states, encoded.base, layers, recall_layer, config)
-        for layers, recall_layer in weights.tracks(config)
-    ]
     everything = Provenance.cat(provenances) if len(parts) > 1 else provenances[0]
-    together = [Tokens(track, everything) for track in content]
+    together = _tokens(weights, config, encoded, everything)
     found: list[tuple[list[Tokens], Context]] = []
     end = 0
     for part, provenance in zip(parts, provenances, strict=True):
@@ -208,7 +210,7 @@ def _encode_states(weights: Weights, config: MemoryConfig, parts: Sequence[Part]
     return found
 
 
-def _provenance(weights: Weights, config: MemoryConfig, part: Part) -> Provenance:
+def _provenance(weights: Weights, config: MemoryConfig, part: Writing) -> Provenance:
     """Where the tokens of a part come from, as its memory counts."""
     sizes = torch.tensor([len(chunk.input_ids) for chunk in part.chunks])
     total = int(sizes.sum())
@@ -221,42 +223,14 @@ def _provenance(weights: Weights, config: MemoryConfig, part: Part) -> Provenanc
     )
 
 
-def _born(
-    weights: Weights,
-    states: tuple[Tensor, ...],
-    base: tuple[KeysValues, ...],
-    layers: tuple[int, ...],
-    recall_layer: int,
-    config: MemoryConfig,
-) -> Content:
-    """Keys, values and retrieval keys of new tokens, computed once; those writing needed are reused."""
-    backbone = weights.backbone
-    if backbone.read_layers is not backbone.write_layers:
-        return weights.content(layers, recall_layer, tuple(states[i] for i in layers), config)
-    scored = weights.norm(recall_layer, states[recall_layer], reading=False)
-    return Content(
-        tuple(base[i].keys for i in layers),
-        tuple(base[i].values for i in layers),
-        weights.retrieval_keys(recall_layer, scored, config),
-        tuple(states[i] for i in layers) if config.keep_states else None,
-    )
-
-
 # --- K compressed tokens per chunk --------------------------------------------------------------------
 
 
 def _encode_adapter(
     weights: Weights, config: MemoryConfig, state: MemoryState, chunk: Chunk
 ) -> tuple[list[Tokens], Context]:
-    context = state.context
-    past = (
-        context.states
-        if context is not None
-        else tuple(
-            weights.backbone.bos_states.new_zeros(0, weights.backbone.hidden_size)
-            for _ in range(weights.backbone.num_layers)
-        )
-    )
+    backbone, context = weights.backbone, state.context
+    past = (backbone.bos_states[:0],) * backbone.num_layers if context is None else context.states
     encoded = encode_adapter(weights, config, chunk.input_ids, past)
     count = encoded.states[0].shape[0]
     # K tokens stand for the whole chunk: sources share them in proportion to their text.
@@ -268,8 +242,4 @@ def _encode_adapter(
         chunks=torch.full((count,), state.num_chunks),
         words=no_words(count),
     )
-    tokens = [
-        Tokens(weights.content(layers, recall, tuple(encoded.states[i] for i in layers), config), provenance)
-        for layers, recall in weights.tracks(config)
-    ]
-    return tokens, Context(encoded.states, provenance.sources)
+    return _tokens(weights, config, encoded, provenance), Context(encoded.states, provenance.sources)

@@ -1,6 +1,6 @@
 """From what a caller hands in to chunks that can be written: tokens, sources, cuts, and the tail that waits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,11 +24,6 @@ class TokenizedText(NamedTuple):
     """What stands between it and a waiting tail of the same source."""
     original: str
     """As it was given; empty where token ids were."""
-
-    def written(self, source: str, metadata: Mapping[str, Any], kept: tuple[str, ...]) -> WrittenText:
-        """The text under the name of a source, as a ledger keeps it."""
-        ids = torch.tensor(self.input_ids, dtype=torch.int32)
-        return WrittenText(source, metadata, ids, tuple(self.joined_by), kept)
 
 
 def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[TokenizedText]:
@@ -63,15 +58,6 @@ def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[Toke
     return found
 
 
-class Ready(NamedTuple):
-    """Texts of one call, cut."""
-
-    state: MemoryState
-    """With the sources noted and what is too short yet in its tail; no chunk is in it."""
-    chunks: list[Chunk]
-    """What can be written now, in order."""
-
-
 def fresh_names(state: MemoryState, num: int) -> list[str]:
     """Names for texts that came without one: "text-1", "text-2", …, none of them in use."""
     taken = {record.name for record in state.sources}
@@ -83,7 +69,9 @@ def fresh_names(state: MemoryState, num: int) -> list[str]:
     return names
 
 
-def ready_chunks(state: MemoryState, config: MemoryConfig, entry: LedgerEntry, ends: SentenceEnds) -> Ready:
+def ready_chunks(
+    state: MemoryState, config: MemoryConfig, entry: LedgerEntry, ends: SentenceEnds
+) -> tuple[MemoryState, list[Chunk]]:
     """Cut texts into chunks that go on from what a memory already holds.
 
     Args:
@@ -91,11 +79,14 @@ def ready_chunks(state: MemoryState, config: MemoryConfig, entry: LedgerEntry, e
         config: How long chunks are.
         entry: What is to be written.
         ends: Where the tokenizer's sentences end.
+
+    Returns:
+        The state with the sources noted and what is too short yet in its tail, and the chunks to be written into it.
     """
     cutting = _Cutting(state, config, ends, entry.time)
     for text in entry.texts:
         cutting.add(text)
-    return Ready(cutting.state, cutting.chunks)
+    return cutting.state, cutting.chunks
 
 
 class _Cutting:

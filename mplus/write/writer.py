@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from mplus.memory.forgetting import within_age_limits
-from mplus.memory.ledger import LedgerEntry
+from mplus.memory.ledger import LedgerEntry, WrittenText
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
 from mplus.progress import Progress
@@ -51,8 +53,11 @@ class Writer:
             entries: list[LedgerEntry] = []
             for memory, source, tokens in zip(memories, sources, given, strict=True):
                 names = [source] * len(tokens) if source is not None else fresh_names(memory.state, len(tokens))
-                kept = [(t.original or self._tokenizer.decode(t.input_ids),) if keep_text else () for t in tokens]
-                written = [t.written(n, dict(metadata or {}), k) for t, n, k in zip(tokens, names, kept, strict=True)]
+                written: list[WrittenText] = []
+                for name, text in zip(names, tokens, strict=True):
+                    ids = torch.tensor(text.input_ids, dtype=torch.int32)
+                    kept = (text.original or self._tokenizer.decode(text.input_ids),) if keep_text else ()
+                    written.append(WrittenText(name, dict(metadata or {}), ids, tuple(text.joined_by), kept))
                 entries.append(LedgerEntry(tuple(written), time.time()))
             states = [memory.state for memory in memories]
             done = self.written(memories, states, entries, progress)

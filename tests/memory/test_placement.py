@@ -1,3 +1,4 @@
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_what_moved_is_the_same_and_stays_where_it_is() -> None:
     ):
         assert torch.equal(one, other)
     again = placed([after], MemoryConfig(long_term_host_bytes=10**9))[0]
-    assert again is after, "a segment on disk is read from there"
+    assert all(map(operator.is_, again.segments, after.segments)), "a segment on disk is read from there"
     assert tiers(placed([after], MemoryConfig(long_term_device="cuda"))) == [["disk", "host"]]
 
 

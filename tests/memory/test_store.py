@@ -135,7 +135,7 @@ def test_recent_memories_stay_in_host_memory_and_others_are_dropped(tmp_path: Pa
         for name in "abc":
             with store.open(name, model) as memory:
                 model.write(memory, text[:100], source=name)
-        kept = store._recent.names
+        kept = list(store._recent._held)
         assert 1 <= len(kept) < 3 and kept[-1] == "c"
         for name in ("c", "a", "a"):
             with store.open(name, model) as memory:

@@ -51,7 +51,7 @@ def test_the_shortlist_holds_what_is_best() -> None:
     keys = keys_of(600, 8)
     store = store_of(keys, 8, 700)
     index = coarse_index(store)
-    assert index.tokens == 4800
+    assert len(index.members) == 4800
     assert len(index.offsets) == len(index.centroids) + 1
     found = []
     for seed in range(20):
@@ -145,12 +145,11 @@ def test_recall_in_two_stages_finds_what_exact_recall_finds(
 def test_building_twice_gives_the_same_index() -> None:
     keys = keys_of(200, 8)
     chunks = torch.arange(1600) // 8
-    one, other = (CoarseIndex.build([keys[:700], keys[700:]], chunks) for _ in range(2))
+    one, other = (CoarseIndex.build(lambda: (keys[:700], keys[700:]), chunks) for _ in range(2))
     for a, b in zip(
         (one.centroids, one.offsets, one.members), (other.centroids, other.offsets, other.members), strict=True
     ):
         assert torch.equal(a, b)
-    assert one.nbytes > 0
 
 
 def test_a_write_that_consolidates_indexes_what_recall_will_not_score_one_by_one(model: MPlus, text: str) -> None:
