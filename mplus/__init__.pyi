@@ -33,9 +33,9 @@ from .generation.scheduler import Scheduler as Scheduler
 from .generation.streams import AsyncGenerationStream as AsyncGenerationStream
 from .generation.streams import GenerationStream as GenerationStream
 from .generation.where import FoundSource as FoundSource
-from .memory.history import MemoryDiff as MemoryDiff
-from .memory.history import Snapshot as Snapshot
 from .memory.memory import Memory as Memory
+from .memory.snapshots import MemoryDiff as MemoryDiff
+from .memory.snapshots import Snapshot as Snapshot
 from .memory.sources import Source as Source
 from .memory.sources import SourceTokens as SourceTokens
 from .memory.stats import MemoryStats as MemoryStats

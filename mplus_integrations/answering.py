@@ -10,9 +10,9 @@ from pydantic import Field
 from mplus import Generation, GenerationStream, Memory, MPlus, Scheduler, ToolCall, UnknownNameError, parse_tool_calls
 from mplus_integrations.forms import before_calls, form_of, with_told
 from mplus_integrations.history import Where, fitted, of_conversation
-from mplus_integrations.memories import Item, Latents, Remembering
 from mplus_integrations.models import load
 from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
+from mplus_integrations.whose_memory import Item, Latents, Remembering
 
 Asked = str | list[dict[str, Any]]
 """Text to go on from, or chat messages; one that says its ``source`` has been written into memory under it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mplus import Memory, MPlus
-from mplus_integrations.memories import all_or_nothing
+from mplus_integrations.whose_memory import all_or_nothing
 
 CONVERSATION = "mplus_conversation"
 KEPT_SHARE = 0.75

@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from mplus.storage.codec import Record
+from mplus.storage.json_fields import Record
 
 
 @dataclass(frozen=True, eq=False)

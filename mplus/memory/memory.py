@@ -12,9 +12,9 @@ import torch
 from mplus.config import MemoryConfig
 from mplus.errors import LedgerMissingError, MemoryMismatchError
 from mplus.memory.forgetting import within_age_limits, without_expired, without_source
-from mplus.memory.history import MemoryDiff, Snapshot, difference, latest_base
 from mplus.memory.ledger import LedgerEntry, Redaction
 from mplus.memory.saving import load, save
+from mplus.memory.snapshots import MemoryDiff, Snapshot, difference, latest_base
 from mplus.memory.sources import Source, listed
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.stats import MemoryStats, measured

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from mplus.config import MemoryConfig
 from mplus.errors import CorruptMemoryError, MemoryMismatchError, MemorySaveError
-from mplus.memory.history import Snapshot
+from mplus.memory.snapshots import Snapshot
 from mplus.memory.state import MemoryState
 from mplus.memory.state_files import StateReader, describe_state
 from mplus.storage.encryption import MemoryKey

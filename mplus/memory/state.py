@@ -22,7 +22,7 @@ from mplus.memory.long_term import LongTermMemory, survivors
 from mplus.memory.placement import placed
 from mplus.memory.tiers import Segment, SegmentTier
 from mplus.memory.tokens import Provenance, Tokens
-from mplus.storage.codec import Record
+from mplus.storage.json_fields import Record
 
 SEGMENT_TOKENS = 4096
 """Long-term memory is kept in segments of about this many tokens."""

@@ -24,9 +24,9 @@ from mplus.memory.mapped import named_parts, opened_segment, read_content, segme
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
-from mplus.storage.codec import Record, decode, encode
 from mplus.storage.columns import decode_column, encode_column
 from mplus.storage.files import FileReader, FileSet
+from mplus.storage.json_fields import Record, decode, encode
 from mplus.storage.manifest import StateEntry, TrackEntry
 from mplus.storage.shards import OpenShard
 from mplus.words import no_words

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError, damage_in
-from mplus.storage.codec import Record, decode, from_json
 from mplus.storage.encryption import MemoryKey
 from mplus.storage.folder import open_regular
+from mplus.storage.json_fields import Record, decode, from_json
 from mplus.storage.manifest import Manifest, parse_manifest, read_manifest, sealed_manifest
 from mplus.storage.names import MANIFEST, is_own_file
 from mplus.storage.place import Place, Sink, not_read

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError, damage_in
-from mplus.storage.codec import from_json, to_json
 from mplus.storage.encryption import MemoryKey
+from mplus.storage.json_fields import from_json, to_json
 from mplus.storage.names import MANIFEST, MAX_FILES, is_own_file
 from mplus.storage.place import Place, not_read
 from mplus.storage.shards import ShardSum

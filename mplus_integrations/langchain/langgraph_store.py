@@ -21,7 +21,7 @@ from langgraph.store.base import (
 
 from mplus import Memory
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.memories import all_or_nothing
+from mplus_integrations.whose_memory import all_or_nothing
 from mplus_integrations.worker import in_thread
 
 ITEM = "mplus_item"

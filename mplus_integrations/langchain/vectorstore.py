@@ -18,8 +18,8 @@ from pydantic import ConfigDict
 
 from mplus import FoundSource, Memory, UnknownNameError
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.memories import all_or_nothing, counted, forget_all
 from mplus_integrations.settings import KnownNames
+from mplus_integrations.whose_memory import all_or_nothing, counted, forget_all
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]

@@ -17,7 +17,7 @@ from mplus_integrations.llama_index.chat_memory import TURN
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
-from mplus_integrations.memories import Latents
+from mplus_integrations.whose_memory import Latents
 
 
 class Alongside(Latents):

@@ -18,9 +18,9 @@ from mplus_integrations.history import turn_name
 from mplus_integrations.llama_index.index_storage import StorePlace
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
-from mplus_integrations.memories import Latents, all_or_nothing, checked_key, forget_all
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import INSTEAD, KnownNames
+from mplus_integrations.whose_memory import Latents, all_or_nothing, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
 TURN = "mplus_turn"

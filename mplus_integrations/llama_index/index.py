@@ -34,8 +34,8 @@ from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE, as_node, write_nodes
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
-from mplus_integrations.memories import Latents, checked_key, forget_all
 from mplus_integrations.settings import INSTEAD
+from mplus_integrations.whose_memory import Latents, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
 RecallMode = Literal["latent", "hybrid", "text"]

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from mplus import Memory
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE, write_nodes
-from mplus_integrations.memories import Latents, all_or_nothing, forget_all
 from mplus_integrations.settings import KnownNames
+from mplus_integrations.whose_memory import Latents, all_or_nothing, forget_all
 from mplus_integrations.worker import in_thread
 
 

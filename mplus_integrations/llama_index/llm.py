@@ -39,8 +39,8 @@ from mplus_integrations.llama_index.messages import (
     to_text,
 )
 from mplus_integrations.llama_index.structured import StructuredPredict
-from mplus_integrations.memories import Latents
 from mplus_integrations.settings import Call
+from mplus_integrations.whose_memory import Latents
 from mplus_integrations.worker import answered, streamed
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -21,7 +21,7 @@ from llama_index.core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from mplus_integrations.answering import Answer
-from mplus_integrations.memories import Latents
+from mplus_integrations.whose_memory import Latents
 
 Prompt = str | Sequence[ChatMessage]
 

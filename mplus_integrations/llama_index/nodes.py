@@ -6,7 +6,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, Re
 from llama_index.core.utils import get_tqdm_iterable
 
 from mplus import FoundSource, Memory, MPlus, Source
-from mplus_integrations.memories import all_or_nothing
+from mplus_integrations.whose_memory import all_or_nothing
 
 NODE = "mplus_node"
 """Marks the sources of a memory that are nodes, and says of which document."""

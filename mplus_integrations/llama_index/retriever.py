@@ -14,7 +14,7 @@ from mplus import FoundSource
 from mplus_integrations.history import Where
 from mplus_integrations.llama_index.index_storage import MPlusStruct
 from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.memories import Latents
+from mplus_integrations.whose_memory import Latents
 from mplus_integrations.worker import in_thread
 
 DEFAULT_TOP_K = 2

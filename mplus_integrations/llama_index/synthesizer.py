@@ -16,7 +16,7 @@ from mplus_integrations.history import Where
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE
 from mplus_integrations.llama_index.structured import asking, parsed
-from mplus_integrations.memories import Latents
+from mplus_integrations.whose_memory import Latents
 
 NOTHING = NodeWithScore(node=TextNode(text=""))
 

@@ -7,7 +7,7 @@ import torch
 from mplus import Memory, MemoryConfig, MPlus
 from mplus.memory.state import MemoryState
 from mplus.memory.state_files import plain_fields
-from mplus.storage.codec import encode, to_json
+from mplus.storage.json_fields import encode, to_json
 from mplus.storage.shards import content_hash
 from mplus.testing import tiny_model
 

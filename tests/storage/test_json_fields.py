@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mplus import CorruptMemoryError
-from mplus.storage.codec import decode, encode, from_json, to_json
+from mplus.storage.json_fields import decode, encode, from_json, to_json
 
 
 @dataclass(frozen=True)
