@@ -1,4 +1,4 @@
-"""How a memory is laid out: sizes, what is evicted, what is recalled, where it is kept."""
+"""``MemoryConfig``: sizes of a memory, its layout, recall, forgetting and storage."""
 
 from typing import Annotated, Literal
 
@@ -22,7 +22,7 @@ class MemoryConfig(BaseModel):
 
     All sizes are in memory tokens per layer. Symbols in brackets are those of the paper. A model brings its own
     settings (``mplus info MODEL`` prints them): ``smol_135m()`` those of the default model, ``published()`` those of
-    the released 8B, ``for_window()`` those of a model whose checkpoint says nothing.
+    the released 8B, ``for_window()`` those of a model whose checkpoint has none.
 
     Raises:
         ValueError: A size is not a positive whole number, a number is not finite, or two settings
@@ -34,71 +34,70 @@ class MemoryConfig(BaseModel):
     chunk_tokens: PositiveInt = 64
     """Text tokens written in one pass, at most. Texts are cut at sentence ends where possible."""
     minimum_chunk_tokens: PositiveInt = 16
-    """A tail shorter than this waits until more arrives; reads see it as if it had been written."""
+    """A tail of fewer text tokens waits for more text; reads treat it as if it had been written."""
     tokens_per_write: PositiveInt = 64
-    """Memory tokens made per chunk and layer [K]; also how far back a write sees."""
+    """Memory tokens made per chunk and layer [K]; also how many earlier tokens a write attends to."""
     encoding: Encoding = "states"
     """What a memory token is: each text token's own state, or K vectors made by a write adapter."""
     short_term_tokens: NonNegativeInt = 512
-    """Capacity of short-term memory, which every read sees whole [N]."""
+    """Capacity of short-term memory [N]; every read attends to all of it."""
     recalled_tokens: NonNegativeInt = 512
     """Most long-term tokens that one read recalls [R]."""
     long_term_capacity: NonNegativeInt = 1_048_576
-    """Most long-term tokens kept per layer. 0 keeps no long-term memory (MemoryLLM)."""
+    """Most long-term tokens kept per layer. 0: no long-term memory (MemoryLLM)."""
     consolidate_every: PositiveInt = 16
-    """Writes' worth of evicted tokens that wait before they move to long-term memory [F]."""
+    """Evicted tokens move to long-term memory each time this many times K memory tokens were written [F]."""
     initial_recall_frequency: FiniteFloat = 10.0
     """Recall frequency of a token that enters long-term memory [f0]."""
     recall_frequency_decay: FiniteFloat = 0.0
-    """What every recall frequency loses at a consolidation; a token at 0 is forgotten [delta]."""
+    """Subtracted from every recall frequency at a consolidation [delta]; a token at 0 is forgotten."""
     recall_frequency_gain: FiniteFloat = 1.0
-    """What a recalled token's frequency gains (0 in the published model, where it only decays)."""
+    """Added to the recall frequency of a token when it is recalled (0 in the published model)."""
     age_limit_seconds: PositiveFloat | None = None
-    """Text handed in longer ago is forgotten, whether or not anything is written since. None: never."""
+    """Text that was given more seconds ago is forgotten, even if nothing was written since. None: never."""
     age_limit_tokens: PositiveInt | None = None
-    """Chunks after which more memory tokens than this were written are forgotten. None: never."""
+    """A chunk is forgotten once more memory tokens than this were written after it. None: never."""
     ledger: bool = True
-    """Keep what was written as token ids (4 bytes each), so that ``forget(rebuild=…)`` can write it again."""
+    """Keep all written texts as token ids (4 bytes each), so that ``forget(rebuild=…)`` can write them again."""
     layout: LayoutName = "chunk"
     """Evict and recall whole chunks, for all layers at once; or single tokens, layer by layer (``mplus.layouts``)."""
     recall: Recall = "late"
     """How long-term tokens are scored: late interaction, co-trained retriever, or attention."""
     recalled_neighbours: NonNegativeInt = 0
-    """So many chunks of the same text on either side of the most relevant one are recalled with it, before others: what
-    a question names often stands beside what it asks for. Only in the chunk layout."""
+    """Number of chunks of the same text on either side of the most relevant one that are recalled with it, before
+    others: the answer is often beside the words that the question names. Chunk layout only."""
     relevance_cutoff: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
-    """Chunks are recalled only if they have this share of the most relevant one's relevance (above an average chunk's):
-    what is less relevant distracts a small reader. Neighbours come along all the same. 0: as many as fit. Only in the
-    chunk layout."""
+    """Chunks are recalled only if they have at least this share of the most relevant one's relevance (above an average
+    chunk's), since less relevant ones distract a small model. Neighbours are always recalled. 0: as many as fit.
+    Chunk layout only."""
     best_sentence_times: NonNegativeInt = 0
-    """How often the sentence of the most relevant chunks that says most of what is asked stands next to the prompt.
-    Once: the text around it is turned so that it ends with it; each further time it is said again. 0: chunks stay as
-    they are. Only in the chunk layout."""
+    """How often the sentence that answers best is read next to the prompt. 1: the text around it is reordered so that
+    it ends with the sentence; each further time repeats the sentence. 0: texts keep their order. Chunk layout only."""
     recall_layer: NonNegativeInt | None = None
-    """Layer whose states are scored in the chunk layout. None: what the retriever was made for."""
+    """Layer whose states are scored in the chunk layout. None: the layer that the retriever was made for."""
     lexical_weight: FiniteFloat = 4.0
-    """How much it counts beside late interaction that a chunk says the question's own words: in standard deviations of
-    its relevance for a chunk that says all of them. 0: late interaction alone."""
+    """Weight of shared words beside late interaction: added relevance, in standard deviations, of a chunk that contains
+    all words of the question. 0: late interaction alone."""
     exact_recall_tokens: NonNegativeInt = 262_144
-    """Up to this many long-term tokens late interaction scores every chunk; beyond, those that a coarse index
+    """Up to this many long-term tokens late interaction scores every chunk; beyond, only the chunks that a coarse index
     finds nearest (recall@R of 0.95 and more)."""
     ages_stop_in_short_term: bool = False
-    """Published defect: short-term ages never grow, so long-term order is not temporal order."""
+    """Published defect: ages do not grow in short-term memory, so long-term memory is not in the order of writing."""
     repeat_short_recall: bool = False
     """Published fallback: with fewer than R long-term tokens, repeat them and ignore pending."""
     keep_states: bool = False
-    """Keep hidden states of every memory token, to export it; more than doubles its size."""
+    """Keep hidden states of every memory token for export; more than doubles the memory's size."""
     long_term_device: Tier = "auto"
-    """Where long-term keys and values wait: "cuda" beside their layers, "cpu" in host memory, "disk"; "auto" is
-    host memory, and disk where that is too small. Whatever exceeds a tier's bytes goes one tier down."""
+    """Where long-term keys and values are kept: "cuda" on their layers' devices, "cpu" in host memory, "disk"; "auto"
+    is host memory, and disk if that is too small. Segments that exceed a tier's bytes go to the next slower one."""
     long_term_device_bytes: NonNegativeInt | None = None
-    """Most bytes of one memory beside its layers where long_term_device="cuda". None: no limit."""
+    """Most bytes of one memory on its layers' devices with long_term_device="cuda". None: no limit."""
     long_term_host_bytes: NonNegativeInt | None = None
     """Most bytes of one memory's long-term tokens in host memory. None: a quarter of the machine's for "auto",
     else no limit."""
     long_term_dtype: StorageDtype = "auto"
-    """How they are stored. "auto": int8 in the chunk layout, the model's dtype in the token layout. "int4" takes
-    half the bytes of "int8" and costs some accuracy; retrieval keys stay in int8 with it."""
+    """Dtype of long-term keys and values. "auto": int8 in the chunk layout, the model's dtype in the token layout.
+    "int4" takes half the bytes of "int8" and costs some accuracy; retrieval keys stay in int8 with it."""
 
     @model_validator(mode="after")
     def _check(self) -> "MemoryConfig":
@@ -129,37 +128,37 @@ class MemoryConfig(BaseModel):
 
     @property
     def keeps_chunks(self) -> bool:
-        """Whether whole chunks are kept, each text token by itself."""
+        """Whether each text token becomes a memory token and whole chunks are kept."""
         return self.layout == "chunk"
 
     @property
     def has_age_limit(self) -> bool:
-        """Whether anything goes by age."""
+        """Whether an age limit is set."""
         return self.age_limit_seconds is not None or self.age_limit_tokens is not None
 
     @property
     def resolved_long_term_dtype(self) -> StorageDtype:
-        """The storage dtype that "auto" stands for ("auto" again where the model's own dtype is meant)."""
+        """The storage dtype that "auto" stands for; "auto" again for the model's own dtype."""
         if self.long_term_dtype == "auto" and self.keeps_chunks and not self.keep_states:
             return "int8"
         return self.long_term_dtype
 
     @property
     def repeated_tokens(self) -> int:
-        """Most tokens that a read says again."""
+        """Most tokens that a read repeats."""
         return max(self.best_sentence_times - 1, 0) * self.chunk_tokens if self.keeps_chunks else 0
 
     @property
     def prefix_tokens(self) -> int:
-        """Longest prefix of a read: bos, recalled and short-term tokens, and what is said again [P]."""
+        """Longest prefix of a read: bos, recalled, short-term and repeated tokens [P]."""
         return 1 + self.recalled_tokens + self.short_term_tokens + self.repeated_tokens
 
     @classmethod
     def smol_135m(cls) -> "MemoryConfig":
-        """What the default model uses. Its ``mplus.json`` says ``"memory": "smol-135m"``, which is this method.
+        """The layout of the default model, whose ``mplus.json`` names it with ``"memory": "smol-135m"``.
 
-        A model of 135M parameters is distracted easily: it reads less than the defaults allow, and the sentence that
-        says most of what is asked stands next to the question, twice.
+        A model of 135M parameters is easily distracted. So it reads fewer tokens than the defaults allow, and the
+        sentence that answers best is read twice next to the question.
         """
         return cls(
             short_term_tokens=128,
@@ -171,10 +170,10 @@ class MemoryConfig(BaseModel):
 
     @classmethod
     def for_window(cls, window: int) -> "MemoryConfig":
-        """What a model uses whose checkpoint says nothing: memory takes at most half of its window.
+        """The layout of a model whose checkpoint names none: memory takes at most half of its window.
 
         Args:
-            window: Positions that the model was trained for.
+            window: Number of positions that the model was trained for.
         """
         tokens = max(min(512, window // 4), 64)
         return cls(short_term_tokens=tokens, recalled_tokens=tokens)
@@ -214,7 +213,7 @@ class MemoryConfig(BaseModel):
 
 
 PRESETS = {"smol-135m": MemoryConfig.smol_135m}
-"""Settings that a checkpoint may name instead of listing them."""
+"""Layouts that a checkpoint may give by name."""
 
 SURVIVAL_FREQUENCY = 0.01
 """A long-term token whose recall frequency is not above this is forgotten (spec section 5)."""

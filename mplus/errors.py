@@ -1,4 +1,4 @@
-"""Every error M+ raises on purpose, so that one ``except mplus.MPlusError`` catches them all.
+"""All error classes of M+; ``except mplus.MPlusError`` catches every one.
 
     MPlusError
     ├── ModelNotFoundError      no model under that name, and none could be fetched
@@ -7,20 +7,20 @@
     ├── UnsupportedModelError   a backbone whose layers M+ cannot read or write
     ├── PromptTooLongError      the prompt and its memory do not fit the model's window
     ├── MemoryMismatchError     a memory made by another model or another memory layout
-    ├── LedgerMissingError      a memory that was to be rebuilt, but what was written was not kept
-    ├── MemoryLimitError        a memory or its store would outgrow a limit the user set
+    ├── LedgerMissingError      a memory was to be rebuilt, but keeps no ledger
+    ├── MemoryLimitError        a memory or its store would exceed a limit that the user set
     ├── MemoryLockedError       another process or thread holds the memory
     ├── MemoryNotFoundError     no saved memory at that path or under that name
-    ├── MemorySaveError         a memory could not be brought to disk; what was saved before is intact
-    ├── MemoryReadError         a saved memory could not be reached or fetched; it may well be intact
-    ├── MemoryKeyError          an encrypted memory, and no key or another one
-    ├── QueueFullError          a scheduler has as many requests waiting as it may have
+    ├── MemorySaveError         a memory could not be saved; an earlier save is intact
+    ├── MemoryReadError         a saved memory could not be reached or fetched; it may be intact
+    ├── MemoryKeyError          an encrypted memory, and the key is missing or wrong
+    ├── QueueFullError          a scheduler's queue is full
     ├── SchedulerClosedError    a scheduler that takes no more requests
     ├── UnknownNameError        a setting or argument that does not exist; the message names the nearest one
     └── CorruptMemoryError      a saved memory that is truncated, altered or of a newer format
 
 A bad argument raises ``ValueError``. Each message names the value received, what was expected and the
-fix; a failed operation leaves every memory as it was.
+fix; a failed operation leaves every memory unchanged.
 """
 
 from collections.abc import Generator, Iterable, Mapping
@@ -29,7 +29,7 @@ from difflib import get_close_matches
 
 
 class MPlusError(Exception):
-    """Base of every error that M+ raises on purpose."""
+    """Base class of all errors of M+."""
 
 
 class ModelNotFoundError(MPlusError):
@@ -57,11 +57,11 @@ class MemoryMismatchError(MPlusError, ValueError):
 
 
 class LedgerMissingError(MPlusError):
-    """What was written into a memory was not kept, so that it cannot be written again."""
+    """The memory keeps no ledger of its writes, so they cannot be written again."""
 
 
 class MemoryLimitError(MPlusError):
-    """A memory or its store would outgrow a limit that the user set."""
+    """A memory or its store would exceed a limit that the user set."""
 
 
 class MemoryLockedError(MPlusError):
@@ -73,15 +73,15 @@ class MemoryNotFoundError(MPlusError):
 
 
 class MemorySaveError(MPlusError, OSError):
-    """A memory could not be brought to disk; what was saved before is intact."""
+    """A memory could not be saved; an earlier save is intact."""
 
 
 class MemoryReadError(MPlusError, OSError):
-    """A saved memory could not be reached or fetched; it may well be intact."""
+    """A saved memory could not be reached or fetched; it may be intact."""
 
 
 class MemoryKeyError(MPlusError):
-    """A saved memory is encrypted, and the key is missing, destroyed or another one."""
+    """A saved memory is encrypted, and the key is missing, destroyed or wrong."""
 
 
 class CorruptMemoryError(MPlusError):
@@ -89,7 +89,7 @@ class CorruptMemoryError(MPlusError):
 
     Args:
         problem: What is wrong.
-        place: The path or url that it is wrong in; None where only a caller knows.
+        place: The path or url of the damage; None if only a caller knows it.
     """
 
     def __init__(self, problem: str, place: object = None) -> None:
@@ -99,7 +99,7 @@ class CorruptMemoryError(MPlusError):
 
 @contextmanager
 def damage_in(place: object) -> Generator[None]:
-    """Whatever turns out to be corrupt in this block lies in ``place``, unless it is known more exactly."""
+    """Errors of corrupt data in this block name ``place``, unless they name a place already."""
     try:
         yield
     except CorruptMemoryError as error:
@@ -109,7 +109,7 @@ def damage_in(place: object) -> Generator[None]:
 
 
 class QueueFullError(MPlusError):
-    """A scheduler has as many requests waiting as it may have."""
+    """A scheduler has ``max_waiting`` requests in its queue already."""
 
 
 class SchedulerClosedError(MPlusError):
@@ -123,16 +123,16 @@ class UnknownNameError(MPlusError, ValueError):
     def check(
         cls, given: Iterable[str], known: Iterable[str], *, of: str, instead: Mapping[str, str] | None = None
     ) -> None:
-        """Refuse names that do not exist.
+        """Raise the error if a name does not exist.
 
         Args:
             given: The names that were used.
             known: The names that exist.
-            of: What takes them, for the message.
+            of: What takes the names, for the message.
             instead: What to write instead of names that other libraries use.
 
         Raises:
-            UnknownNameError: For the first name that does not exist. It tells the nearest one, and all that exist.
+            UnknownNameError: A name does not exist. The message has the nearest name and all that exist.
         """
         known = sorted(known)
         unknown = next((name for name in given if name not in known), None)

@@ -1,4 +1,4 @@
-"""Text as token ids in which nothing is a control token, whatever a user wrote."""
+"""Encodes a user's text without ever making control tokens of it."""
 
 import copy
 from typing import Any
@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 def encode_inert(tokenizer: Any, text: str) -> list[int]:
     """Token ids of plain text; special-token strings inside it are encoded as ordinary characters.
 
-    Control tokens in what users write must never reach the model as control tokens.
+    Otherwise a user could write control tokens, such as the end of a message, into a prompt.
     """
     backend = _INERT.get(tokenizer)
     if backend is None:
@@ -19,14 +19,14 @@ def encode_inert(tokenizer: Any, text: str) -> list[int]:
 
 
 _INERT: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-"""By tokenizer, its backend with special tokens as ordinary characters."""
+"""For each tokenizer, a copy of its backend that encodes special tokens as ordinary characters."""
 
 
 def _inert(backend: Any) -> Any:
-    """A copy that never encodes a control token.
+    """A copy of a tokenizer's backend that never makes a control token.
 
-    transformers switches the one backend back and forth instead: of two threads, one would encode a user's control
-    tokens as such and the other a template's as characters.
+    transformers instead switches a flag of its single backend. With two threads, a user's control tokens could then
+    be encoded as control tokens, or a template's as plain characters.
     """
     backend = copy.deepcopy(backend)
     backend.no_truncation()

@@ -1,7 +1,7 @@
-"""Whether this is the ``mplus`` that was installed last: the package index has another distribution of that name.
+"""Detects that another distribution named ``mplus`` has been installed over this package.
 
-Ours is called ``mplus-memory``. Both install files into ``site-packages/mplus/``, so whichever comes last overwrites
-the other's.
+Ours is called ``mplus-memory``. Both install files into ``site-packages/mplus/``, so the later one overwrites files of
+the earlier one.
 """
 
 import os
@@ -10,12 +10,12 @@ FIX = "pip uninstall -y mplus && pip install --force-reinstall --no-deps mplus-m
 
 
 def refuse_other_mplus() -> None:
-    """Do nothing, unless the other distribution lies in the same folder as this package.
+    """Raise an error if the other distribution is in the same folder as this package.
 
-    The folder is read directly: ``importlib.metadata`` takes ten times as long to import as ``mplus`` itself.
+    The folder is read directly, because ``importlib.metadata`` takes ten times as long to import as ``mplus``.
 
     Raises:
-        ImportError: The other distribution is there.
+        ImportError: The other distribution is installed.
     """
     folder = os.path.dirname(os.path.dirname(__file__))
     for name in os.listdir(folder):
@@ -32,5 +32,5 @@ def _owns_the_package(dist_info: str) -> bool:
     try:
         with open(os.path.join(dist_info, "RECORD"), encoding="utf-8") as record:
             return any(line.startswith("mplus/__init__.py,") for line in record)
-    except FileNotFoundError:  # half uninstalled
+    except FileNotFoundError:  # partly uninstalled
         return False

@@ -37,8 +37,8 @@ from mplus.write.writer import Writer
 class MPlus:
     """A language model with latent memory.
 
-    Weights never change once loaded; everything remembered is in a ``Memory`` that is passed in. Safe to
-    use from several threads.
+    Weights never change once loaded; what is remembered is in a ``Memory`` that is passed to each call. An ``MPlus``
+    can be used from several threads.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class MPlus:
         name: str = "",
         parts: TrainedParts | None = None,
     ) -> None:
-        """Put loaded pieces together; use ``from_pretrained`` instead.
+        """Make a model of loaded parts; use ``from_pretrained`` instead.
 
         Raises:
-            ValueError: ``memory`` asks for a way of recalling that these weights cannot do.
+            ValueError: ``memory`` needs a scorer that these weights do not have.
         """
         self.weights = weights
         self.tokenizer = tokenizer
@@ -90,11 +90,11 @@ class MPlus:
             memory: Layout of new memories; None takes the checkpoint's, else a preset for the backbone.
             attention: "auto", "sdpa", "eager" or "flash_attention_2".
             revision: Branch, tag or commit of a hub repository.
-            local_files_only: Never ask the network.
+            local_files_only: Do not use the network.
             options: Passed on to transformers, such as ``quantization_config`` or ``offload_folder``.
 
         Raises:
-            ModelNotFoundError: Nothing under that name; the message says how to get it.
+            ModelNotFoundError: There is no model of that name; the message says how to get it.
             CheckpointError: Weights are missing, of the wrong shape, or would be dropped.
             UnsupportedModelError: A backbone that is not full-attention, rotary and decoder-only.
             ValueError: A bad device, dtype or memory layout.
@@ -133,7 +133,7 @@ class MPlus:
         write_parts(path, replace(self._parts, memory=self.memory_config))
 
     def with_calibration(self, calibration: Calibration) -> "MPlus":
-        """This model, its confidence in answers calibrated; weights are shared, and so are memories.
+        """This model with calibrated confidence. Weights are shared, and memories of one work with the other.
 
         ``save_pretrained`` of the result keeps it.
         """
@@ -142,12 +142,12 @@ class MPlus:
 
     @property
     def trained_parts(self) -> TrainedParts:
-        """What training added to the backbone."""
+        """The parts that training added to the backbone."""
         return self._parts
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the weights that memories of the model's own layout depend on."""
+        """A hash of the weights that memories of the model's own layout depend on."""
         return self.weights.fingerprints[self.memory_config.recall]
 
     # --- memories ---------------------------------------------------------------------------------
@@ -156,11 +156,11 @@ class MPlus:
         """A memory in which nothing has been written.
 
         Args:
-            seed: Decides what a random eviction drops; the same seed and writes give the same memory.
-            config: Another layout than the model's own.
+            seed: Seed of random eviction; the same seed and writes give the same memory.
+            config: Layout of the memory; None takes the model's own.
 
         Raises:
-            ValueError: A layout that these weights cannot do.
+            ValueError: The layout needs parts that these weights do not have.
         """
         config = config or self.memory_config
         self._check(config)
@@ -169,7 +169,8 @@ class MPlus:
                 with torch.no_grad():
                     self._initial_states[config] = initial_state(self.weights, config, self._parts.initial)
         initial = self._initial_states[config]
-        # Finished reads are kept under the pool they read; no two users ever share one, not even while empty.
+        # Buffers of finished reads are kept by short-term pool. Each memory gets a pool object of its own, even while
+        # empty, so that two users never share buffers.
         own = tuple(replace(track, short_term=replace(track.short_term)) for track in initial.tracks)
         initial = replace(initial, tracks=own)
         return Memory(config, initial, model_fingerprint=self.weights.fingerprints[config.recall], seed=seed)
@@ -187,14 +188,14 @@ class MPlus:
         """Write text into a memory.
 
         Long texts are cut into chunks at sentence ends where possible. A tail shorter than the memory's
-        minimum chunk waits until the same source goes on; reads see it as if it had been written.
+        minimum chunk waits for more text of the same source; reads treat it as if it had been written.
 
         Args:
-            memory: What to write into; changed only when everything has been written.
+            memory: The memory to write into; changed only when everything has been written.
             text: One text, several, or token ids of one.
             source: Name under which this can be recalled, inspected and forgotten. None: each text gets
                 one of its own, "text-1", "text-2", ….
-            metadata: Anything worth knowing about the source; comes back with what is recalled.
+            metadata: Data about the source; returned when the source is recalled.
             keep_text: Keep the text itself beside its latents, for ``search`` and ``Memory.sources``.
             progress: True shows a bar; a callback is told text tokens written so far and in total; None is silent.
 
@@ -222,10 +223,10 @@ class MPlus:
         Their chunks go through the layers together: many short texts cost little more than one long one.
 
         Args:
-            memories: What to write into, each at most once; changed only when everything has been written.
+            memories: The memories to write into, each at most once; changed only when everything has been written.
             texts: For each memory, what ``write`` takes.
             sources: For each memory, the name of the source; None makes names.
-            metadata: Of all the sources.
+            metadata: Metadata of all the sources.
             keep_text: Keep the texts beside their latents.
             progress: True shows a bar; a callback is told text tokens written so far and in total; None is silent.
 
@@ -250,7 +251,7 @@ class MPlus:
             )
 
     def replay(self, memory: Memory, state: MemoryState, entry: LedgerEntry) -> MemoryState:
-        """The state after an entry of a memory's ledger has been written once more; the memory is not touched.
+        """The state after an entry of a memory's ledger has been written again; the memory itself is unchanged.
 
         Raises:
             MemoryMismatchError: The memory belongs to another model.
@@ -290,8 +291,8 @@ class MPlus:
     def stream(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> GenerationStream:
         """Like ``generate``, piece by piece: an iterator of text with ``cancel`` and ``generation``.
 
-        With ``abstain_below`` the text comes in one piece at the end: whether it is said at all depends on all
-        of its words.
+        With ``abstain_below`` the text comes in one piece at the end, because the confidence depends on all of its
+        tokens.
         """
         row = self._requests.row(memory, prompt, **options)
         pieces = decode(self.weights, self.tokenizer, [row], self._requests.stop_token_ids())
@@ -314,7 +315,7 @@ class MPlus:
             sampling: How to answer each, as ``SamplingParams`` describes.
 
         Raises:
-            ValueError: Different numbers of memories and prompts, or none.
+            ValueError: There are no prompts, or the numbers of memories and prompts differ.
         """
         if len(memories) != len(prompts) or not prompts:
             raise ValueError(
@@ -341,7 +342,7 @@ class MPlus:
             max_waiting: Most requests that wait for their turn; more are refused with ``QueueFullError``.
 
         Raises:
-            ValueError: A limit is below its least.
+            ValueError: ``max_running`` is below 1, or ``max_waiting`` below 0.
         """
         engine = Engine(self.weights, self.tokenizer, self._requests.stop_token_ids())
         return Scheduler(self._requests, engine, max_running=max_running, max_waiting=max_waiting)
@@ -352,8 +353,8 @@ class MPlus:
         """The sources that the retriever finds for a query, in any pool, most relevant first.
 
         Args:
-            memory: Where to search; not changed.
-            query: What is searched for.
+            memory: The memory to search; not changed.
+            query: Text to search for.
             limit: Most sources; None for all.
             where: Only sources of this metadata, or for which this says so.
 
@@ -369,7 +370,7 @@ class MPlus:
             raise ValueError(f"limit={limit}: expected at least 1, or None for all.")
         with torch.inference_mode():
             state = self._requests.present_state(memory)
-            # Where every layer recalls for itself, the one is asked that would be asked for all.
+            # If every layer recalls for itself, the layer that one choice for all layers would use is searched.
             track, _ = state.track_of(self.weights.recall_layer)
             question = self.weights.question(ids, track.recall_layer)
             scorer = self.weights.scorers[memory.config.recall]
@@ -378,11 +379,11 @@ class MPlus:
         return [FoundSource(s.name, relevance, dict(s.metadata), s.texts) for s, relevance in found]
 
     def count_tokens(self, prompt: PromptLike, *, tools: Sequence[Mapping[str, Any]] | None = None) -> int:
-        """Tokens that a prompt has, what the chat template adds included."""
+        """Number of tokens of a prompt, including those of the chat template."""
         return len(self._requests.encoded(prompt, tools).input_ids)
 
     def prompt_room(self, memory: Memory | MemoryConfig | None = None) -> int:
-        """Tokens left for prompt and answer beside a memory once it is full.
+        """Number of tokens left for prompt and answer with a full memory.
 
         Args:
             memory: The memory, or its layout; None: a memory of the model's own layout.
@@ -398,7 +399,7 @@ class MPlus:
         tools: Sequence[Mapping[str, Any]] | None = None,
         where: Where | None = None,
     ) -> ReadRequest:
-        """What one row of a read consists of: the memory's present state and the encoded prompt.
+        """The input of one row of a read: the memory's present state and the encoded prompt.
 
         Raises:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.

@@ -1,4 +1,4 @@
-"""How far a long step is: told to a callback, or shown as a bar in terminals and notebooks."""
+"""Progress of long operations, passed to a callback or shown as a bar in terminals and notebooks."""
 
 import sys
 from collections.abc import Callable, Generator
@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 Progress = Callable[[int, int], None]
-"""Called with how far a step is and how far it goes."""
+"""Called with the work done and the total."""
 StageProgress = Callable[[str, int, int], None]
-"""Called with what is being done, how far it is and how far it goes."""
+"""Called with the name of the stage, the work done and the total."""
 
 
 class Bars:
-    """tqdm's bars, one for each stage: call with the stage, how far it is and how far it goes.
+    """tqdm bars, one for each stage; called with the stage, the work done and the total.
 
         with Bars("token") as bars:
             bars("writing", 128, 4096)
@@ -30,9 +30,9 @@ class Bars:
         self._bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is; another stage than the last one begins a new bar."""
+        """Show the progress of a stage; a new stage begins a new bar."""
         if self._bar is None or stage != self._stage:
-            from tqdm.auto import tqdm  # looks for a notebook, which takes a moment
+            from tqdm.auto import tqdm  # slow to import: it looks for a notebook
 
             self.close()
             self._stage = stage
@@ -42,7 +42,7 @@ class Bars:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """End the bar that is shown; it stays where it is."""
+        """End the present bar, which stays visible."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -56,14 +56,14 @@ class Bars:
 
 @contextmanager
 def followed(progress: bool | Progress | None, stage: str, unit: str) -> Generator[Progress | None]:
-    """What a step tells how far it is: the given callback, a bar for True, None for False and None."""
+    """The callback of an operation: the given one, a bar for True, None for False and None."""
     with Bars(unit) as bars:
         yield partial(bars, stage) if progress is True else progress or None
 
 
 @contextmanager
 def followed_by_stage(progress: bool | StageProgress | None, unit: str) -> Generator[StageProgress | None]:
-    """The same for a step of several stages."""
+    """The callback of an operation with several stages; see ``followed``."""
     with Bars(unit) as bars:
         yield bars if progress is True else progress or None
 

@@ -1,4 +1,4 @@
-"""Which tokens of a vocabulary end a sentence, a line or a paragraph."""
+"""Detects sentence, line and paragraph ends in token ids."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ CLOSING_PUNCTUATION = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 
 
 def pieces(tokenizer: Any) -> Callable[[int], str]:
-    """What single tokens stand for, each decoded once."""
+    """The text of single tokens; each is decoded once."""
     return cache(lambda token: tokenizer.decode([token], skip_special_tokens=False))
 
 
@@ -22,17 +22,17 @@ class SentenceEnds:
         self._piece = pieces(tokenizer)
 
     def strength(self, before: int, token: int, following: int) -> int:
-        """How good a place it is to cut behind ``token``, given its neighbours."""
+        """How good a place it is to cut after ``token``, given its neighbours."""
         piece = self._piece(token)
         if piece.endswith("\n"):
             return self.PARAGRAPH if (self._piece(before) + piece).endswith("\n\n") else self.SENTENCE
         if CLOSING_PUNCTUATION.search(piece) is None:
             return self.NOTHING
-        # "3.5" and "e.g.x" go on without a space: not the end of a sentence.
+        # "3.5" and "e.g.x" continue without a space, so no sentence ends here.
         return self.SENTENCE if self._piece(following)[:1].isspace() else self.NOTHING
 
     def at(self, ids: Sequence[int], place: int) -> bool:
-        """Whether a sentence ends with the token at ``place``; nothing is known of what follows the last one."""
+        """Whether a sentence ends with the token at ``place``; the token after the last one is taken as unknown."""
         if place == len(ids) - 1:
             piece = self._piece(ids[place])
             return piece.endswith("\n") or CLOSING_PUNCTUATION.search(piece) is not None

@@ -1,4 +1,4 @@
-"""A tiny random M+ for tests that must not download anything: yours and ours.
+"""A tiny random M+ model for tests without downloads, for use in other projects too.
 
 model = mplus.testing.tiny_model()
 memory = model.new_memory()
@@ -66,7 +66,7 @@ def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        # Default initialisation is so flat that attention hardly matters; tests want it to.
+        # With the default initialisation attention hardly affects outputs; tests need it to.
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 torch.nn.init.normal_(parameter, std=0.15)
@@ -76,13 +76,13 @@ def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -
 def tiny_model(
     seed: int = 0, *, memory: MemoryConfig | None = None, model_type: str = "llama", **changes: Any
 ) -> MPlus:
-    """A tiny random M+ with a byte tokenizer: real in everything but what it says.
+    """A tiny random M+ model with a byte tokenizer. It works like any other, but its answers are random text.
 
     Args:
-        seed: Decides the weights.
-        memory: Layout of its memories.
+        seed: Seed of the weights.
+        memory: Layout of new memories.
         model_type: "llama", "mistral", "qwen2" or "qwen3".
-        changes: Further settings of the transformers config.
+        changes: Other settings of the transformers config.
     """
     tokenizer = byte_tokenizer()
     model = tiny_backbone(model_type, seed=seed, **changes)

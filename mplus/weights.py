@@ -1,4 +1,4 @@
-"""What of a loaded model takes part in writing and reading: all that never changes."""
+"""The parts of a loaded model that take part in writing and reading. They never change."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from mplus.recall.scorer import Question, Scorer
 from mplus.words import Words, no_words
 
 QUESTION_TOKENS = 256
-"""Most tokens of a question that recall looks at: its last ones."""
+"""Recall uses at most this many tokens of a question, the last ones."""
 
 
 @dataclass(frozen=True)
@@ -27,27 +27,27 @@ class Weights:
 
     backbone: Backbone
     scorers: Mapping[Recall, Scorer]
-    """Every way of scoring that these weights can do."""
+    """The scorers that these weights have."""
     recall_layer: int
-    """Layer whose states are scored where one choice serves all layers."""
+    """Layer whose states are scored if one choice serves all layers."""
     fingerprints: Mapping[Recall, str]
-    """Identify what a memory depends on, by how it recalls: memories made by others are refused."""
+    """For each scorer, a hash of the weights that a memory depends on; memories with another one are refused."""
     write_position: Float[Tensor, " D"] | None = None
     """Added to the last K rows of every layer by a write adapter (published: new_memory_positional_emb)."""
     words: Words | None = None
-    """Tells the words of what is written and asked; None without a tokenizer: then recall goes by states alone."""
+    """Finds the words of texts and questions. None without a tokenizer; recall then compares states alone."""
 
     def words_of(self, input_ids: Sequence[int]) -> Int32[Tensor, " S"]:
         """Number of the word that begins in each token of a text."""
         return no_words(len(input_ids)) if self.words is None else self.words(input_ids)
 
     def tracks(self, config: MemoryConfig) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """Which layers share their choices, and the layer that is scored for them."""
+        """Groups of layers that recall the same tokens, each with the layer that is scored for it."""
         layer = self.recall_layer if config.recall_layer is None else config.recall_layer
         return layout_of(config).tracks(self.backbone.num_layers, layer)
 
     def empty_state(self, config: MemoryConfig) -> MemoryState:
-        """A memory in which nothing has been written."""
+        """The state of a memory in which nothing has been written."""
         tracks = tuple(
             Track(layers, layer, self.no_tokens(layers, layer, config), LongTermMemory.empty(), LongTermMemory.empty())
             for layers, layer in self.tracks(config)
@@ -56,7 +56,7 @@ class Weights:
         return MemoryState(tracks, digest=digest, ledger=() if config.ledger else None)
 
     def no_tokens(self, layers: tuple[int, ...], recall_layer: int, config: MemoryConfig) -> Tokens:
-        """A pool with nothing in it, of the right shape, dtype and device."""
+        """An empty pool with the shapes, dtype and devices of some layers."""
         backbone = self.backbone
         states = tuple(
             torch.empty(0, backbone.hidden_size, dtype=backbone.dtype, device=backbone.layer_device(layer))
@@ -72,9 +72,9 @@ class Weights:
         config: MemoryConfig,
         written: Sequence[KeysValues] | None = None,
     ) -> Content:
-        """What is kept of memory tokens: their keys and values for reading, their retrieval keys.
+        """The stored content of memory tokens: keys and values for reading, and retrieval keys.
 
-        ``written`` has their keys and values under the write layers: the same, where reading has no adapter of its own.
+        ``written`` has their keys and values of the write layers, which are used if reading has no adapter of its own.
         """
         read = written
         if read is None or self.backbone.read_layers is not self.backbone.write_layers:
@@ -91,17 +91,17 @@ class Weights:
         )
 
     def question(self, input_ids: Sequence[int], layer: int) -> Question:
-        """A question as recall sees it when it is read alone; only its last tokens count.
+        """The input of recall for a question that is read alone; only its last tokens are used.
 
         Args:
-            input_ids: Its tokens.
-            layer: Whose states are compared.
+            input_ids: Token ids of the question.
+            layer: The layer whose states are compared.
         """
         ids = list(input_ids[-QUESTION_TOKENS:])
         states = self.backbone.plain_states(torch.tensor(ids), layer)
         return Question(layer, self.norm(layer, states[-1], reading=False), self.words_of(ids))
 
     def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:
-        """A layer's normed input."""
+        """States at the input of a layer, normed by it."""
         layers = self.backbone.read_layers if reading else self.backbone.write_layers
         return layers[layer].input_layernorm(states)  # pyright: ignore[reportCallIssue, reportReturnType]

@@ -1,4 +1,4 @@
-"""The words of a text, token by token: what recall compares beside states of the model."""
+"""Numbers the words of a text, token by token; recall compares them in addition to states of the model."""
 
 import zlib
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from mplus.sentences import SentenceEnds, pieces
 
 NO_WORD = 0
 SENTENCE_END, LINE_END = -1, -2
-"""At a token in which no word begins and a sentence ends, or a line."""
+"""Marks of a token in which no word begins and a sentence (or a line) ends."""
 
 
 class Words:
     """Numbers the words of texts by their tokens, and marks where sentences end.
 
-    A word is a run of letters and digits, whatever its case. Its number is a checksum, never ``NO_WORD``, and
-    stands at the token in which it begins; tokens that only go on with a word, or have none, have
-    ``LINE_END`` or ``SENTENCE_END`` where a line or a sentence ends with them, else ``NO_WORD``. Two words share a
-    number once in two billion pairs.
+    A word is a run of letters and digits; case is ignored. Its number is a checksum, never ``NO_WORD``, and is at the
+    token in which the word begins. Tokens that only continue a word, or have none, have ``LINE_END`` or
+    ``SENTENCE_END`` if a line or a sentence ends with them, else ``NO_WORD``. One in two billion pairs of
+    words shares a number.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -29,12 +29,12 @@ class Words:
         self._ends = SentenceEnds(tokenizer)
 
     def __call__(self, input_ids: Sequence[int]) -> Int32[Tensor, " S"]:
-        """The word that begins in each token, or what stands instead of one."""
+        """The number of the word that begins in each token, or a mark."""
         found = [NO_WORD] * len(input_ids)
         word, begin = "", 0
         for place, token in enumerate(input_ids):
             piece = self._piece(token)
-            if piece.isalnum():  # most of what goes on with a word
+            if piece.isalnum():  # most tokens that continue a word
                 begin = begin if word else place
                 word += piece
                 continue
@@ -53,10 +53,10 @@ class Words:
 
 
 def numbered(word: str) -> int:
-    """The number of a word; positive, so that it is no mark."""
+    """The number of a word; positive, because marks are not."""
     return zlib.crc32(word.casefold().encode()) % (2**31 - 1) + 1
 
 
 def no_words(count: int) -> Int32[Tensor, " count"]:
-    """Of tokens that stand for no word of their own, or whose words are not known."""
+    """Numbers of ``count`` tokens without words, or whose words are unknown: all ``NO_WORD``."""
     return torch.zeros(count, dtype=torch.int32)

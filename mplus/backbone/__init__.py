@@ -1,1 +1,1 @@
-"""The frozen language model, and small changes to it."""
+"""The frozen language model and its LoRA adapters."""

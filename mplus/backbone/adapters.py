@@ -1,7 +1,7 @@
-"""LoRA adapters: how one set of base weights writes and reads with two sets of small changes.
+"""LoRA adapters: one set of base weights writes and reads with two sets of low-rank changes.
 
-Instead of one module tree whose active adapter is switched, which no two threads could share, every
-role (writing, reading) has its own tree of *containers* around the same base modules. Base weights exist
+One module tree with a switchable adapter could not be shared by threads. So each role (writing, reading) has
+its own tree of *containers* around the same base modules. Base weights exist
 once; an adapted linear layer is either ``base(x) + scale * B(A(x))`` or, where merging is cheap, a plain
 linear layer with the sum.
 """
@@ -20,14 +20,14 @@ from mplus.errors import CheckpointError
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """The two factors of one adapted linear layer, and the factor they are scaled with."""
+    """The two low-rank matrices of one adapted linear layer, and their scale."""
 
     down: Float[Tensor, "rank inputs"]
     up: Float[Tensor, "outputs rank"]
     scale: float
 
     def in_full(self) -> "LoraWeights":
-        """The same in single precision, as training wants it."""
+        """The same in float32, for training."""
         return LoraWeights(self.down.float(), self.up.float(), self.scale)
 
 
@@ -38,14 +38,14 @@ Adapter = Mapping[str, LoraWeights]
 def untrained_adapter(
     layers: nn.ModuleList, targets: Sequence[str], rank: int, alpha: float, generator: torch.Generator
 ) -> Adapter:
-    """An adapter that changes nothing yet.
+    """A new adapter, which does not change the output of any layer until it is trained.
 
     Args:
         layers: The decoder layers.
         targets: Names of the linear layers within each that it adapts.
-        rank: Of both factors.
-        alpha: The adapter's scale, times its rank.
-        generator: Decides where learning begins.
+        rank: Rank of the two matrices.
+        alpha: The adapter's scale times its rank.
+        generator: Draws the initial weights.
     """
     modules = dict(layers.named_modules())
     adapter: dict[str, LoraWeights] = {}
@@ -60,15 +60,15 @@ def untrained_adapter(
 def mean_of(adapters: Sequence[Adapter], shares: Sequence[float] | None = None) -> Adapter:
     """The mean of what several adapters change, as one adapter whose rank is the sum of theirs.
 
-    Adapters that were trained apart, from different beginnings, err in different ways: their mean reads better than
-    each (docs/lab/training.md). Merged into the backbone's weights it costs no more than one.
+    Adapters trained from different initial weights make different errors, and their mean reads better than each of
+    them (docs/lab/training.md). Merged into the backbone's weights, the mean costs no more than one adapter.
 
     Args:
-        adapters: Of one backbone.
-        shares: How much each counts; None: all alike.
+        adapters: Adapters of one backbone.
+        shares: Weight of each adapter; None weighs them equally.
 
     Raises:
-        ValueError: None was given, they change different layers, or there are not as many shares.
+        ValueError: There are no adapters, they change different layers, or the number of shares differs.
     """
     if len({frozenset(adapter) for adapter in adapters}) != 1:
         raise ValueError(f"{len(adapters)} adapters do not change the same layers; expected adapters of one backbone.")
@@ -87,17 +87,17 @@ def mean_of(adapters: Sequence[Adapter], shares: Sequence[float] | None = None) 
 
 
 class LoraLinear(nn.Module):
-    """A linear layer of the backbone plus a low-rank change; the base module stays shared."""
+    """A linear layer of the backbone plus a low-rank change; the base module is shared, not copied."""
 
     def __init__(self, base: nn.Module, weights: LoraWeights) -> None:
         super().__init__()
-        # A plain attribute, not a submodule: accelerate hooks on the base stay its own.
+        # A plain attribute, not a submodule, so that accelerate's hooks stay on the base module only.
         self._base = [base]
         self.down = nn.Parameter(weights.down, requires_grad=False)
         self.up = nn.Parameter(weights.up, requires_grad=False)
         self.scale = weights.scale
         self.dropout = 0.0
-        """Share of inputs that training leaves out, where gradients flow."""
+        """Share of inputs dropped in training, when gradients are enabled."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The base layer's output plus the scaled low-rank change."""
@@ -110,10 +110,10 @@ class LoraLinear(nn.Module):
 
 
 def device_of(*modules: nn.Module) -> torch.device:
-    """Where a module with weights of its own computes: where accelerate brings them, else where they are.
+    """The device on which a module with weights computes: the one accelerate moves them to, else theirs.
 
     Args:
-        modules: The module, and others whose hook tells as well.
+        modules: The module, and others whose accelerate hooks are looked at too.
     """
     for module in modules:
         device: Any = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
@@ -124,7 +124,7 @@ def device_of(*modules: nn.Module) -> torch.device:
 
 
 def merged(base: nn.Linear, weights: LoraWeights) -> nn.Linear:
-    """A new linear layer that holds base plus change in one matrix."""
+    """A new linear layer whose weight is the sum of base and change."""
     linear = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
     change = (weights.up.float() @ weights.down.float()) * weights.scale
     weight = (base.weight.float() + change.to(base.weight.device)).to(base.weight.dtype)
@@ -137,7 +137,7 @@ def with_adapter(layers: nn.ModuleList, adapter: Adapter, *, merge: bool) -> nn.
     """The same decoder layers seen through an adapter; base modules are shared, not copied.
 
     Raises:
-        CheckpointError: The adapter changes a layer that the backbone does not have, or one of another
+        CheckpointError: The adapter changes a layer that the backbone does not have, or that has another
             shape.
     """
     adapted: set[str] = set()
@@ -149,7 +149,7 @@ def with_adapter(layers: nn.ModuleList, adapter: Adapter, *, merge: bool) -> nn.
         if not any(key.startswith(f"{name}.") for key in adapter):
             return module
         container = copy.copy(module)
-        # accelerate binds its hook to the module it was put on; the copy needs a binding of its own.
+        # accelerate binds a hook to one module, so the copy needs a hook of its own.
         hook = container.__dict__.pop("_hf_hook", None)
         container.__dict__.pop("_old_forward", None)
         if hook is not None:

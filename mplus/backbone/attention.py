@@ -1,4 +1,4 @@
-"""Attention: which rows see which, and the kernels that compute it."""
+"""Attention: the pattern of which rows see which, and the kernels that compute it."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ GROUPED_ATTENTION = "mplus_grouped_sdpa"
 
 
 class KeysValues(NamedTuple):
-    """Attention keys before rotary embedding, and values, of packed rows."""
+    """Attention keys (before rotary embedding) and values of packed rows."""
 
     keys: Float[Tensor, "*rows H E"]
     values: Float[Tensor, "*rows H E"]
@@ -29,16 +29,16 @@ class Rotation(NamedTuple):
     sin: Float[Tensor, "*positions E"]
 
     def at(self, index: Int[Tensor, "*places"] | slice) -> "Rotation":
-        """Those at some places of a table of positions."""
+        """The cosines and sines at ``index`` of a table of positions."""
         return Rotation(self.cos[index], self.sin[index])
 
     def on(self, device: torch.device) -> "Rotation":
-        """The same on a device. Not called ``to``: accelerate would take that for a tensor's."""
+        """The same on a device. It is not called ``to``, because accelerate calls any method of that name."""
         return Rotation(self.cos.to(device), self.sin.to(device))
 
 
 class LayerInput(NamedTuple):
-    """Packed rows at the input of a layer, and what its attention makes of them."""
+    """Packed rows at the input of a layer, with their attention keys and values."""
 
     rows: Float[Tensor, "T D"]
     normed: Float[Tensor, "T D"]
@@ -51,17 +51,17 @@ class LayerInput(NamedTuple):
 class Packing:
     """How packed rows are laid out for attention.
 
-    Linear layers see all rows of a batch packed behind one another, [T]. Attention sees them as [B, Q] queries
-    over [B, P] keys. Rows before ``first`` are seen by others and ask nothing themselves.
+    Linear layers process all rows of a batch packed one after the other, [T]. Attention takes them as [B, Q]
+    queries over [B, P] keys. Rows before ``first`` are attended to, but have no queries themselves.
 
     Attributes:
-        first: The first row that asks.
-        queries: Which asking row, counted from ``first``, each query is.
-        query_rotation: Of the query's position.
-        keys: Which row each key is.
-        key_rotation: Of the key's position.
+        first: The first row with a query.
+        queries: Row of each query, counted from ``first``.
+        query_rotation: Rotation of each query's position.
+        keys: Row of each key.
+        key_rotation: Rotation of each key's position.
         mask: Which keys a query sees.
-        places: Where in [B * Q] each asking row stands.
+        places: Position in [B * Q] of each row with a query.
     """
 
     first: int
@@ -77,8 +77,8 @@ class Packing:
         """One sequence: every row sees itself and those before it.
 
         Args:
-            rotation: Of positions 0, 1, …, one for each row.
-            first: The first row that asks.
+            rotation: Rotation of positions 0, 1, …, one for each row.
+            first: The first row with a query.
         """
         rows = torch.arange(len(rotation.cos), device=rotation.cos.device)
         mask = (rows <= rows[first:, None])[None, None]
@@ -86,7 +86,7 @@ class Packing:
         return cls(first, own[None], rotation.at(rows[None, first:]), rows[None], rotation.at(rows[None]), mask, own)
 
     def to(self, device: torch.device) -> "Packing":
-        """The same on a device; itself where it is there already."""
+        """The same on a device; the same object if it is there already."""
         if self.mask.device == device:
             return self
         return Packing(
@@ -101,7 +101,7 @@ class Packing:
 
 
 def project_heads(attention: Any, kind: str, normed: Tensor, head_size: int) -> Tensor:
-    """Queries ("q"), keys ("k") or values ("v") of rows, [rows, heads, size], normed where the layer does so."""
+    """Queries ("q"), keys ("k") or values ("v") of rows, [rows, heads, size], normed if the layer norms them."""
     heads = getattr(attention, f"{kind}_proj")(normed).unflatten(-1, (-1, head_size))
     norm = getattr(attention, f"{kind}_norm", None)
     return heads if norm is None else norm(heads)
@@ -115,7 +115,7 @@ def rotate(heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> Float[Tenso
 
 
 def rotate_into(target: Float[Tensor, "*rows H E"], heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> None:
-    """``rotate`` without temporaries, for prefixes of many thousand rows."""
+    """``rotate`` into ``target`` without temporary tensors, for prefixes of many thousand rows."""
     half = heads.shape[-1] // 2
     cos, sin = rotation.cos.unsqueeze(-2)[..., :half], rotation.sin.unsqueeze(-2)[..., :half]
     first, second = heads[..., :half], heads[..., half:]
@@ -133,7 +133,7 @@ def eager_attention(
     scaling: float = 1.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention written out, grouped over key-value heads: the oracle of the fast kernels."""
+    """Attention computed step by step, grouped over key-value heads; the reference for the fast kernels."""
     grouped = query.unflatten(1, (key.shape[1], -1))
     scores = torch.einsum("bhgqe,bhpe->bhgqp", grouped, key).float() * scaling
     if attention_mask is not None:
@@ -156,13 +156,13 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention that never repeats key-value heads.
 
-    The queries that share a key-value head are laid side by side as rows of one head. transformers' own
+    The queries that share a key-value head are stacked as rows of one head. transformers' own
     sdpa path copies keys and values once per query head as soon as a mask is given, which over a long
     prefix costs more than attention itself.
     """
     batch, heads, rows, size = query.shape
     if attention_mask is None and rows > 1:
-        # transformers leaves the mask out where plain causal attention is meant.
+        # transformers passes no mask for plain causal attention.
         attention_mask = torch.ones(rows, key.shape[2], dtype=torch.bool, device=query.device)
         attention_mask = attention_mask.tril(key.shape[2] - rows)[None, None]
     groups = heads // key.shape[1]

@@ -1,4 +1,4 @@
-"""The frozen language model, as M+ needs it: layers to walk, keys and values to take, rows to attend.
+"""The frozen language model as M+ uses it: a loop over layers, their keys and values, and attention over given rows.
 
 Departs from transformers in one way: the loop over decoder layers is ours, because memory enters and
 leaves at each of them. The layers, norms, rotary embedding and attention kernels are transformers' own.
@@ -37,7 +37,7 @@ MERGE_LIMIT_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Backbone:
-    """Weights of one language model, seen once for writing and once for reading.
+    """Weights of one language model, with one view for writing and one for reading.
 
     ``write_layers`` and ``read_layers`` share every base weight; they differ by the adapter they carry.
     """
@@ -46,7 +46,7 @@ class Backbone:
     write_layers: nn.ModuleList
     read_layers: nn.ModuleList
     bos_states: Float[Tensor, "L D"] = field(repr=False)
-    """What stands at position 0 of every prefix, at the input of each layer."""
+    """States of the bos token at the input of each layer; they stand at position 0 of every prefix."""
 
     @classmethod
     def wrap(
@@ -58,10 +58,10 @@ class Backbone:
         bos_states: Float[Tensor, "L D"] | None = None,
         bos_token_id: int = 0,
     ) -> "Backbone":
-        """Take a transformers causal language model as backbone.
+        """Make a backbone of a transformers causal language model.
 
         Raises:
-            UnsupportedModelError: Not a full-attention rotary model of the Llama family.
+            UnsupportedModelError: The model is not a full-attention rotary model of the Llama family.
             CheckpointError: An adapter does not fit the model.
         """
         check_supported(model.config)
@@ -76,7 +76,7 @@ class Backbone:
             merge = adapter_nbytes(layers, adapter) <= MERGE_LIMIT_BYTES
             return with_adapter(layers, adapter, merge=merge)
 
-        # The sink is computed by the backbone itself, so a backbone has to exist first.
+        # The bos states are computed by the backbone, so it must exist first.
         none = torch.zeros(len(layers), int(model.config.hidden_size))
         backbone = cls(model, view(write_adapter), view(read_adapter), none if bos_states is None else bos_states)
         return (
@@ -92,39 +92,39 @@ class Backbone:
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """Number of layers [L]."""
         return int(self.config.num_hidden_layers)
 
     @property
     def hidden_size(self) -> int:
-        """D."""
+        """Hidden size [D]."""
         return int(self.config.hidden_size)
 
     @property
     def num_key_value_heads(self) -> int:
-        """H."""
+        """Number of key-value heads [H]."""
         return int(self.config.num_key_value_heads)
 
     @property
     def head_size(self) -> int:
-        """E."""
+        """Size of an attention head [E]."""
         explicit = getattr(self.config, "head_dim", None)
         return int(explicit or self.hidden_size // self.config.num_attention_heads)
 
     @property
     def vocabulary_size(self) -> int:
-        """V."""
+        """Vocabulary size [V]."""
         return int(self.config.vocab_size)
 
     @property
     def window(self) -> int:
-        """Positions the model was trained for."""
+        """Number of positions that the model was trained for."""
         return int(self.config.max_position_embeddings)
 
     def room(self, prefix_tokens: int) -> int:
-        """Positions of the window that are left behind a prefix.
+        """Number of positions of the window that a prefix leaves free.
 
-        A layout whose prefix alone exceeds the window was chosen knowingly: prompts still have to fit the window.
+        If the prefix alone exceeds the window, the layout was chosen deliberately, and the whole window counts as free.
         """
         return self.window - prefix_tokens if prefix_tokens < self.window else self.window
 
@@ -135,29 +135,29 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where embeddings are looked up: prompts start here."""
+        """The device of the token embeddings, on which prompts start."""
         return device_of(self.model.get_input_embeddings())
 
     def layer_device(self, layer: int) -> torch.device:
-        """Where a layer computes; its memory is brought there."""
+        """The device on which a layer computes and its memory is kept."""
         block: Any = self.read_layers[layer]
         return device_of(block.input_layernorm, block)
 
     def save(self, folder: "Path") -> None:
-        """Save the base weights as transformers does; adapters are saved by their owner."""
+        """Save the base weights in transformers' format, without adapters."""
         implementation = self.config._attn_implementation
         self.model.save_pretrained(folder)
         self.config._attn_implementation = implementation
 
     @property
     def pads_batches(self) -> bool:
-        """Whether prompts of different length can share a batch: flash kernels take no mask of ours."""
+        """Whether prompts of different length can share a batch; flash kernels cannot, since they take no mask."""
         return not str(self.config._attn_implementation).startswith("flash")
 
     def layer_mask(self, mask: Bool[Tensor, "B 1 Q P"] | None) -> Tensor | None:
-        """A mask in the form that transformers' layers want for this attention implementation."""
+        """A mask in the form that transformers' layers take for this attention implementation."""
         if mask is None or not self.pads_batches:
-            return None  # flash kernels are causal by themselves, aligned bottom-right
+            return None  # flash kernels mask causally on their own, aligned bottom-right
         if self.config._attn_implementation == "eager":
             return torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
         return mask
@@ -180,16 +180,16 @@ class Backbone:
         like = torch.empty(0, dtype=self.dtype, device=flat.device)
         cos, sin = causal.model.rotary_emb(like, flat)
         shape = (*positions.shape, cos.shape[-1])
-        # accelerate leaves them where the rotary module is.
+        # accelerate leaves the result on the device of the rotary module.
         return Rotation(cos.reshape(shape).to(flat.device), sin.reshape(shape).to(flat.device))
 
     def keys_values(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> KeysValues:
-        """Keys before rotary embedding and values of rows already normed by that layer."""
+        """Keys (before rotary embedding) and values of rows already normed by that layer."""
         keys, values = (project_heads(layer.self_attn, kind, normed, self.head_size) for kind in "kv")
         return KeysValues(keys, values)
 
     def queries(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows A E"]:
-        """Attention queries before rotary embedding."""
+        """Attention queries (before rotary embedding) of rows already normed by that layer."""
         return project_heads(layer.self_attn, "q", normed, self.head_size)
 
     def attend(
@@ -209,7 +209,7 @@ class Backbone:
     def finish(
         self, layer: nn.Module, hidden: Float[Tensor, "*rows D"], attended: Float[Tensor, "*rows AE"]
     ) -> Float[Tensor, "*rows D"]:
-        """What follows attention in a layer: output projection, residual, feed-forward."""
+        """The rest of a layer after attention: output projection, residual, feed-forward."""
         block: Any = layer
         hidden = hidden + block.self_attn.o_proj(attended)
         return hidden + block.mlp(block.post_attention_layernorm(hidden))
@@ -217,13 +217,13 @@ class Backbone:
     # --- packed rows through one layer ------------------------------------------------------------
 
     def layer_input(self, layer: nn.Module, rows: Float[Tensor, "T D"]) -> LayerInput:
-        """Rows normed by a layer, with their keys and values: what its attention starts from."""
+        """The input of a layer's attention: rows normed by the layer, with their keys and values."""
         block: Any = layer
         normed = block.input_layernorm(rows)
         return LayerInput(rows, normed, *self.keys_values(layer, normed))
 
     def layer_output(self, layer: nn.Module, given: LayerInput, packing: Packing) -> Float[Tensor, "S D"]:
-        """The layer's output for the rows of a packing that ask; the packing is where the layer is."""
+        """The layer's output for the rows with a query in ``packing``, which is on the layer's device."""
         queries = self.queries(layer, given.normed[packing.first :])[packing.queries]
         attended = self.attend(
             layer,
@@ -249,16 +249,16 @@ class Backbone:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _attention_sink(self, token_id: int) -> Float[Tensor, "L D"]:
-        """States of the bos token alone: what a backbone without trained bos vectors attends to first."""
+        """States of the bos token read alone, for a backbone without trained bos vectors."""
         states = self.plain_states(torch.tensor([token_id]), self.num_layers - 1)
         return torch.stack([state[0].to(self.device) for state in states])
 
 
 def check_supported(config: "PretrainedConfig") -> None:
-    """Refuse a backbone whose layers M+ would read wrongly.
+    """Check that M+ supports the backbone's attention and positions.
 
     Raises:
-        UnsupportedModelError: Another model type, or sliding-window attention.
+        UnsupportedModelError: The model type is not supported, or has sliding-window attention.
     """
     model_type = getattr(config, "model_type", None)
     if model_type not in SUPPORTED_MODEL_TYPES:

@@ -1,4 +1,4 @@
-"""Weight-only int8 for decoding on a CPU, where a token takes as long as its weights take to be read."""
+"""Weight-only int8 for decoding on a CPU, where the time per token is that of reading the weights."""
 
 from collections.abc import Iterable
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FEW_ROWS = 8
-"""Up to here reading int8 weights is quicker; far above it, arithmetic in bfloat16 (docs/lab/performance.md)."""
+"""Up to this many rows int8 weights are faster; far above it, bfloat16 is (docs/lab/performance.md)."""
 BLOCK = 32
-"""The kernel takes inputs and outputs of whole blocks."""
+"""The kernel needs input and output sizes that are multiples of this."""
 
 
 class Int8Linear(nn.Module):
-    """A linear layer that reads int8 weights for a few rows, and its own bfloat16 weights for many.
+    """A linear layer that uses int8 weights for a few rows, and the original bfloat16 weights for many.
 
-    Every row of the weight has a scale of its own. Activations stay bfloat16.
+    Each row of the weight has its own scale. Activations stay bfloat16.
     """
 
     levels: Tensor
@@ -33,7 +33,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale.to(base.weight.dtype), persistent=False)
 
     def forward(self, inputs: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
-        """The layer's output, within the error of int8 for a few rows."""
+        """The layer's output; for a few rows, within the rounding error of int8."""
         rows = inputs.numel() // self.in_features
         if not 0 < rows <= FEW_ROWS:
             return functional.linear(inputs, self.weight, self.bias)
@@ -43,10 +43,10 @@ class Int8Linear(nn.Module):
 
 
 def quantise_for_decoding(trees: Iterable[nn.Module]) -> None:
-    """Put int8 weights beside those of every linear layer of these module trees, which may share layers.
+    """Add int8 weights to every linear layer of these module trees, which may share layers.
 
     Raises:
-        ValueError: Weights that are not bfloat16 on a CPU.
+        ValueError: Weights are not bfloat16, or not on a CPU.
     """
     known: dict[nn.Module, Int8Linear] = {}
     for tree in trees:

@@ -1,1 +1,1 @@
-"""Prompts in, answers out."""
+"""Generation: answers prompts with memory."""

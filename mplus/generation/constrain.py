@@ -1,7 +1,7 @@
-"""Answers that must have a form: JSON of a schema, or tool calls.
+"""Constrained answers: JSON of a schema, or tool calls.
 
-A ``Constraint`` says which form; the engine turns it into a mask over the vocabulary at every step
-(llguidance), so that even a weak model cannot leave it.
+A ``Constraint`` describes the form. The engine turns it into a mask over the vocabulary at every step
+(llguidance), so that even a weak model cannot violate it.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 MAX_STRING = 200
-"""Characters of a string whose schema names no limit: weak models rarely end one by themselves."""
+"""Most characters of a string whose schema sets no limit; weak models rarely end a string on their own."""
 MAX_ITEMS = 12
 MAX_INTEGER = 10**12
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -30,14 +30,14 @@ class Constraint:
     """A form that an answer must have; make one with ``json_schema`` or ``tool_calls``."""
 
     grammar: str
-    """In llguidance's syntax."""
+    """The grammar in llguidance's syntax."""
 
     @staticmethod
     def json_schema(schema: Schema) -> "Constraint":
-        """One JSON value of a schema, closed and bounded first (``closed_schema``).
+        """One JSON value of a schema, which is first closed and bounded (``closed_schema``).
 
         Raises:
-            ValueError: The schema is open, or not one that can be constrained to.
+            ValueError: The schema allows any properties, or cannot be enforced.
         """
         from llguidance import LLMatcher
 
@@ -46,14 +46,14 @@ class Constraint:
 
     @staticmethod
     def tool_calls(tools: Sequence[Schema], choice: ToolChoice | str = "auto") -> "Constraint":
-        """Free text or a valid call ("auto"), any call ("required"), or a call of the tool of that name.
+        """Tool calls: free text or a valid call ("auto"), any call ("required"), or a call of the named tool.
 
         Args:
             tools: ``{"type": "function", "function": {"name", "description", "parameters"}}`` each.
-            choice: What must be called.
+            choice: "auto", "required" or the name of a tool.
 
         Raises:
-            ValueError: No tools, an unknown name, or parameters that are open.
+            ValueError: There are no tools, the name is unknown, or a tool allows any parameters.
         """
         if not tools:
             raise ValueError("tools=[]: expected at least one tool to call.")
@@ -63,7 +63,7 @@ class Constraint:
             if choice not in names:
                 raise ValueError(f"tool choice {choice!r}: expected 'auto', 'required' or one of {', '.join(names)}.")
             functions = [function for function in functions if function["name"] == choice]
-        # Definitions are referred to from the root of a schema, so each tool is a grammar of its own.
+        # References to definitions start at the root of a schema, so each tool is a grammar of its own.
         calls = [
             {
                 "type": "object",
@@ -80,7 +80,7 @@ class Constraint:
         )
         call = f"({' | '.join(f'call_{number}' for number in range(len(calls)))})"
         if choice == "auto":
-            # The lazy lead ends free text as soon as a call begins; a call is followed by others or nothing.
+            # The lazy part ends free text as soon as a call begins; only further calls may follow a call.
             start = f'start: TEXT | lead {call} more*\nlead[lazy]: TEXT "{OPEN_CALL}"\nTEXT: /(.|\\n)*/\n'
             grammar = f'%llguidance {{}}\n{start}more: "\\n{OPEN_CALL}" {call}\n{rules}\n'
         else:
@@ -101,7 +101,7 @@ def tool_function(tool: Schema) -> dict[str, Any]:
     """The function part of a tool's description.
 
     Raises:
-        ValueError: It has no name.
+        ValueError: The tool has no name.
     """
     function = tool.get("function", tool)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
@@ -120,10 +120,10 @@ def _parameters(function: Schema) -> dict[str, Any]:
 
 
 def closed_schema(schema: Schema) -> dict[str, Any]:
-    """A JSON schema in which objects have no further properties and strings and arrays a greatest length.
+    """A copy of a JSON schema in which objects have no additional properties and strings and arrays a maximum length.
 
     Raises:
-        ValueError: An object that is open on purpose: there is no telling what it holds.
+        ValueError: An object allows any properties, so its form cannot be enforced.
     """
     return _closed(dict(schema), "$")
 
@@ -141,7 +141,7 @@ def _closed(schema: Any, path: str) -> Any:
             found[key] = value
         else:
             found[key] = _closed(value, f"{path}.{key}")
-    # What only people read does not belong in a grammar; some of it ("default") would even be refused.
+    # Annotations for human readers are removed; llguidance refuses some of them ("default").
     for key in ("default", "examples", "title", "description"):
         found.pop(key, None)
     kind = found.get("type")
@@ -164,7 +164,7 @@ def _closed(schema: Any, path: str) -> Any:
 
 
 def _nested(schema: dict[str, Any], name: str) -> dict[str, Any]:
-    """The schema as a definition of that name inside another: references to its root move along."""
+    """The schema as a definition of that name inside another schema, with references to its root adapted."""
 
     def moved(item: Any) -> Any:
         if isinstance(item, list):
@@ -179,14 +179,14 @@ def _nested(schema: dict[str, Any], name: str) -> dict[str, Any]:
     return moved(schema)
 
 
-# --- at work ------------------------------------------------------------------------------------------
+# --- decoding -----------------------------------------------------------------------------------------
 
 _VOCABULARIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _GUARD = threading.Lock()
 
 
 class ConstrainedDecoding:
-    """A logits processor that forbids every token which would leave the constraint."""
+    """A logits processor that forbids every token that would violate the constraint."""
 
     def __init__(self, constraint: Constraint, tokenizer: Any, stop_token_ids: frozenset[int]) -> None:
         from llguidance import LLMatcher
@@ -227,13 +227,13 @@ def _vocabulary(tokenizer: Any, stop_token_ids: frozenset[int]) -> Any:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call found in an answer; ``arguments`` is None where it is not valid JSON of the right form.
+    """A call found in an answer; ``arguments`` is None if they are not a valid JSON object.
 
     Attributes:
-        name: Which tool; empty where not even that can be read.
-        arguments: What it is called with.
-        text: As the model wrote it.
-        error: What is wrong with it.
+        name: Name of the tool; empty if it cannot be parsed.
+        arguments: Arguments of the call.
+        text: The call as the model wrote it.
+        error: Why the call is invalid; None if it is valid.
     """
 
     name: str
@@ -243,7 +243,7 @@ class ToolCall:
 
 
 def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
-    """What an answer says before its first call, and the calls in it, good and bad."""
+    """The text of an answer before its first call, and its calls, valid and invalid."""
     content, *rest = text.split(OPEN_CALL)
     return content, [_parsed(part.partition(CLOSE_CALL)[0].strip()) for part in rest]
 
@@ -262,13 +262,13 @@ def _parsed(text: str) -> ToolCall:
 
 
 def tool_call_text(name: str, arguments: Mapping[str, Any]) -> str:
-    """A call as the model writes it."""
+    """The text of a call, in the form in which the model writes it."""
     call = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
     return f"{OPEN_CALL}\n{call}\n{CLOSE_CALL}"
 
 
 def tools_prompt(tools: Sequence[Schema]) -> str:
-    """What a model whose template knows no tools is told about them."""
+    """The description of tools for a model whose chat template does not support tools."""
     told = {"name": "", "description": "", "parameters": {}}
     functions = [tool_function(tool) for tool in tools]
     listed = "\n".join(

@@ -1,6 +1,6 @@
-"""Decoding: from prompts and memories to answers, one token at a time, for a whole batch.
+"""Decoding: answers prompts with memories, one token at a time, for a whole batch.
 
-The loop stops a row at once when it is cancelled and yields text as soon as it is certain.
+The loop stops a row as soon as it is cancelled, and yields text as soon as later tokens cannot change it.
 """
 
 from collections import deque
@@ -18,13 +18,13 @@ from mplus.read.prefill import Prefill, has_prefix, prefill_steps
 from mplus.weights import Weights
 
 JOINING_TOKENS = 512
-"""Most prompt tokens that are read together before the rows that are running get their next token."""
+"""Most prompt tokens that are read together before running rows get their next token."""
 
 
 def decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids: frozenset[int]) -> Iterator[Piece]:
-    """Answer all rows, yielding text as it becomes certain; each row ends with its ``finish_reason`` set.
+    """Answer all rows and yield text as it becomes certain; each row ends with its ``finish_reason`` set.
 
-    Closing the iterator cancels what is not finished; an error in any row ends them all.
+    Closing the iterator cancels unfinished rows; an error in any row ends all rows.
     """
     engine = Engine(weights, tokenizer, stop_token_ids)
     try:
@@ -45,7 +45,7 @@ class Engine:
     """The running batches of one model.
 
     Rows are added at any time and join between steps; a step gives every row one more token. Rows with and
-    without a prefix go through different layers and are batched apart.
+    without a prefix use different layers and are in separate batches.
     """
 
     def __init__(self, weights: Weights, tokenizer: Any, stop_token_ids: frozenset[int]) -> None:
@@ -58,7 +58,7 @@ class Engine:
         return [row for batch in self._batches for row in batch.rows]
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Let rows join the running batches."""
+        """Add rows to the running batches."""
         for row in rows:
             batch = next((b for b in self._batches if b.takes(row)), None)
             if batch is None:
@@ -67,7 +67,7 @@ class Engine:
             batch.add(row)
 
     def step(self) -> Iterator[Piece]:
-        """One more token for every row, one more block of a prompt that is being read."""
+        """Compute one more token for every row, and one more block of a prompt that is being read."""
         for batch in self._batches:
             yield from batch.step()
         self._batches = [batch for batch in self._batches if batch.rows]
@@ -90,7 +90,7 @@ class RowDecoder:
         self._stop_token_ids = stop_token_ids | set(row.params.stop_token_ids)
 
     def take(self, scores: Float[Tensor, " V"]) -> str:
-        """Take the next token; returns text that is certain now. An error is the row's own."""
+        """Choose the next token; returns text that is now certain. An error ends only this row."""
         try:
             return self._take(scores)
         except Exception as error:
@@ -125,35 +125,35 @@ class Batch:
         self._waiting: deque[Row] = deque()
         self._joining: Joining | None = None
         self._decoders: list[RowDecoder] = []
-        """Of the rows of ``_reading``, in its order."""
+        """One for each row of ``_reading``, in the same order."""
         self._reading: Reading | None = None
 
     @property
     def rows(self) -> list[Row]:
-        """Rows that are not finished, those that are still being read included."""
+        """Rows that are not finished, including those whose prompts are still being read."""
         joining = self._joining.rows if self._joining is not None else []
         return [*(decoder.row for decoder in self._decoders), *joining, *self._waiting]
 
     def takes(self, row: Row) -> bool:
-        """Whether a row can go through the same layers as these."""
+        """Whether a row uses the same layers as the rows of this batch."""
         mine = self.rows
         if not mine:
             return True
         return self._weights.backbone.pads_batches and has_prefix(mine[0].request) == has_prefix(row.request)
 
     def add(self, row: Row) -> None:
-        """Let a row join."""
+        """Add a row."""
         self._waiting.append(row)
 
     def step(self) -> Iterator[Piece]:
-        """One more token for every row; rows that wait are read up to the end of a block."""
+        """Compute one more token for every row, and one more block of a waiting prompt."""
         self._drop_finished()
         try:
             if self._reading is not None:
                 tokens = [decoder.token for decoder in self._decoders]
                 yield from self._decode(self._decoders, self._reading.decode(tokens))
             yield from self._read_on()
-        except Exception as error:  # not one row's own: those are caught where they arise
+        except Exception as error:  # an error of the whole batch; errors of one row are caught where they arise
             for row in self.rows:
                 row.error = row.error or error
             self._decoders, self._reading, self._joining = [], None, None
@@ -175,7 +175,7 @@ class Batch:
                 yield Piece(decoder.row, text)
 
     def _read_on(self) -> Iterator[Piece]:
-        """The next block of the prompts that are joining; where it is the last, their rows join."""
+        """Read the next block of the prompts that are joining; after the last block their rows join."""
         if self._joining is None:
             group = self._next_group()
             if not group:
@@ -189,7 +189,7 @@ class Batch:
         except Exception as error:
             self._joining = None
             if len(rows) > 1:
-                # Whose fault it was shows when they are read one by one.
+                # Read the prompts one by one to find the one that fails.
                 for row in reversed(rows):
                     row.is_read_alone = True
                     self._waiting.appendleft(row)
@@ -197,7 +197,7 @@ class Batch:
                 rows[0].error = error
 
     def _next_group(self) -> list[Row]:
-        """Waiting rows that are read together: few enough tokens that running rows do not wait long."""
+        """Waiting rows to read together, with few enough tokens that running rows do not wait long."""
         group: list[Row] = []
         longest = 0
         while self._waiting:

@@ -1,4 +1,4 @@
-"""From a prompt to token ids: plain completion or chat messages, one bos, and nothing a user wrote is control."""
+"""Turns a prompt (plain completion or chat messages) into token ids; a user's text never becomes control tokens."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ PLAIN_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the model takes it.
+    """A prompt as token ids.
 
     Attributes:
-        input_ids: Its tokens.
-        query: First and last-plus-one token of what is being asked: the content of the last user
-            message, or all of a plain completion.
+        input_ids: Token ids of the prompt.
+        query: First and last-plus-one token of the question: the content of the last user message, or all of a
+            plain completion.
     """
 
     input_ids: tuple[int, ...]
@@ -40,12 +40,12 @@ def encode_prompt(
 ) -> Prompt:
     """Token ids of a prompt: a string is completed as it is, messages go through the chat template.
 
-    Special-token strings in any content stay inert; those that the template writes are real. ``tools`` are
-    told through the template; where it knows none, in a system message. Calls in earlier assistant
-    messages stand under ``tool_calls``, results in messages with role "tool".
+    Special-token strings in any content are encoded as plain text; only those of the template are control tokens.
+    ``tools`` are described by the template, or in a system message if it does not support tools. Calls in earlier
+    assistant messages are under ``tool_calls``, results in messages with role "tool".
 
     Raises:
-        ValueError: An empty prompt, or a message without a known role or with content that is not text.
+        ValueError: The prompt is empty, or a message has an unknown role or content that is not text.
     """
     if isinstance(prompt, str):
         if not prompt:
@@ -69,7 +69,7 @@ def encode_prompt(
 
 
 def _told(message: dict[str, Any]) -> dict[str, Any]:
-    """Calls and results as plain text, for a template that does not know them."""
+    """Calls and results as plain text, for a template that does not support tools."""
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
     calls = message.get("tool_calls") or ()
@@ -98,11 +98,11 @@ def _checked(message: Mapping[str, Any], place: int) -> dict[str, Any]:
 
 
 def _encode_messages(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[Any] | None, asked: int) -> Prompt:
-    """Render the template with marks in place of contents, then encode template and contents apart."""
+    """Render the template with marks in place of contents, then encode template and contents separately."""
     contents = [str(message.get("content") or "") for message in messages]
     marked: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
-        # An empty content stays empty: templates ask whether there is one.
+        # An empty content gets no mark, because templates test for it.
         mark = f"{OPEN}{number}{CLOSE}" if contents[number] else contents[number]
         marked.append({**message, "content": mark})
     rendered: str = tokenizer.apply_chat_template(

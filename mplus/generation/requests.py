@@ -1,4 +1,4 @@
-"""From a memory and a prompt to a row that can be answered: the state as reads see it, and what fits the window."""
+"""Turns a memory and a prompt into a row for an engine, and checks that it fits the model's window."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ Tools = Sequence[Mapping[str, Any]]
 
 
 class GenerationOptions(SamplingOptions, total=False):
-    """Keyword arguments of ``MPlus.generate``; what is None or left out has its default."""
+    """Keyword arguments of ``MPlus.generate``; None or a missing argument stands for the default."""
 
     cancelled: threading.Event | None
     processors: Sequence[Any] | None
@@ -36,7 +36,7 @@ class GenerationOptions(SamplingOptions, total=False):
 
 
 class Requests:
-    """Makes the rows of one model."""
+    """Turns memories and prompts into rows that an engine can answer."""
 
     def __init__(
         self, weights: Weights, tokenizer: Any, *, name: str = "", calibration: Calibration | None = None
@@ -45,7 +45,7 @@ class Requests:
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
 
     def row(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Row:
-        """One prompt on its way to an answer; arguments of ``MPlus.generate``.
+        """The row of one prompt; takes the arguments of ``MPlus.generate``.
 
         Raises:
             ValueError: A setting that is unknown or out of range, or a malformed prompt.
@@ -110,10 +110,10 @@ class Requests:
         return ReadRequest(state, memory.config, ids, (begin, end), allowed)
 
     def check_memory(self, memory: Memory) -> None:
-        """Refuse a memory of another model.
+        """Check that a memory belongs to this model.
 
         Raises:
-            MemoryMismatchError: It belongs to another model.
+            MemoryMismatchError: The memory belongs to another model.
         """
         own = self._weights.fingerprints[memory.config.recall]
         if memory.model_fingerprint != own:
@@ -124,13 +124,13 @@ class Requests:
             )
 
     def encoded(self, prompt: PromptLike, tools: Tools | None) -> Prompt:
-        """A prompt as token ids, what the chat template adds included."""
+        """A prompt as token ids, including those of the chat template."""
         return prompt if isinstance(prompt, Prompt) else encode_prompt(self._tokenizer, prompt, tools=tools)
 
     def present_state(self, memory: Memory) -> MemoryState:
-        """A memory's state as reads see it: a waiting tail counts as if it had been written.
+        """A memory's state for a read: the waiting tail is written into it first.
 
-        A write adapter was not trained on so little text; there the tail is read as text instead.
+        A write adapter was not trained on such short text; with one the tail is read as text instead.
         """
         state = memory.state
         if not state.tail.input_ids or memory.config.encoding == "adapter":
@@ -156,7 +156,7 @@ class Requests:
         return frozenset(found)
 
     def _room(self, state: MemoryState, config: MemoryConfig) -> int:
-        """Positions left for prompt and answer behind the longest prefix this memory can have."""
+        """Number of positions left for prompt and answer after the longest prefix that this memory can have."""
         stored = max(
             len(track.short_term) + min(len(track.pending) + len(track.long_term), config.recalled_tokens)
             for track in state.tracks

@@ -1,4 +1,4 @@
-"""A prompt on its way to an answer, and the answer."""
+"""``Row``: a prompt that is being answered; ``Generation``: the answer."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ class RecalledSource(NamedTuple):
         source: Its name.
         share: Its share of the recalled tokens; the shares of an answer add up to 1.
         relevance: Relevance of its best chunk or token, as the scorer counts.
-        metadata: What was given when it was written.
+        metadata: Metadata that was given when the source was written.
     """
 
     source: str
@@ -42,15 +42,15 @@ class Generation:
         text: The answer, without special tokens and without the stop string.
         token_ids: Its tokens.
         finish_reason: "stop" (end token or stop string), "length" or "cancelled".
-        prompt_tokens: Text tokens of the prompt, what waited in the memory's tail included.
+        prompt_tokens: Text tokens of the prompt, including a tail of the memory that is read as text.
         completion_tokens: Tokens generated.
         recalled: Sources of the long-term tokens that were read, highest share first.
-        prefix_tokens: Memory tokens that stood before the prompt.
-        confidence: How likely the answer is to be right, 0 to 1; calibrated where the model has a calibration
-            for this memory's scorer (``is_calibrated``), else the mean probability of its tokens.
-        is_calibrated: Whether ``confidence`` is the share of such answers that are right.
-        abstained: Whether ``text`` is the set reply of ``abstain_below`` instead of the answer.
-        evidence: What ``confidence`` goes by; None before the first token.
+        prefix_tokens: Number of memory tokens before the prompt.
+        confidence: Probability that the answer is right, 0 to 1, if the model has a calibration for this memory's
+            scorer (``is_calibrated``); else the geometric mean of its tokens' probabilities.
+        is_calibrated: Whether ``confidence`` is calibrated: the expected share of such answers that are right.
+        abstained: Whether ``text`` is ``abstain_reply`` instead of the answer.
+        evidence: What ``confidence`` is computed from; None before the first token.
     """
 
     text: str
@@ -68,32 +68,32 @@ class Generation:
 
 @dataclass
 class Row:
-    """One prompt of a batch on its way to an answer."""
+    """One prompt of a batch that is being answered."""
 
     memory: Memory
-    """What is asked, as it may be when the answer is complete; the read goes by ``request.state``."""
+    """The memory; it may change before the answer is complete, but the read uses ``request.state``."""
     request: ReadRequest
     params: SamplingParams
     cancelled: threading.Event = field(default_factory=threading.Event)
-    """This row's own; closing its stream sets it."""
+    """Cancels this row; set when its stream is closed."""
     cancelled_by: threading.Event | None = None
-    """The caller's, which may serve many rows; it is only looked at."""
+    """The caller's event, which may be shared by rows; it is never set here."""
     processors: tuple[Any, ...] = ()
-    """Further logits processors, as for constrained decoding."""
+    """Additional logits processors, such as constrained decoding."""
     token_ids: list[int] = field(default_factory=list[int])
     text: str = ""
     finish_reason: FinishReason | None = None
     recalled: tuple[RecalledSource, ...] = ()
     births: tuple[torch.Tensor, ...] = ()
-    """Per track, when each recalled token was written: its name for life."""
+    """For each track, how many tokens had been written when each recalled token was; this number never changes."""
     prefix_tokens: int = 0
     calibration: Calibration | None = None
     trace: TokenTrace = field(default_factory=TokenTrace)
     started: float = field(default_factory=time.monotonic)
     error: Exception | None = None
-    """What ended this row alone."""
+    """The error that ended this row."""
     is_read_alone: bool = False
-    """Whether its prompt shares no batch while it is read: a shared one failed."""
+    """Whether its prompt is read alone, because reading it in a batch failed."""
 
     @property
     def is_finished(self) -> bool:
@@ -101,7 +101,7 @@ class Row:
         return self.finish_reason is not None or self.error is not None
 
     def has_ended(self) -> bool:
-        """Whether no more tokens come; a row that was cancelled or is late finishes here."""
+        """Whether no more tokens come. This call finishes a row that was cancelled or is past its timeout."""
         late = self.params.timeout is not None and time.monotonic() - self.started > self.params.timeout
         asked = self.cancelled.is_set() or (self.cancelled_by is not None and self.cancelled_by.is_set())
         if (late or asked) and not self.is_finished:
@@ -109,17 +109,17 @@ class Row:
         return self.is_finished
 
     def take_read(self, reading: Reading, place: int) -> None:
-        """Take in what the read of this prompt has used, where it stands at a place of a batch."""
+        """Store what the read of this prompt recalled; ``place`` is its row in the batch."""
         recalled = reading.recalled[place]
         self.recalled = recalled_sources(self.request, recalled)
         self.births = tuple(self.request.state.written_tokens - track.provenance.ages for track in recalled)
         self.prefix_tokens = reading.layers[0].lengths[place] - len(self.request.input_ids)
 
     def complete(self) -> None:
-        """Raise the error that ended the answer, or tell the memory which of its tokens the answer has used.
+        """Raise the error that ended the answer, or raise the recall frequency of the tokens it has used.
 
-        Called once no more tokens come, by the thread that asked and not by a scheduler's: another thread may hold
-        the memory for a long write.
+        Called after the last token in the caller's thread, not in the scheduler's: another thread may hold the memory
+        for a long write.
         """
         if self.error is not None:
             raise self.error
@@ -127,9 +127,9 @@ class Row:
             self.memory.note_recalled(self.births)
 
     def generation(self) -> Generation:
-        """What has been answered so far."""
+        """The answer so far."""
         evidence = self.trace.evidence([source.relevance for source in self.recalled])
-        # A calibration is for answers from memory, found by the scorer it was fitted with.
+        # A calibration is valid only for answers from memory with the scorer that it was fitted with.
         fits = self.calibration is not None and self.calibration.recall == self.request.config.recall
         calibration = self.calibration if fits and self.prefix_tokens else None
         confidence = 0.0
@@ -152,10 +152,10 @@ class Row:
         )
 
     def said(self, text: str) -> str:
-        """What may go out of newly certain text.
+        """The part of newly certain text that may be sent.
 
-        Where the answer may be withheld, nothing goes out before it is complete: half of its evidence is
-        how likely all of its words were.
+        If the answer may be withheld (``abstain_below``), nothing is sent before it is complete, because the
+        confidence depends on all of its tokens.
         """
         self.text += text
         if self.params.abstain_below is None:
@@ -171,12 +171,12 @@ class Piece(NamedTuple):
 
 
 def recalled_sources(request: ReadRequest, recalled: Sequence[Recalled]) -> tuple[RecalledSource, ...]:
-    """Which sources the recalled tokens come from, highest share first."""
+    """The sources of the recalled tokens, highest share first."""
     records = request.state.sources
     count = torch.zeros(len(records) + 1, dtype=torch.float64)
     best = torch.full((len(records) + 1,), float("-inf"), dtype=torch.float64)
     for track in recalled:
-        # Tokens that came with a checkpoint have no source; they are counted at the end.
+        # Tokens that came with a checkpoint have no source; they are counted in an additional last row.
         number = track.provenance.sources.where(track.provenance.sources >= 0, len(records))
         count.index_add_(0, number, torch.ones_like(number, dtype=torch.float64))
         best.scatter_reduce_(0, number, track.relevance.double(), reduce="amax")

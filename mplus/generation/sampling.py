@@ -1,4 +1,4 @@
-"""From logits to a token, and from tokens to text that is certain."""
+"""Chooses tokens from logits, and turns tokens into text as soon as it is certain."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, TypedDict
@@ -12,7 +12,7 @@ from mplus.errors import UnknownNameError
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of ``SamplingParams`` as keyword arguments; what is None or left out has its default."""
+    """The fields of ``SamplingParams`` as keyword arguments; None or a missing argument stands for the default."""
 
     max_new_tokens: int | None
     temperature: float | None
@@ -45,20 +45,20 @@ class SamplingParams(BaseModel):
     top_k: Annotated[int, Field(ge=0, strict=True)] = 0
     """Sample from this many likeliest tokens; 0 from all."""
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Above 1 makes tokens that stand in prompt or answer less likely."""
+    """Above 1 makes tokens that occur in the prompt or answer less likely."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer and are not part of it."""
     stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end the answer, beside the model's own end token."""
+    """Tokens that end the answer, in addition to the model's own end token."""
     seed: int | None = None
     """The same seed gives the same answer, whatever else runs beside it."""
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds after which an answer ends as it is, as if cancelled; None: never."""
+    """Seconds after which an answer is cut off, as if cancelled; None: never."""
 
     abstain_below: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    """Say ``abstain_reply`` where the confidence in an answer is lower than this; None: never."""
+    """Reply with ``abstain_reply`` if the confidence in an answer is below this; None: never."""
     abstain_reply: str = "I don't know."
-    """What is said instead."""
+    """The reply that is given instead of the answer."""
 
     @model_validator(mode="before")
     @classmethod
@@ -102,7 +102,7 @@ class Sampler:
                 self._processors.append(TopKLogitsWarper(params.top_k))
             if params.top_p < 1:
                 self._processors.append(TopPLogitsWarper(params.top_p))
-        # On the CPU, so that a seed means the same on every device and in every batch.
+        # On the CPU, so that a seed gives the same result on every device and in every batch.
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
@@ -122,10 +122,10 @@ class Sampler:
 
 
 class TextStream:
-    """Turns tokens into text piece by piece, holding back what is not certain yet.
+    """Turns tokens into text piece by piece, holding back text that later tokens may change.
 
-    Never emits half a character, nor any part of a stop string. Decodes a short window per token, so a
-    long answer costs linear time.
+    Never emits an incomplete character or a part of a stop string. Decodes a short window per token, so a long
+    answer takes linear time.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
@@ -151,7 +151,7 @@ class TextStream:
         return self._certain(fresh)
 
     def finish(self) -> str:
-        """No more tokens come: what was held back."""
+        """End the text; returns what was held back."""
         text = self._decode(self._begin, len(self._ids))
         fresh = text[len(self._decode(self._begin, self._begin + self._decoded)) :]
         self._begin, self._decoded = len(self._ids), 0

@@ -1,4 +1,4 @@
-"""``Scheduler``: many requests at once over one model, in batches that they join and leave between tokens."""
+"""``Scheduler``: answers many requests with one model, in batches that requests join and leave between tokens."""
 
 import asyncio
 import threading
@@ -24,16 +24,16 @@ class Scheduler:
         answer = scheduler.generate(memory, prompt, max_new_tokens=64)
         answer = await scheduler.agenerate(memory, prompt)
 
-    Takes what ``MPlus.generate`` and ``MPlus.stream`` take, from any thread or event loop. Requests wait
-    their turn (no memory's requests come before another's time after time), join the running batch
-    between tokens, and leave it when they are done. An error, a timeout or a cancellation ends its own request only.
+    Takes the arguments of ``MPlus.generate`` and ``MPlus.stream``, from any thread or event loop. Requests wait in a
+    fair queue (one request of each memory per round), join the running batch between tokens, and leave it when
+    they are done. An error, a timeout or a cancellation ends only its own request.
     """
 
     def __init__(self, requests: Requests, engine: Engine, *, max_running: int, max_waiting: int) -> None:
         """Use ``MPlus.serve``.
 
         Raises:
-            ValueError: A limit is below its least.
+            ValueError: ``max_running`` is below 1, or ``max_waiting`` below 0.
         """
         if max_running < 1:
             raise ValueError(f"max_running={max_running}: expected at least 1 request that is being answered.")
@@ -49,12 +49,12 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Requests that are being answered now."""
+        """Number of requests that are being answered."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for their turn."""
+        """Number of requests in the queue."""
         return len(self._queue)
 
     # --- asking -----------------------------------------------------------------------------------
@@ -63,9 +63,9 @@ class Scheduler:
         """Answer a prompt beside other requests; arguments of ``MPlus.generate``.
 
         Raises:
-            QueueFullError: As many requests as may wait are waiting already.
-            SchedulerClosedError: After ``close``.
-            ValueError: A setting out of range, or a malformed prompt.
+            QueueFullError: The queue has ``max_waiting`` requests already.
+            SchedulerClosedError: The scheduler has been closed.
+            ValueError: A setting is out of range, or the prompt is malformed.
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
             MemoryMismatchError: The memory belongs to another model.
         """
@@ -75,7 +75,7 @@ class Scheduler:
         return stream.generation
 
     def stream(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> GenerationStream:
-        """Like ``generate``, piece by piece; the request is under way when this returns."""
+        """Like ``generate``, piece by piece; the request is already queued when this returns."""
         row = self._requests.row(memory, prompt, **options)
         pieces: SimpleQueue[str | None] = SimpleQueue()
         self._submit(Ticket(row, pieces.put))
@@ -112,7 +112,7 @@ class Scheduler:
         return AsyncGenerationStream(row, pieces)
 
     def close(self) -> None:
-        """Cancel everything, wait until it has stopped, and take no more requests."""
+        """Cancel all requests, wait until they have stopped, and take no more."""
         with self._guard:
             self._closed = True
             for ticket in (*self._queue, *self._running):
@@ -147,7 +147,7 @@ class Scheduler:
                 )
             self._queue.push(ticket)
             if self._worker is None:
-                # It ends when nothing is left to do: an idle scheduler holds no thread, and needs no closing.
+                # The thread ends when there is nothing to do: an idle scheduler has no thread and needs no ``close``.
                 self._worker = threading.Thread(target=self._work, name="mplus-scheduler", daemon=True)
                 self._worker.start()
 
@@ -174,7 +174,7 @@ class Scheduler:
             self._engine.add([ticket.row for ticket in joining])
             for piece in self._engine.step():
                 by_row[id(piece.row)].deliver(piece.text)
-        except Exception as error:  # whatever it is, no request may wait for ever
+        except Exception as error:  # any error must reach the waiting callers
             for ticket in self._running:
                 ticket.row.error = ticket.row.error or error
         finished = [ticket for ticket in self._running if ticket.row.is_finished]
@@ -186,18 +186,18 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Ticket:
-    """A request on its way: its row, and who hears of it."""
+    """A request: its row, and the callback that receives its text."""
 
     row: Row
     deliver: Callable[[str | None], None]
-    """Takes text as it becomes certain, and None at the end."""
+    """Called with text as it becomes certain, and with None at the end."""
 
 
 class FairQueue:
-    """Requests in the order of their turns.
+    """A queue that serves memories in rounds.
 
-    A memory has one request per turn: its next one comes after everybody else's of the same turn, so
-    many requests of one memory wait for each other, and no request waits for ever.
+    Each memory has at most one request per round, so many requests of one memory delay each other and not the
+    requests of other memories.
     """
 
     def __init__(self) -> None:
@@ -213,19 +213,19 @@ class FairQueue:
         return (ticket for _, _, ticket in self._heap)
 
     def push(self, ticket: Ticket) -> None:
-        """Let a request wait for its memory's next turn."""
+        """Add a request to its memory's next round."""
         turn = max(self._turn, self._last_turns.get(ticket.row.memory, -1) + 1)
         self._last_turns[ticket.row.memory] = turn
         self._arrivals += 1
         heappush(self._heap, (turn, self._arrivals, ticket))
 
     def pop(self) -> Ticket:
-        """The request whose turn it is."""
+        """Remove and return the next request."""
         self._turn, _, ticket = heappop(self._heap)
         return ticket
 
     def drop_ended(self) -> list[Ticket]:
-        """Requests that were cancelled or came too late while they waited."""
+        """Remove and return the requests that were cancelled or timed out in the queue."""
         dropped = [entry for entry in self._heap if entry[2].row.has_ended()]
         if dropped:
             self._heap = [entry for entry in self._heap if not entry[2].row.is_finished]

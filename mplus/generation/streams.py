@@ -1,4 +1,4 @@
-"""An answer, piece by piece: ``GenerationStream`` and its asynchronous twin."""
+"""An answer, piece by piece: ``GenerationStream`` and ``AsyncGenerationStream``."""
 
 import asyncio
 import threading
@@ -9,24 +9,24 @@ from mplus.generation.row import Generation, Row
 
 
 class _Answering:
-    """What both streams can do."""
+    """Methods of both streams."""
 
     def __init__(self, row: Row) -> None:
         self._row = row
-        finalize(self, row.cancelled.set).atexit = False  # nobody waits for the answer any more
+        finalize(self, row.cancelled.set).atexit = False  # a stream that is dropped stops generating
 
     def cancel(self) -> None:
-        """Stop generating; what has been answered so far stays."""
+        """Stop generating; the answer so far stays available."""
         self._row.cancelled.set()
 
     @property
     def generation(self) -> Generation:
-        """What has been answered so far; complete once the stream has ended."""
+        """The answer so far; complete once the stream has ended."""
         return self._row.generation()
 
 
 class GenerationStream(_Answering, Iterator[str]):
-    """The pieces of an answer as they become certain; ``generation`` says the rest.
+    """The pieces of an answer as they become certain; ``generation`` has all details.
 
     Stop early with ``cancel()`` (from any thread), ``close()``, or by leaving a ``with`` block: generation
     stops within two tokens.
@@ -43,11 +43,11 @@ class GenerationStream(_Answering, Iterator[str]):
         return next(self._pieces)
 
     def cancel_with(self, cancelled: threading.Event) -> None:
-        """Stop when ``cancelled`` is set, by a caller that waits elsewhere. It is never set from here."""
+        """Stop when another thread sets ``cancelled``. This stream never sets it."""
         self._row.cancelled_by = cancelled
 
     def close(self) -> None:
-        """Stop generating and release what it held."""
+        """Stop generating and free the resources of the read."""
         self.cancel()
         self._pieces.close()
 

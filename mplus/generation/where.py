@@ -1,4 +1,4 @@
-"""Which sources a read may use, and which a search finds."""
+"""Selects the sources that a read may use or a search finds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from mplus.memory.state import MemoryState
 
 Where = Mapping[str, Any] | Callable[[str, Mapping[str, Any]], bool]
-"""Which sources may be read: metadata that must be equal, or a test of name and metadata."""
+"""The sources that may be read: metadata that must be equal, or a test of name and metadata."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class FoundSource:
     Attributes:
         source: Its name.
         relevance: Relevance of its best chunk, as the scorer counts.
-        metadata: What was given when it was written.
-        texts: What was written, where it was kept.
+        metadata: Metadata that was given when the source was written.
+        texts: The written texts, if they were kept.
     """
 
     source: str
@@ -30,7 +30,7 @@ class FoundSource:
 
 
 def allowed_sources(state: MemoryState, where: Where | None) -> torch.Tensor | None:
-    """Rows of the table of sources that match; None where all may be read."""
+    """Rows of the table of sources that match; None if all may be read."""
     if where is None:
         return None
     if callable(where):

@@ -1,1 +1,1 @@
-"""How a memory is laid out: what is kept together, what leaves, what is chosen, in which order it is read."""
+"""Layouts of a memory: which tokens are kept together, evicted and recalled, and in which order they are read."""

@@ -1,4 +1,4 @@
-"""Which layout a memory has."""
+"""Layouts by name."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from mplus.layouts.single_tokens import SingleTokens
 from mplus.layouts.whole_chunks import WholeChunks
 
 LAYOUTS: Mapping[LayoutName, Layout] = {"chunk": WholeChunks(), "token": SingleTokens()}
-"""By the name that a config gives them."""
+"""The layouts by the name that ``MemoryConfig.layout`` has."""
 
 
 def layout_of(config: MemoryConfig) -> Layout:

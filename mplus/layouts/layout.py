@@ -1,8 +1,8 @@
 """``Layout``: what differs between memories that keep whole chunks and memories that keep single tokens.
 
-A layout decides by numbers alone: which tokens stand together, how old they are, how relevant. It holds no tokens and
-computes no relevance. ``mplus.memory`` asks it what leaves and what comes back, ``mplus.recall`` what is chosen,
-``mplus.weights`` which layers share a choice.
+A layout decides from chunk numbers, ages and relevance alone; it holds no tokens and computes no relevance.
+``mplus.memory`` calls it for eviction and for tokens that return, ``mplus.recall`` for the choice of units, and
+``mplus.weights`` for the groups of layers that share a choice.
 """
 
 from abc import ABC, abstractmethod
@@ -17,12 +17,12 @@ from mplus.config import MemoryConfig
 from mplus.shapes import Ages, Index
 
 Chunks = Int[Tensor, " T"]
-"""Serial number of the chunk that each token was written with; tokens of one chunk follow one another."""
+"""Serial number of the chunk that each token was written with; tokens of one chunk are consecutive."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """Runs of tokens of one pool that are recalled together, in the order in which they stand there."""
+    """Runs of tokens of one pool that are recalled together, in the order of the pool."""
 
     starts: Int[Tensor, " U"]
     sizes: Int[Tensor, " U"]
@@ -35,13 +35,13 @@ class Units:
         return Units(self.starts[index], self.sizes[index])
 
     def tokens(self) -> Index:
-        """Places of all their tokens in the pool."""
+        """Positions of all their tokens in the pool."""
         first = self.sizes.cumsum(0) - self.sizes
         return torch.arange(int(self.sizes.sum())) + (self.starts - first).repeat_interleave(self.sizes)
 
 
 class Eviction(NamedTuple):
-    """What a write does to short-term memory, as places in [short-term ; new]."""
+    """What a write does to short-term memory, as positions in [short-term ; new]."""
 
     remaining: Index
     evicted: Index
@@ -49,56 +49,56 @@ class Eviction(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranked:
-    """Units of recall and how relevant each is: first those that can be recalled, then those that are read anyway."""
+    """Units of recall with their relevance: first those that can be recalled, then those that are read in any case."""
 
     relevance: Float[Tensor, " U"]
     average: float
-    """Relevance of an average unit."""
+    """Mean relevance over all units."""
     sizes: Int[Tensor, " U"]
-    """Tokens of each."""
+    """Number of tokens of each unit."""
     chunks: Int[Tensor, " U"] | None
-    """Serial number of the chunk that each is: higher ones were written later. None where units are no texts."""
+    """Chunk number of each unit; later chunks have higher numbers. None if units are not texts."""
     goes_on: Bool[Tensor, " U"] | None
-    """Which units go on where the one before them ends; None where units are no texts."""
+    """Whether each unit continues the one before it; None if units are not texts."""
     num_stored: int
-    """How many can be recalled."""
+    """How many of the units can be recalled; the others are read in any case."""
 
     def read(self, chosen: Int[Tensor, " chosen"]) -> Int[Tensor, " read"]:
-        """What is recalled, and what is read anyway."""
+        """The units that are read: the recalled ones, then those that are read in any case."""
         return torch.cat([chosen, torch.arange(self.num_stored, len(self.sizes))])
 
 
 class Layout(ABC):
-    """One way to lay out a memory. Methods with a body say what holds unless a layout says otherwise."""
+    """One way to lay out a memory. Methods with a body are defaults that a layout may override."""
 
     chooses_once: bool
-    """Whether one choice, made before the prompt is read, serves all layers; else each layer makes its own."""
+    """Whether one choice, made before the prompt is read, is used by all layers; else each layer makes its own."""
     units_are_texts: bool
-    """Whether a unit is a piece of text: then what it stands beside, its words and its sentences tell something."""
+    """Whether a unit is a piece of text, so that its neighbours, words and sentences can be used."""
     scores_short_term: bool
-    """Whether units that are read anyway are scored too: then the most relevant of all may stand next to the prompt."""
+    """Whether units of short-term memory are scored too, so that the most relevant of all can be read last."""
     writes_together: bool
-    """Whether several chunks may enter short-term memory at once, as if one after the other."""
+    """Whether several chunks may enter short-term memory at once, with the same result as one after the other."""
 
     @abstractmethod
     def tracks(self, num_layers: int, recall_layer: int) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """Groups of layers that share their choices, each with the layer whose states are scored for it."""
+        """Groups of layers that recall the same tokens, each with the layer whose states are scored for it."""
 
     @abstractmethod
     def units(self, chunks: Chunks) -> Units:
-        """What of a pool is recalled together."""
+        """The units of a pool: tokens that are recalled together."""
 
     # --- short-term memory ------------------------------------------------------------------------
 
     @abstractmethod
     def evict(self, chunks: Chunks, num_new: int, capacity: int, generator: torch.Generator) -> Eviction:
-        """What stays in short-term memory when ``num_new`` tokens have come in at its end.
+        """Which tokens stay in short-term memory when ``num_new`` tokens have been added at its end.
 
         Args:
-            chunks: Of [short-term ; new].
-            num_new: How many of them are new.
+            chunks: Chunk numbers of [short-term ; new].
+            num_new: How many of the tokens are new.
             capacity: Most tokens that stay.
-            generator: For what is random.
+            generator: Source of randomness.
         """
 
     def aged(self, ages: Ages, by: int, config: MemoryConfig) -> Ages:
@@ -106,11 +106,11 @@ class Layout(ABC):
         return ages + by
 
     def num_returning(self, chunks: Chunks, room: int) -> int:
-        """How many of a pool's newest tokens come back to short-term memory where forgetting made room."""
+        """How many of a pool's newest tokens return to short-term memory after forgetting freed ``room`` tokens."""
         return 0
 
     def saved_apart(self, chunks: Chunks) -> list[int]:
-        """Sizes of the pieces of short-term memory that are saved each by itself, so that later saves keep them."""
+        """Sizes of the pieces of short-term memory that are saved in separate files, which later saves keep."""
         return [len(chunks)]
 
     # --- recall -----------------------------------------------------------------------------------
@@ -120,20 +120,20 @@ class Layout(ABC):
         """Which units are recalled, in ascending order."""
 
     def standing_last(self, ranked: Ranked, chosen: Int[Tensor, " chosen"]) -> list[int]:
-        """Units that stand nearest to the prompt, in order; all others stand oldest first."""
+        """Units that are read last, next to the prompt, in order; all others are read oldest first."""
         return []
 
     def unscored(self, ages: Ages, config: MemoryConfig) -> Index | None:
-        """What is recalled whatever is asked, of long-term tokens of these ages, as it is read; None: scores decide."""
+        """Long-term tokens that are recalled regardless of the question, in reading order; None if scores decide."""
         return None
 
 
 def choose_units(relevance: Float[Tensor, " U"], sizes: Int[Tensor, " U"], budget: int) -> Int[Tensor, " chosen"]:
-    """The most relevant units that fit into ``budget`` tokens, best first, the earlier one among equals.
+    """The most relevant units that fit into ``budget`` tokens, the best first, the earlier first among equals.
 
     A unit that does not fit ends the choice: a smaller, less relevant one must not displace it.
     """
-    # Every unit has a token, so no more than ``budget`` units fit: only those are put in order.
+    # Every unit has at least one token, so at most ``budget`` units fit, and only those are sorted.
     most = min(budget, len(relevance))
     if not most:
         return torch.empty(0, dtype=torch.int64)

@@ -1,6 +1,6 @@
 """Single tokens: the layout of the published model, its defects included (spec section 8).
 
-Each layer remembers and recalls for itself; which tokens leave short-term memory is random.
+Each layer keeps and recalls its own tokens; tokens are evicted from short-term memory at random.
 """
 
 import torch
@@ -21,19 +21,19 @@ class SingleTokens(Layout):
     writes_together = False
 
     def tracks(self, num_layers: int, recall_layer: int) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """Every layer by itself, scored by its own states."""
+        """One group for each layer, scored by its own states."""
         return tuple(((layer,), layer) for layer in range(num_layers))
 
     def units(self, chunks: Chunks) -> Units:
-        """Its tokens."""
+        """Each token is a unit."""
         return Units(torch.arange(len(chunks)), torch.ones(len(chunks), dtype=torch.int64))
 
     def evict(self, chunks: Chunks, num_new: int, capacity: int, generator: torch.Generator) -> Eviction:
-        """Random tokens leave."""
+        """Evict random tokens."""
         return random_eviction(torch.randperm(len(chunks) - num_new, generator=generator), num_new, capacity)
 
     def aged(self, ages: Ages, by: int, config: MemoryConfig) -> Ages:
-        """In the published model they stop, so that the order of long-term memory is not that of writing."""
+        """With ``ages_stop_in_short_term`` ages do not grow, so long-term memory is not in the order of writing."""
         return ages if config.ages_stop_in_short_term else ages + by
 
     def choose(self, ranked: Ranked, config: MemoryConfig) -> Int[Tensor, " chosen"]:
@@ -43,7 +43,7 @@ class SingleTokens(Layout):
         return best_first.sort().values
 
     def unscored(self, ages: Ages, config: MemoryConfig) -> Index | None:
-        """Where fewer than R are there: 0 … n-1 over and over, the last R of them; pending is ignored."""
+        """With n < R long-term tokens: the last R of 0 … n-1 repeated; pending tokens are ignored. Else None."""
         budget, count = config.recalled_tokens, len(ages)
         if not config.repeat_short_recall or count >= budget:
             return None
@@ -52,11 +52,11 @@ class SingleTokens(Layout):
 
 
 def random_eviction(permutation: Int[Tensor, " T"], num_new: int, capacity: int) -> Eviction:
-    """Single tokens leave at random (spec section 4).
+    """Evict single tokens at random (spec section 4).
 
     Args:
-        permutation: Of the tokens before the new ones; the first capacity - new of them remain, in order.
-        num_new: How many are new; they all stay.
+        permutation: A permutation of the tokens before the new ones; its first (capacity - new) remain, in order.
+        num_new: Number of new tokens; all of them stay.
         capacity: Most tokens that stay.
     """
     room = max(capacity - num_new, 0)

@@ -1,4 +1,4 @@
-"""Whole chunks: kept, evicted and recalled as they were written, one choice for all layers."""
+"""Whole chunks: chunks are kept, evicted and recalled whole, with one choice for all layers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,13 +10,13 @@ from mplus.config import MemoryConfig
 from mplus.layouts.layout import Chunks, Eviction, Layout, Ranked, Units, choose_units
 
 RIVALS = 3
-"""So many chunks after the most relevant one may be about the same thing, changed later."""
+"""How many of the next most relevant chunks are looked at for a later change of the best one."""
 AS_RELEVANT = 0.75
-"""One with this share, at least, of the most relevant one's relevance (above an average chunk's) is about the same."""
+"""A chunk with at least this share of the best one's relevance (above the mean) counts as about the same thing."""
 
 
 class WholeChunks(Layout):
-    """A chunk is never torn apart, and all layers remember the same ones."""
+    """Chunks stay whole and are the same in every layer."""
 
     chooses_once = True
     units_are_texts = True
@@ -24,29 +24,29 @@ class WholeChunks(Layout):
     writes_together = True
 
     def tracks(self, num_layers: int, recall_layer: int) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """All layers together."""
+        """One group of all layers."""
         return ((tuple(range(num_layers)), recall_layer),)
 
     def units(self, chunks: Chunks) -> Units:
-        """Its chunks."""
+        """Each chunk is a unit."""
         starts = chunk_starts(chunks)
         return Units(starts, torch.diff(starts, append=torch.tensor([len(chunks)])))
 
     def evict(self, chunks: Chunks, num_new: int, capacity: int, generator: torch.Generator) -> Eviction:
-        """The oldest chunks leave."""
+        """Evict the oldest chunks."""
         evicted, remaining = torch.arange(len(chunks)).tensor_split([len(chunks) - newest_fitting(chunks, capacity)])
         return Eviction(remaining, evicted)
 
     def num_returning(self, chunks: Chunks, room: int) -> int:
-        """The newest chunks that fit, so that a memory that forgot a source reads like one that never had it."""
+        """The newest chunks that fit, so that reads equal those of a memory that never had the forgotten source."""
         return newest_fitting(chunks, room)
 
     def saved_apart(self, chunks: Chunks) -> list[int]:
-        """By chunk: a save writes only those that are new."""
+        """Sizes of the chunks, so that a save writes only new chunks."""
         return self.units(chunks).sizes.tolist()
 
     def choose(self, ranked: Ranked, config: MemoryConfig) -> Int[Tensor, " chosen"]:
-        """The most relevant chunks, as far as they are relevant enough, after the best one's neighbours."""
+        """The best chunk with its neighbours, then the most relevant of the chunks above ``relevance_cutoff``."""
         assert ranked.goes_on is not None
         relevance, sizes, stored = ranked.relevance, ranked.sizes, ranked.num_stored
         best_first = choose_units(relevance[:stored], sizes[:stored], config.recalled_tokens)
@@ -59,7 +59,7 @@ class WholeChunks(Layout):
         return best_first.sort().values
 
     def standing_last(self, ranked: Ranked, chosen: Int[Tensor, " chosen"]) -> list[int]:
-        """The most relevant chunk that is read, with those next to it, or what changed it."""
+        """The most relevant chunk that is read, with its neighbours, or followed by a later change of it."""
         assert ranked.goes_on is not None
         assert ranked.chunks is not None
         read = ranked.read(chosen)
@@ -69,13 +69,13 @@ class WholeChunks(Layout):
 
 
 def chunk_starts(chunks: Chunks) -> Int[Tensor, " U"]:
-    """Where each chunk begins."""
+    """Positions at which chunks begin."""
     changes = (chunks[1:] != chunks[:-1]).nonzero().flatten() + 1
     return torch.cat([torch.zeros(min(len(chunks), 1), dtype=torch.int64), changes])
 
 
 def newest_fitting(chunks: Chunks, room: int) -> int:
-    """Tokens of the newest whole chunks that fit into ``room`` tokens."""
+    """Number of tokens of the newest whole chunks that fit into ``room`` tokens."""
     starts = chunk_starts(chunks)
     fitting = starts[len(chunks) - starts <= room]
     return len(chunks) - int(fitting[0]) if len(fitting) else 0
@@ -84,7 +84,7 @@ def newest_fitting(chunks: Chunks, room: int) -> int:
 def _as_relevant(
     best_first: Int[Tensor, " chosen"], relevance: Float[Tensor, " U"], share: float
 ) -> Int[Tensor, " kept"]:
-    """Those that have a share of the best one's relevance above an average unit's; all where the best is no better."""
+    """Units with at least ``share`` of the best one's relevance above the mean; all if the best is not above it."""
     mine = relevance[best_first]
     return best_first[mine >= share * mine[0]] if len(mine) and mine[0] > 0 else best_first
 
@@ -95,16 +95,16 @@ def standing_last(
     relevance: Float[Tensor, " U"],
     goes_on: Bool[Tensor, " U"],
 ) -> list[int]:
-    """The chunks that stand nearest to the prompt, in order: where a small reader finds them best.
+    """The chunks next to the prompt, in reading order; a small model answers best from these.
 
-    The most relevant one with those that are read next to it in its text. Where there are none: it alone; or,
-    behind it, the newest of the next best that was written later and is about the same, as a change is.
+    They are the most relevant chunk and its neighbours among those that are read. Without neighbours it stands alone,
+    or is followed by the newest of the next best chunks that was written later and is about the same thing: a change.
 
     Args:
         best_first: Chunks that are read, the most relevant first.
-        written: When each was written, as any rising number.
-        relevance: Of every chunk, above an average one's.
-        goes_on: Which chunks go on where the one before them ends.
+        written: Order in which chunks were written, as any rising number.
+        relevance: Relevance of every chunk above that of an average one.
+        goes_on: Whether each chunk continues the one before it.
     """
     if not best_first:
         return []
@@ -126,8 +126,8 @@ def neighbours(best: int, goes_on: Bool[Tensor, " U"], reach: int) -> list[int]:
     """A chunk and up to ``reach`` chunks of the same text on either side of it, the nearest first.
 
     Args:
-        best: Place of the chunk.
-        goes_on: Which chunks go on where the one before them ends.
+        best: Number of the chunk.
+        goes_on: Whether each chunk continues the one before it.
         reach: Most chunks on one side.
     """
     before, after = [best], [best]

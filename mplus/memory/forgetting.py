@@ -1,4 +1,4 @@
-"""Forgetting: tokens leave every pool, tier and table, and what they had pushed out comes back."""
+"""Forgetting: tokens are removed from every pool, tier and table, and evicted tokens return to the freed room."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +37,7 @@ def without_source(state: MemoryState, config: MemoryConfig, redaction: Redactio
 
 
 def within_age_limits(state: MemoryState, config: MemoryConfig, now: float) -> MemoryState:
-    """The state without what is past its age limit at ``now``; the state itself where nothing is."""
+    """The state without tokens that are past the age limit at ``now``; the same object if there are none."""
     if not config.has_age_limit:
         return state
     earliest = float("-inf") if config.age_limit_seconds is None else now - config.age_limit_seconds
@@ -52,14 +52,14 @@ def within_age_limits(state: MemoryState, config: MemoryConfig, now: float) -> M
 
 
 def without_expired(state: MemoryState, config: MemoryConfig) -> MemoryState:
-    """The state without chunks from before its chunk log, but for those of pinned sources.
+    """The state without chunks older than its chunk log; chunks of pinned sources stay.
 
-    A source of which nothing can be left is forgotten, its record and its ledger entries too.
+    A source that cannot have any token left is forgotten, with its record and its ledger entries.
     """
     log, pinned = state.chunk_log, state.numbers(state.pinned)
 
     def gone(sources: Int[Tensor, " T"], chunks: Int[Tensor, " T"]) -> Bool[Tensor, " T"]:
-        # Chunk -1 came with a checkpoint: nobody knows when that was written.
+        # Chunk -1 came with a checkpoint; its age is unknown.
         return (chunks >= 0) & (chunks < log.first) & ~torch.isin(sources, pinned)
 
     horizon = float(log.times[0]) if len(log) else state.tail.since if state.tail.input_ids else float("inf")
@@ -93,5 +93,5 @@ def _tail_without(tail: Tail, numbers: list[int]) -> Tail:
 
 
 def _blanked(state: MemoryState, numbers: list[int]) -> tuple[SourceRecord, ...]:
-    """The table of sources in which some rows say nothing any more; rows are numbers and never move."""
+    """The table of sources with the given rows emptied; rows are kept, because tokens refer to them by number."""
     return tuple(SourceRecord.blank() if n in numbers else s for n, s in enumerate(state.sources))

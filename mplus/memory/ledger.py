@@ -24,9 +24,9 @@ class WrittenText:
     input_ids: Int[Tensor, " S"]
     """int32."""
     joined_by: tuple[int, ...] = ()
-    """What stands between it and a waiting tail of the same source."""
+    """Token ids that separate this text from a waiting tail of the same source."""
     kept: tuple[str, ...] = ()
-    """The text itself, where it was asked to be kept."""
+    """The text itself, if ``keep_text`` was set; else empty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ Ledger = tuple[LedgerEntry, ...]
 
 
 class Redaction:
-    """Takes one source out of ledgers; the same entry always becomes the same redacted one."""
+    """Removes one source from ledgers; the same entry object always becomes the same redacted object."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -82,5 +82,5 @@ def since(ledger: Ledger, horizon: float, *, pinned: frozenset[str]) -> Ledger:
 
 
 def begins(beginning: Ledger, ledger: Ledger) -> bool:
-    """Whether ``ledger`` starts with the very entries of ``beginning``."""
+    """Whether ``ledger`` starts with the same entry objects as ``beginning``."""
     return len(beginning) <= len(ledger) and all(a is b for a, b in zip(beginning, ledger, strict=False))

@@ -21,18 +21,18 @@ Made = TypeVar("Made")
 
 @dataclass
 class Derived:
-    """What is worked out once of a store's tokens and kept with them: versions that only aged share it."""
+    """Values computed once from a store's tokens. Versions of a store that differ only in age share them."""
 
     of: Tensor | None = None
-    """The column of chunks for whose tokens ``exact`` holds."""
+    """The column of chunk numbers that ``exact`` was computed for."""
     exact: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any])
     lasting: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any])
-    """What outlives changes, because it names chunks by their serial numbers; but not forgetting."""
+    """Values that stay valid when tokens come and go, as they name chunks by serial number; forgetting drops them."""
     has_lost: bool = False
-    """Whether tokens have gone that ``lasting`` may have been made of."""
+    """Whether tokens that ``lasting`` may have been computed from are gone."""
 
     def going_on(self, *, losing: bool = False) -> "Derived":
-        """What a store that goes on from this one begins with."""
+        """The values that a later version of the store starts with."""
         return Derived(lasting=dict(self.lasting), has_lost=self.has_lost or losing)
 
 
@@ -40,8 +40,8 @@ class Derived:
 class LongTermMemory:
     """Tokens in immutable segments, in the order in which they arrived.
 
-    ``segment`` and ``row`` say where each living token's content is; a segment may hold rows that no
-    longer live, until ``compacted`` drops them.
+    ``segment`` and ``row`` say where each token's content is. A segment may hold rows of removed tokens until
+    ``compacted`` drops them.
     """
 
     segments: tuple[Segment, ...]
@@ -82,7 +82,7 @@ class LongTermMemory:
         return replace(self, provenance=self.provenance.aged(by)) if len(self) else self
 
     def take(self, index: Index) -> "LongTermMemory":
-        """The tokens at ``index``; segments without a living token are dropped."""
+        """The tokens at ``index``; segments without any of them are dropped."""
         segment = self.segment[index]
         used = segment.unique()
         renumber = torch.zeros(max(len(self.segments), 1), dtype=torch.int64)
@@ -100,7 +100,7 @@ class LongTermMemory:
         return self if bool(keep.all()) else self.take(keep.nonzero().flatten())
 
     def content(self, index: Index, dtype: torch.dtype, devices: tuple[torch.device, ...]) -> Content:
-        """Content of the tokens at ``index``, in that order, read from wherever it waits."""
+        """Content of the tokens at ``index``, in that order, read from whatever tier it is on."""
         segment, row = self.segment[index], self.row[index]
         parts: list[Content] = []
         places: list[Tensor] = []
@@ -115,7 +115,7 @@ class LongTermMemory:
     # --- for recall -------------------------------------------------------------------------------
 
     def derived(self, name: Hashable, make: Callable[[], Made]) -> Made:
-        """What was made of these very tokens under this name; made now where it was not."""
+        """The value of this name for these tokens; ``make`` computes it on the first call."""
         known = self._derived
         if known.of is not self.provenance.chunks:
             known.of, known.exact = self.provenance.chunks, {}
@@ -125,7 +125,7 @@ class LongTermMemory:
 
     @property
     def lasting(self) -> dict[Hashable, Any]:
-        """What stores that go on from this one keep too, until something is forgotten."""
+        """Values that later versions of this store keep too, until something is forgotten."""
         return self._derived.lasting
 
     def key_bounds(self) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ class LongTermMemory:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def compacted(self, *, size: int, waste: float = 0.5) -> "LongTermMemory":
-        """Without rows that no longer live, where they are more than ``waste`` of a segment.
+        """The store without rows of removed tokens in segments where they are more than the share ``waste``.
 
         Neighbouring small segments become one of up to ``size`` tokens, so that many small
         consolidations do not make recall slow.
@@ -167,15 +167,15 @@ class LongTermMemory:
         return replace(compact, _derived=self._derived.going_on()) if compact is not self else self
 
     def purged(self) -> "LongTermMemory":
-        """Without any row that no longer lives: what was forgotten is in no tensor any more.
+        """The store without any row of a removed token: no tensor holds forgotten content.
 
-        Nor in anything that lasts: an index could tell by what it helped to make.
+        Values in ``lasting`` are dropped too: an index was computed from the forgotten rows as well.
         """
         purged = self._regrouped([[number] for number in range(len(self.segments))], waste=0.0)
         return replace(purged, _derived=Derived()) if self._derived.has_lost else purged
 
     def _regrouped(self, groups: list[list[int]], *, waste: float) -> "LongTermMemory":
-        """One segment for each group: a new one where it joins several, or where more than ``waste`` is dead."""
+        """One segment for each group; a new one if it joins several, or if over ``waste`` of its rows were removed."""
         living = torch.bincount(self.segment, minlength=len(self.segments)).tolist()
         is_new = [len(g) > 1 or living[g[0]] < (1 - waste) * len(self.segments[g[0]]) for g in groups]
         if not any(is_new):
@@ -195,9 +195,9 @@ class LongTermMemory:
 
 
 def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Segment:
-    """One segment of the given rows of several, in their stored form, not converted again.
+    """One segment made of the given rows of several segments, in their stored form without another conversion.
 
-    On the device where all of them are, else in host memory.
+    It is on the device that all of them are on, else in host memory.
     """
     on_device = all(segment.tier == "device" for segment in segments)
 
@@ -225,11 +225,11 @@ def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Se
 def survivors(
     provenance: Provenance, *, decay: float, capacity: int, required: int, pinned: Bool[Tensor, " T"]
 ) -> tuple[Provenance, Tensor]:
-    """Who stays at a consolidation, and their recall frequencies afterwards (spec section 5).
+    """Which tokens stay at a consolidation, and their recall frequencies afterwards (spec section 5).
 
-    Every frequency loses ``decay``; tokens at zero go, but only if more than ``required`` remain, else
-    nobody goes and nothing decays. Beyond ``capacity`` the lowest frequencies go first, the oldest first
-    among equals. A pinned token neither decays nor goes, even where pinned ones alone exceed the capacity.
+    Every frequency loses ``decay``. Tokens at zero are removed if more than ``required`` tokens remain; otherwise
+    none is removed and none decays. Beyond ``capacity`` the lowest frequencies are removed first, the oldest first
+    among equals. Pinned tokens do not decay and are never removed, even if they alone exceed the capacity.
 
     Returns:
         The provenance of all tokens with decayed frequencies, and the indices of those that stay.
@@ -242,7 +242,7 @@ def survivors(
     else:
         staying = everyone
     if len(staying) > capacity:
-        # Stable sort over rows in order of arrival: among equals the oldest stand last and go.
+        # Stable sort over rows in order of arrival: among equals the oldest are last and are removed.
         newest_first = staying.flip(0)
         claims = provenance.recall_frequencies.masked_fill(pinned, float("inf"))[newest_first]
         order = claims.argsort(descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""Segments whose rows stay in a shard until they are recalled."""
+"""Segments whose rows stay in a shard file until they are recalled."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,30 +16,30 @@ from mplus.storage.shards import OpenShard, write_shard
 
 
 class ShardPlane(Plane):
-    """A plane in a shard: rows are read, and checked or decrypted, when they are asked for."""
+    """A plane in a shard file: rows are read, and checked or decrypted, when they are used."""
 
     def __init__(self, shard: OpenShard, name: str) -> None:
-        # A frozen dataclass whose two fields are read from the file: nothing to store but where that is.
+        # Both fields of the base class are read from the file, so only the position in the file is stored.
         object.__setattr__(self, "_shard", shard)
         object.__setattr__(self, "_names", [n for n in (name, f"{name}.scale") if n in shard.table.tensors])
 
     _shard: OpenShard
     _names: list[str]
-    """Of its tensor, and of its scales where it has some."""
+    """Names of the tensor and, if it is quantised, of its scales."""
 
     @property
     def data(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All of it."""
+        """The whole tensor."""
         return self._shard.whole(self._names[0])
 
     @property
     def scale(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All scales, where it is int8."""
+        """All scales, if it is stored in int8 or int4."""
         return self._shard.whole(self._names[1]) if len(self._names) > 1 else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of it and of its scales."""
+        """Bytes of the tensor and its scales."""
         return sum(self._shard.table.tensors[name].nbytes for name in self._names)
 
     def __len__(self) -> int:
@@ -51,15 +51,15 @@ class ShardPlane(Plane):
         return self._shard.table.tensors[self._names[0]].dtype
 
     def resident(self) -> Plane:
-        """A copy of it in host memory."""
+        """A copy of the plane in host memory."""
         return self._read(self._shard.resident)
 
     def take(self, index: Int[Tensor, " T"] | slice) -> Plane:
-        """Some rows in their stored form."""
+        """The rows at ``index`` in their stored form."""
         return self._read(lambda name: self._shard.rows(name, index))
 
     def prefetch(self, index: Int[Tensor, " T"] | slice) -> None:
-        """Have some rows read from disk while something else goes on."""
+        """Start reading the rows at ``index`` from disk in the background."""
         for name in self._names:
             self._shard.prefetch(name, index)
 
@@ -86,15 +86,15 @@ def named_parts(held: Content | Segment) -> dict[str, Any]:
 
 
 def opened_segment(shard: OpenShard, like: Content, *, name: str) -> Segment:
-    """A segment in a shard; only its retrieval keys are read now, since recall scores every one.
+    """A segment in a shard file; only its retrieval keys are read now, since recall scores all of them.
 
     Args:
-        shard: Where it is.
-        like: Content of the track it belongs to, for the shapes it must have.
-        name: Its name.
+        shard: The file.
+        like: Content of the segment's track, for the shapes that the segment must have.
+        name: Name of the segment.
 
     Raises:
-        CorruptMemoryError: It does not hold what a segment of this track holds.
+        CorruptMemoryError: The file does not hold the tensors of a segment of this track.
     """
     _check_shapes(shard, like)
     scored = ShardPlane(shard, "retrieval_keys").resident().in_host_memory()
@@ -110,15 +110,15 @@ def _in_shard(shard: OpenShard, like: Content | Segment, scored: Plane, name: st
 
 
 def read_content(shard: OpenShard, like: Content) -> Content:
-    """All of a shard's content, where and as its track holds it.
+    """All content of a shard file, on the devices and in the dtype of its track.
 
     Raises:
-        CorruptMemoryError: It does not hold what this track holds.
+        CorruptMemoryError: The file does not hold the tensors of this track.
     """
     _check_shapes(shard, like)
 
     def layers(kind: str, patterns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # A copy, so that nothing that changes on disk reaches a memory that is in use.
+        # Copied, so that a change on disk cannot reach a memory in use.
         return tuple(
             torch.clone(shard.whole(f"{kind}.{n}")).to(device=p.device, dtype=p.dtype) for n, p in enumerate(patterns)
         )
@@ -150,9 +150,9 @@ def _check_shapes(shard: OpenShard, like: Content) -> None:
 
 
 def spilled(segment: Segment) -> Segment:
-    """The same segment, its keys and values on disk in a file that ends with the last tensor using it.
+    """The same segment with keys and values in a file on disk, which is freed with the last tensor that uses it.
 
-    The file has no name once it is mapped, so nothing is left behind, not even by a killed process.
+    The file's name is removed as soon as the file is mapped, so that even a killed process leaves nothing behind.
     """
     handle, name = tempfile.mkstemp(prefix="mplus-", suffix=".segment")
     path = Path(name)

@@ -25,7 +25,7 @@ from mplus.storage.encryption import MemoryKey
 
 @runtime_checkable
 class MemoryMaker(Protocol):
-    """What loading needs of a model: a new memory of a given layout."""
+    """The part of a model that loading needs: it makes a new memory of a given layout."""
 
     def new_memory(self, *, seed: int = 0, config: MemoryConfig | None = None) -> "Memory":
         """A memory in which nothing has been written."""
@@ -34,7 +34,7 @@ class MemoryMaker(Protocol):
 
 @runtime_checkable
 class Replays(Protocol):
-    """What forgetting with a rebuild needs of a model."""
+    """The part of a model that forgetting with a rebuild needs."""
 
     def replay(self, memory: "Memory", state: MemoryState, entry: LedgerEntry) -> MemoryState:
         """The state after an entry of a ledger has been written once more."""
@@ -64,14 +64,14 @@ class Memory:
     def state(self) -> MemoryState:
         """The present state: an immutable value that later writes do not touch.
 
-        What is past its age limit is never in it.
+        Tokens past the age limit are never in it.
         """
         self._expire()
         return self._state
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
-        """States that can be rolled back to, in the order in which they were taken."""
+        """Snapshots that ``rollback`` takes, in the order in which they were made."""
         self._expire()
         return self._snapshots
 
@@ -85,7 +85,7 @@ class Memory:
             self._state = state
 
     def restore(self, state: MemoryState, snapshots: tuple[Snapshot, ...]) -> None:
-        """Make this the present state and history, as when loading."""
+        """Replace the present state and history, as loading does."""
         with self._lock:
             self._state, self._snapshots = state, snapshots
 
@@ -100,7 +100,7 @@ class Memory:
                 self._snapshots = tuple(replace(s, state=t) for s, t in zip(self._snapshots, states, strict=True))
 
     def generator(self, state: MemoryState) -> torch.Generator:
-        """Randomness of the write that follows ``state``: a function of the seed and of its serial number."""
+        """The random generator of the write after ``state``, seeded by the memory's seed and the number of chunks."""
         generator = torch.Generator()
         return generator.manual_seed((self.seed * 1_000_003 + state.num_chunks * 7_919 + 1) % 2**63)
 
@@ -120,14 +120,14 @@ class Memory:
         return fork
 
     def is_unchanged_since(self, fork: "Memory") -> bool:
-        """Whether state and history are the very ones that a fork took over."""
+        """Whether state and history are still those that ``fork`` was made from."""
         return self.state is fork.state and self.snapshots is fork.snapshots
 
     def adopt(self, fork: "Memory") -> None:
-        """Become what a fork of this memory has become, history included: all of its changes at once.
+        """Take over all changes of a fork at once, its history included.
 
         Raises:
-            MemoryMismatchError: It is no fork of this memory's kind: another model, layout or seed.
+            MemoryMismatchError: The fork has another model, layout or seed.
         """
         ours, theirs = ((m.model_fingerprint, m.config, m.seed) for m in (self, fork))
         if ours != theirs:
@@ -139,13 +139,13 @@ class Memory:
         self.restore(state, snapshots)
 
     def reset(self) -> None:
-        """Back to how the model made it: nothing written, no snapshots."""
+        """Make the memory empty again: nothing written, no snapshots."""
         self.restore(self._initial, ())
 
     # --- history ----------------------------------------------------------------------------------
 
     def snapshot(self, label: str = "") -> str:
-        """Remember the present state; it costs nothing until the memory moves on, and is saved with it.
+        """Keep the present state for ``rollback``; it is saved with the memory and shares unchanged tensors with it.
 
         Args:
             label: Anything that helps to recognise it in ``snapshots``.
@@ -159,9 +159,9 @@ class Memory:
         return taken.id
 
     def rollback(self, snapshot: str) -> None:
-        """Back to a snapshot. All snapshots stay, later ones too, so this can be undone.
+        """Return to the state of a snapshot. All snapshots stay, later ones too, so this can be undone.
 
-        What was forgotten since does not come back: forgetting reaches into snapshots.
+        Sources forgotten since then do not come back, because forgetting removes them from snapshots too.
 
         Raises:
             ValueError: There is no snapshot of that id.
@@ -170,7 +170,7 @@ class Memory:
             self._state = self._snapshot(snapshot).state
 
     def discard(self, snapshot: str) -> None:
-        """Drop a snapshot and whatever only it holds.
+        """Drop a snapshot and the tensors that only this snapshot holds.
 
         Raises:
             ValueError: There is no snapshot of that id.
@@ -203,16 +203,16 @@ class Memory:
     def forget(self, source: str, *, rebuild: Replays | None = None, progress: bool | Progress | None = None) -> int:
         """Remove a source from every pool, tier and snapshot, for good; from disk with the next save.
 
-        In the chunk layout the memory then reads like one that never had the source (what had been pushed
-        into long-term memory meanwhile keeps its stored precision). In the token layout later chunks were
-        written while seeing earlier ones, so traces of it may remain in them: ``rebuild`` removes those.
+        In the chunk layout reads of the memory then equal those of a memory that never had the source (chunks
+        already moved to long-term memory keep its stored precision). In the token layout later chunks attended to
+        earlier ones when they were written, so they may hold traces of the source: ``rebuild`` removes those.
 
         Args:
             source: Its name.
-            rebuild: The model. Whatever was written since the last snapshot before the source is then
-                written again without it, so that every read is, bit for bit, that of a memory that never
-                had the source. Takes as long as writing those texts did.
-            progress: True shows a bar; a callback is told text tokens written again so far and in total.
+            rebuild: The model. All texts written since the last snapshot before the source are then written again
+                without it, so that every read equals, bit for bit, that of a memory that never had the source.
+                This takes as long as writing those texts did.
+            progress: True shows a bar; a callback receives the text tokens written again so far and in total.
 
         Returns:
             How many memory tokens were removed (in the token layout, the mean over layers); 0 if there is
@@ -220,7 +220,7 @@ class Memory:
 
         Raises:
             ValueError: ``rebuild`` is not a model.
-            LedgerMissingError: ``rebuild`` was asked for, but what was written was not kept.
+            LedgerMissingError: ``rebuild`` is given, but the memory keeps no ledger.
             MemoryMismatchError: ``rebuild`` is another model than the memory's own.
         """
         if rebuild is not None and not isinstance(rebuild, Replays):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -245,7 +245,7 @@ class Memory:
     def _rebuilt(
         self, redaction: Redaction, model: Replays, progress: Progress | None
     ) -> tuple[MemoryState, tuple[Snapshot, ...]]:
-        """The present state and all snapshots as they would be had the source never been written."""
+        """The present state and all snapshots, rebuilt as if the source had never been written."""
 
         def is_clean(state: MemoryState) -> bool:
             return state.replayable and state.source_number(redaction.source) is None
@@ -280,7 +280,7 @@ class Memory:
         return clean(self._state), tuple(again[s.id] for s in self._snapshots)
 
     def pin(self, source: str) -> None:
-        """Spare a source from age limits, capacity and disuse, until ``unpin``; ``forget`` still removes it.
+        """Keep a source regardless of age limits, capacity and disuse, until ``unpin``; ``forget`` still removes it.
 
         Raises:
             ValueError: There is no such source, or the memory keeps no long-term memory.
@@ -298,7 +298,7 @@ class Memory:
             self.commit(replace(state, pinned=state.pinned | {source}))
 
     def unpin(self, source: str) -> None:
-        """Let retention treat a source like any other again; what is past its age limit goes at once."""
+        """Undo ``pin``: the source can be forgotten again, and its tokens past the age limit are removed at once."""
         with self._lock:
             state = replace(self.state, pinned=self._state.pinned - {source})
             self.commit(without_expired(state, self.config) if self.config.has_age_limit else state)
@@ -306,8 +306,8 @@ class Memory:
     def note_recalled(self, births: tuple[torch.Tensor, ...]) -> None:
         """Raise the recall frequency of long-term tokens that a read used.
 
-        ``births`` holds, per track, how many tokens had been written when each recalled one was: its name
-        for life, so that a write or a consolidation in between does no harm.
+        ``births`` holds, per track, how many tokens had been written when each recalled token was. That number
+        never changes, so a write or a consolidation in between does not matter.
         """
         gain = self.config.recall_frequency_gain
         if not gain or not any(map(len, births)):

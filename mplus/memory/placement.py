@@ -16,9 +16,9 @@ from mplus.memory.mapped import spilled
 def placed(stores: Sequence[LongTermMemory], config: MemoryConfig) -> list[LongTermMemory]:
     """The stores of one memory, every segment on the best tier that has room for it.
 
-    Segments with the highest claim choose first: the mean recall frequency of their tokens, the newest
-    first among equals. A segment only ever moves down: what is on disk is read from there, and the
-    operating system keeps in memory what is read often. No token changes.
+    Segments are placed in descending order of the mean recall frequency of their tokens, the newest first among
+    equals. A segment only ever moves to a slower tier: rows on disk are read from there, and the operating system
+    caches rows that are read often. No token changes.
     """
     device_room, host_room = _rooms(config)
     everyone = [(number, place) for number, store in enumerate(stores) for place in range(len(store.segments))]
@@ -51,7 +51,7 @@ def _rooms(config: MemoryConfig) -> tuple[float, float]:
 
 
 def host_memory_bytes() -> float:
-    """Memory of this machine; without a limit where the system does not say."""
+    """Bytes of host memory of this machine; infinite if the system does not report it."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""The memories of a store that were used last, kept in host memory until others need the room."""
+"""The most recently used memories of a store, kept in host memory up to a limit."""
 
 import threading
 import weakref
@@ -18,13 +18,13 @@ from mplus.storage.names import MANIFEST
 class _Held:
     memory: Memory
     saved_as: bytes
-    """What its manifest began with: the same memory may have been saved by another process since."""
+    """The beginning of its manifest, which tells whether another process has saved the memory since."""
     model: "weakref.ref[Any]"
     nbytes: int
 
 
 class RecentMemories:
-    """Memories by name, the least recently used of which are dropped.
+    """Memories by name; the least recently used are dropped when the limit is reached.
 
     Args:
         max_bytes: Most bytes of host memory that they may take together.
@@ -36,7 +36,7 @@ class RecentMemories:
         self._guard = threading.Lock()
 
     def get(self, name: str, model: Any, saved_as: bytes, load: Callable[[], Memory]) -> Memory:
-        """A memory of one's own, equal to what is on disk."""
+        """A fork of the held memory if that still equals the one on disk, else the result of ``load``."""
         with self._guard:
             held = self._held.get(name)
             if held is not None and held.saved_as == saved_as and held.model() is model:
@@ -47,7 +47,7 @@ class RecentMemories:
         return memory
 
     def put(self, name: str, model: Any, saved_as: bytes, memory: Memory) -> None:
-        """Remember what has just been saved or loaded."""
+        """Keep a fork of a memory that has just been saved or loaded."""
         held = _Held(memory.fork(), saved_as, weakref.ref(model), resident_bytes(memory.state))
         with self._guard:
             self._held[name] = held
@@ -57,13 +57,13 @@ class RecentMemories:
                 total -= self._held.popitem(last=False)[1].nbytes
 
     def drop(self, name: str) -> None:
-        """Forget a memory that is no longer what it was."""
+        """Drop a memory that has changed or is deleted."""
         with self._guard:
             self._held.pop(name, None)
 
 
 def identity(folder: Path) -> bytes:
-    """What tells one save from another: the beginning of its manifest, which holds its checksum; empty without one."""
+    """Identifies a save: the beginning of its manifest, which holds its checksum; empty if there is none."""
     try:
         with (folder / MANIFEST).open("rb") as file:
             return file.read(256)
@@ -72,7 +72,7 @@ def identity(folder: Path) -> bytes:
 
 
 def resident_bytes(state: MemoryState) -> int:
-    """Bytes of host and device memory that a state takes; what waits in a file takes none."""
+    """Bytes of host and device memory that a state takes; tensors in a file count as none."""
     total = 0
     for track in state.tracks:
         total += track.short_term.nbytes

@@ -1,4 +1,4 @@
-"""Saving a memory in a place and loading it again: what it consists of, as a manifest and files."""
+"""Saves a memory in a place, as a manifest and files, and loads it again."""
 
 import time
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from mplus.storage.manifest import Manifest, SnapshotEntry, StateEntry, parse_ma
 from mplus.storage.place import Place, not_saved
 
 VERIFIED_BYTES = 2**26
-"""Memories up to this size are read whole and checked when they are opened; of larger ones, each block when
-it is first used. ``storage.files.verify`` checks everything at once."""
+"""Memories up to this many bytes are read whole and checked when they are opened; of larger ones, each block is checked
+when it is first used. ``storage.files.verify`` checks everything at once."""
 
 
 @runtime_checkable
 class Keepable(Protocol):
-    """What saving and loading need of a memory."""
+    """The part of a memory that saving and loading need."""
 
     config: MemoryConfig
     model_fingerprint: str
@@ -35,15 +35,15 @@ class Keepable(Protocol):
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
-        """States that it can be rolled back to."""
+        """Its snapshots."""
         ...
 
     def writing(self) -> AbstractContextManager[Any]:
-        """Keep state and snapshots from changing."""
+        """A lock that keeps state and snapshots from changing."""
         ...
 
     def restore(self, state: MemoryState, snapshots: tuple[Snapshot, ...]) -> None:
-        """Exchange state and snapshots."""
+        """Replace state and snapshots."""
         ...
 
 
@@ -84,7 +84,7 @@ def save(
 
 
 def _described(memory: Keepable, files: FileSet) -> Manifest:
-    """What the save will consist of; files are described in ``files``, not written."""
+    """The manifest of the save. Files are only described in ``files``; nothing is written yet."""
     with memory.writing():
         state, snapshots = memory.state, memory.snapshots
 
@@ -124,7 +124,7 @@ def load(place: Place, new_memory: Callable[..., Kept], *, key: MemoryKey | None
         try:
             return _loaded(place, parse_manifest(text, place, key), new_memory, key)
         except CorruptMemoryError:
-            # A save that ended meanwhile removes files that only the save before it named.
+            # Another save may have ended meanwhile, and have removed files of the save that is being read.
             before, text = text, read_manifest(place)
             if text == before:
                 raise

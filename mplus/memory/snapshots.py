@@ -1,6 +1,6 @@
-"""History: states that can be gone back to, what changed between two, and writing one again.
+"""Snapshots of a memory, the difference between two states, and the best snapshot to rebuild a state from.
 
-States are immutable and share what is the same, so a snapshot costs nothing until the memory moves on.
+States are immutable and share equal parts, so a snapshot takes no room until the memory changes.
 """
 
 import time
@@ -30,14 +30,14 @@ class MemoryDiff(NamedTuple):
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
-    """In both, but with other text."""
+    """Sources that are in both, with different text."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed)
 
 
 def difference(before: MemoryState, after: MemoryState) -> MemoryDiff:
-    """What has to happen to ``before`` to have the sources of ``after``."""
+    """The sources that ``after`` has added, removed and changed compared with ``before``."""
     old, new = (
         {s.name: (s.first_written, s.text_tokens) for s in state.sources if not s.forgotten}
         for state in (before, after)
@@ -50,12 +50,14 @@ def difference(before: MemoryState, after: MemoryState) -> MemoryDiff:
 
 
 def latest_base(bases: Iterable[MemoryState], ledger: Ledger, pinned: frozenset[str]) -> MemoryState:
-    """The state from which the least of ``ledger`` has yet to be written; the first is always one.
+    """Of the known states, the one after which the fewest entries of ``ledger`` have to be written again.
+
+    The first, empty state always qualifies.
 
     Args:
         bases: Known states, the empty one first.
-        ledger: What is to have been written.
-        pinned: Sources that retention is to have spared.
+        ledger: The entries that the rebuilt state has to contain.
+        pinned: Sources that age limits, capacity and disuse do not remove.
     """
     best, *others = bases
     for base in others:

@@ -1,4 +1,4 @@
-"""Sources: what a memory knows of each document, turn or note that was written into it."""
+"""Sources: the record that a memory keeps of each document, turn or note written into it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from mplus.memory.state import MemoryState
 
 
 class SourceTokens(NamedTuple):
-    """Memory tokens of one source that are left, by pool; in the token layout, the mean over layers."""
+    """Memory tokens of one source that are still held, by pool; in the token layout, the mean over layers."""
 
     short_term: int
     pending: int
@@ -24,9 +24,9 @@ class Source:
     name: str
     metadata: Mapping[str, Any]
     memory_tokens: int
-    """Tokens left over all pools; in the token layout, the mean over layers."""
+    """Tokens still held in all pools together; in the token layout, the mean over layers."""
     tokens: SourceTokens
-    """The same by pool."""
+    """``memory_tokens`` by pool."""
     tail_tokens: int
     """Text tokens that wait until a chunk is full."""
     text_tokens: int
@@ -38,9 +38,9 @@ class Source:
     oldest_age: int
     """Memory tokens written since the oldest of its tokens."""
     pinned: bool
-    """Whether age limits, capacity and disuse spare it."""
+    """Whether the source is kept regardless of age limits, capacity and disuse."""
     texts: tuple[str, ...]
-    """What was written, where it was kept (``write(..., keep_text=True)``)."""
+    """The written texts, if they were kept (``write(..., keep_text=True)``)."""
 
 
 def listed(state: MemoryState) -> list[Source]:

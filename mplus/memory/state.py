@@ -1,6 +1,6 @@
 """The state of one memory, as an immutable value.
 
-Writing and forgetting make a new state and leave the old one whole. So a fork shares everything until it
+Writing and forgetting make a new state and leave the old one whole. So a fork shares all tensors until it
 diverges, a failed operation changes nothing, and a read never sees half of a write.
 """
 
@@ -28,11 +28,11 @@ SEGMENT_TOKENS = 4096
 """Long-term memory is kept in segments of about this many tokens."""
 
 Keeps = Callable[[Provenance], Bool[Tensor, " T"]]
-"""Which tokens stay."""
+"""A test for the tokens that stay."""
 
 
 def arrival_tier(config: MemoryConfig) -> SegmentTier:
-    """Where tokens go that leave short-term memory."""
+    """The tier that evicted tokens wait on."""
     return "device" if config.long_term_device == "cuda" else "host"
 
 
@@ -43,7 +43,7 @@ def chained(digest: str, *facts: object) -> str:
 
 @dataclass(frozen=True)
 class Context:
-    """What the next write still sees of the last one: states at the input of each layer."""
+    """States of the last written tokens at the input of each layer, which the next write attends to."""
 
     states: tuple[Float[Tensor, "T D"], ...]
     sources: Int[Tensor, " T"]
@@ -55,12 +55,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Tail:
-    """Text too short to be written yet; reads see it all the same."""
+    """Text that is too short to be written yet. Reads treat it as if it had been written."""
 
     input_ids: tuple[int, ...] = ()
     sources: tuple[int, ...] = ()
     since: float = 0.0
-    """Unix time at which the first of it was handed in."""
+    """Unix time at which its first text was given."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,17 @@ class SourceRecord(Record):
     text_tokens: int
     forgotten: bool = False
     texts: tuple[str, ...] = ()
-    """What was written, where it was asked to be kept."""
+    """The written texts, if ``keep_text`` was set."""
 
     @classmethod
     def blank(cls) -> "SourceRecord":
-        """What is left of a forgotten source: its place."""
+        """The empty row that a forgotten source leaves, so that other sources keep their row numbers."""
         return cls("", {}, 0.0, 0.0, 0, forgotten=True)
 
 
 @dataclass(frozen=True)
 class Track:
-    """The pools of layers that share their choices: all layers in the chunk layout, one in the token layout."""
+    """The pools of layers that recall the same tokens: all layers in the chunk layout, one in the token layout."""
 
     layers: tuple[int, ...]
     recall_layer: int
@@ -102,7 +102,7 @@ class Track:
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
-        """Where each layer's short-term memory is, and recalled tokens go."""
+        """The device of each layer's short-term memory, to which recalled tokens are copied."""
         return tuple(layer.device for layer in self.short_term.content.keys)
 
     @property
@@ -111,7 +111,7 @@ class Track:
         return self.short_term.content.keys[0].dtype
 
     def write(self, new: Tokens, config: MemoryConfig, generator: torch.Generator) -> "tuple[Track, int]":
-        """New tokens in; what has to leave short-term memory waits as pending.
+        """The track with new tokens in short-term memory; evicted tokens are added to the pending ones.
 
         Returns:
             The track afterwards, and how many tokens were evicted.
@@ -121,7 +121,7 @@ class Track:
         return self.after(eviction, new, config)
 
     def after(self, eviction: Eviction, new: Tokens, config: MemoryConfig) -> "tuple[Track, int]":
-        """``write`` with what leaves given."""
+        """``write`` with a given eviction."""
         pool = self.short_term
         ages = layout_of(config).aged(pool.provenance.ages, len(new), config)
         pool = replace(pool, provenance=replace(pool.provenance, ages=ages))
@@ -136,9 +136,9 @@ class Track:
         return track, len(eviction.evicted)
 
     def consolidate(self, config: MemoryConfig, pinned: Int[Tensor, " n"]) -> "Track":
-        """Pending tokens join long-term memory; those without a claim left are forgotten (spec section 5).
+        """Move pending tokens to long-term memory; forget tokens whose recall frequency is used up (spec section 5).
 
-        Tokens of ``pinned`` sources always have one.
+        Tokens of ``pinned`` sources are never forgotten.
         """
         if not len(self.pending):
             return self
@@ -164,7 +164,7 @@ class Track:
         return replace(self, pending=LongTermMemory.empty(), long_term=compact)
 
     def keeping(self, keeps: Keeps, config: MemoryConfig) -> "Track":
-        """Without any other token, in any pool and any tensor."""
+        """The track with only the tokens that ``keeps`` selects; no pool and no tensor holds another."""
         kept = keeps(self.short_term.provenance).nonzero().flatten()
         return replace(
             self,
@@ -174,7 +174,7 @@ class Track:
         )._refilled(config)
 
     def _refilled(self, config: MemoryConfig) -> "Track":
-        """With the newest of what had left short-term memory back in it, where forgetting made room."""
+        """Move the newest evicted tokens back into short-term memory if forgetting made room."""
         track = self
         for pool in ("pending", "long_term"):
             store: LongTermMemory = getattr(track, pool)
@@ -197,7 +197,7 @@ class MemoryState:
 
     tracks: tuple[Track, ...]
     digest: str
-    """Hash of everything ever written and forgotten: two equal digests read alike."""
+    """Hash of everything ever written and forgotten: reads of states with equal digests give the same result."""
     context: Context | None = None
     tail: Tail = field(default_factory=Tail)
     sources: tuple[SourceRecord, ...] = ()
@@ -209,30 +209,30 @@ class MemoryState:
     """Memory tokens written since the last consolidation (published: update_step)."""
     chunk_log: ChunkLog = field(default_factory=ChunkLog)
     pinned: frozenset[str] = frozenset()
-    """Names of sources that age, capacity and disuse spare."""
+    """Names of sources that are kept regardless of age, capacity and disuse."""
     ledger: Ledger | None = None
-    """What was written, in order; None where it is not kept."""
+    """All writes in order; None if the memory keeps no ledger."""
     replayable: bool = True
-    """Whether writing the ledger again gives this state: so until something was taken out of it."""
+    """Whether writing the ledger again gives this state. True until something is removed from the state."""
 
     def numbers(self, names: Collection[str]) -> Int[Tensor, " n"]:
-        """Rows of the living sources of these names."""
+        """Rows of the sources of these names that are not forgotten."""
         rows = [n for n, s in enumerate(self.sources) if s.name in names and not s.forgotten] if names else []
         return torch.tensor(rows, dtype=torch.int64)
 
     def track_of(self, layer: int) -> tuple[Track, int]:
-        """The track that remembers for a layer, and the layer's place in it."""
+        """The track of a layer, and the layer's index within it."""
         return (self.tracks[0], layer) if len(self.tracks) == 1 else (self.tracks[layer], 0)
 
     def source_number(self, name: str) -> int | None:
-        """Row of a living source, None where there is none of that name."""
+        """Row of the source of that name that is not forgotten; None if there is none."""
         for number in range(len(self.sources) - 1, -1, -1):
             if self.sources[number].name == name and not self.sources[number].forgotten:
                 return number
         return None
 
     def consolidated_when_due(self, config: MemoryConfig) -> "tuple[MemoryState, int]":
-        """Consolidate once enough has been written since the last time; how many tokens moved, per layer."""
+        """Consolidate if enough was written since the last time. Also returns how many tokens moved per layer."""
         if self.waiting_tokens < config.consolidate_every * config.tokens_per_write:
             return self, 0
         moved = max(len(track.pending) for track in self.tracks)

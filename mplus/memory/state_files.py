@@ -1,11 +1,11 @@
-"""A state as files, and back.
+"""Writes a state as files and reads it again.
 
     tokens-<name>     keys, values and retrieval keys of one long-term or pending segment, or of one chunk in
                       short-term memory; never changes once it is written
     records-<name>    some rows of a table of records, such as the sources, one JSON text a line
     state-<name>      everything else that is a tensor: provenance of all tokens; context
 
-Names of the first two say what is in them, so a save finds by name what an earlier one wrote already.
+Names of the first two contain a hash of the content, so a save recognises files that an earlier save wrote.
 """
 
 import typing
@@ -36,13 +36,13 @@ from mplus.words import no_words
 
 @cache
 def plain_fields() -> dict[str, Any]:
-    """Fields of a state with their types, but for those that are pools."""
+    """Fields of a state with their types, without the pools."""
     hints = typing.get_type_hints(MemoryState)
     return {field.name: hints[field.name] for field in fields(MemoryState) if field.name not in ("tracks", "context")}
 
 
 def _record_type(hint: Any) -> Any:
-    """The type of the records of a table, None where a field is no table."""
+    """The type of the records of a table; None if the field is not a table."""
     for option in (hint, *typing.get_args(hint)):
         arguments = typing.get_args(option)
         if typing.get_origin(option) is tuple and len(arguments) == 2 and arguments[1] is ...:
@@ -51,7 +51,7 @@ def _record_type(hint: Any) -> Any:
 
 
 def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> StateEntry:
-    """Put a state into files."""
+    """Add the files of a state to ``files``."""
     tensors: dict[str, Tensor] = {}
     tracks = [_describe_track(track, f"{n}", config, files, tensors) for n, track in enumerate(state.tracks)]
     context = None
@@ -80,7 +80,7 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
 def _describe_track(
     track: Track, number: str, config: MemoryConfig, files: FileSet, tensors: dict[str, Tensor]
 ) -> TrackEntry:
-    """Put a track into files; its provenance into ``tensors``."""
+    """Add the files of a track to ``files``, and its provenance to ``tensors``."""
     short = track.short_term
     tensors |= _provenance_columns(f"{number}.short_term", short.provenance)
     for name, store in (("pending", track.pending), ("long_term", track.long_term)):
@@ -101,7 +101,7 @@ def _segments(store: LongTermMemory, files: FileSet) -> list[str]:
 
 
 def _parts(pool: Tokens, config: MemoryConfig) -> list[Content]:
-    """Short-term memory in pieces that are saved each by itself."""
+    """Short-term memory in pieces, each of which is saved as a file of its own."""
     if not len(pool):
         return []
     sizes = layout_of(config).saved_apart(pool.provenance.chunks)
@@ -119,7 +119,7 @@ def _provenance_columns(name: str, provenance: Provenance) -> dict[str, Tensor]:
 
 
 class StateReader:
-    """Reads the states of one saved memory: segments that several of them have are opened once, and shared again.
+    """Reads the states of one saved memory. A segment that several states contain is opened once and shared.
 
     Args:
         files: Opens the files.
@@ -131,13 +131,13 @@ class StateReader:
         self._segments: dict[str, Segment] = {}
 
     def state(self, entry: StateEntry) -> MemoryState:
-        """The state again; long-term content stays in its files.
+        """Read a state; long-term content stays in its files.
 
         Args:
-            entry: What the manifest says of it.
+            entry: The state's entry in the manifest.
 
         Raises:
-            CorruptMemoryError: Its parts do not fit together.
+            CorruptMemoryError: Parts of the state contradict each other.
         """
         files, initial = self._files, self._initial
         tensors = {name: tensor.clone() for name, tensor in files.shard(entry.shard).tensors().items()}
@@ -195,7 +195,7 @@ def _provenance(tensors: dict[str, Tensor], name: str, length: int) -> Provenanc
     columns: dict[str, Tensor] = {}
     for field in fields(Provenance):
         if field.name == "words" and not any(key.startswith(f"{name}.words") for key in tensors):
-            columns["words"] = no_words(length)  # saved before words were kept: recalled by states alone
+            columns["words"] = no_words(length)  # saved by a version without words; recall then compares states alone
             continue
         column = decode_column(tensors, f"{name}.{field.name}", length=length)
         expected = getattr(like, field.name).dtype

@@ -7,7 +7,7 @@ from mplus.memory.state import MemoryState
 
 @dataclass(frozen=True)
 class PoolStats:
-    """How much is in one pool."""
+    """Size of one pool."""
 
     tokens: tuple[int, ...]
     """Memory tokens by layer."""

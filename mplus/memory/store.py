@@ -34,7 +34,7 @@ class StoredMemory:
     saved: float
     """Unix time of the last save."""
     used: float
-    """Unix time at which it was last opened."""
+    """Unix time when it was last opened."""
     encrypted: bool
 
 
@@ -48,9 +48,9 @@ class MemoryStore:
         root: The folder; made private to the user.
         max_memory_bytes: Most bytes of one saved memory; None for no limit.
         max_total_bytes: Most bytes of all of them.
-        max_resident_bytes: Most bytes of host memory taken by memories that nobody has open; beyond
-            that, the least recently used are dropped, and read from disk when they are opened again.
-        vault: Encrypt every memory with its own key from here; None does not encrypt.
+        max_resident_bytes: Most bytes of host memory for memories that are not open; beyond that, the least recently
+            used are dropped, and read from disk when they are opened again.
+        vault: Holds a key for each memory, with which it is encrypted; None does not encrypt.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class MemoryStore:
         self._sweep()
 
     check_name = staticmethod(check_name)
-    """The name itself, if a memory may have it."""
+    """The name, if it is allowed."""
 
     def path(self, name: str) -> Path:
         """Where a memory is kept.
 
         Raises:
-            ValueError: A name that could leave the folder, is too long, or holds odd characters.
+            ValueError: The name leads out of the folder, is too long, or has characters that are not allowed.
         """
         path = self.root / check_name(name)
         if path.is_symlink():
@@ -99,21 +99,21 @@ class MemoryStore:
     def open(
         self, name: str, model: MemoryMaker, *, timeout: float = 60.0, autosave_seconds: float | None = None
     ) -> Generator[Memory]:
-        """A memory to use for a while: nobody else has it, and changes are saved at the end.
+        """Open a memory for exclusive use in a ``with`` block; changes are saved at the end.
 
-        If the block ends with an error, nothing of it is saved, but for what was autosaved.
+        If the block ends with an error, only the changes that were autosaved are kept.
 
         Args:
-            name: Which memory; made if there is none of that name.
+            name: Name of the memory; it is made if there is none.
             model: The model that reads and writes it.
-            timeout: Seconds to wait for whoever has it now.
-            autosave_seconds: Also save every so many seconds while it changes; None only at the end.
+            timeout: Seconds to wait while another thread or process has it open.
+            autosave_seconds: Also save at this interval if it has changed; None saves only at the end.
 
         Raises:
-            ValueError: A bad name.
-            MemoryLockedError: Someone else still has it after ``timeout`` seconds.
-            MemoryLimitError: It would outgrow a quota; the saved state is as it was.
-            MemorySaveError: The disk is full, or does not allow it; the saved state is as it was.
+            ValueError: The name is not allowed.
+            MemoryLockedError: It is still open elsewhere after ``timeout`` seconds.
+            MemoryLimitError: It would exceed a quota; the saved state is unchanged.
+            MemorySaveError: The disk is full or read-only; the saved state is unchanged.
             MemoryKeyError: It is encrypted and its key is not in the vault.
             CorruptMemoryError: The saved state is damaged.
         """
@@ -133,7 +133,7 @@ class MemoryStore:
             save()
 
     def load(self, name: str, model: MemoryMaker) -> Memory:
-        """A memory as it was last saved, to read while others write; what is done to it is not saved.
+        """A memory as it was last saved, for reading while another process writes; changes to it are not saved.
 
         Raises:
             MemoryNotFoundError: There is none of that name.
@@ -146,7 +146,7 @@ class MemoryStore:
         """Keep a copy of a memory, such as an imported one, under a new name.
 
         Raises:
-            ValueError: ``name`` is taken or not a good name.
+            ValueError: ``name`` is taken or not allowed.
             MemoryLimitError: It would exceed a quota.
             MemorySaveError: The disk is full, or does not allow it.
         """
@@ -162,7 +162,7 @@ class MemoryStore:
                 if not path.name.startswith(".") and not path.is_symlink():
                     found.append(self._stored(path))
             except FileNotFoundError:
-                continue  # no memory, or deleted meanwhile
+                continue  # not a memory, or deleted meanwhile
         return found
 
     def delete(self, name: str, *, timeout: float = 60.0) -> None:
@@ -170,7 +170,7 @@ class MemoryStore:
 
         Raises:
             MemoryNotFoundError: There is none of that name.
-            MemoryLockedError: Someone has it open.
+            MemoryLockedError: It is open elsewhere.
         """
         with self._held(name, timeout):
             folder = self._existing(name)
@@ -183,15 +183,16 @@ class MemoryStore:
             shutil.rmtree(doomed, ignore_errors=True)
 
     def copy(self, name: str, new_name: str) -> None:
-        """A second memory with the same content; on one disk its files are shared until they differ.
+        """Make a second memory with the same content; on the same disk both share files until they differ.
 
         Raises:
             MemoryNotFoundError: There is none called ``name``.
-            ValueError: ``new_name`` is taken or not a good name.
+            ValueError: ``new_name`` is taken or not allowed.
             MemoryLimitError: It would exceed the quota of all memories.
         """
         with ExitStack() as locks:
-            for held in sorted({check_name(name), check_name(new_name)}):  # in one order, so that none waits for ever
+            # Both locks are always taken in the same order, so that two copies cannot deadlock.
+            for held in sorted({check_name(name), check_name(new_name)}):
                 locks.enter_context(self._held(held, 60.0))
             self._refuse_taken(new_name)
             folder = self._existing(name)
@@ -221,8 +222,8 @@ class MemoryStore:
     def _save(self, name: str, memory: Memory, model: MemoryMaker | None, *, dispensable: Memory | None) -> None:
         """Save within the quotas.
 
-        Where nothing but recall frequencies differs from ``dispensable``, which is saved, a failure loses
-        nothing that anyone told the memory, and a disk that is full or read-only does not stop reading.
+        If the memory differs from ``dispensable``, the last save, only in recall frequencies, errors of a full or
+        read-only disk are ignored: no written text would be lost.
         """
         folder = self.path(name)
         key = None if self.vault is None else self.vault.key_for_saving(name)
@@ -238,11 +239,11 @@ class MemoryStore:
             self._recent.put(name, model, identity(folder), memory)
 
     def _key(self, folder: Path) -> MemoryKey | None:
-        """The key that a saved memory needs."""
+        """The key of a saved memory; None if it is not encrypted."""
         return self.vault.key(folder.name) if self.vault is not None and is_sealed(identity(folder)) else None
 
     def _is_as_wanted(self, name: str) -> bool:
-        """Whether a memory is saved, and encrypted if it should be."""
+        """Whether a memory is saved, and encrypted exactly if the store has a vault."""
         folder = self.path(name)
         return _is_saved(folder) and is_sealed(identity(folder)) == (self.vault is not None)
 
@@ -256,7 +257,7 @@ class MemoryStore:
     def _refuse_taken(self, name: str) -> None:
         if _is_saved(self.path(name)):
             raise ValueError(f"A memory called {name!r} exists already. Delete it first, or choose another name.")
-        # What a save that was killed left there has no manifest, and is nobody's.
+        # A folder without manifest is left over from a killed save.
         shutil.rmtree(self.path(name), ignore_errors=True)
 
     def _stored(self, folder: Path) -> StoredMemory:
@@ -311,7 +312,7 @@ class MemoryStore:
             lock.release()
 
     def _quota_held(self) -> AbstractContextManager[object]:
-        """Where all memories share a quota, only one is saved at a time: else two could exceed it together."""
+        """Hold the lock under which memories with a common quota are saved one by one; two at once could exceed it."""
         from filelock import FileLock
 
         if self.max_total_bytes is None:
@@ -319,7 +320,7 @@ class MemoryStore:
         return FileLock(str(self.root / QUOTA_LOCK), mode=0o600, poll_interval=POLL_SECONDS)
 
     def _sweep(self) -> None:
-        """Remove what deleting and copying left behind when they were killed."""
+        """Remove the leftovers of deletes and copies that were killed."""
         from filelock import FileLock, Timeout
 
         for path in self.root.glob(".deleted-*"):
@@ -330,7 +331,7 @@ class MemoryStore:
                 with FileLock(str(self.root / f".{name}.lock"), timeout=0, mode=0o600):
                     shutil.rmtree(path, ignore_errors=True)
             except Timeout:
-                continue  # somebody is copying still
+                continue  # Another process is still copying.
 
     # --- quotas -----------------------------------------------------------------------------------
 
@@ -357,7 +358,7 @@ class MemoryStore:
 def _autosaving(save: Callable[[], None], seconds: float) -> Generator[None]:
     """Call ``save`` every ``seconds`` until the block ends.
 
-    A save that fails is tried again at the next turn; the save at the end says what is wrong.
+    A save that fails is tried again after the next interval. The save at the end of the block raises its error.
     """
     if not seconds > 0:
         raise ValueError(f"autosave_seconds={seconds!r}: expected a number above 0, or None for no autosave.")

@@ -1,4 +1,4 @@
-"""Where long-term content waits, and in how many bytes: device, host memory or disk; full, int8 or int4.
+"""Storage of long-term content: the tier (device, host memory or disk) and the dtype (full, int8 or int4).
 
 A ``Segment`` is an immutable block of content. Memories share segments with their forks, a save writes
 only segments that no file holds yet, and a recall touches only the rows it needs.
@@ -21,9 +21,9 @@ SegmentTier = Literal["device", "host", "disk"]
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; by way of pinned memory where that lets the copy run beside computation."""
+    """A tensor on a device, copied through pinned memory if the copy can then run beside computation."""
     if device.type != "cuda":
-        return tensor.to(device)  # whoever reads it in host memory waits for no stream
+        return tensor.to(device)  # Not asynchronous: readers in host memory do not wait for a CUDA stream.
     if tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -33,14 +33,14 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 def side_stream(device: torch.device) -> "torch.cuda.Stream":
     """The stream on which content is copied to a GPU while it computes.
 
-    One for all reads: every stream keeps device memory of its own for what was copied on it.
+    All reads share one stream, since every stream keeps device memory of its own for the tensors copied on it.
     """
     return torch.cuda.Stream(device)
 
 
 def in_pinned_memory(tensor: Tensor) -> Tensor:
-    """A tensor in host memory, pinned where a GPU is in use that will ask for it."""
-    # A model on the CPU of a machine with a GPU starts nothing there.
+    """A tensor in host memory, pinned if a GPU is in use that will read it."""
+    # Do not start CUDA for a model that runs on the CPU of a machine with a GPU.
     if not torch.cuda.is_initialized():
         return tensor.to(HOST)
     if tensor.device.type == "cpu":
@@ -52,7 +52,7 @@ def in_pinned_memory(tensor: Tensor) -> Tensor:
 class Plane:
     """One tensor of a segment, as stored: plain, or in 8 or 4 bits with a scale per token and head.
 
-    Four bits are two to a byte (uint8), and of rotated heads: see ``spread``.
+    Four-bit numbers are stored two to a byte (uint8), of heads transformed by ``spread``.
     """
 
     data: Tensor
@@ -72,12 +72,12 @@ class Plane:
         return cls(tensor if dtype == "auto" else tensor.to(getattr(torch, dtype)), None)
 
     def prefetch(self, index: Int[Tensor, " T"] | slice) -> None:
-        """Have some rows fetched while something else goes on: nothing to do in memory."""
+        """Start fetching the rows at ``index`` in the background; does nothing for rows in memory."""
 
     def rows(
         self, index: Int[Tensor, " T"] | slice, dtype: torch.dtype, device: torch.device
     ) -> Float[Tensor, "T ..."]:
-        """Some rows, as numbers; only they are read and moved."""
+        """The rows at ``index`` as numbers of ``dtype``; other rows are neither read nor moved."""
         stored = self.take(index)
         data = moved(stored.data, device)
         if stored.scale is None:
@@ -89,7 +89,7 @@ class Plane:
         return turned @ spread(turned.shape[-1]).T.to(turned)
 
     def take(self, index: Int[Tensor, " T"] | slice) -> "Plane":
-        """Some rows in their stored form, not converted again."""
+        """The rows at ``index`` in their stored form, without another conversion."""
         return Plane(self.data[index], None if self.scale is None else self.scale[index])
 
     @property
@@ -110,13 +110,13 @@ class Plane:
         return Plane(self.data.to(device), None if self.scale is None else self.scale.to(device))
 
     def in_host_memory(self) -> "Plane":
-        """The same plane in host memory: pinned where there is a GPU that will ask for its rows."""
+        """The same plane in host memory, pinned if a GPU will read its rows."""
         data, scale = self.data, self.scale
         return Plane(in_pinned_memory(data), None if scale is None else in_pinned_memory(scale))
 
 
 def _scale(tensor: Float[Tensor, "*rows E"], steps: int) -> Float[Tensor, "*rows 1"]:
-    """A scale per row, rounded up to bfloat16: half the bytes, and no number is cut off."""
+    """A scale per row in bfloat16, to save half the bytes; rounded up, so that no number is clipped."""
     exact = tensor.abs().amax(dim=-1, keepdim=True).float() / steps
     return (exact * (1 + 2**-8)).clamp(min=1e-12).to(torch.bfloat16)
 
@@ -126,8 +126,8 @@ def _scale(tensor: Float[Tensor, "*rows E"], steps: int) -> Float[Tensor, "*rows
 def spread(size: int) -> Float[Tensor, "E E"]:
     """The orthonormal cosine transform of a head.
 
-    A few dimensions of attention keys are far larger than the rest, and would leave these no steps of the
-    sixteen that four bits have. Transformed, every dimension holds a little of each.
+    A few dimensions of attention keys are far larger than the rest. With one scale and sixteen steps, the small
+    dimensions would all round to zero. The transform spreads large values over all dimensions.
     """
     at = torch.arange(size, dtype=torch.float64)
     wave = torch.cos(torch.pi / size * (at[:, None] + 0.5) * at[None, :]) * (2 / size) ** 0.5
@@ -142,7 +142,7 @@ class Segment:
     keys: tuple[Plane, ...]
     values: tuple[Plane, ...]
     retrieval_keys: Plane
-    """Beside the layer on the device tier, else in host memory: recall scores all of them."""
+    """On the layer's device in the device tier, else in host memory, since recall scores all of them."""
     states: tuple[Plane, ...] | None
     tier: SegmentTier = "host"
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -150,14 +150,14 @@ class Segment:
     @classmethod
     def store(cls, content: Content, dtype: StorageDtype, tier: SegmentTier = "host") -> "Segment":
         """Bring content into its stored form, in host memory or, on the device tier, where its layers are."""
-        # A model on the CPU has its layers in host memory: there is no other device.
+        # A model on the CPU has its layers in host memory, so there is no other device.
         beside = tier == "device" and content.keys[0].device.type != "cpu"
 
         def planes(layers: tuple[Tensor, ...], kind: StorageDtype) -> tuple[Plane, ...]:
             made = (Plane.store(layer, kind) for layer in layers)
             return tuple(made if beside else (plane.in_host_memory() for plane in made))
 
-        # Of one layer in the chunk layout, and what recall is decided by.
+        # Retrieval keys decide recall and are of one layer only (chunk layout), so int4 is too coarse for them.
         scored = Plane.store(content.retrieval_keys, "int8" if dtype == "int4" else dtype)
         keys = planes(content.keys, dtype)
         return cls(
@@ -189,7 +189,7 @@ class Segment:
         return len(self.retrieval_keys)
 
     def content(self, index: Int[Tensor, " T"], dtype: torch.dtype, devices: tuple[torch.device, ...]) -> Content:
-        """Some rows as content that a pool can hold."""
+        """The rows at ``index`` as content of a pool."""
         return Content(
             tuple(p.rows(index, dtype, d) for p, d in zip(self.keys, devices, strict=True)),
             tuple(p.rows(index, dtype, d) for p, d in zip(self.values, devices, strict=True)),
@@ -199,7 +199,7 @@ class Segment:
 
     @property
     def planes(self) -> tuple[Plane, ...]:
-        """All that it holds."""
+        """All planes of the segment."""
         return (*self.keys, *self.values, *(self.states or ()), self.retrieval_keys)
 
     @property

@@ -1,4 +1,4 @@
-"""Memory tokens and what is known of each: parallel arrays that are only ever filtered together."""
+"""Memory tokens and their provenance: parallel arrays that are always filtered together."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +19,7 @@ class Provenance:
     """Where tokens come from and how old they are; one row per token."""
 
     ages: Ages
-    """Memory tokens written since."""
+    """Memory tokens written since this one."""
     recall_frequencies: Float[Tensor, " T"]
     """Remaining claim to be kept in long-term memory, float64."""
     sources: Int[Tensor, " T"]
@@ -27,7 +27,7 @@ class Provenance:
     chunks: Int[Tensor, " T"]
     """Serial number of the chunk a token was written with."""
     words: Int32[Tensor, " T"]
-    """Number of the word that begins in the token's text, 0 for none, less for none where a sentence or a line ends
+    """Number of the word that begins in the token's text; 0: none; negative: none, and a sentence or line ends here
     (``mplus.words``)."""
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Content:
-    """What reads attend to and recall scores, for the layers of one track.
+    """Keys and values that reads attend to, and retrieval keys that recall scores, for the layers of one track.
 
     Layers are a tuple, not an axis: each layer's tensors may live on that layer's device.
     """
@@ -112,15 +112,15 @@ class Tokens:
         return self.content.nbytes
 
     def retrieval_keys(self, index: Index | slice, device: torch.device) -> RetrievalKeys:
-        """Retrieval keys of some rows, as numbers on a device."""
+        """Retrieval keys of the rows at ``index``, as numbers on a device."""
         return self.content.retrieval_keys[index].to(device).float()
 
     def key_bounds(self) -> tuple[int, ...]:
-        """All retrieval keys are of one piece."""
+        """The first and last bound only, because retrieval keys are in one tensor."""
         return (0, len(self))
 
     def derived(self, name: Hashable, make: Callable[[], Made]) -> Made:
-        """Made each time: a pool of fixed capacity is small."""
+        """Computed at each call, because a pool of fixed capacity is small."""
         return make()
 
     def take(self, index: Index) -> "Tokens":

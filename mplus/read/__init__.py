@@ -1,1 +1,1 @@
-"""Read: a prompt is answered with memory in front of it."""
+"""Read: a prompt is processed with memory in front of it."""

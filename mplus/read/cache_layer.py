@@ -1,4 +1,4 @@
-"""The cache layer of a read: every row begins with a prefix, grows in place, and may join and leave."""
+"""The cache layer of a read: every row starts with a prefix and grows in place; rows can be added and removed."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -12,17 +12,17 @@ from mplus.backbone.attention import KeysValues, Rotation, rotate_into
 from mplus.backbone.backbone import Backbone
 
 SPARE_TOKENS = 256
-"""Room a cache layer has for decoding before it must be copied into a larger one."""
+"""Free columns of a new cache layer; when they are used up, it is copied into a larger one."""
 Prefix = Sequence[KeysValues]
-"""What stands before a prompt in one layer, in parts that are still where they are stored."""
+"""The prefix of one layer in parts, each still where it is stored."""
 
 
 class PrefixLayer(CacheLayerMixin):
-    """A cache layer whose rows start with a prefix each, grow in place, and may join and leave.
+    """A cache layer in which each row starts with a prefix. Rows grow in place, and can be added and removed.
 
     transformers' own dynamic layer copies all keys and values for every new token; over a long prefix
-    that costs as much as reading it. Every row begins at column 0, so that a column is a position, and
-    what stands behind a row's length is not seen.
+    that costs as much as reading it. Every row begins at column 0, so that a column is a position;
+    columns beyond a row's length are masked.
     """
 
     is_sliding = False
@@ -30,7 +30,7 @@ class PrefixLayer(CacheLayerMixin):
     def __init__(
         self, keys: Float[Tensor, "B H P E"], values: Float[Tensor, "B H P E"], lengths: Sequence[int]
     ) -> None:
-        """Take over buffers of which row n holds ``lengths[n]`` columns; further rows are free."""
+        """Use buffers in which row n has ``lengths[n]`` filled columns; rows beyond ``lengths`` are free."""
         super().__init__()
         self.key_buffer, self.value_buffer, self.lengths = keys, values, list(lengths)
         self.dtype, self.device = keys.dtype, keys.device
@@ -38,9 +38,9 @@ class PrefixLayer(CacheLayerMixin):
 
     @classmethod
     def empty(cls, backbone: Backbone, lengths: Sequence[int], prompt: int, device: torch.device) -> "PrefixLayer":
-        """A layer with room for prefixes of these lengths, prompts of so many tokens, and answers."""
+        """A layer with room for prefixes of these lengths, prompts of ``prompt`` tokens, and answers."""
         shape = (len(lengths), backbone.num_key_value_heads, max(lengths) + prompt + SPARE_TOKENS, backbone.head_size)
-        # Rows of different length leave gaps, which have to be finite.
+        # Rows of different length leave gaps, in which numbers must be finite.
         new = torch.empty if len(lengths) == 1 else torch.zeros
         keys, values = (new(shape, dtype=backbone.dtype, device=device) for _ in range(2))
         return cls(keys, values, lengths)
@@ -49,9 +49,9 @@ class PrefixLayer(CacheLayerMixin):
         """Rotate and write prefixes at the beginning of the rows.
 
         Args:
-            prefixes: By row.
-            rotation: Of every position of the longest prefix.
-            standing: Parts of the only prefix that stand at their places already.
+            prefixes: One for each row.
+            rotation: For every position of the longest prefix.
+            standing: Parts of the only prefix that are in place already and are not written.
         """
         for row, prefix in enumerate(prefixes):
             position = 0
@@ -64,10 +64,10 @@ class PrefixLayer(CacheLayerMixin):
                 position = here.stop
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: a prefix layer is initialised when it is made."""
+        """Does nothing: a prefix layer is initialised when it is made."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values to every row; returns all columns up to the end of the longest."""
+        """Append keys and values to every row; returns all columns up to the end of the longest row."""
         rows, new = len(self.lengths), key_states.shape[2]
         end = self.get_seq_length() + new
         self._reserve(rows, end)
@@ -83,7 +83,7 @@ class PrefixLayer(CacheLayerMixin):
         return self.keys, self.values
 
     def join(self, other: "PrefixLayer") -> None:
-        """Copy the rows of another layer behind those of this one."""
+        """Append copies of the rows of another layer."""
         rows = len(self.lengths)
         self._reserve(rows + len(other.lengths), max(*self.lengths, *other.lengths))
         for row, length in enumerate(other.lengths):
@@ -92,7 +92,7 @@ class PrefixLayer(CacheLayerMixin):
         self.lengths += other.lengths
 
     def leave(self, row: int) -> None:
-        """Drop a row; the last one takes its place."""
+        """Remove a row; the last row takes its place."""
         last, length = len(self.lengths) - 1, self.lengths[-1]
         if row != last:
             self.key_buffer[row, :, :length] = self.key_buffer[last, :, :length]
@@ -110,14 +110,14 @@ class PrefixLayer(CacheLayerMixin):
             capacity = columns + max(SPARE_TOKENS, columns // 4)
         for name in ("key_buffer", "value_buffer"):
             old: Tensor = getattr(self, name)
-            # Zeros: a column that is not seen yet has weight 0, and 0 times anything finite is 0.
+            # Zeros: a masked column has weight 0, and 0 times a finite number is 0.
             new = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
             for row, length in enumerate(self.lengths):
                 new[row, :, :length] = old[row, :, :length]
             setattr(self, name, new)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the mask for that many queries."""
+        """Length and offset of the mask for ``query_length`` queries."""
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:

@@ -1,4 +1,4 @@
-"""A prompt being answered: decoder layers called over a cache, and where each row stands."""
+"""Decoding of a batch: decoder layers over a cache, and the position of each row."""
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
@@ -18,9 +18,9 @@ from mplus.weights import Weights
 
 
 class Reading:
-    """A batch of prompts being answered, every row over a cache of its own length.
+    """A batch of prompts being answered; the cache of each row has its own length.
 
-    Made by ``prefill``; ``decode`` adds one token to every row. Rows join and leave between tokens.
+    Made by ``prefill``; ``decode`` adds one token to every row. Rows are added and removed between tokens.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class Reading:
     ) -> None:
         self.weights = weights
         self.modules = modules
-        """Decoder layers: with the read adapter where there is a prefix."""
+        """Decoder layers; with the read adapter if there is a prefix."""
         self.layers = layers
         self.recalled = recalled
-        """Per row, what each track recalled."""
+        """For each row, the result of recall of each track."""
         self.when_done: Callable[[], object] = lambda: None
-        """Called when the buffers it was made with are no longer needed."""
+        """Called when the buffers are no longer needed."""
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int]) -> Float[Tensor, "B V"]:
@@ -49,7 +49,7 @@ class Reading:
 
     @torch.inference_mode()
     def join(self, other: "Reading") -> None:
-        """Take over the rows of another reading, behind those of this one."""
+        """Append the rows of another batch to this one."""
         assert self.modules is other.modules, "rows with and without a prefix are read apart"
         for layer, more in zip(self.layers, other.layers, strict=True):
             layer.join(more)
@@ -58,7 +58,7 @@ class Reading:
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
-        """Drop a row; the last one takes its place."""
+        """Remove a row; the last row takes its place."""
         for layer in self.layers:
             layer.leave(row)
         self.recalled[row] = self.recalled[-1]
@@ -66,16 +66,16 @@ class Reading:
 
 
 class Geometry(NamedTuple):
-    """Where new tokens stand, and what they may see."""
+    """Positions of new tokens, and the mask of the columns that they see."""
 
     position: Int[Tensor, "B S"]
     rotation: Rotation
     mask: Bool[Tensor, "B 1 S P"] | None
-    """None where everything may be seen."""
+    """None if all columns are seen."""
 
 
 def geometry(backbone: Backbone, size: int, lengths: tuple[int, ...], where: torch.device) -> Geometry:
-    """Geometry of ``size`` new tokens in every row, behind so many columns; a column is a position."""
+    """Geometry of ``size`` new tokens in every row after ``lengths`` columns; a column is a position."""
     position = torch.tensor(lengths, device=where)[:, None] + torch.arange(size, device=where)
     mask = None
     if size > 1 or len(set(lengths)) > 1:
@@ -96,9 +96,9 @@ def through_layers(
     Args:
         backbone: The model.
         modules: Its decoder layers.
-        layers: The cache layers, which take up the new tokens; those that are not there yet are made and added.
+        layers: The cache layers, to which the new tokens are appended; missing layers are made and added.
         hidden: Embeddings of the new tokens.
-        make: Makes the cache layer of a number from the states that meet it.
+        make: Makes a cache layer from its number and the states at the input of its decoder layer.
     """
     at = cache(partial(geometry, backbone, hidden.shape[1]))
     for index, module in enumerate(modules):
@@ -120,5 +120,5 @@ def through_layers(
 
 @lru_cache
 def _cache_keyword(kind: type[nn.Module]) -> str:
-    """What a decoder layer calls its cache: transformers 5.24 renamed it and warns about the old name."""
+    """The name of a decoder layer's cache argument: transformers 5.24 renamed it and warns about the old name."""
     return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"

@@ -1,4 +1,4 @@
-"""Recalled rows on their way to the layers that will read them: one layer ahead of the computation."""
+"""Fetches recalled rows to the devices of the layers that read them, one layer ahead of the computation."""
 
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +17,7 @@ from mplus.shapes import Index
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one segment, and where they belong among all that are recalled."""
+    """Rows of one segment, and their places among all recalled rows."""
 
     segment: Segment
     rows: Index | slice
@@ -25,7 +25,7 @@ class Rows:
 
 
 def located(stores: Sequence[LongTermMemory], index: Index) -> list[Rows]:
-    """Where the tokens at ``index`` of stores laid one behind the other are; chunks are runs of rows."""
+    """Segments and rows of the tokens at ``index`` in the concatenation of some stores; chunks are runs of rows."""
     found: list[Rows] = []
     for store in stores:
         inside = ((index >= 0) & (index < len(store))).nonzero().flatten()
@@ -38,7 +38,7 @@ def located(stores: Sequence[LongTermMemory], index: Index) -> list[Rows]:
 
 
 def _runs(segment: Segment, rows: Index, places: Index) -> list[Rows]:
-    """Slices where most rows stand in runs, else one list of rows: a copy of a run costs far less."""
+    """Slices if most rows are in runs, since copying a run costs far less; else one list of rows."""
     ends = ((rows.diff() != 1) | (places.diff() != 1)).nonzero().flatten() + 1
     if len(ends) >= len(rows) // 8:
         return [Rows(segment, rows, places)]
@@ -50,16 +50,16 @@ def _runs(segment: Segment, rows: Index, places: Index) -> list[Rows]:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are stored alike: they are laid together and travel in one copy per layer and kind."""
+    """Rows stored on one device in one dtype; they are copied together, once for each layer and kind of tensor."""
 
     parts: list[Rows]
-    """With their places among the rows of the group."""
+    """Rows with their places among the rows of the group."""
     places: Index | None
-    """Where those are among all that are recalled; None: they are all."""
+    """Places of the group's rows among all recalled rows; None if the group has all of them."""
 
 
 def grouped(parts: Sequence[Rows]) -> list[Group]:
-    """Rows on one device and of one dtype, together and in order."""
+    """Group rows by device and dtype, keeping their order."""
     alike: dict[Hashable, list[Rows]] = {}
     for part in parts:
         alike.setdefault((part.segment.tier == "device", part.segment.keys[0].dtype), []).append(part)
@@ -70,7 +70,7 @@ def grouped(parts: Sequence[Rows]) -> list[Group]:
         numbers = [_numbers(part.places) for part in some]
         places = torch.cat(numbers).sort().values
         own = [torch.searchsorted(places, one) for one in numbers]
-        # What follows one another among all rows does so among fewer of them.
+        # Rows that are consecutive among all rows are consecutive within the group too.
         inside = [
             slice(int(at[0]), int(at[-1]) + 1) if isinstance(part.places, slice) else at
             for part, at in zip(some, own, strict=True)
@@ -84,18 +84,18 @@ def _numbers(places: Index | slice) -> Index:
 
 
 class Arrival(NamedTuple):
-    """Rows that are on a device, or will be once its copies up to ``event`` are done."""
+    """Rows that are on a device once its copies up to ``event`` are done."""
 
     rows: KeysValues
     event: Any
 
 
 class RecalledRows:
-    """Keys and values of what one track recalled, layer by layer.
+    """Keys and values of the rows that one track recalled, layer by layer.
 
-    ``start`` sets a layer's rows on their way and ``take`` waits for them, so that disk and bus work while
-    the layer before computes. Only the rows themselves are read and moved, in their stored form, and they
-    become numbers where they are used.
+    ``start`` begins to fetch a layer's rows and ``take`` waits for them, so that disk and bus work while the
+    layer before computes. Only the recalled rows are read and moved, in their stored form, and are converted on
+    the device that uses them.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class RecalledRows:
         self._parts = located(stores, index)
         self._streams = {d: side_stream(d) for d in set(devices) if d.type == "cuda"}
         for device, stream in self._streams.items():
-            stream.wait_stream(torch.cuda.current_stream(device))  # rows that are on the device may be in the making
+            stream.wait_stream(torch.cuda.current_stream(device))  # its rows may still be being computed
         waits = bool(self._streams) or any(part.segment.tier == "disk" for part in self._parts)
-        # In host memory there is nothing to wait for, and a second thread would only take a core away.
+        # Rows in host memory need no waiting, and a second thread would only occupy a core.
         self._worker = ThreadPoolExecutor(1, "mplus-rows") if waits and len(devices) > 1 else None
         self._coming: dict[int, Future[Arrival]] = {}
         self._groups = grouped(self._parts)
@@ -120,12 +120,12 @@ class RecalledRows:
                 plane.prefetch(part.rows)
 
     def start(self, at: int) -> None:
-        """Set the rows of a layer on their way, where there is anything to wait for."""
+        """Begin to fetch the rows of a layer; does nothing for rows in host memory that stay there."""
         if self._worker is not None and at < len(self.devices) and at not in self._coming:
             self._coming[at] = self._worker.submit(self._fetch, at)
 
     def take(self, at: int) -> KeysValues:
-        """The rows of a layer, ready to be used on its device; the next layer's are set on their way."""
+        """The rows of a layer, ready on its device; begins to fetch the rows of the next layer."""
         coming = self._coming.pop(at, None)
         arrival = self._fetch(at) if coming is None else coming.result()
         if self._worker is not None and at + 1 == len(self.devices):
@@ -171,7 +171,7 @@ class RecalledRows:
 
 
 def _laid_together(found: Sequence[Tensor], parts: Sequence[Rows], device: torch.device) -> Tensor:
-    """Rows of a group in one tensor, in pinned memory where they are to be copied to a GPU."""
+    """Rows of a group in one tensor, in pinned memory if they are copied to a GPU."""
     if len(found) == 1:
         return found[0]
     first, count = found[0], sum(map(len, found))

@@ -1,7 +1,7 @@
-"""Read: a prompt is answered with memory in front of it, layer by layer.
+"""Read: a prompt is processed with memory in front of it, layer by layer.
 
-The prefix of a layer is bos, then what was recalled and short-term memory, in the order that recall gives,
-as ready keys and values in a transformers cache.
+The prefix of a layer is bos, then recalled tokens and short-term memory, in the order that recall gives,
+as rotated keys and values in a transformers cache.
 A read changes no memory. Several memories are read in one batch, each row with a prefix of its own.
 """
 
@@ -30,13 +30,13 @@ from mplus.weights import Weights
 
 @dataclass(frozen=True)
 class ReadRequest:
-    """One row of a read: a memory's state and the prompt that meets it.
+    """One row of a read: a memory's state and the prompt that is read with it.
 
     Attributes:
-        state: What is remembered.
-        config: How it is laid out.
-        input_ids: The prompt.
-        query: First and last-plus-one row of the prompt that say what is asked.
+        state: The memory's state.
+        config: The memory's layout.
+        input_ids: Token ids of the prompt.
+        query: First and last-plus-one row of the question within the prompt.
         sources: Rows of the table of sources that may be read, in any pool; None for all.
     """
 
@@ -48,7 +48,7 @@ class ReadRequest:
 
 
 def has_prefix(request: ReadRequest) -> bool:
-    """Whether anything stands before the prompt.
+    """Whether the prompt has a prefix.
 
     An empty memory has no prefix, and is read by the plain backbone without the read adapter: it is
     exactly the backbone. (A write adapter's model was trained with its bos vector always there.)
@@ -60,7 +60,7 @@ class Prefill(NamedTuple):
     """The first step of a read."""
 
     logits: Float[Tensor, "B S V"]
-    """Of the last token of each prompt, or of all where asked for (prompts padded on the right)."""
+    """Logits of the last token of each prompt; with ``all_logits``, of all tokens (prompts padded on the right)."""
     reading: Reading
 
 
@@ -70,7 +70,7 @@ def prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bo
     Args:
         weights: The model.
         requests: One per row.
-        all_logits: Logits of every prompt token, not only of the last.
+        all_logits: Compute logits of every prompt token, not only of the last.
     """
     steps = prefill_steps(weights, requests, all_logits=all_logits)
     while True:
@@ -84,7 +84,7 @@ def prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bo
 def prefill_steps(
     weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool = False
 ) -> Generator[None, None, Prefill]:
-    """``prefill``, stopping after every block of a long prompt so that others may go on in between."""
+    """``prefill`` as a generator that yields after every block of a long prompt, so that others get their turn."""
     backbone = weights.backbone
     prefixed = [has_prefix(request) for request in requests]
     assert all(prefixed) or not any(prefixed), "rows with and without a prefix are read apart"
@@ -101,7 +101,7 @@ def prefill_steps(
         hidden.append(through_layers(backbone, modules, layers, block, prefixes.layer))
     sizes = [len(request.input_ids) for request in requests]
     for layer in layers:
-        # Rows were padded on the right to the longest prompt.
+        # Prompts are padded on the right to the longest one.
         layer.lengths = [length - longest + size for length, size in zip(layer.lengths, sizes, strict=True)]
     reading = Reading(weights, modules, layers, prefixes.recalled)
     if (left := prefixes.left_by(layers)) is not None:
@@ -114,13 +114,13 @@ def prefill_steps(
     return Prefill(backbone.logits(hidden[-1][rows, last][:, None]), reading)
 
 
-# --- what stands before the prompts -------------------------------------------------------------------
+# --- prefixes -----------------------------------------------------------------------------------------
 
 
 def _prefixes(
     weights: Weights, requests: Sequence[ReadRequest], modules: nn.ModuleList, *, all_logits: bool
 ) -> "_NewPrefixes | _SamePrefix":
-    """New prefixes, or for a lone prompt the very one that an earlier read of the same memory left."""
+    """New prefixes; for a single prompt, the kept prefix of an earlier read of the same memory if there is one."""
     known = [_known_before_reading(weights, request) for request in requests]
     request, only = requests[0], known[0]
     if not _may_share(requests):
@@ -134,15 +134,15 @@ def _prefixes(
 
 
 def _may_share(requests: Sequence[ReadRequest]) -> bool:
-    """Whether a read may go on with what others left, and leave its own: a lone one of all sources."""
+    """Whether a read may reuse kept prefixes and keep its own: only a single prompt that may read all sources."""
     return len(requests) == 1 and requests[0].sources is None
 
 
 class _NewPrefixes:
     """Prefixes of a batch, made layer by layer.
 
-    What is recalled is known before for all layers (chunk layout), or every track recalls for itself from the
-    prompt's states at its first layer (token layout).
+    The recalled tokens are known in advance for all layers (chunk layout), or each track recalls from the prompt's
+    states at its first layer (token layout).
     """
 
     kept_tokens = 0
@@ -161,26 +161,26 @@ class _NewPrefixes:
             weights: The model.
             requests: One per row.
             modules: The decoder layers that read.
-            known: Of each row, its prefix where that is known before reading.
-            spare: A prefix of the same memory that is written over where it differs.
+            known: For each row, its prefix if that is known before reading.
+            spare: A kept prefix of the same memory, overwritten where it differs.
         """
         self._weights, self._requests, self._modules, self._known = weights, requests, modules, known
-        self._spare, self._standing = spare, list[int]()  # parts that stand in the spare prefix already
+        self._spare, self._standing = spare, list[int]()  # parts that are in place in the spare prefix already
         self._longest = max(len(request.input_ids) for request in requests)
         # A track that recalls for itself needs the whole question at once.
         self.block = READ_BLOCK_TOKENS if len(requests) == 1 and known[0] is not None else self._longest
         self._tracks: list[list[TrackPrefix]] = [[] for _ in requests]
-        """Of each row, in order."""
+        """Prefixes of the tracks so far, for each row."""
         rotation = weights.backbone.rotation
         self._rotation = cache(lambda length, where: rotation(torch.arange(length, device=where)))
 
     @property
     def recalled(self) -> list[tuple[Recalled, ...]]:
-        """Of each row, what each track recalled."""
+        """For each row, the result of recall of each track."""
         return [tuple(track.recalled for track in tracks) for tracks in self._tracks]
 
     def layer(self, index: int, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
-        """The cache layer that the prompts' states at the input of layer ``index`` meet."""
+        """The filled cache layer for layer ``index``, given the prompts' states at its input."""
         tracks = [self._track(row, index, states) for row, states in enumerate(hidden)]
         prefixes = [
             track.parts(index) if has_prefix(request) else []
@@ -195,7 +195,7 @@ class _NewPrefixes:
         return layer
 
     def _left(self, index: int, lengths: list[int]) -> PrefixLayer | None:
-        """The layer of the spare prefix, where this one fits into its place."""
+        """The layer of the spare prefix if the new prefix fits into it, else None."""
         if self._spare is None:
             return None
         track = self._tracks[0][-1]
@@ -205,7 +205,7 @@ class _NewPrefixes:
         return left if left.lengths == lengths else None
 
     def _track(self, row: int, index: int, hidden: Float[Tensor, "S D"]) -> TrackPrefix:
-        """The prefix of the track that a layer belongs to; the next track begins where the last one ends."""
+        """The prefix of the track that a layer belongs to; a track starts after the last layer of the one before."""
         request, begun = self._requests[row], self._tracks[row]
         if not begun or index not in begun[-1].track.layers:
             known = self._known[row]
@@ -218,7 +218,7 @@ class _NewPrefixes:
         return begun[-1]
 
     def left_by(self, layers: Sequence[PrefixLayer]) -> SparePrefix | None:
-        """What a later read may go on with, of layers that now hold prefix and prompt."""
+        """The buffers of this read, now with prefix and prompt, for a later read to reuse."""
         if not _may_share(self._requests):
             return None
         (request,), (tracks,), (known,) = self._requests, self._tracks, self._known
@@ -228,7 +228,7 @@ class _NewPrefixes:
 
 
 class _SamePrefix:
-    """The prefix that an earlier read left, where this one recalls the same: nothing has to be made."""
+    """The kept prefix of an earlier read that recalled the same tokens; it is used unchanged."""
 
     block = READ_BLOCK_TOKENS
 
@@ -236,23 +236,23 @@ class _SamePrefix:
         self._request, self._spare = request, spare
         self.recalled = [(recalled,)]
         self.kept_tokens = kept_tokens
-        """Tokens of the prompt that the earlier read has read."""
+        """Number of prompt tokens that the earlier read has processed already."""
 
     def layer(self, index: int, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
-        """The cache layer, as it stands."""
+        """The cache layer of the earlier read."""
         return self._spare.layer(index, self.kept_tokens)
 
     def left_by(self, layers: Sequence[PrefixLayer]) -> SparePrefix:
-        """The same prefix with this prompt behind it."""
+        """The same prefix followed by this prompt."""
         pool, spare = self._request.state.tracks[0].short_term, self._spare
         return SparePrefix.of(pool, spare.chosen, self._request.input_ids, spare.orders, layers)
 
 
-# --- what is recalled -----------------------------------------------------------------------------------
+# --- recall ---------------------------------------------------------------------------------------------
 
 
 def _known_before_reading(weights: Weights, request: ReadRequest) -> TrackPrefix | None:
-    """One prefix for all layers, recalled by the question read alone; None where each layer recalls for itself."""
+    """One prefix for all layers, recalled with the question read alone; None if each layer recalls for itself."""
     if not layout_of(request.config).chooses_once:
         return None
     track = request.state.tracks[0]
@@ -263,6 +263,6 @@ def _known_before_reading(weights: Weights, request: ReadRequest) -> TrackPrefix
 
 
 def _recalling(weights: Weights, request: ReadRequest, track: Track, question: Question) -> TrackPrefix:
-    """The prefix of a track that recalls for a question."""
+    """Recall with a question, and the prefix of the track with the result."""
     recalled = recall(weights.scorers[request.config.recall], track, request.config, question, request.sources)
     return TrackPrefix(weights, track, recalled, request.sources)

@@ -1,4 +1,4 @@
-"""What stands before a prompt: bos, then recalled and short-term tokens in the order that recall gives."""
+"""The prefix of a prompt: bos, then recalled and short-term tokens in the order that recall gives."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +18,11 @@ from mplus.weights import Weights
 
 @dataclass(frozen=True)
 class ReadingOrder:
-    """In which order recalled and short-term tokens stand behind bos, and which of them.
+    """Which recalled and short-term tokens follow bos, and in which order.
 
     Attributes:
-        num_recalled: Tokens recalled.
-        rows: Rows of [recalled ; short-term].
+        num_recalled: Number of recalled tokens.
+        rows: Rows of [recalled ; short-term] in reading order.
     """
 
     num_recalled: int
@@ -30,13 +30,13 @@ class ReadingOrder:
 
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
-        """Rows that follow one another, of one of the two: first and last-plus-one row."""
+        """Runs of consecutive rows within either part: first and last-plus-one row."""
         rows, first = self.rows, self.num_recalled
         cuts = (rows.diff() != 1) | (rows[1:] == first)
         return [(int(run[0]), int(run[-1]) + 1) for run in rows.tensor_split(cuts.nonzero().flatten() + 1) if len(run)]
 
     def shared(self, other: "ReadingOrder") -> list[bool]:
-        """Which runs are of short-term tokens that stand at the same places in the other order."""
+        """For each run, whether it has short-term tokens that have the same places in the other order."""
         if len(self.rows) != len(other.rows):
             return [False] * len(self.runs)
         ours, theirs = self.rows - self.num_recalled, other.rows - other.num_recalled
@@ -47,18 +47,18 @@ class ReadingOrder:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What all layers of a read recall, where that is one choice.
+    """The tokens that all layers of a read recall, if one choice serves all layers.
 
     Attributes:
         index: Rows of [long-term ; pending].
-        order: In which they are read.
+        order: Order in which they and short-term memory are read.
     """
 
     index: Int[Tensor, " T"]
     order: ReadingOrder
 
     def equals(self, other: "Chosen | None") -> bool:
-        """Whether both make the same prefix of one memory."""
+        """Whether both give the same prefix of one memory."""
         if other is None or not torch.equal(self.index, other.index):
             return False
         return torch.equal(self.order.rows, other.order.rows)
@@ -68,12 +68,12 @@ class TrackPrefix:
     """The prefix of one prompt in the layers of one track."""
 
     def __init__(self, weights: Weights, track: Track, recalled: Recalled, sources: Int[Tensor, " n"] | None) -> None:
-        """Nothing is fetched yet.
+        """Prepare the prefix; nothing is fetched yet.
 
         Args:
-            weights: For bos, and where each layer computes.
-            track: Whose pools are read.
-            recalled: What was recalled from it.
+            weights: The model, for the bos states and the device of each layer.
+            track: The track whose pools are read.
+            recalled: The result of recall from this track.
             sources: Rows of the table of sources that may be read; None for all.
         """
         self._weights, self.track, self.recalled = weights, track, recalled
@@ -89,7 +89,7 @@ class TrackPrefix:
 
     @cached_property
     def _rows(self) -> RecalledRows | None:
-        """What was recalled, on its way to the track's first layer."""
+        """The recalled rows, being fetched for the track's first layer."""
         if not len(self.recalled.index):
             return None
         stores = (self.track.long_term, self.track.pending)
@@ -100,7 +100,7 @@ class TrackPrefix:
     def parts(self, layer: int) -> Prefix:
         """Parts of the prefix in one layer of the track, in order: keys before rotary embedding, and values.
 
-        Layers are asked for in order, each once.
+        Call it once for each layer, in order.
         """
         at, num_recalled = self.track.layers.index(layer), self.chosen.order.num_recalled
         recalled = self._rows.take(at) if self._rows is not None else None

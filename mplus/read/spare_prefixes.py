@@ -1,4 +1,4 @@
-"""Prefixes of finished reads, which later reads of the same memory go on with."""
+"""Prefixes of finished reads, which later reads of the same memory reuse."""
 
 import threading
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ from mplus.read.cache_layer import PrefixLayer
 from mplus.read.prefix import Chosen, ReadingOrder
 
 READ_BLOCK_TOKENS = 128
-"""A lone prompt is read in blocks of this many tokens: a later read of the same beginning skips whole blocks."""
+"""A single prompt is read in blocks of this many tokens; a later read of the same beginning skips whole blocks."""
 
 
 @dataclass(frozen=True)
 class SparePrefix:
-    """What a finished read of one prompt leaves: its prefix and, behind it, the prompt.
+    """The buffers of a finished read of one prompt: the prefix and, behind it, the prompt.
 
     Attributes:
-        short_term: Whose prefix it is; all of this pool stands in it.
-        chosen: Which long-term tokens stand in it; None where every layer chose its own.
-        prompt: What was read behind it.
-        orders: In which order it stands, by layer.
-        prefix_lengths: By layer.
-        buffers: Keys and values, by layer.
+        short_term: The short-term pool, all of which is in the prefix.
+        chosen: The long-term tokens in the prefix; None if every layer chose its own.
+        prompt: Token ids of the prompt behind the prefix.
+        orders: Order of the prefix in each layer.
+        prefix_lengths: Length of the prefix in each layer.
+        buffers: Keys and values of each layer.
     """
 
     short_term: ref[Tokens]
@@ -44,7 +44,7 @@ class SparePrefix:
         orders: Sequence[ReadingOrder],
         layers: Sequence[PrefixLayer],
     ) -> "SparePrefix":
-        """What a read leaves whose layers hold prefix and prompt."""
+        """The buffers of a read whose layers hold prefix and prompt."""
         return cls(
             ref(short_term),
             chosen,
@@ -60,14 +60,14 @@ class SparePrefix:
         return sum(buffer.nbytes for pair in self.buffers for buffer in pair)
 
     def is_of(self, chosen: Chosen | None) -> bool:
-        """Whether the prefix of a read that recalls this is this one."""
+        """Whether a read that recalls ``chosen`` has this same prefix."""
         return chosen is not None and chosen.equals(self.chosen)
 
     def kept_tokens(self, chosen: Chosen | None, prompt: Sequence[int]) -> int:
-        """How many tokens of a prompt have been read behind the same prefix, in whole blocks.
+        """How many tokens of a prompt have already been read behind the same prefix, in whole blocks.
 
-        At least one is left to be read, and a block is only kept if it was read as one, so that the
-        answer is bit for bit that of a fresh read.
+        At least one token remains to be read. A block counts only if it was read as one block, so that the answer
+        equals, bit for bit, that of a new read.
         """
         if not self.is_of(chosen):
             return 0
@@ -76,42 +76,42 @@ class SparePrefix:
         return same // READ_BLOCK_TOKENS * READ_BLOCK_TOKENS
 
     def standing(self, index: int, order: ReadingOrder) -> list[int]:
-        """Parts of a prefix in another order that stand at their places in a layer already: bos always does."""
+        """Numbers of the parts of a prefix in another order that are in place already; bos always is."""
         shared = order.shared(self.orders[index])
         return [0, *(part for part, is_shared in enumerate(shared, start=1) if is_shared)]
 
     def layer(self, index: int, kept_tokens: int = 0) -> PrefixLayer:
-        """The cache layer of a new read that goes on behind the prefix and what is kept of the prompt."""
+        """The cache layer of a new read that continues after the prefix and ``kept_tokens`` of the prompt."""
         return PrefixLayer(*self.buffers[index], [self.prefix_lengths[index] + kept_tokens])
 
 
 class SparePrefixes:
     """Prefixes of finished reads, kept for the next read of the same memory.
 
-    Short-term memory does not change until the next write, and stands rotated in a prefix: a later read
-    in which it has the same places writes only what it recalls, and one that recalls the same
-    tokens goes on where the conversations part. A prefix has one user at a time, goes with the memory it belongs
-    to, and the least recently used go first.
+    Short-term memory does not change until the next write, and is stored rotated in a prefix. A later read with
+    short-term memory at the same places writes only its recalled tokens; a read that recalls the same tokens
+    continues at the first token where the prompts differ. A prefix is used by one read at a time and is dropped with
+    its memory; the least recently used ones are dropped first.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._kept: list[SparePrefix] = []
-        self._guard = threading.RLock()  # a collection of garbage may end a read within
+        self._guard = threading.RLock()  # reentrant: garbage collection can end a read while the lock is held
 
     def take(self, short_term: Tokens, chosen: Chosen | None, prompt: Sequence[int]) -> SparePrefix | None:
-        """The prefix of an earlier read of this short-term memory that saves most, now the caller's alone."""
+        """Take out the kept prefix of this short-term memory that saves the most work; None if there is none."""
         with self._guard:
             own = [spare for spare in self._kept if spare.short_term() is short_term]
             if not own:
                 return None
-            # Of equals the latest.
+            # Among equals the latest.
             best = max(reversed(own), key=lambda s: (s.is_of(chosen), s.kept_tokens(chosen, prompt)))
             self._kept = [spare for spare in self._kept if spare is not best]
             return best
 
     def keep(self, spare: SparePrefix) -> None:
-        """Keep what a read that has ended no longer needs."""
+        """Keep the prefix of a finished read."""
         with self._guard:
             self._kept = [known for known in self._kept if known.short_term() is not None]
             if spare.short_term() is not None:
@@ -120,7 +120,7 @@ class SparePrefixes:
                 self._kept.pop(0)
 
     def clear(self) -> None:
-        """Keep nothing of what has been read so far."""
+        """Drop all kept prefixes."""
         with self._guard:
             self._kept = []
 

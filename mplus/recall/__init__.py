@@ -1,1 +1,1 @@
-"""Recall: which of the remembered tokens answer a question."""
+"""Recall: finds the memory tokens that answer a question."""

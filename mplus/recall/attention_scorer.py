@@ -12,7 +12,7 @@ from mplus.recall.units import KeyBlock
 
 
 class AttentionScorer(Scorer):
-    """The paper's comparison: relevance is the layer's own attention, no training.
+    """The scorer that the paper compares with: relevance is the layer's own attention, without training.
 
     Softmax over all long-term tokens of query . key before rotary embedding (distance says nothing about
     relevance), averaged over heads and query rows; a unit has the sum of its tokens.
@@ -20,7 +20,7 @@ class AttentionScorer(Scorer):
 
     def __init__(self, attentions: list[nn.Module], num_key_value_heads: int, head_size: int) -> None:
         super().__init__()
-        # Held in a plain list: these modules belong to the backbone.
+        # Held in a plain list, so that torch does not register the backbone's modules as this module's own.
         self._attentions = attentions
         self.num_key_value_heads = num_key_value_heads
         self.head_size = head_size

@@ -1,8 +1,8 @@
-"""Which sentence of a text answers, and how the text is read so that a small reader finds it.
+"""Finds the sentence of a text that answers a question, and reorders the text so that it ends with that sentence.
 
-A small model that reads a paragraph often answers from the wrong sentence of it, though late interaction tells which is
-the right one. So the text that stands next to the prompt ends with that sentence. That goes for prose: lines of a
-conversation or a list lean on one another, and are read as they stand.
+A small model that reads a paragraph often answers from the wrong sentence, although late interaction ranks the right
+one first. So the text next to the prompt is reordered to end with that sentence. This is done for prose only: lines of
+a conversation or a list depend on one another, and keep their order.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from mplus.words import LINE_END, NO_WORD
 
 
 def is_turned(config: MemoryConfig, last: Sequence[int], goes_on: Bool[Tensor, " U"] | None) -> bool:
-    """Whether what stands next to the prompt is one text: behind a chunk that was changed stands its change.
+    """Whether the chunks next to the prompt are one text. They are not if the last is a later change of the one before.
 
     Args:
-        config: Whether texts are turned at all.
-        last: Chunks that stand last, in order.
-        goes_on: Which chunks go on where the one before them ends; None where units are no texts.
+        config: Whether texts are reordered at all.
+        last: Chunks next to the prompt, in reading order.
+        goes_on: Whether each chunk continues the one before it; None if units are not texts.
     """
     return goes_on is not None and config.best_sentence_times > 0 and len(last) > 0 and bool(goes_on[last[1:]].all())
 
@@ -31,14 +31,14 @@ def is_turned(config: MemoryConfig, last: Sequence[int], goes_on: Bool[Tensor, "
 def towards_best_sentence(
     scorer: Scorer, question: Question, text: Candidates, config: MemoryConfig
 ) -> Int[Tensor, " T"]:
-    """In which order the tokens of a text are read, turned towards the sentence that says most of what is asked.
+    """The order in which the tokens of a text are read so that the sentence that answers best comes last.
 
     Args:
         scorer: Compares sentences as it does chunks.
-        question: What is asked.
-        text: Chunks that go on one from the other.
-        config: How often the sentence stands there (``best_sentence_times``; one longer than a chunk, once), how short
-            it may be (``minimum_chunk_tokens``), and its paragraph (``chunk_tokens``): else nothing is turned.
+        question: The question.
+        text: Chunks, each of which continues the one before it.
+        config: How often the sentence is read (``best_sentence_times``; a sentence longer than a chunk, once), the
+            shortest sentence (``minimum_chunk_tokens``) and the shortest paragraph (``chunk_tokens``) to reorder.
     """
     words = text.provenance.words
     sizes = sentence_sizes(words < NO_WORD, config.minimum_chunk_tokens)
@@ -53,12 +53,12 @@ def towards_best_sentence(
 
 
 def sentence_sizes(ends: Bool[Tensor, " T"], shortest: int) -> Int[Tensor, " sentences"]:
-    """Tokens of each sentence of a text that has some.
+    """Number of tokens of each sentence of a text that is not empty.
 
     Args:
-        ends: With which tokens a sentence ends.
-        shortest: One of fewer tokens goes on with the next: it is an abbreviation, a short line, or one of several
-            steps of a story, of which the last may be the one that counts.
+        ends: Whether a sentence ends with each token.
+        shortest: A sentence of fewer tokens is joined with the next one: it is an abbreviation, a short line, or one of
+            several steps of a story, of which the last may be the relevant one.
     """
     cuts = [0]
     for cut in (ends[:-1].nonzero().flatten() + 1).tolist():
@@ -68,19 +68,19 @@ def sentence_sizes(ends: Bool[Tensor, " T"], shortest: int) -> Int[Tensor, " sen
 
 
 def paragraph_size(line_ends: Bool[Tensor, " T"], place: int) -> int:
-    """Tokens of the paragraph that the token at ``place`` is in: from one end of a line to the next."""
+    """Number of tokens of the paragraph with the token at ``place``: from one end of a line to the next."""
     before, after = line_ends[:place].nonzero().flatten(), line_ends[place:].nonzero().flatten()
     start = int(before[-1]) + 1 if len(before) else 0
     return (place + int(after[0]) + 1 if len(after) else len(line_ends)) - start
 
 
 def turned(sizes: Int[Tensor, " sentences"], best: int, again: int) -> Int[Tensor, " T"]:
-    """In which order tokens are read so that one sentence is last: what follows it, what comes before it, then it.
+    """The order in which one sentence is read last: the text after it, the text before it, then the sentence.
 
     Args:
-        sizes: Tokens of each sentence.
-        best: Number of the sentence.
-        again: How often it is said again.
+        sizes: Number of tokens of each sentence.
+        best: Number of the sentence to read last.
+        again: How many more times it is read.
     """
     places = torch.arange(int(sizes.sum()))
     end = int(sizes[: best + 1].sum())

@@ -1,4 +1,4 @@
-"""Recall: which long-term and pending tokens answer this question.
+"""Recall: chooses the long-term and pending tokens that answer a question.
 
 candidates ──scorer.shortlist──▶ worth scoring ──scorer.scores──▶ relevance ──layout.choose──▶ chosen
                                       reading order ◀──layout.standing_last, best sentence──┘
@@ -23,19 +23,19 @@ from mplus.recall.units import Candidates
 
 @dataclass(frozen=True)
 class Recalled:
-    """What one track brought back for one read, in the order in which it is read."""
+    """The tokens that one track recalled for one read, in reading order."""
 
     index: Int[Tensor, " T"]
     """Rows of [long-term ; pending]."""
     provenance: Provenance
     relevance: Float[Tensor, " T"]
-    """Relevance of the unit each token was recalled with."""
+    """Relevance of the unit that each token was recalled with."""
     order: Int[Tensor, " P"] | None = None
-    """In which order rows of [recalled ; short-term] are read, some of them twice; None: as they stand there."""
+    """Rows of [recalled ; short-term] in reading order, some of them twice; None: all rows in their present order."""
 
 
 def nothing_recalled() -> Recalled:
-    """What a read recalls where there is nothing."""
+    """The result of recall from an empty memory."""
     return Recalled(torch.empty(0, dtype=torch.int64), Provenance.none(), torch.empty(0))
 
 
@@ -49,10 +49,10 @@ def recall(
     """Choose the long-term and pending tokens most relevant to a question (spec section 7).
 
     Args:
-        scorer: Tells what is relevant.
+        scorer: Scores the units.
         track: The pools to choose from.
-        config: How many tokens, and by which layout.
-        question: What is asked, by states of the track's recall layer.
+        config: Number of tokens to recall, and the layout.
+        question: The question, with states of the track's recall layer.
         sources: Rows of the table of sources that may be recalled; None for all.
     """
     layout = layout_of(config)
@@ -80,7 +80,7 @@ def recall(
 
 
 def _places(ranked: Ranked, chosen: Int[Tensor, " chosen"], last: Sequence[int]) -> Int[Tensor, " P"]:
-    """Of each token that is read: 0, or the place of its unit among those that stand last, from 1 on."""
+    """For each token that is read, its unit's place among those next to the prompt, from 1 on; 0 for all others."""
     read = ranked.read(chosen)
     place = torch.zeros(len(ranked.sizes), dtype=torch.int64)
     place[torch.tensor(last, dtype=torch.int64)] = torch.arange(1, len(last) + 1)
@@ -90,15 +90,15 @@ def _places(ranked: Ranked, chosen: Int[Tensor, " chosen"], last: Sequence[int])
 def _in_order(
     chosen: Candidates, relevance: Float[Tensor, " U"], place: Int[Tensor, " P"]
 ) -> tuple[Recalled, Int[Tensor, " P"]]:
-    """Tokens in the order in which they are read: by place, the oldest first; and ``Recalled.order`` of all.
+    """Recalled tokens in reading order (by place, then the oldest first), and ``Recalled.order`` of all tokens.
 
     Args:
-        chosen: Units that are recalled, in ascending order.
-        relevance: Of each.
-        place: Of each of their tokens, and of those that are read anyway, which stand behind them.
+        chosen: Recalled units, in ascending order.
+        relevance: Relevance of each unit.
+        place: Place of each of their tokens, followed by those of the tokens that are read in any case.
     """
     index, provenance = chosen.tokens(), chosen.provenance
-    # Ties in age in descending order, as the published order has them.
+    # Tokens of equal age are in descending order, as in the published model.
     oldest = provenance.ages.argsort(stable=True).flip(0)
     order = torch.cat([oldest, torch.arange(len(index), len(place))])
     order = order[place[order].argsort(stable=True)]
@@ -115,15 +115,15 @@ def rank_sources(
     """Every source in any pool with the relevance of its best unit, most relevant first.
 
     Args:
-        scorer: Tells what is relevant.
-        state: What is remembered.
-        config: How it is laid out.
-        question: What is searched for, by states of the recall layer of one of its tracks.
-        sources: Rows of the table of sources that count; None for all.
+        scorer: Scores the units.
+        state: The memory's state.
+        config: The memory's layout.
+        question: The query, with states of the recall layer of one track.
+        sources: Rows of the table of sources to search; None for all.
     """
     track, _ = state.track_of(question.layer)
     if sources is None:
-        sources = torch.arange(len(state.sources))  # not what came with a checkpoint
+        sources = torch.arange(len(state.sources))  # tokens that came with a checkpoint have no source
     pools = (track.long_term, track.pending, track.short_term)
     candidates = Candidates.of(pools, layout_of(config), sources)
     if not len(candidates):

@@ -1,8 +1,8 @@
-"""A coarse index over retrieval keys: which chunks are worth scoring exactly, in much less than one look at each.
+"""A coarse index over retrieval keys. It finds the chunks worth scoring exactly without comparing every key.
 
 Keys are sorted into clusters, about four times the square root of their number. A question row visits the
-clusters it is nearest to and is compared with the keys in them; of a chunk that has none there it assumes what
-the nearest cluster it did not visit would give. Only late interaction needs it: a chunk's relevance is a sum of
+nearest clusters and is compared with the keys in them; for a chunk without a key there, the similarity of
+the nearest cluster that was not visited is assumed. Only late interaction needs it: a chunk's relevance is a sum of
 nearest neighbours.
 """
 
@@ -18,17 +18,17 @@ from mplus.memory.tiers import HOST, Plane
 from mplus.recall.units import key_slices
 
 UNINDEXED_TOKENS = 131_072
-"""Tokens behind the index that are scored one by one before it is made anew."""
+"""Number of tokens added after the index was built, and scored one by one, before it is rebuilt."""
 INDEX_WASTE = 0.25
-"""Share of the index's tokens that may have gone before it is made anew."""
+"""Share of the index's tokens that may have been removed before it is rebuilt."""
 SAMPLE_TOKENS = 65_536
-"""Keys that the clusters are made from."""
+"""Number of keys that the clusters are computed from."""
 ROUNDS = 4
-"""Rounds of k-means: later ones change recall by less than 0.01."""
+"""Rounds of k-means; further rounds change recall by less than 0.01."""
 PROBES = 48
-"""Clusters that each question row visits."""
+"""Number of clusters that each question row visits."""
 MOST_ROWS = 64
-"""Question rows that visit clusters, evenly spaced: enough to find what all rows will then score."""
+"""Most question rows that visit clusters, evenly spaced. They suffice to find the chunks that all rows then score."""
 ASSIGNED_TOKENS = 32_768
 """Keys sorted into clusters at a time."""
 
@@ -39,9 +39,9 @@ class CoarseIndex:
 
     centroids: Float[Tensor, "C R"]
     offsets: Int[Tensor, " bounds"]
-    """Where each cluster begins; one more for the end."""
+    """Position at which each cluster begins, and the end of the last."""
     keys: Plane
-    """A copy in eight bits, so that a cluster is one piece of memory."""
+    """A copy of the keys in eight bits, in which each cluster is contiguous in memory."""
     members: Int[Tensor, " T"]
     """The chunk of each key, as a row of ``chunks``."""
     chunks: Int[Tensor, " U"]
@@ -52,7 +52,7 @@ class CoarseIndex:
         """Index keys of unit length.
 
         Args:
-            blocks: Begins to go through all keys [_ R], in order; called twice.
+            blocks: Makes an iterator over all keys [_ R], in order; called twice.
             chunks: Serial number of each token's chunk, ascending.
         """
         count = len(chunks)
@@ -81,13 +81,13 @@ class CoarseIndex:
         most: int,
         allowed: Int[Tensor, " n"] | None = None,
     ) -> Int[Tensor, " chosen"]:
-        """Serial numbers of the chunks that look best, at most so many, ascending.
+        """Serial numbers of the chunks that score best in the index, at most ``most``, ascending.
 
         Args:
             queries: Question rows of unit length.
-            weights: What each row says.
-            most: How many.
-            allowed: Serial numbers, ascending, of those that may be chosen; None for all.
+            weights: Weight of each row.
+            most: Largest number of chunks.
+            allowed: Serial numbers, ascending, of the chunks that may be chosen; None for all.
         """
         step = -(-len(queries) // MOST_ROWS)
         queries, weights = queries[::step], weights[::step]
@@ -107,7 +107,7 @@ class CoarseIndex:
     def _visits(
         self, queries: Float[Tensor, "S R"], clusters: Int[Tensor, "S probes"]
     ) -> Iterator[tuple[Int[Tensor, " s"], Int[Tensor, " t"], Float[Tensor, "s t"]]]:
-        """Per visited cluster: the rows that visit it, the chunks of its keys, and their cosines."""
+        """For each visited cluster: the rows that visit it, the chunks of its keys, and their cosines."""
         visited, order = clusters.flatten().sort(stable=True)
         rows = order // clusters.shape[1]
         numbers, counts = visited.unique_consecutive(return_counts=True)
@@ -118,7 +118,7 @@ class CoarseIndex:
 
 
 def coarse_index(store: LongTermMemory) -> CoarseIndex:
-    """The index of a store's chunks; made anew once too many have come or gone since."""
+    """The index of a store's chunks; rebuilt once too many tokens were added or removed since."""
     known, chunks = store.lasting.get(CoarseIndex), store.provenance.chunks
     if known is not None:
         inside = int(torch.searchsorted(chunks, known.chunks[-1], right=True))
@@ -142,7 +142,7 @@ def _batched(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _tree(sample: Float[Tensor, "T R"], branches: int) -> tuple[Float[Tensor, "b R"], Float[Tensor, "b b R"]]:
-    """Cluster centres of two levels: a key is compared with 2b of them, not with b squared."""
+    """Cluster centres of two levels, so that a key is compared with 2b centres instead of b squared."""
     coarse = _clusters(sample, branches)
     home = (sample @ coarse.T).argmax(dim=1)
     fine = [_clusters(sample[home == n], branches, fallback=coarse[n]) for n in range(branches)]
@@ -168,7 +168,7 @@ def _clusters(
 def _assigned(
     keys: Float[Tensor, "T R"], coarse: Float[Tensor, "b R"], fine: Float[Tensor, "b b R"]
 ) -> Int[Tensor, " T"]:
-    """The cluster of each key: the nearest branch, and the nearest of its twigs."""
+    """The cluster of each key: the nearest centre of the first level, then the nearest of its second-level centres."""
     home = (keys @ coarse.T).argmax(dim=1)
     order = home.argsort()
     cluster = torch.empty_like(home)

@@ -1,4 +1,4 @@
-"""Late interaction: a chunk is as relevant as its tokens are near to the question's, and says the question's words."""
+"""Late interaction: relevance by the similarity of a chunk's tokens to the question's, and by shared words."""
 
 from collections.abc import Iterable, Iterator
 
@@ -28,7 +28,7 @@ from mplus.recall.scorer import (
 from mplus.recall.units import Candidates, KeyBlock
 
 SHORTLIST = 512
-"""Chunks that the coarse index finds and that are then scored exactly."""
+"""Number of chunks that the coarse index finds and that are then scored exactly."""
 
 
 class LateInteraction(Scorer):
@@ -73,13 +73,13 @@ class LateInteraction(Scorer):
     ) -> Relevance:
         """Mean over query rows of (best cosine in the unit - that row's mean best cosine)."""
         match = self.match(queries, blocks, num_units, goes_on)
-        # The mean over units of a mean over rows: what each row loses adds up to one number.
+        # The mean over units of the mean over rows: subtracting each row's mean subtracts this one number.
         return match - match.mean()
 
     def match(
         self, queries: RetrievalRows, blocks: Iterable[KeyBlock], num_units: int, goes_on: GoesOn | None = None
     ) -> Relevance:
-        """Mean over query rows of the best cosine in each unit, with its neighbours where they are told."""
+        """Mean over query rows of the best cosine in each unit, with its neighbours if ``goes_on`` is given."""
         weights = equal_weights(queries)
         if goes_on is not None:
             best = queries.new_empty(num_units, len(queries))
@@ -91,18 +91,18 @@ class LateInteraction(Scorer):
             match[first : first + len(rows)] = rows @ weights
         return match
 
-    # --- what it can do with a memory -------------------------------------------------------------
+    # --- with a coarse index and shared words -----------------------------------------------------
 
     def prepare(self, store: LongTermMemory, config: MemoryConfig) -> None:
-        """Index a store of more tokens than are scored one by one."""
+        """Build the coarse index of a store with more than ``exact_recall_tokens`` tokens."""
         if layout_of(config).units_are_texts and len(store) > config.exact_recall_tokens:
             coarse_index(store)
 
     @torch.no_grad()
     def shortlist(self, question: Question, candidates: Candidates, config: MemoryConfig) -> Shortlist:
-        """Of many chunks those that the coarse index finds nearest, those beside them, and what it does not hold yet.
+        """The chunks that the coarse index finds nearest, their neighbours, and chunks that are not indexed yet.
 
-        The first pool is the one that has an index. What usual relevance is, a sample of all chunks tells.
+        Only the first pool has an index. The relevance of a usual unit is estimated from a sample of all chunks.
         """
         every = candidates.units[0]
         if not candidates.layout.units_are_texts or int(every.sizes.sum()) <= config.exact_recall_tokens:
@@ -112,7 +112,7 @@ class LateInteraction(Scorer):
         index, serials = coarse_index(store), store.provenance.chunks[every.starts]
         queries = self.asked(question).cpu()
         near = index.nearest(queries, equal_weights(queries), SHORTLIST, serials)
-        # A chunk counts with its neighbours, and these with theirs.
+        # Relevance of a chunk includes its neighbours', so neighbours of neighbours are needed too.
         around = torch.searchsorted(serials, near)[:, None] + torch.arange(-2, 3)
         newer = torch.arange(int(torch.searchsorted(serials, index.chunks[-1], right=True)), len(candidates))
         found = torch.cat([around.flatten().clamp(0, len(serials) - 1), newer]).unique()
@@ -122,7 +122,7 @@ class LateInteraction(Scorer):
 
     @torch.no_grad()
     def scores(self, question: Question, shortlist: Shortlist, config: MemoryConfig) -> Scores:
-        """Late interaction of each unit less that of a usual one, and what shared words add to it."""
+        """Late interaction of each unit minus that of a usual unit, plus the weight of shared words."""
         candidates, sample = shortlist
         found = self._matched(question, candidates)
         usual = found if sample is None else self._matched(question, sample)
@@ -139,7 +139,7 @@ class LateInteraction(Scorer):
 
 
 def _best_of_units(queries: RetrievalRows, blocks: Iterable[KeyBlock]) -> Iterator[tuple[int, Tensor]]:
-    """Per block, its first unit and the best cosine of every query row in each of its units so far."""
+    """For each block, its first unit and the best cosine of every query row in each of its units so far."""
     last_unit, last_best = -1, queries.new_empty(0)
     for keys, sizes, first in blocks:
         best = best_of_runs(functional.linear(keys.to(queries.dtype), queries), sizes)

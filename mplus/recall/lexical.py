@@ -1,4 +1,4 @@
-"""Which chunks say the question's own words: names and numbers, which states of a small model blur."""
+"""Which chunks contain the question's own words: names and numbers, which states of a small model do not tell apart."""
 
 import torch
 from jaxtyping import Float, Int32
@@ -15,15 +15,15 @@ SATURATION, LENGTH = 1.2, 0.75
 def lexical_match(
     words: Int32[Tensor, " S"], candidates: Candidates, counted: Candidates | None = None
 ) -> Float[Tensor, " U"]:
-    """How much of a question every unit says in the question's own words, 0 to about 2 (BM25 over its best).
+    """How many of the question's own words each unit contains: BM25 divided by that of all words, 0 to about 2.
 
-    A word counts by its rarity. A unit that goes on from another counts half with its neighbours, as in late
-    interaction.
+    A word is weighted by its rarity. The score of a unit that continues another is averaged with its neighbours', as
+    in late interaction.
 
     Args:
-        words: The question's.
-        candidates: What is scored.
-        counted: A sample of what rarity is counted over; None: the candidates themselves.
+        words: Word numbers of the question.
+        candidates: The units to score.
+        counted: The sample of units in which rarity is counted; None: the candidates themselves.
     """
     asked = words[words > NO_WORD].unique()
     if not len(asked):
@@ -40,7 +40,7 @@ def lexical_match(
 
 
 def _times_said(asked: Int32[Tensor, " W"], candidates: Candidates) -> Float[Tensor, "U W"]:
-    """How often each unit says each word; ``asked`` ascends."""
+    """How often each unit contains each word; ``asked`` is in ascending order."""
     counts: list[Relevance] = []
     for pool, units in zip(candidates.pools, candidates.units, strict=True):
         said = pool.provenance.words

@@ -1,4 +1,4 @@
-"""The published retriever: small networks trained with the model, token by token."""
+"""The published retriever: small networks, trained with the model, that score single tokens."""
 
 from collections.abc import Iterable
 

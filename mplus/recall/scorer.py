@@ -1,11 +1,11 @@
-"""``Scorer``: one way to tell which remembered tokens answer a question.
+"""``Scorer``: one way to score how well memory tokens answer a question.
 
 To add one: subclass ``Scorer`` in a file of this folder, write ``keys``, ``queries`` and ``relevance``, and override
-what it can do better; name it in ``mplus.config.Recall`` and hand it to ``Weights.scorers`` where a model is put
-together (``mplus.checkpoint.loading``). Nothing else asks which scorer it has. One that looks at more than states, such
+other methods where the scorer has a better way; name it in ``mplus.config.Recall`` and add it to ``Weights.scorers`` in
+``mplus.checkpoint.loading``. No other code depends on which scorer is used. A scorer that needs more than states, such
 as the text itself, gets it as a field of ``Question`` and in ``Weights.content``, where all keys are made.
 
-A scorer turns the normed input of a layer into *retrieval keys* when a memory token is born, and into
+A scorer turns the normed input of a layer into *retrieval keys* when a memory token is written, and into
 *retrieval queries* when a question is read; ``relevance`` compares them. Relevance is per **unit**: a
 whole chunk where chunks are kept whole, else a single token. Keys come in blocks, and no [tokens x
 queries] matrix is ever held for more than one of them.
@@ -32,14 +32,14 @@ GoesOn = Bool[Tensor, " U"]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, as scorers see it."""
+    """A question, in the form that scorers take."""
 
     layer: int
-    """Whose states are compared."""
+    """The layer whose states are compared."""
     normed: Normed
     """The question's rows at the input of that layer, normed."""
     words: Int32[Tensor, " S"] | None = None
-    """Its words; None: it is compared by states alone."""
+    """Word numbers of the question's tokens; None: only states are compared."""
 
 
 class Shortlist(NamedTuple):
@@ -47,19 +47,19 @@ class Shortlist(NamedTuple):
 
     candidates: Candidates
     sample: Candidates | None = None
-    """What tells how relevant a usual unit is; None: the candidates themselves, which are all there is."""
+    """Units from which the mean relevance is estimated; None: ``candidates`` are all units."""
 
 
 class Scores(NamedTuple):
-    """How every candidate does."""
+    """Relevance of every candidate."""
 
     relevance: Relevance
     average: float
-    """What one of all there is has on average."""
+    """Mean relevance over all units."""
 
 
 class Scorer(nn.Module, ABC):
-    """One way of scoring. Methods with a body do what holds for any scorer."""
+    """One way of scoring. Methods with a body are defaults that a scorer may override."""
 
     @abstractmethod
     def keys(self, layer: int, normed: Normed) -> Float[Tensor, "S R"]:
@@ -76,24 +76,24 @@ class Scorer(nn.Module, ABC):
         """Relevance of units 0 to ``num_units`` - 1, each of which has a key in some block.
 
         Args:
-            queries: What is asked for, row by row.
-            blocks: All keys; gone through more than once where a scorer has to.
-            num_units: U.
-            goes_on: Which units go on where the one before them ends; None: each stands alone. A scorer that counts a
-                chunk with its neighbours looks at it.
+            queries: Retrieval queries of the question's rows.
+            blocks: All keys; a scorer may iterate over them more than once.
+            num_units: Number of units [U].
+            goes_on: Whether each unit continues the one before it; None: none does. For scorers that average a
+                chunk with its neighbours.
         """
 
     def prepare(self, store: LongTermMemory, config: MemoryConfig) -> None:
-        """Work out ahead what recall will want of a long-term memory that tokens have just come into."""
+        """Precompute what recall needs, after tokens were added to long-term memory."""
         return
 
     def shortlist(self, question: Question, candidates: Candidates, config: MemoryConfig) -> Shortlist:
-        """The candidates that are scored: all of them, unless a scorer knows a quicker way to the best."""
+        """The candidates that are scored: all of them, unless the scorer has a faster way to find the best."""
         return Shortlist(candidates)
 
     @torch.no_grad()
     def scores(self, question: Question, shortlist: Shortlist, config: MemoryConfig) -> Scores:
-        """Scores of a shortlist: worked out where the layer computes, given on the CPU."""
+        """Scores of a shortlist: computed on the layer's device, returned on the CPU."""
         queries, candidates = self.asked(question), shortlist.candidates
         blocks = candidates.blocks(queries.device)
         relevance = self.relevance(queries, blocks, len(candidates), candidates.goes_on).cpu()
@@ -102,23 +102,23 @@ class Scorer(nn.Module, ABC):
     def best_sentence(
         self, question: Question, keys: Float[Tensor, "T R"], sizes: Int[Tensor, " sentences"]
     ) -> int | None:
-        """Number of the sentence that says most of what is asked, compared as chunks are; None if keys cannot tell.
+        """Number of the sentence that answers best, scored as chunks are; None if the scorer cannot compare sentences.
 
         Args:
-            question: What is asked.
+            question: The question.
             keys: Retrieval keys of a text's tokens.
-            sizes: Tokens of each of its sentences.
+            sizes: Number of tokens of each of its sentences.
         """
         blocks = [KeyBlock(keys, sizes.to(keys.device), 0)]
         return int(self.relevance(self.asked(question), blocks, len(sizes)).argmax())
 
     def asked(self, question: Question) -> RetrievalRows:
-        """Retrieval queries of a question, where its rows are."""
+        """Retrieval queries of a question, on the device of its rows."""
         return self.queries(question.layer, question.normed).to(question.normed.device).float()
 
 
 def equal_weights(queries: RetrievalRows) -> Float[Tensor, " S"]:
-    """What each row of a question counts in a mean over its rows."""
+    """Weights of a question's rows in a mean over them, all equal."""
     return queries.new_full((len(queries),), 1 / len(queries))
 
 
@@ -132,13 +132,13 @@ def best_of_runs(scores: Float[Tensor, "T S"], sizes: Int[Tensor, " u"]) -> Floa
 
 
 def with_neighbours(best: Float[Tensor, "U S"], goes_on: GoesOn | None) -> Float[Tensor, "U S"]:
-    """Half of what each unit matches, half of what it does together with its neighbours in the same text.
+    """The mean of each unit's best score and the best score of the unit with its neighbours in the same text.
 
-    An answer's sentence often leaves to the one before what it is about.
+    A sentence that answers often does not name its subject, which the sentence before it does.
 
     Args:
         best: Best score of every unit and query row.
-        goes_on: Which units go on where the one before them ends; None: each stands alone.
+        goes_on: Whether each unit continues the one before it; None: none does.
     """
     if goes_on is None:
         return best

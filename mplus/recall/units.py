@@ -1,4 +1,4 @@
-"""Units of recall: runs of tokens that are recalled together, and their retrieval keys block by block."""
+"""Units of recall: runs of tokens that are recalled together, and their retrieval keys in blocks."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,28 +18,28 @@ from mplus.memory.tokens import Provenance, Tokens
 from mplus.shapes import Index
 
 BLOCK_TOKENS = 4096
-"""Keys scored at a time: few enough that they and their scores stay in a core's cache."""
+"""Number of keys scored at a time: few enough that they and their scores stay in a core's cache."""
 
 BLOCKS_AHEAD = 4
-"""Blocks that may wait on a GPU for the scoring of earlier ones."""
+"""Most blocks that may wait on a GPU while earlier ones are scored."""
 
 Pool = LongTermMemory | Tokens
-"""What has units that can be scored."""
+"""Pools whose units can be scored."""
 
 
 class KeyBlock(NamedTuple):
-    """Retrieval keys of some units that follow one another, token by token."""
+    """Retrieval keys of consecutive units, one key per token."""
 
     keys: Float[Tensor, "T R"]
     sizes: Int[Tensor, " u"]
-    """Tokens of each unit, in order; they add up to the number of keys."""
+    """Number of tokens of each unit, in order; the sum is the number of keys."""
     first: int
-    """Number of the first unit. Where it is the last one of the block before, that unit goes on."""
+    """Number of the first unit. It may be the last unit of the block before, continued."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Units of some pools, numbered from 0 on through all of them."""
+    """Units of some pools, numbered consecutively from 0 over all pools."""
 
     pools: tuple[Pool, ...]
     units: tuple[Units, ...]
@@ -47,12 +47,12 @@ class Candidates:
 
     @staticmethod
     def of(pools: Sequence[Pool], layout: Layout, sources: Int[Tensor, " n"] | None = None) -> "Candidates":
-        """Every unit of some pools.
+        """All units of some pools.
 
         Args:
-            pools: Where to look.
-            layout: What is a unit.
-            sources: Rows of the table of sources that count; None for all. A unit has the source of its first token.
+            pools: The pools.
+            layout: Divides a pool into units.
+            sources: Rows of the table of sources to include; None for all. A unit has the source of its first token.
         """
         units = [pool.derived(layout, lambda pool=pool: layout.units(pool.provenance.chunks)) for pool in pools]
         if sources is not None:
@@ -63,24 +63,24 @@ class Candidates:
 
     @cached_property
     def sizes(self) -> Int[Tensor, " U"]:
-        """Tokens of every unit."""
+        """Number of tokens of every unit."""
         return torch.cat([units.sizes for units in self.units])
 
     @cached_property
     def chunks(self) -> Int[Tensor, " U"] | None:
-        """Serial number of the chunk that every unit is; None where units are no texts."""
+        """Chunk number of every unit; None if units are not texts."""
         if not self.layout.units_are_texts:
             return None
         return torch.cat([pool.provenance.chunks[units.starts] for pool, units in self._pairs()])
 
     @property
     def sources(self) -> Int[Tensor, " U"]:
-        """Row of the table of sources of every unit."""
+        """Source of every unit, as a row of the table of sources."""
         return torch.cat([pool.provenance.sources[units.starts] for pool, units in self._pairs()])
 
     @cached_property
     def goes_on(self) -> Bool[Tensor, " U"] | None:
-        """Which chunks go on where the one before them ends: written next, of the same source; None as above."""
+        """Whether each chunk continues the one before it (written next, same source); None if units are not texts."""
         if (chunks := self.chunks) is None:
             return None
         sources = self.sources
@@ -89,18 +89,18 @@ class Candidates:
 
     @property
     def provenance(self) -> Provenance:
-        """Of all their tokens."""
+        """Provenance of all tokens of the units."""
         return Provenance.cat([pool.provenance.take(units.tokens()) for pool, units in self._pairs()])
 
     def __len__(self) -> int:
         return sum(map(len, self.units))
 
     def blocks(self, device: torch.device) -> "Blocks":
-        """Their retrieval keys, to be scored on a device."""
+        """Retrieval keys of the units, to be scored on a device."""
         return Blocks(self, device)
 
     def take(self, index: Int[Tensor, " u"]) -> "Candidates":
-        """Some of them, in ascending order of ``index``."""
+        """The candidates at ``index``, which is in ascending order."""
         bounds = torch.tensor([0, *map(len, self.units)]).cumsum(0)
         inside = [
             units.take(index[(index >= low) & (index < high)] - low)
@@ -109,7 +109,7 @@ class Candidates:
         return replace(self, units=tuple(inside))
 
     def tokens(self) -> Index:
-        """Places of all tokens in the pools, laid one behind the other."""
+        """Positions of all tokens in the concatenation of the pools."""
         shift, places = 0, []
         for pool, units in self._pairs():
             places.append(units.tokens() + shift)
@@ -121,10 +121,10 @@ class Candidates:
 
 
 class Blocks:
-    """Retrieval keys of candidates in blocks; can be gone through any number of times.
+    """Retrieval keys of candidates in blocks; can be iterated over any number of times.
 
-    To a GPU they are streamed: a block is copied while the one before it is scored, and device memory does
-    not grow with their number.
+    Blocks are streamed to a GPU: one is copied while the one before it is scored, so that device memory does not
+    grow with their number.
     """
 
     def __init__(self, candidates: Candidates, device: torch.device) -> None:
@@ -135,7 +135,7 @@ class Blocks:
 
     def _streamed(self) -> Iterator[KeyBlock]:
         side, here = side_stream(self.device), torch.cuda.current_stream(self.device)
-        side.wait_stream(here)  # keys that are on the device may be in the making
+        side.wait_stream(here)  # keys on the device may still be being computed on another stream
         blocks = self._all()
         scored: deque[Any] = deque()
         while True:
@@ -162,14 +162,14 @@ class Blocks:
 
 
 def key_slices(pool: Pool) -> Iterator[slice]:
-    """All of a pool, cut where its keys are and into blocks."""
+    """Slices of a whole pool, cut at the bounds of its key tensors and into blocks."""
     for low, high in pairwise(pool.key_bounds()):
         for start in range(low, high, BLOCK_TOKENS):
             yield slice(start, min(start + BLOCK_TOKENS, high))
 
 
 def _whole(pool: Pool, units: Units, device: torch.device) -> Iterator[KeyBlock]:
-    """All of a pool, cut where its keys are: a unit may go on in the next block."""
+    """All units of a pool in blocks. Blocks end where key tensors end, so a unit may continue in the next block."""
     ends = units.starts + units.sizes
     for place in key_slices(pool):
         first = int(torch.searchsorted(ends, place.start, right=True))
@@ -180,7 +180,7 @@ def _whole(pool: Pool, units: Units, device: torch.device) -> Iterator[KeyBlock]
 
 
 def _chosen(pool: Pool, units: Units, device: torch.device) -> Iterator[KeyBlock]:
-    """Some units of a pool, whole ones to a block."""
+    """Some units of a pool in blocks of whole units."""
     filled = units.sizes.cumsum(0)
     first = 0
     while first < len(units):

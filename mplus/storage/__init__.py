@@ -1,1 +1,1 @@
-"""How bytes are kept: places, files, encryption, keys. Nothing here knows what a memory is."""
+"""Storage of bytes: places, files, encryption, keys. This package does not depend on ``mplus.memory``."""

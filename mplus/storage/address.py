@@ -1,4 +1,4 @@
-"""Paths and urls as users give them, and the places that they mean."""
+"""Turns paths and urls that users give into places."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from mplus.storage.zip_file import Zip
 
 
 def place_of(where: str | Path) -> Place:
-    """Where something is saved: a zip file where there is a file, else a folder, or what a url leads to.
+    """The place of a path or url: a zip file if a file is there, else a folder (local or behind a url).
 
     Raises:
-        ValueError: No file system for such urls is installed.
+        ValueError: No file system for urls of this kind is installed.
         MemoryReadError: The url cannot be reached.
     """
     place = folder_of(where)
@@ -21,7 +21,7 @@ def place_of(where: str | Path) -> Place:
 
 
 def zip_of(where: str | Path) -> Zip:
-    """The zip file of that name, which need not be there yet.
+    """The zip file of that name, which need not exist yet.
 
     Raises:
         ValueError: There is a folder, or no file system for such urls is installed.
@@ -33,7 +33,7 @@ def zip_of(where: str | Path) -> Zip:
 
 
 def folder_of(where: str | Path) -> Folder | Url:
-    """The folder of that path or url, which need not be there yet.
+    """The folder of that path or url, which need not exist yet.
 
     Raises:
         ValueError: No file system for such urls is installed.

@@ -1,4 +1,4 @@
-"""Where the tensors of a shard lie, and the blocks that each is cut into."""
+"""The position of each tensor in a shard file, and the blocks that it is cut into."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 from mplus.errors import CorruptMemoryError
 
 BLOCK_BYTES = 2**14
-"""Bytes of a block in new files, about a chunk of one layer: less than a block cannot be read and checked."""
+"""Bytes of a block in new files: about one chunk of one layer. A block is the least that can be read and checked."""
 MOST_BLOCK_BYTES = 2**30
 MAX_TENSORS = 2**16
 MAX_DIMENSIONS = 8
@@ -33,12 +33,12 @@ DTYPE_BY_CODE: dict[str, torch.dtype] = {
 }
 CODE_BY_DTYPE = {dtype: name for name, dtype in DTYPE_BY_CODE.items()}
 ITEM_BYTES = {dtype: dtype.itemsize for dtype in CODE_BY_DTYPE}
-"""Asking torch every time took a third of the time to open a large memory."""
+"""Bytes of one number by dtype; asking torch each time took a third of the time to open a large memory."""
 
 
 @dataclass(frozen=True)
 class TensorExtent:
-    """Where one tensor of a shard lies."""
+    """The position of one tensor in a shard file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -59,7 +59,7 @@ class TensorExtent:
 
     @cached_property
     def rows_per_block(self) -> int:
-        """A block is a run of whole rows, of about ``block_bytes``."""
+        """How many whole rows a block of about ``block_bytes`` bytes has."""
         return max(self.block_bytes // max(self.row_bytes, 1), 1)
 
     @cached_property
@@ -83,7 +83,7 @@ class BlockTable:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "BlockTable":
-        """Lay tensors out, the widest numbers first so that every one is aligned."""
+        """Lay tensors out, those with the widest numbers first, so that each is aligned."""
         placed: dict[str, TensorExtent] = {}
         start = block = 0
         for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
@@ -103,7 +103,7 @@ class BlockTable:
         return sum(tensor.num_blocks for tensor in self.tensors.values())
 
     def header(self, *, sealed: bool) -> bytes:
-        """The safetensors header; a sealed shard needs no checksums."""
+        """The safetensors header. A sealed (encrypted) shard has no checksums: AES-GCM authenticates its blocks."""
         described: dict[str, Any] = {"__metadata__": {"format": "mplus", "block_bytes": str(self.block_bytes)}}
         entries = [(name, t.dtype, t.shape, t.start, t.start + t.nbytes) for name, t in self.tensors.items()]
         if not sealed:
@@ -116,15 +116,15 @@ class BlockTable:
 
     @classmethod
     def parse(cls, header: bytes, *, room: int, sealed: bool) -> "BlockTable":
-        """Read a header, believing nothing of it.
+        """Read a header and check everything it says.
 
         Args:
-            header: Its bytes.
-            room: Bytes that follow it in the file.
+            header: The header's bytes.
+            room: Number of bytes that follow the header in the file.
             sealed: Whether blocks are encrypted.
 
         Raises:
-            CorruptMemoryError: It does not describe tensors that fill those bytes exactly.
+            CorruptMemoryError: The header does not describe tensors that fill those bytes exactly.
         """
         try:
             described = json.loads(header)

@@ -1,8 +1,8 @@
-"""Columns of provenance as a file holds them: runs of equal steps, since most columns count or stand still.
+"""Columns of provenance in a file, as runs of equal differences between rows.
 
 A million memory tokens have six columns of eight bytes. Ages count down, chunks and sources change every
-few dozen rows and recall frequencies hardly differ, so runs take a fiftieth of that: little enough
-to be written anew by every save.
+few dozen rows and recall frequencies hardly differ, so runs take a fiftieth of that. Every save can therefore
+write all columns again.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ BITS = {torch.float64: torch.int64, torch.float32: torch.int32}
 
 
 def encode_column(name: str, column: Shaped[Tensor, " T"]) -> dict[str, Tensor]:
-    """The tensors that stand for a column: itself, or its first value and the runs of its differences."""
+    """The tensors that store a column: the column itself, or its first value and the runs of its differences."""
     steps, counts = (_bits(column).diff()).unique_consecutive(return_counts=True)
     if len(steps) * 12 + 8 >= len(column) * column.element_size():
         return {name: column}
@@ -25,10 +25,10 @@ def encode_column(name: str, column: Shaped[Tensor, " T"]) -> dict[str, Tensor]:
 
 
 def decode_column(tensors: Mapping[str, Tensor], name: str, *, length: int) -> Shaped[Tensor, " T"]:
-    """The column again, of exactly ``length`` rows.
+    """Decode a column of exactly ``length`` rows.
 
     Raises:
-        CorruptMemoryError: It is missing, or its runs do not add up to ``length``.
+        CorruptMemoryError: The column is missing, or its runs do not add up to ``length``.
     """
     column = tensors.get(name)
     if column is not None:
@@ -41,7 +41,7 @@ def decode_column(tensors: Mapping[str, Tensor], name: str, *, length: int) -> S
     whole = steps.dtype == torch.int64 and counts.dtype == torch.int32
     if not whole or first.shape != (1,) or steps.dim() != 1 or steps.shape != counts.shape:
         raise CorruptMemoryError(f"column {name!r} is not made of runs")
-    # Added up before anything of that size is made.
+    # The sum is checked before a tensor of that size is allocated.
     if bool((counts < 1).any()) or 1 + int(counts.sum()) != length:
         raise CorruptMemoryError(f"the runs of column {name!r} do not add up to {length} rows")
     values = torch.cat([_bits(first), steps.repeat_interleave(counts.long())]).cumsum(0)
@@ -50,5 +50,5 @@ def decode_column(tensors: Mapping[str, Tensor], name: str, *, length: int) -> S
 
 
 def _bits(column: Shaped[Tensor, " T"]) -> Int[Tensor, " T"]:
-    """A column as whole numbers; differences of these are exact, also of floats."""
+    """The bits of a column as integers, whose differences are exact for floats too."""
     return column.view(BITS[column.dtype]).long() if column.dtype in BITS else column.long()

@@ -1,8 +1,8 @@
-"""Encryption at rest: AES-256-GCM under one key per memory. Whoever destroys the key has erased the memory.
+"""Encryption at rest: AES-256-GCM under one key per memory. Destroying the key erases the memory.
 
-Every file has a random salt, from which and the memory's key its own key is derived (HKDF-SHA-256); blocks
-are numbered, and the number is the nonce. So no key ever meets a nonce twice, and a block, a file or the
-end of a file that was exchanged is noticed.
+Every file has a key of its own, derived from the memory's key and a random salt (HKDF-SHA-256). Blocks are
+numbered, and the number is the nonce. So no nonce is used twice with the same key, and an exchanged block, file
+or end of a file is detected.
 """
 
 import hashlib
@@ -42,14 +42,14 @@ class FileCipher:
         self._aead = _aead(hmac.new(extracted, info, hashlib.sha256).digest())
 
     def encrypt(self, number: int, block: Any) -> bytes:
-        """A block and its tag."""
+        """Encrypt a block; the result ends with its tag."""
         return self._aead.encrypt(number.to_bytes(12, "little"), block, None)
 
     def decrypt(self, number: int, block: Any) -> bytes:
-        """The block again.
+        """Decrypt a block.
 
         Raises:
-            CorruptMemoryError: It was altered, or belongs elsewhere.
+            CorruptMemoryError: The block was altered, or is from another position or file.
         """
         from cryptography.exceptions import InvalidTag
 
@@ -79,12 +79,12 @@ class MemoryKey:
 
     @classmethod
     def new(cls) -> "MemoryKey":
-        """A key that nobody had before."""
+        """A new random key."""
         return cls(os.urandom(KEY_BYTES))
 
     @property
     def id(self) -> str:
-        """A name that says nothing about the key."""
+        """An identifier from which the key cannot be derived."""
         return hashlib.sha256(b"mplus key id" + self.secret).hexdigest()[:16]
 
     def new_cipher(self, name: str) -> FileCipher:
@@ -95,21 +95,21 @@ class MemoryKey:
         """Decryption of the file of that name that begins with ``head``.
 
         Raises:
-            CorruptMemoryError: It is no encrypted file.
+            CorruptMemoryError: ``head`` is not the beginning of an encrypted file.
         """
         if len(head) != self.head_bytes or not head.startswith(MAGIC):
             raise CorruptMemoryError("it is not an encrypted file of a memory")
         return FileCipher(self.secret, head[len(MAGIC) :], name)
 
     def seal(self, name: str, text: bytes) -> bytes:
-        """A small file, encrypted in one piece."""
+        """Encrypt a small file in one piece."""
         cipher = self.new_cipher(name)
         return cipher.head + cipher.encrypt(0, text)
 
     def unseal(self, name: str, sealed: bytes) -> bytes:
-        """The small file again.
+        """Decrypt a file that ``seal`` encrypted.
 
         Raises:
-            CorruptMemoryError: It was altered.
+            CorruptMemoryError: The file was altered.
         """
         return self.cipher(name, sealed[: self.head_bytes]).decrypt(0, sealed[self.head_bytes :])

@@ -1,7 +1,7 @@
-"""The files of a save: which are there already, which are new, and how they are brought to a place and back.
+"""The files of a save: which exist already, which are new, and how they are written to a place and read back.
 
-A save puts the files that are new, forces them to disk, and then exchanges the manifest in one step. Killed
-at any point, the old or the new state loads. Files that no state needs any more are removed afterwards.
+A save writes the new files, forces them to disk, and then exchanges the manifest in one step. If it is killed at
+any point, the old or the new state loads. Files that no state needs any more are removed afterwards.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from mplus.storage.place import Place, Sink, not_read
 from mplus.storage.shards import OpenShard, ShardSum, content_hash, shard_bytes, write_shard
 
 RECORDS_BYTES = 2**18
-"""A file of records ends once it has this many bytes: so more records leave earlier files alone."""
+"""A file of records is closed at this many bytes, so that new records do not rewrite earlier files."""
 MAX_RECORDS_BYTES = 2**30
 SAVE_TIMEOUT = 60.0
 
@@ -39,11 +39,11 @@ class NewFile:
 
 
 class FileSet:
-    """The files that a save consists of: those that are there already, and those to be written.
+    """The files that a save consists of: existing ones that it keeps, and new ones to be written.
 
     Args:
-        known: Files of the last save there.
-        key: For encryption; None for none.
+        known: Files of the last save in the same place.
+        key: Key to encrypt with; None does not encrypt.
     """
 
     def __init__(self, known: Mapping[str, ShardSum], key: MemoryKey | None) -> None:
@@ -57,7 +57,7 @@ class FileSet:
         return sum(s.nbytes for s in self.kept.values()) + sum(f.size() for f in self.new.values())
 
     def shard(self, kind: str, stem: str, tensors: Callable[[], Mapping[str, Tensor]]) -> str:
-        """The file of tensors that are known by a name; they are made when it has to be written."""
+        """The file of tensors with a known name; ``tensors`` is called only if there is no such file yet."""
         key = self._key
         name = f"{kind}-{stem}.{'safetensors' if key is None else 'sealed'}"
         write = lambda file: write_shard(file, name, tensors(), key)
@@ -68,7 +68,7 @@ class FileSet:
         return self.shard("tokens", _masked(name, self._key), tensors)
 
     def tensors(self, kind: str, tensors: Mapping[str, Tensor]) -> str:
-        """The file of tensors that have no name of their own."""
+        """The file of tensors that is named by a hash of their content."""
         return self.shard(kind, content_hash(tensors, self._secret), lambda: tensors)
 
     def records(self, records: Sequence[Record]) -> list[str]:
@@ -85,7 +85,7 @@ class FileSet:
         return [*names, self.text(b"".join(lines))] if lines else names
 
     def text(self, text: bytes) -> str:
-        """The file of some records, a line each."""
+        """The file of some records, one per line."""
         name = f"records-{hashlib.sha256(self._secret + text).hexdigest()[:32]}.jsonl"
         key = self._key
 
@@ -109,9 +109,9 @@ class FileSet:
 
 
 def _masked(name: str, key: MemoryKey | None) -> str:
-    """The name of a segment as that of its file, and back.
+    """Convert the name of a segment to that of its file, or back.
 
-    Under every key it is another, so that a save with a new key overwrites no file of the save before it.
+    The file name depends on the key, so that a save with a new key overwrites no file of the save before it.
     """
     if key is None:
         return name
@@ -120,7 +120,7 @@ def _masked(name: str, key: MemoryKey | None) -> str:
 
 
 def last_save(place: Place, key: MemoryKey | None) -> Mapping[str, ShardSum]:
-    """Files of what is saved there that a save with this key can keep: those that are whole."""
+    """Files of the present save that are complete and can be kept by a save with this key."""
     try:
         manifest = parse_manifest(read_manifest(place), place, key)
     except (CorruptMemoryError, MemoryNotFoundError, MemoryKeyError):
@@ -130,10 +130,10 @@ def last_save(place: Place, key: MemoryKey | None) -> Mapping[str, ShardSum]:
 
 
 def put_files(place: Place, files: FileSet, manifest: Manifest, key: MemoryKey | None) -> None:
-    """Make a save of files and the manifest that says what they are; inside the lock of the place.
+    """Write the files of a save and then its manifest. The caller holds the lock of the place.
 
     Raises:
-        OSError: It cannot be written there; what was saved before is intact.
+        OSError: The place cannot be written to; the earlier save is intact.
     """
     before, written = _present(place), dict(files.kept)
     try:
@@ -143,7 +143,7 @@ def put_files(place: Place, files: FileSet, manifest: Manifest, key: MemoryKey |
         place.sync()
         place.exchange(MANIFEST, sealed_manifest(manifest.model_copy(update={"files": written}), key))
     except BaseException:
-        # A network may fail after the exchange was made: only where it was not, nothing names the new files.
+        # A network may fail after the exchange was made. New files are removed only if the old manifest is still there.
         with suppress(Exception):
             if _present(place) == before:
                 for name in written.keys() - files.kept.keys():
@@ -169,10 +169,10 @@ class FileReader:
     """Opens the files of one saved memory.
 
     Args:
-        folder: Where they are.
-        files: What they must be like.
-        key: For encryption.
-        verify: Read every byte against its checksum at once, not when it is first used.
+        folder: The folder they are in.
+        files: Their expected sizes and checksums.
+        key: Key to decrypt with; None if they are not encrypted.
+        verify: Check every byte against its checksum at once, not when it is first used.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, ShardSum], key: MemoryKey | None, *, verify: bool) -> None:
@@ -191,12 +191,12 @@ class FileReader:
         return _masked(file_name.removeprefix("tokens-").partition(".")[0], self._key)
 
     def checked(self, name: str) -> Path:
-        """Where a file is that has been opened and found to be the one that was saved."""
+        """The path of a file that has been checked against the manifest."""
         self.text(name) if name.endswith(".jsonl") else self.shard(name)
         return self._folder / name
 
     def records(self, names: Sequence[str], kind: type[Record]) -> tuple[Any, ...]:
-        """The records of a table; equal ones are the same object, whichever state they are of."""
+        """The records of a table. Equal records are one object, which several states share."""
         records: list[Record] = []
         for name in names:
             for line in self.text(name).splitlines():
@@ -206,7 +206,7 @@ class FileReader:
         return tuple(records)
 
     def text(self, name: str) -> bytes:
-        """A file of records, checked."""
+        """The text of a file of records, checked against the manifest."""
         path, expected = self._folder / name, self._expected(name)
         with damage_in(path), open_regular(path) as file:
             if expected.nbytes > MAX_RECORDS_BYTES:
@@ -225,11 +225,11 @@ class FileReader:
 
 @contextmanager
 def reading(place: Place, manifest: Manifest, key: MemoryKey | None, *, verify: bool) -> Generator[FileReader]:
-    """What the files of a save are read with, on local disk; what is read may be used after the block.
+    """A reader of the files of a save, on local disk. Tensors that it has read stay valid after the block.
 
     Raises:
-        CorruptMemoryError: One is missing, or is not of the size that was saved.
-        MemoryReadError: The place cannot be reached, or there is no room for what is fetched.
+        CorruptMemoryError: A file is missing, or does not have the size that was saved.
+        MemoryReadError: The place cannot be reached, or there is no room for the fetched files.
     """
     with ExitStack() as stack:
         try:
@@ -243,11 +243,11 @@ def reading(place: Place, manifest: Manifest, key: MemoryKey | None, *, verify: 
 
 
 def verify(place: Place, *, key: MemoryKey | None = None) -> None:
-    """Read every byte of a saved memory against its checksums.
+    """Check every byte of a saved memory against its checksums.
 
     Raises:
         MemoryNotFoundError: Nothing is saved there.
-        CorruptMemoryError: Something was altered.
+        CorruptMemoryError: A file was altered.
         MemoryKeyError: It is encrypted with another key, or one is needed.
         MemoryReadError: The place cannot be reached.
     """
@@ -258,16 +258,16 @@ def verify(place: Place, *, key: MemoryKey | None = None) -> None:
 
 
 def copy(source: Place, target: Place, *, key: MemoryKey | None, new_key: MemoryKey | None) -> None:
-    """A second save of what is saved; files are shared where the disk can and the key is the same.
+    """Copy a save to another place. Files are hard-linked if the file system allows it and the key is the same.
 
     Args:
-        source: What is copied.
-        target: Where to; nothing is there yet.
-        key: The key of what is copied.
+        source: The save to copy.
+        target: The place to copy to, which is empty.
+        key: The key of the save.
         new_key: The key of the copy.
 
     Raises:
-        CorruptMemoryError: What is copied was altered.
+        CorruptMemoryError: The save was altered.
         OSError: The copy cannot be written.
     """
     manifest = parse_manifest(read_manifest(source), source, key)
@@ -284,7 +284,7 @@ def copy(source: Place, target: Place, *, key: MemoryKey | None, new_key: Memory
 
 
 def _again(name: str, reader: FileReader, files: FileSet) -> str:
-    """The name of a file once it is written among others."""
+    """The name of a file in the copy."""
     kind, _, stem = name.partition(".")[0].partition("-")
     if kind == "records":
         return files.text(reader.text(name))

@@ -1,4 +1,4 @@
-"""A local folder as a place: it survives a kill, a power cut or a full disk."""
+"""A local folder as a place. Saves survive a killed process, a power cut or a full disk."""
 
 import os
 import secrets
@@ -26,16 +26,16 @@ class Folder(Place):
 
     @property
     def parent(self) -> "Folder":
-        """The folder that it is in."""
+        """The parent folder."""
         return Folder(self.path.parent)
 
     @property
     def name(self) -> str:
-        """Its name there."""
+        """The folder's name in its parent."""
         return self.path.name
 
     def make(self) -> None:
-        """Make it, for the user alone, and force its name to disk; one that is there stays as it is."""
+        """Make the folder, readable by the user only, and force its name to disk; an existing folder is unchanged."""
         missing = [path for path in (self.path, *self.path.parents) if not path.is_dir()]
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in missing:
@@ -60,7 +60,7 @@ class Folder(Place):
 
     @contextmanager
     def put(self, name: str) -> Generator[Sink]:
-        """Write a file beside its place, force it to disk, and put it there in one step."""
+        """Write a file under a temporary name, force it to disk, and rename it in one step."""
         path = self.path / f"{UNFINISHED}{secrets.token_hex(8)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         try:
@@ -74,25 +74,25 @@ class Folder(Place):
             raise
 
     def add(self, path: Path) -> None:
-        """The same file under a second name: files of a save never change. A copy where that cannot be."""
+        """A hard link, since files of a save never change; a copy if the file system has no hard links."""
         try:
             os.link(path, self.path / path.name)
         except OSError:
             super().add(path)
 
     def remove(self, name: str) -> None:
-        """Remove a file; on Windows that fails while someone has it open."""
+        """Remove a file. On Windows this fails while the file is open."""
         with suppress(OSError):
             (self.path / name).unlink(missing_ok=True)
 
     def sync(self) -> None:
-        """Force the names of its files to disk; file systems that cannot do so do it on their own."""
+        """Force the names of its files to disk. Errors of file systems that do not support this are ignored."""
         if os.name == "nt":
             return
         try:
             handle = os.open(self.path, os.O_RDONLY)
         except PermissionError:
-            return  # a folder in which one may write but not look
+            return  # a folder that may be written to but not listed
         try:
             os.fsync(handle)
         finally:
@@ -100,7 +100,7 @@ class Folder(Place):
 
     @contextmanager
     def lock(self, timeout: float) -> Generator[None]:
-        """Hold it against other threads and processes; a kill lets go of it."""
+        """Lock the folder against other threads and processes. The lock ends with the process, even if it is killed."""
         from filelock import FileLock, Timeout
 
         try:
@@ -114,7 +114,7 @@ class Folder(Place):
         except OSError as error:
             raise not_saved(self, error) from error
         try:
-            for name in self.sizes():  # left by whoever was killed
+            for name in self.sizes():  # left by a killed process
                 if name.startswith(UNFINISHED):
                     self.remove(name)
             yield
@@ -123,15 +123,15 @@ class Folder(Place):
 
     @contextmanager
     def on_disk(self, sizes: Mapping[str, int]) -> Generator[Path]:
-        """The folder itself: whoever opens the files checks them."""
+        """The folder itself. Its files are checked when they are opened."""
         yield self.path
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading; a link, folder or device in its place is an altered memory.
+    """Open a regular file for reading; a link, folder or device in its place is refused as altered.
 
     Raises:
-        CorruptMemoryError: It is missing or no regular file.
+        CorruptMemoryError: The file is missing or is not a regular file.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))

@@ -1,7 +1,7 @@
 """Dataclasses as JSON and back, checked field by field against their type hints.
 
-Loading runs no code but constructors of the dataclasses that are asked for. A field that a file lacks has
-its default, so files from before the field was added still load.
+Loading runs no code except constructors of the expected dataclasses. A field that a file lacks gets its
+default, so files from before the field was added still load.
 """
 
 import base64
@@ -26,12 +26,12 @@ FindTensor = Callable[[Any], Tensor]
 
 
 def inline(tensor: Tensor) -> Any:
-    """A small tensor within the JSON itself."""
+    """Encode a small tensor within the JSON itself."""
     return {"dtype": CODE_BY_DTYPE[tensor.dtype], "base64": base64.b64encode(as_bytes(tensor)).decode()}
 
 
 def from_inline(described: Any) -> Tensor:
-    """The one-dimensional tensor again."""
+    """Decode a one-dimensional tensor from JSON."""
     try:
         dtype, data = DTYPE_BY_CODE[described["dtype"]], base64.b64decode(described["base64"], validate=True)
     except (KeyError, TypeError, binascii.Error) as error:
@@ -42,16 +42,16 @@ def from_inline(described: Any) -> Tensor:
 
 
 class Record:
-    """A dataclass that is a row of a table. It never changes, so it is put into words once."""
+    """A dataclass that is a row of a table. It never changes, so its JSON is made once."""
 
     @cached_property
     def line(self) -> bytes:
-        """It as a line of JSON."""
+        """The record as one line of JSON."""
         return to_json(encode(self)) + b"\n"
 
 
 def encode(value: Any, keep: KeepTensor = inline) -> Any:
-    """What JSON can hold of a value; ``keep`` puts tensors somewhere and returns what to find them by."""
+    """Encode a value for JSON. ``keep`` stores a tensor and returns a reference to it."""
     if isinstance(value, Tensor):
         return keep(value)
     if is_dataclass(value) and not isinstance(value, type):
@@ -64,15 +64,15 @@ def encode(value: Any, keep: KeepTensor = inline) -> Any:
         return [encode(item, keep) for item in typing.cast("tuple[Any, ...]", value)]
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    # Metadata may hold dates, paths and the like.
+    # Metadata may contain dates, paths and similar values.
     return str(value)
 
 
 def decode(hint: Any, value: Any, find: FindTensor = from_inline) -> Any:
-    """A value of the type that ``hint`` says.
+    """Decode a value of the type ``hint``.
 
     Raises:
-        CorruptMemoryError: It is of another type.
+        CorruptMemoryError: The value is of another type.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or hint is object:
@@ -104,7 +104,7 @@ def decode(hint: Any, value: Any, find: FindTensor = from_inline) -> Any:
 
 
 def decode_fields(kind: type[Any], value: Mapping[str, Any], find: FindTensor = from_inline) -> Any:
-    """A dataclass of the fields given; those that are missing have their defaults.
+    """Decode a dataclass from its fields; missing fields get their defaults.
 
     Raises:
         CorruptMemoryError: A field is unknown, of another type, or missing without a default.
@@ -131,10 +131,10 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(text: bytes) -> Any:
-    """What JSON says.
+    """Parse JSON.
 
     Raises:
-        CorruptMemoryError: It is no JSON.
+        CorruptMemoryError: The text is not valid JSON.
     """
     try:
         return json.loads(text.decode("utf-8", "surrogatepass"))

@@ -1,9 +1,9 @@
-"""``memory.json``: the one file that says which others make up a saved memory, and their checksums.
+"""``memory.json``: the file that lists the other files of a saved memory with their checksums.
 
     {"format": 2, "sha256": …, "memory": {…}}                  plain
     {"format": 2, "sha256": …, "key": …, "sealed": "…"}        encrypted: "memory", sealed, in base64
 
-The checksum is of the bytes of the last value, so nothing of it is parsed before it is known to be whole.
+The checksum covers the bytes of the last value and is checked before these are parsed.
 """
 
 import base64
@@ -35,7 +35,7 @@ def _renamed(name: str, info: Any) -> str:
 
 
 FileName = Annotated[str, AfterValidator(_renamed)]
-"""The name of a file; validated with a mapping as context, the name that it has in a copy."""
+"""The name of a file. With a mapping as validation context, it is replaced by the file's name in a copy."""
 
 
 class _Entry(BaseModel):
@@ -49,7 +49,7 @@ class TrackEntry(_Entry):
     pending: list[FileName]
     long_term: list[FileName]
     num_pending: int = Field(ge=0)
-    """Tokens that live in those files."""
+    """How many tokens in the files of ``pending`` are still held; the files may contain removed ones too."""
     num_long_term: int = Field(ge=0)
 
 
@@ -57,17 +57,17 @@ class StateEntry(_Entry):
     """The files and facts of one state."""
 
     shard: FileName
-    """Columns of provenance, and whatever else tensors hold."""
+    """File of the columns of provenance and all other small tensors."""
     context: FileName | None
     tracks: list[TrackEntry]
     values: dict[str, Any]
-    """Fields of the state that fit in here."""
+    """Fields of the state that are stored in the manifest itself."""
     records: dict[str, list[FileName] | None]
     """Fields that are tables of records, such as the sources."""
 
 
 class SnapshotEntry(_Entry):
-    """A state that can be rolled back to."""
+    """A snapshot of the memory."""
 
     id: str
     label: str
@@ -77,7 +77,7 @@ class SnapshotEntry(_Entry):
 
 
 class Manifest(_Entry):
-    """What a saved memory consists of."""
+    """Content of ``memory.json``: the states of a saved memory and all its files."""
 
     format: Literal[2] = FORMAT
     model: str
@@ -92,7 +92,7 @@ class Manifest(_Entry):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its files but the manifest."""
+        """Bytes of all its files except the manifest."""
         return sum(file.nbytes for file in self.files.values())
 
 
@@ -108,16 +108,16 @@ def sealed_manifest(manifest: Manifest, key: MemoryKey | None) -> bytes:
 
 
 def read_manifest(place: Place) -> bytes:
-    """The bytes of ``memory.json``, if there are not too many.
+    """Read the bytes of ``memory.json``, up to a largest size.
 
     Raises:
-        MemoryNotFoundError: There is none.
-        CorruptMemoryError: It is no regular file, or too large.
+        MemoryNotFoundError: There is no manifest.
+        CorruptMemoryError: The manifest is not a regular file, or is too large.
         MemoryReadError: The place cannot be reached.
     """
     try:
         with place.open(MANIFEST) as file:
-            nbytes = file.seek(0, os.SEEK_END)  # reading "at most" so many bytes allocates them all
+            nbytes = file.seek(0, os.SEEK_END)  # checked first: ``read(limit)`` would allocate all of the limit
             if nbytes > MAX_MANIFEST_BYTES:
                 raise CorruptMemoryError(
                     f"{MANIFEST} has {nbytes:,} bytes, at most {MAX_MANIFEST_BYTES:,} are read", place
@@ -131,17 +131,17 @@ def read_manifest(place: Place) -> bytes:
 
 
 def is_sealed(text: bytes) -> bool:
-    """Whether what is saved is encrypted, by the first 256 bytes of its manifest."""
+    """Whether a saved memory is encrypted, according to the first 256 bytes of its manifest."""
     match = _SEAL.match(text)
     return match is not None and match["key"] is not None
 
 
 def parse_manifest(text: bytes, place: object, key: MemoryKey | None) -> Manifest:
-    """The manifest in the bytes of ``memory.json``, checked.
+    """Check and parse the bytes of ``memory.json``.
 
     Raises:
-        CorruptMemoryError: It was altered, or is of another format.
-        MemoryKeyError: It is encrypted and the key is missing or another one, or it is not and there is one.
+        CorruptMemoryError: The manifest was altered, or is of another format.
+        MemoryKeyError: The memory is encrypted and the key is missing or wrong, or it is not and a key is given.
     """
     with damage_in(f"{place}/{MANIFEST}"):
         match = _SEAL.match(text)

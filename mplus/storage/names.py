@@ -1,4 +1,4 @@
-"""Names of memories, such that none leaves its folder on any file system, and of the files that they are kept in."""
+"""Names of memories that are safe as folder names on any file system, and names of the files of a save."""
 
 import re
 import unicodedata
@@ -9,30 +9,30 @@ RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("c
 MAX_NAME_BYTES = 200
 MANIFEST = "memory.json"
 MAX_FILES = 2**20
-"""Most files beside a manifest."""
+"""Largest number of files beside a manifest."""
 _FILE = re.compile(r"(tokens|state|records)-[0-9a-f]{32}\.(safetensors|sealed|jsonl)")
 
 
 def is_own_file(name: str) -> bool:
-    """Whether a file of that name, beside a manifest, can only be one that saving a memory made."""
+    """Whether a file of that name beside a manifest was made by saving a memory; other files are left alone."""
     return _FILE.fullmatch(name) is not None
 
 
 def check_name(name: object, argument: str = "Memory name ") -> str:
-    """The name itself, if it is one.
+    """The name, if it is allowed.
 
     Args:
-        name: What is to be a name.
-        argument: How the message calls it.
+        name: The name to check.
+        argument: The argument that the error message names.
 
     Raises:
-        ValueError: No string, or a name that could leave its folder, is too long, or means another file on some
-            system.
+        ValueError: The name is not a string, could lead out of its folder, is too long, or means another file on some
+            file system.
     """
     if not isinstance(name, str):
         raise ValueError(f"{argument}{name!r:.60} is {type(name).__name__}: expected a string.")
     fits = NAME.fullmatch(name) and ".." not in name and not name.endswith(".")
-    # Two ways to write one letter are one file on some systems and two on others.
+    # Two Unicode forms of one letter name the same file on some systems and two files on others.
     fits = fits and unicodedata.normalize("NFC", name) == name and len(name.encode()) <= MAX_NAME_BYTES
     if not fits or name.partition(".")[0].lower() in RESERVED:
         raise ValueError(
@@ -43,7 +43,7 @@ def check_name(name: object, argument: str = "Memory name ") -> str:
 
 
 def check_spelling(path: Path) -> None:
-    """Where capitals do not count, nobody gets the memory of another whose name differs by them.
+    """Refuse a name that differs from an existing one only in capitals: on some file systems both are one folder.
 
     Raises:
         ValueError: There is a memory whose name differs only in capitals.

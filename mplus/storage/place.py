@@ -1,7 +1,7 @@
-"""A ``Place`` holds files: a folder, a zip file, or whatever an ``fsspec`` url leads to.
+"""A ``Place`` holds files: a folder, a zip file, or the folder behind an ``fsspec`` url.
 
-A file is put there whole or not at all, and never changes afterwards; only the manifest is exchanged for
-another. Whoever writes does so inside ``lock``.
+A file is written completely or not at all, and never changes afterwards; only the manifest is replaced.
+All writes happen inside ``lock``.
 """
 
 import shutil
@@ -19,35 +19,35 @@ COPY_BYTES = 2**22
 
 @runtime_checkable
 class Sink(Protocol):
-    """Whatever bytes can be written to: a file, an entry of an archive, an upload."""
+    """An object that bytes can be written to: a file, an entry of an archive, an upload."""
 
     def write(self, data: Any, /) -> int:
-        """Write bytes; how many there were."""
+        """Write bytes; returns their number."""
         ...
 
 
 class Place(ABC):
-    """Files by name. ``str`` of a place is what error messages call it.
+    """Files by name. ``str`` of a place is its name in error messages.
 
-    Every method but ``lock`` and ``remove`` raises ``OSError`` where the place cannot be reached.
+    Every method except ``lock`` and ``remove`` raises ``OSError`` if the place cannot be reached.
     """
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file by its name; empty where there is no such place yet."""
+        """Bytes of every file by its name; empty if the place does not exist yet."""
 
     @abstractmethod
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """Read a file; raises ``FileNotFoundError`` where there is none."""
+        """Read a file; raises ``FileNotFoundError`` if there is none of that name."""
 
     @abstractmethod
     def put(self, name: str) -> AbstractContextManager[Sink]:
-        """Write a file: it is there once the block has ended, and not at all if that failed."""
+        """Write a file. It exists once the block has ended without an error."""
 
     def exchange(self, name: str, content: bytes) -> None:
-        """Exchange one file for another in a single step; readers find the old one or the new one.
+        """Replace a file in a single step; readers find the old or the new content.
 
-        The only step of a save that readers see, so a compare-and-swap belongs here.
+        This is the only step of a save that readers see, so a compare-and-swap belongs here.
         """
         with self.put(name) as file:
             file.write(content)
@@ -59,27 +59,27 @@ class Place(ABC):
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file that nobody needs; where that fails, a later save does it."""
+        """Remove a file that is no longer needed. If that fails, a later save removes it."""
 
     def sync(self) -> None:
         """Force the names of all files to disk."""
-        return  # most places do so on their own
+        return  # most places need no extra step
 
     @abstractmethod
     def lock(self, timeout: float) -> AbstractContextManager[None]:
-        """Be the only one who writes there, and make the place if need be.
+        """Hold the exclusive right to write to the place; makes the place if it does not exist.
 
         Raises:
-            MemoryLockedError: Someone else still wrote there after ``timeout`` seconds.
-            MemorySaveError: It cannot be written to.
+            MemoryLockedError: The place is still locked elsewhere after ``timeout`` seconds.
+            MemorySaveError: The place cannot be written to.
         """
 
     @contextmanager
     def on_disk(self, sizes: Mapping[str, int]) -> Generator[Path]:
-        """A local folder with these files, to map them: mapped files outlive it.
+        """A local folder with these files, for mapping them into memory. Mapped files stay readable after the block.
 
         Raises:
-            CorruptMemoryError: One that had to be fetched is missing, or of another size.
+            CorruptMemoryError: A file to be fetched is missing, or of another size.
         """
         found = self.sizes()
         for name, nbytes in sizes.items():
@@ -99,7 +99,7 @@ class Place(ABC):
 
 
 def not_saved(place: Place | Path, error: OSError) -> MemorySaveError:
-    """The error that says what became of a save, and what to do."""
+    """A ``MemorySaveError`` that says what happened and what to do."""
     reason = error.strerror or str(error)
     return MemorySaveError(
         error.errno,
@@ -109,6 +109,6 @@ def not_saved(place: Place | Path, error: OSError) -> MemorySaveError:
 
 
 def not_read(place: Place, error: OSError) -> MemoryReadError:
-    """The error of a place that cannot be reached, or of no room for what is fetched."""
+    """A ``MemoryReadError`` for a place that cannot be reached, or for too little room for the fetched files."""
     reason = error.strerror or str(error)
     return MemoryReadError(error.errno, f"{place}: the memory could not be read ({reason}). Try again, or check access")

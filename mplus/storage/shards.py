@@ -1,7 +1,7 @@
-"""Shards: files of tensors of which every block of rows can be read, checked or decrypted by itself.
+"""Shards: files of tensors in which each block of rows can be read, checked and decrypted separately.
 
-A plain shard is a safetensors file with one tensor more, a CRC-32 of every block. A sealed one holds the
-same header and blocks, each encrypted by AES-GCM. The header and all checksums are covered by a SHA-256 in
+A plain shard is a safetensors file with one additional tensor, the CRC-32 of every block. A sealed shard holds
+the same header and blocks, each encrypted by AES-GCM. The header and all checksums are covered by a SHA-256 in
 the memory's manifest, so that opening a shard reads its header only: rows stay on disk, mapped into
 memory, and a block is checked when it is first used.
 """
@@ -29,21 +29,21 @@ MAX_HEADER_BYTES = 2**21
 
 
 class ShardSum(BaseModel):
-    """What a manifest knows of a file beside it."""
+    """Size and checksum that a manifest has of a file beside it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     nbytes: int = Field(ge=0, le=2**50)
     """Size of the file."""
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    """Of its header and checksums; of all of it where the file is no shard."""
+    """SHA-256 of the shard's header and checksums, or of the whole file if it is not a shard."""
 
 
 # --- writing ------------------------------------------------------------------------------------------
 
 
 def shard_bytes(tensors: Mapping[str, Tensor], key: MemoryKey | None) -> int:
-    """The size of the file that ``write_shard`` makes, before it is made."""
+    """The size in bytes of the file that ``write_shard`` would write."""
     table = BlockTable.of(tensors)
     header = len(table.header(sealed=key is not None))
     if key is None:
@@ -52,7 +52,7 @@ def shard_bytes(tensors: Mapping[str, Tensor], key: MemoryKey | None) -> int:
 
 
 def write_shard(file: Sink, name: str, tensors: Mapping[str, Tensor], key: MemoryKey | None) -> ShardSum:
-    """Write tensors in one pass, from where they are to the file."""
+    """Write tensors to a file in one pass, from whatever device they are on."""
     table = BlockTable.of(tensors)
     header = table.header(sealed=key is not None)
     sums = np.zeros(table.num_blocks, dtype="<u4")
@@ -78,13 +78,13 @@ def write_shard(file: Sink, name: str, tensors: Mapping[str, Tensor], key: Memor
 
 
 def as_bytes(tensor: Shaped[Tensor, "..."]) -> memoryview:
-    """The bytes of a tensor, without a copy where it is in host memory already."""
+    """The bytes of a tensor, without a copy if it is in host memory already."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def content_hash(tensors: Mapping[str, Tensor], key: bytes = b"") -> str:
-    """A name made of what tensors hold; keyed where even that should say nothing."""
+    """A name derived from the tensors' content; derived with the key if there is one, so that it reveals nothing."""
     digest = hashlib.sha256(key)
     for name in sorted(tensors):
         digest.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)};".encode())
@@ -96,10 +96,10 @@ def content_hash(tensors: Mapping[str, Tensor], key: bytes = b"") -> str:
 
 
 class OpenShard:
-    """A shard whose rows are read when they are asked for.
+    """A shard whose rows are read when they are used.
 
     Raises:
-        CorruptMemoryError: The file is not the one that its memory was saved with.
+        CorruptMemoryError: The file is not the one that was saved.
     """
 
     def __init__(self, path: Path, expected: ShardSum | None, *, key: MemoryKey | None = None) -> None:
@@ -124,13 +124,13 @@ class OpenShard:
                 raise CorruptMemoryError(f"its {size:,} bytes do not hold what its header says: it was altered")
             if expected is not None and hashlib.sha256(head + header + tail).hexdigest() != expected.sha256:
                 raise CorruptMemoryError("it was altered after it was saved")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # read when touched, never written to
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # never written to
         self._sums = np.frombuffer(tail, dtype="<u4")
         self._checked = np.zeros(len(self._sums), dtype=bool)
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
     def rows(self, name: str, index: Int[Tensor, " T"] | slice) -> Tensor:
-        """A copy of some rows of a tensor, or of a run of them, checked."""
+        """A checked copy of some rows of a tensor; ``index`` lists them or is a slice."""
         tensor = self.table.tensors[name]
         blocks = _touched(tensor, index)
         if not blocks:
@@ -147,9 +147,9 @@ class OpenShard:
         return held[place * tensor.rows_per_block + index % tensor.rows_per_block]
 
     def prefetch(self, name: str, index: Int[Tensor, " T"] | slice) -> None:
-        """Have the system fetch the blocks of some rows, all at once and without waiting for them.
+        """Ask the operating system to fetch the blocks of some rows, all at once and without waiting for them.
 
-        Blocks that were used before are left to themselves: most are in memory still.
+        Skips blocks that were read before, since most of them are still in memory.
         """
         if not hasattr(mmap, "MADV_WILLNEED"):
             return
@@ -171,7 +171,7 @@ class OpenShard:
             self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
 
     def whole(self, name: str) -> Tensor:
-        """A whole tensor, checked; mapped from the file where that is not encrypted."""
+        """A whole tensor, checked; mapped from the file if that is not encrypted."""
         tensor = self.table.tensors[name]
         blocks = range(tensor.num_blocks)
         if self._cipher is None:
@@ -182,7 +182,7 @@ class OpenShard:
         return torch.cat([self._decrypted(name, block) for block in blocks])
 
     def resident(self, name: str) -> Tensor:
-        """A copy of a whole tensor in host memory, checked; read in one piece, not page by page."""
+        """A checked copy of a whole tensor in host memory; the file is read in one piece, not page by page."""
         tensor = self.table.tensors[name]
         if self._cipher is not None or not tensor.nbytes:
             return self.whole(name).clone()
@@ -196,7 +196,7 @@ class OpenShard:
         return torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor whole, checked."""
+        """All tensors, checked."""
         return {name: self.whole(name) for name in self.table.tensors}
 
     def _view(self, name: str) -> Tensor:
@@ -241,7 +241,7 @@ class OpenShard:
 
 
 def _touched(tensor: TensorExtent, index: Int[Tensor, " T"] | slice) -> range | list[int]:
-    """Blocks with some rows, in order."""
+    """Numbers of the blocks that contain the rows at ``index``, in order."""
     per_block = tensor.rows_per_block
     if isinstance(index, slice):
         start, stop, step = index.indices(tensor.shape[0])

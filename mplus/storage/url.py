@@ -10,7 +10,7 @@ from mplus.storage.place import Place, Sink, not_read
 
 
 class Url(Place):
-    """What an ``fsspec`` url leads to. There is no lock over a network: one writer at a time is up to the user."""
+    """A folder behind an ``fsspec`` url. A network has no lock, so the user must ensure that there is one writer."""
 
     def __init__(self, url: str, file_system: Any, root: str) -> None:
         self._url, self._files, self._root = url.rstrip("/"), file_system, root
@@ -20,16 +20,16 @@ class Url(Place):
 
     @property
     def parent(self) -> "Url":
-        """The folder that it is in."""
+        """The parent folder."""
         return Url(self._url.rpartition("/")[0], self._files, self._root.rpartition("/")[0])
 
     @property
     def name(self) -> str:
-        """Its name there."""
+        """The name in the parent folder."""
         return self._root.rpartition("/")[2]
 
     def is_file(self) -> bool:
-        """Whether it is a file, and no folder."""
+        """Whether the url leads to a file, not a folder."""
         try:
             with _transport():
                 return bool(self._files.isfile(self._root))
@@ -37,7 +37,7 @@ class Url(Place):
             raise not_read(self, error) from error
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file, listed anew."""
+        """Bytes of every file by its name; listed again at each call."""
         with _transport():
             self._files.invalidate_cache(self._root)
             try:
@@ -48,12 +48,12 @@ class Url(Place):
 
     @contextmanager
     def open(self, name: str) -> Generator[BinaryIO]:
-        """Read a file; only what is read of it is fetched."""
+        """Read a file; only the parts that are read are fetched."""
         with _transport(), self._files.open(f"{self._root}/{name}", "rb") as file:
             yield file
 
     def fetch(self, names: Iterable[str], folder: Path) -> None:
-        """Download some files, each in one piece."""
+        """Download files, each in one piece."""
         with _transport():
             for name in names:
                 self._files.get_file(f"{self._root}/{name}", str(folder / name))
@@ -70,13 +70,13 @@ class Url(Place):
             self._files.pipe_file(f"{self._root}/{name}", content)
 
     def remove(self, name: str) -> None:
-        """Remove a file; whatever goes wrong."""
+        """Remove a file and ignore errors."""
         with suppress(Exception):
             self._files.rm_file(f"{self._root}/{name}")
 
     @contextmanager
     def lock(self, timeout: float) -> Generator[None]:
-        """Only make the folder."""
+        """Make the folder; takes no lock."""
         with _transport():
             self._files.makedirs(self._root, exist_ok=True)
         yield
@@ -84,7 +84,7 @@ class Url(Place):
 
 @contextmanager
 def _transport() -> Generator[None]:
-    """File systems behind urls raise errors of their own libraries: make ``OSError`` of them."""
+    """Turns the errors that the libraries of url file systems raise into ``OSError``."""
     try:
         yield
     except (OSError, MPlusError):

@@ -24,15 +24,15 @@ class KeyVault:
 
         vault = KeyVault.with_passphrase("~/.keys", "correct horse battery staple")
         store = MemoryStore("memories", vault=vault)
-        vault.destroy("alice")  # nobody can read alice's memory any more, wherever copies of it are
+        vault.destroy("alice")  # no copy of alice's memory can be read any more
 
     Keep the folder apart from the memories, and out of their backups: a key that is in no backup
     is destroyed when its file is.
 
     Args:
-        folder: Where key files are; made if it is not there.
-        master: 32 bytes under which keys are encrypted. None: key files hold the keys as they are, and the
-            folder itself must be kept secret.
+        folder: The folder of the key files; made if it does not exist.
+        master: 32 bytes with which keys are encrypted. None: key files hold the keys unencrypted, and the folder
+            itself must be kept secret.
     """
 
     def __init__(self, folder: str | Path, *, master: bytes | None = None) -> None:
@@ -65,7 +65,7 @@ class KeyVault:
         """The key of a memory.
 
         Raises:
-            MemoryKeyError: It was destroyed or never made, or the vault was opened with another master key.
+            MemoryKeyError: The key was destroyed or never made, or the vault was opened with another master key.
         """
         path = self._path(name)
         if not path.exists():
@@ -91,7 +91,7 @@ class KeyVault:
         """The key of a memory, made if there is none yet.
 
         Raises:
-            MemoryKeyError: There is one, but the vault was opened with another master key.
+            MemoryKeyError: There is a key, but the vault was opened with another master key.
         """
         place = Folder(self.folder)
         with place.lock(LOCK_TIMEOUT):
@@ -106,15 +106,15 @@ class KeyVault:
             return key
 
     def destroy(self, name: str) -> bool:
-        """Destroy the key of a memory: what was saved with it can never be read again.
+        """Destroy the key of a memory; files encrypted with it can never be read again.
 
         Returns:
-            Whether there was one.
+            Whether there was a key.
         """
         path = self._path(name)
         if not path.exists():
             return False
-        with path.open("r+b") as file:  # in place, so that not even the freed blocks hold it
+        with path.open("r+b") as file:  # overwritten in place, so that freed disk blocks do not hold the key
             size = os.fstat(file.fileno()).st_size
             file.write(b"\0" * size)
             file.flush()

@@ -1,4 +1,4 @@
-"""A zip file as a place: a memory in one file, to carry elsewhere."""
+"""A zip file as a place: a memory in one file that can be moved or sent."""
 
 import os
 import zipfile
@@ -15,9 +15,9 @@ from mplus.storage.url import Url
 
 
 class Zip(Place):
-    """An uncompressed zip file, in a folder or behind a url: to carry a memory elsewhere.
+    """An uncompressed zip file, in a folder or behind a url.
 
-    It is written anew by every save. Any unpacking tool makes a folder of it that is a ``Place`` too.
+    Every save writes the whole file again. Unpacked with any tool, it is a folder that can be loaded too.
     """
 
     def __init__(self, file: Folder | Url) -> None:
@@ -50,11 +50,11 @@ class Zip(Place):
             yield stream
 
     def remove(self, name: str) -> None:
-        """Nothing to remove: the file is written anew."""
+        """Does nothing: the whole zip file is written again."""
 
     @contextmanager
     def lock(self, timeout: float) -> Generator[None]:
-        """Write the file: it is there once the block has ended."""
+        """Write the zip file; it exists once the block has ended."""
         with self._folder.put(self._file.name) as file, zipfile.ZipFile(cast("IO[bytes]", file), "w") as archive:
             self._archive = archive
             try:
@@ -64,13 +64,13 @@ class Zip(Place):
         self._folder.sync()
 
     def fetch(self, names: Iterable[str], folder: Path) -> None:
-        """Unpack some entries; the archive is opened once."""
+        """Unpack entries into a folder; the archive is opened once for all."""
         with self._reading():
             super().fetch(names, folder)
 
     @contextmanager
     def _reading(self) -> Generator[zipfile.ZipFile]:
-        """The archive, opened once; or the one that is being written."""
+        """The archive, opened for reading; or the one that is being written."""
         if self._archive is not None:
             yield self._archive
             return
@@ -85,7 +85,7 @@ class Zip(Place):
                 self._archive = None
 
     def _check(self, entries: list[zipfile.ZipInfo], size: int) -> None:
-        """Refuse what no save makes, before anything is unpacked: other names, compression, entries that overlap."""
+        """Refuse archives that no save writes, before unpacking: other names, compression, overlapping entries."""
         names = [entry.filename for entry in entries]
         if len(names) > MAX_FILES or len(set(names)) < len(names) or MANIFEST not in names:
             raise CorruptMemoryError(f"not a portable memory; it holds {names[:3]!r:.200}.", self)
@@ -100,6 +100,6 @@ class Zip(Place):
     def _sound(self) -> Generator[None]:
         try:
             yield
-        # zipfile raises NotImplementedError at a compression that it does not know.
+        # zipfile raises NotImplementedError for a compression that it does not know.
         except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError) as error:
             raise CorruptMemoryError(f"not a portable memory, or altered ({error}). Export it again.", self) from error

@@ -1,1 +1,1 @@
-"""Write: text becomes memory tokens."""
+"""Write: turns text into memory tokens."""

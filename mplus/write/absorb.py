@@ -1,6 +1,6 @@
-"""Write: text becomes new memory tokens, which enter short-term memory and push older ones out.
+"""Write: turns text into new memory tokens, which enter short-term memory and evict older ones.
 
-What a chunk becomes is in ``encode.py``.
+``encode.py`` computes the tokens of a chunk.
 """
 
 import time
@@ -22,13 +22,13 @@ from mplus.words import no_words
 from mplus.write.encode import Chunk, Encoded, encode_adapter, encode_states
 
 WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
-"""Text tokens that go through a layer together. On a CPU more leave its caches (docs/lab/performance.md); a GPU
-wants more to be busy."""
+"""Text tokens that go through a layer together. More do not fit a CPU's caches (docs/lab/performance.md); a GPU
+needs more to be busy."""
 
 
 @dataclass(frozen=True)
 class WriteReport:
-    """What a write did.
+    """Result of a write.
 
     Attributes:
         text_tokens: Text tokens that were written or now wait in the tail.
@@ -53,7 +53,7 @@ def write_chunks(
     *,
     progress: Progress | None = None,
 ) -> tuple[MemoryState, WriteReport]:
-    """Write chunks in order; the memory itself is not touched, the new state is returned."""
+    """Write chunks in order and return the new state; the memory itself is unchanged."""
     (written,) = write_together(weights, [Writing(memory, state, chunks)], progress=progress)
     return written
 
@@ -69,9 +69,9 @@ class Writing(NamedTuple):
 def write_together(
     weights: Weights, writings: Sequence[Writing], *, progress: Progress | None = None
 ) -> list[tuple[MemoryState, WriteReport]]:
-    """Write into several memories, each in order; their chunks go through the layers together.
+    """Write into several memories, each in order, in common batches; returns the new states.
 
-    No memory is touched; new states are returned.
+    The memories themselves are unchanged.
     """
     started = time.perf_counter()
     totals = [sum(len(chunk.input_ids) for chunk in writing.chunks) for writing in writings]
@@ -92,7 +92,7 @@ def write_together(
         for (number, chunks), (new, context) in zip(batch, encoded, strict=True):
             generator = writings[number].memory.generator(states[number])
             states[number], out, moved = absorb(states[number], config, new, generator, context, chunks)
-            if moved:  # here, so that no read has to wait for it
+            if moved:  # now, so that no read has to wait for it
                 for track in states[number].tracks:
                     weights.scorers[config.recall].prepare(track.long_term, config)
             known = reports[number]
@@ -117,7 +117,7 @@ def absorb(
     context: Context,
     chunks: Sequence[Chunk],
 ) -> tuple[MemoryState, int, int]:
-    """New tokens into every track; returns the state, tokens evicted and tokens consolidated per layer."""
+    """Add new tokens to every track. Returns the state, and the tokens evicted and consolidated per layer."""
     tracks, evicted = [], 0
     for track, tokens in zip(state.tracks, new, strict=True):
         written, out = track.write(tokens, config, generator)
@@ -148,9 +148,9 @@ def absorb(
 def _next_batch(
     configs: Sequence[MemoryConfig], waiting: Sequence[deque[Chunk]], tokens: int
 ) -> tuple[MemoryConfig, list[tuple[int, list[Chunk]]]]:
-    """Chunks that go through the layers together next, taken from ``waiting``, by number of their memory.
+    """Take the next batch of chunks from ``waiting``, by number of their memory.
 
-    Whole chunks of up to ``tokens`` text tokens together.
+    The batch has whole chunks with up to ``tokens`` text tokens in total.
     """
     first = next(number for number, chunks in enumerate(waiting) if chunks)
     config = configs[first]
@@ -191,7 +191,7 @@ def _encode_states(
     chunks = [chunk for part in parts for chunk in part.chunks]
     contexts: list[Context | None] = []
     for part in parts:
-        # What follows in the same part goes on from the chunk before it.
+        # Later chunks of the same part continue the chunk before them.
         contexts += [part.state.context if part.chunks[0].continues else None, *[None] * (len(part.chunks) - 1)]
     encoded = encode_states(weights, chunks, contexts)
     provenances = [_provenance(weights, config, part) for part in parts]
@@ -201,7 +201,7 @@ def _encode_states(
     end = 0
     for part, provenance in zip(parts, provenances, strict=True):
         start, end = end, end + len(provenance)
-        # Rows of several memories are taken apart, so that none holds another's.
+        # Rows of several memories are copied apart, so that no memory holds another's rows.
         own = together if len(parts) == 1 else [tokens.take(torch.arange(start, end)) for tokens in together]
         own = [replace(tokens, provenance=provenance) for tokens in own]
         keep = min(len(part.chunks[-1].input_ids), config.tokens_per_write)
@@ -211,7 +211,7 @@ def _encode_states(
 
 
 def _provenance(weights: Weights, config: MemoryConfig, part: Writing) -> Provenance:
-    """Where the tokens of a part come from, as its memory counts."""
+    """Provenance of the tokens of a part, in the numbering of its memory."""
     sizes = torch.tensor([len(chunk.input_ids) for chunk in part.chunks])
     total = int(sizes.sum())
     return Provenance(
@@ -233,7 +233,7 @@ def _encode_adapter(
     past = (backbone.bos_states[:0],) * backbone.num_layers if context is None else context.states
     encoded = encode_adapter(weights, config, chunk.input_ids, past)
     count = encoded.states[0].shape[0]
-    # K tokens stand for the whole chunk: sources share them in proportion to their text.
+    # K tokens represent the whole chunk; sources share them in proportion to their text.
     share = torch.linspace(0, len(chunk.sources) - 1, count).round().long()
     provenance = Provenance(
         ages=torch.arange(count - 1, -1, -1),

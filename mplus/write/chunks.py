@@ -1,4 +1,4 @@
-"""From what a caller hands in to chunks that can be written: tokens, sources, cuts, and the tail that waits."""
+"""Turns given texts into chunks to be written: tokens, sources, cuts, and the waiting tail."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,20 +17,20 @@ TextLike = str | Sequence[str] | Sequence[int] | torch.Tensor
 
 
 class TokenizedText(NamedTuple):
-    """One text on its way into memory."""
+    """One text to be written, as token ids."""
 
     input_ids: list[int]
     joined_by: list[int]
-    """What stands between it and a waiting tail of the same source."""
+    """Token ids that separate this text from a waiting tail of the same source."""
     original: str
-    """As it was given; empty where token ids were."""
+    """The given text; empty if token ids were given."""
 
 
 def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[TokenizedText]:
     """Texts as token ids.
 
     Raises:
-        ValueError: Nothing to write, token ids out of range, or something that is not text.
+        ValueError: The text is empty, token ids are out of range, or an item is not text.
     """
     if isinstance(text, torch.Tensor):
         text = [int(i) for i in text.flatten()]
@@ -59,7 +59,7 @@ def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[Toke
 
 
 def fresh_names(state: MemoryState, num: int) -> list[str]:
-    """Names for texts that came without one: "text-1", "text-2", …, none of them in use."""
+    """Names for texts without one: "text-1", "text-2", …, skipping names in use."""
     taken = {record.name for record in state.sources}
     number, names = len(state.sources), list[str]()
     while len(names) < num:
@@ -72,16 +72,16 @@ def fresh_names(state: MemoryState, num: int) -> list[str]:
 def ready_chunks(
     state: MemoryState, config: MemoryConfig, entry: LedgerEntry, ends: SentenceEnds
 ) -> tuple[MemoryState, list[Chunk]]:
-    """Cut texts into chunks that go on from what a memory already holds.
+    """Cut texts into chunks that continue what a memory already holds.
 
     Args:
-        state: What has been written so far.
-        config: How long chunks are.
-        entry: What is to be written.
-        ends: Where the tokenizer's sentences end.
+        state: The memory's state.
+        config: The memory's layout, for the length of chunks.
+        entry: The texts to write.
+        ends: Detects sentence ends in token ids.
 
     Returns:
-        The state with the sources noted and what is too short yet in its tail, and the chunks to be written into it.
+        The state with the new sources and the waiting tail, and the chunks that are ready to be written into it.
     """
     cutting = _Cutting(state, config, ends, entry.time)
     for text in entry.texts:
@@ -90,17 +90,17 @@ def ready_chunks(
 
 
 class _Cutting:
-    """Texts of one call that are cut one after the other."""
+    """Cuts the texts of one call, one after the other."""
 
     def __init__(self, state: MemoryState, config: MemoryConfig, ends: SentenceEnds, now: float) -> None:
         self.state = state
         self.chunks: list[Chunk] = []
         self._config, self._ends, self._now = config, ends, now
         self._last = state.context.sources[-1:].tolist() if state.context is not None else []
-        """Source of the last token that is written, or will be."""
+        """Source of the last token that has been cut into a chunk or written."""
 
     def add(self, text: WrittenText) -> None:
-        """Chunks of a text that are ready now; what is too short yet waits in the tail of the state."""
+        """The chunks of a text that are ready; a rest that is too short waits in the tail of the state."""
         self.state, source = _with_source(self.state, text, self._now)
         tail, ids, since = self.state.tail, text.input_ids.tolist(), self._now
         sources = [source] * len(ids)
@@ -109,7 +109,7 @@ class _Cutting:
             sources = [*tail.sources, *([source] * len(text.joined_by)), *sources]
             since = tail.since
         elif tail.input_ids:
-            # Another source follows: a chunk never mixes two where each can be forgotten exactly.
+            # Another source follows. These chunks never mix sources, so that each source can be forgotten exactly.
             self._chunk(list(tail.input_ids), list(tail.sources), tail.since)
         cuts = cut(
             ids,
@@ -129,7 +129,7 @@ class _Cutting:
 
 
 def _with_source(state: MemoryState, text: WrittenText, now: float) -> tuple[MemoryState, int]:
-    """The state with a text's source noted as written now, and the source's number."""
+    """The state with the text's source added or updated, and the source's row number."""
     number = state.source_number(text.source)
     if number is None:
         record = SourceRecord(text.source, dict(text.metadata), now, now, len(text.input_ids), texts=text.kept)
@@ -146,23 +146,22 @@ def _with_source(state: MemoryState, text: WrittenText, now: float) -> tuple[Mem
     return replace(state, sources=sources), number
 
 
-# --- where a text is cut ----------------------------------------------------------------------------
+# --- cuts -------------------------------------------------------------------------------------------
 
 
 class Cuts(NamedTuple):
-    """Where a text is cut, as (start, stop) pairs of token positions."""
+    """The cuts of a text, as (start, stop) pairs of token positions."""
 
     chunks: list[tuple[int, int]]
     tail: tuple[int, int]
-    """What is left and too short for a chunk of its own; empty where start equals stop."""
+    """The rest, too short for a chunk of its own; empty if start equals stop."""
 
 
 def cut(ids: Sequence[int], ends: SentenceEnds, *, chunk_tokens: int, minimum_chunk_tokens: int) -> Cuts:
     """Cut a text into chunks of at most ``chunk_tokens`` tokens that end where sentences end.
 
-    A chunk ends at the last paragraph end in its second half, else the last sentence end there, else
-    where it is full. Where more text follows, no cut depends on it: a text written in pieces is cut as
-    if written at once.
+    A chunk ends at the last paragraph end in its second half, else at the last sentence end there, else when it
+    is full. No cut depends on the text after it, so a text written in pieces is cut as if it were written at once.
     """
     chunks: list[tuple[int, int]] = []
     start = 0

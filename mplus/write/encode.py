@@ -1,4 +1,4 @@
-"""Encode: text becomes states at the input of every layer.
+"""Encode: turns text into states at the input of every layer.
 
 Two encodings. ``states``: every text token's own state at the input of each layer is kept, so all chunks
 of a text go through a layer together, each attending to itself and to the chunk before it. ``adapter``:
@@ -26,19 +26,19 @@ class Chunk(NamedTuple):
     sources: list[int]
     """Row of the memory's table of sources, per text token."""
     continues: bool
-    """Whether it goes on from the chunk before it, and may see it."""
+    """Whether it continues the chunk before it, and attends to it."""
     since: float = 0.0
-    """Unix time at which the first of its text was handed in."""
+    """Unix time at which its first text was given."""
 
 
 class Encoded(NamedTuple):
-    """New memory tokens of some chunks, by layer, and what the next chunk will see of them."""
+    """New memory tokens of some chunks, by layer, and the states that the next chunk attends to."""
 
     states: tuple[Float[Tensor, "T D"], ...]
     base: tuple[KeysValues, ...] | None
-    """Keys and values under the write layers, where they were computed on the way."""
+    """Keys and values of the write layers, if they were computed."""
     hidden: Float[Tensor, "S D"] | None = None
-    """Output of the last layer, where it was computed."""
+    """Output of the last layer, if it was computed."""
 
 
 def encode_states(
@@ -46,15 +46,15 @@ def encode_states(
 ) -> Encoded:
     """States of every text token at the input of every layer.
 
-    Each chunk sees the bos state, what it continues, and its own past. Positions count from the bos state, as in
-    any write.
+    Each chunk attends to the bos state, the chunk that it continues, and its own past. Positions count from the bos
+    state, as in any write.
 
     Args:
         weights: The model.
-        chunks: Of one text or of many.
-        contexts: For each chunk, what it goes on from if that was written earlier; None where that is the
+        chunks: Chunks of one or several texts.
+        contexts: For each chunk, the context that it continues if that was written earlier; None if it continues the
             chunk before it in ``chunks``, or nothing.
-        num_layers: Only of the first so many; None: of all.
+        num_layers: Encode only the first layers; None: all.
     """
     backbone = weights.backbone
     num_layers = num_layers or backbone.num_layers
@@ -70,19 +70,19 @@ def encode_states(
         rows = torch.cat([backbone.bos_states[index : index + 1].to(where), *earlier, hidden])
         given = backbone.layer_input(backbone.write_layers[index], rows)
         base.append(KeysValues(given.keys[packing.first :], given.values[packing.first :]))
-        if index + 1 < num_layers:  # the output of the last one is not used
+        if index + 1 < num_layers:  # the output of the last layer is not used
             hidden = backbone.layer_output(backbone.write_layers[index], given, packing)
     return Encoded(tuple(states), tuple(base))
 
 
 def _packed(backbone: Backbone, chunks: Sequence[Chunk], contexts: Sequence[Context | None]) -> Packing:
-    """How rows of [bos ; what was written earlier ; chunks] attend, laid out as [chunk, row]."""
+    """The attention pattern of rows of [bos ; contexts written earlier ; chunks], laid out as [chunk, row]."""
     sizes = torch.tensor([len(chunk.input_ids) for chunk in chunks])
     is_earlier = torch.tensor([context is not None for context in contexts])
     earlier = torch.tensor([0 if context is None else len(context.sources) for context in contexts])
     first = 1 + int(earlier.sum())
     starts = first + sizes.cumsum(0) - sizes
-    # How many rows each chunk sees of what it continues, and where they begin.
+    # How many rows each chunk sees of the chunk that it continues, and where they begin.
     previous = torch.cat([sizes.new_zeros(1), sizes[:-1]]) * torch.tensor([chunk.continues for chunk in chunks])
     seen = torch.where(is_earlier, earlier, previous)
     seen_starts = torch.where(is_earlier, 1 + earlier.cumsum(0) - earlier, starts - seen)
@@ -123,10 +123,10 @@ def encode_adapter(
 
     Args:
         weights: Backbone and write position.
-        config: For K.
-        input_ids: The chunk.
+        config: The memory's layout, for K.
+        input_ids: Token ids of the chunk.
         past: Last K rows of short-term memory, by layer.
-        observe: Called with each layer's number and text rows before it, for checks.
+        observe: Called with each layer's number and the text rows at its input, for checks.
     """
     backbone, size, num_new = weights.backbone, len(input_ids), config.tokens_per_write
     hidden = backbone.embed(torch.tensor(list(input_ids)))

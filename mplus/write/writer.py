@@ -1,4 +1,4 @@
-"""``Writer``: texts into memories, from what a caller hands in to what the memories hold."""
+"""``Writer``: writes given texts into memories."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Writer:
         keep_text: bool,
         progress: Progress | None,
     ) -> list[WriteReport]:
-        """Write one or several texts into each memory, and commit once everything has been written.
+        """Write one or several texts into each memory; memories change once everything has been written.
 
         Raises:
             ValueError: Empty text, token ids out of range, or an empty source name.
@@ -47,7 +47,7 @@ class Writer:
         given = [tokenized(text, self._tokenizer, self._weights.backbone.vocabulary_size) for text in texts]
         started = time.perf_counter()
         with ExitStack() as stack:
-            # In one order everywhere, so that two batches never wait for each other.
+            # Memories are always locked in the same order, so that two batches cannot deadlock.
             for memory in sorted(memories, key=id):
                 stack.enter_context(memory.writing())
             entries: list[LedgerEntry] = []
@@ -76,7 +76,7 @@ class Writer:
         entries: Sequence[LedgerEntry],
         progress: Progress | None,
     ) -> list[tuple[MemoryState, WriteReport]]:
-        """The states after each entry has been written at its time; no memory is touched."""
+        """The states after each entry has been written at its time; the memories themselves are unchanged."""
         assert self._ends is not None, "a model without a tokenizer writes nothing"
         writings: list[Writing] = []
         for memory, state, entry in zip(memories, states, entries, strict=True):
