@@ -1,4 +1,4 @@
-"""M+ for the frameworks people build with; importing one adapter needs only its framework."""
+"""Adapters of M+ for LangChain and LlamaIndex; importing one needs only its own framework."""
 
 import lazy_loader
 

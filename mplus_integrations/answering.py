@@ -1,4 +1,4 @@
-"""From a conversation to an answer, the same in both frameworks, which only translate what goes in and comes out."""
+"""Answers conversations, the same for both frameworks, whose adapters only translate inputs and outputs."""
 
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -15,19 +15,19 @@ from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
 from mplus_integrations.whose_memory import Item, Latents, Remembering
 
 Asked = str | list[dict[str, Any]]
-"""Text to go on from, or chat messages; one that says its ``source`` has been written into memory under it."""
+"""Text to continue, or chat messages. A message with a ``source`` has been written into memory under that name."""
 
 
 class Answer(NamedTuple):
     """A whole answer.
 
     Attributes:
-        text: What it says before its calls.
-        rest: The end of the text, where it was held back because it might have become a call.
+        text: The text before the calls.
+        rest: The end of the text, if it was held back because it might have become a call.
         calls: Valid calls, each with an id.
-        invalid_calls: What the model wrote that is no valid call, each with an id.
-        generation: As the model gave it.
-        about: Why it ended, which sources it recalled, how sure it is.
+        invalid_calls: Calls that are not valid, each with an id.
+        generation: The model's ``Generation``.
+        about: The finish reason, recalled sources and confidence.
     """
 
     text: str
@@ -39,13 +39,13 @@ class Answer(NamedTuple):
 
 
 class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
-    """A model that remembers and answers; what ``MPlusChat`` and ``MPlusLLM`` share."""
+    """A model that answers with memory; the base class of ``MPlusChat`` and ``MPlusLLM``."""
 
     scheduler: Scheduler | None = Field(default=None, exclude=True)
-    """``model.serve()``: answers to many users share the model's steps; None: each runs by itself."""
+    """``model.serve()``: requests of many users are batched. None: each request runs on its own."""
 
     def _as_call(self, given: Mapping[str, Any]) -> Call:
-        """What a call asks for; what it leaves out, or gives as None, is as for the object.
+        """The settings of a call. Missing settings, or None, have the object's value.
 
         Raises:
             ValueError: A setting that is unknown or out of range.
@@ -55,24 +55,24 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         return Call.model_validate({**self._own_settings(), **named})
 
     def _model_of(self, call: Call) -> MPlus:
-        """The model of a call, which may name another."""
+        """The model of a call: ``call.model`` if given, else the object's."""
         return self.loaded if call.model is None else load(call.model)
 
     def _pieces(
         self, prompt: Asked, call: Call, latents: Latents, left: threading.Event, *, where: Where | None = None
     ) -> Generator[str | Answer]:
-        """The text of an answer as it grows, calls held back, and in the end the whole answer.
+        """Yield the text of an answer as it grows, without tool calls, and finally the whole ``Answer``.
 
         Args:
-            prompt: What is answered. The oldest turns of a long history flow into memory.
-            call: How.
-            latents: What is read.
-            left: Set it to stop generation within two tokens.
-            where: Only sources for which this says so are read.
+            prompt: Text or messages to answer. The oldest turns of a long history are moved into memory.
+            call: Settings of the call.
+            latents: The memory to read.
+            left: An event that stops generation within two tokens when it is set.
+            where: A test of the sources to read.
         """
         shown = held = ""
         with self._begin(prompt, call, latents, where) as stream:
-            # While a call is held back nothing is yielded: whoever leaves must reach the generation itself.
+            # While a call is held back nothing is yielded, so a caller who leaves must cancel the generation directly.
             stream.cancel_with(left)
             for piece in stream:
                 if call.tools:
@@ -96,25 +96,25 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
     def _answer(
         self, prompt: Asked, call: Call, latents: Latents, left: threading.Event, *, where: Where | None = None
     ) -> Answer:
-        """The whole answer; arguments of ``_pieces``."""
+        """The whole answer; takes the arguments of ``_pieces``."""
         *_, answer = self._pieces(prompt, call, latents, left, where=where)
         assert isinstance(answer, Answer)
         return answer
 
     def _begin(self, prompt: Asked, call: Call, latents: Latents, where: Where | None) -> GenerationStream:
         model, form, sampling = self._model_of(call), form_of(call), call.sampling()
-        if form.constraint is not None:  # a call or an object has no such reply: its form would be broken
+        if form.constraint is not None:  # a tool call or object cannot be replaced by a sentence
             sampling = sampling.model_copy(update={"abstain_below": None})
         tests = [test for test in (where, as_test(call.where)) if test is not None]
-        # What is read is fixed here: neither a later write nor another history of this memory changes it, and
-        # a named memory is free for others while this answer is made.
+        # The state to read is fixed here, so that later writes do not change the answer, and a named memory is
+        # unlocked while the answer is generated.
         with latents.opened(model) as memory, memory.writing():
             if not isinstance(prompt, str):
                 room = model.prompt_room(memory)
                 told = with_told(prompt, form.told)
                 room = max(room - min(call.max_tokens, room // 4), 1)
                 prompt = fitted(model, memory, told, room=room, tools=call.tools)
-                if latents is self._own.get(None):  # nobody said whose it is: no conversation reads another's turns
+                if latents is self._own.get(None):  # the memory has no name: each conversation reads only its own turns
                     tests.append(of_conversation(told))
                 tests.append(not_standing_in(prompt))
                 prompt = [{key: value for key, value in turn.items() if key != "source"} for turn in prompt]
@@ -126,7 +126,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
 
 
 def as_test(where: Any) -> Where | None:
-    """A choice of sources as a test of name and metadata."""
+    """A ``where`` argument as a test of name and metadata."""
     if where is None:
         return None
     if callable(where):
@@ -136,13 +136,13 @@ def as_test(where: Any) -> Where | None:
 
 
 def not_standing_in(messages: Sequence[Mapping[str, Any]]) -> Where:
-    """Every source but the turns that stand in the prompt themselves."""
+    """A test of sources that excludes turns that are in the prompt."""
     here = {message["source"] for message in messages if "source" in message}
     return lambda name, _: name not in here
 
 
 def readable(model: MPlus, memory: Memory, tests: Sequence[Where]) -> tuple[Memory, Where | None]:
-    """What to read of a memory so that all tests say yes; an empty memory where none of its sources does."""
+    """The memory and test to read so that all tests hold; an empty memory if they hold for none of its sources."""
 
     def where(name: str, metadata: Mapping[str, Any]) -> bool:
         return all(test(name, metadata) for test in tests)
@@ -154,7 +154,7 @@ def readable(model: MPlus, memory: Memory, tests: Sequence[Where]) -> tuple[Memo
 
 
 def about(generation: Generation, model_name: str) -> dict[str, Any]:
-    """What an answer says about itself: why it ended, which sources it recalled, how sure it is."""
+    """Details of an answer as JSON: finish reason, recalled sources, confidence."""
     return {
         "model_name": model_name,
         "model_provider": "mplus",

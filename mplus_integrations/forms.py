@@ -1,4 +1,4 @@
-"""The form an answer must have: tools it may or must call, or a JSON schema it must follow."""
+"""The form of an answer: tools that it may or must call, or a JSON schema that it must follow."""
 
 import json
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ OPEN_CALL = "<tool_call>"
 
 
 class Form(NamedTuple):
-    """What a call asks of its answer.
+    """The required form of an answer.
 
     Attributes:
         constraint: Enforced token by token; None: free text.
-        told: What the model is told about it, beside the messages.
+        told: Description of the form for the model, added to the messages.
     """
 
     constraint: Constraint | None
@@ -26,7 +26,7 @@ def form_of(call: Call) -> Form:
     """The form of an answer that may call tools or must follow a schema.
 
     Raises:
-        ValueError: A schema, tool or choice that cannot be followed.
+        ValueError: A schema, tool or choice cannot be enforced.
     """
     if call.response_format is not None:
         schema = response_schema(call.response_format)
@@ -37,10 +37,10 @@ def form_of(call: Call) -> Form:
 
 
 def tool_choice(choice: str | Mapping[str, Any] | bool | None) -> str:
-    """A choice in any of the usual spellings as "auto", "required", "none" or a tool's name.
+    """A tool choice in any usual spelling, converted to "auto", "required", "none" or a tool's name.
 
     Raises:
-        ValueError: A mapping that names no tool.
+        ValueError: A mapping names no tool.
     """
     if choice is None or choice is False:
         return "auto"
@@ -63,7 +63,7 @@ def response_schema(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     """The JSON schema of a ``response_format``.
 
     Raises:
-        ValueError: Not of a known form.
+        ValueError: It is not of a known form.
     """
     if wanted.get("type") == "json_schema":
         return wanted["json_schema"]["schema"]
@@ -82,7 +82,7 @@ def with_told(messages: list[dict[str, Any]], told: str | None) -> list[dict[str
 
 
 def before_calls(text: str) -> tuple[str, str]:
-    """Text that can be shown now, and what has to wait because it is or may become a tool call."""
+    """Split text into what can be shown now and what is held back because it is, or may become, a tool call."""
     at = text.find(OPEN_CALL)
     if at < 0:
         most = min(len(OPEN_CALL) - 1, len(text))

@@ -1,4 +1,4 @@
-"""Models by name, loaded once per process, whatever framework asks for them."""
+"""Models by name, loaded once per process for both frameworks."""
 
 import threading
 from weakref import WeakValueDictionary
@@ -11,7 +11,7 @@ _LOADING = threading.Lock()
 
 
 def load(model: str | MPlus) -> MPlus:
-    """A model by name, or the one given, which can be found by its fingerprint from now on."""
+    """Load a model by name, or return the given one. From then on ``by_fingerprint`` finds it."""
     if isinstance(model, MPlus):
         _LIVE[model.fingerprint] = model
         return model
@@ -24,10 +24,10 @@ def load(model: str | MPlus) -> MPlus:
 
 
 def loaded_already(model: str | MPlus) -> MPlus | None:
-    """The model, where that takes no loading."""
+    """The model if it is already loaded, else None."""
     return model if isinstance(model, MPlus) else _LOADED.get(model)
 
 
 def by_fingerprint(fingerprint: str) -> MPlus | None:
-    """A model of this process that has these weights."""
+    """A loaded model with these weights, else None."""
     return _LIVE.get(fingerprint)

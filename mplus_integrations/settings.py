@@ -1,4 +1,4 @@
-"""Settings of answers, the same in both frameworks: an unknown name is an error, and None stands for the default."""
+"""Settings of answers, the same in both frameworks. An unknown name is an error, and None stands for the default."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -14,25 +14,25 @@ INSTEAD = {
     "stop_sequences": "stop",
     "session_id": "memory_key",
 }
-"""What to write for names that other libraries, or M+ itself, use for the same."""
+"""Our names for settings that other libraries, or M+ itself, call differently."""
 
 
 class KnownNames(BaseModel):
-    """Refuses arguments that do not exist, and takes None for an argument's default."""
+    """Base class that refuses unknown arguments, and takes None as an argument's default."""
 
     @model_validator(mode="before")
     @classmethod
     def _known_and_given(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):  # an object that was checked when it was made
+        if not isinstance(given, Mapping):  # an object that has been validated already
             return given
-        names = {name: value for name, value in given.items() if name != "class_name"}  # LlamaIndex's JSON has it
+        names = {name: value for name, value in given.items() if name != "class_name"}  # LlamaIndex's JSON contains it
         known = {*cls.model_fields, *(field.alias for field in cls.model_fields.values() if field.alias)}
         UnknownNameError.check(names, known, of=cls.__name__, instead=INSTEAD)
         return {name: value for name, value in names.items() if value is not None}
 
 
 class AnswerSettings(KnownNames):
-    """How answers are generated; ``mplus.SamplingParams`` says what is in range."""
+    """How answers are generated; ranges are checked by ``mplus.SamplingParams``."""
 
     max_tokens: int = 256
     """Most tokens of an answer."""
@@ -43,17 +43,17 @@ class AnswerSettings(KnownNames):
     top_k: int = 0
     """Sample from this many likeliest tokens; 0 from all."""
     repetition_penalty: float = 1.0
-    """Above 1 makes tokens that stand in prompt or answer less likely."""
+    """Above 1 makes tokens that occur in the prompt or answer less likely."""
     stop: str | list[str] | None = None
     """Strings that end an answer."""
     seed: int | None = None
     """The same seed gives the same answer."""
     timeout: float | None = None
-    """Seconds after which an answer ends as it is; None: never."""
+    """Seconds after which an answer is cut off; None: never."""
     abstain_below: float | None = None
-    """Say ``abstain_reply`` instead of an answer in words that is less sure than this; None: never."""
+    """Reply with ``abstain_reply`` if the confidence in an answer in text is below this; None: never."""
     abstain_reply: str = "I don't know."
-    """What is said then."""
+    """The reply that is given instead of the answer."""
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
@@ -61,7 +61,7 @@ class AnswerSettings(KnownNames):
         return self
 
     def _own_settings(self) -> dict[str, Any]:
-        """The settings by name, without whatever else the object has."""
+        """The settings by name, without other fields of the object."""
         return {name: getattr(self, name) for name in AnswerSettings.model_fields}
 
     def sampling(self) -> SamplingParams:
@@ -81,7 +81,7 @@ class AnswerSettings(KnownNames):
 
 
 class Call(AnswerSettings):
-    """What one call asks for: how to answer, in which form, and from which memory."""
+    """Arguments of one call: sampling, form of the answer, and memory."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -90,12 +90,12 @@ class Call(AnswerSettings):
     tool_choice: str | dict[str, Any] | bool | None = None
     """Whether to call one: "auto", "any", "none", or which."""
     parallel_tool_calls: bool = True
-    """Whether an answer may have several calls; if not, the first one counts."""
+    """Whether an answer may have several calls; if not, only the first is returned."""
     response_format: dict[str, Any] | None = None
     """A JSON schema that the answer follows, as OpenAI describes it."""
     memory_key: Any = None
-    """Which memory is read."""
+    """Name of the memory to read."""
     where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = Field(default=None)
-    """Which of its sources: metadata that must be equal, or a test of name and metadata."""
+    """The sources to read: metadata that must be equal, or a test of name and metadata."""
     model: str | MPlus | None = None
     """Another model for this call."""

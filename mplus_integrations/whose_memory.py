@@ -1,4 +1,4 @@
-"""Whose memory a call reads and writes: one that was given, one that a store keeps, or an own one."""
+"""The memory that a call reads and writes: a given one, one from a store, or one of the object's own."""
 
 import threading
 from abc import abstractmethod
@@ -13,23 +13,23 @@ from mplus_integrations.models import load, loaded_already
 from mplus_integrations.worker import in_thread
 
 UNLOADED_WINDOW = 4096
-"""What the context window is taken to be until weights are loaded: asking for it must not load them."""
+"""The context window that is reported until weights are loaded; asking for it must not load them."""
 
 Item = TypeVar("Item")
 
 
 def checked_key(key: object) -> str | None:
-    """A name for a memory, or None.
+    """Check the name of a memory; None stays None.
 
     Raises:
-        ValueError: It is no good name.
+        ValueError: The name is not allowed.
     """
     return None if key is None else MemoryStore.check_name(key, "memory_key=")
 
 
 @contextmanager
 def all_or_nothing(memory: Memory) -> Generator[Memory]:
-    """A fork to change, which the memory becomes at the end; after an error the memory is as it was."""
+    """Yields a fork to change. At the end the memory takes over the fork's changes; after an error it is unchanged."""
     with memory.writing():
         fork = memory.fork()
         yield fork
@@ -37,23 +37,23 @@ def all_or_nothing(memory: Memory) -> Generator[Memory]:
 
 
 def counted(items: Sequence[Item], show_progress: bool) -> Iterable[Item]:
-    """The items, with a bar that counts them where it is asked for."""
+    """The items, with a progress bar if ``show_progress`` is set."""
     if not show_progress:
         return items
-    from tqdm.auto import tqdm  # in a notebook without ipywidgets the import warns
+    from tqdm.auto import tqdm  # the import warns in a notebook without ipywidgets
 
     return tqdm(items, "writing")
 
 
 def forget_all(memory: Memory, sources: Iterable[str]) -> None:
-    """Forget sources for good; reads are then as if they had never been there."""
+    """Forget sources for good; reads then equal those of a memory that never had them."""
     with all_or_nothing(memory) as fork:
         for name in sources:
             fork.forget(name)
 
 
 class Latents:
-    """A memory that is given, one that a store keeps under a name, or one that is made when it is needed."""
+    """A given memory, a named memory in a store, or a memory that is made at its first use."""
 
     def __init__(
         self, *, memory: Memory | None = None, store: MemoryStore | None = None, key: str | None = None
@@ -66,7 +66,7 @@ class Latents:
 
     @contextmanager
     def opened(self, model: MPlus) -> Generator[Memory]:
-        """The memory itself, for writing; a stored one is locked, and saved at the end."""
+        """The memory for writing. A memory in a store is locked, and saved at the end."""
         if self.store is not None:
             with self.store.open(self.key or "default", model) as memory:
                 yield memory
@@ -80,23 +80,23 @@ class Latents:
         yield self._made[model.fingerprint]
 
     def read(self, model: MPlus) -> Memory:
-        """The memory as it is now: nobody has to wait while it is read."""
+        """The present memory for reading, without a lock."""
         with self.opened(model) as memory:
             return memory if self.store is None else memory.fork()
 
 
 class Remembering(BaseModel, Generic[Item]):
-    """A model and the memories it reads; weights are loaded at the first use."""
+    """A model and its memories; weights are loaded at the first use."""
 
-    # Errors name the argument and what is expected; its value could be a key, or a whole memory.
+    # Errors name the argument, not its value, which could be a secret or very large.
     model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     model: str | MPlus = "smol-135m"
     """Built-in name, local folder, hub repository, or a loaded model."""
     memory: Memory | None = Field(default=None, exclude=True)
-    """The one memory of every call; None: named or own ones."""
+    """The memory of every call; None: named memories, or one of the object's own."""
     store: MemoryStore | None = Field(default=None, exclude=True)
-    """Keeps named memories on disk; None: they live as long as this object."""
+    """Keeps named memories on disk; None: they exist as long as this object."""
     memory_key: str | None = None
     """Name of the memory; may be given per call."""
 
@@ -132,15 +132,15 @@ class Remembering(BaseModel, Generic[Item]):
 
     @property
     def window(self) -> int:
-        """Tokens of prompt and answer beside a full memory; asking loads nothing."""
+        """Number of tokens for prompt and answer with a full memory; does not load weights."""
         known = loaded_already(self.model)
         return UNLOADED_WINDOW if known is None else known.prompt_room(self.memory or known.new_memory())
 
     def latents(self, memory_key: str | None = None) -> Latents:
-        """Where the memory of a call is: the given one, the one of that name, or an own one.
+        """The memory of a call: the given one, the one of that name, or one of the object's own.
 
         Raises:
-            ValueError: A name that is no good one, or a name where there is one memory for all calls.
+            ValueError: The name is not allowed, or a name was given beside ``memory=``.
         """
         key = checked_key(memory_key if memory_key is not None else self.memory_key)
         if self.memory is not None and key is not None:
@@ -154,7 +154,7 @@ class Remembering(BaseModel, Generic[Item]):
             return self._own.setdefault(key, Latents())
 
     def opened(self, memory_key: str | None = None) -> AbstractContextManager[Memory]:
-        """The memory of a call itself, for writing; a stored one is locked, and saved at the end.
+        """The memory of a call for writing. A memory in a store is locked, and saved at the end.
 
         Raises:
             ValueError: As for ``latents``.
@@ -173,11 +173,11 @@ class Remembering(BaseModel, Generic[Item]):
         """Write texts, documents or messages into memory.
 
         Args:
-            items: What to remember. A document's id names its source, and in LangChain also its
+            items: Texts, documents or messages. A document's id names its source, and in LangChain also its
                 ``metadata["source"]`` and a message's id.
-            source: One source for everything.
-            metadata: Comes back with what is recalled.
-            memory_key: Which memory.
+            source: One source for all items.
+            metadata: Metadata of the sources, returned when they are recalled.
+            memory_key: Name of the memory.
             show_progress: Show a bar, in a terminal or a notebook.
 
         Returns:
@@ -221,14 +221,14 @@ class Remembering(BaseModel, Generic[Item]):
         )
 
     def forget(self, source: str, *, memory_key: str | None = None) -> int:
-        """Remove a source from memory for good; returns how many memory tokens went."""
+        """Remove a source from memory for good; returns how many memory tokens were removed."""
         with self.opened(memory_key) as memory:
             return memory.forget(source)
 
     @abstractmethod
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
-        """The text of something to memorize, the name of its source if it has one, and its metadata.
+        """The text of an item, the name of its source if it has one, and its metadata.
 
         Raises:
-            ValueError: Something that is no text.
+            ValueError: The item has no text.
         """

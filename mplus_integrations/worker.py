@@ -1,7 +1,7 @@
-"""Sync work behind async doors: it runs in a thread of ours, and the event loop only waits.
+"""Runs synchronous work in a thread pool of our own while the event loop waits.
 
-A pool of its own, because the loop's default one is small and also resolves host names: a few slow answers
-there would hold up everything else an application does.
+The loop's default pool is small and also resolves host names, so a few slow answers in it would delay the rest
+of the application.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
 
 async def answered(work: Callable[[threading.Event], T]) -> T:
-    """What work gives that runs in a thread; the event it is given is set as soon as nobody waits for it any more."""
+    """The result of work in a thread. The event passed to it is set when the caller stops waiting."""
     left = threading.Event()
     try:
         return await in_thread(work, left)
@@ -34,11 +34,11 @@ async def answered(work: Callable[[threading.Event], T]) -> T:
 
 
 async def streamed(make: Callable[[threading.Event], Generator[T]]) -> AsyncGenerator[T]:
-    """The items of a generator that runs, from its first to its last line, in one thread.
+    """The items of a generator, all of which runs in one thread.
 
     Args:
-        make: Makes the generator; called in the thread, with an event that is set as soon as nobody listens any
-            more. Whatever the generator waits for should look at it.
+        make: Makes the generator; called in the thread with an event that is set when the consumer stops. The
+            generator should watch it.
     """
     left = threading.Event()
     loop = asyncio.get_running_loop()
@@ -47,13 +47,13 @@ async def streamed(make: Callable[[threading.Event], Generator[T]]) -> AsyncGene
     def tell(item: tuple[T] | BaseException | None) -> None:
         try:
             loop.call_soon_threadsafe(queue.put_nowait, item)
-        except RuntimeError:  # the loop was closed in the meantime
+        except RuntimeError:  # the loop has been closed
             left.set()
 
     def work() -> None:
         last: BaseException | None = None
         try:
-            if left.is_set():  # while this waited for a thread
+            if left.is_set():  # the consumer stopped before a thread was free
                 return
             items = make(left)
             try:

@@ -1,6 +1,6 @@
 """M+ for LangChain: chat model, vector store, retriever, memory and store for agents.
 
-Only what is asked for is imported: the chat model and the stores need ``langchain-core``, the middleware
+Names are imported at their first use. The chat model and the stores need ``langchain-core``; the middleware
 and the LangGraph store need ``langchain``.
 """
 

@@ -27,12 +27,12 @@ from mplus_integrations.settings import Call
 from mplus_integrations.worker import answered, in_thread, streamed
 
 MEMORY_STATE = "mplus_memory_state"
-"""Carries the state of a call's memory to the key of LangChain's cache."""
+"""Argument that passes the state of a call's memory to the key of LangChain's cache."""
 WITHOUT_EFFECT = frozenset(
     {"strict", "stream", "stream_usage", "ls_structured_output_format", "structured_output_format", MEMORY_STATE}
 )
-"""Arguments of a call that LangChain and its agents pass to every chat model. Forms are always strict and the
-last chunk always has the usage; the others are for LangChain itself."""
+"""Arguments that LangChain and its agents pass to every chat model; they have no effect here. Forms are always
+strict and the last chunk always has the usage; the other arguments are for LangChain itself."""
 
 
 class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
@@ -42,12 +42,12 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         chat.memorize("My dog is called Biscuit.", source="notes")
         chat.invoke("What is my dog called?").content
 
-    Weights are loaded at the first use, once per process and model. What is written stays out of the
-    prompt: it is read from latent memory, the one of ``memory``, ``store`` and ``memory_key``.
+    Weights are loaded at the first use, once per process and model. Written texts are not put into the prompt;
+    they are read from the latent memory given by ``memory``, or by ``store`` and ``memory_key``.
 
-    Arguments of a call, bound or given: every setting of the constructor that says how to answer, ``stop``,
-    ``memory_key``, ``where`` (which sources are read), ``model``, ``tools``, ``tool_choice``,
-    ``parallel_tool_calls`` and ``response_format``. Another name is an error; None is as if it were not given.
+    Arguments of a call, bound or given: all answer settings of the constructor, ``stop``, ``memory_key``, ``where``
+    (the sources to read), ``model``, ``tools``, ``tool_choice``, ``parallel_tool_calls`` and ``response_format``.
+    Another name is an error; None stands for the default.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, hide_input_in_errors=True)
@@ -55,13 +55,13 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
     stop: str | list[str] | None = Field(default=None, alias="stop_sequences")
     """Strings that end an answer."""
     max_retries: int = 0
-    """Accepted for what hosted models need it for; a local model does not retry."""
+    """Accepted for compatibility and ignored: a local model does not retry."""
     streaming: bool = False
-    """Accepted; every answer can be streamed."""
+    """Accepted for compatibility and ignored: every answer can be streamed."""
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """Accepted, as LangChain's standard parameters have it; a local model asks for none."""
+    """Accepted for compatibility and ignored: a local model needs no key."""
 
-    # --- what LangChain asks ----------------------------------------------------------------------
+    # --- LangChain's interface --------------------------------------------------------------------
 
     @property
     def _llm_type(self) -> str:
@@ -91,7 +91,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         )
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        # A cached answer is only good for what was read with it.
+        # A cached answer is valid only for the same state of the memory.
         state = kwargs.pop(MEMORY_STATE, None) or self._memory_state(kwargs)
         kwargs.pop("where", None)
         return f"{super()._get_llm_string(stop, **kwargs)}---memory={state}"
@@ -110,7 +110,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        # The cache's key is asked for on the event loop, and telling it may load weights and read a disk.
+        # LangChain computes the cache's key on the event loop. That may load weights, so a thread does it first.
         if isinstance(self.cache, BaseCache) or (self.cache is not False and get_llm_cache() is not None):
             kwargs[MEMORY_STATE] = await in_thread(self._memory_state, kwargs)
         return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
@@ -175,7 +175,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         tool_choice: str | dict[str, Any] | bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Tell the model about tools; what it calls is always a valid call.
+        """Give the model tools; its calls are always valid.
 
         Args:
             tools: Functions, Pydantic classes, LangChain tools or OpenAI tool descriptions.
@@ -184,7 +184,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             kwargs: Bound as well; ``response_format`` may stand alone, without tools.
 
         Raises:
-            ValueError: An unknown choice, or a tool whose parameters are open.
+            ValueError: The choice is unknown, or a tool allows any parameters.
         """
         self._call(None, kwargs)
         return with_tools(self, tools, tool_choice, kwargs)
@@ -198,17 +198,17 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Answers of a schema: constrained while they are generated, so they always validate.
+        """A model whose answers follow a schema; decoding is constrained, so they always validate.
 
         Args:
             schema: Pydantic class, TypedDict or JSON Schema.
             include_raw: Return ``{"raw", "parsed", "parsing_error"}``.
             method: As JSON, or as the arguments of a tool call.
-            strict: Always so; accepted for other models' sake.
+            strict: Accepted for compatibility; answers are always strict.
             kwargs: Bound as well.
 
         Raises:
-            ValueError: An unknown method, or a schema that is open.
+            ValueError: The method is unknown, or the schema allows any properties.
         """
         self._call(None, kwargs)
         return with_schema(self, schema, method, include_raw=include_raw, strict=strict, kwargs=kwargs)
@@ -284,6 +284,6 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
 
 
 def keyed(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of a call with the memory that its config names, or that of whatever is running."""
+    """Keyword arguments of a call, with the memory named by its config, or by the config of the running graph."""
     key = ensure_config(config).get("configurable", {}).get("memory_key")
     return kwargs if key is None or kwargs.get("memory_key") is not None else {**kwargs, "memory_key": key}

@@ -1,4 +1,4 @@
-"""``MPlusStore``: LangGraph's long-term store, kept in latent memory and searched by the model's own retriever."""
+"""``MPlusStore``: LangGraph's long-term store, kept in latent memory and searched with the model's own scorer."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ from mplus_integrations.whose_memory import all_or_nothing
 from mplus_integrations.worker import in_thread
 
 ITEM = "mplus_item"
-"""Marks the sources of a memory that are items of a store; holds what the item consists of."""
+"""Metadata key of sources that are items of a store; its value is the item."""
 
 Namespace = tuple[str, ...]
 
@@ -37,13 +37,13 @@ class MPlusStore(BaseStore):
         store.put(("users", "anna"), "music", {"likes": "cello suites"})
         store.search(("users",), query="Which music does she like?")
 
-    What is put is written as latent memory with its value beside it. The items of all namespaces are in one
-    memory of their own; no answer reads it, unless a call names it with ``memory_key``.
+    Items are written into latent memory, and their values are kept too. The items of all namespaces are in one
+    separate memory; an answer reads it only if the call names it with ``memory_key``.
 
     Args:
-        chat: Whose model and ``MemoryStore`` are used; without a store, items live as long as the chat.
-        memory_key: The memory's name. Give a user's own, and that user's answers read the items too.
-        fields: Paths into a value that are searched, as in LangGraph's ``index={"fields": …}``; None: all of it.
+        chat: The chat model whose model and ``MemoryStore`` are used; without a store, items exist as long as the chat.
+        memory_key: Name of the memory. With the name of a user's memory, that user's answers read the items too.
+        fields: Paths into a value that are searched, as in LangGraph's ``index={"fields": …}``; None: the whole value.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class MPlusStore(BaseStore):
         self.fields = fields
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
-        """Carry out operations: those that read see the store as it was before, and all is put or nothing.
+        """Carry out operations. Reads see the store before the puts; after an error nothing is put.
 
         Raises:
-            ValueError: A value that is not JSON, an empty key, or an unknown operation or filter.
+            ValueError: A value is not JSON, a key is empty, or an operation or filter is unknown.
         """
         ops = list(ops)
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
@@ -93,7 +93,7 @@ class MPlusStore(BaseStore):
         depth = len(op.namespace_prefix)
         wanted = {
             one.source: one
-            for one in reversed(list(kept.values()))  # the latest first
+            for one in reversed(list(kept.values()))  # the newest first
             if one.namespace[:depth] == op.namespace_prefix and _matches(one.value, op.filter or {})
         }
         if not op.query or not wanted:
@@ -140,7 +140,7 @@ class MPlusStore(BaseStore):
 
 
 class _Kept(NamedTuple):
-    """An item as the memory keeps it beside its latents."""
+    """An item, as it is kept in a source's metadata."""
 
     source: str
     namespace: Namespace
@@ -154,7 +154,7 @@ class _Kept(NamedTuple):
         return {
             "namespace": self.namespace,
             "key": self.key,
-            "value": json.loads(json.dumps(self.value)),  # the caller's own: changing it changes nothing here
+            "value": json.loads(json.dumps(self.value)),  # a copy that the caller may change
             "created_at": datetime.fromisoformat(self.created_at),
             "updated_at": datetime.fromisoformat(self.updated_at),
         }
@@ -175,12 +175,12 @@ def _kept(memory: Memory) -> Iterable[_Kept]:
 
 
 def _source(namespace: Namespace, key: str) -> str:
-    # JSON, because both labels and keys may hold any character that could part them.
+    # JSON, because labels and keys may contain any separator.
     return json.dumps([*namespace, key], ensure_ascii=False)
 
 
 def _text(value: Mapping[str, Any], fields: Sequence[str] | None) -> str:
-    """What is written of a value: its strings as they are, where there are several each after its name."""
+    """The text that is written for a value: its strings, each after its name if there are several."""
     if fields is not None:
         return "\n".join(text for field in fields for text in get_text_at_path(value, field)).strip()
     said = {
@@ -190,7 +190,7 @@ def _text(value: Mapping[str, Any], fields: Sequence[str] | None) -> str:
 
 
 def _matches(value: Any, wanted: Any) -> bool:
-    """LangGraph's filters: equality, in nested mappings and lists too, or ``{"$gt": 3}`` and its like."""
+    """LangGraph's filters: equality, in nested mappings and lists too, or operators such as ``{"$gt": 3}``."""
     if isinstance(wanted, Mapping):
         if any(name.startswith("$") for name in wanted):
             return all(_compares(value, operator, other) for operator, other in wanted.items())
@@ -211,7 +211,7 @@ def _compares(value: Any, operator: str, other: Any) -> bool:
         raise ValueError(f"Filter operator {operator!r}: expected $eq, $ne, $gt, $gte, $lt or $lte.")
     try:
         left, right = float(value), float(other)
-    except (TypeError, ValueError):  # what is no number is neither more nor less
+    except (TypeError, ValueError):  # only numbers can be compared by size
         return False
     if operator in ("$gt", "$gte"):
         return left > right or (operator == "$gte" and left == right)

@@ -1,4 +1,4 @@
-"""LangChain messages to chat messages, and answers back; no model logic."""
+"""Converts LangChain messages to chat messages, and answers to LangChain messages."""
 
 import json
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
 )
 
 
-# What an earlier answer may hold beside its text; calls are read from ``tool_calls``.
+# Block types that an earlier answer may have besides text; calls are read from ``tool_calls``.
 THOUGHTS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
 
 
 def to_chat(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """Chat messages for the tokenizer's template.
+    """Convert to chat messages for the tokenizer's template.
 
     Raises:
-        ValueError: No messages, one of an unknown kind, an empty one, or one with content that is not text.
+        ValueError: There are no messages, or a message is empty, of an unknown type, or has content that is not text.
     """
     if not messages:
         raise ValueError("messages=[]: expected at least one message to answer.")
@@ -89,7 +89,7 @@ def text_of(message: BaseMessage) -> str:
 
 
 def to_message(answer: Answer) -> AIMessage:
-    """A whole answer."""
+    """Convert a whole answer to a message."""
     return AIMessage(
         answer.text,
         tool_calls=[tool_call(name=one.name, args=one.arguments or {}, id=name) for name, one in answer.calls],
@@ -103,7 +103,7 @@ def to_message(answer: Answer) -> AIMessage:
 
 
 def to_last_chunk(answer: Answer) -> AIMessageChunk:
-    """The end of an answer whose text has been given piece by piece."""
+    """The last chunk of a streamed answer."""
     calls = [(name, one.name, json.dumps(one.arguments)) for name, one in answer.calls]
     calls += [(name, one.name or None, _as_invalid(one.text)) for name, one in answer.invalid_calls]
     return AIMessageChunk(
@@ -118,7 +118,7 @@ def to_last_chunk(answer: Answer) -> AIMessageChunk:
 
 
 def _as_invalid(text: str) -> str:
-    # With its tag, so that whoever joins chunks and reads half a JSON leniently never takes it for a call.
+    # With its tag, so that a lenient JSON parser on joined chunks does not take an incomplete call for a valid one.
     return f"{OPEN_CALL}\n{text}"
 
 
@@ -132,10 +132,10 @@ def usage(generation: Generation) -> UsageMetadata:
 
 
 def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
-    """The text of something to memorize, the name of its source if it has one, and its metadata.
+    """The text of an item, the name of its source if it has one, and its metadata.
 
     Raises:
-        ValueError: Something that is neither text, document nor message.
+        ValueError: The item is neither text, document nor message.
     """
     if isinstance(item, str):
         return item, None, {}

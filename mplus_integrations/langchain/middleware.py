@@ -1,4 +1,4 @@
-"""``MPlusMemoryMiddleware``: agents of ``create_agent`` that remember, each user or thread for itself."""
+"""``MPlusMemoryMiddleware``: latent memory for agents of ``create_agent``, separate for each user or thread."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, NotRequired
@@ -15,7 +15,7 @@ from mplus_integrations.langchain.messages import text_of
 
 
 class MemoryState(AgentState[Any]):
-    """What the middleware keeps in a checkpoint: which messages are in memory, never the memory itself."""
+    """The middleware's state in a checkpoint: ids of the messages that are in memory, not the memory itself."""
 
     mplus_written: NotRequired[Annotated[list[str], PrivateStateAttr]]
 
@@ -24,11 +24,11 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
     """Writes each turn of an agent into latent memory once, and reads that memory at every model call.
 
     The memory is named by ``runtime.context["memory_key"]`` (or an attribute of that name), else by
-    ``config["configurable"]``: ``memory_key``, ``user_id`` or ``thread_id``, the first that is there. A chat
-    made with ``memory=`` has that one only.
+    ``config["configurable"]``: the first given of ``memory_key``, ``user_id`` and ``thread_id``. A chat made
+    with ``memory=`` has only that memory.
 
     Args:
-        chat: The model; give it a ``MemoryStore`` where memories should outlive the process.
+        chat: The model; give it a ``MemoryStore`` if memories should outlive the process.
         tools: Also offer the agent ``remember``, ``recall`` and ``forget``.
     """
 
@@ -97,7 +97,7 @@ def current_key(chat: MPlusChat) -> str | None:
         return None
     try:
         configurable: Mapping[str, Any] = get_config().get("configurable", {})
-    except RuntimeError:  # outside of a graph
+    except RuntimeError:  # called outside a graph
         configurable = {}
     for name in ("memory_key", "user_id", "thread_id"):
         if configurable.get(name) is not None:
@@ -106,7 +106,7 @@ def current_key(chat: MPlusChat) -> str | None:
 
 
 def memory_tools(chat: MPlusChat) -> list[BaseTool]:
-    """``remember``, ``recall`` and ``forget`` for an agent, on the memory of whoever it talks to."""
+    """Tools ``remember``, ``recall`` and ``forget`` for an agent, on the memory of the present user or thread."""
 
     def remember(text: str, source: str = "remembered") -> str:
         """Remember a text for later. The source is a short name for it."""

@@ -1,4 +1,4 @@
-"""Tools and schemas of LangChain, bound to a chat model, and what parses its answers."""
+"""Binds LangChain's tools and schemas to a chat model, and parses its answers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
@@ -23,7 +23,7 @@ Method = Literal["json_schema", "function_calling", "json_mode"]
 def with_tools(
     chat: BaseChatModel, tools: Sequence[Tool], choice: Choice, kwargs: dict[str, Any]
 ) -> Runnable[LanguageModelInput, AIMessage]:
-    """The chat model with tools bound to it; a bad tool or choice fails here, not at the first answer."""
+    """The chat model with tools bound to it; an invalid tool or choice raises here, not at the first answer."""
     if tools:
         formatted, chosen = [convert_to_openai_tool(tool) for tool in tools], tool_choice(choice)
         if chosen != "none":
@@ -41,7 +41,7 @@ def with_schema(
     strict: bool | None,
     kwargs: dict[str, Any],
 ) -> Runnable[LanguageModelInput, Any]:
-    """The chat model, constrained to a schema, and what parses its answers."""
+    """The chat model constrained to a schema, followed by a parser of its answers."""
     is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
     wanted = convert_to_json_schema(schema)
     note = {"kwargs": {"method": method, "strict": strict}, "schema": wanted}

@@ -1,7 +1,7 @@
-"""``MPlusVectorStore``: what stands where a vector store stood, and nothing is embedded.
+"""``MPlusVectorStore``: replaces a vector store, without an embedding model.
 
-Documents are written into latent memory with their text beside them. The retriever of the model finds
-them; with ``recall="latent"`` their text stays out of the prompt, because the model reads them as memory.
+Documents are written into latent memory, and their text is kept too. The model's own scorer finds them. With
+``recall="latent"`` their text is not put into the prompt, because the model reads them as memory.
 """
 
 import re
@@ -24,9 +24,9 @@ from mplus_integrations.whose_memory import all_or_nothing, counted, forget_all
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
 DOCUMENT = "mplus_document"
-"""Marks the sources of a memory that are documents of a store, beside turns and notes."""
+"""Metadata key of sources that are documents of a store."""
 INDEXING = frozenset({"batch_size"})
-"""What LangChain's ``index`` passes on to stores; everything is written at once, whatever it says."""
+"""Arguments that LangChain's ``index`` passes to stores; ignored, since all documents are written at once."""
 WORD = re.compile(r"\w+")
 
 
@@ -38,8 +38,8 @@ class MPlusVectorStore(VectorStore):
         chat.invoke("What do the documents say about …?")   # reads them as memory
 
     Args:
-        chat: Whose memory takes the documents; None: a new ``MPlusChat()``.
-        memory_key: Which memory of the chat's store.
+        chat: The chat model whose memory takes the documents; None: a new ``MPlusChat()``.
+        memory_key: Name of the memory.
         recall: What a search returns for a prompt: "hybrid" and "text" documents with their text; "latent"
             documents with empty text, for a model that reads the same memory.
     """
@@ -55,7 +55,7 @@ class MPlusVectorStore(VectorStore):
 
     @property
     def embeddings(self) -> Embeddings | None:
-        """None: nothing is embedded."""
+        """None, because there is no embedding model."""
         return None
 
     # --- writing ----------------------------------------------------------------------------------
@@ -72,15 +72,15 @@ class MPlusVectorStore(VectorStore):
         """Write texts into memory; a text whose id is there already replaces it.
 
         Args:
-            texts: What to write.
-            metadatas: One for each text.
-            ids: Names of the texts; made up where there are none.
+            texts: Texts to write.
+            metadatas: Metadata of each text.
+            ids: Names of the texts; missing names are generated.
             show_progress: Show a bar, in a terminal or a notebook.
-            kwargs: ``batch_size``, which is ignored: all is written at once.
+            kwargs: ``batch_size``, which is ignored: all texts are written at once.
 
         Raises:
-            ValueError: Empty text, lists of different lengths, or an argument that does not exist. Nothing is written
-                then.
+            ValueError: A text is empty, lists have different lengths, or an argument does not exist; nothing is
+                written.
         """
         UnknownNameError.check(kwargs, {*INDEXING, "metadatas", "ids", "show_progress"}, of="add_texts")
         texts = list(texts)
@@ -101,17 +101,17 @@ class MPlusVectorStore(VectorStore):
         """Write documents into memory under their ids.
 
         Raises:
-            ValueError: An empty document, another number of ids, or an argument that does not exist. Nothing is
-                written then.
+            ValueError: A document is empty, the number of ids differs, or an argument does not exist; nothing is
+                written.
         """
         ids = kwargs.pop("ids", None) or [document.id or "" for document in documents]
         return self.add_texts([d.page_content for d in documents], [d.metadata for d in documents], ids=ids, **kwargs)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
-        """Forget documents, all of them where no ids are given; the memory then reads as if they had never been.
+        """Forget documents, or all without ``ids``. Reads then equal those of a memory that never had them.
 
         Raises:
-            ValueError: Another argument than ``ids``. Nothing is forgotten then.
+            ValueError: There is another argument than ``ids``; nothing is forgotten.
         """
         UnknownNameError.check(kwargs, {"ids"}, of="delete")
         with self.chat.opened(self.memory_key) as memory:
@@ -129,7 +129,7 @@ class MPlusVectorStore(VectorStore):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> "MPlusVectorStore":
-        """A store of texts; ``embedding`` is accepted and not used."""
+        """A store of texts; ``embedding`` is accepted and ignored."""
         store = cls(**kwargs)
         store.add_texts(texts, metadatas, ids=ids, show_progress=show_progress)
         return store
@@ -138,7 +138,7 @@ class MPlusVectorStore(VectorStore):
     def from_documents(
         cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
     ) -> "MPlusVectorStore":
-        """A store of documents; ``embedding`` is accepted and not used."""
+        """A store of documents; ``embedding`` is accepted and ignored."""
         writing = {name: kwargs.pop(name) for name in ("ids", "show_progress") if name in kwargs}
         store = cls(**kwargs)
         store.add_documents(documents, **writing)
@@ -147,7 +147,7 @@ class MPlusVectorStore(VectorStore):
     # --- reading ----------------------------------------------------------------------------------
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """The documents of these ids that are there."""
+        """The documents of these ids; unknown ids are skipped."""
         with self.chat.opened(self.memory_key) as memory:
             known = {document.id: document for document in _documents(memory)}
         return [known[name] for name in ids if name in known]
@@ -162,17 +162,17 @@ class MPlusVectorStore(VectorStore):
         """Documents with the relevance of their best chunk; higher is better.
 
         Args:
-            query: What is searched for.
+            query: Text to search for.
             k: Most documents.
             filter: Metadata that must be equal, or a test of the document.
-            kwargs: None are known.
+            kwargs: No others are accepted.
 
         Raises:
-            ValueError: An argument that does not exist.
+            ValueError: An argument does not exist.
         """
         UnknownNameError.check(kwargs, {"k", "filter"}, of="A search")
         found = self._found(query, filter)
-        if self.recall == "text":  # the words themselves break ties between latents
+        if self.recall == "text":  # shared words raise the rank
             words = set(WORD.findall(query.lower()))
             found = sorted(found, key=lambda f: -f[1] - 0.2 * _shared(words, f[0].page_content))
         shown = found[:k]
@@ -192,7 +192,7 @@ class MPlusVectorStore(VectorStore):
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
-        """Relevant documents that differ from each other; difference is counted in words they share."""
+        """Relevant documents that differ from each other; similarity is the share of common words."""
         UnknownNameError.check(kwargs, {"k", "fetch_k", "lambda_mult", "filter"}, of="A search")
         left = self._found(query, kwargs.get("filter"))[:fetch_k]
         words = {document.id: set(WORD.findall(document.page_content.lower())) for document, _ in left}
@@ -242,14 +242,14 @@ def _overlap(a: set[str], b: set[str]) -> float:
 
 
 class MPlusRetriever(KnownNames, BaseRetriever):
-    """Which sources the model's own retriever finds for a query: documents, turns and notes alike."""
+    """Returns the sources that the model's own scorer finds for a query: documents, turns and notes."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     chat: MPlusChat
-    """Whose memory is searched."""
+    """The chat model whose memory is searched."""
     memory_key: str | None = None
-    """Which memory of the chat's store."""
+    """Name of the memory."""
     k: int = 4
     """Most documents."""
     where: Mapping[str, Any] | None = None

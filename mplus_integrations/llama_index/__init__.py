@@ -1,6 +1,6 @@
-"""M+ for LlamaIndex: an LLM that remembers, memory for agents and chat engines, and an index that embeds nothing.
+"""M+ for LlamaIndex: an LLM with latent memory, memory for agents and chat engines, and an index without embeddings.
 
-Only what is asked for is imported; all of it needs ``llama-index-core`` and nothing else.
+Names are imported at their first use; all need only ``llama-index-core``.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Conversations about documents: both are read as latents, and neither sees another conversation's."""
+"""Conversations about documents. Both are read as latents; no conversation reads another's turns."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from mplus_integrations.whose_memory import Latents
 
 
 class Alongside(Latents):
-    """A fork of an index's latents that takes the turns of one conversation, and follows the index as it changes."""
+    """A fork of an index's latents for the turns of one conversation; it follows changes of the index."""
 
     def __init__(self, index: Latents) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Alongside(Latents):
 
 
 class MPlusQuestionChatEngine(CondenseQuestionChatEngine):
-    """Puts each question into words of its own; one that the model has no words for is asked as it is."""
+    """Rephrases each question so that it stands alone. If the model returns nothing, the question is asked as it is."""
 
     def _condense_question(self, chat_history: list[ChatMessage], last_message: str) -> str:
         condensed = super()._condense_question(chat_history, last_message)
@@ -58,19 +58,19 @@ class MPlusQuestionChatEngine(CondenseQuestionChatEngine):
 
 
 class MPlusChatEngine(CondensePlusContextChatEngine):
-    """Chats about an index: the question stands after the recent turns, everything else is latent.
+    """Chats about an index: recent turns and the question are in the prompt, everything else is read as latents.
 
     Args:
         retriever: Finds the nodes that are cited.
         llm: The model.
         memory: The conversation.
-        latents: What is read.
-        skip_condense: Ask the question as it is.
-        system_prompt: Stands before everything.
-        node_postprocessors: Applied to the nodes that are cited; only those left are read then.
-        condense_prompt: How to ask for a question in words of its own.
-        callback_manager: Told about every answer.
-        verbose: Print questions that were put into other words.
+        latents: The memory to read.
+        skip_condense: Ask the question without rephrasing it.
+        system_prompt: First message of the prompt.
+        node_postprocessors: Applied to the cited nodes; if given, only the remaining nodes are read.
+        condense_prompt: Prompt for rephrasing a question so that it stands alone.
+        callback_manager: Notified of every answer.
+        verbose: Print rephrased questions.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class MPlusChatEngine(CondensePlusContextChatEngine):
             self._reader,
             self._latents,
             where=where if self._nodes.is_limited or self._nodes.index.is_shared else None,
-            # A question put into other words decides what is read, as well as what is cited.
+            # A rephrased question is used both for reading and for citing.
             only_nodes=bool(self._node_postprocessors) or not self._skip_condense,
             before=before,
             streaming=streaming,

@@ -1,4 +1,4 @@
-"""Conversations whose turns are all latents: ``MPlusMemory``, and ``MPlusMemoryBlock`` for LlamaIndex's own memory."""
+"""Conversations in latent memory: ``MPlusMemory``, and ``MPlusMemoryBlock`` for LlamaIndex's own memory."""
 
 import asyncio
 import threading
@@ -24,9 +24,9 @@ from mplus_integrations.whose_memory import Latents, all_or_nothing, checked_key
 from mplus_integrations.worker import in_thread
 
 TURN = "mplus_turn"
-"""Marks the sources of a memory that are turns of a conversation, beside documents and notes."""
+"""Metadata key of sources that are turns of a conversation."""
 MESSAGE_TOKENS = 4
-"""What a chat template adds to a message, about."""
+"""Approximate number of tokens that a chat template adds to a message."""
 
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
 
@@ -37,27 +37,27 @@ class MPlusMemory(KnownNames, BaseMemory):
         memory = MPlusMemory.from_defaults(llm=llm, store=MemoryStore("memories"), memory_key="anna")
         await agent.run("I live in Graz.", memory=memory)
 
-    Every turn is written into latent memory when it is put. ``get`` gives the most recent ones as messages;
-    an ``MPlusLLM`` that answers them reads all others as latents. In JSON stand the history and the name of
-    the latents, never tensors: a restored memory finds its latents again by that name.
+    ``put`` writes every turn into latent memory. ``get`` returns the most recent turns as messages; an ``MPlusLLM``
+    that answers them reads all others as latents. JSON contains the history and the name of the latents, no
+    tensors; a restored memory finds its latents by that name.
     """
 
     model: str = "smol-135m"
     """The model that writes and reads."""
     model_fingerprint: str = ""
-    """Its weights; empty until they were needed."""
+    """Fingerprint of the model's weights; empty until they are loaded."""
     store: StorePlace | None = None
-    """The store that keeps the latents; None: they live in this process."""
+    """The store of the latents; None: they are kept in this process."""
     memory_key: str | None = None
-    """Their name in the store."""
+    """Name of the latents in the store."""
     live_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
-    """Their name in this process, where there is no store."""
+    """Name of the latents in this process, if there is no store."""
     is_own: bool = True
-    """Whether nothing but this conversation is in the latents, so that they can be made again from it."""
+    """Whether the latents hold only this conversation, so that they can be made again from the history."""
     token_limit: int = Field(default=1024, ge=1)
-    """Most tokens of recent turns that are given as messages."""
+    """Most tokens of recent turns that ``get`` returns as messages."""
     chat_history: list[Turn] = Field(default_factory=list[Turn])
-    """What has been said since the last reset."""
+    """Turns since the last reset."""
 
     _model: MPlus | None = PrivateAttr(default=None)
     _latents: Latents | None = PrivateAttr(default=None)
@@ -83,16 +83,16 @@ class MPlusMemory(KnownNames, BaseMemory):
         """Memory for a conversation.
 
         Args:
-            chat_history: What has been said already; turns that the latents have are not written again.
-            llm: The model; None: ``MPlusLLM()``. Its store is used where none is given.
+            chat_history: Earlier messages; turns that are in the latents already are not written again.
+            llm: The model; None: ``MPlusLLM()``. Its store is used if none is given.
             memory: Latents to share, such as an index's or an LLM's own.
             store: Keeps the latents on disk.
-            memory_key: Their name there: one for each conversation that must not see others.
-            token_limit: Most tokens of recent turns that are given as messages.
-            kwargs: None are known.
+            memory_key: Name of the latents in the store. Conversations that must be separate need different names.
+            token_limit: Most tokens of recent turns that ``get`` returns as messages.
+            kwargs: No others are accepted.
 
         Raises:
-            ValueError: An LLM that cannot read latents, a bad name, or a store without a name.
+            ValueError: The LLM cannot read latents, the name is not allowed, or a store has no name.
         """
         known = ("chat_history", "llm", "memory", "store", "memory_key", "token_limit")
         UnknownNameError.check(kwargs, known, of="MPlusMemory.from_defaults", instead=INSTEAD)
@@ -126,7 +126,7 @@ class MPlusMemory(KnownNames, BaseMemory):
             found.set(chat_history)
         return found
 
-    # --- where it is ------------------------------------------------------------------------------
+    # --- model and latents ------------------------------------------------------------------------
 
     @property
     def loaded(self) -> MPlus:
@@ -139,10 +139,10 @@ class MPlusMemory(KnownNames, BaseMemory):
 
     @property
     def latents(self) -> Latents:
-        """Where everything that was said is.
+        """The memory with all turns.
 
         Raises:
-            ValueError: It was restored from JSON, and its latents are neither in a store nor in this process.
+            ValueError: The memory was restored from JSON, and its latents are neither in a store nor in this process.
         """
         with self._guard:
             if self._latents is None:
@@ -166,31 +166,31 @@ class MPlusMemory(KnownNames, BaseMemory):
             self._write(memory, turn.source, turn)
         return Latents(memory=memory)
 
-    # --- what LlamaIndex asks ---------------------------------------------------------------------
+    # --- methods of LlamaIndex's BaseMemory -------------------------------------------------------
 
     def get(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:
         """The most recent turns, beginning with a question; the LLM reads the others as latents."""
-        turns = self.chat_history  # never changed in place
+        turns = self.chat_history  # the list is never changed in place
         first = next((n for n, turn in enumerate(turns) if ROLES[turn.role] != "system"), len(turns))
         system, turns = turns[:first], turns[first:]
         start = self._window(turns) if turns else 0
         return [turn.given_by(self) for turn in [*system, *turns[start:]]]
 
     def get_all(self) -> list[ChatMessage]:
-        """Everything said since the last reset."""
+        """All turns since the last reset."""
         return [turn.given_by(self) for turn in self.chat_history]
 
     def put(self, message: ChatMessage) -> None:
-        """Remember a turn, for good."""
+        """Write a turn into memory."""
         self.put_messages([message])
 
     def put_messages(self, messages: Sequence[ChatMessage]) -> None:
-        """Remember turns; all of them or, after an error, none."""
+        """Write turns into memory; after an error none is written."""
         with self._guard:
             self.chat_history = [*self.chat_history, *self._remembered(messages, self.chat_history, new=True)]
 
     def set(self, messages: Sequence[ChatMessage]) -> None:
-        """Make these the history; turns that have been written are recognised, and none is forgotten."""
+        """Replace the history. Turns that are in memory already are not written again, and no turn is forgotten."""
         with self._guard:
             self.chat_history = self._remembered(messages, [], new=False)
 
@@ -198,7 +198,7 @@ class MPlusMemory(KnownNames, BaseMemory):
         """Begin a new conversation.
 
         Args:
-            forget: Forget everything that was said in this and earlier ones too; notes and documents stay.
+            forget: Also forget all turns of this and earlier conversations; notes and documents stay.
         """
         with self._guard:
             if forget:
@@ -210,10 +210,10 @@ class MPlusMemory(KnownNames, BaseMemory):
         """``reset`` without blocking the event loop."""
         await asyncio.to_thread(self.reset, forget)
 
-    # --- inside -----------------------------------------------------------------------------------
+    # --- internal ---------------------------------------------------------------------------------
 
     def _window(self, turns: Sequence[Turn]) -> int:
-        """Where the recent turns begin: at a question, so that no answer or result stands without it."""
+        """Index of the first recent turn; it is a question, so that no answer or tool result is separated from it."""
         tokenizer, used, start = self.loaded.tokenizer, 0, len(turns)
         for turn in reversed(turns):
             used += len(tokenizer(spoken(turn), add_special_tokens=False)["input_ids"]) + MESSAGE_TOKENS
@@ -226,7 +226,7 @@ class MPlusMemory(KnownNames, BaseMemory):
         return next((n for n in asked if n >= start), asked[-1] if asked else min(start, len(turns) - 1))
 
     def _remembered(self, messages: Sequence[ChatMessage], before: Sequence[Turn], *, new: bool) -> list[Turn]:
-        """The messages as turns, written where they have not been; nothing has changed if one cannot be."""
+        """The messages as turns; those not yet in memory are written. If one cannot be written, nothing is changed."""
         said = [spoken(message) for message in messages]
         name = before[-1].source if before else ""
         turns: list[Turn] = []
@@ -254,19 +254,19 @@ class MPlusMemory(KnownNames, BaseMemory):
 
 
 class MPlusMemoryBlock(KnownNames, BaseMemoryBlock[str]):
-    """Takes the messages that LlamaIndex's ``Memory`` drops, into the memory that its LLM reads.
+    """Writes the messages that LlamaIndex's ``Memory`` drops into the memory that its LLM reads.
 
         llm = MPlusLLM(store=MemoryStore("memories"), memory_key="anna")
         memory = Memory.from_defaults(memory_blocks=[MPlusMemoryBlock(llm=llm)], token_limit=2000)
 
-    It adds nothing to prompts. ``Memory.reset`` does not reach blocks, and ``Memory.set`` goes past them: use
-    ``forget`` here, or an ``MPlusMemory`` alone.
+    It adds nothing to prompts. LlamaIndex does not call blocks in ``Memory.reset`` and ``Memory.set``: call
+    ``forget`` of the block, or use an ``MPlusMemory`` alone.
     """
 
     name: str = "mplus"
     description: str | None = "What was said before, in latent memory."
     llm: MPlusLLM = Field(exclude=True)
-    """Reads what the block is given: its ``memory``, its ``memory_key``, or its own."""
+    """The LLM that reads the block's turns; they are written into its memory."""
 
     _turns: MPlusMemory | None = PrivateAttr(default=None)
 
@@ -285,15 +285,15 @@ class MPlusMemoryBlock(KnownNames, BaseMemoryBlock[str]):
     def _put(self, messages: Sequence[ChatMessage]) -> None:
         conversation = self._conversation
         conversation.put_messages(messages)
-        conversation.chat_history = conversation.chat_history[-1:]  # only to name the next ones
+        conversation.chat_history = conversation.chat_history[-1:]  # needed only for the names of the next turns
 
     def forget(self) -> None:
-        """Forget every turn that was written, for good."""
+        """Forget all turns that were written."""
         self._conversation.reset(forget=True)
 
 
 def _free(name: str, taken: "dict[str, Any]") -> str:
-    """The name, numbered where it has been said before: said again, it is news again."""
+    """The name, with a number if it is taken: a message that is said again is written again."""
     number, found = 1, name
     while found in taken:
         number += 1

@@ -1,4 +1,4 @@
-"""``MPlusIndex``: what stands where a ``VectorStoreIndex`` stood, and nothing is embedded."""
+"""``MPlusIndex``: replaces a ``VectorStoreIndex``, without an embedding model."""
 
 import inspect
 from collections.abc import Sequence
@@ -56,13 +56,13 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         index.as_query_engine().query("What do the documents say about …?")
 
     Args:
-        nodes: What to write; ``from_documents`` makes them.
-        llm: Reads the latents; None: ``Settings.llm`` where that is an ``MPlusLLM``, else ``MPlusLLM()``.
-        memory: Latents to share, such as an LLM's own; None: own ones.
+        nodes: Nodes to write; ``from_documents`` makes them.
+        llm: Reads the latents; None: ``Settings.llm`` if that is an ``MPlusLLM``, else ``MPlusLLM()``.
+        memory: Latents to share, such as an LLM's own; None: the index has its own.
         store: Keeps the latents on disk.
-        memory_key: Their name in the store.
-        embed_model: Accepted and not used.
-        kwargs: As for every index.
+        memory_key: Name of the latents in the store.
+        embed_model: Accepted and ignored.
+        kwargs: Arguments of LlamaIndex's ``BaseIndex``.
     """
 
     index_struct_cls = MPlusStruct
@@ -108,7 +108,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
             index_struct=index_struct,
             storage_context=storage_context,
             show_progress=show_progress,
-            # The structure has to be there while nodes are written into it.
+            # The structure must exist while nodes are written.
             **({"struct": struct} if index_struct is None else {}),
             **kwargs,
         )
@@ -124,7 +124,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         memory_key: str | None = None,
         **kwargs: Any,
     ) -> "MPlusIndex":
-        """An index over nodes that are in a memory already, as an ingestion pipeline left them."""
+        """An index over nodes that are in a memory already, such as those of an ingestion pipeline."""
         index = cls(nodes=[], llm=llm, memory=memory, store=store, memory_key=memory_key, **kwargs)
         found = [s for s in index.latents.read(index.llm.loaded).sources() if NODE in s.metadata]
         index.insert_nodes([as_node(source.name, source) for source in found])
@@ -144,7 +144,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         return index
 
     def persist(self, persist_dir: str | Path) -> None:
-        """Save text, structure and latents into a folder; so does ``storage_context.persist``."""
+        """Save text, structure and latents into a folder, as ``storage_context.persist`` does."""
         self.storage_context.persist(persist_dir=str(persist_dir))
 
     def set_index_id(self, index_id: str) -> None:
@@ -159,7 +159,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         beside = LatentsBesideIndex.of(name, lambda: None if stored else self.latents.read(self.llm.loaded))
         self.storage_context.vector_stores[name] = beside
 
-    # --- writing: first into memory, so that after an error nothing has changed -------------------------
+    # --- writing: into memory first, so that an error leaves everything unchanged -----------------------
 
     def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> MPlusStruct:
         struct: MPlusStruct = build_kwargs["struct"]
@@ -169,7 +169,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         return struct
 
     def build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> MPlusStruct:
-        """Write nodes; as for every index, their text goes into the document store."""
+        """Write nodes; their text is added to the document store, as in every index."""
         struct = self._build_index_from_nodes(nodes, **build_kwargs)
         self._docstore.add_documents(nodes, allow_update=True)
         return struct
@@ -186,9 +186,9 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         struct.nodes.update({name: documents[name] for name in ids})
 
     def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
-        """Write further nodes."""
+        """Write more nodes."""
         self._insert(nodes)
-        super().insert_nodes(nodes, **insert_kwargs)  # what has been written is not written again
+        super().insert_nodes(nodes, **insert_kwargs)  # nodes in memory are not written again
 
     async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
         """``insert_nodes`` without blocking the event loop."""
@@ -198,10 +198,10 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         self.delete_nodes([node_id])
 
     def delete_nodes(self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
-        """Forget nodes: the memory then reads as if they had never been in it.
+        """Forget nodes: reads of the memory then equal those of one that never had them.
 
         Raises:
-            ValueError: An argument that does not exist. Nothing is forgotten then.
+            ValueError: An argument does not exist; nothing is forgotten.
         """
         UnknownNameError.check(delete_kwargs, {"node_ids", "delete_from_docstore"}, of="delete_nodes")
         mine = [name for name in node_ids if name in self._index_struct.nodes]
@@ -222,7 +222,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         await in_thread(self.delete_nodes, node_ids, delete_from_docstore)
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
-        """Forget a document: neither latents nor, unless asked to keep it, text stay; a refresh takes it again."""
+        """Forget the latents of a document and, unless ``delete_from_docstore`` is False, its text."""
         super().delete_ref_doc(ref_doc_id, delete_from_docstore=delete_from_docstore, **delete_kwargs)
 
     async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
@@ -237,19 +237,19 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         return {document: info for document, info in infos.items() if info is not None}
 
     def node(self, found: FoundSource) -> BaseNode:
-        """The node that a source is, from the document store or as the memory kept it."""
+        """The node of a source, from the document store or else from the memory."""
         return self.docstore.get_node(found.source, raise_error=False) or as_node(found.source, found)
 
     # --- reading ----------------------------------------------------------------------------------
 
     def as_retriever(self, **kwargs: Any) -> MPlusIndexRetriever:
-        """Finds source nodes with scores.
+        """A retriever that returns nodes with scores.
 
         Args:
             kwargs: similarity_top_k, filters, node_ids, doc_ids, callback_manager, verbose.
 
         Raises:
-            ValueError: Another argument.
+            ValueError: There is another argument.
         """
         UnknownNameError.check(kwargs, RETRIEVER | {"callback_manager", "verbose"}, of="as_retriever")
         return MPlusIndexRetriever(self, **{name: value for name, value in kwargs.items() if value is not None})
@@ -257,16 +257,16 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
     def as_query_engine(
         self, llm: LLMType | None = None, recall: RecallMode | None = None, **kwargs: Any
     ) -> BaseQueryEngine:
-        """Answers questions, with source nodes as citations.
+        """A query engine that answers questions and cites nodes.
 
         Args:
-            llm: Another reader. One that is no ``MPlusLLM`` is given text.
+            llm: Another LLM to answer with. If it is not an ``MPlusLLM``, it gets text.
             recall: "latent": the question is asked alone and the documents are read as memory; "text": the text
-                of the nodes found is pasted into the prompt, as in RAG; "hybrid": both.
+                of the retrieved nodes is put into the prompt, as in RAG; "hybrid": both.
             kwargs: For the retriever (similarity_top_k, filters, node_ids, doc_ids) and for the engine.
 
         Raises:
-            ValueError: An unknown argument, or one that says how to paste text where none is.
+            ValueError: An argument is unknown, or is for text in the prompt and ``recall`` is "latent".
         """
         reader = self.llm if llm is None else resolve_llm(llm, callback_manager=self._callback_manager)
         recall = recall or ("latent" if isinstance(reader, MPlusLLM) else "text")
@@ -302,7 +302,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
     def as_chat_engine(
         self, chat_mode: ChatMode = ChatMode.BEST, llm: LLMType | None = None, **kwargs: Any
     ) -> BaseChatEngine:
-        """A conversation about the documents, which are read as memory.
+        """A chat engine for conversations about the documents, which are read as memory.
 
         Args:
             chat_mode: BEST and CONTEXT: the question as it was asked, after the recent turns.
@@ -314,7 +314,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
                 latents beside the documents.
 
         Raises:
-            ValueError: An unknown mode or argument.
+            ValueError: The mode or an argument is unknown.
         """
         UnknownNameError.check(kwargs, RETRIEVER | CHAT | CONDENSE, of="as_chat_engine")
         reader = self.llm if llm is None else _mplus(resolve_llm(llm, callback_manager=self._callback_manager))
@@ -353,7 +353,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         )
 
     def where(self, retriever: MPlusIndexRetriever) -> Any:
-        """Which sources answers about what a retriever may find are read from; None: all there are."""
+        """A test of the sources to read for answers about what a retriever may find; None: all sources."""
         return retriever.where() if retriever.is_limited or self.is_shared else None
 
 
@@ -362,7 +362,7 @@ INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = MPlusIndex
 
 def _mplus(llm: LLM | None) -> MPlusLLM:
     if llm is None:
-        default = Settings._llm  # asking for Settings.llm would look for a hosted one
+        default = Settings._llm  # ``Settings.llm`` would try to make a hosted LLM
         return default if isinstance(default, MPlusLLM) else MPlusLLM()
     if not isinstance(llm, MPlusLLM):
         raise ValueError(f"llm={type(llm).__name__}: expected an MPlusLLM, the only one that can read latents.")
@@ -372,7 +372,7 @@ def _mplus(llm: LLM | None) -> MPlusLLM:
 def _restored(
     llm: MPlusLLM, struct: MPlusStruct, storage_context: StorageContext, persist_dir: str | Path | None
 ) -> Latents:
-    """The latents of an index that was persisted; written again from its text where they are not those."""
+    """The latents of a persisted index; written again from its text if they are missing or of another model."""
     model = llm.loaded
     folder = saved_folder(storage_context, struct.index_id, persist_dir)
     if folder is not None:
@@ -380,7 +380,7 @@ def _restored(
             memory = Memory.load(folder, model)
             if memory.fingerprint == struct.fingerprint:
                 return Latents(memory=memory)
-        except (MemoryNotFoundError, MemoryMismatchError):  # moved, or read by another model now
+        except (MemoryNotFoundError, MemoryMismatchError):  # moved, or now read by another model
             pass
     memory = model.new_memory()
     write_nodes(model, memory, storage_context.docstore.get_nodes(list(struct.nodes)))

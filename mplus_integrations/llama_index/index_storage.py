@@ -1,4 +1,4 @@
-"""How an index is kept: its structure, and latents that are saved with the rest of a ``StorageContext``."""
+"""Storage of an index: its structure, and latents that are saved with a ``StorageContext``."""
 
 import hashlib
 import logging
@@ -24,7 +24,7 @@ FOLDER = "mplus_folder"
 
 
 class StorePlace(BaseModel):
-    """A store of memories, in JSON."""
+    """The settings of a ``MemoryStore``, for JSON."""
 
     root: str
     max_memory_bytes: int | None = None
@@ -32,7 +32,7 @@ class StorePlace(BaseModel):
 
     @classmethod
     def of(cls, store: MemoryStore) -> "StorePlace":
-        """Where a store is, and its limits."""
+        """The folder and limits of a store."""
         return cls(
             root=str(store.root.absolute()),
             max_memory_bytes=store.max_memory_bytes,
@@ -40,22 +40,22 @@ class StorePlace(BaseModel):
         )
 
     def opened(self) -> MemoryStore:
-        """The store itself."""
+        """The store with these settings."""
         return MemoryStore(self.root, max_memory_bytes=self.max_memory_bytes, max_total_bytes=self.max_total_bytes)
 
 
 @dataclass
 class MPlusStruct(IndexStruct):
-    """What an index says about itself in a ``StorageContext``: names, never tensors."""
+    """The structure of an index in a ``StorageContext``: names, no tensors."""
 
     nodes: dict[str, str] = field(default_factory=dict[str, str])
-    """Ids of nodes, and of the documents they are from."""
+    """Ids of nodes, with the ids of their documents."""
     fingerprint: str = ""
-    """Of the latents, to recognise them by."""
+    """Fingerprint of the latents."""
     store: dict[str, Any] | None = None
-    """The store that keeps the latents; None: they are saved with the index."""
+    """The store of the latents; None: they are saved with the index."""
     memory_key: str | None = None
-    """Their name in the store."""
+    """Name of the latents in the store."""
 
     @classmethod
     def get_type(cls) -> IndexStructType:
@@ -79,7 +79,7 @@ class LatentsBesideIndex(SimpleVectorStore):
 
     @classmethod
     def of(cls, name: str, memory: Callable[[], Memory | None]) -> "LatentsBesideIndex":
-        """A store that saves what ``memory`` gives under a name; None: nothing."""
+        """A store that saves the memory that ``memory`` returns; None saves nothing."""
         found = cls()
         found._name, found._memory = name, memory
         return found
@@ -97,7 +97,7 @@ class LatentsBesideIndex(SimpleVectorStore):
 
 
 def saved_folder(storage_context: StorageContext, index_id: str, persist_dir: str | Path | None) -> Path | None:
-    """Where the latents of an index were saved, if they were."""
+    """The folder with the latents of an index; None if they were not saved."""
     name = namespace(index_id)
     if persist_dir is not None:
         return Path(persist_dir) / name

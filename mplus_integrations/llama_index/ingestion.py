@@ -16,21 +16,21 @@ from mplus_integrations.worker import in_thread
 
 
 class MPlusWriter(KnownNames, TransformComponent):
-    """Writes nodes into memory and passes them on as they are.
+    """Writes nodes into memory and returns them unchanged.
 
         pipeline = IngestionPipeline(transformations=[SentenceSplitter(), MPlusWriter(llm=llm, memory_key="handbook")])
         pipeline.run(documents=documents)
         index = MPlusIndex.from_latents(llm=llm, memory=llm.latents("handbook"))
 
-    A document that comes again, changed, replaces what was written of it.
+    If a changed document is ingested again, its new nodes replace the old ones.
     """
 
     llm: MPlusLLM = Field(default_factory=MPlusLLM, exclude=True)
     """The model that writes."""
     memory: Memory | None = Field(default=None, exclude=True)
-    """Takes the nodes; None: the LLM's memory of that name."""
+    """The memory to write into; None: the LLM's memory named ``memory_key``."""
     memory_key: str | None = None
-    """Which memory of the LLM."""
+    """Name of the LLM's memory."""
 
     @model_validator(mode="after")
     def _one_memory(self) -> Self:
@@ -45,15 +45,15 @@ class MPlusWriter(KnownNames, TransformComponent):
 
     @property
     def latents(self) -> Latents:
-        """Where the nodes go."""
+        """The memory that nodes are written into."""
         return self.llm.latents(self.memory_key) if self.memory is None else Latents(memory=self.memory)
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Its settings, different every time: a pipeline's cache would skip writes, which are what this is for."""
+        """The settings, different at each call, so that a pipeline's cache does not skip the writes."""
         return {**super().to_dict(**kwargs), "model": self.llm.model_name, "run": uuid4().hex}
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """Write nodes; nothing has changed after an error."""
+        """Write nodes; after an error nothing is changed."""
         model = self.llm.loaded
         documents = {node.ref_doc_id for node in nodes} - {None, ""}
         with self.latents.opened(model) as memory, all_or_nothing(memory) as fork:

@@ -47,12 +47,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _reported_chat(function: F) -> F:
-    """LlamaIndex's callbacks and instrumentation around a member that chats."""
+    """LlamaIndex's callbacks and instrumentation around a chat method."""
     return llm_chat_callback()(function)
 
 
 def _reported_completion(function: F) -> F:
-    """The same around a member that completes."""
+    """LlamaIndex's callbacks and instrumentation around a completion method."""
     return llm_completion_callback()(function)
 
 
@@ -66,9 +66,9 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
     Weights are loaded at the first use, once per process and model. Messages that come from an
     ``MPlusMemory`` are read with its latents; everything else with the memory that this object names.
 
-    Arguments of a call: every setting of the constructor that says how to answer, ``memory_key``, ``where``
-    (which sources are read), ``model``, ``tools``, ``tool_choice``, ``allow_parallel_tool_calls`` and
-    ``response_format``. Another name is an error; None is as if it were not given.
+    Arguments of a call: all answer settings of the constructor, ``memory_key``, ``where`` (the sources to read),
+    ``model``, ``tools``, ``tool_choice``, ``allow_parallel_tool_calls`` and ``response_format``. Another name is an
+    error; None stands for the default.
     """
 
     _bound: Latents | None = PrivateAttr(default=None)
@@ -81,7 +81,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
 
     @property
     def metadata(self) -> LLMMetadata:
-        """Sizes and abilities; the window is what is left of it beside a full memory."""
+        """Sizes and abilities. The context window is the number of tokens left beside a full memory."""
         window = self.window
         return LLMMetadata(
             context_window=window,
@@ -92,18 +92,18 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         )
 
     def reading(self, latents: Latents | Memory, where: Where | None = None) -> "MPlusLLM":
-        """This LLM, reading one memory whatever its messages say; weights are shared.
+        """A copy of this LLM that always reads the given memory; weights are shared.
 
         Args:
-            latents: What is read.
-            where: Only sources for which this says so.
+            latents: The memory to read.
+            where: A test of the sources to read.
         """
         bound = self.model_copy()
         bound._bound = Latents(memory=latents) if isinstance(latents, Memory) else latents
         bound._bound_where = where
         return bound
 
-    # --- the eight members ------------------------------------------------------------------------
+    # --- LlamaIndex's eight methods ---------------------------------------------------------------
 
     @_reported_chat
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -127,7 +127,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
 
     @_reported_completion
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer one message; ``formatted``: go on from the very text that is given."""
+        """Answer one message; with ``formatted``, continue the given text itself."""
         asked = self._asked(as_prompt(prompt, formatted), kwargs)
         return to_completion(self._answered(*asked, threading.Event()))
 
@@ -186,10 +186,10 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The calls of an answer; those that are not valid stand in ``raw["invalid_tool_calls"]`` and are left out.
+        """The valid calls of an answer; those that are not valid are in ``raw["invalid_tool_calls"]``.
 
         Raises:
-            ValueError: There is none, and that is an error.
+            ValueError: There is no call, and ``error_on_no_tool_call`` is set.
         """
         calls = [
             ToolSelection(tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=call.tool_kwargs)
@@ -209,7 +209,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
     # --- answers ----------------------------------------------------------------------------------
 
     def _asked(self, prompt: Prompt, kwargs: Mapping[str, Any]) -> tuple[Prompt, Asked, Call]:
-        """What is asked: as it came, for the core, and how; errors are told here, before anything runs."""
+        """The given prompt, the converted prompt and the settings of the call. Errors are raised before generation."""
         names = {"allow_parallel_tool_calls": "parallel_tool_calls"}
         call = self._as_call({names.get(name, name): value for name, value in kwargs.items()})
         return prompt, prompt if isinstance(prompt, str) else to_chat(prompt), call
@@ -228,7 +228,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
     def _chunks(
         self, prompt: Prompt, asked: Asked, call: Call, left: threading.Event
     ) -> Generator[ChatResponse, None, None]:
-        """The answer as it grows; the last one has its calls, and ``raw``."""
+        """The answer as it grows; the last item has its calls, and ``raw``."""
         shown = ""
         for piece in self._pieces(asked, call, self._latents_of(prompt, call), left, where=self._bound_where):
             if isinstance(piece, str):

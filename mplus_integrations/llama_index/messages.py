@@ -1,4 +1,4 @@
-"""LlamaIndex messages to chat messages, and answers back; no model logic."""
+"""Converts LlamaIndex messages to chat messages, and answers to LlamaIndex responses."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -38,19 +38,19 @@ ROLES = {
 
 
 class Remembers(Protocol):
-    """Whatever knows where its latents are; finding them may take loading, so it is asked late."""
+    """An object that knows its latents. Finding them may load a model, so it is done as late as possible."""
 
     @property
     def latents(self) -> Latents:
-        """Where they are."""
+        """The memory that the object refers to."""
         ...
 
 
 class Turn(ChatMessage):
     """A message that has been written into latent memory.
 
-    LlamaIndex passes an LLM nothing but messages. So those that a memory of ours gives know under which name
-    they have been written, and whose latents are to be read with them.
+    LlamaIndex passes only messages to an LLM. So messages from an ``MPlusMemory`` carry the name under which they
+    have been written, and refer to the latents to read with them.
     """
 
     source: str = ""
@@ -60,11 +60,11 @@ class Turn(ChatMessage):
 
     @property
     def latents(self) -> Latents | None:
-        """What is to be read beside the message; None once it went through JSON."""
+        """The latents to read with the message; None if it was restored from JSON."""
         return None if self._given_by is None else self._given_by.latents
 
     def given_by(self, memory: Remembers) -> "Turn":
-        """A copy to hand out, which may be changed."""
+        """A copy that refers to ``memory``'s latents and that callers may change."""
         turn = Turn(role=self.role, blocks=[b.model_copy() for b in self.blocks], source=self.source)
         turn.additional_kwargs = dict(self.additional_kwargs)
         turn._given_by = memory
@@ -72,10 +72,10 @@ class Turn(ChatMessage):
 
 
 def to_chat(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Chat messages for the tokenizer's template.
+    """Convert to chat messages for the tokenizer's template.
 
     Raises:
-        ValueError: No messages, something that is no message, an empty question, or content that is not text.
+        ValueError: There are no messages, an item is not a message, the question is empty, or content is not text.
     """
     if not messages:
         raise ValueError("messages=[]: expected at least one message to answer.")
@@ -137,7 +137,7 @@ def _texts(blocks: Iterable[Any], role: MessageRole) -> list[str]:
 
 
 def spoken(message: ChatMessage) -> str:
-    """What a message says, as it is written into memory; empty where it says nothing."""
+    """The text of a message as it is written into memory: its content, else its calls; may be empty."""
     chat: dict[str, Any] = {"role": ROLES[message.role], "content": ""}
     if message.blocks:
         chat = _to_chat(message)
@@ -148,7 +148,7 @@ def spoken(message: ChatMessage) -> str:
 
 
 def to_response(answer: Answer, *, is_last_chunk: bool) -> ChatResponse:
-    """A whole answer: calls as blocks, everything else JSON in ``raw``."""
+    """Convert a whole answer: calls become blocks, all other details JSON in ``raw``."""
     generation = answer.generation
     usage = {
         "prompt_tokens": generation.prompt_tokens,
@@ -171,10 +171,10 @@ def to_response(answer: Answer, *, is_last_chunk: bool) -> ChatResponse:
 
 
 def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
-    """The text of something to memorize, the name of its source if it has one, and its metadata.
+    """The text of an item, the name of its source if it has one, and its metadata.
 
     Raises:
-        ValueError: Something that is neither text, document, node nor message.
+        ValueError: The item is neither text, document, node nor message.
     """
     if isinstance(item, str):
         return item, None, {}
@@ -186,17 +186,17 @@ def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def as_prompt(prompt: str, formatted: bool) -> Prompt:
-    """A prompt of a completion: as it is, or as a user's message."""
+    """The prompt of a completion: unchanged, or as a user's message."""
     return prompt if formatted else [ChatMessage(role=MessageRole.USER, content=prompt)]
 
 
 def as_message(text: str) -> ChatMessage:
-    """What the assistant said."""
+    """A text as an assistant's message."""
     return ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=text)])
 
 
 def to_completion(response: ChatResponse) -> CompletionResponse:
-    """An answer in chat as that of a completion."""
+    """Convert a chat response to a completion response."""
     return CompletionResponse(
         text=response.message.content or "",
         raw=response.raw,
@@ -206,7 +206,7 @@ def to_completion(response: ChatResponse) -> CompletionResponse:
 
 
 def described(tool: BaseTool) -> dict[str, Any]:
-    """A tool as the tokenizer's template wants it."""
+    """The description of a tool for the tokenizer's template."""
     metadata = tool.metadata
     function = {"name": metadata.get_name(), "description": metadata.description}
     return {"type": "function", "function": {**function, "parameters": metadata.get_parameters_dict()}}

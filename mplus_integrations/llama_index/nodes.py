@@ -1,4 +1,4 @@
-"""Nodes in a memory: each is a source of its own, with its text beside its latents."""
+"""Nodes in a memory: each is a separate source, with its text kept beside its latents."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from mplus import FoundSource, Memory, MPlus, Source
 from mplus_integrations.whose_memory import all_or_nothing
 
 NODE = "mplus_node"
-"""Marks the sources of a memory that are nodes, and says of which document."""
+"""Metadata key of sources that are nodes; its value names their document."""
 
 
 def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show_progress: bool = False) -> list[str]:
-    """Write nodes that have text into a memory, all of them or, after an error, none.
+    """Write nodes that have text into a memory; after an error none is written.
 
     Returns:
-        Their ids. What was there already with the same text has not been written again.
+        Their ids. Nodes that the memory holds already with the same text are not written again.
     """
     ids: list[str] = []
     with all_or_nothing(memory) as fork:
@@ -36,10 +36,10 @@ def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show
 
 
 def as_node(name: str, source: Source | FoundSource) -> TextNode:
-    """A node as the memory kept it."""
+    """A node made of a source in memory."""
     metadata = {key: value for key, value in source.metadata.items() if key != NODE}
     node = TextNode(id_=name, text="\n".join(source.texts), metadata=metadata)
-    # What is written has its metadata in it already.
+    # The written text contains the node's metadata already.
     node.excluded_llm_metadata_keys = node.excluded_embed_metadata_keys = list(metadata)
     document = source.metadata.get(NODE)
     if document:

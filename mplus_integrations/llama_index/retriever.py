@@ -1,4 +1,4 @@
-"""Which nodes of an index the model's own retriever finds for a query."""
+"""A retriever for the nodes of an index, which uses the model's own scorer."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
@@ -18,34 +18,34 @@ from mplus_integrations.whose_memory import Latents
 from mplus_integrations.worker import in_thread
 
 DEFAULT_TOP_K = 2
-"""As for a ``VectorStoreIndex``."""
+"""The default of a ``VectorStoreIndex``."""
 
 
 class Searched(Protocol):
-    """What a retriever looks at: an ``MPlusIndex``, which in turn makes retrievers."""
+    """The part of an ``MPlusIndex`` that a retriever needs."""
 
     llm: MPlusLLM
     latents: Latents
     is_shared: bool
-    """Whether the memory may hold more than its nodes."""
+    """Whether the memory may hold other sources than the index's nodes."""
 
     @property
     def index_struct(self) -> MPlusStruct:
-        """Its nodes."""
+        """The nodes of the index."""
         ...
 
     @property
     def ref_doc_info(self) -> Mapping[str, RefDocInfo]:
-        """Its documents."""
+        """The documents of the index."""
         ...
 
     def node(self, found: FoundSource) -> BaseNode:
-        """The node that a source is."""
+        """The node of a source."""
         ...
 
 
 class MPlusIndexRetriever(BaseRetriever):
-    """Finds nodes by late interaction with the latents themselves; nothing is embedded.
+    """Finds nodes by late interaction with the latents, without an embedding model.
 
     Args:
         index: The ``MPlusIndex`` to search.
@@ -53,8 +53,8 @@ class MPlusIndexRetriever(BaseRetriever):
         filters: Metadata that nodes must have.
         node_ids: Only these nodes.
         doc_ids: Only nodes of these documents.
-        callback_manager: Told about every retrieval.
-        verbose: As LlamaIndex means it.
+        callback_manager: Notified of every retrieval.
+        verbose: LlamaIndex's setting.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class MPlusIndexRetriever(BaseRetriever):
 
     @property
     def is_limited(self) -> bool:
-        """Whether only a part of the index may be read."""
+        """Whether filters or ids restrict the sources."""
         return any(limit is not None for limit in (self._filters, self._node_ids, self._doc_ids))
 
     def where(self) -> Where:
-        """Which sources of the memory may be found."""
+        """A test of the sources that may be found."""
         nodes = self.index.index_struct.nodes
         if self._doc_ids is not None:
             infos = self.index.ref_doc_info

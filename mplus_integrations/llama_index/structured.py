@@ -1,4 +1,4 @@
-"""Answers of a Pydantic class, constrained while they are generated."""
+"""Answers that are objects of a Pydantic class, by constrained decoding."""
 
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
@@ -21,9 +21,9 @@ dispatcher = get_dispatcher(__name__)
 
 
 class StructuredPredict(LLM):
-    """The four ``structured_predict`` members, without a detour over tool calls or over asking for JSON.
+    """The four ``structured_predict`` methods, by constrained decoding instead of tool calls.
 
-    The form is enforced token by token, so an answer is invalid only where it was cut off.
+    The form is enforced token by token, so an answer is invalid only if it was cut off.
     """
 
     @dispatcher.span
@@ -34,10 +34,10 @@ class StructuredPredict(LLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> BaseModel:
-        """An object of a class.
+        """The answer as an object of a class.
 
         Raises:
-            ValueError: The class has fields that are open, or ``max_tokens`` cut the answer off.
+            ValueError: The class has fields that allow any properties, or ``max_tokens`` cut the answer off.
         """
         dispatcher.event(_start(output_cls, prompt, prompt_args))
         response = self.chat(self._get_messages(prompt, **prompt_args), **asking(output_cls, llm_kwargs))
@@ -64,7 +64,7 @@ class StructuredPredict(LLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
-        """The object as it grows, parts of it missing at first; the last one is whole."""
+        """The object as it grows; fields may be missing until the last item, which is complete."""
         dispatcher.event(_start(output_cls, prompt, prompt_args))
         messages = self._get_messages(prompt, **prompt_args)
         growing = _Growing(output_cls)
@@ -106,10 +106,10 @@ def asking(output_cls: type[BaseModel], llm_kwargs: dict[str, Any] | None = None
 
 
 def parsed(output_cls: type[BaseModel], response: ChatResponse) -> BaseModel:
-    """The object that an answer is.
+    """Parse an answer into an object.
 
     Raises:
-        ValueError: It was cut off.
+        ValueError: The answer was cut off.
     """
     text = response.message.content or ""
     try:
@@ -131,7 +131,7 @@ class _Growing:
         self._partial = create_flexible_model(output_cls)
 
     def step(self, response: ChatResponse) -> Any:
-        """The object as far as it is known; whole with the last piece, which says why it is the last."""
+        """The object as far as it is known; complete with the last piece, which has a finish reason."""
         if response.raw is not None:
             self.found = parsed(self._whole, response)
         else:

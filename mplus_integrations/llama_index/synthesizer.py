@@ -1,4 +1,4 @@
-"""Answers from latent memory where LlamaIndex would paste text: for its query and chat engines."""
+"""Answers from latent memory instead of pasted text, for LlamaIndex's query and chat engines."""
 
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
@@ -22,17 +22,17 @@ NOTHING = NodeWithScore(node=TextNode(text=""))
 
 
 class MPlusSynthesizer(BaseSynthesizer):
-    """Asks the LLM the question alone; what it reads is latent, and the nodes are its citations.
+    """Asks the LLM the question alone. Documents are read as latents, and the nodes are cited.
 
     Args:
         llm: The model.
-        latents: What it reads.
-        where: Only sources for which this says so.
-        only_nodes: Read no document but the nodes given, as after a filter or a reranker.
-        before: Messages that stand before the question.
-        streaming: Give answers piece by piece.
-        output_cls: A Pydantic class that answers are of.
-        callback_manager: Told about every answer.
+        latents: The memory to read.
+        where: A test of the sources to read.
+        only_nodes: Read only the given nodes, as after a filter or a reranker.
+        before: Messages before the question.
+        streaming: Return answers piece by piece.
+        output_cls: A Pydantic class for the answers.
+        callback_manager: Notified of every answer.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class MPlusSynthesizer(BaseSynthesizer):
     def _update_prompts(self, prompts_dict: PromptDictType) -> None:
         pass
 
-    # Without nodes the base class says "Empty Response" and never asks.
+    # Without nodes the base class answers "Empty Response" without calling the LLM.
 
     def synthesize(
         self,
@@ -90,7 +90,7 @@ class MPlusSynthesizer(BaseSynthesizer):
     def get_response(
         self, query_str: str, text_chunks: Sequence[str], node_ids: Sequence[str] = (), **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
-        """The answer itself; ``text_chunks`` stay out of the prompt."""
+        """The text of the answer; ``text_chunks`` are not put into the prompt."""
         llm, messages = self._bound(node_ids), self._messages(query_str)
         if self._output_cls is not None:
             return parsed(self._output_cls, llm.chat(messages, **asking(self._output_cls)))
@@ -116,7 +116,7 @@ class MPlusSynthesizer(BaseSynthesizer):
         where = self._where
         if self._only_nodes:
             allowed, beside = frozenset(node_ids), self._where
-            # A turn of the conversation is no node, and is read all the same.
+            # Turns of the conversation are not nodes, but are read too.
             where = lambda name, metadata: (
                 name in allowed if NODE in metadata else beside is None or beside(name, metadata)
             )
