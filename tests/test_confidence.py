@@ -59,7 +59,7 @@ def test_fitting_is_at_the_minimum_of_its_loss() -> None:
     assert [fitted.confidence(e) for e in evidence] == pytest.approx(scores.sigmoid().tolist())
 
 
-def test_answers_told_apart_exactly_still_give_a_finite_curve() -> None:
+def test_perfectly_separable_answers_give_a_finite_curve() -> None:
     sure, unsure = Evidence(0.3, 0.2, -0.1, -0.2, 0.1, True), Evidence(0.1, 0.0, -3.0, -6.0, 4.0, True)
     calibration = fit_calibration([sure] * 5 + [unsure] * 5, [True] * 5 + [False] * 5)
     assert 0.7 < calibration.confidence(sure) < 1
@@ -90,7 +90,7 @@ def test_rows_that_cannot_be_fitted_are_refused(evidence: int, right: list[bool]
         )
 
 
-def test_a_trace_has_the_log_probabilities_of_what_was_said() -> None:
+def test_a_trace_has_the_log_probabilities_of_the_answer() -> None:
     trace = TokenTrace()
     assert trace.evidence([0.3]) is None
     logits = torch.randn(3, 11)
@@ -123,7 +123,7 @@ def test_every_answer_has_a_confidence(model: MPlus, text: str) -> None:
     assert batched[1].evidence is not None and not batched[1].evidence.recalled
 
 
-def test_a_constraint_does_not_change_what_the_model_believes(model: MPlus, text: str) -> None:
+def test_a_constraint_does_not_change_the_traced_probabilities(model: MPlus, text: str) -> None:
     memory = model.new_memory()
     model.write(memory, text, source="a")
 

@@ -31,12 +31,12 @@ def test_the_default_model_takes_its_settings_from_here() -> None:
 
 
 @pytest.mark.parametrize(("window", "tokens"), [(131_072, 512), (1024, 256), (128, 64)])
-def test_a_model_that_says_nothing_gives_memory_half_of_its_window(window: int, tokens: int) -> None:
+def test_without_a_layout_memory_takes_half_of_the_window(window: int, tokens: int) -> None:
     config = MemoryConfig.for_window(window)
     assert (config.short_term_tokens, config.recalled_tokens) == (tokens, tokens)
 
 
-def test_every_setting_says_what_it_means() -> None:
+def test_every_setting_has_a_description() -> None:
     assert [name for name, field in MemoryConfig.model_fields.items() if not field.description] == []
 
 

@@ -47,7 +47,7 @@ def test_a_notebook_was_run_from_top_to_bottom(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_compiles_and_asserts_what_it_says(path: Path) -> None:
+def test_a_notebook_compiles_and_has_assertions(path: Path) -> None:
     code = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
     for source in code:
         compile(source, path.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

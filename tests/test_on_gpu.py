@@ -115,7 +115,7 @@ def test_every_tier_and_dtype_reads_as_on_the_cpu(
 
 
 @pytest.mark.parametrize("layout", ["chunk", "token"])
-def test_what_exceeds_a_budget_goes_one_tier_down(here: MPlus, there: MPlus, text: str, layout: str) -> None:
+def test_segments_beyond_a_budget_move_one_tier_down(here: MPlus, there: MPlus, text: str, layout: str) -> None:
     base = TINY if layout == "chunk" else TOKENS
     whole = written(there, base.model_copy(update={"long_term_device": "cuda"}), text, parts=5)
     total = sum(track.long_term.nbytes for track in whole.state.tracks)
@@ -192,7 +192,7 @@ def test_an_answer_is_streamed(here: MPlus, there: MPlus, text: str, sampling: d
     assert abs(streams[1].generation.confidence - streams[0].generation.confidence) < 1e-2
 
 
-def test_a_later_turn_goes_on_with_what_an_earlier_one_left(there: MPlus, text: str) -> None:
+def test_a_later_turn_reuses_the_prefix_of_an_earlier_one(there: MPlus, text: str) -> None:
     memory = written(there, TINY, text)
     first = there.generate(memory, QUESTION * 10, max_new_tokens=4)
     again = there.generate(memory, QUESTION * 10, max_new_tokens=4)
@@ -353,7 +353,7 @@ def test_device_memory_does_not_grow_with_what_waits_elsewhere(
     assert peaks[1] - peaks[0] < 0.2 * (bytes_held[1] - bytes_held[0]), (peaks, bytes_held)
 
 
-def test_reads_one_after_the_other_take_no_further_device_memory(there: MPlus, text: str) -> None:
+def test_successive_reads_take_no_more_device_memory(there: MPlus, text: str) -> None:
     memory = written(there, TINY, text)
 
     def read() -> None:

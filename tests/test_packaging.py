@@ -93,7 +93,7 @@ def install_the_other(packages: Path) -> None:
     record.write_text("mplus/__init__.py,sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU,0\n", encoding="utf-8")
 
 
-def test_beside_the_other_mplus_nothing_starts(environment: Path) -> None:
+def test_import_and_command_fail_beside_the_other_mplus(environment: Path) -> None:
     python, folder = environment / "bin" / "python", packages(environment)
     install_the_other(folder)
     result = run(python, "-c", "import mplus", check=False)

@@ -16,7 +16,7 @@ TEXT = "The cat sat on the mat. " * 40
 
 
 @pytest.mark.parametrize("progress", [None, False])
-def test_nothing_is_shown_unless_it_is_asked_for(progress: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_bar_is_shown_by_default(progress: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model()
     model.write(model.new_memory(), TEXT, progress=progress)
     model.write_batch([model.new_memory()], [TEXT], progress=progress)
@@ -33,7 +33,7 @@ def test_true_shows_a_bar_that_ends_at_the_end(capsys: pytest.CaptureFixture[str
     assert f"{report.text_tokens}/{report.text_tokens}" in err
 
 
-def test_a_callback_is_told_as_before() -> None:
+def test_a_callback_receives_the_progress() -> None:
     model, told = tiny_model(), list[tuple[int, int]]()
     report = model.write(model.new_memory(), TEXT, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (report.text_tokens, report.text_tokens)

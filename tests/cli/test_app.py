@@ -103,7 +103,7 @@ def test_convert_and_info(folder: str, tmp_path: Path) -> None:
     assert "cache" in invoke("info")
 
 
-def test_info_of_a_model_says_what_its_memories_are_like(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_of_a_model_shows_its_memory_settings(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = json.loads(invoke("info", folder, "--json"))
     assert told["memory"] == TINY.model_dump() and told["differs_from_defaults"] == TINY.model_dump(
         exclude_defaults=True
@@ -124,7 +124,7 @@ def test_each_command_is_the_file_of_its_name() -> None:
         assert (folder / f"{command}.py").exists() or (folder / f"{command}_.py").exists()
 
 
-def test_what_is_listed_of_a_command_is_what_it_says_of_itself() -> None:
+def test_a_command_is_listed_with_its_docstring() -> None:
     for name, about in app_module.LATER.items():
         assert import_module(f"mplus.cli.{name}").__dict__[name].__doc__ == about
 

@@ -130,7 +130,9 @@ def test_a_folder_of_trained_parts_is_opened_on_its_backbone(folder: Path, tmp_p
         (["facts", "--prompt", "rhyme"], "plain, short or completion"),
     ],
 )
-def test_what_cannot_be_done_says_why(arguments: list[str], message: str, folder: Path, tmp_path: Path) -> None:
+def test_impossible_settings_raise_an_explanation(
+    arguments: list[str], message: str, folder: Path, tmp_path: Path
+) -> None:
     result = evaluate(*arguments, "--questions", 3, "--model", folder, "--out", tmp_path / "out")
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)

@@ -32,7 +32,7 @@ def test_an_unsure_answer_is_replaced_and_a_sure_one_is_not(model: MPlus, memory
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])
-def test_a_stream_says_what_generate_says_in_one_piece(model: MPlus, memory, limit: float) -> None:
+def test_a_stream_yields_the_text_of_generate_in_one_piece(model: MPlus, memory, limit: float) -> None:
     expected = model.generate(memory, QUESTION, max_new_tokens=6, abstain_below=limit)
     stream = model.stream(memory, QUESTION, max_new_tokens=6, abstain_below=limit)
     assert list(stream) == [expected.text]

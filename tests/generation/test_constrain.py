@@ -123,7 +123,7 @@ def test_an_open_schema_is_refused_by_name(open_schema: object) -> None:
     ("inside", "error"),
     [("{not json", "not valid JSON"), ("[1]", "an object"), ('{"name": "f", "arguments": 3}', "arguments")],
 )
-def test_a_bad_call_says_what_is_wrong(inside: str, error: str) -> None:
+def test_an_invalid_call_has_the_error(inside: str, error: str) -> None:
     _, calls = parse_tool_calls(f"<tool_call>{inside}</tool_call>")
     assert calls[0].arguments is None and error in (calls[0].error or "")
 
@@ -152,7 +152,7 @@ def test_tools_calls_and_results_reach_the_prompt(model: MPlus) -> None:
     assert model.tokenizer.decode(list(prompt.input_ids[begin:end])) == "What is 1 + 2?"
 
 
-def test_a_template_that_knows_tools_is_given_them(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_supports_tools_gets_them(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
     template = "{% for t in tools %}[{{ t.function.name }}]{% endfor %}" + model.tokenizer.chat_template
     monkeypatch.setattr(model.tokenizer, "chat_template", template)
     prompt = encode_prompt(model.tokenizer, [{"role": "user", "content": "hi"}], tools=[ADD])

@@ -165,7 +165,7 @@ def test_a_write_adapters_tail_is_read_as_text() -> None:
     assert request.query == (3, 5)
 
 
-def test_closing_a_stream_leaves_somebody_elses_event_alone(model: MPlus) -> None:
+def test_closing_a_stream_does_not_set_the_callers_event(model: MPlus) -> None:
     shared = threading.Event()
     with model.stream(model.new_memory(), "hello", cancelled=shared, max_new_tokens=4) as stream:
         next(stream)
@@ -192,7 +192,7 @@ def test_a_batch_reads_for_each_prompt_only_what_it_may(model: MPlus, text: str)
 
 @pytest.mark.parametrize("door", ["generate", "stream", "generate_batch", "serve", "astream"])
 @pytest.mark.parametrize(("name", "nearest"), [("temprature", "temperature"), ("max_tokens", "max_new_tokens")])
-def test_an_unknown_setting_is_named_with_the_nearest_at_every_door(
+def test_every_method_names_an_unknown_setting_with_the_nearest(
     model: MPlus, memory: Memory, door: str, name: str, nearest: str
 ) -> None:
     given: dict[str, Any] = {name: 9}

@@ -18,7 +18,7 @@ CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "
 
 
 @pytest.mark.parametrize("template", [None, LLAMA_TEMPLATE])
-def test_messages_are_encoded_as_the_template_says(tokenizer, template: str | None) -> None:
+def test_messages_are_encoded_by_the_template(tokenizer, template: str | None) -> None:
     if template:
         tokenizer.chat_template = template
     prompt = encode_prompt(tokenizer, CHAT)

@@ -88,7 +88,7 @@ def test_a_request_joins_while_another_runs(model: MPlus, memories, scheduler: S
     assert "".join(long) == model.generate(memories[2], PROMPTS[0], max_new_tokens=60).text
 
 
-def test_a_full_queue_refuses_and_says_so(model: MPlus, memories) -> None:
+def test_a_full_queue_raises_queue_full_error(model: MPlus, memories) -> None:
     gate = Gate()
     with model.serve(max_running=1, max_waiting=1) as scheduler:
         running = scheduler.stream(memories[1], PROMPTS[1], max_new_tokens=3, processors=[gate])
@@ -101,7 +101,7 @@ def test_a_full_queue_refuses_and_says_so(model: MPlus, memories) -> None:
         assert scheduler.generate(memories[1], PROMPTS[1], max_new_tokens=2).completion_tokens == 2
 
 
-def test_who_asks_a_lot_waits_for_himself(model: MPlus, memories) -> None:
+def test_many_requests_of_one_memory_do_not_delay_others(model: MPlus, memories) -> None:
     order: list[str] = []
 
     def noting(name: str):
@@ -121,7 +121,7 @@ def test_who_asks_a_lot_waits_for_himself(model: MPlus, memories) -> None:
     assert "".join(order) == "abcaaa"
 
 
-def test_cancelling_reaches_the_row_and_nobody_else(model: MPlus, memories, scheduler: Scheduler) -> None:
+def test_cancelling_ends_only_its_own_row(model: MPlus, memories, scheduler: Scheduler) -> None:
     gate = Gate(at=5)
     other = scheduler.stream(memories[3], PROMPTS[0], max_new_tokens=20)
     stream = scheduler.stream(memories[2], PROMPTS[0], max_new_tokens=200, processors=[gate])
@@ -134,7 +134,7 @@ def test_cancelling_reaches_the_row_and_nobody_else(model: MPlus, memories, sche
     assert "".join(other) == model.generate(memories[3], PROMPTS[0], max_new_tokens=20).text
 
 
-def test_a_stream_that_nobody_holds_any_more_is_cancelled(memories, scheduler: Scheduler) -> None:
+def test_a_stream_without_references_is_cancelled(memories, scheduler: Scheduler) -> None:
     gate = Gate(at=2)
     stream = scheduler.stream(memories[2], PROMPTS[0], max_new_tokens=500, processors=[gate])
     assert gate.reached.wait(30)
@@ -199,7 +199,7 @@ def test_a_prompt_that_cannot_be_read_ends_its_own_request_only(
     assert [tuple(rows[n].token_ids) for n in (0, 2)] == expected
 
 
-def test_when_the_model_itself_fails_everybody_hears_of_it(
+def test_an_error_of_the_model_reaches_every_request(
     memories, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self, tokens):

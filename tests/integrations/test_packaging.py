@@ -81,7 +81,7 @@ def test_extras_declare_one_framework_each() -> None:
     assert not any("lang" in name or "llama" in name for name in PROJECT["project"]["dependencies"])
 
 
-def test_llamahub_is_told_what_is_where() -> None:
+def test_llamahub_metadata_names_importable_classes() -> None:
     import mplus_integrations
 
     hub = PROJECT["tool"]["llamahub"]

@@ -28,7 +28,7 @@ def test_a_portable_file_opens_as_what_it_was_made_of(tmp_path: Path, model: MPl
     assert Memory.load(tmp_path / "saved", model, key=key).fingerprint == memory.fingerprint
 
 
-def test_a_portable_file_that_is_none_is_refused(tmp_path: Path, model: MPlus, text: str) -> None:
+def test_a_file_that_is_not_a_portable_memory_is_refused(tmp_path: Path, model: MPlus, text: str) -> None:
     good = tmp_path / "good.mplus"
     written(model, text).export(good)
     data = good.read_bytes()

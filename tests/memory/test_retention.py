@@ -32,7 +32,7 @@ def names(memory: mplus.Memory) -> list[str]:
 
 
 @pytest.mark.parametrize("layout", ["chunk", "token"])
-def test_text_past_its_time_is_gone_from_every_read_and_from_disk(
+def test_text_past_its_age_limit_is_gone_from_every_read_and_from_disk(
     tmp_path: Path, clock: Clock, text: str, layout: str
 ) -> None:
     model = made(age_limit_seconds=100.0, layout=layout)
@@ -71,7 +71,7 @@ def test_in_the_chunk_layout_what_is_left_reads_as_if_the_rest_had_never_been(cl
     torch.testing.assert_close(logits(model, memory), logits(model, never), atol=1e-5, rtol=1e-5)
 
 
-def test_a_source_that_goes_on_loses_what_is_old_of_it(clock: Clock, text: str) -> None:
+def test_a_continued_source_loses_its_old_chunks(clock: Clock, text: str) -> None:
     model = made(age_limit_seconds=100.0)
     memory = model.new_memory()
     for _ in range(5):
@@ -106,7 +106,7 @@ def test_age_in_tokens(text: str, layout: str) -> None:
     assert [e.texts[0].source for e in memory.state.ledger or ()] == ["6", "7"]
 
 
-def test_a_pinned_source_outlives_age_capacity_and_disuse(tmp_path: Path, clock: Clock, text: str) -> None:
+def test_a_pinned_source_is_kept_regardless_of_age_capacity_and_disuse(tmp_path: Path, clock: Clock, text: str) -> None:
     model = made(age_limit_seconds=100.0, long_term_capacity=150, recall_frequency_decay=20.0, recalled_tokens=32)
     memory = model.new_memory()
     model.write(memory, text[:200].upper(), source="rule")

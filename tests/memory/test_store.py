@@ -148,7 +148,7 @@ def test_recent_memories_stay_in_host_memory_and_others_are_dropped(tmp_path: Pa
             assert [s.name for s in memory.sources()] == ["a", "later"]
 
 
-def test_what_a_caller_does_after_closing_reaches_nobody(tmp_path: Path, model: MPlus) -> None:
+def test_changes_after_closing_do_not_reach_the_store(tmp_path: Path, model: MPlus) -> None:
     store = MemoryStore(tmp_path)
     with store.open("alice", model) as memory:
         model.write(memory, "Something to keep.", source="a")

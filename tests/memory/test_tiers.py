@@ -87,7 +87,9 @@ def test_a_token_takes_a_fraction_of_the_published_bytes(name: str, dtype: str, 
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
-def test_quantised_memories_read_alike_and_load_again(model: MPlus, text: str, dtype: str, tmp_path: Path) -> None:
+def test_quantised_memories_give_similar_reads_and_load_again(
+    model: MPlus, text: str, dtype: str, tmp_path: Path
+) -> None:
     everything = TINY.model_copy(update={"recalled_tokens": 4096})  # so that all read the same tokens
     config = everything.model_copy(update={"long_term_dtype": dtype})
     memory, full = model.new_memory(config=config), model.new_memory(config=everything)

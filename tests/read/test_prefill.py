@@ -116,7 +116,7 @@ CONVERSATION = [
 
 
 @pytest.mark.parametrize("written", [0, 60, 900])
-def test_a_conversation_goes_on_where_it_was_bit_for_bit(text: str, written: int, spares: SparePrefixes) -> None:
+def test_a_continued_conversation_reuses_the_prompt_bit_for_bit(text: str, written: int, spares: SparePrefixes) -> None:
     model = tiny_model(memory=TINY)
     memory = model.new_memory()
     if written:
@@ -142,7 +142,7 @@ def test_a_conversation_goes_on_where_it_was_bit_for_bit(text: str, written: int
         assert torch.equal(step.reading.decode([7]), again[place + 1])
 
 
-def test_another_recall_or_another_beginning_is_read_anew(text: str, spares: SparePrefixes) -> None:
+def test_another_recall_or_another_beginning_is_read_again(text: str, spares: SparePrefixes) -> None:
     model = tiny_model(memory=TINY)
     memory = model.new_memory()
     model.write(memory, text, source="a")
@@ -345,7 +345,7 @@ def test_whole_chunks_are_read_oldest_first_but_the_best_last(
     assert read[: -len(last)] == sorted(read[: -len(last)])
 
 
-def test_a_later_chunk_as_relevant_stands_behind_the_best_one() -> None:
+def test_a_later_chunk_of_similar_relevance_follows_the_best_one() -> None:
     written = {4: 1.0, 7: 2.0, 9: 3.0, 5: 4.0, 6: 5.0, 2: 9.0}
     relevance = torch.zeros(10)
     relevance[4], relevance[7], relevance[9], relevance[5], relevance[2] = 1.0, 0.7, 0.8, 0.76, 0.76
@@ -366,7 +366,7 @@ def test_a_later_chunk_as_relevant_stands_behind_the_best_one() -> None:
 
 @pytest.mark.default_model
 @pytest.mark.parametrize("fillers", [0, 3, 20])
-def test_a_change_stands_behind_what_it_changes(default_model: MPlus, fillers: int) -> None:
+def test_a_change_follows_the_chunk_that_it_changes(default_model: MPlus, fillers: int) -> None:
     """Said in two notes among others about much the same things; both, one or none still in short-term memory."""
     memory = default_model.new_memory()
     notes = [
@@ -432,7 +432,7 @@ def test_a_cutoff_leaves_out_what_is_far_less_relevant_than_the_best(model: MPlu
 
 
 @pytest.mark.parametrize("after", ["", ELSE * 2])
-def test_what_is_read_next_to_the_best_chunk_stands_with_it(model: MPlus, text: str, after: str) -> None:
+def test_neighbours_of_the_best_chunk_stay_next_to_it(model: MPlus, text: str, after: str) -> None:
     """Of a text that short-term memory still holds the end of, and of one that has left it."""
     memory = model.new_memory(config=TINY.model_copy(update={"recalled_tokens": 320}))
     model.write(memory, text, source="a")

@@ -133,7 +133,7 @@ def test_what_is_turned_is_read_as_if_written_so(recall: str, fillers: int, text
     assert twice[-again:] == twice[-2 * again : -again]
 
 
-def test_room_is_left_for_what_is_said_again(text: str) -> None:
+def test_room_is_left_for_repeated_tokens(text: str) -> None:
     config = ROOMY.model_copy(update={"best_sentence_times": 3})
     assert config.prefix_tokens == ROOMY.prefix_tokens + 2 * config.chunk_tokens
     assert config.model_copy(update={"layout": "token"}).prefix_tokens == ROOMY.prefix_tokens

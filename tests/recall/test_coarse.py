@@ -74,7 +74,7 @@ def test_only_what_is_allowed_is_found() -> None:
     assert len(index.nearest(queries, torch.ones(6) / 6, 30, allowed[:0])) == 0
 
 
-def test_the_index_outlives_small_changes_but_not_forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_kept_after_small_changes_but_not_after_forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coarse_module, "UNINDEXED_TOKENS", 100)
     store = store_of(keys_of(100, 8), 8, 256)
     index = coarse_index(store)

@@ -91,7 +91,7 @@ def test_some_of_a_pool_are_scored_as_among_all() -> None:
     assert len(lexical_match(asked, alone, given)) == 2
 
 
-def test_a_question_without_words_says_nothing() -> None:
+def test_a_question_without_words_matches_no_unit() -> None:
     given, *_ = candidates(random.Random(0))
     assert lexical_match(torch.zeros(4, dtype=torch.int32), given).tolist() == [0.0] * len(given)
 

@@ -66,7 +66,7 @@ def test_units_are_chunks_or_tokens_and_know_their_source() -> None:
     assert chunks.units[0].take(torch.tensor([3, 1])).tokens().tolist() == [6, 7, 2]
 
 
-def test_units_are_worked_out_once_until_other_tokens_live() -> None:
+def test_units_are_computed_once_until_tokens_change() -> None:
     store, _ = filled([2, 1, 3], [])
 
     def units(store: LongTermMemory) -> Units:
@@ -79,7 +79,7 @@ def test_units_are_worked_out_once_until_other_tokens_live() -> None:
     assert units(store) is known
 
 
-def test_a_chunk_goes_on_only_from_the_one_before_it_of_the_same_source() -> None:
+def test_a_chunk_continues_only_the_one_before_it_of_the_same_source() -> None:
     count = torch.arange(6)
     known = Provenance(
         count.flip(0),

@@ -85,7 +85,9 @@ def test_a_save_with_a_new_key_that_fails_leaves_the_one_with_the_old_key(
     assert not files & {path.name for path in tmp_path.glob("tokens-*")}
 
 
-def test_equal_content_has_other_names_and_bytes_under_another_key(tmp_path: Path, model: MPlus, text: str) -> None:
+def test_equal_content_has_different_names_and_bytes_under_different_keys(
+    tmp_path: Path, model: MPlus, text: str
+) -> None:
     memory = written(model, text)
     for name in "ab":
         memory.save(tmp_path / name, key=MemoryKey.new())
@@ -105,7 +107,7 @@ def test_exchanged_encrypted_files_are_noticed(tmp_path: Path, model: MPlus, tex
     Memory.load(tmp_path, model, key=key)
 
 
-def test_a_key_shows_nothing_of_itself() -> None:
+def test_a_key_is_not_shown_by_repr() -> None:
     key = MemoryKey.new()
     assert key.secret.hex() not in repr(key) and str(key.secret) not in repr(key)
     with pytest.raises(ValueError, match="32 bytes"):
@@ -179,7 +181,7 @@ def test_a_plain_store_becomes_an_encrypted_one(tmp_path: Path, model: MPlus, te
     assert not list((tmp_path / "s" / "alice").glob("*.safetensors"))
 
 
-def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)

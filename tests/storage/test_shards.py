@@ -57,7 +57,7 @@ def test_rows_that_were_asked_for_ahead_come_as_they_are(tmp_path: Path, seal: M
             shard.prefetch(name, index)
 
 
-def test_a_file_says_how_large_its_blocks_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_records_the_size_of_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, None).path
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 4096)
     again = OpenShard(path, None)

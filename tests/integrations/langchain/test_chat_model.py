@@ -34,7 +34,7 @@ def test_the_answer_names_what_it_recalled(chat: MPlusChat) -> None:
     assert answer.usage_metadata is not None and answer.usage_metadata["output_tokens"] > 0
 
 
-def test_an_answer_says_how_sure_it_is_and_may_abstain(chat: MPlusChat) -> None:
+def test_an_answer_has_a_confidence_and_may_abstain(chat: MPlusChat) -> None:
     question = "What does box 1 hold?"
     sure = chat.invoke(question).response_metadata
     assert 0 < sure["confidence"] < 1 and not sure["is_calibrated"] and not sure["abstained"]

@@ -57,7 +57,7 @@ def test_the_personal_assistant_remembers_across_a_restart(run, tmp_path: Path) 
 
 
 @pytest.mark.default_model
-def test_the_agent_calls_tools_and_knows_its_users_apart(run) -> None:
+def test_the_agent_calls_tools_and_separates_its_users(run) -> None:
     printed = run("agent.py")
     assert "The library is open from nine to five." in printed and "Order 4711 is on its way." in printed
 

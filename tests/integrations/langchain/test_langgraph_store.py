@@ -148,7 +148,7 @@ def test_answers_read_items_only_where_the_memory_is_named(store: MPlusStore) ->
     ("key", "value", "message"),
     [("k", {"x": object()}, "not JSON"), ("k", {"x": float("nan")}, "not JSON"), ("", {"x": 1}, "Key ''")],
 )
-def test_what_cannot_be_kept_is_refused_and_nothing_is_put(
+def test_values_that_cannot_be_stored_are_refused_and_nothing_is_put(
     store: MPlusStore, key: str, value: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -94,7 +94,7 @@ def chat(request: Any, model: mplus.MPlus, tmp_path: Path) -> Iterator[MPlusChat
             yield MPlusChat(model=model, store=store, max_tokens=24, scheduler=scheduler)
 
 
-def test_eight_users_stream_at_once_and_nobody_sees_anothers_facts(
+def test_eight_users_stream_at_once_without_seeing_each_others_facts(
     chat: MPlusChat, model: mplus.MPlus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads_of_ours: set[int] = set()

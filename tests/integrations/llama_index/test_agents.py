@@ -78,7 +78,7 @@ async def test_acceptance_8_react_agent_runs_with_memory(stored: MPlusLLM, say: 
     assert sources(memory)[0] == "User: What is 1 + 2?" and "Observation: 3" in sources(memory)[-1]
 
 
-async def test_an_agent_reads_what_was_said_before_it_was_made(stored: MPlusLLM, say: Saying, asked: list[Any]) -> None:
+async def test_an_agent_reads_turns_from_before_it_was_made(stored: MPlusLLM, say: Saying, asked: list[Any]) -> None:
     conversation(stored, "anna").put_messages([ChatMessage(content="My dog is called Biscuit.")])
     for agent in (FunctionAgent(llm=stored, tools=[]), ReActAgent(llm=stored, tools=[])):
         say("Thought: I can answer.\nAnswer: Biscuit.")
@@ -141,7 +141,7 @@ async def test_a_long_conversation_stays_within_the_window(stored: MPlusLLM, say
     assert output.raw["prefix_tokens"] > 0 and output.raw["usage"]["prompt_tokens"] < 500
 
 
-async def test_a_tool_that_raises_is_told_to_the_model_and_remembered(stored: MPlusLLM, say: Saying) -> None:
+async def test_an_error_of_a_tool_reaches_the_model_and_memory(stored: MPlusLLM, say: Saying) -> None:
     memory = conversation(stored, "anna")
     agent = FunctionAgent(llm=stored, tools=[fail])
     say('<tool_call>\n{"name": "fail", "arguments": {"a": 1}}\n</tool_call>', "It is broken.")
@@ -151,9 +151,7 @@ async def test_a_tool_that_raises_is_told_to_the_model_and_remembered(stored: MP
     assert results[0].tool_output.is_error and "Tool: the machine is broken" in sources(memory)
 
 
-async def test_an_agent_that_fails_leaves_no_memory_of_its_answer(
-    stored: MPlusLLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_agent_writes_no_answer_into_memory(stored: MPlusLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = conversation(stored, "anna")
     monkeypatch.setattr(MODEL, "stream", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):

@@ -66,7 +66,7 @@ def test_a_call_and_its_result_stay_together(llm: MPlusLLM) -> None:
     ]
 
 
-def test_what_stands_in_the_prompt_is_not_read_as_memory_too(memory: MPlusMemory, llm: MPlusLLM) -> None:
+def test_turns_in_the_prompt_are_not_read_as_memory_too(memory: MPlusMemory, llm: MPlusLLM) -> None:
     memory.put(ChatMessage(content="What is my dog called?"))
     plain = llm.chat([ChatMessage(content="What is my dog called?")])
     first = llm.chat(memory.get())
@@ -95,7 +95,7 @@ def test_a_history_is_recognised_by_another_process(tmp_path: Path, llm: MPlusLL
         assert len(sources(memory)) == 2
 
 
-def test_what_is_said_again_is_news_again(memory: MPlusMemory) -> None:
+def test_a_repeated_message_is_written_again(memory: MPlusMemory) -> None:
     memory.put_messages(said("I live in Graz."))
     memory.reset()
     memory.put_messages(said("I live in Graz.", "So you do."))
@@ -110,7 +110,7 @@ def test_messages_given_out_can_be_changed_without_changing_history(memory: MPlu
     assert texts(memory.get_all()) == ["Hello."] and not memory.get_all()[0].additional_kwargs
 
 
-def test_reset_keeps_latents_unless_told_to_forget(memory: MPlusMemory, llm: MPlusLLM) -> None:
+def test_reset_keeps_latents_without_forget(memory: MPlusMemory, llm: MPlusLLM) -> None:
     memory.put_messages(said("I live in Graz.", "How nice!"))
     with memory.latents.opened(MODEL) as latents:
         MODEL.write(latents, "A page about pears.", source="fruit.md", keep_text=True)

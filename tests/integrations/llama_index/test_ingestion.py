@@ -77,6 +77,6 @@ def test_a_failed_run_writes_nothing(llm: MPlusLLM, monkeypatch: pytest.MonkeyPa
         MPlusWriter(llm=llm, memory=memory, memory_key="a")
 
 
-def test_it_does_not_go_to_other_processes_where_writes_would_be_lost(llm: MPlusLLM) -> None:
+def test_it_refuses_other_processes_where_writes_would_be_lost(llm: MPlusLLM) -> None:
     with pytest.raises(ValueError, match="num_workers"):
         pickle.dumps(MPlusWriter(llm=llm))

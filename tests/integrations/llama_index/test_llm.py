@@ -263,7 +263,7 @@ def test_an_unsure_answer_is_a_set_reply(llm: MPlusLLM) -> None:
     assert "".join(c.delta or "" for c in chunks) == chunks[-1].message.content == "No idea."
 
 
-def test_callbacks_and_instrumentation_are_told(llm: MPlusLLM) -> None:
+def test_callbacks_and_instrumentation_are_called(llm: MPlusLLM) -> None:
     counter = TokenCountingHandler(tokenizer=MODEL.tokenizer.encode)
     llm.callback_manager = CallbackManager([counter])
     seen: list[Any] = []

@@ -197,7 +197,7 @@ def test_an_open_tool_or_schema_is_refused_by_name(llm: MPlusLLM) -> None:
         llm.chat_with_tools(TOOLS, QUESTION, tool_choice={"type": "function"})
 
 
-def test_a_call_that_was_cut_off_is_no_call_and_says_so(llm: MPlusLLM) -> None:
+def test_a_call_that_was_cut_off_is_invalid_with_an_error(llm: MPlusLLM) -> None:
     response = llm.chat_with_tools(TOOLS, QUESTION, tool_choice="add", max_tokens=20)
     assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
     assert response.raw["invalid_tool_calls"][0]["text"].startswith('{"name')
