@@ -7,8 +7,8 @@
     model.write(memory, "My dog is called Biscuit.", source="notes")
     print(model.generate(memory, [{"role": "user", "content": "What is my dog called?"}]).text)
 
-The public names stand in ``__init__.pyi``. Each is imported when it is first used: ``import mplus`` itself loads
-nothing heavy.
+The public names are listed in ``__init__.pyi``. Each is imported at its first use, so ``import mplus`` itself loads no
+large library.
 """
 
 import lazy_loader

@@ -197,7 +197,7 @@ class MPlus:
                 one of its own, "text-1", "text-2", ….
             metadata: Data about the source; returned when the source is recalled.
             keep_text: Keep the text itself beside its latents, for ``search`` and ``Memory.sources``.
-            progress: True shows a bar; a callback is told text tokens written so far and in total; None is silent.
+            progress: True shows a bar; a callback receives the text tokens written so far and in total; None: silent.
 
         Raises:
             ValueError: Empty text, token ids out of range, or an empty source name.
@@ -228,7 +228,7 @@ class MPlus:
             sources: For each memory, the name of the source; None makes names.
             metadata: Metadata of all the sources.
             keep_text: Keep the texts beside their latents.
-            progress: True shows a bar; a callback is told text tokens written so far and in total; None is silent.
+            progress: True shows a bar; a callback receives the text tokens written so far and in total; None: silent.
 
         Raises:
             ValueError: Different numbers of memories, texts and sources, a memory given twice, empty text, or
@@ -263,23 +263,23 @@ class MPlus:
     # --- answers ----------------------------------------------------------------------------------
 
     def generate(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
-        """Answer a prompt with a memory in front of it; the memory is not changed.
+        """Answer a prompt with a memory. Of the memory only recall frequencies may change.
 
         Args:
-            memory: What is remembered.
+            memory: The memory to read.
             prompt: A string (plain completion) or chat messages ``{"role", "content"}``.
             options: How to answer; None stands for the default. ``SamplingParams`` describes max_new_tokens,
                 temperature, top_p, top_k, repetition_penalty, stop, stop_token_ids, seed, timeout, abstain_below
                 and abstain_reply. Beside them:
                 cancelled: set this event from another thread to stop within two tokens.
                 processors: further logits processors ``(token_ids, logits) -> logits``.
-                tools: tools that the model is told about, ``{"type": "function", "function": {…}}`` each; pass a
-                ``Constraint.tool_calls`` of them too where calls must be valid.
+                tools: tools described in the prompt, ``{"type": "function", "function": {…}}`` each; pass a
+                ``Constraint.tool_calls`` of them too if calls must be valid.
                 constraint: the form the answer must have.
-                where: only sources of this metadata (or for which this says so) are read, from any pool.
+                where: the sources to read, from any pool: metadata that must be equal, or a test of name and metadata.
 
         Raises:
-            ValueError: A setting that is unknown or out of range, or a malformed prompt.
+            ValueError: A setting is unknown or out of range, or the prompt is malformed.
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
             MemoryMismatchError: The memory belongs to another model.
         """
@@ -309,9 +309,9 @@ class MPlus:
         """Answer several prompts at once, each with its own memory.
 
         Args:
-            memories: What is remembered, one memory per prompt; the same one may come several times.
+            memories: One memory per prompt; the same memory may be given several times.
             prompts: Strings or chat messages.
-            where: Which sources each prompt may read, as in ``generate``; None for all.
+            where: The sources that each prompt may read, as in ``generate``; None for all.
             sampling: How to answer each, as ``SamplingParams`` describes.
 
         Raises:
@@ -335,11 +335,11 @@ class MPlus:
         return [row.generation() for row in rows]
 
     def serve(self, *, max_running: int = 16, max_waiting: int = 256) -> Scheduler:
-        """A scheduler that answers the requests of many users at once, in batches they join and leave.
+        """A scheduler that answers requests of many users in common batches.
 
         Args:
             max_running: Most requests that are answered at the same time.
-            max_waiting: Most requests that wait for their turn; more are refused with ``QueueFullError``.
+            max_waiting: Most requests in the queue; further ones raise ``QueueFullError``.
 
         Raises:
             ValueError: ``max_running`` is below 1, or ``max_waiting`` below 0.
@@ -356,7 +356,7 @@ class MPlus:
             memory: The memory to search; not changed.
             query: Text to search for.
             limit: Most sources; None for all.
-            where: Only sources of this metadata, or for which this says so.
+            where: The sources to search: metadata that must be equal, or a test of name and metadata.
 
         Raises:
             ValueError: An empty query, or a limit below 1.

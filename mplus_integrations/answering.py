@@ -48,7 +48,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         """The settings of a call. Missing settings, or None, have the object's value.
 
         Raises:
-            ValueError: A setting that is unknown or out of range.
+            ValueError: A setting is unknown or out of range.
         """
         UnknownNameError.check(given, Call.model_fields, of=f"A call of {type(self).__name__}", instead=INSTEAD)
         named = {name: value for name, value in given.items() if value is not None}

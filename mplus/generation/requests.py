@@ -48,7 +48,7 @@ class Requests:
         """The row of one prompt; takes the arguments of ``MPlus.generate``.
 
         Raises:
-            ValueError: A setting that is unknown or out of range, or a malformed prompt.
+            ValueError: A setting is unknown or out of range, or the prompt is malformed.
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
             MemoryMismatchError: The memory belongs to another model.
         """

@@ -51,7 +51,7 @@ class SamplingParams(BaseModel):
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the answer, in addition to the model's own end token."""
     seed: int | None = None
-    """The same seed gives the same answer, whatever else runs beside it."""
+    """The same seed gives the same answer, regardless of other requests in the batch."""
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds after which an answer is cut off, as if cancelled; None: never."""
 

@@ -97,8 +97,8 @@ def standing_last(
 ) -> list[int]:
     """The chunks next to the prompt, in reading order; a small model answers best from these.
 
-    They are the most relevant chunk and its neighbours among those that are read. Without neighbours it stands alone,
-    or is followed by the newest of the next best chunks that was written later and is about the same thing: a change.
+    They are the most relevant chunk and its neighbours among those that are read. Without neighbours it is read alone,
+    or followed by the newest of the next best chunks that was written later and is about the same thing: a change.
 
     Args:
         best_first: Chunks that are read, the most relevant first.

@@ -76,7 +76,7 @@ class Memory:
         return self._snapshots
 
     def writing(self) -> AbstractContextManager[Any]:
-        """Hold this while a new state is computed from the present one and committed."""
+        """A lock to hold while a new state is computed from the present one and committed."""
         return self._lock
 
     def commit(self, state: MemoryState) -> None:
@@ -106,14 +106,14 @@ class Memory:
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes exactly when a read could change."""
+        """A hash that changes exactly when the result of a read can change."""
         state = self.state
         return chained(state.digest, state.tail.input_ids)
 
     # --- whole-memory operations ------------------------------------------------------------------
 
     def fork(self) -> "Memory":
-        """An independent memory with the same content and history; nothing is copied until one of them changes."""
+        """An independent memory with the same content and history; both share tensors until one of them changes."""
         fork = Memory(self.config, self._initial, model_fingerprint=self.model_fingerprint, seed=self.seed)
         with self._lock:
             fork.restore(self.state, self._snapshots)
@@ -208,7 +208,7 @@ class Memory:
         earlier ones when they were written, so they may hold traces of the source: ``rebuild`` removes those.
 
         Args:
-            source: Its name.
+            source: Name of the source.
             rebuild: The model. All texts written since the last snapshot before the source are then written again
                 without it, so that every read equals, bit for bit, that of a memory that never had the source.
                 This takes as long as writing those texts did.
@@ -274,7 +274,7 @@ class Memory:
             bases.append(again)
             return again
 
-        # Shorter ledgers first: each state is a base for those that go on from it.
+        # Shorter ledgers first: each state is a base for later states that continue it.
         taken = sorted(self._snapshots, key=lambda s: len(s.state.ledger or ()))
         again = {s.id: replace(s, state=clean(s.state)) for s in taken}
         return clean(self._state), tuple(again[s.id] for s in self._snapshots)
@@ -329,7 +329,7 @@ class Memory:
 
         Args:
             place: A folder, or an ``fsspec`` url such as "s3://bucket/alice".
-            key: Encrypt with this; needs the ``cryptography`` package.
+            key: Key to encrypt with; needs the ``cryptography`` package.
 
         Raises:
             MemorySaveError: The folder cannot be written or the disk is full; an earlier save is intact.
@@ -342,11 +342,11 @@ class Memory:
 
         Args:
             place: A file such as "alice.mplus", or an ``fsspec`` url.
-            key: Encrypt with this.
+            key: Key to encrypt with.
 
         Raises:
-            MemorySaveError: It cannot be written, or the disk is full; an earlier file is intact.
-            ValueError: It is a folder.
+            MemorySaveError: The file cannot be written, or the disk is full; an earlier file is intact.
+            ValueError: ``place`` is a folder.
         """
         save(self, zip_of(place), key=key)
 
@@ -357,7 +357,7 @@ class Memory:
         Args:
             place: A folder, a portable file, or an ``fsspec`` url of either.
             model: The model that wrote it.
-            key: What it was encrypted with.
+            key: The key that it was encrypted with.
 
         Raises:
             MemoryNotFoundError: Nothing is saved there.

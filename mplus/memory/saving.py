@@ -61,15 +61,15 @@ def save(
     """Save a memory; an earlier save in the same place is replaced, atomically.
 
     Args:
-        memory: Its present state is saved; it may be written to meanwhile.
-        place: Where; made if it is not there.
-        key: Encrypt with this.
-        check_size: Told how many bytes the save will have in all, before anything is written; may refuse.
+        memory: The memory, whose present state is saved; it may be written to meanwhile.
+        place: The place to save in; made if it does not exist.
+        key: Key to encrypt with.
+        check_size: Called with the total bytes of the save before anything is written; may raise to refuse it.
         timeout: Seconds to wait for another save into the same place.
 
     Raises:
         MemorySaveError: The place cannot be written to, or is full; the earlier save is intact.
-        MemoryLockedError: Another save into it took too long.
+        MemoryLockedError: Another save into the same place took too long.
     """
     try:
         with place.lock(timeout):
@@ -108,9 +108,9 @@ def load(place: Place, new_memory: Callable[..., Kept], *, key: MemoryKey | None
     """Open a saved memory; long-term tokens stay on disk until they are recalled.
 
     Args:
-        place: Where it is saved.
+        place: The place it is saved in.
         new_memory: Makes an empty memory of a given ``seed`` and ``config``, as ``MPlus.new_memory`` does.
-        key: What it was encrypted with.
+        key: The key that it was encrypted with.
 
     Raises:
         MemoryNotFoundError: Nothing is saved there.

@@ -16,12 +16,12 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where tokens come from and how old they are; one row per token."""
+    """Source, age and recall frequency of tokens; one row per token."""
 
     ages: Ages
     """Memory tokens written since this one."""
     recall_frequencies: Float[Tensor, " T"]
-    """Remaining claim to be kept in long-term memory, float64."""
+    """Recall frequency (float64): it falls at each consolidation, and at 0 the token is forgotten."""
     sources: Int[Tensor, " T"]
     """Row of the memory's table of sources."""
     chunks: Int[Tensor, " T"]
@@ -57,7 +57,7 @@ class Provenance:
 class Content:
     """Keys and values that reads attend to, and retrieval keys that recall scores, for the layers of one track.
 
-    Layers are a tuple, not an axis: each layer's tensors may live on that layer's device.
+    Layers are a tuple, not an axis: each layer's tensors may be on that layer's device.
     """
 
     keys: tuple[Float[Tensor, "T H E"], ...]

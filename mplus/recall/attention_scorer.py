@@ -14,7 +14,7 @@ from mplus.recall.units import KeyBlock
 class AttentionScorer(Scorer):
     """The scorer that the paper compares with: relevance is the layer's own attention, without training.
 
-    Softmax over all long-term tokens of query . key before rotary embedding (distance says nothing about
+    Softmax over all long-term tokens of query . key before rotary embedding (distance is unrelated to
     relevance), averaged over heads and query rows; a unit has the sum of its tokens.
     """
 
