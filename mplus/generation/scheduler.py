@@ -36,9 +36,9 @@ class Scheduler:
             ValueError: ``max_running`` is below 1, or ``max_waiting`` below 0.
         """
         if max_running < 1:
-            raise ValueError(f"max_running={max_running}: expected at least 1 request that is being answered.")
+            raise ValueError(f"max_running={max_running}: expected at least 1 request to answer at a time.")
         if max_waiting < 0:
-            raise ValueError(f"max_waiting={max_waiting}: expected 0 or more requests that may wait.")
+            raise ValueError(f"max_waiting={max_waiting}: expected 0 or more waiting requests.")
         self.max_running, self.max_waiting = max_running, max_waiting
         self._requests, self._engine = requests, engine
         self._guard = threading.Lock()
@@ -141,8 +141,8 @@ class Scheduler:
                 raise SchedulerClosedError("This scheduler has been closed. Make another with model.serve().")
             if len(self._queue) >= self.max_waiting + max(self.max_running - len(self._running), 0):
                 raise QueueFullError(
-                    f"{len(self._running)} requests are being answered and {len(self._queue)} are waiting, as many as "
-                    f"may (max_running={self.max_running}, max_waiting={self.max_waiting}). Ask again later, or "
+                    f"{len(self._running)} requests are being answered and {len(self._queue)} are waiting, which is "
+                    f"the limit (max_running={self.max_running}, max_waiting={self.max_waiting}). Ask again later, or "
                     "serve with a larger max_waiting."
                 )
             self._queue.push(ticket)

@@ -339,7 +339,7 @@ class MemoryStore:
         if self.max_memory_bytes is not None and nbytes > self.max_memory_bytes:
             raise MemoryLimitError(
                 f"Memory {name!r} has {nbytes:,} bytes, more than max_memory_bytes={self.max_memory_bytes:,}. Forget "
-                "sources, or raise the limit; the saved state is as it was."
+                "sources, or raise the limit; the saved state is unchanged."
             )
         self._check_total(name, nbytes)
 
@@ -350,7 +350,7 @@ class MemoryStore:
         if total > self.max_total_bytes:
             raise MemoryLimitError(
                 f"All memories would have {total:,} bytes, more than max_total_bytes={self.max_total_bytes:,}. Delete "
-                "some, or raise the limit; the saved state is as it was."
+                "some, or raise the limit; the saved state is unchanged."
             )
 
 

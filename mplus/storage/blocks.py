@@ -142,7 +142,7 @@ class BlockTable:
                     raise ValueError(f"tensor {name!r} has shape {shape!r:.80} at {offsets!r:.80}")
                 tensor = TensorExtent(DTYPE_BY_CODE[entry["dtype"]], tuple(shape), start, block, block_bytes)
                 if offsets != [start, start + tensor.nbytes] or tensor.nbytes > room:
-                    raise ValueError(f"tensor {name!r} does not lie where it should")
+                    raise ValueError(f"tensor {name!r} is not at its expected position")
                 placed[name] = tensor
                 start, block = start + tensor.nbytes, block + tensor.num_blocks
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -40,7 +40,7 @@ def decode_column(tensors: Mapping[str, Tensor], name: str, *, length: int) -> S
         raise CorruptMemoryError(f"column {name!r} is missing")
     whole = steps.dtype == torch.int64 and counts.dtype == torch.int32
     if not whole or first.shape != (1,) or steps.dim() != 1 or steps.shape != counts.shape:
-        raise CorruptMemoryError(f"column {name!r} is not made of runs")
+        raise CorruptMemoryError(f"column {name!r} does not consist of runs")
     # The sum is checked before a tensor of that size is allocated.
     if bool((counts < 1).any()) or 1 + int(counts.sum()) != length:
         raise CorruptMemoryError(f"the runs of column {name!r} do not add up to {length} rows")

@@ -37,7 +37,7 @@ def from_inline(described: Any) -> Tensor:
     except (KeyError, TypeError, binascii.Error) as error:
         raise CorruptMemoryError(f"expected a tensor, found {described!r:.80}") from error
     if len(data) % dtype.itemsize:
-        raise CorruptMemoryError(f"{len(data)} bytes are no whole number of {dtype}")
+        raise CorruptMemoryError(f"{len(data)} bytes are not a whole number of {dtype} values")
     return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 

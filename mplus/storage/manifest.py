@@ -163,7 +163,7 @@ def parse_manifest(text: bytes, place: object, key: MemoryKey | None) -> Manifes
             raise CorruptMemoryError(f"it is not one that this version reads ({error})") from error
         for name in manifest.files:
             if not is_own_file(name):
-                raise CorruptMemoryError(f"it names a file {name!r:.80}, which no save makes")
+                raise CorruptMemoryError(f"it names a file {name!r:.80}, which no save writes")
     return manifest
 
 

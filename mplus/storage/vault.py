@@ -48,7 +48,7 @@ class KeyVault:
             ValueError: The passphrase is empty.
         """
         if not passphrase:
-            raise ValueError("passphrase='': expected one that is worth its name.")
+            raise ValueError("passphrase='': expected a passphrase that is not empty.")
         path = Path(folder).expanduser()
         place = Folder(path)
         with place.lock(LOCK_TIMEOUT):

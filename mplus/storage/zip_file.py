@@ -92,7 +92,7 @@ class Zip(Place):
         for entry in entries:
             stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
             if not stored or not (entry.filename == MANIFEST or is_own_file(entry.filename)):
-                raise CorruptMemoryError(f"{entry.filename!r:.80} is not as an export makes it.", self)
+                raise CorruptMemoryError(f"{entry.filename!r:.80} is not an entry that an export writes.", self)
         if sum(entry.file_size for entry in entries) > size:
             raise CorruptMemoryError("its parts overlap.", self)
 
