@@ -1,8 +1,7 @@
-"""How likely an answer is to be right: evidence from recall and from the read, and a fitted curve over it.
+"""The probability that an answer is right, computed by a fitted curve from evidence of recall and of the read.
 
-Recall says how well the best source fits the question and how far ahead it is of the next; the read says
-how likely it found its own words. A ``Calibration`` weighs these so that, of answers with confidence 0.7,
-about 70% are right.
+Recall gives the relevance of the best source and its margin over the next; the read gives the probabilities of
+the answer's tokens. A ``Calibration`` weighs these so that, of answers with confidence 0.7, about 70% are right.
 """
 
 import math
@@ -18,14 +17,14 @@ from mplus.config import FiniteNumber, Recall
 
 
 class Evidence(NamedTuple):
-    """What the confidence in one answer goes by.
+    """The numbers from which the confidence in one answer is computed.
 
     Attributes:
-        relevance: Relevance of the best source that was recalled; 0 where none was.
-        margin: How far it is ahead of the next source; ahead of 0, an average chunk's, where there is none.
-        mean_log_probability: Mean over the answer's tokens, as the model itself saw them.
-        min_log_probability: Of the answer's least likely token.
-        first_entropy: Entropy of the first token, in nats: how open the answer was.
+        relevance: Relevance of the best recalled source; 0 if none was recalled.
+        margin: ``relevance`` minus that of the next source, or minus 0 (an average chunk's) if there is none.
+        mean_log_probability: Mean log probability of the answer's tokens, before sampling settings are applied.
+        min_log_probability: Log probability of the answer's least likely token.
+        first_entropy: Entropy of the first token's distribution, in nats.
         recalled: Whether any long-term token was read; short-term memory is read whole and not scored.
     """
 
@@ -38,7 +37,7 @@ class Evidence(NamedTuple):
 
 
 class TokenTrace:
-    """How likely a model found the tokens of one answer while it wrote them."""
+    """Log probabilities that a model gave the tokens of one answer."""
 
     def __init__(self) -> None:
         self.log_probabilities: list[float] = []
@@ -46,9 +45,9 @@ class TokenTrace:
         self.first_entropy: float | None = None
 
     def note(self, logits: Float[Tensor, " V"], token: int, *, ends: bool) -> None:
-        """Take in one step: the model's own logits, before sampling or a constraint, and what became of them.
+        """Record one step: the model's logits, before sampling settings or a constraint, and the chosen token.
 
-        The token that ends an answer is no part of it, unless the answer is empty.
+        The token that ends an answer is not counted, unless the answer is empty.
         """
         likelihoods = logits.float().log_softmax(dim=-1)
         if self.first_entropy is None:
@@ -81,7 +80,7 @@ class Calibration(BaseModel):
     recall: Recall
     """The scorer it was fitted with; another scorer's relevance is on another scale."""
     num_answers: int = Field(ge=2)
-    """Answers it was fitted on."""
+    """Number of answers it was fitted on."""
     intercept: FiniteNumber
     relevance: FiniteNumber
     margin: FiniteNumber
@@ -91,14 +90,14 @@ class Calibration(BaseModel):
     recalled: FiniteNumber
 
     def confidence(self, evidence: Evidence) -> float:
-        """How likely an answer of that evidence is to be right."""
+        """The probability that an answer with this evidence is right."""
         score = self.intercept + sum(getattr(self, name) * value for name, value in evidence._asdict().items())
         return 1 / (1 + math.exp(-max(min(score, 700.0), -700.0)))
 
 
 def uncalibrated_confidence(evidence: Evidence) -> float:
-    """The geometric mean of the token probabilities: in [0, 1], and higher where the model is surer, but no
-    share of right answers.
+    """The geometric mean of the token probabilities: in [0, 1] and higher for surer answers, but not
+    the share of right answers.
     """
     return math.exp(min(evidence.mean_log_probability, 0.0))
 
@@ -109,14 +108,14 @@ def fit_calibration(
     """The curve that fits answers known to be right or wrong: logistic regression by Newton's method.
 
     Args:
-        evidence: Of each answer.
-        is_right: Whether it was right.
+        evidence: Evidence of each answer.
+        is_right: Whether each answer is right.
         recall: The scorer that was used.
         shrinkage: Weight of the squared standardised coefficients against one answer's loss; keeps the
-            curve finite where a few answers are told apart exactly.
+            curve finite if the evidence separates right and wrong answers perfectly.
 
     Raises:
-        ValueError: Different numbers of both, evidence that is not finite, or only right or only wrong answers.
+        ValueError: The numbers of both differ, evidence is not finite, or answers are only right or only wrong.
     """
     if len(evidence) != len(is_right):
         raise ValueError(f"{len(evidence)} rows of evidence for {len(is_right)} answers: expected one per answer.")

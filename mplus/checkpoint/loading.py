@@ -42,7 +42,7 @@ class Loaded:
     weights: Weights
     tokenizer: Any
     memory: MemoryConfig
-    """The layout the checkpoint says, or the preset for its backbone."""
+    """The layout that the checkpoint names, else the preset for its backbone."""
     parts: TrainedParts
 
 
@@ -137,7 +137,7 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
 
 
 def beside_layers(retriever: PublishedRetriever, backbone: Backbone) -> PublishedRetriever:
-    """The same retriever, what belongs to a layer where that layer computes."""
+    """The same retriever, with the parts of each layer on the device of that layer."""
     for projections in (retriever.query_projections, retriever.key_projections):
         for layer, projection in enumerate(projections):
             projection.to(device=backbone.layer_device(layer), dtype=backbone.dtype)
@@ -157,7 +157,7 @@ def calibrated(backbone: Backbone, tokenizer: Any) -> LateInteraction:
             layer.input_layernorm(state).float().cpu()  # pyright: ignore[reportCallIssue]
             for layer, state in zip(backbone.write_layers, states, strict=True)
         ]
-    # The first rows are attention sinks: far off, and in every text.
+    # The first rows are attention sinks: far from all other rows, and the same in every text.
     mean = torch.stack([rows[4:].mean(dim=0) for rows in normed])
     deviation = torch.stack([rows[4:].std(dim=0) for rows in normed]).clamp(min=1e-4)
     return LateInteraction(mean, deviation)

@@ -1,4 +1,4 @@
-"""What a training run is asked for; frozen, checked once, kept in the run's folder."""
+"""Settings of a training run; frozen, checked once, kept in the run's folder."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,7 +42,7 @@ class RunSettings(BaseModel):
     batch: Positive | None = None
     """Samples a step and process, where not the stage's own."""
     rank: Positive = 16
-    """Of the adapters."""
+    """Rank of the adapters."""
     adapters: Positive = 1
     """Read adapters that the reader stage trains, from different seeds; the model gets their mean."""
     conversations: Positive = 300

@@ -69,7 +69,7 @@ class PublishedRun:
         )
 
     def _measured(self, stage: Stage) -> Episodes | None:
-        """Held-out episodes; None where no document is spare, or none long enough."""
+        """Held-out episodes; None if no document is held out, or none is long enough."""
         try:
             return self._episodes(stage, self._held_out) if self._held_out else None
         except ValueError:
@@ -77,7 +77,7 @@ class PublishedRun:
 
 
 def read_texts(settings: RunSettings) -> list[Document]:
-    """Everything there is to read, as documents: texts, articles with questions, conversations."""
+    """All given data as documents: texts, articles with questions, conversations."""
     documents = read_documents(settings.texts) if settings.texts else []
     if settings.squad is not None:
         passages, _, articles = read_squad(settings.squad)
