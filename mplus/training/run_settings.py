@@ -38,9 +38,9 @@ class RunSettings(BaseModel):
     steps: dict[str, Positive] = Field(default_factory=dict)
     """Steps of a stage, as in reader=4000, where not the stage's own."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Of adapters, where not the stage's own."""
+    """Learning rate of adapters; None takes the stage's preset."""
     batch: Positive | None = None
-    """Samples a step and process, where not the stage's own."""
+    """Samples per step and process; None takes the stage's preset."""
     rank: Positive = 16
     """Rank of the adapters."""
     adapters: Positive = 1
