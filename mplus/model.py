@@ -263,7 +263,7 @@ class MPlus:
     # --- answers ----------------------------------------------------------------------------------
 
     def generate(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
-        """Answer a prompt with a memory. Of the memory only recall frequencies may change.
+        """Answer a prompt with a memory. The memory is not changed, except its recall frequencies.
 
         Args:
             memory: The memory to read.
