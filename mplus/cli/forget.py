@@ -19,5 +19,9 @@ def forget(
 ) -> None:
     """Remove a source from a memory, its snapshots and its files, for good."""
     with opened(memory, model) as (loaded, held):
+        states = [held.state, *(taken.state for taken in held.snapshots)]
+        known = sorted({record.name for state in states for record in state.sources if not record.forgotten})
+        if source not in known:
+            raise ValueError(f"source={source!r}: memory {memory!r} has no such source; it has: {known or 'none'}.")
         removed = held.forget(source, rebuild=loaded if rebuild else None, progress=is_watched())
     print(f"Removed {removed:,} memory tokens of {source!r}.")

@@ -15,8 +15,8 @@ def rollback(
 ) -> None:
     """Bring a memory back to a snapshot; its state before is kept as another one."""
     with opened(memory, model) as (_, held):
-        undo = held.snapshot(f"before the rollback to {snapshot}")
         difference = held.diff(snapshot)
+        undo = held.snapshot(f"before the rollback to {snapshot}")
         held.rollback(snapshot)
     gone, back = ", ".join(difference.added) or "none", ", ".join(difference.removed) or "none"
     print(f"Rolled back. Sources gone: {gone}; back again: {back}. Undo: mplus rollback {undo}")

@@ -195,7 +195,7 @@ class Memory:
         for snapshot in self.snapshots:
             if snapshot.id == name:
                 return snapshot
-        known = ", ".join(repr(s.id) for s in self._snapshots[-4:]) or "none"
+        known = ", ".join(f"{s.id!r} ({s.label})" if s.label else repr(s.id) for s in self._snapshots[-4:]) or "none"
         raise ValueError(f"snapshot={name!r}: this memory has no such snapshot; its latest are: {known}.")
 
     # --- forgetting and keeping -------------------------------------------------------------------
@@ -385,10 +385,11 @@ class Memory:
 
     def __repr__(self) -> str:
         stats = self.stats()
+        sources = "source" if stats.num_sources == 1 else "sources"
         sizes = ", ".join(
             f"{name} {max(getattr(stats, name).tokens, default=0):,}" for name in ("short_term", "pending", "long_term")
         )
         return (
-            f"Memory({stats.text_tokens:,} text tokens from {stats.num_sources} sources; "
+            f"Memory({stats.text_tokens:,} text tokens from {stats.num_sources} {sources}; "
             f"tokens per layer: {sizes}; {stats.nbytes / 2**20:.1f} MiB)"
         )

@@ -26,7 +26,7 @@ class MemoryStats:
     written_tokens: int
     """Memory tokens written per layer so far."""
     text_tokens: int
-    """Text tokens written so far."""
+    """Text tokens of the sources that are remembered; those in the tail are counted, those forgotten are not."""
     oldest_age: int
     """Age of the oldest memory token that is still held."""
     num_sources: int
@@ -47,7 +47,7 @@ def measured(state: MemoryState) -> MemoryStats:
         *pools,
         tail_tokens=len(state.tail.input_ids),
         written_tokens=state.written_tokens,
-        text_tokens=state.text_tokens,
+        text_tokens=sum(s.text_tokens for s in state.sources if not s.forgotten),
         oldest_age=int(max(ages)) if ages else 0,
         num_sources=sum(not s.forgotten for s in state.sources),
         nbytes=sum(pool.nbytes for pool in pools),

@@ -162,3 +162,17 @@ def test_export_import_list_and_delete(folder: str, tmp_path: Path) -> None:
     invoke("delete", "copy", "--yes")
     assert RUN.invoke(app, ["delete", "me"], input="n\n").exit_code != 0
     assert [memory["name"] for memory in json.loads(invoke("memories", "--json"))] == ["me"]
+
+
+def test_names_that_a_memory_does_not_have_are_refused_and_change_nothing(folder: str) -> None:
+    chosen = ("-m", folder, "--memory", "me")
+    invoke("write", *chosen, "The first note that is kept.", "--source", "first")
+    taken = invoke("snapshot", *chosen, "the first state").strip()
+    for words in (("rollback", *chosen, "nosuch"), ("rollback", *chosen, "nosuch")):
+        with pytest.raises(ValueError, match=rf"'{taken}' \(the first state\)\.$"):
+            invoke(*words)
+    with pytest.raises(ValueError, match=r"source='nosuch': memory 'me' has no such source; it has: \['first'\]"):
+        invoke("forget", *chosen, "nosuch")
+    assert "1 source;" in invoke("write", *chosen, "More of it, and enough to be written.", "--source", "first")
+    invoke("forget", *chosen, "first")
+    assert json.loads(invoke("inspect", *chosen, "--json"))["stats"]["text_tokens"] == 0

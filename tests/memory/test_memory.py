@@ -130,7 +130,7 @@ def test_stats_and_repr_say_what_is_there(model: MPlus, text: str) -> None:
     assert stats.long_term.tokens == (len(track.long_term),) * 4
     assert stats.nbytes == memory.nbytes > 0
     assert stats.oldest_age == stats.written_tokens - 1
-    assert "1 sources" in repr(memory) and "MiB" in repr(memory)
+    assert "1 source;" in repr(memory) and "MiB" in repr(memory)
 
 
 def test_recall_raises_the_frequency_of_what_was_recalled(model: MPlus, text: str) -> None:
