@@ -51,14 +51,14 @@ def memory_settings() -> str:
     """Every setting of ``MemoryConfig``: its default, and what the default model and the published model have."""
     from mplus.config import MemoryConfig
 
-    layouts = {
+    columns = {
         "`MemoryConfig()`": MemoryConfig(),
         "`MemoryConfig.smol_135m()`": MemoryConfig.smol_135m(),
         "`MemoryConfig.published()`": MemoryConfig.published(),
     }
-    rows = [f"| setting | {' | '.join(layouts)} |", "| --- " * (1 + len(layouts)) + "|"]
+    rows = [f"| setting | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
     for name in MemoryConfig.model_fields:
-        plain, *others = (repr(getattr(layout, name)) for layout in layouts.values())
+        plain, *others = (repr(getattr(settings, name)) for settings in columns.values())
         shown = [plain, *(value if value == plain else f"**{value}**" for value in others)]
         rows.append(f"| `{name}` | {' | '.join(shown)} |")
     return "\n".join(rows)

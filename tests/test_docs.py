@@ -18,6 +18,7 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PIP_LINES = [*PAGES, *sorted(ROOT.glob("examples/**/*.ipynb")), *sorted(ROOT.glob("examples/**/*.py"))]
 LAB = ROOT / "docs" / "lab"
 SHOWN = {str(page.relative_to(ROOT)): page for page in PAGES if LAB not in page.parents}
 
@@ -84,7 +85,7 @@ def test_a_command_that_a_page_shows_exists(name: str, words: list[str]) -> None
     checks: dict[str, Callable[[list[str]], None]] = {
         "mplus": _parses,
         "make": _is_a_target,
-        "pip": _has_extras,
+        "pip": _installs_this_project,
         "python": _is_a_script,
         "accelerate": lambda words: _parses(words[words.index("mplus.cli") :]),
         "MPLUS_RELIABILITY=full": lambda words: None,
@@ -110,10 +111,19 @@ def _is_a_target(words: list[str]) -> None:
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
 
 
-def _has_extras(words: list[str]) -> None:
+def _installs_this_project(words: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for extras in re.findall(r"\[([\w,-]+)\]", " ".join(words)):
-        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    assert "mplus" not in words, "the package mplus is another project"
+    for word in words:
+        if asked := re.fullmatch(r"([\w.-]+)\[([\w,-]+)\]", word):
+            assert asked[1] in (project["name"], "."), f"{word} is not {project['name']}"
+            assert set(asked[2].split(",")) <= set(project["optional-dependencies"]), word
+
+
+@pytest.mark.parametrize("page", PIP_LINES, ids=lambda page: page.name)
+def test_pip_lines_in_text_install_this_project(page: Path) -> None:
+    for line in re.findall(r"pip install ([^`\n\"\\]*)", page.read_text(encoding="utf-8")):
+        _installs_this_project(shlex.split(line, comments=True))
 
 
 def _is_a_script(words: list[str]) -> None:

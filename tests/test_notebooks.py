@@ -24,6 +24,30 @@ def shown(output) -> str:
     )
 
 
+def shows_something(source: str, showing: set[str]) -> bool:
+    """Whether running a cell leaves an output.
+
+    Args:
+        source: The cell's code.
+        showing: Names of functions that print or draw; those that the cell defines are added.
+    """
+    tree = compile(source, "cell", "exec", flags=ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    run: list[ast.stmt] = []
+    for statement in tree.body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            showing |= {statement.name} if called_in(statement) & showing else set()
+        elif not isinstance(statement, ast.ClassDef):
+            run.append(statement)
+    is_value = bool(run) and isinstance(run[-1], ast.Expr) and not isinstance(run[-1].value, ast.Call | ast.Await)
+    return is_value or any(called_in(statement) & showing for statement in run)
+
+
+def called_in(statement: ast.stmt) -> set[str]:
+    """Last names of what is called: ``show`` for ``plt.show()``."""
+    called = [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    return {ast.unparse(name).rpartition(".")[2] for name in called}
+
+
 def test_there_are_notebooks_for_all_that_the_documentation_names() -> None:
     assert {path.stem for path in NOTEBOOKS} == {
         "assistant_langgraph",
@@ -40,10 +64,11 @@ def test_a_notebook_was_run_from_top_to_bottom(path: Path) -> None:
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    showing = {"print", "show"}
     for cell in code:
         assert not [output for output in cell.outputs if output.output_type == "error"], cell.source
-        if "print(" in cell.source and "def " not in cell.source:
-            assert cell.outputs, cell.source
+        if shows_something(cell.source, showing):
+            assert cell.outputs, f"{path.name} has no output stored for: {cell.source}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
