@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mplus.layouts.layout import Layout, Units
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.tiers import moved, side_stream
 from mplus.memory.tokens import Provenance, Tokens
+from mplus.memory.transfer import moved, side_stream
 from mplus.shapes import Index
 
 BLOCK_TOKENS = 4096
