@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mplus.checkpoint.gguf import convert
 from mplus.errors import DownloadError, ModelNotFoundError
 from mplus.progress import StageProgress, followed_by_stage
 
@@ -162,8 +163,6 @@ def _ready(folder: Path, model: BuiltInModel) -> bool:
 
 def _fetch(model: BuiltInModel, work: Path, progress: StageProgress | None, local_files_only: bool) -> None:
     """Make ``work/model`` from the first source that has it."""
-    from mplus.checkpoint.gguf import convert
-
     target = work / "model"
     target.mkdir()
     tried: list[str] = []

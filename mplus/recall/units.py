@@ -61,6 +61,11 @@ class Candidates:
                 units[n] = known.take(allowed.nonzero().flatten())
         return Candidates(tuple(pools), tuple(units), layout)
 
+    @property
+    def long_term(self) -> LongTermMemory:
+        """The first of the pools that are stored in segments."""
+        return next(pool for pool in self.pools if isinstance(pool, LongTermMemory))
+
     @cached_property
     def sizes(self) -> Int[Tensor, " U"]:
         """Number of tokens of every unit."""

@@ -169,7 +169,15 @@ class ChunkRun:
             return bank, samples
         assert settings.squad is not None
         texts, questions, _ = read_squad(settings.squad)
-        file = invent(settings, self.folder.path, self.computing, texts, questions, self.accelerator, self.log)
+        file = invent(
+            settings,
+            self.folder.path,
+            self.computing,
+            passages=texts,
+            questions=questions,
+            accelerator=self.accelerator,
+            log=self.log,
+        )
         made = shards(file, self.model, self.computing, scorer, layer)
         for shard in made:
             if self.processes:
