@@ -7,7 +7,8 @@ import torch
 
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.mapped import segment_tensors, spilled
-from mplus.memory.tiers import Plane, Segment
+from mplus.memory.precision import Plane
+from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Provenance
 from mplus.storage.shards import OpenShard, write_shard
 from mplus.words import NO_WORD

@@ -151,7 +151,11 @@ class MemoryConfig(BaseModel):
     @property
     def prefix_tokens(self) -> int:
         """Longest prefix of a read: bos, recalled, short-term and repeated tokens [P]."""
-        return 1 + self.recalled_tokens + self.short_term_tokens + self.repeated_tokens
+        return self.prefix_of(self.recalled_tokens + self.short_term_tokens)
+
+    def prefix_of(self, num_tokens: int) -> int:
+        """Longest prefix of a read of ``num_tokens`` memory tokens: bos, those tokens, and repeated ones."""
+        return 1 + num_tokens + self.repeated_tokens
 
     @classmethod
     def smol_135m(cls) -> "MemoryConfig":

@@ -241,7 +241,7 @@ class MPlus:
                 f"{len(memories)} memories, {len(texts)} texts and {len(names)} sources: expected one text and one "
                 "source per memory."
             )
-        if len({id(memory) for memory in memories}) < len(memories):
+        if len(set(memories)) < len(memories):
             raise ValueError("A memory is given more than once: pass its texts as one list.")
         for memory in memories:
             self._requests.check_memory(memory)

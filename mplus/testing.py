@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
 from mplus.checkpoint.loading import assemble
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
@@ -41,8 +42,6 @@ def byte_tokenizer() -> Any:
 def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
     """A tiny random transformers model of one of the supported types, in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
 
     register_attention()
     settings: dict[str, Any] = {

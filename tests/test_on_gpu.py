@@ -16,8 +16,10 @@ from mplus.memory import state
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.memory import Memory
 from mplus.memory.placement import placed
-from mplus.memory.tiers import HOST, Plane, Segment, moved
+from mplus.memory.precision import Plane
+from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance
+from mplus.memory.transfer import HOST, moved
 from mplus.model import MPlus
 from mplus.read.prefill import prefill
 from mplus.read.spare_prefixes import SPARE_PREFIXES

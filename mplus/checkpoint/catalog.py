@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mplus.checkpoint import gguf
 from mplus.errors import DownloadError, ModelNotFoundError
 from mplus.progress import StageProgress, followed_by_stage
 
@@ -162,8 +163,6 @@ def _ready(folder: Path, model: BuiltInModel) -> bool:
 
 def _fetch(model: BuiltInModel, work: Path, progress: StageProgress | None, local_files_only: bool) -> None:
     """Make ``work/model`` from the first source that has it."""
-    from mplus.checkpoint.gguf import convert
-
     target = work / "model"
     target.mkdir()
     tried: list[str] = []
@@ -175,7 +174,7 @@ def _fetch(model: BuiltInModel, work: Path, progress: StageProgress | None, loca
     if file is not None:
         _verify(file, model, progress)
         step = None if progress is None else lambda done, total: progress("convert", done, total)
-        convert(file, target, step=step)
+        gguf.convert(file, target, step=step)
     elif local_files_only or not _from_hub_into(model, target, tried):
         raise ModelNotFoundError(
             f"{model.name} is not in the cache ({cache_root()}), and it could not be fetched: {'; '.join(tried)}. "

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mplus.checkpoint.catalog import BUILT_IN, DEFAULT_MODEL, cache_root, is_pulled, resolve, trained_parts
 from mplus.cli.opened import user_store
 from mplus.cli.options import JsonOption
 from mplus.cli.terminal import show
+from mplus.config import PRESETS
 
 if TYPE_CHECKING:
     from mplus import MemoryConfig
@@ -38,7 +40,6 @@ def _installation() -> dict[str, Any]:
     import transformers
 
     import mplus
-    from mplus.checkpoint.catalog import BUILT_IN, cache_root, is_pulled
 
     return {
         "mplus": mplus.__version__,
@@ -48,6 +49,7 @@ def _installation() -> dict[str, Any]:
         "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
         "cache": str(cache_root()),
         "models": {name: "ready" if is_pulled(name) else "not pulled yet" for name in BUILT_IN},
+        "settings": PRESETS[DEFAULT_MODEL]().model_dump(exclude_defaults=True),
         "memories": [stored.name for stored in user_store().list()],
     }
 
@@ -55,7 +57,6 @@ def _installation() -> dict[str, Any]:
 def _settings(model: str, *, as_json: bool) -> None:
     """What the model's memories are like, and which settings are not those of a plain ``MemoryConfig()``."""
     from mplus import MemoryConfig
-    from mplus.checkpoint.catalog import resolve, trained_parts
     from mplus.checkpoint.loading import memory_settings
 
     config = memory_settings(resolve(model), trained_parts(model))

@@ -15,7 +15,7 @@ def show(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
     table = Table(*headings, title=title and escape(title))
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def moment(seconds: float) -> str:

@@ -14,11 +14,11 @@ from mplus.evaluation.modes import MODES, answerers, chosen
 from mplus.evaluation.opening import open_model
 from mplus.evaluation.perplexity import CONDITIONS, SHORTEST_TOKENS, Condition, documents
 from mplus.evaluation.question_prompts import ANSWER_TOKENS
-from mplus.evaluation.raw_answers import Progress, RawAnswers
+from mplus.evaluation.raw_answers import RawAnswers
 from mplus.evaluation.replies import Settings
 from mplus.evaluation.retention import Stream
 from mplus.evaluation.tasks import Task
-from mplus.write.absorb import Progress as WriteProgress
+from mplus.progress import Progress, StageProgress
 
 
 class Experiment:
@@ -35,9 +35,7 @@ class Experiment:
         ModelNotFoundError: Nothing under the model's name.
     """
 
-    def __init__(
-        self, asked: EvaluationSettings, out: Path | None = None, writing: WriteProgress | None = None
-    ) -> None:
+    def __init__(self, asked: EvaluationSettings, out: Path | None = None, writing: Progress | None = None) -> None:
         for name in asked.at_most:
             if name not in MODES:
                 raise ValueError(f"at_most: {name!r}: expected one of {', '.join(MODES)}.")
@@ -56,7 +54,7 @@ class Experiment:
         self._fingerprint = self.model.weights.fingerprints[self.layout.recall]
         self._out = out or Path("runs") / f"{asked.task}-{self._fingerprint[:8]}"
 
-    def answered(self, progress: Progress) -> RawAnswers:
+    def answered(self, progress: StageProgress) -> RawAnswers:
         """Ask every question in every way."""
         names = chosen(self.asked.mode, self.model, self.layout)
         answers = RawAnswers(self._out, self._described())
@@ -66,7 +64,7 @@ class Experiment:
             answers.ask(one, self.stream, at_most=at_most, progress=progress)
         return answers
 
-    def scored(self, progress: Progress) -> RawAnswers:
+    def scored(self, progress: StageProgress) -> RawAnswers:
         """Score every document in every condition, for perplexity."""
         read = documents(self.task.contexts, self.model.tokenizer)
         answers = RawAnswers(self._out, self._described())

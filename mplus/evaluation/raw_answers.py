@@ -6,7 +6,7 @@ folder/answers.jsonl   one line per way of answering, level and question
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from mplus.evaluation.metrics import contains_answer, exact_match, is_declined, 
 from mplus.evaluation.replies import Answered, Answerer
 from mplus.evaluation.retention import Stream
 from mplus.evaluation.tasks import Question
+from mplus.progress import StageProgress
 
 ANSWERS, RUN = "answers.jsonl", "run.json"
 Key = tuple[str, int, str]
 """Way of answering, level, question."""
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many answers of it are there, and how many there will be."""
 
 
 class RawAnswers:
@@ -67,7 +66,7 @@ class RawAnswers:
         stream: Stream,
         *,
         at_most: int | None = None,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
     ) -> None:
         """Ask one way of answering whatever it has not been asked yet.
 

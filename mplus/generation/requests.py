@@ -161,4 +161,4 @@ class Requests:
             len(track.short_term) + min(len(track.pending) + len(track.long_term), config.recalled_tokens)
             for track in state.tracks
         )
-        return self._weights.backbone.room(1 + stored + config.repeated_tokens)
+        return self._weights.backbone.room(config.prefix_of(stored))

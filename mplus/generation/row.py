@@ -66,9 +66,9 @@ class Generation:
     evidence: Evidence | None
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
-    """One prompt of a batch that is being answered."""
+    """One prompt of a batch that is being answered; equal only to itself."""
 
     memory: Memory
     """The memory; it may change before the answer is complete, but the read uses ``request.state``."""

@@ -169,11 +169,11 @@ class Scheduler:
             self._step(joining)
 
     def _step(self, joining: "list[Ticket]") -> None:
-        by_row = {id(ticket.row): ticket for ticket in self._running}
+        by_row = {ticket.row: ticket for ticket in self._running}
         try:
             self._engine.add([ticket.row for ticket in joining])
             for piece in self._engine.step():
-                by_row[id(piece.row)].deliver(piece.text)
+                by_row[piece.row].deliver(piece.text)
         except Exception as error:  # any error must reach the waiting callers
             for ticket in self._running:
                 ticket.row.error = ticket.row.error or error

@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import SURVIVAL_FREQUENCY
-from mplus.memory.tiers import HOST, Plane, Segment
+from mplus.memory.precision import Plane
+from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance
+from mplus.memory.transfer import HOST
 from mplus.shapes import Index
 
 Made = TypeVar("Made")

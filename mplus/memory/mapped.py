@@ -10,7 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
-from mplus.memory.tiers import Plane, Segment
+from mplus.memory.precision import Plane
+from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content
 from mplus.storage.shards import OpenShard, write_shard
 

@@ -154,7 +154,7 @@ class StateReader:
                 values[name] = None if names is None else files.records(names, kind)
         unknown = (entry.values.keys() | entry.records.keys()) - plain_fields().keys()
         if unknown:
-            raise CorruptMemoryError(f"a state has no field {sorted(unknown)[0]!r:.80}; update mplus to read it")
+            raise CorruptMemoryError(f"a state has no field {sorted(unknown)[0]!r:.80}; update mplus-memory to read it")
         context = None if entry.context is None else _context(files.shard(entry.context), initial)
         state = MemoryState(tracks, context=context, **values)
         _check_sources(state)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mplus.backbone.attention import KeysValues
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.tiers import Plane, Segment, moved, side_stream
+from mplus.memory.precision import Plane
+from mplus.memory.tiers import Segment
+from mplus.memory.transfer import moved, side_stream
 from mplus.shapes import Index
 
 

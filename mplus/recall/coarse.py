@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.tiers import HOST, Plane
+from mplus.memory.precision import Plane
+from mplus.memory.transfer import HOST
 from mplus.recall.units import key_slices
 
 UNINDEXED_TOKENS = 131_072

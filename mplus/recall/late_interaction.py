@@ -107,8 +107,7 @@ class LateInteraction(Scorer):
         every = candidates.units[0]
         if not candidates.layout.units_are_texts or int(every.sizes.sum()) <= config.exact_recall_tokens:
             return Shortlist(candidates)
-        store = candidates.pools[0]
-        assert isinstance(store, LongTermMemory)
+        store = candidates.long_term
         index, serials = coarse_index(store), store.provenance.chunks[every.starts]
         queries = self.asked(question).cpu()
         near = index.nearest(queries, equal_weights(queries), SHORTLIST, serials)

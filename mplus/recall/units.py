@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mplus.layouts.layout import Layout, Units
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.tiers import moved, side_stream
 from mplus.memory.tokens import Provenance, Tokens
+from mplus.memory.transfer import moved, side_stream
 from mplus.shapes import Index
 
 BLOCK_TOKENS = 4096
@@ -60,6 +60,11 @@ class Candidates:
                 allowed = torch.isin(pool.provenance.sources[known.starts], sources)
                 units[n] = known.take(allowed.nonzero().flatten())
         return Candidates(tuple(pools), tuple(units), layout)
+
+    @property
+    def long_term(self) -> LongTermMemory:
+        """The first of the pools that are stored in segments."""
+        return next(pool for pool in self.pools if isinstance(pool, LongTermMemory))
 
     @cached_property
     def sizes(self) -> Int[Tensor, " U"]:

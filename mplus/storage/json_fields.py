@@ -113,7 +113,8 @@ def decode_fields(kind: type[Any], value: Mapping[str, Any], find: FindTensor = 
     known = {field.name: field for field in fields(kind)}
     unknown = value.keys() - known.keys()
     if unknown:
-        raise CorruptMemoryError(f"{kind.__name__} has no field {sorted(unknown)[0]!r:.80}; update mplus to read it")
+        name = sorted(unknown)[0]
+        raise CorruptMemoryError(f"{kind.__name__} has no field {name!r:.80}; update mplus-memory to read it")
     for name, field in known.items():
         if name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise CorruptMemoryError(f"{kind.__name__} lacks {name!r}")

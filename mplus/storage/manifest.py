@@ -149,7 +149,7 @@ def parse_manifest(text: bytes, place: object, key: MemoryKey | None) -> Manifes
             raise CorruptMemoryError("it does not begin as a manifest does")
         if int(match["format"]) != FORMAT:
             found = int(match["format"])
-            raise CorruptMemoryError(f"it has format {found}, this version reads {FORMAT}; update mplus")
+            raise CorruptMemoryError(f"it has format {found}, this version reads {FORMAT}; update mplus-memory")
         body = text[match.end() :].rstrip(b"\n")[:-1]
         if hashlib.sha256(body).hexdigest() != match["sha256"].decode() or not text.rstrip(b"\n").endswith(b"}"):
             raise CorruptMemoryError("it was altered after it was saved")

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from mplus.layouts.by_config import LAYOUTS
 from mplus.layouts.layout import Units
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.tiers import HOST, Segment
+from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.memory.transfer import HOST
 from mplus.recall import units as units_module
 from mplus.recall.units import Candidates
 from mplus.words import no_words

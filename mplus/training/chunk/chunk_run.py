@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
@@ -21,7 +20,7 @@ from mplus.training.chunk.invented_run import invent, shards
 from mplus.training.chunk.ordinary_requests import answered_requests
 from mplus.training.chunk.plain_text import read_documents
 from mplus.training.chunk.projection import Lesson, ProjectionSettings, train_projection
-from mplus.training.chunk.questions import Question, read_squad
+from mplus.training.chunk.questions import read_squad
 from mplus.training.chunk.read_adapter import Reader, ReaderSettings, SampleSource, StateBank, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
 from mplus.training.chunk.samples import Samples
@@ -91,21 +90,21 @@ class ChunkRun:
 
     def _projection(self, layer: int, start: TrainedParts) -> TrainedParts:
         settings, data = self.settings, self.data
-        learnt, measured = self._split(data.questions)
+        learnt, measured = self._split(len(data.questions))
         base = late_interaction(self.model, None)
-        lessons = [Lesson(data.bank, learnt, data.groups, data.private)]
+        # Those about conversations are asked of many more conversations, each among others that are like it.
+        asked = [data.questions[n] for n in learnt if n not in data.dialogue_questions]
+        lessons = [Lesson(data.bank, asked, data.groups, data.private)]
         if data.made is not None:
-            # Asked of many more conversations, each among others that are like it.
-            known = {id(question) for question in data.made.dialogue_questions}
-            lessons[0] = replace(lessons[0], questions=[q for q in learnt if id(q) not in known])
             rng = random.Random(f"{settings.seed}/alike")
             assert settings.dialogues is not None
             talks = alike_conversations(self.model, self.computing, settings.dialogues, layer, rng)
             lessons.append(talks)
         preset = _changed(ProjectionSettings(seed=settings.seed), settings, "projection")
         trained = train_projection(lessons, layer, base, preset)
+        checked = [data.questions[n] for n in measured]
         for done, scorer in ((0, base), (preset.steps, trained)):
-            self.log.write("projection", done, BankRecall(data.bank, scorer, layer).figures(measured))
+            self.log.write("projection", done, BankRecall(data.bank, scorer, layer).figures(checked))
         return replace(start, late=trained)
 
     def _reader(self, layer: int, start: TrainedParts) -> TrainedParts:
@@ -155,13 +154,10 @@ class ChunkRun:
         usual = Samples(made, scorer, layer, tuning)
         if self.processes:
             usual.prepare(self.processes)
-        known = {id(q) for q in (*made.questions, *made.dialogue_questions)}
-        known |= {id(q) for questions, _ in made.people for q in questions}
-        own = [q for q in data.questions if id(q) not in known]
-        if not own:
+        if not data.own_questions:
             return usual
         texts = data.texts[len(made.passages) + len(made.conversations) :]
-        told = TextSamples(data.bank, scorer, layer, own, texts)
+        told = TextSamples(data.bank, scorer, layer, data.own_questions, texts)
         return Mixed([Part(usual, 0.5), Part(told, 0.5)])
 
     def _with_invented(
@@ -173,7 +169,15 @@ class ChunkRun:
             return bank, samples
         assert settings.squad is not None
         texts, questions, _ = read_squad(settings.squad)
-        file = invent(settings, self.folder.path, self.computing, texts, questions, self.accelerator, self.log)
+        file = invent(
+            settings,
+            self.folder.path,
+            self.computing,
+            passages=texts,
+            questions=questions,
+            accelerator=self.accelerator,
+            log=self.log,
+        )
         made = shards(file, self.model, self.computing, scorer, layer)
         for shard in made:
             if self.processes:
@@ -185,17 +189,14 @@ class ChunkRun:
         ]
         return joined, Mixed(parts)
 
-    def _split(self, questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
-        """Questions to learn from, and those that measure recall."""
+    def _split(self, num_questions: int) -> tuple[list[int], list[int]]:
+        """Numbers of the questions to learn from, and of those that measure recall."""
         measured = set(
             random.Random(f"{self.settings.seed}/measured").sample(
-                range(len(questions)), min(int(len(questions) * MEASURED_SHARE), MEASURED_MOST)
+                range(num_questions), min(int(num_questions * MEASURED_SHARE), MEASURED_MOST)
             )
         )
-        return (
-            [q for n, q in enumerate(questions) if n not in measured],
-            [q for n, q in enumerate(questions) if n in measured],
-        )
+        return [n for n in range(num_questions) if n not in measured], sorted(measured)
 
 
 def late_interaction(model: MPlus, trained: LateInteraction | None) -> LateInteraction:

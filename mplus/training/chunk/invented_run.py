@@ -30,6 +30,7 @@ def invent(
     settings: RunSettings,
     folder: Path,
     model: MPlus,
+    *,
     passages: Sequence[str],
     questions: Sequence[Question],
     accelerator: Accelerator,

@@ -27,7 +27,7 @@ class TrainingData:
 
     Attributes:
         bank: Every text, encoded.
-        questions: About texts of the bank.
+        questions: About texts of the bank: first those of ``made``, then those of the run's own texts.
         groups: Per text, what it belongs to: a document, an article, a person.
         texts: Numbers of the texts that belong to nobody.
         private: Numbers of the texts that belong to somebody.
@@ -40,6 +40,20 @@ class TrainingData:
     texts: list[int] = field(default_factory=list)
     private: frozenset[int] = frozenset()
     made: DefaultData | None = None
+
+    @property
+    def dialogue_questions(self) -> range:
+        """Which of ``questions`` are about the conversations of ``made``."""
+        if self.made is None:
+            return range(0)
+        first = len(self.made.questions)
+        return range(first, first + len(self.made.dialogue_questions))
+
+    @property
+    def own_questions(self) -> list[Question]:
+        """Questions that did not come with ``made``."""
+        told = [] if self.made is None else [question for questions, _ in self.made.people for question in questions]
+        return self.questions[self.dialogue_questions.stop + len(told) :]
 
     @property
     def num_tokens(self) -> int:
