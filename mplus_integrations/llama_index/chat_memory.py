@@ -20,7 +20,7 @@ from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import INSTEAD, KnownNames
-from mplus_integrations.whose_memory import Latents, all_or_nothing, checked_key, forget_all
+from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
 TURN = "mplus_turn"
@@ -48,7 +48,7 @@ class MPlusMemory(KnownNames, BaseMemory):
     """Its weights; empty until they were needed."""
     store: StorePlace | None = None
     """The store that keeps the latents; None: they live in this process."""
-    memory_key: str | None = None
+    memory_key: MemoryKeyName = None
     """Their name in the store."""
     live_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     """Their name in this process, where there is no store."""
@@ -169,7 +169,16 @@ class MPlusMemory(KnownNames, BaseMemory):
     # --- what LlamaIndex asks ---------------------------------------------------------------------
 
     def get(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:
-        """The most recent turns, beginning with a question; the LLM reads the others as latents."""
+        """The most recent turns, beginning with a question; the LLM reads the others as latents.
+
+        Args:
+            input: Accepted and not used, as ``initial_token_count`` is: which turns are given depends on neither.
+            kwargs: ``initial_token_count``.
+
+        Raises:
+            ValueError: Another argument.
+        """
+        UnknownNameError.check(kwargs, {"input", "initial_token_count"}, of="MPlusMemory.get")
         turns = self.chat_history  # never changed in place
         first = next((n for n, turn in enumerate(turns) if ROLES[turn.role] != "system"), len(turns))
         system, turns = turns[:first], turns[first:]
