@@ -48,10 +48,11 @@ def tool_choice(choice: str | Mapping[str, Any] | bool | None, tools: Sequence[A
     """
     if choice is None or choice is False:
         return "auto"
-    chosen = choice
-    if choice is True or choice == "any":
+    if isinstance(choice, bool) or choice == "any":
         chosen = "required"
-    elif isinstance(choice, Mapping):
+    elif isinstance(choice, str):
+        chosen = choice
+    else:
         chosen = choice.get("function", choice).get("name")
         if not isinstance(chosen, str):
             raise ValueError(f"tool_choice={choice!r}: expected {{'type': 'function', 'function': {{'name': …}}}}.")

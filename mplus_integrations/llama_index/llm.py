@@ -214,6 +214,8 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         """What is asked: as it came, for the core, and how; errors are told here, before anything runs."""
         names = {"allow_parallel_tool_calls": "parallel_tool_calls"}
         call = self._as_call({names.get(name, name): value for name, value in kwargs.items()})
+        if call.tools and call.response_format is not None:
+            raise ValueError("tools= beside response_format=: the tools could never be called. Give one of them.")
         return prompt, prompt if isinstance(prompt, str) else to_chat(prompt), call
 
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:

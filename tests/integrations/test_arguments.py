@@ -195,3 +195,11 @@ def test_a_call_cannot_be_asked_for_without_tools(built: Built, choice: Any) -> 
     for nothing in ("auto", "none", None, False):
         assert built.chat.invoke("Hello?", tool_choice=nothing).tool_calls == []
         assert built.llm.chat_with_tools([], "Hello?", tool_choice=nothing) is not None
+
+
+def test_a_form_beside_tools_is_refused_where_the_tools_could_never_be_called(built: Built) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": {"type": "integer"}}}
+    for ask in (built.llm.chat, built.llm.stream_chat):
+        with pytest.raises(ValueError, match="tools= beside response_format=: the tools could never be called"):
+            ask([ChatMessage("Hello?")], tools=[tool], response_format=form)
