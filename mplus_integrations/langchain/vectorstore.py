@@ -272,7 +272,7 @@ def _overlap(a: set[str], b: set[str]) -> float:
 class MPlusRetriever(KnownNames, BaseRetriever):
     """Which sources the model's own retriever finds for a query: documents, turns and notes alike."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     chat: MPlusChat
     """Whose memory is searched."""
