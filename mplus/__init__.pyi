@@ -33,6 +33,7 @@ from .generation.scheduler import Scheduler as Scheduler
 from .generation.streams import AsyncGenerationStream as AsyncGenerationStream
 from .generation.streams import GenerationStream as GenerationStream
 from .generation.where import FoundSource as FoundSource
+from .generation.where import source_filter as source_filter
 from .memory.memory import Memory as Memory
 from .memory.snapshots import MemoryDiff as MemoryDiff
 from .memory.snapshots import Snapshot as Snapshot

@@ -140,4 +140,5 @@ class UnknownNameError(MPlusError, ValueError):
             return
         nearest = (instead or {}).get(unknown) or next(iter(get_close_matches(unknown, known, n=1)), None)
         hint = "" if nearest is None else f" Use {nearest}."
-        raise cls(f"{of} does not take {unknown!r}.{hint} It takes: {', '.join(known)}.")
+        takes = f"It takes: {', '.join(known)}." if known else "It takes nothing here."
+        raise cls(f"{of} does not take {unknown!r}.{hint} {takes}")

@@ -7,7 +7,17 @@ from uuid import uuid4
 
 from pydantic import Field
 
-from mplus import Generation, GenerationStream, Memory, MPlus, Scheduler, ToolCall, UnknownNameError, parse_tool_calls
+from mplus import (
+    Generation,
+    GenerationStream,
+    Memory,
+    MPlus,
+    Scheduler,
+    ToolCall,
+    UnknownNameError,
+    parse_tool_calls,
+    source_filter,
+)
 from mplus_integrations.forms import before_calls, form_of, with_told
 from mplus_integrations.history import Where, fitted, of_conversation
 from mplus_integrations.models import load
@@ -105,9 +115,9 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         model, form, sampling = self._model_of(call), form_of(call), call.sampling()
         if form.constraint is not None:  # a tool call or object cannot be replaced by a sentence
             sampling = sampling.model_copy(update={"abstain_below": None})
-        tests = [test for test in (where, as_test(call.where)) if test is not None]
-        # The state to read is fixed here, so that later writes do not change the answer, and a named memory is
-        # unlocked while the answer is generated.
+        tests = [source_filter(one) for one in (where, call.where) if one is not None]
+        # What is read is fixed here: neither a later write nor another history of this memory changes it, and
+        # a named memory is free for others while this answer is made.
         with latents.opened(model) as memory, memory.writing():
             if not isinstance(prompt, str):
                 room = model.prompt_room(memory)
@@ -123,16 +133,6 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             return engine.stream(
                 read, prompt, tools=call.tools, constraint=form.constraint, where=read_where, **sampling.model_dump()
             )
-
-
-def as_test(where: Any) -> Where | None:
-    """A ``where`` argument as a test of name and metadata."""
-    if where is None:
-        return None
-    if callable(where):
-        return lambda name, metadata: bool(where(name, metadata))
-    wanted, missing = dict(where), object()
-    return lambda _, metadata: all(metadata.get(key, missing) == value for key, value in wanted.items())
 
 
 def not_standing_in(messages: Sequence[Mapping[str, Any]]) -> Where:

@@ -1,7 +1,7 @@
 """The form of an answer: tools that it may or must call, or a JSON schema that it must follow."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mplus import Constraint
@@ -28,30 +28,37 @@ def form_of(call: Call) -> Form:
     Raises:
         ValueError: A schema, tool or choice cannot be enforced.
     """
+    choice = tool_choice(call.tool_choice, call.tools)
     if call.response_format is not None:
         schema = response_schema(call.response_format)
         told = f"Answer with JSON of this schema: {json.dumps(schema, ensure_ascii=False)}"
         return Form(Constraint.json_schema(schema), told)
-    choice = tool_choice(call.tool_choice)
     return Form(Constraint.tool_calls(call.tools, choice) if call.tools and choice != "none" else None, None)
 
 
-def tool_choice(choice: str | Mapping[str, Any] | bool | None) -> str:
-    """A tool choice in any usual spelling, converted to "auto", "required", "none" or a tool's name.
+def tool_choice(choice: str | Mapping[str, Any] | bool | None, tools: Sequence[Any] | None) -> str:
+    """A choice in any of the usual spellings as "auto", "required", "none" or a tool's name.
+
+    Args:
+        choice: As the caller spelled it.
+        tools: What there is to choose from; the constraint checks a name against them.
 
     Raises:
-        ValueError: A mapping names no tool.
+        ValueError: A mapping that names no tool, or a call that is asked for where there are no tools.
     """
     if choice is None or choice is False:
         return "auto"
-    if choice is True or choice == "any":
-        return "required"
-    if isinstance(choice, Mapping):
-        name = choice.get("function", choice).get("name")
-        if not isinstance(name, str):
+    if isinstance(choice, bool) or choice == "any":
+        chosen = "required"
+    elif isinstance(choice, str):
+        chosen = choice
+    else:
+        chosen = choice.get("function", choice).get("name")
+        if not isinstance(chosen, str):
             raise ValueError(f"tool_choice={choice!r}: expected {{'type': 'function', 'function': {{'name': …}}}}.")
-        return name
-    return choice
+    if not tools and chosen not in ("auto", "none"):
+        raise ValueError(f"tool_choice={choice!r:.80} without tools: expected 'auto' or 'none', or tools to call.")
+    return chosen
 
 
 def response_format(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:

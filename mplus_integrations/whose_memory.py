@@ -4,9 +4,9 @@ import threading
 from abc import abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Annotated, Any, Generic, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_serializer, model_validator
 
 from mplus import Memory, MemoryStore, MPlus
 from mplus_integrations.models import load, loaded_already
@@ -25,6 +25,10 @@ def checked_key(key: object) -> str | None:
         ValueError: The name is not allowed.
     """
     return None if key is None else MemoryStore.check_name(key, "memory_key=")
+
+
+MemoryKeyName = Annotated[str | None, AfterValidator(checked_key)]
+"""The type of a field that names a memory."""
 
 
 @contextmanager
@@ -96,17 +100,12 @@ class Remembering(BaseModel, Generic[Item]):
     memory: Memory | None = Field(default=None, exclude=True)
     """The memory of every call; None: named memories, or one of the object's own."""
     store: MemoryStore | None = Field(default=None, exclude=True)
-    """Keeps named memories on disk; None: they exist as long as this object."""
-    memory_key: str | None = None
+    """Keeps named memories on disk; None: they live as long as this object."""
+    memory_key: MemoryKeyName = None
     """Name of the memory; may be given per call."""
 
     _own: dict[str | None, Latents] = PrivateAttr(default_factory=dict[str | None, Latents])
     _guard: threading.Lock = PrivateAttr(default_factory=threading.Lock)
-
-    @field_validator("memory_key")
-    @classmethod
-    def _good_name(cls, key: str | None) -> str | None:
-        return checked_key(key)
 
     @model_validator(mode="after")
     def _one_memory(self) -> Self:

@@ -29,14 +29,22 @@ class FoundSource:
     texts: tuple[str, ...]
 
 
+def source_filter(where: Where) -> Callable[[str, Mapping[str, Any]], bool]:
+    """A choice of sources as a test of a source's name and metadata.
+
+    Args:
+        where: Metadata that must be there and equal, or a test already.
+    """
+    if callable(where):
+        return lambda name, metadata: bool(where(name, metadata))
+    wanted, missing = dict(where), object()
+    return lambda _, metadata: all(metadata.get(key, missing) == value for key, value in wanted.items())
+
+
 def allowed_sources(state: MemoryState, where: Where | None) -> torch.Tensor | None:
     """Rows of the table of sources that match; None if all may be read."""
     if where is None:
         return None
-    if callable(where):
-        fits = where
-    else:
-        missing = object()
-        fits = lambda _, metadata: all(metadata.get(key, missing) == value for key, value in where.items())
+    fits = source_filter(where)
     rows = [n for n, s in enumerate(state.sources) if not s.forgotten and fits(s.name, s.metadata)]
     return torch.tensor(rows, dtype=torch.int64)

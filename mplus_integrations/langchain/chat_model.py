@@ -19,7 +19,8 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import ConfigDict, Field, SecretStr
 
-from mplus_integrations.answering import Answering, as_test
+from mplus import source_filter
+from mplus_integrations.answering import Answering
 from mplus_integrations.forms import response_format
 from mplus_integrations.langchain.messages import to_chat, to_last_chunk, to_message, to_text
 from mplus_integrations.langchain.structured import with_schema, with_tools
@@ -99,8 +100,10 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
     def _memory_state(self, kwargs: Mapping[str, Any]) -> str:
         call = self._call(None, kwargs)
         with self.latents(call.memory_key).opened(self._model_of(call)) as memory:
-            test, sources = as_test(call.where), memory.sources()
-            read = None if test is None else [s.name for s in sources if test(s.name, s.metadata)]
+            read = None
+            if call.where is not None:
+                fits = source_filter(call.where)
+                read = [source.name for source in memory.sources() if fits(source.name, source.metadata)]
             return f"{call.memory_key}:{memory.fingerprint}:{read}"
 
     async def _agenerate_with_cache(

@@ -21,11 +21,14 @@ from langgraph.store.base import (
 
 from mplus import Memory
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.whose_memory import all_or_nothing
+from mplus_integrations.whose_memory import all_or_nothing, checked_key
 from mplus_integrations.worker import in_thread
 
 ITEM = "mplus_item"
 """Metadata key of sources that are items of a store; its value is the item."""
+
+DEFAULT_KEY = "langgraph-store"
+"""The memory that items are in where no other is named."""
 
 Namespace = tuple[str, ...]
 
@@ -41,16 +44,15 @@ class MPlusStore(BaseStore):
     separate memory; an answer reads it only if the call names it with ``memory_key``.
 
     Args:
-        chat: The chat model whose model and ``MemoryStore`` are used; without a store, items exist as long as the chat.
-        memory_key: Name of the memory. With the name of a user's memory, that user's answers read the items too.
-        fields: Paths into a value that are searched, as in LangGraph's ``index={"fields": …}``; None: the whole value.
+        chat: Whose model and ``MemoryStore`` are used; without a store, items live as long as the chat.
+        memory_key: The memory's name; None: "langgraph-store". Give a user's own, and that user's answers read
+            the items too.
+        fields: Paths into a value that are searched, as in LangGraph's ``index={"fields": …}``; None: all of it.
     """
 
-    def __init__(
-        self, chat: MPlusChat, *, memory_key: str = "langgraph-store", fields: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, chat: MPlusChat, *, memory_key: str | None = None, fields: Sequence[str] | None = None) -> None:
         self.chat = chat
-        self.memory_key = memory_key
+        self.memory_key = checked_key(memory_key) or DEFAULT_KEY
         self.fields = fields
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:

@@ -23,9 +23,10 @@ Method = Literal["json_schema", "function_calling", "json_mode"]
 def with_tools(
     chat: BaseChatModel, tools: Sequence[Tool], choice: Choice, kwargs: dict[str, Any]
 ) -> Runnable[LanguageModelInput, AIMessage]:
-    """The chat model with tools bound to it; an invalid tool or choice raises here, not at the first answer."""
+    """The chat model with tools bound to it; a bad tool or choice fails here, not at the first answer."""
+    chosen = tool_choice(choice, tools)
     if tools:
-        formatted, chosen = [convert_to_openai_tool(tool) for tool in tools], tool_choice(choice)
+        formatted = [convert_to_openai_tool(tool) for tool in tools]
         if chosen != "none":
             Constraint.tool_calls(formatted, chosen)
         kwargs = {"tools": formatted, "tool_choice": chosen, **kwargs}

@@ -7,22 +7,24 @@ Documents are written into latent memory, and their text is kept too. The model'
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
+from pydantic import AfterValidator, ConfigDict
 
-from mplus import FoundSource, Memory, UnknownNameError
+from mplus import FoundSource, Memory, UnknownNameError, source_filter
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.settings import KnownNames
-from mplus_integrations.whose_memory import all_or_nothing, counted, forget_all
+from mplus_integrations.whose_memory import MemoryKeyName, all_or_nothing, checked_key, counted, forget_all
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
+DEFAULT_K = 4
+"""Most documents of a search, as for LangChain's own stores."""
 DOCUMENT = "mplus_document"
 """Metadata key of sources that are documents of a store."""
 INDEXING = frozenset({"batch_size"})
@@ -38,19 +40,20 @@ class MPlusVectorStore(VectorStore):
         chat.invoke("What do the documents say about …?")   # reads them as memory
 
     Args:
-        chat: The chat model whose memory takes the documents; None: a new ``MPlusChat()``.
-        memory_key: Name of the memory.
-        recall: What a search returns for a prompt: "hybrid" and "text" documents with their text; "latent"
-            documents with empty text, for a model that reads the same memory.
+        chat: Whose memory takes the documents; None: a new ``MPlusChat()``.
+        memory_key: Which memory of the chat's store.
+        recall: What a search returns for a prompt: "hybrid" (the default) and "text" documents with their text;
+            "latent" documents with empty text, for a model that reads the same memory.
     """
 
     def __init__(
-        self, chat: MPlusChat | None = None, *, memory_key: str | None = None, recall: RecallMode = "hybrid"
+        self, chat: MPlusChat | None = None, *, memory_key: str | None = None, recall: RecallMode | None = None
     ) -> None:
+        recall = "hybrid" if recall is None else recall
         if recall not in ("latent", "hybrid", "text"):
             raise ValueError(f"recall={recall!r}: expected 'latent', 'hybrid' or 'text'.")
         self.chat = chat or MPlusChat()
-        self.memory_key = memory_key
+        self.memory_key = checked_key(memory_key)
         self.recall: RecallMode = recall
 
     @property
@@ -146,31 +149,44 @@ class MPlusVectorStore(VectorStore):
 
     # --- reading ----------------------------------------------------------------------------------
 
+    def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
+        """A retriever of these documents.
+
+        Args:
+            kwargs: search_type, search_kwargs, and what every retriever of LangChain takes, such as tags.
+
+        Raises:
+            ValueError: Another argument.
+        """
+        UnknownNameError.check(kwargs, VectorStoreRetriever.model_fields.keys() - {"vectorstore"}, of="as_retriever")
+        return super().as_retriever(**kwargs)
+
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The documents of these ids; unknown ids are skipped."""
         with self.chat.opened(self.memory_key) as memory:
             known = {document.id: document for document in _documents(memory)}
         return [known[name] for name in ids if name in known]
 
-    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+    def similarity_search(self, query: str, k: int | None = DEFAULT_K, **kwargs: Any) -> list[Document]:
         """The documents that the model's retriever finds for a query, most relevant first."""
         return [document for document, _ in self.similarity_search_with_score(query, k, **kwargs)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, *, filter: Filter | None = None, **kwargs: Any
+        self, query: str, k: int | None = DEFAULT_K, *, filter: Filter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Documents with the relevance of their best chunk; higher is better.
 
         Args:
-            query: Text to search for.
-            k: Most documents.
+            query: What is searched for.
+            k: Most documents, at least 1; None: 4.
             filter: Metadata that must be equal, or a test of the document.
             kwargs: No others are accepted.
 
         Raises:
-            ValueError: An argument does not exist.
+            ValueError: An argument that does not exist, or k below 1.
         """
         UnknownNameError.check(kwargs, {"k", "filter"}, of="A search")
+        k = checked_k(k)
         found = self._found(query, filter)
         if self.recall == "text":  # shared words raise the rank
             words = set(WORD.findall(query.lower()))
@@ -184,16 +200,17 @@ class MPlusVectorStore(VectorStore):
         return lambda relevance: min(max((relevance + 1) / 2, 0.0), 1.0)
 
     def _similarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, **kwargs: Any
+        self, query: str, k: int | None = DEFAULT_K, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         scale = self._select_relevance_score_fn()
         return [(d, scale(s)) for d, s in self.similarity_search_with_score(query, k, **kwargs)]
 
     def max_marginal_relevance_search(
-        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+        self, query: str, k: int | None = DEFAULT_K, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """Relevant documents that differ from each other; similarity is the share of common words."""
         UnknownNameError.check(kwargs, {"k", "fetch_k", "lambda_mult", "filter"}, of="A search")
+        k, fetch_k = checked_k(k), checked_k(fetch_k, "fetch_k")
         left = self._found(query, kwargs.get("filter"))[:fetch_k]
         words = {document.id: set(WORD.findall(document.page_content.lower())) for document, _ in left}
         chosen: list[Document] = []
@@ -210,17 +227,28 @@ class MPlusVectorStore(VectorStore):
         return chosen
 
     def _found(self, query: str, wanted: Filter | None) -> list[tuple[Document, float]]:
+        fits = source_filter(wanted if isinstance(wanted, Mapping) else {})
+
         def where(name: str, metadata: Mapping[str, Any]) -> bool:
-            if not metadata.get(DOCUMENT):
-                return False
-            if isinstance(wanted, Mapping):
-                return all(key in metadata and metadata[key] == value for key, value in wanted.items())
-            return True
+            return bool(metadata.get(DOCUMENT)) and fits(name, metadata)
 
         with self.chat.opened(self.memory_key) as memory:
             found = self.chat.loaded.search(memory, query, limit=None, where=where)
         documents = [(_document(source.source, source), source.relevance) for source in found]
         return [(d, s) for d, s in documents if wanted is None or isinstance(wanted, Mapping) or wanted(d)]
+
+
+def checked_k(k: int | None, name: str = "k") -> int:
+    """The most documents of a search; None: the default.
+
+    Raises:
+        ValueError: Below 1.
+    """
+    if k is None:
+        return DEFAULT_K
+    if k < 1:
+        raise ValueError(f"{name}={k}: expected at least 1.")
+    return k
 
 
 def _documents(memory: Memory) -> list[Document]:
@@ -244,23 +272,24 @@ def _overlap(a: set[str], b: set[str]) -> float:
 class MPlusRetriever(KnownNames, BaseRetriever):
     """Returns the sources that the model's own scorer finds for a query: documents, turns and notes."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     chat: MPlusChat
-    """The chat model whose memory is searched."""
-    memory_key: str | None = None
-    """Name of the memory."""
-    k: int = 4
+    """Whose memory is searched."""
+    memory_key: MemoryKeyName = None
+    """Which memory of the chat's store."""
+    k: Annotated[int, AfterValidator(checked_k)] = DEFAULT_K
     """Most documents."""
-    where: Mapping[str, Any] | None = None
-    """Metadata that must be equal."""
+    where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = None
+    """Which sources: metadata that must be equal, or a test of name and metadata."""
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         UnknownNameError.check(kwargs, {"k"}, of="MPlusRetriever.invoke")
+        k = self.k if kwargs.get("k") is None else checked_k(kwargs["k"])
         with self.chat.opened(self.memory_key) as memory:
-            found = self.chat.loaded.search(memory, query, limit=kwargs.get("k", self.k), where=self.where)
+            found = self.chat.loaded.search(memory, query, limit=k, where=self.where)
         documents: list[Document] = []
         for source in found:
             document = _document(source.source, source)

@@ -20,7 +20,7 @@ from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import INSTEAD, KnownNames
-from mplus_integrations.whose_memory import Latents, all_or_nothing, checked_key, forget_all
+from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
 TURN = "mplus_turn"
@@ -47,9 +47,9 @@ class MPlusMemory(KnownNames, BaseMemory):
     model_fingerprint: str = ""
     """Fingerprint of the model's weights; empty until they are loaded."""
     store: StorePlace | None = None
-    """The store of the latents; None: they are kept in this process."""
-    memory_key: str | None = None
-    """Name of the latents in the store."""
+    """The store that keeps the latents; None: they live in this process."""
+    memory_key: MemoryKeyName = None
+    """Their name in the store."""
     live_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     """Name of the latents in this process, if there is no store."""
     is_own: bool = True
@@ -169,8 +169,17 @@ class MPlusMemory(KnownNames, BaseMemory):
     # --- methods of LlamaIndex's BaseMemory -------------------------------------------------------
 
     def get(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:
-        """The most recent turns, beginning with a question; the LLM reads the others as latents."""
-        turns = self.chat_history  # the list is never changed in place
+        """The most recent turns, beginning with a question; the LLM reads the others as latents.
+
+        Args:
+            input: Accepted and not used, as ``initial_token_count`` is: which turns are given depends on neither.
+            kwargs: ``initial_token_count``.
+
+        Raises:
+            ValueError: Another argument.
+        """
+        UnknownNameError.check(kwargs, {"input", "initial_token_count"}, of="MPlusMemory.get")
+        turns = self.chat_history  # never changed in place
         first = next((n for n, turn in enumerate(turns) if ROLES[turn.role] != "system"), len(turns))
         system, turns = turns[:first], turns[first:]
         start = self._window(turns) if turns else 0

@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
-from llama_index.core.indices.base import BaseIndex
 from llama_index.core.indices.loading import load_index_from_storage
 from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
 from llama_index.core.llms.llm import LLM
@@ -22,6 +21,7 @@ from llama_index.core.storage.docstore.types import RefDocInfo
 from mplus import FoundSource, Memory, MemoryMismatchError, MemoryNotFoundError, MemoryStore, UnknownNameError
 from mplus_integrations.llama_index.chat_engine import Alongside, MPlusChatEngine, MPlusQuestionChatEngine
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
+from mplus_integrations.llama_index.documents import KnownDocumentArguments
 from mplus_integrations.llama_index.index_storage import (
     STRUCT_TYPE,
     LatentsBesideIndex,
@@ -49,7 +49,7 @@ CHAT = frozenset({"memory", "chat_history", "system_prompt", "verbose", "node_po
 CONDENSE = frozenset({"condense_prompt", "condense_question_prompt"})
 
 
-class MPlusIndex(BaseIndex[MPlusStruct]):
+class MPlusIndex(KnownDocumentArguments):
     """Documents in latent memory.
 
         index = MPlusIndex.from_documents(documents, llm=llm)
@@ -186,16 +186,21 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         struct.nodes.update({name: documents[name] for name in ids})
 
     def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
-        """Write more nodes."""
+        """Write further nodes.
+
+        Raises:
+            ValueError: An argument that does not exist. Nothing is written then.
+        """
+        UnknownNameError.check(insert_kwargs, {"nodes"}, of="insert_nodes")
         self._insert(nodes)
-        super().insert_nodes(nodes, **insert_kwargs)  # nodes in memory are not written again
+        super().insert_nodes(nodes)  # what has been written is not written again
 
     async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
         """``insert_nodes`` without blocking the event loop."""
         await in_thread(self.insert_nodes, nodes, **insert_kwargs)
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
-        self.delete_nodes([node_id])
+        self.delete_nodes([node_id], **delete_kwargs)
 
     def delete_nodes(self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         """Forget nodes: reads of the memory then equal those of one that never had them.
@@ -219,15 +224,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
         """``delete_nodes`` without blocking the event loop."""
-        await in_thread(self.delete_nodes, node_ids, delete_from_docstore)
-
-    def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
-        """Forget the latents of a document and, unless ``delete_from_docstore`` is False, its text."""
-        super().delete_ref_doc(ref_doc_id, delete_from_docstore=delete_from_docstore, **delete_kwargs)
-
-    async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
-        """``delete_ref_doc`` without blocking the event loop."""
-        await in_thread(self.delete_ref_doc, ref_doc_id, delete_from_docstore, **delete_kwargs)
+        await in_thread(self.delete_nodes, node_ids, delete_from_docstore, **delete_kwargs)
 
     @property
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
@@ -300,12 +297,12 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
         return RetrieverQueryEngine.from_args(retriever, llm=reader, **engine)
 
     def as_chat_engine(
-        self, chat_mode: ChatMode = ChatMode.BEST, llm: LLMType | None = None, **kwargs: Any
+        self, chat_mode: ChatMode | None = ChatMode.BEST, llm: LLMType | None = None, **kwargs: Any
     ) -> BaseChatEngine:
         """A chat engine for conversations about the documents, which are read as memory.
 
         Args:
-            chat_mode: BEST and CONTEXT: the question as it was asked, after the recent turns.
+            chat_mode: BEST (the default) and CONTEXT: the question as it was asked, after the recent turns.
                 CONDENSE_PLUS_CONTEXT and CONDENSE_QUESTION: put into words of its own first. SIMPLE: without the
                 documents.
             llm: Another ``MPlusLLM`` of the same weights.
@@ -317,6 +314,7 @@ class MPlusIndex(BaseIndex[MPlusStruct]):
             ValueError: The mode or an argument is unknown.
         """
         UnknownNameError.check(kwargs, RETRIEVER | CHAT | CONDENSE, of="as_chat_engine")
+        chat_mode = ChatMode.BEST if chat_mode is None else chat_mode
         reader = self.llm if llm is None else _mplus(resolve_llm(llm, callback_manager=self._callback_manager))
         retriever_kwargs = {k: v for k, v in kwargs.items() if k in RETRIEVER}
         chat = {k: v for k, v in kwargs.items() if k not in RETRIEVER}

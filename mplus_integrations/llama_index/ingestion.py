@@ -7,11 +7,11 @@ from uuid import uuid4
 from llama_index.core.schema import BaseNode, TransformComponent
 from pydantic import Field, model_validator
 
-from mplus import Memory
+from mplus import Memory, UnknownNameError
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE, write_nodes
 from mplus_integrations.settings import KnownNames
-from mplus_integrations.whose_memory import Latents, all_or_nothing, forget_all
+from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, forget_all
 from mplus_integrations.worker import in_thread
 
 
@@ -28,9 +28,9 @@ class MPlusWriter(KnownNames, TransformComponent):
     llm: MPlusLLM = Field(default_factory=MPlusLLM, exclude=True)
     """The model that writes."""
     memory: Memory | None = Field(default=None, exclude=True)
-    """The memory to write into; None: the LLM's memory named ``memory_key``."""
-    memory_key: str | None = None
-    """Name of the LLM's memory."""
+    """Takes the nodes; None: the LLM's memory of that name."""
+    memory_key: MemoryKeyName = None
+    """Which memory of the LLM."""
 
     @model_validator(mode="after")
     def _one_memory(self) -> Self:
@@ -53,7 +53,16 @@ class MPlusWriter(KnownNames, TransformComponent):
         return {**super().to_dict(**kwargs), "model": self.llm.model_name, "run": uuid4().hex}
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """Write nodes; after an error nothing is changed."""
+        """Write nodes; nothing has changed after an error.
+
+        Args:
+            nodes: What to write.
+            kwargs: ``show_progress``, as pipelines pass it on.
+
+        Raises:
+            ValueError: Another argument.
+        """
+        UnknownNameError.check(kwargs, {"show_progress"}, of="MPlusWriter")
         model = self.llm.loaded
         documents = {node.ref_doc_id for node in nodes} - {None, ""}
         with self.latents.opened(model) as memory, all_or_nothing(memory) as fork:

@@ -23,7 +23,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.tools import BaseTool
 from pydantic import PrivateAttr
 
-from mplus import Memory
+from mplus import Memory, UnknownNameError
 from mplus_integrations.answering import Answering, Asked
 from mplus_integrations.forms import tool_choice
 from mplus_integrations.history import Where
@@ -170,6 +170,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         **kwargs: Any,
     ) -> dict[str, Any]:
         choice = kwargs.pop("tool_choice", None)
+        chosen = tool_choice("required" if choice is None and tool_required else choice, tools)
         messages = list(chat_history or [])
         if user_msg is not None:
             messages.append(ChatMessage(role="user", content=user_msg) if isinstance(user_msg, str) else user_msg)
@@ -178,7 +179,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         return {
             "messages": messages,
             "tools": [described(tool) for tool in tools],
-            "tool_choice": tool_choice(choice) if choice is not None else "required" if tool_required else "auto",
+            "tool_choice": chosen,
             "allow_parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
         }
@@ -189,8 +190,9 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         """The valid calls of an answer; those that are not valid are in ``raw["invalid_tool_calls"]``.
 
         Raises:
-            ValueError: There is no call, and ``error_on_no_tool_call`` is set.
+            ValueError: There is none, and that is an error; or an argument that does not exist.
         """
+        UnknownNameError.check(kwargs, {"response", "error_on_no_tool_call"}, of="get_tool_calls_from_response")
         calls = [
             ToolSelection(tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=call.tool_kwargs)
             for call in response.message.blocks
@@ -212,6 +214,8 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         """The given prompt, the converted prompt and the settings of the call. Errors are raised before generation."""
         names = {"allow_parallel_tool_calls": "parallel_tool_calls"}
         call = self._as_call({names.get(name, name): value for name, value in kwargs.items()})
+        if call.tools and call.response_format is not None:
+            raise ValueError("tools= beside response_format=: the tools could never be called. Give one of them.")
         return prompt, prompt if isinstance(prompt, str) else to_chat(prompt), call
 
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:

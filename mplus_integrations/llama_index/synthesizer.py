@@ -12,6 +12,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
+from mplus import UnknownNameError
 from mplus_integrations.history import Where
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE
@@ -90,7 +91,12 @@ class MPlusSynthesizer(BaseSynthesizer):
     def get_response(
         self, query_str: str, text_chunks: Sequence[str], node_ids: Sequence[str] = (), **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
-        """The text of the answer; ``text_chunks`` are not put into the prompt."""
+        """The answer itself; ``text_chunks`` stay out of the prompt.
+
+        Raises:
+            ValueError: An argument that does not exist.
+        """
+        UnknownNameError.check(response_kwargs, {"node_ids"}, of="MPlusSynthesizer")
         llm, messages = self._bound(node_ids), self._messages(query_str)
         if self._output_cls is not None:
             return parsed(self._output_cls, llm.chat(messages, **asking(self._output_cls)))
@@ -102,6 +108,7 @@ class MPlusSynthesizer(BaseSynthesizer):
         self, query_str: str, text_chunks: Sequence[str], node_ids: Sequence[str] = (), **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """``get_response`` without blocking the event loop."""
+        UnknownNameError.check(response_kwargs, {"node_ids"}, of="MPlusSynthesizer")
         llm, messages = self._bound(node_ids), self._messages(query_str)
         if self._output_cls is not None:
             return parsed(self._output_cls, await llm.achat(messages, **asking(self._output_cls)))

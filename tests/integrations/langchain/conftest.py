@@ -17,6 +17,25 @@ from tests.conftest import TINY
 TICK = 0.005
 
 
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def nothing_is_deleted(ours: type) -> None:
+    """Assert that a standard suite of LangChain's is run as it is, and that what may fail says how often."""
+    (suite,) = (
+        base for base in ours.__mro__ if base.__module__.startswith("langchain_tests.") and base in ours.__bases__
+    )
+    names = [name for name in dir(suite) if name.startswith("test_")]
+    assert len(names) >= 5
+    for name in names:
+        kept = getattr(ours, name)
+        if kept is not getattr(suite, name):
+            (mark,) = kept.pytestmark
+            assert mark.name == "xfail" and any(c.isdigit() for c in mark.kwargs["reason"]), "a measured rate"
+
+
 class LoopWatch:
     """For how long an event loop did not run although another thread of the process could.
 
@@ -98,9 +117,7 @@ def steps(chat: MPlusChat, processed: Callable[[MPlus, Process], None]) -> Steps
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the standard tests that run on the default model."""
-    from tests.integrations.langchain.test_standard import WANT_SENSE, TestStandardIntegration
-
     for item in items:
-        if getattr(item, "cls", None) is TestStandardIntegration and item.name.partition("[")[0] in WANT_SENSE:
+        if item.name.partition("[")[0] in getattr(getattr(item, "cls", None), "want_sense", ()):
             item.add_marker(pytest.mark.default_model)
             item.add_marker(pytest.mark.timeout(900))  # seconds where the machine is free, minutes where it is not

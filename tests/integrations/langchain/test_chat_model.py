@@ -9,6 +9,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 
 import mplus
 from mplus_integrations import MPlusChat
+from tests.integrations.langchain.conftest import nothing_is_deleted
 
 
 class TestStandard(ChatModelUnitTests):
@@ -21,6 +22,10 @@ class TestStandard(ChatModelUnitTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": "smol-135m"}
+
+
+def test_acceptance_1_nothing_of_the_unit_suite_is_deleted_and_what_may_fail_says_why() -> None:
+    nothing_is_deleted(TestStandard)
 
 
 def test_the_answer_names_what_it_recalled(chat: MPlusChat) -> None:

@@ -14,9 +14,9 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from mplus.testing import tiny_model
 from mplus_integrations import MPlusChat
 from tests.conftest import TINY
+from tests.integrations.langchain.conftest import nothing_is_deleted
 
 MODEL = tiny_model(1, memory=TINY)
-WANT_SENSE = ("test_tool_calling", "test_tool_calling_async", "test_agent_loop", "test_unicode_tool_call_integration")
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,17 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestStandardIntegration(ChatModelIntegrationTests):
+    want_sense = (
+        "test_tool_calling",
+        "test_tool_calling_async",
+        "test_agent_loop",
+        "test_unicode_tool_call_integration",
+    )
+
     @pytest.fixture
     def model(self, request: Any) -> BaseChatModel:
         settings = self.chat_model_params
-        if request.function.__name__ in WANT_SENSE:
+        if request.function.__name__ in self.want_sense:
             settings = {"model": request.getfixturevalue("default_model"), "max_tokens": 100}
         return MPlusChat(**settings, **(getattr(request, "param", None) or {}))
 
@@ -65,3 +72,7 @@ class TestStandardIntegration(ChatModelIntegrationTests):
     )
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
+
+
+def test_acceptance_1_nothing_of_the_integration_suite_is_deleted_and_what_may_fail_says_why() -> None:
+    nothing_is_deleted(TestStandardIntegration)

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessageChunk
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import MPlusChat
 from tests.conftest import TINY
-from tests.integrations.langchain.test_acceptance import add
+from tests.integrations.langchain.conftest import add
 
 MODEL = tiny_model(1, memory=TINY)
 

@@ -15,6 +15,7 @@ from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import MPlusChat, MPlusRetriever, MPlusVectorStore
 from tests.conftest import TINY
+from tests.integrations.langchain.conftest import nothing_is_deleted
 
 MODEL = tiny_model(memory=TINY)
 TEXTS = ["The red box is in the attic.", "The green box is in the cellar.", "Anna plays the cello on Mondays."]
@@ -40,6 +41,11 @@ class TestRetrieverStandard(RetrieversIntegrationTests):
     @property
     def retriever_query_example(self) -> str:
         return "box"
+
+
+@pytest.mark.parametrize("ours", [TestVectorStoreStandard, TestRetrieverStandard])
+def test_acceptance_1_nothing_of_a_suite_of_stores_is_deleted_and_what_may_fail_says_why(ours: type) -> None:
+    nothing_is_deleted(ours)
 
 
 @pytest.fixture

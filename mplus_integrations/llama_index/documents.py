@@ -1,0 +1,73 @@
+"""Documents of an index: inserted, updated, refreshed and deleted, with no argument that does not exist."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.schema import Document
+
+from mplus import UnknownNameError
+from mplus_integrations.llama_index.index_storage import MPlusStruct
+from mplus_integrations.worker import in_thread
+
+UPDATE: dict[str, Any] = {"insert_kwargs": {}, "delete_kwargs": {}}
+REFRESH: dict[str, Any] = {"insert_kwargs": {}, "update_kwargs": UPDATE}
+"""What an update and a refresh take: arguments of the steps that they consist of, which take none here."""
+
+
+class KnownDocumentArguments(BaseIndex[MPlusStruct]):
+    """What every index does with whole documents, checked before anything is changed.
+
+    Raises:
+        ValueError: An argument that does not exist, of every member. Nothing is changed then.
+    """
+
+    def insert(self, document: Document, **insert_kwargs: Any) -> None:
+        """Write a document."""
+        UnknownNameError.check(insert_kwargs, {"document"}, of="insert")
+        super().insert(document)
+
+    async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
+        """``insert`` without blocking the event loop."""
+        UnknownNameError.check(insert_kwargs, {"document"}, of="ainsert")
+        await super().ainsert(document)
+
+    def delete(self, doc_id: str, **delete_kwargs: Any) -> None:
+        """``delete_ref_doc`` by the name that LlamaIndex had for it."""
+        UnknownNameError.check(delete_kwargs, {"doc_id"}, of="delete")
+        super().delete(doc_id)
+
+    def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
+        """Forget a document: neither latents nor, unless asked to keep it, text stay; a refresh takes it again."""
+        UnknownNameError.check(delete_kwargs, {"ref_doc_id", "delete_from_docstore"}, of="delete_ref_doc")
+        super().delete_ref_doc(ref_doc_id, delete_from_docstore=delete_from_docstore)
+
+    async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
+        """``delete_ref_doc`` without blocking the event loop."""
+        await in_thread(self.delete_ref_doc, ref_doc_id, delete_from_docstore, **delete_kwargs)
+
+    def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """Write a document in place of what was written of it."""
+        _check(update_kwargs, UPDATE, of="update_ref_doc")
+        super().update_ref_doc(document)
+
+    async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """``update_ref_doc`` without blocking the event loop."""
+        _check(update_kwargs, UPDATE, of="aupdate_ref_doc")
+        await super().aupdate_ref_doc(document)
+
+    def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
+        """Write the documents that are new or have changed; says of each whether it was written."""
+        _check(update_kwargs, REFRESH, of="refresh_ref_docs")
+        return super().refresh_ref_docs(documents)
+
+    async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
+        """``refresh_ref_docs`` without blocking the event loop."""
+        _check(update_kwargs, REFRESH, of="arefresh_ref_docs")
+        return await super().arefresh_ref_docs(documents)
+
+
+def _check(given: Mapping[str, Any], known: Mapping[str, Any], *, of: str) -> None:
+    UnknownNameError.check(given, known, of=of)
+    for name, inner in given.items():
+        _check(inner or {}, known[name], of=f"{name} of {of}")

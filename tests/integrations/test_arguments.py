@@ -1,0 +1,205 @@
+"""Arguments of what is built around a model: none that does not exist, none out of range, and None for the default."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document as LangChainDocument
+from llama_index.core import Document
+from llama_index.core.chat_engine.types import ChatMode
+from llama_index.core.llms import ChatMessage
+from llama_index.core.schema import NodeWithScore, TextNode
+
+from mplus import UnknownNameError
+from mplus.testing import tiny_model
+from mplus_integrations import MPlusChat, MPlusIndex, MPlusLLM, MPlusMemory, MPlusRetriever, MPlusVectorStore
+from mplus_integrations.langchain import MPlusStore
+from mplus_integrations.llama_index import MPlusWriter
+from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
+from tests.conftest import TINY
+
+MODEL = tiny_model(memory=TINY)
+
+
+@pytest.fixture
+def built() -> "Built":
+    return Built()
+
+
+class Built:
+    """One of each, with three documents."""
+
+    def __init__(self) -> None:
+        self.chat, self.llm = MPlusChat(model=MODEL, max_tokens=4), MPlusLLM(model=MODEL, max_tokens=4)
+        self.store = MPlusVectorStore(self.chat)
+        self.store.add_texts(
+            ["Pears are sweet.", "Plums are blue.", "Figs are soft."],
+            [{"kind": "pear"}, {"kind": "plum"}, {"kind": "fig"}],
+            ids=["pear", "plum", "fig"],
+        )
+        self.index = MPlusIndex.from_documents([Document(text="Pears are sweet.", id_="pear")], llm=self.llm)
+        self.synthesizer = MPlusSynthesizer(self.llm, self.index.latents)
+        self.memory = MPlusMemory.from_defaults(llm=self.llm)
+        self.writer = MPlusWriter(llm=self.llm)
+        self.retriever = MPlusRetriever(chat=self.chat)
+
+
+NODE = TextNode(text="Plums are blue.", id_="plum")
+CHANGED = Document(text="Pears are green.", id_="pear")
+FOUND = [NodeWithScore(node=NODE)]
+
+MEMBERS: dict[str, Callable[..., Any]] = {
+    "insert": lambda on, **given: on.index.insert(CHANGED, **given),
+    "ainsert": lambda on, **given: on.index.ainsert(CHANGED, **given),
+    "insert_nodes": lambda on, **given: on.index.insert_nodes([NODE], **given),
+    "ainsert_nodes": lambda on, **given: on.index.ainsert_nodes([NODE], **given),
+    "delete": lambda on, **given: on.index.delete("pear", **given),
+    "delete_nodes": lambda on, **given: on.index.delete_nodes(["pear"], **given),
+    "adelete_nodes": lambda on, **given: on.index.adelete_nodes(["pear"], **given),
+    "delete_ref_doc": lambda on, **given: on.index.delete_ref_doc("pear", **given),
+    "delete_ref_doc of none": lambda on, **given: on.index.delete_ref_doc("nothing", **given),
+    "adelete_ref_doc": lambda on, **given: on.index.adelete_ref_doc("pear", **given),
+    "update_ref_doc": lambda on, **given: on.index.update_ref_doc(CHANGED, **given),
+    "its insert_kwargs": lambda on, **given: on.index.update_ref_doc(CHANGED, insert_kwargs=given),
+    "its delete_kwargs": lambda on, **given: on.index.update_ref_doc(CHANGED, delete_kwargs=given),
+    "aupdate_ref_doc": lambda on, **given: on.index.aupdate_ref_doc(CHANGED, **given),
+    "refresh_ref_docs": lambda on, **given: on.index.refresh_ref_docs([CHANGED], **given),
+    "its update_kwargs": lambda on, **given: on.index.refresh_ref_docs([CHANGED], update_kwargs=given),
+    "arefresh_ref_docs": lambda on, **given: on.index.arefresh_ref_docs([CHANGED], **given),
+    "as_retriever": lambda on, **given: on.index.as_retriever(**given),
+    "as_query_engine": lambda on, **given: on.index.as_query_engine(**given),
+    "as_chat_engine": lambda on, **given: on.index.as_chat_engine(**given),
+    "synthesize": lambda on, **given: on.synthesizer.synthesize("Hello?", FOUND, **given),
+    "synthesize without nodes": lambda on, **given: on.synthesizer.synthesize("Hello?", [], **given),
+    "asynthesize": lambda on, **given: on.synthesizer.asynthesize("Hello?", FOUND, **given),
+    "get_response": lambda on, **given: on.synthesizer.get_response("Hello?", [], **given),
+    "aget_response": lambda on, **given: on.synthesizer.aget_response("Hello?", [], **given),
+    "writer": lambda on, **given: on.writer([NODE], **given),
+    "writer.acall": lambda on, **given: on.writer.acall([NODE], **given),
+    "memory.get": lambda on, **given: on.memory.get("Hello?", **given),
+    "memory.aget": lambda on, **given: on.memory.aget("Hello?", **given),
+    "get_tool_calls_from_response": lambda on, **given: on.llm.get_tool_calls_from_response(
+        on.llm.chat([ChatMessage("Hello?")]), error_on_no_tool_call=False, **given
+    ),
+    "store.as_retriever": lambda on, **given: on.store.as_retriever(**given),
+    "its search_kwargs": lambda on, **given: on.store.as_retriever(search_kwargs=given).invoke("pears"),
+    "add_texts": lambda on, **given: on.store.add_texts(["More."], **given),
+    "add_documents": lambda on, **given: on.store.add_documents([LangChainDocument("More.")], **given),
+    "store.delete": lambda on, **given: on.store.delete(["pear"], **given),
+    "similarity_search": lambda on, **given: on.store.similarity_search("pears", **given),
+    "search with relevance": lambda on, **given: on.store.similarity_search_with_relevance_scores("pears", **given),
+    "max_marginal_relevance_search": lambda on, **given: on.store.max_marginal_relevance_search("pears", **given),
+    "retriever": lambda on, **given: on.retriever.invoke("pears", **given),
+}
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_an_argument_that_does_not_exist_is_refused_and_nothing_is_changed(built: Built, member: str) -> None:
+    def state() -> list[str]:
+        memories = built.index.latents.read(MODEL), built.llm.latents().read(MODEL), built.chat.latents().read(MODEL)
+        return [memory.fingerprint for memory in memories]
+
+    before = state()
+    with pytest.raises(UnknownNameError, match="does not take 'foo'"):
+        found = MEMBERS[member](built, foo=1)
+        asyncio.run(found)
+    assert state() == before
+
+
+def test_an_index_takes_what_llama_index_passes_on(built: Built) -> None:
+    built.index.update_ref_doc(CHANGED, insert_kwargs={}, delete_kwargs={})
+    again = Document(text="Pears are brown.", id_="pear")
+    assert built.index.refresh_ref_docs([again], insert_kwargs={}, update_kwargs={"insert_kwargs": {}}) == [True]
+    assert asyncio.run(built.index.arefresh_ref_docs([again])) == [False]
+    assert built.memory.get(initial_token_count=3) == []
+
+
+# --- how many, and None for the default ---------------------------------------------------------------
+
+SEARCHES: dict[str, Callable[..., list[Any]]] = {
+    "similarity_search": lambda on, k: on.store.similarity_search("pears", k=k),
+    "with score": lambda on, k: on.store.similarity_search_with_score("pears", k),
+    "with relevance": lambda on, k: on.store.similarity_search_with_relevance_scores("pears", k=k),
+    "max_marginal_relevance": lambda on, k: on.store.max_marginal_relevance_search("pears", k=k),
+    "as_retriever": lambda on, k: on.store.as_retriever(search_kwargs={"k": k}).invoke("pears"),
+    "retriever": lambda on, k: on.retriever.invoke("pears", k=k),
+    "retriever's own": lambda on, k: MPlusRetriever(chat=on.chat, k=k).invoke("pears"),
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_search_finds_at_least_one_and_without_a_number_four(built: Built, search: str) -> None:
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=f"k={k}: expected at least 1"):
+            SEARCHES[search](built, k)
+    assert len(SEARCHES[search](built, 2)) == 2
+    built.store.add_texts(["Apples are red.", "Limes are sour."])
+    assert len(SEARCHES[search](built, None)) == 4
+
+
+def test_none_is_the_default_of_recall_and_of_chat_mode(built: Built) -> None:
+    assert MPlusVectorStore(built.chat, recall=None).recall == MPlusVectorStore(built.chat).recall == "hybrid"
+    assert type(built.index.as_query_engine(recall=None)) is type(built.index.as_query_engine())
+    engines = [built.index.as_chat_engine(chat_mode=mode) for mode in (None, ChatMode.BEST)]
+    assert type(engines[0]) is type(engines[1])
+    assert MPlusStore(built.chat, memory_key=None).memory_key == MPlusStore(built.chat).memory_key
+
+
+# --- names of memories, sources, tools ----------------------------------------------------------------
+
+NAMED: dict[str, Callable[[str], Any]] = {
+    "vector store": lambda key: MPlusVectorStore(MPlusChat(model=MODEL), memory_key=key),
+    "retriever": lambda key: MPlusRetriever(chat=MPlusChat(model=MODEL), memory_key=key),
+    "store": lambda key: MPlusStore(MPlusChat(model=MODEL), memory_key=key),
+    "writer": lambda key: MPlusWriter(llm=MPlusLLM(model=MODEL), memory_key=key),
+    "memory": lambda key: MPlusMemory(memory_key=key),
+    "chat": lambda key: MPlusChat(model=MODEL, memory_key=key),
+    "llm": lambda key: MPlusLLM(model=MODEL, memory_key=key),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.parametrize("key", ["con", "a/b", ""])
+def test_a_bad_name_is_refused_when_the_object_is_made(kind: str, key: str) -> None:
+    with pytest.raises(ValueError, match="memory_key="):
+        NAMED[kind](key)
+    assert NAMED[kind]("anna").memory_key == "anna"
+
+
+def test_a_mapping_means_the_same_wherever_sources_are_chosen(built: Built) -> None:
+    assert [d.id for d in built.store.similarity_search("pears", filter={"kind": "plum"})] == ["plum"]
+    assert built.store.similarity_search("pears", filter={"colour": None}) == [], "what is not there is not None"
+    for where in ({"kind": "plum"}, lambda name, _: name == "plum"):
+        assert [d.id for d in MPlusRetriever(chat=built.chat, where=where).invoke("pears")] == ["plum"]
+        assert built.chat.invoke("Hello?", where=where).response_metadata["prefix_tokens"] > 0
+    for empty in ({"colour": None}, lambda *_: False):
+        assert MPlusRetriever(chat=built.chat, where=empty).invoke("pears") == []
+        assert built.chat.invoke("Hello?", where=empty).response_metadata["prefix_tokens"] == 0
+
+
+@pytest.mark.parametrize("choice", ["zzz", "required", "any", True, {"type": "function", "function": {"name": "zzz"}}])
+def test_a_call_cannot_be_asked_for_without_tools(built: Built, choice: Any) -> None:
+    asked = [ChatMessage("Hello?")]
+    ways: list[Callable[[], Any]] = [
+        lambda: built.chat.invoke("Hello?", tool_choice=choice),
+        lambda: list(built.chat.stream("Hello?", tool_choice=choice)),
+        lambda: built.chat.bind_tools([], tool_choice=choice),
+        lambda: built.llm.chat(asked, tool_choice=choice),
+        lambda: list(built.llm.stream_complete("Hello?", tool_choice=choice)),
+        lambda: built.llm.chat_with_tools([], "Hello?", tool_choice=choice),
+    ]
+    for way in ways:
+        with pytest.raises(ValueError, match="without tools: expected 'auto' or 'none', or tools to call"):
+            way()
+    for nothing in ("auto", "none", None, False):
+        assert built.chat.invoke("Hello?", tool_choice=nothing).tool_calls == []
+        assert built.llm.chat_with_tools([], "Hello?", tool_choice=nothing) is not None
+
+
+def test_a_form_beside_tools_is_refused_where_the_tools_could_never_be_called(built: Built) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": {"type": "integer"}}}
+    for ask in (built.llm.chat, built.llm.stream_chat):
+        with pytest.raises(ValueError, match="tools= beside response_format=: the tools could never be called"):
+            ask([ChatMessage("Hello?")], tools=[tool], response_format=form)
