@@ -97,16 +97,25 @@ class LoraLinear(nn.Module):
         self.up = nn.Parameter(weights.up, requires_grad=False)
         self.scale = weights.scale
         self.dropout = 0.0
-        """Share of inputs dropped in training, when gradients are enabled."""
+        """Share of input features dropped in training: a fresh choice each pass, the same for all of its rows."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The base layer's output plus the scaled low-rank change."""
-        seen = inputs.to(self.down.dtype)
-        if self.dropout and torch.is_grad_enabled():
-            seen = nn.functional.dropout(seen, self.dropout)
-        change = nn.functional.linear(nn.functional.linear(seen, self.down), self.up)
+        if torch.is_grad_enabled():
+            return self._forward_in_training(inputs)
+        change = nn.functional.linear(nn.functional.linear(inputs.to(self.down.dtype), self.down), self.up)
         output: Tensor = self._base[0](inputs)
         return output + (change * self.scale).to(output.dtype)
+
+    def _forward_in_training(self, inputs: Tensor) -> Tensor:
+        """The same in the inputs' precision, with dropout and scale applied to the small matrices, not to the rows."""
+        down = self.down
+        if self.dropout:
+            down = down * nn.functional.dropout(down.new_ones(down.shape[1]), self.dropout)
+        low = nn.functional.linear(inputs, down.to(inputs.dtype)).flatten(0, -2)
+        output: Tensor = self._base[0](inputs)
+        up = (self.up * self.scale).to(output.dtype)
+        return torch.addmm(output.flatten(0, -2), low.to(output.dtype), up.T).view_as(output)
 
 
 def device_of(*modules: nn.Module) -> torch.device:

@@ -32,6 +32,11 @@ class RunSettings(BaseModel):
     """Passages with questions, as SQuAD JSON."""
     dialogues: Path | None = None
     """Conversations, one JSON a line."""
+    broad: tuple[Path, ...] = ()
+    """Passages with questions of other origins, JSON lines with text, question, answers and kind; files or folders."""
+    talk: Annotated[int, Field(ge=0)] = 0
+    """How many times values are drawn for each item of the package's own conversations, notes and documents, which
+    are then learnt from too; with the default model's mixture."""
     stages: tuple[str, ...] = DEFAULT_STAGES
     """What is trained, in order: projection, reader, tune (go on with the read adapter there is), scorer; or
     published-1, published-2, published-3 (published: all three)."""
@@ -45,6 +50,8 @@ class RunSettings(BaseModel):
     """Rank of the adapters."""
     adapters: Positive = 1
     """Read adapters that the reader stage trains, from different seeds; the model gets their mean."""
+    broad_texts: Positive = 250
+    """Most passages that are taken of each file of broad."""
     conversations: Positive = 300
     """Conversations of the dialogues that are held as states and asked about."""
     people: Positive = 300

@@ -29,7 +29,7 @@ class BankRecall:
 
     @torch.no_grad()
     def __init__(self, bank: ChunkBank, scorer: Scorer, layer: int) -> None:
-        self._bank, self._scorer, self._layer = bank, scorer, layer
+        self._bank, self.scorer, self._layer = bank, scorer, layer
         self.keys = torch.cat([scorer.keys(layer, bank.normed(c, layer)).cpu() for c in range(len(bank.input_ids))])
         self.sizes = torch.tensor([len(ids) for ids in bank.input_ids])
         chunks = torch.arange(len(self.sizes)).repeat_interleave(self.sizes)
@@ -43,12 +43,12 @@ class BankRecall:
             torch.cat([bank.weights.words_of(ids) for ids in bank.input_ids]),
         )
         pool = Tokens(Content((), (), self.keys), known)
-        self._candidates = Candidates.of((pool,), WholeChunks())
+        self.candidates = Candidates.of((pool,), WholeChunks())
 
     @torch.no_grad()
     def scores(self, text: str) -> Scores:
         """Relevance of every chunk to a question read alone."""
-        return self._scorer.scores(self._question(text), Shortlist(self._candidates), self._bank.config)
+        return self.scorer.scores(self.question(text), Shortlist(self.candidates), self._bank.config)
 
     def relevance(self, text: str) -> Float[Tensor, " U"]:
         """Relevance of every chunk to a question read alone."""
@@ -58,14 +58,15 @@ class BankRecall:
     def token_relevance(self, text: str) -> Float[Tensor, " U"]:
         """Relevance of every single token, in the bank's order."""
         blocks = [KeyBlock(self.keys, torch.ones(len(self.keys), dtype=torch.int64), 0)]
-        return self._scorer.relevance(self.queries(text), blocks, len(self.keys))
+        return self.scorer.relevance(self.queries(text), blocks, len(self.keys))
 
     @torch.no_grad()
     def queries(self, text: str) -> Tensor:
         """Retrieval queries of a question."""
-        return self._scorer.queries(self._layer, self._bank.asked(text, self._layer)).cpu()
+        return self.scorer.queries(self._layer, self._bank.asked(text, self._layer)).cpu()
 
-    def _question(self, text: str) -> Asked:
+    def question(self, text: str) -> Asked:
+        """A question read alone, as the scorer takes it."""
         words = self._bank.weights.words_of(encode_inert(self._bank.tokenizer, text))
         return Asked(self._layer, self._bank.asked(text, self._layer), words)
 
@@ -93,8 +94,8 @@ class BankRecall:
         chunks, last = self._laid_out(read, written, relevance)
         if not is_turned(self._bank.config, last, self.goes_on):
             return AsRead(chunks)
-        run = self._candidates.take(torch.tensor(last))
-        turned = towards_best_sentence(self._scorer, self._question(text), run, self._bank.config)
+        run = self.candidates.take(torch.tensor(last))
+        turned = towards_best_sentence(self.scorer, self.question(text), run, self._bank.config)
         before = int(self.sizes[chunks].sum() - run.sizes.sum())
         return AsRead(chunks, [*range(before), *(turned + before).tolist()])
 

@@ -29,7 +29,7 @@ SAY_EVERY = 20.0
 
 
 class StateFile:
-    """States of chunks in bfloat16, [layer, token, size] each, one after the other in a mapped file.
+    """Normed states of chunks in bfloat16, [layer, token, size] each, one after the other in a mapped file.
 
     A file that is there already is taken as far as it goes: an interrupted run does not encode again.
     """
@@ -81,7 +81,7 @@ class StateFile:
 
 
 class HeldStates(list[Tensor]):
-    """States of chunks, [layer, token, size] each, held on a GPU: beside what is trained on them."""
+    """Normed states of chunks, [layer, token, size] each, held on a GPU: beside what is trained on them."""
 
     def claim(self, sizes: Sequence[int]) -> bool:
         """Nothing is there from an earlier run."""
@@ -91,8 +91,9 @@ class HeldStates(list[Tensor]):
 class ChunkBank:
     """Texts, cut and encoded once: what recall scores and what reads attend to.
 
-    States take about 35 kB a token for 30 layers of 576, so they wait in a file; on a GPU, where encoding takes seconds
-    and copying them for every step would not pay, they stay on it.
+    States are kept as each layer's attention sees them, normed by it. They take about 35 kB a token for 30 layers of
+    576, so they wait in a file; on a GPU, where encoding takes seconds and copying them for every step would not pay,
+    they stay on it.
     """
 
     def __init__(
@@ -173,7 +174,10 @@ class ChunkBank:
             only = self._only_layer
             layers = None if only is None else only + 1
             encoded = encode_states(self._encoder, chunks, [None] * len(chunks), num_layers=layers)
-            states = torch.stack(encoded.states[0 if only is None else only :]).bfloat16()
+            first = 0 if only is None else only
+            norm = self._encoder.norm
+            normed = [norm(first + n, rows, reading=False) for n, rows in enumerate(encoded.states[first:])]
+            states = torch.stack(normed).bfloat16()
         self.states.extend(states.split(sizes, dim=1))
 
     def chunks_in(self, texts: Iterable[int]) -> list[int]:
@@ -220,5 +224,4 @@ class ChunkBank:
         """A chunk's states, normed by a layer, in float32, where ``weights`` compute."""
         assert self._only_layer in (None, layer), f"only layer {self._only_layer} is kept, not {layer}"
         backbone = self.weights.backbone
-        rows = self.states[chunk][layer if self._only_layer is None else 0].to(backbone.device, backbone.dtype)
-        return self.weights.norm(layer, rows, reading=False).float()
+        return self.states[chunk][layer if self._only_layer is None else 0].to(backbone.device).float()

@@ -15,7 +15,9 @@ from mplus.model import MPlus
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import spare_processes
 from mplus.training.chunk.bank_recall import BankRecall
+from mplus.training.chunk.broad import broad_files, read_answered
 from mplus.training.chunk.conversations import alike_conversations
+from mplus.training.chunk.default_data import DefaultData
 from mplus.training.chunk.invented_run import invent, shards
 from mplus.training.chunk.ordinary_requests import answered_requests
 from mplus.training.chunk.plain_text import read_documents
@@ -25,16 +27,29 @@ from mplus.training.chunk.read_adapter import Reader, ReaderSettings, SampleSour
 from mplus.training.chunk.read_adapter_task import ReaderTask
 from mplus.training.chunk.samples import Samples
 from mplus.training.chunk.several import JoinedBanks, Mixed, Part
+from mplus.training.chunk.talk_samples import TalkSamples, add_tellings
 from mplus.training.chunk.text_samples import TextSamples
 from mplus.training.chunk.training_data import TrainingData, make_training_data
 from mplus.training.loop import train_task
 from mplus.training.published.comparison_scorer import ScorerSettings, ScorerTask
 from mplus.training.run_folder import RunFolder
 from mplus.training.run_settings import RunSettings
+from mplus.training.talk import talk_items
 
 Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 
 TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=300)
+TALK_SHARE = 0.65
+"""Share of samples of the package's own corpus and of broad passages, where they are learnt from."""
+BESIDE_TALK = (
+    ("passage", 0.16),
+    ("cloze", 0.05),
+    ("persona", 0.26),
+    ("dialogue", 0.17),
+    ("keep", 0.16),
+    ("request", 0.20),
+)
+"""The mixture of the other samples then."""
 REQUESTS = 120
 INVENTED_SHARE = 0.25
 """Share of the reader stage's samples that are about made-up passages."""
@@ -69,8 +84,11 @@ class ChunkRun:
         documents = read_documents(settings.texts) if settings.texts else []
         # Named by what is in it: texts that were changed since are encoded again.
         digest = hashlib.sha256("\0".join(d.text for d in documents).encode())
-        for file in (settings.squad, settings.dialogues):
+        for file in (settings.squad, settings.dialogues, *broad_files(settings.broad)):
             digest.update(file.read_bytes() if file is not None else b"")
+        digest.update(
+            f"{settings.broad_texts} {settings.talk} {talk_items('train')}".encode() if settings.talk else b""
+        )
         self.folder.states.mkdir(exist_ok=True)
         states = self.folder.states / f"{digest.hexdigest()[:16]}.bin"
         data = make_training_data(settings, self.model, self.computing, documents, states)
@@ -151,14 +169,28 @@ class ChunkRun:
                 rng = random.Random(f"{self.settings.seed}/requests")
                 requests = answered_requests(self.computing, rng, REQUESTS)
             return TextSamples(data.bank, scorer, layer, data.questions, data.texts, requests)
-        usual = Samples(made, scorer, layer, tuning)
+        usual = Samples(made, scorer, layer, tuning, BESIDE_TALK if self.settings.talk else None)
         if self.processes:
             usual.prepare(self.processes)
+        if self.settings.talk:
+            return Mixed([Part(usual, 1 - TALK_SHARE), Part(self._talk(scorer, layer, made), TALK_SHARE)])
         if not data.own_questions:
             return usual
         texts = data.texts[len(made.passages) + len(made.conversations) :]
         told = TextSamples(data.bank, scorer, layer, data.own_questions, texts)
         return Mixed([Part(usual, 0.5), Part(told, 0.5)])
+
+    def _talk(self, scorer: LateInteraction, layer: int, made: DefaultData) -> SampleSource:
+        """Samples of our own corpus, and of passages of other origins."""
+        settings, bank = self.settings, self.data.bank
+        rng = random.Random(f"{settings.seed}/talk")
+        rows = read_answered(broad_files(settings.broad), settings.broad_texts, rng)
+        passages = bank.add(rows.texts, progress="broad passages")
+        questions = [replace(q, passages=(passages[q.passages[0]],)) for q in rows.questions]
+        tellings = add_tellings(bank, talk_items("train"), settings.talk, rng)
+        others = [*made.passages, *passages]
+        asked = [*questions, *made.questions]
+        return TalkSamples(bank, scorer, layer, tellings, others, asked, self.model.memory_config)
 
     def _with_invented(
         self, samples: SampleSource, scorer: LateInteraction, layer: int

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
+from mplus.training.chunk.broad import broad_files, general_questions
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.conversations import chat_messages, dialogue_questions
-from mplus.training.chunk.ordinary_requests import answered_requests
+from mplus.training.chunk.ordinary_requests import answered, answered_requests
 from mplus.training.chunk.questions import Question, personas, read_dialogues, read_squad
 from mplus.training.run_settings import RunSettings
+
+BROAD_REQUESTS = 400
 
 
 @dataclass
@@ -62,4 +65,6 @@ def make_default_data(settings: RunSettings, model: MPlus, computing: MPlus, sta
         group += 1
     made.chats = chat_messages(settings.dialogues, 2000, rng)
     made.requests = answered_requests(computing, rng, 240)
+    asked = general_questions(broad_files(settings.broad))
+    made.requests += answered(computing, rng.sample(asked, min(len(asked), BROAD_REQUESTS)))
     return made

@@ -51,7 +51,13 @@ def answered_requests(
     model: MPlus, rng: random.Random, count: int, *, batch: int = 24, max_new_tokens: int = 40
 ) -> list[tuple[str, str]]:
     """Requests with the backbone's own replies (an empty memory reads as the backbone), cut where they grow long."""
-    requests = general_requests(rng, count)
+    return answered(model, general_requests(rng, count), batch=batch, max_new_tokens=max_new_tokens)
+
+
+def answered(
+    model: MPlus, requests: Sequence[str], *, batch: int = 24, max_new_tokens: int = 40
+) -> list[tuple[str, str]]:
+    """Given requests with the backbone's own replies."""
     found: list[tuple[str, str]] = []
     for start in range(0, len(requests), batch):
         asked: Sequence[str] = requests[start : start + batch]

@@ -178,6 +178,13 @@ class Reader:
         """The backbone with the adapter that training started from."""
         return with_adapter(self.weights.backbone.write_layers, self._began, merge=True)
 
+    @cached_property
+    def _bos(self) -> Tensor:
+        """Normed states of bos, [layer, size]."""
+        bos = self.weights.backbone.bos_states
+        normed = [self.weights.norm(layer, rows[None], reading=True)[0] for layer, rows in enumerate(bos)]
+        return torch.stack(normed).detach()
+
     def loss(self, samples: Sequence[Sample]) -> Tensor:
         """Loss of each sample of a batch: cross-entropy on answers, divergence from a teacher where there is one."""
         logits = self._logits(samples, self.layers, memory=True)
@@ -245,7 +252,7 @@ class Reader:
             keys, values = backbone.keys_values(layer, normed)
             keys = rotate(keys, rotation)
             if prefix is not None:
-                old_keys, old_values = backbone.keys_values(layer, layer.input_layernorm(prefix[0][index]))
+                old_keys, old_values = backbone.keys_values(layer, prefix[0][index])
                 keys = torch.cat([rotate(old_keys, Rotation(*before)), keys], dim=1)
                 values = torch.cat([old_values, values], dim=1)
             queries = rotate(backbone.queries(layer, normed), rotation)
@@ -257,7 +264,7 @@ class Reader:
         return logits[: sum(wanted)].float().split(wanted)
 
     def _prefix(self, samples: Sequence[Sample]) -> tuple[Tensor, list[int]]:
-        """States [layer, sample, row, size] of bos and chunks, padded on the left, and their lengths."""
+        """Normed states [layer, sample, row, size] of bos and chunks, padded on the left, and their lengths."""
         backbone, bank = self.weights.backbone, self.bank
         lengths = [
             1 + (len(s.order) or sum(len(bank.input_ids[c]) for c in s.chunks)) if s.chunks else 0 for s in samples
@@ -269,7 +276,7 @@ class Reader:
             if not length:
                 continue
             at = widest - length
-            states[:, row, at] = backbone.bos_states
+            states[:, row, at] = self._bos
             at += 1
             parts = torch.cat([bank.states[chunk] for chunk in sample.chunks], dim=1)
             if sample.order:

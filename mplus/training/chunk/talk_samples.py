@@ -1,0 +1,281 @@
+"""Samples of told things: conversations, notes and documents of our own corpus, asked as people ask.
+
+Kinds of samples, drawn at random:
+
+* ``told``: a question about what was told, read from memory alone;
+* ``within``: the same in the conversation itself: the latest turns stand in the prompt, the earlier ones in memory;
+* ``unknown``: a question that nothing told answers, declined;
+* ``reply``: a message that asks nothing, answered as the assistant of the corpus does;
+* ``passage``: a question about a passage of another origin.
+
+What is read before each is what recall brings from a memory of the item, of earlier questions with their answers, and
+of texts that have nothing to do with it.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from mplus.config import MemoryConfig
+from mplus.recall.late_interaction import LateInteraction
+from mplus.training.chunk.as_remembered import as_remembered
+from mplus.training.chunk.bank_recall import BankRecall
+from mplus.training.chunk.chunk_bank import ChunkBank
+from mplus.training.chunk.questions import Question
+from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
+from mplus.training.talk import Item, drawn
+from mplus.training.talk.format import Question as Asked
+
+DECLINED = "I don't know."
+MIXTURE = (("told", 0.46), ("within", 0.12), ("unknown", 0.20), ("reply", 0.04), ("passage", 0.18))
+SHORT = ("Answer in a few words.", "Answer briefly.", "Just the answer, please.")
+SYSTEMS = ("You are a helpful assistant.", "You are a friendly assistant. Be brief.", "Answer from what you were told.")
+LONGEST = 256
+"""Most tokens of a prompt with its reply."""
+OTHERS = (0, 0, 0, 4, 12, 40, 160)
+"""Other texts in the memory."""
+
+
+class Telling(NamedTuple):
+    """An item with values in its slots, and where its texts are in the bank.
+
+    Attributes:
+        item: The item, filled in.
+        told: Text of each message.
+        asked: For each question, the texts of the question and of its full answer, as turns; empty if not encoded.
+    """
+
+    item: Item
+    told: list[int]
+    asked: list[tuple[int, int]]
+
+
+def turn_text(role: str, text: str) -> str:
+    """A turn as it is written into memory."""
+    return f"{role.capitalize()}: {text}"
+
+
+def add_tellings(bank: ChunkBank, items: Sequence[Item], times: int, rng: random.Random) -> list[Telling]:
+    """Draw values for every item, several times, and encode it.
+
+    Messages of conversations are encoded as turns, the paragraphs of documents as one text, notes either way.
+    """
+    planned: list[tuple[Item, list[str]]] = []
+    for _ in range(times):
+        for item in items:
+            filled = drawn(item, rng)
+            as_turns = item.kind == "conversation" or (item.kind == "note" and rng.random() < 0.5)
+            if as_turns:
+                texts = [turn_text(message.role, message.text) for message in filled.told]
+            elif item.kind == "note" and rng.random() < 0.5:
+                texts = [message.text for message in filled.told]
+            else:
+                texts = ["\n\n".join(message.text for message in filled.told)]
+            for question in filled.ask if as_turns else ():
+                texts += [turn_text("user", question.q), turn_text("assistant", question.full)]
+            planned.append((filled, texts))
+    numbers = iter(bank.add([text for _, texts in planned for text in texts], progress="told texts"))
+    tellings: list[Telling] = []
+    for filled, texts in planned:
+        mine = [next(numbers) for _ in texts]
+        if len(texts) == 1:
+            tellings.append(Telling(filled, mine * len(filled.told), []))
+            continue
+        count = len(filled.told)
+        turns = mine[count:]
+        tellings.append(Telling(filled, mine[:count], list(zip(turns[::2], turns[1::2], strict=True))))
+    return tellings
+
+
+@dataclass
+class TalkSamples:
+    """Draws samples from encoded items and passages.
+
+    Attributes:
+        bank: Every text, encoded.
+        scorer: Recall as it will be at reading.
+        layer: Whose states it scores.
+        tellings: Items in the bank.
+        passages: Numbers of texts that have nothing to do with any item, and are asked about in ``questions``.
+        questions: About passages.
+        config: Of the memories that are read.
+        mixture: How often each kind is drawn.
+    """
+
+    bank: ChunkBank
+    scorer: LateInteraction
+    layer: int
+    tellings: Sequence[Telling]
+    passages: Sequence[int]
+    questions: Sequence[Question]
+    config: MemoryConfig
+    mixture: Sequence[tuple[str, float]] = MIXTURE
+    _recall: BankRecall = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._recall = BankRecall(self.bank, self.scorer, self.layer)
+        self._talks = [t for t in self.tellings if t.item.kind == "conversation"]
+
+    def draw(self, rng: random.Random, count: int) -> list[Sample]:
+        """Some samples of the mixture."""
+        kinds = rng.choices([k for k, _ in self.mixture], [w for _, w in self.mixture], k=count)
+        return [self._one(rng, kind) for kind in kinds]
+
+    def _one(self, rng: random.Random, kind: str) -> Sample:
+        while True:
+            sample = getattr(self, f"_{kind}")(rng)
+            if sample is not None and len(sample.input_ids) <= LONGEST:
+                return replace(sample, kind=kind)
+
+    # --- kinds ------------------------------------------------------------------------------------
+
+    def _told(self, rng: random.Random) -> Sample:
+        telling = rng.choice(self.tellings)
+        number = rng.randrange(len(telling.item.ask))
+        question = telling.item.ask[number]
+        last = self._moment(rng, telling, question)
+        before: list[dict[str, str]] = []
+        turns: list[int] = []
+        if question.kind == "follow-up" and number:
+            asked = telling.item.ask[number - 1]
+            if telling.asked and rng.random() < 0.6:
+                turns = list(telling.asked[number - 1])
+            else:
+                before = _exchange(asked)
+        memory = self._memory(rng, telling, last, turns, without=number)
+        needed = self._needed(telling, question)
+        text = _typed(rng, question.q)
+        read = as_remembered(self._recall, text, memory, self._config(rng), needed=needed)
+        return self._asked(rng, read, before, text, question.full, _short(question))
+
+    def _within(self, rng: random.Random) -> Sample | None:
+        """Asked while what was said last stands in the prompt; a fact told there is read from there."""
+        telling = rng.choice(self._talks)
+        number = rng.randrange(len(telling.item.ask))
+        question = telling.item.ask[number]
+        last = self._moment(rng, telling, question)
+        size = rng.choice((1, 2, 2, 3))
+        first = max(last + 1 - size, 0)
+        shown = telling.item.told[first : last + 1]
+        before = [{"role": message.role, "content": message.text} for message in shown]
+        if question.kind == "follow-up" and number:
+            before = _exchange(telling.item.ask[number - 1])
+            first = last + 1
+        memory = self._memory(rng, telling, first - 1, [], without=number)
+        needed = self._needed(telling, question) & {c for n in telling.told[:first] for c in self.bank.chunks_of[n]}
+        text = _typed(rng, question.q)
+        read = as_remembered(self._recall, text, memory, self._config(rng), needed=needed)
+        return self._asked(rng, read, before, text, question.full, _short(question))
+
+    def _unknown(self, rng: random.Random) -> Sample:
+        telling = rng.choice(self.tellings)
+        text = _typed(rng, rng.choice(telling.item.unknown))
+        last = len(telling.told) - 1
+        memory = self._memory(rng, telling, last, [], without=-1)
+        read = as_remembered(self._recall, text, memory, self._config(rng))
+        return self._asked(rng, read, [], text, DECLINED, DECLINED)
+
+    def _reply(self, rng: random.Random) -> Sample | None:
+        """What the assistant said to a message, with what was said before in memory."""
+        telling = rng.choice(self._talks)
+        told = telling.item.told
+        places = [n for n in range(1, len(told)) if told[n].role == "assistant" and told[n - 1].role == "user"]
+        if not places:
+            return None
+        place = rng.choice(places)
+        memory = self._memory(rng, telling, place - 2, [], without=-1)
+        text = told[place - 1].text
+        read = as_remembered(self._recall, text, memory, self._config(rng))
+        prompt = [{"role": "user", "content": text}]
+        return encode_sample(self.bank.tokenizer, read, prompt, told[place].text)
+
+    def _passage(self, rng: random.Random) -> Sample:
+        question = rng.choice(self.questions)
+        others = rng.sample(list(self.passages), min(rng.choice((0, 4, 40, 160, 160)), len(self.passages)))
+        texts = [*question.passages, *others]
+        rng.shuffle(texts)
+        memory = self.bank.chunks_in(dict.fromkeys(texts))
+        text = _typed(rng, question.text)
+        needed = self.bank.gold_chunks(question)
+        gold = set(as_remembered(self._recall, text, needed, self.config).chunks[-1:]) if needed else set[int]()
+        read = as_remembered(self._recall, text, memory, self._config(rng), needed=gold)
+        return self._asked(rng, read, [], text, question.reply, question.answers[0])
+
+    # --- what a sample is made of -----------------------------------------------------------------
+
+    def _config(self, rng: random.Random) -> MemoryConfig:
+        """Mostly as the model reads; now and then more or less."""
+        if rng.random() < 0.7:
+            return self.config
+        changed = {"recalled_tokens": rng.choice((128, 192, 384)), "short_term_tokens": rng.choice((64, 128, 256))}
+        return self.config.model_copy(update=changed)
+
+    @staticmethod
+    def _moment(rng: random.Random, telling: Telling, question: Asked) -> int:
+        """The last message that was told when the question is asked."""
+        last = len(telling.item.told) - 1
+        return last if rng.random() < 0.7 else rng.randint(question.after, last)
+
+    def _memory(self, rng: random.Random, telling: Telling, last: int, turns: list[int], *, without: int) -> list[int]:
+        """Chunks in the order in which they were written.
+
+        Args:
+            rng: Decides what else is there.
+            telling: What was told.
+            last: The last message of it.
+            turns: Turns that were said just now.
+            without: A question that was not asked before.
+        """
+        own = list(dict.fromkeys(telling.told[: last + 1]))
+        asked_before = [n for n in range(len(telling.asked)) if n != without and telling.item.ask[n].after <= last]
+        if asked_before and rng.random() < 0.5:
+            for number in rng.sample(asked_before, min(len(asked_before), rng.choice((1, 2, 4)))):
+                own += telling.asked[number]
+        others = rng.sample(list(self.passages), min(rng.choice(OTHERS), len(self.passages)))
+        place = rng.choice((0, len(others), rng.randint(0, len(others))))
+        return self.bank.chunks_in(dict.fromkeys([*others[:place], *own, *others[place:], *turns]))
+
+    def _needed(self, telling: Telling, question: Asked) -> set[int]:
+        """Chunks that hold the answer, or where none does word for word, all of the messages that are needed."""
+        texts = dict.fromkeys(telling.told[n] for n in question.needs)
+        chunks = self.bank.chunks_in(texts)
+        holding = {c for c in chunks if any(s.lower() in self.bank.texts[c].lower() for s in question.short)}
+        if holding and len(texts) > 1 and question.kind in ("change", "list", "order"):
+            return set(chunks[:6])
+        return holding or set(chunks[:4])
+
+    def _asked(
+        self, rng: random.Random, read: AsRead, before: list[dict[str, str]], text: str, full: str, short: str
+    ) -> Sample:
+        """The question in one of the forms that people use, with the answer that fits the form."""
+        style = rng.random()
+        tokenizer = self.bank.tokenizer
+        if style >= 0.9 and not before:
+            return encode_sample(tokenizer, read, f"Question: {text}\nAnswer:", f" {short}\n")
+        is_short = style >= 0.68
+        content = f"{text}\n{rng.choice(SHORT)}" if is_short else text
+        system = [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < 0.12 else []
+        prompt = [*system, *before, {"role": "user", "content": content}]
+        return encode_sample(tokenizer, read, prompt, short if is_short else full)
+
+
+def _exchange(asked: Asked) -> list[dict[str, str]]:
+    return [{"role": "user", "content": asked.q}, {"role": "assistant", "content": asked.full}]
+
+
+def _short(question: Asked) -> str:
+    return ", ".join(question.short) if question.kind == "list" else question.short[0]
+
+
+def _typed(rng: random.Random, text: str) -> str:
+    """A question as somebody else might type it: without capitals, without its mark, with a slip."""
+    style = rng.random()
+    if style < 0.6:
+        return text
+    if style < 0.75:
+        return text[:1].upper() + text[1:].rstrip("?. ") + "?"
+    if style < 0.9:
+        return text.lower().rstrip("?. ")
+    place = rng.randrange(max(len(text) - 1, 1))
+    return text[:place] + text[place + 1 : place + 2] + text[place] + text[place + 2 :]
