@@ -45,6 +45,9 @@ from .memory.store import StoredMemory as StoredMemory
 from .model import MPlus as MPlus
 from .storage.encryption import MemoryKey as MemoryKey
 from .storage.vault import KeyVault as KeyVault
+from .turns import prompt_start as prompt_start
+from .turns import question_place as question_place
+from .turns import turn_text as turn_text
 from .write.absorb import WriteReport as WriteReport
 
 __version__: str

@@ -146,6 +146,14 @@ class MPlus:
         return self._parts
 
     @property
+    def prompt_turns(self) -> int | None:
+        """How many of a conversation's latest turns this model answers best with in the prompt, before the question.
+
+        Earlier turns are read from memory. None: as many turns as fit. It is kept with the trained parts.
+        """
+        return self._parts.prompt_turns
+
+    @property
     def fingerprint(self) -> str:
         """A hash of the weights that memories of the model's own layout depend on."""
         return self.weights.fingerprints[self.memory_config.recall]
@@ -180,8 +188,8 @@ class MPlus:
         memory: Memory,
         text: TextLike,
         *,
-        source: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
+        source: str | Sequence[str | None] | None = None,
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         keep_text: bool = False,
         progress: bool | Progress | None = None,
     ) -> WriteReport:
@@ -193,19 +201,22 @@ class MPlus:
         Args:
             memory: The memory to write into; changed only when everything has been written.
             text: One text, several, or token ids of one.
-            source: Name under which this can be recalled, inspected and forgotten. None: each text gets
-                one of its own, "text-1", "text-2", ….
-            metadata: Data about the source; returned when the source is recalled.
+            source: Name under which this can be recalled, inspected and forgotten; for several texts also one for
+                each, written in one go. None: a name is made, "text-1", "text-2", ….
+            metadata: Data about the source, returned when it is recalled; for several texts also one for each.
             keep_text: Keep the text itself beside its latents, for ``search`` and ``Memory.sources``.
             progress: True shows a bar; a callback receives the text tokens written so far and in total; None: silent.
 
         Raises:
-            ValueError: Empty text, token ids out of range, or an empty source name.
+            ValueError: Empty text, token ids out of range, an empty source name, or another number of names or
+                metadata than of texts.
             MemoryMismatchError: The memory belongs to another model.
         """
-        (report,) = self.write_batch(
-            [memory], [text], sources=[source], metadata=metadata, keep_text=keep_text, progress=progress
-        )
+        self._requests.check_memory(memory)
+        with followed(progress, "writing", "tok") as told:
+            (report,) = self._writer.write(
+                [memory], [text], sources=[source], metadata=[metadata], keep_text=keep_text, progress=told
+            )
         return report
 
     def write_batch(
@@ -213,7 +224,7 @@ class MPlus:
         memories: Sequence[Memory],
         texts: Sequence[TextLike],
         *,
-        sources: Sequence[str | None] | None = None,
+        sources: Sequence[str | Sequence[str | None] | None] | None = None,
         metadata: Mapping[str, Any] | None = None,
         keep_text: bool = False,
         progress: bool | Progress | None = None,
@@ -225,7 +236,7 @@ class MPlus:
         Args:
             memories: The memories to write into, each at most once; changed only when everything has been written.
             texts: For each memory, what ``write`` takes.
-            sources: For each memory, the name of the source; None makes names.
+            sources: For each memory, what ``write`` takes; None makes names.
             metadata: Metadata of all the sources.
             keep_text: Keep the texts beside their latents.
             progress: True shows a bar; a callback receives the text tokens written so far and in total; None: silent.
@@ -247,7 +258,12 @@ class MPlus:
             self._requests.check_memory(memory)
         with followed(progress, "writing", "tok") as told:
             return self._writer.write(
-                memories, texts, sources=names, metadata=metadata, keep_text=keep_text, progress=told
+                memories,
+                texts,
+                sources=names,
+                metadata=[metadata] * len(memories),
+                keep_text=keep_text,
+                progress=told,
             )
 
     def replay(self, memory: Memory, state: MemoryState, entry: LedgerEntry) -> MemoryState:

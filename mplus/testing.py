@@ -73,7 +73,12 @@ def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -
 
 
 def tiny_model(
-    seed: int = 0, *, memory: MemoryConfig | None = None, model_type: str = "llama", **changes: Any
+    seed: int = 0,
+    *,
+    memory: MemoryConfig | None = None,
+    model_type: str = "llama",
+    prompt_turns: int | None = None,
+    **changes: Any,
 ) -> MPlus:
     """A tiny random M+ model with a byte tokenizer. It works like any other, but its answers are random text.
 
@@ -81,11 +86,12 @@ def tiny_model(
         seed: Seed of the weights.
         memory: Layout of new memories.
         model_type: "llama", "mistral", "qwen2" or "qwen3".
+        prompt_turns: How many turns stand in the prompt before the question; None: as many as fit.
         changes: Other settings of the transformers config.
     """
     tokenizer = byte_tokenizer()
     model = tiny_backbone(model_type, seed=seed, **changes)
-    parts = TrainedParts()
+    parts = TrainedParts(prompt_turns=prompt_turns)
     weights = assemble(model, tokenizer, parts)
     return MPlus(
         weights,

@@ -19,13 +19,13 @@ from mplus import (
     source_filter,
 )
 from mplus_integrations.forms import before_calls, form_of, with_told
-from mplus_integrations.history import Where, fitted, of_conversation
+from mplus_integrations.history import OURS, Where, fitted, of_conversation
 from mplus_integrations.models import load
 from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
 from mplus_integrations.whose_memory import Item, Latents, Remembering
 
 Asked = str | list[dict[str, Any]]
-"""Text to continue, or chat messages. A message with a ``source`` has been written into memory under that name."""
+"""Text to continue, or chat messages; ``history`` says what ``source``, ``id`` and ``stays`` of a message mean."""
 
 
 class Answer(NamedTuple):
@@ -74,7 +74,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         """Yield the text of an answer as it grows, without tool calls, and finally the whole ``Answer``.
 
         Args:
-            prompt: Text or messages to answer. The oldest turns of a long history are moved into memory.
+            prompt: Text or messages to answer. Earlier turns are written into memory, and only the latest stand in the
+                prompt too, as many as ``Call.prompt_turns`` says.
             call: Settings of the call.
             latents: The memory to read.
             left: An event that stops generation within two tokens when it is set.
@@ -123,11 +124,12 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 room = model.prompt_room(memory)
                 told = with_told(prompt, form.told)
                 room = max(room - min(call.max_tokens, room // 4), 1)
-                prompt = fitted(model, memory, told, room=room, tools=call.tools)
+                turns = call.turns_in_prompt(model)
+                prompt = fitted(model, memory, told, room=room, tools=call.tools, prompt_turns=turns)
                 if latents is self._own.get(None):  # the memory has no name: each conversation reads only its own turns
                     tests.append(of_conversation(told))
                 tests.append(not_standing_in(prompt))
-                prompt = [{key: value for key, value in turn.items() if key != "source"} for turn in prompt]
+                prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in prompt]
             read, read_where = readable(model, memory, tests)
             engine = model if self.scheduler is None or call.model is not None else self.scheduler
             return engine.stream(

@@ -1,8 +1,9 @@
-"""Histories longer than the window: the oldest turns are moved into memory, each once.
+"""Histories: earlier turns are written into memory, each once, and the latest also stand in the prompt.
 
-The name of a turn is a hash of the conversation up to it, so the same history is recognised in the next
-call. Turns of the same conversation that are no longer in the history (after an edit or a step back) are
-forgotten. A turn with a ``source`` has been written already under that name and is not written again.
+How many stand there is a property of the model (``MPlus.prompt_turns``). The name of a turn is a hash of the
+conversation up to it, so the same history is recognised in the next call. Turns of the same conversation that are
+no longer in the history (after an edit or a step back) are forgotten. A turn is not written again if it has a
+``source``, under which it was written, or an ``id`` that names a source with its text.
 """
 
 import hashlib
@@ -11,12 +12,15 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mplus import Memory, MPlus
+from mplus import Memory, MPlus, prompt_start, question_place, turn_text
 from mplus_integrations.whose_memory import all_or_nothing
 
 CONVERSATION = "mplus_conversation"
 KEPT_SHARE = 0.75
-"""Share of the room that the prompt takes after turns have been moved into memory."""
+"""Share of the room that the prompt takes after turns have been moved into memory because they did not fit."""
+OURS = frozenset({"source", "id", "stays"})
+"""Keys of a message that are not for the model: the name under which it was written, an id that may be such a name,
+and whether a memory chose it for the prompt."""
 
 Messages = Sequence[Mapping[str, Any]]
 Where = Callable[[str, Mapping[str, Any]], bool]
@@ -45,52 +49,92 @@ def fitted(
     *,
     room: int,
     tools: Sequence[Mapping[str, Any]] | None,
+    prompt_turns: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Move the oldest turns of a history into memory until the rest fits the prompt.
+    """Write the earlier turns of a history into memory, and choose those that stand in the prompt.
 
     Args:
         model: The model, which counts tokens and writes.
-        memory: The memory for the turns; changed only if turns are moved or forgotten. The caller holds its lock.
+        memory: The memory for the turns; changed only if turns are written or forgotten. The caller holds its lock.
         messages: The whole history.
         room: Most tokens of the prompt.
         tools: Tools described in the prompt.
+        prompt_turns: How many of the latest turns before the question stand in the prompt; None: as many as fit.
 
     Returns:
-        The messages that stay in the prompt.
+        The messages of the prompt. One that is in memory too has its name there as ``source``.
     """
     system, turns = parted(messages)
-    names = turn_names(turns)
-    conversations = {s.name: s.metadata[CONVERSATION] for s in memory.sources() if CONVERSATION in s.metadata}
-    mine = {name for name, conversation in conversations.items() if names[:1] == [conversation]}
-    # The last turn is asked now, so it is in the prompt even if it was moved into memory before.
-    stale = mine - set(names[:-1])
-    flowed = max((n + 1 for n, name in enumerate(names[:-1]) if name in mine), default=0)
-
-    def size(start: int) -> int:
-        return model.count_tokens([*system, *turns[start:]], tools=tools)
-
-    wanted, last = flowed, len(turns) - 1
-    # If the last turn alone does not fit, no turn is moved, and the read raises an error.
-    if turns and size(flowed) > room and size(last) < model.prompt_room(memory):
-        # The first start whose rest fits; bisection works because sizes fall with the start.
-        wanted = bisect_left(range(last), True, flowed, key=lambda start: size(start) <= room * KEPT_SHARE)
-        while turns[wanted]["role"] == "tool" and wanted < last:
-            wanted += 1  # a tool result stays with its call
-    flowing = [(n, t) for n, t in zip(names[flowed:wanted], turns[flowed:wanted], strict=True) if "source" not in t]
-    if stale or flowing:
+    known = {source.name: source for source in memory.sources()}
+    names, asked = turn_names(turns), question_place(turns)
+    mine = {name for name, s in known.items() if CONVERSATION in s.metadata and names[:1] == [s.metadata[CONVERSATION]]}
+    stale = mine - set(names[:asked])  # the question is not memory while it is asked
+    for place, turn in enumerate(turns):
+        source = known.get(turn.get("id", ""))
+        if source is not None and source.texts == (turn_text(turn),):
+            names[place] = source.name
+    written = {name for name in names if name in known and name not in stale} | {t.get("source") for t in turns}
+    start = _start(turns, asked, prompt_turns)
+    if prompt_turns is None:  # what was moved once is not moved back
+        start = max([start, *(n + 1 for n in range(asked) if names[n] in mine)])
+    start = _fitting(model, memory, system, turns, start, room, tools)
+    fresh = [(names[n], turns[n]) for n in range(start) if names[n] not in written and turn_text(turns[n])]
+    if stale or fresh:
         with all_or_nothing(memory) as fork:
-            for name in stale:
+            for name in sorted(stale):
                 fork.forget(name)
-            for name, turn in flowing:
-                write_turn(model, fork, name, turn, conversation=names[0])
-    return [*system, *turns[wanted:]]
+            write_turns(model, fork, fresh, {CONVERSATION: turn_names(turns)[0]})
+    standing = [{**t, "source": name} if name in written else t for t, name in zip(turns, names, strict=True)][start:]
+    return [*system, *(dict(turn) for turn in turns[:start] if turn["role"] == "system"), *standing]
 
 
-def write_turn(model: MPlus, memory: Memory, name: str, turn: Mapping[str, Any], *, conversation: str) -> None:
-    """Write a turn that is moved out of the prompt."""
-    text = turn["content"] or json.dumps(turn.get("tool_calls") or "")
-    metadata = {CONVERSATION: conversation, "role": turn["role"]}
-    model.write(memory, f"{turn['role'].capitalize()}: {text}", source=name, metadata=metadata, keep_text=True)
+def _start(turns: Messages, asked: int, prompt_turns: int | None) -> int:
+    """The first turn that stands in the prompt if all fit; turns that a memory chose for it stay."""
+    start = prompt_start(turns, asked, prompt_turns)
+    return min([start, *(n for n in range(asked) if turns[n].get("stays"))])
+
+
+def _fitting(
+    model: MPlus,
+    memory: Memory,
+    system: Messages,
+    turns: Messages,
+    start: int,
+    room: int,
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> int:
+    """The first turn from ``start`` on that stands in the prompt so that the prompt fits."""
+
+    def size(first: int) -> int:
+        kept = [*system, *(t for t in turns[:first] if t["role"] == "system"), *turns[first:]]
+        return model.count_tokens([{k: v for k, v in t.items() if k not in OURS} for t in kept], tools=tools)
+
+    last = len(turns) - 1
+    # If the last turn alone does not fit, no further turn is moved, and the read raises an error.
+    if not turns or size(start) <= room or size(last) >= model.prompt_room(memory):
+        return start
+    # The first start whose rest fits; bisection works because sizes fall with the start.
+    found = bisect_left(range(last), True, start, key=lambda first: size(first) <= room * KEPT_SHARE)
+    while turns[found]["role"] == "tool" and found < last:
+        found += 1  # a tool result stays with its call
+    return found
+
+
+def write_turns(
+    model: MPlus, memory: Memory, turns: Sequence[tuple[str, Mapping[str, Any]]], metadata: Mapping[str, Any]
+) -> None:
+    """Write turns in one go; those without anything to write are left out.
+
+    Args:
+        model: The model that writes.
+        memory: The memory.
+        turns: Their names and messages.
+        metadata: Metadata of all of them, beside the role.
+    """
+    said = [(name, turn_text(turn), {**metadata, "role": turn["role"]}) for name, turn in turns if turn_text(turn)]
+    if said:
+        names, texts, abouts = zip(*said, strict=True)
+        model.write(memory, texts, source=names, metadata=abouts, keep_text=True)
 
 
 def parted(messages: Messages) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

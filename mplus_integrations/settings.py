@@ -1,7 +1,7 @@
 """Settings of answers, the same in both frameworks. An unknown name is an error, and None stands for the default."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,6 +15,10 @@ INSTEAD = {
     "session_id": "memory_key",
 }
 """Our names for settings that other libraries, or M+ itself, call differently."""
+
+
+PromptTurns = Annotated[int, Field(ge=0, strict=True)] | Literal["all"]
+"""How many of the latest turns before a question stand in the prompt; "all": as many as fit."""
 
 
 class KnownNames(BaseModel):
@@ -55,6 +59,10 @@ class AnswerSettings(KnownNames):
     abstain_reply: str = "I don't know."
     """The reply that is given instead of the answer."""
 
+    prompt_turns: PromptTurns | None = None
+    """How many of the latest turns before the question also stand in the prompt; earlier ones are read from memory.
+    "all": as many as fit. None: what the model answers best with (``MPlus.prompt_turns``)."""
+
     @model_validator(mode="after")
     def _in_range(self) -> Self:
         self.sampling()
@@ -71,6 +79,7 @@ class AnswerSettings(KnownNames):
             ValueError: One of them is out of range.
         """
         settings = self._own_settings()
+        del settings["prompt_turns"]
         settings["max_new_tokens"] = settings.pop("max_tokens")
         try:
             return SamplingParams.model_validate(settings)
@@ -99,3 +108,14 @@ class Call(AnswerSettings):
     """The sources to read: metadata that must be equal, or a test of name and metadata."""
     model: str | MPlus | None = None
     """Another model for this call."""
+
+    def turns_in_prompt(self, model: MPlus) -> int | None:
+        """How many of the latest turns stand in the prompt; None: as many as fit."""
+        return turns_in_prompt(self.prompt_turns, model)
+
+
+def turns_in_prompt(wanted: PromptTurns | None, model: MPlus) -> int | None:
+    """How many of the latest turns stand in a model's prompt; None: as many as fit."""
+    if wanted is None:
+        return model.prompt_turns
+    return None if wanted == "all" else wanted

@@ -187,18 +187,17 @@ class Remembering(BaseModel, Generic[Item]):
         """
         several = isinstance(items, Sequence) and not isinstance(items, str)
         texts = [self._to_text(item) for item in (cast("Sequence[Item]", items) if several else [items])]
-        with self.opened(memory_key) as memory, all_or_nothing(memory) as fork:
-            return sum(
-                self.loaded.write(
-                    fork,
-                    text,
-                    source=source or name,
-                    metadata={**own, **(metadata or {})},
-                    keep_text=True,
-                    progress=show_progress and len(texts) == 1,
-                ).text_tokens
-                for text, name, own in counted(texts, show_progress and len(texts) > 1)
-            )
+        if not texts:
+            return 0
+        with self.opened(memory_key) as memory:
+            return self.loaded.write(
+                memory,
+                [text for text, _, _ in texts],
+                source=[source or name for _, name, _ in texts],
+                metadata=[{**own, **(metadata or {})} for _, _, own in texts],
+                keep_text=True,
+                progress=show_progress,
+            ).text_tokens
 
     async def amemorize(
         self,

@@ -47,6 +47,8 @@ class TrainedParts:
     """The memory that a published checkpoint came with."""
     calibration: Calibration | None = None
     """Turns the evidence for an answer into the probability that it is right."""
+    prompt_turns: int | None = None
+    """How many of a conversation's latest turns stand in the prompt beside the question; None: as many as fit."""
 
 
 def write_parts(folder: Path, parts: TrainedParts) -> None:
@@ -76,6 +78,7 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
         "recall_layer": parts.recall_layer,
         "lora_scale": scales,
         "calibration": None if parts.calibration is None else parts.calibration.model_dump(),
+        "prompt_turns": parts.prompt_turns,
     }
     (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -107,6 +110,7 @@ def read_parts(folder: Path) -> TrainedParts:
         tensors.pop("write_position", None),
         _initial(_section(tensors, "initial")),
         _calibration(folder, description.get("calibration")),
+        _prompt_turns(folder, description.get("prompt_turns")),
     )
     if tensors:
         raise CheckpointError(f"{folder}: {len(tensors)} tensors would be dropped, first {min(tensors)!r}.")
@@ -178,6 +182,15 @@ def _calibration(folder: Path, saved: Any) -> Calibration | None:
         raise CheckpointError(
             f"{folder / PARTS_FILE}: its calibration cannot be used ({_first(error)}). Fit it again."
         ) from error
+
+
+def _prompt_turns(folder: Path, saved: Any) -> int | None:
+    if saved is None or (type(saved) is int and saved >= 0):
+        return saved
+    raise CheckpointError(
+        f"{folder / PARTS_FILE}: prompt_turns={saved!r:.40}; expected a number of turns, 0 or more, or null for "
+        "as many as fit."
+    )
 
 
 def _initial(tensors: dict[str, Tensor]) -> InitialMemory | None:

@@ -58,14 +58,19 @@ def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[Toke
     return found
 
 
-def fresh_names(state: MemoryState, num: int) -> list[str]:
-    """Names for texts without one: "text-1", "text-2", …, skipping names in use."""
-    taken = {record.name for record in state.sources}
-    number, names = len(state.sources), list[str]()
-    while len(names) < num:
-        number += 1
-        if (name := f"text-{number}") not in taken:
-            names.append(name)
+def named(state: MemoryState, given: Sequence[str | None]) -> list[str]:
+    """The given names of texts; None becomes "text-1", "text-2", …, the number of the source, skipping names in use."""
+    sources = {record.name for record in state.sources}
+    taken, count = sources | set(given), len(state.sources)
+    names: list[str] = []
+    for name in given:
+        number = count + 1
+        while name is None and f"text-{number}" in taken:
+            number += 1
+        names.append(f"text-{number}" if name is None else name)
+        count += names[-1] not in sources
+        sources.add(names[-1])
+        taken.add(names[-1])
     return names
 
 

@@ -16,7 +16,12 @@ from mplus.progress import Progress
 from mplus.sentences import SentenceEnds
 from mplus.weights import Weights
 from mplus.write.absorb import WriteReport, Writing, write_together
-from mplus.write.chunks import TextLike, fresh_names, ready_chunks, tokenized
+from mplus.write.chunks import TextLike, TokenizedText, named, ready_chunks, tokenized
+
+Names = str | Sequence[str | None] | None
+"""The source of all texts of one memory, or one for each; None has a name made."""
+Metadata = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+"""Metadata of all texts of one memory, or one mapping for each."""
 
 
 class Writer:
@@ -31,34 +36,31 @@ class Writer:
         memories: Sequence[Memory],
         texts: Sequence[TextLike],
         *,
-        sources: Sequence[str | None],
-        metadata: Mapping[str, Any] | None,
+        sources: Sequence[Names],
+        metadata: Sequence[Metadata],
         keep_text: bool,
         progress: Progress | None,
     ) -> list[WriteReport]:
         """Write one or several texts into each memory; memories change once everything has been written.
 
         Raises:
-            ValueError: Empty text, token ids out of range, or an empty source name.
+            ValueError: Empty text, token ids out of range, an empty source name, or another number of names or
+                metadata than of texts.
         """
         for source in sources:
-            if source is not None and not source.strip():
-                raise ValueError(f"source={source!r}: expected a name, or None to have one made.")
+            for name in [source] if isinstance(source, str) else source or ():
+                if name is not None and not name.strip():
+                    raise ValueError(f"source={name!r}: expected a name, or None to have one made.")
         given = [tokenized(text, self._tokenizer, self._weights.backbone.vocabulary_size) for text in texts]
         started = time.perf_counter()
         with ExitStack() as stack:
             # Memories are always locked in the same order, so that two batches cannot deadlock.
             for memory in sorted(memories, key=id):
                 stack.enter_context(memory.writing())
-            entries: list[LedgerEntry] = []
-            for memory, source, tokens in zip(memories, sources, given, strict=True):
-                names = [source] * len(tokens) if source is not None else fresh_names(memory.state, len(tokens))
-                written: list[WrittenText] = []
-                for name, text in zip(names, tokens, strict=True):
-                    ids = torch.tensor(text.input_ids, dtype=torch.int32)
-                    kept = (text.original or self._tokenizer.decode(text.input_ids),) if keep_text else ()
-                    written.append(WrittenText(name, dict(metadata or {}), ids, tuple(text.joined_by), kept))
-                entries.append(LedgerEntry(tuple(written), time.time()))
+            entries = [
+                self._entry(memory, source, about, tokens, keep_text)
+                for memory, source, about, tokens in zip(memories, sources, metadata, given, strict=True)
+            ]
             states = [memory.state for memory in memories]
             done = self.written(memories, states, entries, progress)
             for memory, (state, _) in zip(memories, done, strict=True):
@@ -68,6 +70,18 @@ class Writer:
             replace(report, text_tokens=sum(len(t.input_ids) for t in tokens), seconds=seconds)
             for (_, report), tokens in zip(done, given, strict=True)
         ]
+
+    def _entry(
+        self, memory: Memory, source: Names, metadata: Metadata, tokens: Sequence[TokenizedText], keep_text: bool
+    ) -> LedgerEntry:
+        names = named(memory.state, [None] * len(tokens) if source is None else _each(source, len(tokens), "names"))
+        abouts = _each(metadata or {}, len(tokens), "metadata")
+        written: list[WrittenText] = []
+        for name, about, text in zip(names, abouts, tokens, strict=True):
+            ids = torch.tensor(text.input_ids, dtype=torch.int32)
+            kept = (text.original or self._tokenizer.decode(text.input_ids),) if keep_text else ()
+            written.append(WrittenText(name, dict(about), ids, tuple(text.joined_by), kept))
+        return LedgerEntry(tuple(written), time.time())
 
     def written(
         self,
@@ -89,3 +103,12 @@ class Writer:
                 state = replace(state, ledger=(*state.ledger, entry))
             written.append((within_age_limits(state, memory.config, entry.time), report))
         return written
+
+
+def _each(given: Any, count: int, what: str) -> list[Any]:
+    """What is given for all texts or for each, as one for each."""
+    if isinstance(given, str | Mapping):
+        return [given] * count
+    if len(given) != count:
+        raise ValueError(f"{len(given)} {what} for {count} texts: expected one for each, or one for all.")
+    return list(given)

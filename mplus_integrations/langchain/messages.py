@@ -17,7 +17,7 @@ from langchain_core.messages import (
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
-from mplus import Generation
+from mplus import Generation, turn_text
 from mplus_integrations.answering import Answer
 from mplus_integrations.forms import OPEN_CALL
 
@@ -46,6 +46,8 @@ def to_chat(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
 def _to_chat(message: BaseMessage) -> dict[str, Any]:
     found: dict[str, Any] = {"role": _role(message), "content": text_of(message)}
+    if message.id:
+        found["id"] = message.id
     if isinstance(message, AIMessage) and message.tool_calls:
         found["tool_calls"] = [
             {"type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
@@ -143,6 +145,6 @@ def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
         source = item.id or item.metadata.get("source")
         return item.page_content, None if source is None else str(source), dict(item.metadata)
     if isinstance(item, BaseMessage):
-        speaker = _role(item).capitalize()
-        return f"{speaker}: {text_of(item)}", item.id, {"role": _role(item)}
+        chat = _to_chat(item)
+        return turn_text(chat) or text_of(item), item.id, {"role": chat["role"]}
     raise ValueError(f"Cannot memorize {type(item).__name__}: expected text, documents or messages.")

@@ -20,6 +20,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.tools import BaseTool
 from pydantic import PrivateAttr
 
+from mplus import turn_text
 from mplus_integrations.answering import Answer
 from mplus_integrations.whose_memory import Latents
 
@@ -138,13 +139,7 @@ def _texts(blocks: Iterable[Any], role: MessageRole) -> list[str]:
 
 def spoken(message: ChatMessage) -> str:
     """The text of a message as it is written into memory: its content, else its calls; may be empty."""
-    chat: dict[str, Any] = {"role": ROLES[message.role], "content": ""}
-    if message.blocks:
-        chat = _to_chat(message)
-    text = chat["content"].strip() and chat["content"]
-    if not text and "tool_calls" in chat:
-        text = json.dumps([call["function"] for call in chat["tool_calls"]], ensure_ascii=False)
-    return f"{chat['role'].capitalize()}: {text}" if text and chat["role"] != "system" else ""
+    return turn_text(_to_chat(message)) if message.blocks else ""
 
 
 def to_response(answer: Answer, *, is_last_chunk: bool) -> ChatResponse:

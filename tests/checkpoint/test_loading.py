@@ -316,3 +316,18 @@ def test_auto_is_float32_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.
     assert (
         _dtype("auto", {"": "cuda:0"}) == _dtype("auto", {"a": 0, "b": "cpu"}) == _dtype("auto", "balanced") == "auto"
     )
+
+
+def test_how_many_turns_stand_in_the_prompt_is_kept_with_the_trained_parts(tmp_path: Path) -> None:
+    assert tiny_model().prompt_turns is None
+    for turns in (0, 2, None):
+        tiny_model(prompt_turns=turns).save_pretrained(tmp_path)
+        assert MPlus.from_pretrained(tmp_path).prompt_turns == turns
+    file = tmp_path / "mplus.json"
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in saved.items() if key != "prompt_turns"}))
+    assert MPlus.from_pretrained(tmp_path).prompt_turns is None, "older files have none"
+    for wrong in (-1, "two", True, 1.5):
+        file.write_text(json.dumps({**saved, "prompt_turns": wrong}))
+        with pytest.raises(CheckpointError, match="prompt_turns="):
+            MPlus.from_pretrained(tmp_path)

@@ -257,6 +257,30 @@ def test_writing_into_several_memories_at_once_equals_one_by_one(layout: str, te
             assert keys.untyped_storage().nbytes() < 4 * max(keys.nbytes, 1000), "no memory holds another's rows"
 
 
+def test_several_texts_with_names_of_their_own_are_written_in_one_go_as_one_by_one(text: str) -> None:
+    model = tiny_model(memory=TINY)
+    alone, together = model.new_memory(), model.new_memory()
+    texts, names = [text[:90], "short", text[90:300], "Another."], ["a", "b", "c", "a"]
+    abouts = [{"role": role} for role in ("user", "assistant", "user", "user")]
+    for one, name, about in zip(texts, names, abouts, strict=True):
+        model.write(alone, one, source=name, metadata=about, keep_text=True)
+    model.write(together, texts, source=names, metadata=abouts, keep_text=True)
+    assert together.fingerprint == alone.fingerprint
+    listed = [[(s.name, s.texts, s.metadata) for s in memory.sources()] for memory in (alone, together)]
+    assert listed[0] == listed[1] and len(listed[0]) == 3
+    model.write(together, ["one more", "text", "text"], source=["text-5", None, None])
+    assert [s.name for s in together.sources()][3:] == ["text-5", "text-6", "text-7"]
+    before = together.fingerprint
+    for wrong, message in (
+        ({"source": ["a"]}, "1 names for 2 texts"),
+        ({"source": ["a", "b"], "metadata": [{}]}, "1 metadata for 2 texts"),
+        ({"source": ["a", " "]}, "source=' '"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.write(together, ["one", "two"], **wrong)  # type: ignore[arg-type]
+    assert together.fingerprint == before
+
+
 def test_a_batch_of_writes_that_cannot_be_done_changes_nothing(model: MPlus) -> None:
     memories = [model.new_memory(), model.new_memory()]
     for texts, message in (
