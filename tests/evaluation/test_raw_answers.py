@@ -193,7 +193,8 @@ def test_a_conversation_is_written_once_for_all_its_questions_and_levels(
     path.write_text(json.dumps(LOCOMO), encoding="utf-8")
     task = locomo(path, 4, 2, random.Random(0))
     # At 0 and 50 tokens other conversations would be in short-term memory, at 600 one stream serves all.
-    stream = Stream.of(task, passages(filler_file(tmp_path)), model.tokenizer, [0, 50, 600])
+    short = [f"Ship {number} left the harbour at noon." for number in range(20)]
+    stream = Stream.of(task, short, model.tokenizer, [0, 50, 600])
     written: list[str] = []
     real = MPlus.write
 
