@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 @takes(EvaluationSettings, model=("--model", "-m"), layout=("--set",))
 def evaluate(
     *,
+    file: Annotated[Path | None, typer.Argument(help="File of the task; the same as --data.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the raw answers; the same folder goes on.")] = None,
     as_json: JsonOption = False,
     **options: Any,
 ) -> None:
     """Measure what is remembered: write contexts, then distractors, and ask after more and more of them."""
-    asked = checked(EvaluationSettings, given_settings(EvaluationSettings, options))
+    if file is not None and options.get("data") is not None:
+        raise ValueError(f"{file} and --data {options['data']}: expected one file. Leave one of them out.")
+    given = given_settings(EvaluationSettings, options)
+    asked = checked(EvaluationSettings, given | ({"data": file} if file is not None else {}))
     from mplus.evaluation.experiment import Experiment
 
     bar = AnswerBar()
-    experiment = Experiment(asked, out, bar.writing)
+    experiment = Experiment(asked, out, bar.writing, talk_files=_own_talk(asked))
     is_perplexity = asked.task == PERPLEXITY
     answers = experiment.scored(bar) if is_perplexity else experiment.answered(bar)
     bar.close()
@@ -39,24 +43,35 @@ def evaluate(
         _show_answers(answers, f"{asked.task}: {experiment.model.name}", as_json=as_json)
 
 
+def _own_talk(asked: EvaluationSettings) -> tuple[Path, ...]:
+    """Conversations and documents of our own, where talk is asked without a file."""
+    if asked.task != "talk" or asked.data is not None:
+        return ()
+    from mplus.training.talk.corpus import talk_files
+
+    return talk_files(asked.split)
+
+
 def _show_answers(answers: "RawAnswers", title: str, *, as_json: bool) -> None:
     from mplus.evaluation.plots import can_plot, retention
-    from mplus.evaluation.report import HEADINGS, KIND_HEADINGS, cells, kinds, lines, markdown
     from mplus.evaluation.report import as_json as figures
+    from mplus.evaluation.report import groups_as_json, lines, markdown, tables
 
     report = lines(answers.rows)
+    by_group = groups_as_json(answers.rows)
     (answers.folder / "figures.json").write_text(json.dumps(figures(report), indent=1) + "\n", encoding="utf-8")
-    (answers.folder / "table.md").write_text(markdown(report), encoding="utf-8")
+    if by_group:
+        (answers.folder / "groups.json").write_text(json.dumps(by_group, indent=1) + "\n", encoding="utf-8")
+    (answers.folder / "table.md").write_text(markdown(answers.rows), encoding="utf-8")
     if not can_plot():
         print("No plot: matplotlib is not installed (pip install 'mplus-memory[evaluate]').", file=sys.stderr)
     elif any(line.contains is not None for line in report):
         retention(report, answers.folder / "retention.png", title=title)
     if as_json:
-        print(json.dumps(figures(report)))
+        print(json.dumps(figures(report) if not by_group else {"modes": figures(report), "groups": by_group}))
         return
-    show(HEADINGS, [cells(line) for line in report])
-    if by_kind := kinds(report):
-        show(KIND_HEADINGS, by_kind)
+    for headings, found in tables(answers.rows):
+        show(headings, found)
     print(f"Raw answers, table and plot: {answers.folder}")
 
 

@@ -21,8 +21,9 @@ Command = TypeVar("Command", bound=Callable[..., None])
 def takes(settings: type[BaseModel], **names: Sequence[str]) -> Callable[[Command], Command]:
     """Give a command, in place of its ``**options``, one option for each field of some settings.
 
-    A required field is an argument. What is not given on the command line is None. Paths and dictionaries
-    (``name=value``) may be given several times; other sequences are one text, separated by commas.
+    A required field is an argument, before those of the command itself. What is not given on the command line is
+    None. Paths and dictionaries (``name=value``) may be given several times; other sequences are one text, separated
+    by commas.
 
     Args:
         settings: The settings that the command takes.
@@ -32,7 +33,11 @@ def takes(settings: type[BaseModel], **names: Sequence[str]) -> Callable[[Comman
     def give(command: Command) -> Command:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
         fields = [_parameter(name, field, names.get(name, ())) for name, field in settings.model_fields.items()]
-        command.__signature__ = inspect.Signature([*own, *fields])  # pyright: ignore[reportFunctionMemberAccess]
+        arguments = [
+            field for field, of in zip(fields, settings.model_fields.values(), strict=True) if of.is_required()
+        ]
+        options = [field for field in fields if field not in arguments]
+        command.__signature__ = inspect.Signature([*arguments, *own, *options])  # pyright: ignore[reportFunctionMemberAccess]
         return command
 
     return give

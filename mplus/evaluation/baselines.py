@@ -13,7 +13,6 @@ import numpy as np
 
 from mplus.config import MemoryConfig
 from mplus.evaluation.passage_search import PASSAGE_TOKENS, Passage, PassageScorer, cut_passages
-from mplus.evaluation.question_prompts import prompt
 from mplus.evaluation.replies import Answered, Job, Settings, generations, reply_of
 from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
 from mplus.evaluation.tasks import Question
@@ -24,17 +23,17 @@ from mplus.sentences import SentenceEnds
 class ClosedBook:
     """The backbone with the question alone: what it knows, or guesses, by itself. The same at every level."""
 
-    name = "closed-book"
-
-    def __init__(self, model: MPlus, settings: Settings) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: MPlus, settings: Settings, *, name: str = "closed-book", only: str | None = None) -> None:
+        """Ask questions of one group only, or of all where it is None."""
+        self.model, self.settings, self.name, self.only = model, settings, name, only
         self._nothing = model.new_memory()
 
     def replies(self, wanted: Sequence[tuple[Question, int]]) -> Iterator[Answered]:
         """Answer each question once, for all levels."""
         jobs = [
-            Job(question, levels, self._nothing, prompt(question.text, self.settings.style))
+            Job(question, levels, self._nothing, self.settings.put(question))
             for question, levels in _levels_by_question(wanted)
+            if self.only in (None, question.group)
         ]
         yield from _answers(self.model, jobs, self.settings)
 
@@ -60,7 +59,7 @@ class FullContext:
                 continue
             own = [contexts[name] for name in question.contexts]
             texts = [*own, *self.stream.distractors[: self.stream.count(level)]]
-            asked = prompt(question.text, self.settings.style, texts=texts, examples=self.settings.examples)
+            asked = self.settings.put(question, texts)
             if self.model.count_tokens(asked) < window:
                 yield Job(question, (level,), self._nothing, asked)
 
@@ -116,13 +115,11 @@ class RetrievalAugmented:
 
     def _job(self, question: Question, passages: Sequence[int], levels: Sequence[int]) -> Job:
         texts = [self.index.passages[number].text for number in passages]
-        style, examples = self.settings.style, self.settings.examples
         if self._layout is None:
-            asked = prompt(question.text, style, texts=texts, examples=examples)
-            return Job(question, tuple(levels), self._nothing, asked)
+            return Job(question, tuple(levels), self._nothing, self.settings.put(question, texts))
         memory = WrittenMemory(self.model, self._layout, seed=self.settings.seed)
         memory.write([f"passage-{place}" for place in range(len(texts))], texts)
-        return Job(question, tuple(levels), memory.memory, prompt(question.text, style))
+        return Job(question, tuple(levels), memory.memory, self.settings.put(question))
 
 
 class PassageIndex:

@@ -24,24 +24,28 @@ class EvaluationSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    task: Literal["facts", "squad", "nq", "dialogue", "babi", "locomo", "longdoc", "perplexity"]
-    """What is asked: facts, squad, nq, dialogue, babi, locomo, longdoc or perplexity."""
+    task: Literal["facts", "squad", "nq", "dialogue", "babi", "locomo", "longdoc", "talk", "perplexity"]
+    """What is asked: facts, squad, nq, dialogue, babi, locomo, longdoc, talk or perplexity."""
     data: Path | None = None
-    """File of the task; facts are generated."""
+    """File of the task; facts are generated, talk has conversations and documents of its own."""
+    common: tuple[Path, ...] = ()
+    """Common questions to ask beside what was told, in talk: JSON lines of question and answers."""
+    common_questions: NotNegative = 100
+    """How many of each such file."""
     distractors: tuple[Path, ...] = ()
     """More texts to stand between memory and question: a file or folder."""
-    mode: tuple[str, ...] = ("mplus",)
-    """Ways of answering, separated by commas, or all."""
+    mode: tuple[str, ...] | None = None
+    """Ways of answering, separated by commas, or all; else mplus, and in talk chat."""
     top: tuple[int, ...] = (1, 2, 3)
     """How many passages rag reads, by commas."""
     levels: tuple[int, ...] | None = None
     """Distractor tokens at which is asked, by commas; else the task's own, or 0 to 160,000 in nine steps."""
-    questions: NotNegative = 300
-    """Answerable questions; documents in perplexity."""
+    questions: NotNegative | None = None
+    """Answerable questions, documents in perplexity; else 300, in talk all."""
     at_most: dict[str, int] = Field(default_factory=dict)
     """Ask costly ways of answering only so many: full-context=40,memoryllm=40."""
     unanswerable: NotNegative | None = None
-    """Questions that nothing answers; else a third as many in facts, none in other tasks."""
+    """Questions that nothing answers; else a third as many in facts, all in talk, none in other tasks."""
     model: str = "smol-135m"
     """Built-in name, folder, repository, or folder of trained parts."""
     backbone: str = "smol-135m"
@@ -54,6 +58,8 @@ class EvaluationSettings(BaseModel):
     """Other questions' contexts may be read as well: they are distractors too."""
     layout: dict[str, Any] = Field(default_factory=dict)
     """Memory settings other than the model's, such as recalled_tokens=512."""
+    prompt_turns: NotNegative | None = None
+    """Latest turns of a conversation that stand in the prompt, in chat; else as many as fit."""
     abstain_below: Annotated[float, Field(ge=0, le=1)] | None = None
     """Decline where the confidence in an answer is lower."""
     max_new_tokens: Positive | None = None
@@ -61,7 +67,7 @@ class EvaluationSettings(BaseModel):
     batch: Positive = 16
     """Questions answered at once."""
     split: Split = "dev"
-    """Whose names and values facts has: dev or train."""
+    """Whose names and values facts has, whose texts talk: dev or train."""
     seed: int = 0
     """Decides which questions are asked, and of what."""
     dtype: str = "auto"

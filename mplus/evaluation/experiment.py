@@ -2,15 +2,19 @@
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mplus.evaluation.common_questions import common_questions
 from mplus.evaluation.data_files import passages
 from mplus.evaluation.datasets import READERS
+from mplus.evaluation.datasets.talk import talk, talk_task
 from mplus.evaluation.evaluation_settings import LEVELS, PERPLEXITY, EvaluationSettings
 from mplus.evaluation.facts_task import facts
-from mplus.evaluation.modes import MODES, answerers, chosen
+from mplus.evaluation.modes import EMPTY, MODES, answerers, chosen
 from mplus.evaluation.opening import open_model
 from mplus.evaluation.perplexity import CONDITIONS, SHORTEST_TOKENS, Condition, documents
 from mplus.evaluation.question_prompts import ANSWER_TOKENS
@@ -18,7 +22,13 @@ from mplus.evaluation.raw_answers import RawAnswers
 from mplus.evaluation.replies import Settings
 from mplus.evaluation.retention import Stream
 from mplus.evaluation.tasks import Task
+from mplus.model import MPlus
 from mplus.progress import Progress, StageProgress
+
+QUESTIONS = 300
+"""Answerable questions unless the user says otherwise."""
+GENERATED = ("facts", "talk")
+"""Tasks that need no file."""
 
 
 class Experiment:
@@ -28,6 +38,8 @@ class Experiment:
         asked: What to measure.
         out: Folder of the raw answers; None: one below ``runs/``, named by task and model.
         writing: Called while texts are written, with tokens so far and in total.
+        model: The model, where it has been opened; None: opened by its name.
+        talk_files: What ``talk`` asks about where no file is named.
 
     Raises:
         ValueError: The task's file is missing or not of its format, a memory setting is wrong, or there are too few
@@ -35,28 +47,39 @@ class Experiment:
         ModelNotFoundError: Nothing under the model's name.
     """
 
-    def __init__(self, asked: EvaluationSettings, out: Path | None = None, writing: Progress | None = None) -> None:
+    def __init__(
+        self,
+        asked: EvaluationSettings,
+        out: Path | None = None,
+        writing: Progress | None = None,
+        *,
+        model: MPlus | None = None,
+        talk_files: Sequence[Path] = (),
+    ) -> None:
         for name in asked.at_most:
             if name not in MODES:
                 raise ValueError(f"at_most: {name!r}: expected one of {', '.join(MODES)}.")
         self.asked = asked
-        self.task = read_task(asked)
-        self.model = open_model(asked.model, backbone=asked.backbone, dtype=asked.dtype)
+        self.task = read_task(asked, talk_files)
+        self.model = model or open_model(asked.model, backbone=asked.backbone, dtype=asked.dtype)
         usual = self.model.memory_config
         self.layout = type(usual).model_validate(usual.model_dump() | asked.layout)
         style = asked.prompt or self.task.style
         tokens = asked.max_new_tokens or ANSWER_TOKENS[style]
-        self.settings = Settings(style, asked.examples, tokens, asked.batch, asked.seed, asked.abstain_below, writing)
+        self.settings = Settings(
+            style, asked.examples, tokens, asked.batch, asked.seed, asked.abstain_below, asked.prompt_turns, writing
+        )
         extra = [text for path in asked.distractors for text in passages(path)]
         random.Random(asked.seed).shuffle(extra)
         levels = asked.levels if asked.levels is not None else self.task.levels or LEVELS
         self.stream = Stream.of(self.task, extra, self.model.tokenizer, levels, together=asked.together)
         self._fingerprint = self.model.weights.fingerprints[self.layout.recall]
         self._out = out or Path("runs") / f"{asked.task}-{self._fingerprint[:8]}"
+        self._files = talk_files
 
     def answered(self, progress: StageProgress) -> RawAnswers:
         """Ask every question in every way."""
-        names = chosen(self.asked.mode, self.model, self.layout)
+        names = chosen(self.asked.mode or self.task.modes, self.model, self.layout)
         answers = RawAnswers(self._out, self._described())
         for one in answerers(names, self.model, self.layout, self.stream, self.settings, tops=self.asked.top):
             # "rag-bm25 top-1" is capped as "rag-bm25".
@@ -86,11 +109,14 @@ class Experiment:
     def _described(self) -> dict[str, Any]:
         """What makes answers comparable."""
         asked, settings = self.asked, self.settings
-        return asked.model_dump(include={"task", "questions", "together", "examples", "abstain_below", "seed"}) | {
-            "data": _digest(asked.data),
+        same = {"task", "together", "examples", "abstain_below", "seed", "prompt_turns"}
+        return asked.model_dump(include=same) | {
+            "questions": sum(question.is_answerable for question in self.task.questions),
+            "data": _digest(asked.data) or ",".join(filter(None, map(_digest, self._files))) or None,
+            "common": [_digest(path) for path in asked.common],
             "distractors": [_digest(path) for path in asked.distractors],
             "unanswerable": sum(not question.is_answerable for question in self.task.questions),
-            "split": asked.split if asked.task == "facts" else None,
+            "split": asked.split if asked.task in GENERATED else None,
             "model": self._fingerprint,
             "layout": self.layout.model_dump(),
             "prompt": settings.style,
@@ -98,13 +124,21 @@ class Experiment:
         }
 
 
-def read_task(asked: EvaluationSettings) -> Task:
+def read_task(asked: EvaluationSettings, talk_files: Sequence[Path] = ()) -> Task:
     """The questions that are asked for, read from their file or generated.
+
+    Args:
+        asked: Which, and how many.
+        talk_files: What ``talk`` asks about where no file is named.
 
     Raises:
         ValueError: A file is missing, not to be had or not of the task's format.
     """
-    name, data, count = asked.task, asked.data, asked.questions
+    name, data, rng = asked.task, asked.data, random.Random(asked.seed)
+    if name == "talk" and (data is not None or talk_files):
+        read = partial(talk, data) if data is not None else partial(talk_task, talk_files)
+        return _with_common(read(asked.questions, asked.unanswerable, rng), asked)
+    count = QUESTIONS if asked.questions is None else asked.questions
     if name == "facts":
         if data is not None:
             raise ValueError(f"--data {data}: facts are generated. Name texts to stand in between with --distractors.")
@@ -116,7 +150,20 @@ def read_task(asked: EvaluationSettings) -> Task:
         )
     if name == PERPLEXITY:
         return _documents(data, count, asked.seed)
-    return READERS[name](data, count, asked.unanswerable or 0, random.Random(asked.seed))
+    return READERS[name](data, count, asked.unanswerable or 0, rng)
+
+
+def _with_common(task: Task, asked: EvaluationSettings) -> Task:
+    """A task with common questions, asked beside its texts and with an empty memory."""
+    if not asked.common:
+        return task
+    rng = random.Random(f"{asked.seed} common")
+    more = [
+        question
+        for path in asked.common
+        for question in common_questions(path, asked.common_questions, task.questions, rng)
+    ]
+    return replace(task, questions=(*task.questions, *more), modes=(*task.modes, EMPTY))
 
 
 def _documents(data: Path, count: int, seed: int) -> Task:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from mplus.config import MemoryConfig
-from mplus.evaluation.question_prompts import prompt
 from mplus.evaluation.replies import Answered, Job, Settings, generations, reply_of
 from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
 from mplus.evaluation.tasks import Question
@@ -84,7 +83,7 @@ class Rolling:
                     question,
                     (one.level,),
                     pool.written.memory,
-                    prompt(question.text, self.settings.style),
+                    self.settings.put(question),
                     pool.written.own_and_distractors(question),
                 )
                 for question in blocks[one.block]

@@ -38,6 +38,11 @@ def contains_answer(answer: str, accepted: Sequence[str]) -> bool:
     return any(f" {normalised(one)} " in given for one in accepted)
 
 
+def contains_all(answer: str, accepted: Sequence[str]) -> bool:
+    """Whether all accepted answers stand in the answer: the parts of a list, in any order."""
+    return bool(accepted) and all(contains_answer(answer, [one]) for one in accepted)
+
+
 def exact_match(answer: str, accepted: Sequence[str]) -> bool:
     """Whether the answer equals an accepted one."""
     return any(normalised(answer) == normalised(one) for one in accepted)

@@ -1,6 +1,8 @@
 """Ways of answering by name, all with the same backbone, the same questions and the same prompts.
 
 closed-book        the question alone
+empty-memory       the same, of common questions only: what a memory beside them must not take away
+chat               the conversation in which it was told goes on: its messages, then the question
 full-context       everything in the prompt, as far as it fits
 memoryllm          short-term memory only
 mplus              M+ as the weights' own layout says
@@ -19,10 +21,12 @@ from collections.abc import Iterator, Sequence
 from mplus.config import MemoryConfig, Recall
 from mplus.evaluation.baselines import ClosedBook, FullContext, PassageIndex, RetrievalAugmented
 from mplus.evaluation.from_memory import Recalling
+from mplus.evaluation.in_conversation import InConversation
 from mplus.evaluation.memoryllm import Rolling, memoryllm
 from mplus.evaluation.passage_search import BM25, MiniLM
 from mplus.evaluation.replies import Answerer, Settings
 from mplus.evaluation.retention import Stream
+from mplus.evaluation.tasks import COMMON
 from mplus.model import MPlus
 
 SCORERS: dict[str, Recall] = {
@@ -33,8 +37,11 @@ SCORERS: dict[str, Recall] = {
 RETRIEVERS = {"rag-bm25": BM25, "rag-minilm": MiniLM}
 PASSAGE_READERS: dict[str, dict[str, int]] = {"adapter": {"best_sentence_times": 0}, "mplus": {}}
 """Who reads a retriever's passages as memory, and what is not as in the model's own layout then."""
+EMPTY = "empty-memory"
 MODES = (
     "closed-book",
+    EMPTY,
+    "chat",
     "full-context",
     "memoryllm",
     "mplus",
@@ -86,8 +93,10 @@ def answerers(
     indices: dict[str, PassageIndex] = {}
     for name in names:
         retriever, _, reader = name.partition("+")
-        if name == "closed-book":
-            yield ClosedBook(model, settings)
+        if name in ("closed-book", EMPTY):
+            yield ClosedBook(model, settings, name=name, only=COMMON if name == EMPTY else None)
+        elif name == "chat":
+            yield InConversation(model, config, stream, settings)
         elif name == "full-context":
             yield FullContext(model, stream, settings)
         elif name == "memoryllm":

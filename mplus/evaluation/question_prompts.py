@@ -30,7 +30,14 @@ ANSWER_TOKENS: Mapping[PromptStyle, int] = {"plain": 64, "short": 24, "completio
 Asked = str | list[dict[str, str]]
 
 
-def prompt(question: str, style: PromptStyle, *, texts: Sequence[str] = (), examples: int = 0) -> Asked:
+def prompt(
+    question: str,
+    style: PromptStyle,
+    *,
+    texts: Sequence[str] = (),
+    examples: int = 0,
+    before: Sequence[tuple[str, str]] = (),
+) -> Asked:
     """A question as it is put.
 
     Args:
@@ -39,14 +46,22 @@ def prompt(question: str, style: PromptStyle, *, texts: Sequence[str] = (), exam
         texts: What stands before it in the prompt, for ways of answering that read text.
         examples: Worked examples between texts and question (only in plain completion): without training a
             small model reads much better with some.
+        before: Questions that were asked just before, each with the answer that was given.
     """
-    before = "".join(f"{text.strip()}\n\n" for text in texts)
+    read = "".join(f"{text.strip()}\n\n" for text in texts)
     if style == "completion":
         shown = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for _, asked, answer in EXAMPLES[:examples])
         passages = "".join(f"{passage}\n\n" for passage, _, _ in EXAMPLES[:examples])
-        return f"{passages}{before}{shown}Question: {question}\nAnswer:"
+        shown += "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in before)
+        return f"{passages}{read}{shown}Question: {question}\nAnswer:"
     asked = question if style == "plain" else f"{question}\n{SHORT}"
-    return [{"role": "user", "content": before + asked}]
+    return [*exchanges(before), {"role": "user", "content": read + asked}]
+
+
+def exchanges(before: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """Questions and answers as messages."""
+    pairs = ((("user", asked), ("assistant", answer)) for asked, answer in before)
+    return [{"role": role, "content": text} for pair in pairs for role, text in pair]
 
 
 def stops(style: PromptStyle) -> list[str]:
@@ -60,3 +75,8 @@ def query(asked: Asked) -> str:
         return asked
     last: Mapping[str, str] = asked[-1]
     return last["content"]
+
+
+def characters(asked: Asked) -> int:
+    """How long a prompt is."""
+    return len(asked) if isinstance(asked, str) else sum(len(message["content"]) for message in asked)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mplus.evaluation.metrics import contains_answer, exact_match, is_declined, token_f1
+from mplus.evaluation.metrics import contains_all, contains_answer, exact_match, is_declined, token_f1
 from mplus.evaluation.replies import Answered, Answerer
 from mplus.evaluation.retention import Stream
 from mplus.evaluation.tasks import Question
@@ -127,6 +127,7 @@ def _asked(question: Question) -> dict[str, Any]:
     return {
         "id": question.id,
         "kind": question.kind,
+        "group": question.group,
         "cluster": question.contexts[0] if question.contexts else question.id,
         "question": question.text,
         "accepted": list(question.answers),
@@ -138,7 +139,7 @@ def scores(question: Question, text: str) -> dict[str, Any]:
     """Scores of one answer."""
     return {
         "answerable": question.is_answerable,
-        "contains": contains_answer(text, question.answers),
+        "contains": (contains_all if question.needs_all else contains_answer)(text, question.answers),
         "exact": exact_match(text, question.answers),
         "f1": round(token_f1(text, question.answers), 4),
         "declined": is_declined(text),

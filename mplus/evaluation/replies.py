@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from mplus.evaluation.question_prompts import Asked, query, stops
+from mplus.evaluation.question_prompts import Asked, characters, prompt, stops
 from mplus.evaluation.tasks import PromptStyle, Question
 from mplus.generation.row import Generation
 from mplus.generation.where import Where
@@ -29,6 +29,7 @@ class Settings:
         batch: Questions answered at once.
         seed: Decides what a random eviction drops.
         abstain_below: Decline where the confidence in an answer is lower; None: never.
+        prompt_turns: Latest turns of a conversation that stand in the prompt; None: as many as fit.
         writing: Called while texts are written, with tokens so far and in total.
     """
 
@@ -38,7 +39,18 @@ class Settings:
     batch: int = 16
     seed: int = 0
     abstain_below: float | None = None
+    prompt_turns: int | None = None
     writing: Progress | None = None
+
+    def put(self, question: Question, texts: Sequence[str] | None = None) -> Asked:
+        """A question as it is put.
+
+        Args:
+            question: What is asked.
+            texts: What stands before it in the prompt; None: nothing, for ways of answering that read memory.
+        """
+        examples = 0 if texts is None else self.examples
+        return prompt(question.text, self.style, texts=texts or (), examples=examples, before=question.before)
 
 
 @dataclass(frozen=True)
@@ -139,9 +151,9 @@ def batches(jobs: Iterable[Job], settings: Settings) -> Iterator[list[Job]]:
 
 def _sorted(jobs: list[Job], size: int) -> Iterator[list[Job]]:
     batch: list[Job] = []
-    for job in sorted(jobs, key=lambda job: (len(query(job.asked)), job.question.id)):
+    for job in sorted(jobs, key=lambda job: (characters(job.asked), job.question.id)):
         # The longest prompt, the last one, decides what a batch costs.
-        if len(batch) == size or (batch and (len(batch) + 1) * len(query(job.asked)) > BATCH_CHARACTERS):
+        if len(batch) == size or (batch and (len(batch) + 1) * characters(job.asked) > BATCH_CHARACTERS):
             yield batch
             batch = []
         batch.append(job)

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mplus.evaluation.metrics import Abstention, Estimate, abstention, estimate
+from mplus.evaluation.modes import EMPTY
 from mplus.evaluation.raw_answers import by_mode_and_level
+from mplus.evaluation.tasks import COMMON
 
 RANKS = (1, 3, 10)
 
@@ -50,6 +52,8 @@ def _line(mode: str, level: int, rows: Sequence[dict[str, Any]]) -> Line:
     def figure(name: str) -> Estimate | None:
         return _mean(asked, [row[name] for row in asked]) if asked else None
 
+    # A common question without an accepted answer is none that should be declined.
+    judged = [row for row in rows if row["answerable"] or row.get("group") != COMMON]
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for row in asked:
         by_kind.setdefault(row["kind"], []).append(row)
@@ -63,7 +67,7 @@ def _line(mode: str, level: int, rows: Sequence[dict[str, Any]]) -> Line:
         figure("f1"),
         {kind: _mean(mine, [row["contains"] for row in mine]) for kind, mine in by_kind.items() if len(by_kind) > 1},
         {rank: _mean(searched, [_is_found(row, rank) for row in searched]) for rank in RANKS if searched},
-        abstention([row["declined"] for row in rows], [row["answerable"] for row in rows]),
+        abstention([row["declined"] for row in judged], [row["answerable"] for row in judged]),
         sum(row["seconds"] for row in rows),
     )
 
@@ -106,19 +110,83 @@ def kinds(report: Sequence[Line]) -> list[tuple[str, ...]]:
     ]
 
 
+GROUP_HEADINGS = ("about", "mode", "tokens", "n", "contains", "source @1", "never told", "declined", "wrongly declined")
+
+
+def groups(rows: Sequence[dict[str, Any]]) -> list[tuple[str, Line]]:
+    """Figures by what questions are about, where that differs; common questions are last, and apart."""
+    names = sorted({row.get("group") or "" for row in rows} - {"", COMMON})
+    return [(name, line) for name in names for line in lines([row for row in rows if row["group"] == name])]
+
+
+def group_cells(name: str, line: Line, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """A line of the table of groups."""
+    mine = [row for row in rows if (row["group"], row["mode"], row["level"]) == (name, line.mode, line.level)]
+    return (
+        name,
+        line.mode,
+        f"{line.level:,}",
+        str(line.questions),
+        str(line.contains or "–"),
+        f"{line.found[1].mean:.3f}" if line.found else "–",
+        str(sum(not row["answerable"] for row in mine)),
+        _share(line.abstention.recall),
+        _share(line.abstention.wrongly_declined),
+    )
+
+
+COMMON_HEADINGS = ("common questions", "mode", "tokens", "n", "right", "right, empty memory", "same reply", "declined")
+
+
+def common(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Common questions beside a memory and with an empty one: how many are right, and the share of equal replies."""
+    asked = [row for row in rows if row.get("group") == COMMON]
+    empty = {row["id"]: row for row in asked if row["mode"] == EMPTY}
+    found: list[tuple[str, ...]] = []
+    for kind in dict.fromkeys(row["kind"] for row in asked):
+        for (mode, level), group in by_mode_and_level([row for row in asked if row["kind"] == kind]).items():
+            pairs = [(row, empty[row["id"]]) for row in group if row["id"] in empty]
+            answered = [(row["contains"], plain["contains"]) for row, plain in pairs if row["answerable"]]
+            same = sum(row["text"] == plain["text"] for row, plain in pairs)
+            found.append(
+                (
+                    kind,
+                    mode,
+                    f"{level:,}",
+                    str(len(group)),
+                    f"{sum(row['contains'] for row in group)} of {sum(row['answerable'] for row in group)}",
+                    str(sum(right for _, right in answered)),
+                    f"{same / len(pairs):.3f}" if pairs else "–",
+                    f"{sum(row['declined'] for row in group) / len(group):.3f}",
+                )
+            )
+    return found
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> list[tuple[Sequence[str], list[tuple[str, ...]]]]:
+    """Every table of a run that has lines, each with its headings."""
+    told = [row for row in rows if row.get("group") != COMMON]
+    report = lines(told)
+    every = [
+        (HEADINGS, [cells(line) for line in report]),
+        (GROUP_HEADINGS, [group_cells(name, line, told) for name, line in groups(told)]),
+        (KIND_HEADINGS, kinds(report)),
+        (COMMON_HEADINGS, common(rows)),
+    ]
+    return [(headings, found) for headings, found in every if found]
+
+
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def markdown(report: Sequence[Line]) -> str:
-    """The tables as Markdown."""
-    tables = [_table(HEADINGS, [cells(line) for line in report])]
-    if by_kind := kinds(report):
-        tables.append(_table(KIND_HEADINGS, by_kind))
-    return "\n\n".join(tables) + "\n"
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The tables of a run's answers as Markdown."""
+    return "\n\n".join(table(headings, found) for headings, found in tables(rows)) + "\n"
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
     shown = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in shown)
 
@@ -134,3 +202,8 @@ def as_json(report: Sequence[Line]) -> list[dict[str, Any]]:
         }
         for line in report
     ]
+
+
+def groups_as_json(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Figures by what questions are about, for a script to read."""
+    return [{"group": name, **figures} for name, line in groups(rows) for figures in as_json([line])]

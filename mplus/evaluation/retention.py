@@ -8,6 +8,7 @@ memory of its own is small and quick to write.
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -105,6 +106,16 @@ class WrittenMemory:
             source = f"text-{len(self.name_of) + 1}"
             self.name_of[source], self.source_of[name] = name, source
         self.model.write(self.memory, list(texts), progress=progress)
+
+    def write_distractors(self, stream: Stream, start: int, stop: int, progress: Progress | None = None) -> None:
+        """Write the distractors of a stream from one place to another."""
+        self.write(distractor_names(start, stop), stream.distractors[start:stop], progress=progress)
+
+    def fork(self) -> "WrittenMemory":
+        """An independent memory with the same content; what is written into one is not in the other."""
+        other = copy(self)
+        other.memory, other.name_of, other.source_of = self.memory.fork(), dict(self.name_of), dict(self.source_of)
+        return other
 
     def own_and_distractors(self, question: Question) -> Where:
         """Which sources a question meets that is to see no other question's contexts."""

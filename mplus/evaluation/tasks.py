@@ -11,6 +11,9 @@ from typing import Literal
 PromptStyle = Literal["plain", "short", "completion"]
 """How a question is put: as it is, with "Answer in a few words.", or as "Question: … Answer:"."""
 
+COMMON = "common"
+"""The group of questions that memory has nothing to say to."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -23,6 +26,10 @@ class Question:
         contexts: Names of the texts written for it, in the order of writing.
         gold: Those of them that hold the answer.
         kind: What sort of question it is, such as "updated".
+        group: What it is about, such as "document"; empty where a task has one sort only.
+        before: Questions that were asked just before it, each with the answer that was given.
+        turns: The conversation in which it is asked, as role and text; empty where it is asked in none.
+        needs_all: Whether a right answer holds all accepted answers instead of any.
     """
 
     id: str
@@ -31,6 +38,10 @@ class Question:
     contexts: tuple[str, ...]
     gold: tuple[str, ...] = ()
     kind: str = ""
+    group: str = ""
+    before: tuple[tuple[str, str], ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
+    needs_all: bool = False
 
     @property
     def is_answerable(self) -> bool:
@@ -49,6 +60,7 @@ class Task:
         spare: Texts of the same file that no question is about: distractors.
         style: How questions are put unless the user says otherwise.
         levels: Distractor tokens at which it is asked unless the user says otherwise.
+        modes: Ways of answering unless the user says otherwise.
     """
 
     name: str
@@ -57,6 +69,7 @@ class Task:
     spare: tuple[str, ...] = ()
     style: PromptStyle = "short"
     levels: tuple[int, ...] = field(default=())
+    modes: tuple[str, ...] = ("mplus",)
 
     def __post_init__(self) -> None:
         for question in self.questions:

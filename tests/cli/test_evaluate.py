@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 from mplus.cli.app import app
 from mplus.evaluation.opening import open_model
 from mplus.model import MPlus
-from tests.evaluation.data import filler_file, squad_file
+from mplus.training.talk.corpus import DEV_WRITERS
+from tests.evaluation.data import filler_file, squad_file, talk_file, trivia_file
 from tests.evaluation.run_folders import run_folder
 
 
@@ -65,6 +66,30 @@ def test_facts_need_no_file(folder: Path, tmp_path: Path) -> None:
     assert len(rows) == 2 * (3 + 1)
 
 
+def test_talk_asks_our_own_conversations_where_no_file_is_named(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--model", folder, "--max-new-tokens", 2, "--out", out, "--questions", 5, "--unanswerable", 2]
+    result = evaluate("talk", *arguments)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["mode"] for row in rows} == {"mplus", "chat"} and Counter(row["mode"] for row in rows)["mplus"] == 7
+    assert {row["cluster"].split("-")[0] for row in rows} <= DEV_WRITERS
+    assert evaluate("talk", *arguments).exit_code == 0
+    assert len((out / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == len(rows)
+
+
+def test_talk_from_a_file_with_common_questions(folder: Path, tmp_path: Path) -> None:
+    arguments = [talk_file(tmp_path), "--common", trivia_file(tmp_path), "--common-questions", 2]
+    result = evaluate("talk", *arguments, *common(folder, tmp_path), "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert {(line["group"], line["level"]) for line in figures["groups"]} == {
+        (group, level) for group in ("conversation", "note", "document") for level in (0, 400)
+    }
+    table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "| trivia | empty-memory | 0 | 2 |" in table and "| conversation | chat | 400 |" in table
+
+
 def test_perplexity_of_a_text_file(folder: Path, tmp_path: Path) -> None:
     arguments = ["perplexity", "--data", filler_file(tmp_path), "--questions", 4, "--model", folder]
     arguments += ["--levels", "0,400", "--out", tmp_path / "out", "--json"]
@@ -115,6 +140,8 @@ def test_a_folder_of_trained_parts_is_opened_on_its_backbone(folder: Path, tmp_p
         (["squad"], "pass --data FILE"),
         (["squad", "--data", "nowhere.json"], "no such file"),
         (["facts", "--data", "x.json"], "generated"),
+        (["squad", "x.json", "--data", "y.json"], "expected one file"),
+        (["talk", "nowhere.jsonl"], "no such file"),
         (["poems", "--data", "x.json"], "expected one of facts, squad"),
         (["facts", "--levels", "0,many"], "whole numbers"),
         (["facts", "--levels", "0,-5"], "none of them negative"),

@@ -51,3 +51,86 @@ def filler_file(folder: Path, passages: int = 40) -> Path:
         encoding="utf-8",
     )
     return path
+
+
+TALK: list[dict[str, Any]] = [
+    {
+        "id": "rosa",
+        "kind": "conversation",
+        "told": [
+            {"role": "user", "text": "Hi, I'm {NAME1} and I live in {TOWN1}. My son is {AGE1}."},
+            {"role": "assistant", "text": "Hello {NAME1}!"},
+            {"role": "user", "text": "We bring chairs and a grill."},
+        ],
+        "slots": {"NAME1": ["Rosa", "first name"], "TOWN1": ["Graz", "town"], "AGE1": ["7", "age"]},
+        "ask": [
+            {
+                "q": "whats my name",
+                "short": ["{NAME1}"],
+                "full": "You are {NAME1}.",
+                "after": 0,
+                "needs": [0],
+                "kind": "what",
+            },
+            {"q": "and my town?", "short": ["{TOWN1}"], "needs": [0], "kind": "follow-up"},
+            {"q": "how old is my son", "short": ["{AGE1}"], "needs": [0], "kind": "how many"},
+            {"q": "what do we bring", "short": ["chairs", "grill"], "needs": [2], "kind": "list"},
+        ],
+        "unknown": ["what is my cat called"],
+    },
+    {
+        "id": "parking",
+        "kind": "document",
+        "told": ["Parking policy.", "Cars may stay until 18:00."],
+        "ask": [{"q": "until when can cars stay", "short": ["18:00", "6 pm"]}],
+        "unknown": ["who tows the cars"],
+    },
+    {
+        "id": "list",
+        "kind": "note",
+        "told": ["milk", "call Jo at 5"],
+        "ask": [{"q": "who do i call", "short": ["Jo"]}],
+        "unknown": [],
+    },
+]
+
+
+def talk_file(folder: Path) -> Path:
+    return lines_file(folder, "talk.jsonl", TALK)
+
+
+def trivia_file(folder: Path) -> Path:
+    """Sixty questions, of which some are held out."""
+    questions = [{"question": f"Who found island {n}?", "answers": [f"Captain {n}"], "text": ""} for n in range(60)]
+    return lines_file(folder, "trivia.jsonl", questions)
+
+
+LOCOMO = [
+    {
+        "sample_id": f"conv-{n}",
+        "conversation": {
+            "speaker_a": "Ada",
+            "speaker_b": "Ben",
+            "session_1_date_time": "1:56 pm on 8 May, 2023",
+            "session_1": [
+                {"speaker": "Ada", "dia_id": "D1:1", "text": "I painted a lake.", "blip_caption": "a lake at dusk"},
+                {"speaker": "Ben", "dia_id": "D1:2", "text": f"My cat is called Tom{n}."},
+            ],
+            "session_2_date_time": "9 June, 2023",
+            "session_2": [{"speaker": "Ben", "dia_id": "D2:1", "text": "I moved to Graz in 2022."}],
+            "session_10_date_time": "10 June, 2023",
+            "session_10": [{"speaker": "Ada", "dia_id": "D10:1", "text": "Bye."}],
+        },
+        "qa": [
+            {"question": "When did Ben move?", "answer": 2022, "evidence": ["D2:1"], "category": 2},
+            {"question": "Cat's name?", "answer": f"Tom{n}", "evidence": ["D1:2; D2:1"], "category": 1},
+            {
+                "question": "What is Ada's cat called?",
+                "adversarial_answer": f"Tom{n}",
+                "evidence": ["D1:2"],
+                "category": 5,
+            },
+        ],
+    }
+    for n in range(2)
+]

@@ -12,7 +12,7 @@ from mplus.evaluation.data_files import passages
 from mplus.evaluation.datasets import READERS
 from mplus.evaluation.metrics import contains_answer, exact_match
 from mplus.evaluation.tasks import Task
-from tests.evaluation.data import filler_file, lines_file, squad_file
+from tests.evaluation.data import LOCOMO, filler_file, lines_file, squad_file
 
 
 def read(name: str, path: Path, questions: int, unanswerable: int = 0, seed: int = 0) -> Task:
@@ -174,37 +174,6 @@ def test_babi(tmp_path: Path) -> None:
     (tmp_path / "broken.tgz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="as an archive"):
         read("babi", tmp_path / "broken.tgz", 1)
-
-
-LOCOMO = [
-    {
-        "sample_id": f"conv-{n}",
-        "conversation": {
-            "speaker_a": "Ada",
-            "speaker_b": "Ben",
-            "session_1_date_time": "1:56 pm on 8 May, 2023",
-            "session_1": [
-                {"speaker": "Ada", "dia_id": "D1:1", "text": "I painted a lake.", "blip_caption": "a lake at dusk"},
-                {"speaker": "Ben", "dia_id": "D1:2", "text": f"My cat is called Tom{n}."},
-            ],
-            "session_2_date_time": "9 June, 2023",
-            "session_2": [{"speaker": "Ben", "dia_id": "D2:1", "text": "I moved to Graz in 2022."}],
-            "session_10_date_time": "10 June, 2023",
-            "session_10": [{"speaker": "Ada", "dia_id": "D10:1", "text": "Bye."}],
-        },
-        "qa": [
-            {"question": "When did Ben move?", "answer": 2022, "evidence": ["D2:1"], "category": 2},
-            {"question": "Cat's name?", "answer": f"Tom{n}", "evidence": ["D1:2; D2:1"], "category": 1},
-            {
-                "question": "What is Ada's cat called?",
-                "adversarial_answer": f"Tom{n}",
-                "evidence": ["D1:2"],
-                "category": 5,
-            },
-        ],
-    }
-    for n in range(2)
-]
 
 
 def test_locomo(tmp_path: Path) -> None:

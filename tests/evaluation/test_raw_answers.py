@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mplus.evaluation.data_files import passages
-from mplus.evaluation.datasets import squad
+from mplus.evaluation.datasets import locomo, squad
 from mplus.evaluation.facts_task import facts
 from mplus.evaluation.from_memory import Recalling
 from mplus.evaluation.modes import answerers, chosen
@@ -24,7 +24,7 @@ from mplus.memory.memory import Memory
 from mplus.model import MPlus
 from mplus.read.prefill import prefill
 from mplus.write.absorb import WriteReport
-from tests.evaluation.data import filler_file, squad_file
+from tests.evaluation.data import LOCOMO, filler_file, squad_file
 
 SETTINGS = Settings(max_new_tokens=3, batch=4)
 
@@ -153,7 +153,7 @@ def test_a_report_has_a_line_per_level(model: MPlus, tmp_path: Path) -> None:
     report = lines(run.rows)
     assert [(line.level, line.questions) for line in report] == [(0, 6), (500, 6), (1500, 6)]
     assert report[0].found[1].mean == 1.0  # only one source to find
-    assert markdown(report).count("\n| mplus |") == 3
+    assert markdown(run.rows).count("\n| mplus |") == 3
 
 
 def test_people_tell_ask_and_change_their_minds() -> None:
@@ -184,3 +184,30 @@ def test_modes_by_name(model: MPlus) -> None:
     assert {"closed-book", "memoryllm", "mplus-attention", "rag-bm25"} <= set(everything)
     # Untrained weights have no adapter to read with, nor the published retriever; "mplus" is the late one here.
     assert not {"rag-bm25+adapter", "rag-bm25+mplus", "mplus-published", "mplus-late"} & set(everything)
+
+
+def test_a_conversation_is_written_once_for_all_its_questions_and_levels(
+    model: MPlus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "locomo.json"
+    path.write_text(json.dumps(LOCOMO), encoding="utf-8")
+    task = locomo(path, 4, 2, random.Random(0))
+    # At 0 and 50 tokens other conversations would be in short-term memory, at 600 one stream serves all.
+    short = [f"Ship {number} left the harbour at noon." for number in range(20)]
+    stream = Stream.of(task, short, model.tokenizer, [0, 50, 600])
+    written: list[str] = []
+    real = MPlus.write
+
+    def write(self: MPlus, memory: Memory, text: list[str], **options: Any) -> WriteReport:
+        written.extend(text)
+        return real(self, memory, text, **options)
+
+    monkeypatch.setattr(MPlus, "write", write)
+    subject = answerer("mplus", model, stream)
+    near = [(question, level) for level in (0, 50) for question in task.questions]
+    assert len(list(subject.replies(near))) == 2 * 6
+    sessions = [text for text in written if text in task.contexts.values()]
+    assert len(task.contexts) == 6 and len(sessions) == 6
+    written.clear()
+    assert len(list(subject.replies([(question, 600) for question in task.questions]))) == 6
+    assert sorted(text for text in written if text in task.contexts.values()) == sorted(task.contexts.values())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mplus.evaluation import plots
-from mplus.evaluation.report import as_json, cells, kinds, lines, markdown
+from mplus.evaluation.report import as_json, cells, common, groups, kinds, lines, markdown
 
 
 def row(mode: str, level: int, number: int, **changes: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_lines_count_what_can_be_counted() -> None:
 
 def test_tables_and_json_hold_the_same_figures() -> None:
     report = lines(ROWS)
-    table = markdown(report)
+    table = markdown(ROWS)
     assert "| mplus | 1,000 | 4 | 0.500 [" in table
     assert len(kinds(report)) == 4 and "| updated | 1 |" in table
     assert as_json(report)[0]["found"]["3"]["mean"] == 0.75
@@ -71,3 +71,26 @@ def test_without_matplotlib_the_message_says_how_to_get_it(tmp_path: Path, monke
     monkeypatch.setattr(plots, "can_plot", lambda: False)
     with pytest.raises(ValueError, match=r"mplus-memory\[evaluate\]"):
         plots.retention(lines(ROWS), tmp_path / "curves.png", title="")
+
+
+def test_groups_and_common_questions_have_tables_of_their_own() -> None:
+    rows = [
+        row("mplus", 0, 0, group="conversation"),
+        row("mplus", 0, 1, group="conversation", answerable=False, gold=[], contains=False, declined=True),
+        row("mplus", 0, 2, group="document"),
+        row("mplus", 0, 3, group="common", kind="trivia", contains=True, text="Paris.", gold=[]),
+        row("mplus", 0, 4, group="common", kind="trivia", contains=False, text="I don't know.", gold=[], declined=True),
+        row("mplus", 0, 5, group="common", kind="trivia", contains=False, text="Hi!", gold=[], answerable=False),
+        row("empty-memory", 0, 3, group="common", kind="trivia", contains=True, text="Paris.", gold=[]),
+        row("empty-memory", 0, 4, group="common", kind="trivia", contains=True, text="Rome.", gold=[]),
+        row("empty-memory", 0, 5, group="common", kind="trivia", contains=False, text="Hi!", gold=[], answerable=False),
+    ]
+    found = {name: line for name, line in groups(rows)}
+    assert found["conversation"].questions == 1 and found["conversation"].abstention.recall == 1
+    assert found["document"].abstention.recall is None
+    # A request without an answer is nothing that ought to be declined.
+    assert {line.mode: line.abstention.recall for line in lines(rows)}["empty-memory"] is None
+    table = {cells[1]: cells for cells in common(rows)}
+    assert table["mplus"] == ("trivia", "mplus", "0", "3", "1 of 2", "2", "0.667", "0.333")
+    assert table["empty-memory"][4:7] == ("2 of 2", "2", "1.000")
+    assert "| document | mplus | 0 | 1 |" in markdown(rows) and "| trivia | mplus |" in markdown(rows)

@@ -6,6 +6,7 @@ from mplus.evaluation.datasets.drawing import Reader
 from mplus.evaluation.datasets.locomo import locomo
 from mplus.evaluation.datasets.passages import natural_questions, squad
 from mplus.evaluation.datasets.stories import babi
+from mplus.evaluation.datasets.talk import talk
 
 READERS: dict[str, Reader] = {
     "squad": squad,
@@ -14,4 +15,5 @@ READERS: dict[str, Reader] = {
     "babi": babi,
     "locomo": locomo,
     "longdoc": long_documents,
+    "talk": talk,
 }

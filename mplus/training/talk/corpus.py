@@ -17,6 +17,11 @@ def writers() -> list[str]:
     return sorted(path.stem for path in DATA.glob("*.jsonl"))
 
 
+def talk_files(split: Split) -> tuple[Path, ...]:
+    """The files of one split."""
+    return tuple(DATA / f"{writer}.jsonl" for writer in writers() if (writer in DEV_WRITERS) == (split == "dev"))
+
+
 @cache
 def talk_items(split: Split) -> tuple[Item, ...]:
     """The items of one split, with slots in their texts; `drawn` or `as_written` fills them.
@@ -27,5 +32,4 @@ def talk_items(split: Split) -> tuple[Item, ...]:
     Raises:
         TalkFormatError: If a data file does not follow the format.
     """
-    mine = [writer for writer in writers() if (writer in DEV_WRITERS) == (split == "dev")]
-    return tuple(item for writer in mine for item in read_items(DATA / f"{writer}.jsonl"))
+    return tuple(item for file in talk_files(split) for item in read_items(file))

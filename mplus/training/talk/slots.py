@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 
+from mplus.evaluation.talk_slots import REFERENCE, filled
 from mplus.training.talk.format import Item, Message, Question
 from mplus.training.talk.scales import Reading
 from mplus.training.talk.slot_types import TYPES, SlotType
 
-REFERENCE = re.compile(r"\{([A-Za-z]+[0-9]+)\}")
-_THE = re.compile(r"\b([Tt]he|THE)\s\{([A-Za-z]+[0-9]+)\}")
-_ARTICLE = re.compile(r"\b([Aa])n?(\s)\{([A-Za-z]+[0-9]+)\}")
 _TRIES, _RESTARTS = 300, 30
 
 
@@ -240,8 +238,8 @@ def texts(item: Item) -> list[str]:
 
 
 def _filled(item: Item, by_name: Mapping[str, str]) -> Item:
-    fill = lambda text: _fill(text, by_name, False)
-    say = lambda text: _fill(text, by_name, item.lowercase)
+    fill = lambda text: filled(text, by_name)
+    say = lambda text: filled(text, by_name, lowercase=item.lowercase)
     told = tuple(
         Message(message.role, (say if message.role == "user" else fill)(message.text)) for message in item.told
     )
@@ -252,25 +250,3 @@ def _filled(item: Item, by_name: Mapping[str, str]) -> Item:
 
 def _filled_question(question: Question, say: Callable[[str], str], fill: Callable[[str], str]) -> Question:
     return replace(question, q=say(question.q), short=tuple(map(fill, question.short)), full=fill(question.full))
-
-
-def _fill(text: str, by_name: Mapping[str, str], lowercase: bool) -> str:
-    value = lambda name: _value(by_name[name.upper()], name, lowercase)
-    article = lambda found: found[1] + "n" * _wants_an(value(found[3])) + found[2] + value(found[3])
-    the = lambda found: found[1] + " " + re.sub(r"^(the|an?) ", "", value(found[2]), flags=re.IGNORECASE)
-    return REFERENCE.sub(lambda found: value(found[1]), _ARTICLE.sub(article, _THE.sub(the, text)))
-
-
-def _value(value: str, name: str, lowercase: bool) -> str:
-    """A value in the case that a reference asks for."""
-    if name.islower() or lowercase:
-        return value.lower()
-    return value if name.isupper() else value[0].upper() + value[1:]
-
-
-def _wants_an(value: str) -> bool:
-    """Whether "an" stands before a value, by its sound as far as spelling tells."""
-    lower = value.lower()
-    if lower[0].isdigit():
-        return lower.startswith("8") or re.match(r"1[18](?!\d)", lower) is not None
-    return lower[0] in "aeiou" and not lower.startswith(("uni", "use", "eu", "one", "uk", "ut", "ur"))
