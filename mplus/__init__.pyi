@@ -8,6 +8,7 @@ from .config import MemoryConfig as MemoryConfig
 from .errors import CheckpointError as CheckpointError
 from .errors import CorruptMemoryError as CorruptMemoryError
 from .errors import DownloadError as DownloadError
+from .errors import EmbedderError as EmbedderError
 from .errors import LedgerMissingError as LedgerMissingError
 from .errors import MemoryKeyError as MemoryKeyError
 from .errors import MemoryLimitError as MemoryLimitError
@@ -43,6 +44,7 @@ from .memory.stats import MemoryStats as MemoryStats
 from .memory.store import MemoryStore as MemoryStore
 from .memory.store import StoredMemory as StoredMemory
 from .model import MPlus as MPlus
+from .recall.embedder import Embedder as Embedder
 from .storage.encryption import MemoryKey as MemoryKey
 from .storage.vault import KeyVault as KeyVault
 from .turns import prompt_start as prompt_start

@@ -1,12 +1,23 @@
 """``MemoryConfig``: sizes of a memory, its layout, recall, forgetting and storage."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LayoutName = Literal["chunk", "token"]
 Encoding = Literal["states", "adapter"]
-Recall = Literal["late", "published", "attention"]
+Recall = Literal[
+    "late",
+    "published",
+    "attention",
+    "embedding",
+    "embedding+late",
+    "embedding+attention",
+    "embedding+published",
+]
+TokenRecall = Literal["late", "published", "attention"]
+"""Ways of scoring that compare memory tokens."""
+EMBEDDING = "embedding"
 Tier = Literal["auto", "cpu", "cuda", "disk"]
 StorageDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 
@@ -62,7 +73,11 @@ class MemoryConfig(BaseModel):
     layout: LayoutName = "chunk"
     """Evict and recall whole chunks, for all layers at once; or single tokens, layer by layer (``mplus.layouts``)."""
     recall: Recall = "late"
-    """How long-term tokens are scored: late interaction, co-trained retriever, or attention."""
+    """How long-term tokens are scored: late interaction, co-trained retriever, or attention; "embedding": by the vectors
+    of an embedder that you bring; "embedding+late": by both. Embeddings are for the chunk layout only."""
+    embedding_weight: FiniteFloat = 1.0
+    """Weight of your embedder beside another scorer: spreads of the other's relevance that a chunk gains for each spread
+    of its cosine. Only if ``recall`` names both."""
     recalled_neighbours: NonNegativeInt = 0
     """Number of chunks of the same text on either side of the most relevant one that are recalled with it, before
     others: the answer is often beside the words that the question names. Chunk layout only."""
@@ -119,6 +134,11 @@ class MemoryConfig(BaseModel):
         for defect in ("ages_stop_in_short_term", "repeat_short_recall"):
             if getattr(self, defect) and self.keeps_chunks:
                 raise ValueError(f'{defect}=True is a defect of the published layout; use layout="token" with it.')
+        if self.has_vectors and not self.keeps_chunks:
+            raise ValueError(
+                f"recall={self.recall!r} compares chunks of text, but layout={self.layout!r} keeps single tokens. Use "
+                f'layout="chunk", or recall={self.token_recall!r}.'
+            )
         if self.encoding == "adapter" and self.short_term_tokens < self.tokens_per_write:
             raise ValueError(
                 f"short_term_tokens={self.short_term_tokens}: a write adapter reads the last "
@@ -130,6 +150,17 @@ class MemoryConfig(BaseModel):
     def keeps_chunks(self) -> bool:
         """Whether each text token becomes a memory token and whole chunks are kept."""
         return self.layout == "chunk"
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether every chunk has a vector of the user's embedder."""
+        return self.recall.startswith(EMBEDDING)
+
+    @property
+    def token_recall(self) -> TokenRecall:
+        """The scorer that retrieval keys of memory tokens are made for."""
+        name = self.recall.removeprefix(EMBEDDING).removeprefix("+") or "late"
+        return cast("TokenRecall", name)
 
     @property
     def has_age_limit(self) -> bool:

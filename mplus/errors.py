@@ -6,7 +6,8 @@
     ├── CheckpointError         weights are missing, have the wrong shape, or would be dropped
     ├── UnsupportedModelError   a backbone whose layers M+ cannot read or write
     ├── PromptTooLongError      the prompt and its memory do not fit the model's window
-    ├── MemoryMismatchError     a memory made by another model or another memory layout
+    ├── MemoryMismatchError     a memory made by another model, another memory layout or another embedder
+    ├── EmbedderError           the user's embedder failed, or returned no usable vectors
     ├── LedgerMissingError      a memory was to be rebuilt, but keeps no ledger
     ├── MemoryLimitError        a memory or its store would exceed a limit that the user set
     ├── MemoryLockedError       another process or thread holds the memory
@@ -53,7 +54,11 @@ class PromptTooLongError(MPlusError, ValueError):
 
 
 class MemoryMismatchError(MPlusError, ValueError):
-    """The memory was made by another model or with another memory layout."""
+    """The memory was made by another model, with another memory layout or with another embedder."""
+
+
+class EmbedderError(MPlusError):
+    """The embedder that the user brought failed, or did not return one finite vector for each text."""
 
 
 class LedgerMissingError(MPlusError):

@@ -13,7 +13,7 @@ from mplus.checkpoint.initial_memory import initial_state
 from mplus.checkpoint.loading import Loaded, load
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.confidence import Calibration
-from mplus.config import MemoryConfig
+from mplus.config import EMBEDDING, MemoryConfig, Recall
 from mplus.generation.engine import Engine, decode
 from mplus.generation.requests import GenerationOptions, PromptLike, Requests
 from mplus.generation.row import Generation
@@ -28,6 +28,7 @@ from mplus.memory.state import MemoryState
 from mplus.progress import Progress, followed
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import rank_sources
+from mplus.recall.embedder import Embedder
 from mplus.weights import Weights
 from mplus.write.absorb import WriteReport
 from mplus.write.chunks import TextLike
@@ -49,12 +50,16 @@ class MPlus:
         *,
         name: str = "",
         parts: TrainedParts | None = None,
+        embedder: Any = None,
     ) -> None:
         """Make a model of loaded parts; use ``from_pretrained`` instead.
 
         Raises:
-            ValueError: ``memory`` needs a scorer that these weights do not have.
+            ValueError: ``memory`` needs a scorer that these weights do not have, or an embedder; or ``embedder`` is not
+                one.
         """
+        if embedder is not None:
+            weights = replace(weights, embedder=Embedder.of(embedder))
         self.weights = weights
         self.tokenizer = tokenizer
         self.memory_config = memory
@@ -65,6 +70,11 @@ class MPlus:
         self._writer = Writer(weights, tokenizer)
         self._lock = threading.Lock()
         self._check(memory)
+        if memory.has_vectors and weights.embedder is None:
+            raise ValueError(
+                f"recall={memory.recall!r} needs an embedder. Pass yours: embedder=…, any LangChain Embeddings, LlamaIndex "
+                f"BaseEmbedding or function; or use recall={memory.token_recall!r}."
+            )
 
     @classmethod
     def from_pretrained(
@@ -75,6 +85,7 @@ class MPlus:
         dtype: str = "auto",
         memory: MemoryConfig | None = None,
         attention: str = "auto",
+        embedder: Any = None,
         revision: str | None = None,
         local_files_only: bool = False,
         **options: Any,
@@ -89,6 +100,8 @@ class MPlus:
                 int8 weights for decoding beside bfloat16, for the CPU.
             memory: Layout of new memories; None takes the checkpoint's, else a preset for the backbone.
             attention: "auto", "sdpa", "eager" or "flash_attention_2".
+            embedder: Your own embedder, to find what a question is about: an ``Embedder``, or what that takes. Unless
+                ``memory`` says which ``recall``, it is used beside the model's own scorer ("embedding+late").
             revision: Branch, tag or commit of a hub repository.
             local_files_only: Do not use the network.
             options: Passed on to transformers, such as ``quantization_config`` or ``offload_folder``.
@@ -111,9 +124,10 @@ class MPlus:
         return cls(
             loaded.weights,
             loaded.tokenizer,
-            memory or loaded.memory,
+            _using(embedder, memory, loaded.memory),
             name=str(model),
             parts=loaded.parts,
+            embedder=embedder,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -139,6 +153,20 @@ class MPlus:
         """
         parts = replace(self._parts, calibration=calibration)
         return MPlus(self.weights, self.tokenizer, self.memory_config, name=self.name, parts=parts)
+
+    def with_embedder(self, embedder: Any, *, memory: MemoryConfig | None = None) -> "MPlus":
+        """This model with an embedder of yours. Weights are shared, and it opens the memories of both.
+
+        Args:
+            embedder: An ``Embedder``, or what that takes.
+            memory: Layout of new memories; None: the model's own. Unless it says which ``recall``, the embedder is used
+                beside the model's own scorer.
+
+        Raises:
+            ValueError: ``embedder`` is not one, or the layout keeps single tokens.
+        """
+        config = _using(embedder, memory, self.memory_config)
+        return MPlus(self.weights, self.tokenizer, config, name=self.name, parts=self._parts, embedder=embedder)
 
     @property
     def trained_parts(self) -> TrainedParts:
@@ -182,6 +210,43 @@ class MPlus:
         own = tuple(replace(track, short_term=replace(track.short_term)) for track in initial.tracks)
         initial = replace(initial, tracks=own)
         return Memory(config, initial, model_fingerprint=self.weights.fingerprints[config.recall], seed=seed)
+
+    def with_recall(self, memory: Memory, recall: Recall) -> Memory:
+        """A copy of a memory that recalls in another way; the given memory is not changed.
+
+        Chunks without a vector of the model's embedder get one now if ``recall`` needs it: their text is decoded from
+        the ledger. So a memory can change to an embedder, to another one, or do without.
+
+        Args:
+            memory: The memory.
+            recall: What ``MemoryConfig(recall=…)`` takes. Memory tokens keep their retrieval keys, so that a memory of
+                late interaction changes to "embedding" and "embedding+late" only, and back.
+
+        Returns:
+            A memory with the same content and snapshots, and tensors shared.
+
+        Raises:
+            ValueError: The memory has no retrieval keys for that, or there is no embedder.
+            EmbedderError: The embedder failed.
+            LedgerMissingError: The memory keeps no ledger, and has chunks without vectors.
+            MemoryMismatchError: The memory belongs to another model, or the text of a chunk is not in its ledger.
+        """
+        config = MemoryConfig.model_validate(memory.config.model_dump() | {"recall": recall})
+        if config.token_recall != memory.config.token_recall:
+            raise ValueError(
+                f"recall={recall!r}: this memory has the retrieval keys of {memory.config.token_recall!r}, and those of "
+                f"{config.token_recall!r} cannot be made from them. Write its texts into a new memory."
+            )
+        if config.has_vectors and self.weights.embedder is None:
+            raise ValueError(f"recall={recall!r} needs an embedder. Pass yours to from_pretrained(embedder=…).")
+        changed = self.new_memory(seed=memory.seed, config=config)
+        self._requests.check_weights(memory)
+        with memory.writing():
+            state, snapshots = memory.state, memory.snapshots
+        states = self._writer.recalling(config, [state, *(snapshot.state for snapshot in snapshots)])
+        taken = [replace(snapshot, state=s) for snapshot, s in zip(snapshots, states[1:], strict=True)]
+        changed.restore(states[0], tuple(taken))
+        return changed
 
     def write(
         self,
@@ -388,7 +453,7 @@ class MPlus:
             state = self._requests.present_state(memory)
             # If every layer recalls for itself, the layer that one choice for all layers would use is searched.
             track, _ = state.track_of(self.weights.recall_layer)
-            question = self.weights.question(ids, track.recall_layer)
+            question = self.weights.question(ids, track.recall_layer, self.weights.vector_of(ids, memory.config))
             scorer = self.weights.scorers[memory.config.recall]
             ranked = rank_sources(scorer, state, memory.config, question, allowed_sources(state, where))
         found = [(state.sources[number], relevance) for number, relevance in ranked[:limit]]
@@ -444,3 +509,14 @@ class MPlus:
             f"MPlus({self.name or backbone.config.model_type!r}, {backbone.num_layers} layers, "
             f"{backbone.dtype}, {backbone.device})"
         )
+
+
+def _using(embedder: Any, given: MemoryConfig | None, own: MemoryConfig) -> MemoryConfig:
+    """The layout of new memories: the model's own if none is given.
+
+    An embedder is used beside the layout's scorer, unless the given layout says how to recall.
+    """
+    config = given or own
+    if embedder is None or config.has_vectors or (given is not None and "recall" in given.model_fields_set):
+        return config
+    return MemoryConfig.model_validate(config.model_dump() | {"recall": f"{EMBEDDING}+{config.recall}"})

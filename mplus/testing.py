@@ -4,6 +4,9 @@ model = mplus.testing.tiny_model()
 memory = model.new_memory()
 """
 
+import re
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,10 +75,30 @@ def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -
     return model
 
 
+def toy_embedder(size: int = 64) -> Callable[[list[str]], list[list[float]]]:
+    """An embedder without a model, for ``embedder=``: texts that share words have similar vectors.
+
+    Args:
+        size: Numbers of a vector.
+    """
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = []
+        for text in texts:
+            vector = [1e-3] * size
+            for word in re.findall(r"\w+", text.lower()):
+                vector[zlib.crc32(word.encode()) % size] += 1.0
+            vectors.append(vector)
+        return vectors
+
+    return embed
+
+
 def tiny_model(
     seed: int = 0,
     *,
     memory: MemoryConfig | None = None,
+    embedder: Any = None,
     model_type: str = "llama",
     prompt_turns: int | None = None,
     **changes: Any,
@@ -85,6 +108,7 @@ def tiny_model(
     Args:
         seed: Seed of the weights.
         memory: Layout of new memories.
+        embedder: Your own embedder, as ``MPlus.from_pretrained`` takes it.
         model_type: "llama", "mistral", "qwen2" or "qwen3".
         prompt_turns: How many turns stand in the prompt before the question; None: as many as fit.
         changes: Other settings of the transformers config.
@@ -93,10 +117,8 @@ def tiny_model(
     model = tiny_backbone(model_type, seed=seed, **changes)
     parts = TrainedParts(prompt_turns=prompt_turns)
     weights = assemble(model, tokenizer, parts)
-    return MPlus(
-        weights,
-        tokenizer,
-        memory or MemoryConfig.for_window(weights.backbone.window),
-        name=f"tiny-{model_type}",
-        parts=parts,
-    )
+    own = MemoryConfig.for_window(weights.backbone.window)
+    tiny = MPlus(weights, tokenizer, own, name=f"tiny-{model_type}", parts=parts)
+    if embedder is not None:
+        return tiny.with_embedder(embedder, memory=memory)
+    return MPlus(weights, tokenizer, memory or own, name=tiny.name, parts=parts)

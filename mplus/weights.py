@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int32
@@ -14,6 +15,7 @@ from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.recall.embedder import Embedder
 from mplus.recall.scorer import Question, Scorer
 from mplus.words import Words, no_words
 
@@ -36,10 +38,30 @@ class Weights:
     """Added to the last K rows of every layer by a write adapter (published: new_memory_positional_emb)."""
     words: Words | None = None
     """Finds the words of texts and questions. None without a tokenizer; recall then compares states alone."""
+    tokenizer: Any = None
+    """Decodes text for the embedder."""
+    embedder: Embedder | None = None
+    """The embedder that the user brings."""
 
     def words_of(self, input_ids: Sequence[int]) -> Int32[Tensor, " S"]:
         """Number of the word that begins in each token of a text."""
         return no_words(len(input_ids)) if self.words is None else self.words(input_ids)
+
+    def text_of(self, input_ids: Sequence[int]) -> str:
+        """The text of token ids, as an embedder takes it."""
+        text = self.tokenizer.decode(list(input_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text.strip() or text
+
+    def vector_of(self, question: Sequence[int], config: MemoryConfig) -> Float[Tensor, " E"] | None:
+        """The vector of a question by the embedder; None if a memory of this layout has none.
+
+        Raises:
+            EmbedderError: The embedder failed.
+        """
+        if not config.has_vectors:
+            return None
+        assert self.embedder is not None, "a memory was read without its embedder"
+        return self.embedder.question(self.text_of(question))
 
     def tracks(self, config: MemoryConfig) -> tuple[tuple[tuple[int, ...], int], ...]:
         """Groups of layers that recall the same tokens, each with the layer that is scored for it."""
@@ -90,16 +112,17 @@ class Weights:
             states if config.keep_states else None,
         )
 
-    def question(self, input_ids: Sequence[int], layer: int) -> Question:
+    def question(self, input_ids: Sequence[int], layer: int, vector: Float[Tensor, " E"] | None = None) -> Question:
         """The input of recall for a question that is read alone; only its last tokens are used.
 
         Args:
             input_ids: Token ids of the question.
             layer: The layer whose states are compared.
+            vector: Its vector by the embedder.
         """
         ids = list(input_ids[-QUESTION_TOKENS:])
         states = self.backbone.plain_states(torch.tensor(ids), layer)
-        return Question(layer, self.norm(layer, states[-1], reading=False), self.words_of(ids))
+        return Question(layer, self.norm(layer, states[-1], reading=False), self.words_of(ids), vector)
 
     def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:
         """States at the input of a layer, normed by it."""

@@ -26,6 +26,8 @@ from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.config import MemoryConfig, Recall
 from mplus.errors import CheckpointError
 from mplus.recall.attention_scorer import AttentionScorer
+from mplus.recall.embedding_scorer import EmbeddingScorer
+from mplus.recall.fused_scorer import FusedScorer
 from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.published_retriever import PublishedRetriever
 from mplus.recall.scorer import Scorer
@@ -131,9 +133,25 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
     if parts.published is not None:
         scorers["published"] = beside_layers(parts.published, backbone)
     scorers["late"] = parts.late if parts.late is not None else calibrated(backbone, tokenizer)
+    scorers |= with_embeddings(scorers)
     position = None if parts.write_position is None else cast(parts.write_position)
     words = None if tokenizer is None else Words(tokenizer)
-    return Weights(backbone, scorers, recall_layer, fingerprints(backbone, parts), position, words)
+    return Weights(backbone, scorers, recall_layer, fingerprints(backbone, parts), position, words, tokenizer)
+
+
+def with_embeddings(scorers: Mapping[Recall, Scorer]) -> dict[Recall, Scorer]:
+    """The scorers of memories whose chunks have vectors of the user's embedder: by these alone, or beside another."""
+    alone = EmbeddingScorer(scorers["late"])
+    found: dict[Recall, Scorer] = {"embedding": alone}
+    beside: dict[Recall, Recall] = {
+        "embedding+late": "late",
+        "embedding+attention": "attention",
+        "embedding+published": "published",
+    }
+    for name, other in beside.items():
+        if other in scorers:
+            found[name] = FusedScorer(scorers[other], alone, lambda config: config.embedding_weight)
+    return found
 
 
 def beside_layers(retriever: PublishedRetriever, backbone: Backbone) -> PublishedRetriever:
@@ -359,8 +377,16 @@ def fingerprints(backbone: Backbone, parts: TrainedParts) -> dict[Recall, str]:
     digest.update(_sampled(named))
     with_retriever = digest.copy()
     with_retriever.update(_sampled(_named("published", parts.published)))
-    own = digest.hexdigest()[:32]
-    return {"late": own, "attention": own, "published": with_retriever.hexdigest()[:32]}
+    own, published = digest.hexdigest()[:32], with_retriever.hexdigest()[:32]
+    return {
+        "late": own,
+        "attention": own,
+        "published": published,
+        "embedding": own,
+        "embedding+late": own,
+        "embedding+attention": own,
+        "embedding+published": published,
+    }
 
 
 def _named(kind: str, module: nn.Module | None) -> list[tuple[str, Tensor]]:

@@ -17,6 +17,7 @@ from mplus.generation.where import Where, allowed_sources
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
 from mplus.read.prefill import ReadRequest
+from mplus.recall.embedder import Embedder
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
 from mplus.write.encode import Chunk
@@ -33,6 +34,23 @@ class GenerationOptions(SamplingOptions, total=False):
     tools: Tools | None
     constraint: Constraint | None
     where: Where | None
+
+
+def check_embedder(memory: Memory, embedder: Embedder | None) -> None:
+    """Check that the chunks of a memory have vectors of this embedder.
+
+    Raises:
+        MemoryMismatchError: They have those of another, or there is no embedder.
+    """
+    recall, written_with = memory.config.recall, {track.vectors.embedder for track in memory.state.tracks} - {""}
+    if embedder is not None and written_with <= {embedder.name}:
+        return
+    found = f"the model has {embedder.name!r}" if embedder else "the model has none"
+    expected = f"vectors of the embedder {min(written_with)!r}" if written_with else "an embedder"
+    raise MemoryMismatchError(
+        f"This memory has recall={recall!r} and needs {expected}, but {found}. Pass it to from_pretrained(embedder=…) or "
+        f"with_embedder(…); or recall without it: model.with_recall(memory, {memory.config.token_recall!r})."
+    )
 
 
 class Requests:
@@ -107,13 +125,28 @@ class Requests:
                 f"The prompt has {len(ids):,} tokens, but {room - 1:,} fit beside this memory in the model's window "
                 f"of {self._weights.backbone.window:,}. Write the long part into memory, or shorten the prompt."
             )
-        return ReadRequest(state, memory.config, ids, (begin, end), allowed)
+        vector = (
+            self._weights.vector_of(ids[begin:end], memory.config)
+            if remembers and memory.config.recalled_tokens
+            else None
+        )
+        return ReadRequest(state, memory.config, ids, (begin, end), allowed, vector)
 
     def check_memory(self, memory: Memory) -> None:
-        """Check that a memory belongs to this model.
+        """Check that a memory belongs to this model, and to its embedder.
 
         Raises:
-            MemoryMismatchError: The memory belongs to another model.
+            MemoryMismatchError: The memory belongs to another model, or its chunks have vectors of another embedder.
+        """
+        self.check_weights(memory)
+        if memory.config.has_vectors:
+            check_embedder(memory, self._weights.embedder)
+
+    def check_weights(self, memory: Memory) -> None:
+        """Check that a memory was made by these weights.
+
+        Raises:
+            MemoryMismatchError: It was made by others.
         """
         own = self._weights.fingerprints[memory.config.recall]
         if memory.model_fingerprint != own:

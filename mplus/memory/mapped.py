@@ -13,6 +13,7 @@ from mplus.errors import CorruptMemoryError
 from mplus.memory.precision import Plane
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content
+from mplus.memory.vectors import ChunkVectors, VectorBlock
 from mplus.storage.shards import OpenShard, write_shard
 
 
@@ -130,6 +131,35 @@ def read_content(shard: OpenShard, like: Content) -> Content:
         shard.whole("retrieval_keys").clone().to(device=like.retrieval_keys.device, dtype=like.retrieval_keys.dtype),
         layers("states", like.states) if like.states is not None else None,
     )
+
+
+def vector_tensors(block: VectorBlock) -> dict[str, Tensor]:
+    """Every tensor of a block of vectors under its name in the file."""
+    scale = block.vectors.scale
+    return {"chunks": block.chunks, "vectors": block.vectors.data} | ({} if scale is None else {"vectors.scale": scale})
+
+
+def read_vectors(embedder: str, shards: Sequence[OpenShard]) -> ChunkVectors:
+    """The vectors of a track, read into host memory, since recall scores all of them.
+
+    Raises:
+        CorruptMemoryError: The files do not hold vectors of one size, in the order of their chunks.
+    """
+    blocks: list[VectorBlock] = []
+    for shard in shards:
+        chunks, plane = shard.whole("chunks").clone(), ShardPlane(shard, "vectors").resident()
+        like = blocks[0].vectors.data if blocks else plane.data
+        fits = plane.data.dim() == 2 and plane.data.shape[1] == like.shape[-1] and chunks.shape == plane.data.shape[:1]
+        scaled = plane.data.dtype.is_floating_point or (
+            plane.data.dtype == torch.int8 and plane.scale is not None and plane.scale.shape == (len(plane), 1)
+        )
+        if not fits or not scaled or chunks.dtype != torch.int64 or not embedder:
+            raise CorruptMemoryError("these are not the vectors of chunks", shard.path)
+        blocks.append(VectorBlock(chunks, plane))
+    vectors = ChunkVectors(embedder, tuple(blocks))
+    if not bool((vectors.chunks.diff() > 0).all()):
+        raise CorruptMemoryError("vectors are not in the order of their chunks")
+    return vectors
 
 
 def _check_shapes(shard: OpenShard, like: Content) -> None:

@@ -22,6 +22,7 @@ from mplus.memory.long_term import LongTermMemory, survivors
 from mplus.memory.placement import placed
 from mplus.memory.tiers import Segment, SegmentTier
 from mplus.memory.tokens import Provenance, Tokens
+from mplus.memory.vectors import ChunkVectors
 from mplus.storage.json_fields import Record
 
 SEGMENT_TOKENS = 4096
@@ -47,10 +48,13 @@ class Context:
 
     states: tuple[Float[Tensor, "T D"], ...]
     sources: Int[Tensor, " T"]
+    input_ids: Int[Tensor, " T"] | None = None
+    """Their token ids, which the next chunk is embedded with; None if rows are not of single text tokens."""
 
     def take(self, index: Int[Tensor, " T"]) -> "Context":
         """The rows at ``index``, in that order."""
-        return Context(tuple(layer[index.to(layer.device)] for layer in self.states), self.sources[index])
+        ids = None if self.input_ids is None else self.input_ids[index]
+        return Context(tuple(layer[index.to(layer.device)] for layer in self.states), self.sources[index], ids)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Track:
     short_term: Tokens
     pending: LongTermMemory
     long_term: LongTermMemory
+    vectors: ChunkVectors = field(default_factory=ChunkVectors)
+    """Vectors of the chunks in all pools; none unless the user's embedder scores them."""
 
     def __len__(self) -> int:
         return sum(map(len, self.pools))
@@ -133,7 +139,7 @@ class Track:
             pending = pending.append(segment, evicted.provenance)
         remaining = pool.take(eviction.remaining)
         track = replace(self, short_term=remaining, pending=pending, long_term=self.long_term.aged(len(new)))
-        return track, len(eviction.evicted)
+        return track if config.long_term_capacity else track._with_held_vectors(), len(eviction.evicted)
 
     def consolidate(self, config: MemoryConfig, pinned: Int[Tensor, " n"]) -> "Track":
         """Move pending tokens to long-term memory; forget tokens whose recall frequency is used up (spec section 5).
@@ -161,17 +167,30 @@ class Track:
         if len(staying) < len(long_term):
             long_term = long_term.take(staying)
         compact = long_term.compacted(size=SEGMENT_TOKENS)
-        return replace(self, pending=LongTermMemory.empty(), long_term=compact)
+        return replace(self, pending=LongTermMemory.empty(), long_term=compact)._with_held_vectors()
 
     def keeping(self, keeps: Keeps, config: MemoryConfig) -> "Track":
         """The track with only the tokens that ``keeps`` selects; no pool and no tensor holds another."""
         kept = keeps(self.short_term.provenance).nonzero().flatten()
-        return replace(
-            self,
-            short_term=self.short_term.take(kept),
-            pending=self.pending.where(keeps(self.pending.provenance)).purged(),
-            long_term=self.long_term.where(keeps(self.long_term.provenance)).purged(),
-        )._refilled(config)
+        return (
+            replace(
+                self,
+                short_term=self.short_term.take(kept),
+                pending=self.pending.where(keeps(self.pending.provenance)).purged(),
+                long_term=self.long_term.where(keeps(self.long_term.provenance)).purged(),
+            )
+            ._refilled(config)
+            ._with_held_vectors()
+        )
+
+    @property
+    def chunks(self) -> Int[Tensor, " U"]:
+        """Serial numbers of the chunks that are held in any pool, ascending."""
+        return torch.cat([pool.provenance.chunks.unique_consecutive() for pool in self.pools]).unique()
+
+    def _with_held_vectors(self) -> "Track":
+        """The track without vectors of chunks that no pool holds."""
+        return replace(self, vectors=self.vectors.keeping(self.chunks)) if len(self.vectors) else self
 
     def _refilled(self, config: MemoryConfig) -> "Track":
         """Move the newest evicted tokens back into short-term memory if forgetting made room."""

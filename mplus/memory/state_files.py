@@ -2,10 +2,11 @@
 
     tokens-<name>     keys, values and retrieval keys of one long-term or pending segment, or of one chunk in
                       short-term memory; never changes once it is written
+    vectors-<name>    vectors of some chunks, made by the user's embedder
     records-<name>    some rows of a table of records, such as the sources, one JSON text a line
     state-<name>      everything else that is a tensor: provenance of all tokens; context
 
-Names of the first two contain a hash of the content, so a save recognises files that an earlier save wrote.
+Names of the first three contain a hash of the content, so a save recognises files that an earlier save wrote.
 """
 
 import typing
@@ -20,7 +21,14 @@ from mplus.config import MemoryConfig
 from mplus.errors import CorruptMemoryError
 from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
-from mplus.memory.mapped import named_parts, opened_segment, read_content, segment_tensors
+from mplus.memory.mapped import (
+    named_parts,
+    opened_segment,
+    read_content,
+    read_vectors,
+    segment_tensors,
+    vector_tensors,
+)
 from mplus.memory.state import Context, MemoryState, Track
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance, Tokens
@@ -57,7 +65,8 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
     context = None
     if state.context is not None:
         rows = {f"states.{n}": rows for n, rows in enumerate(state.context.states)}
-        context = files.tensors("state", {"sources": state.context.sources, **rows})
+        ids = {} if state.context.input_ids is None else {"input_ids": state.context.input_ids}
+        context = files.tensors("state", {"sources": state.context.sources, **ids, **rows})
 
     def keep(tensor: Tensor) -> str:
         name = f"values.{len(tensors)}"
@@ -93,6 +102,8 @@ def _describe_track(
         long_term=_segments(track.long_term, files),
         num_pending=len(track.pending),
         num_long_term=len(track.long_term),
+        vectors=[files.tensors("vectors", vector_tensors(block)) for block in track.vectors.blocks],
+        embedder=track.vectors.embedder,
     )
 
 
@@ -181,7 +192,11 @@ class StateReader:
 
         pending = store("pending", entry.pending, entry.num_pending)
         long_term = store("long_term", entry.long_term, entry.num_long_term)
-        return Track(like.layers, like.recall_layer, short_term, pending, long_term)
+        vectors = read_vectors(entry.embedder, [self._files.shard(name) for name in entry.vectors])
+        track = Track(like.layers, like.recall_layer, short_term, pending, long_term, vectors)
+        if len(vectors) and not bool(torch.isin(track.chunks, vectors.chunks).all()):
+            raise CorruptMemoryError("a chunk has no vector")
+        return track
 
     def _segment(self, name: str, like: Content) -> Segment:
         if name not in self._segments:
@@ -209,9 +224,13 @@ def _context(shard: OpenShard, initial: MemoryState) -> Context:
     devices = [device for track in initial.tracks for device in track.devices]
     sources = shard.whole("sources").clone()
     rows = tuple(shard.whole(f"states.{n}").clone().to(device) for n, device in enumerate(devices))
-    if sources.dtype != torch.int64 or any(row.dim() != 2 or len(row) != len(sources) for row in rows):
+    ids = shard.whole("input_ids").clone() if "input_ids" in shard.table.tensors else None
+    columns = [sources] if ids is None else [sources, ids]
+    if any(column.dtype != torch.int64 or column.shape != (len(sources),) for column in columns) or any(
+        row.dim() != 2 or len(row) != len(sources) for row in rows
+    ):
         raise CorruptMemoryError("the rows of the context do not fit its sources")
-    return Context(rows, sources)
+    return Context(rows, sources, ids)
 
 
 def _check_rows(store: LongTermMemory) -> None:

@@ -31,6 +31,7 @@ class MemoryStats:
     """Age of the oldest memory token that is still held."""
     num_sources: int
     nbytes: int
+    """Bytes of all pools and of the vectors of chunks."""
 
 
 def measured(state: MemoryState) -> MemoryStats:
@@ -50,5 +51,5 @@ def measured(state: MemoryState) -> MemoryStats:
         text_tokens=sum(s.text_tokens for s in state.sources if not s.forgotten),
         oldest_age=int(max(ages)) if ages else 0,
         num_sources=sum(not s.forgotten for s in state.sources),
-        nbytes=sum(pool.nbytes for pool in pools),
+        nbytes=sum(pool.nbytes for pool in pools) + sum(track.vectors.nbytes for track in tracks),
     )

@@ -38,6 +38,7 @@ class ReadRequest:
         input_ids: Token ids of the prompt.
         query: First and last-plus-one row of the question within the prompt.
         sources: Rows of the table of sources that may be read, in any pool; None for all.
+        vector: The question's vector, if the user's embedder scores the memory's chunks.
     """
 
     state: MemoryState
@@ -45,6 +46,7 @@ class ReadRequest:
     input_ids: Sequence[int]
     query: tuple[int, int]
     sources: Int[Tensor, " n"] | None = None
+    vector: Float[Tensor, " E"] | None = None
 
 
 def has_prefix(request: ReadRequest) -> bool:
@@ -258,7 +260,7 @@ def _known_before_reading(weights: Weights, request: ReadRequest) -> TrackPrefix
     track = request.state.tracks[0]
     if not len(track) or not request.config.recalled_tokens:
         return TrackPrefix(weights, track, nothing_recalled(), request.sources)
-    question = weights.question(request.input_ids[slice(*request.query)], track.recall_layer)
+    question = weights.question(request.input_ids[slice(*request.query)], track.recall_layer, request.vector)
     return _recalling(weights, request, track, question)
 
 

@@ -61,13 +61,15 @@ def recall(
     if index is not None:
         return Recalled(index, track.long_term.provenance.take(index), torch.zeros(len(index)))
     pools = (*stored, track.short_term) if layout.scores_short_term else stored
-    candidates = Candidates.of(pools, layout, sources)
+    candidates = Candidates.of(pools, layout, sources, track.vectors)
     if not len(candidates) or not config.recalled_tokens:
         return nothing_recalled()
     shortlist = scorer.shortlist(question, candidates, config)
     candidates, scores = shortlist.candidates, scorer.scores(question, shortlist, config)
     num_stored = sum(map(len, candidates.units[: len(stored)]))
-    ranked = Ranked(*scores, candidates.sizes, candidates.chunks, candidates.goes_on, num_stored)
+    ranked = Ranked(
+        scores.relevance, scores.average, candidates.sizes, candidates.chunks, candidates.goes_on, num_stored
+    )
     chosen = layout.choose(ranked, config)
     last = layout.standing_last(ranked, chosen)
     recalled, order = _in_order(candidates.take(chosen), scores.relevance[chosen], _places(ranked, chosen, last))
@@ -125,7 +127,7 @@ def rank_sources(
     if sources is None:
         sources = torch.arange(len(state.sources))  # tokens that came with a checkpoint have no source
     pools = (track.long_term, track.pending, track.short_term)
-    candidates = Candidates.of(pools, layout_of(config), sources)
+    candidates = Candidates.of(pools, layout_of(config), sources, track.vectors)
     if not len(candidates):
         return []
     relevance = scorer.scores(question, Shortlist(candidates), config).relevance

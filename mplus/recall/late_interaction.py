@@ -13,6 +13,7 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.recall.coarse import coarse_index
 from mplus.recall.lexical import lexical_match
 from mplus.recall.scorer import (
+    SHORTLIST,
     GoesOn,
     Normed,
     Question,
@@ -23,12 +24,10 @@ from mplus.recall.scorer import (
     Shortlist,
     best_of_runs,
     equal_weights,
+    sampled,
     with_neighbours,
 )
 from mplus.recall.units import Candidates, KeyBlock
-
-SHORTLIST = 512
-"""Number of chunks that the coarse index finds and that are then scored exactly."""
 
 
 class LateInteraction(Scorer):
@@ -115,9 +114,7 @@ class LateInteraction(Scorer):
         around = torch.searchsorted(serials, near)[:, None] + torch.arange(-2, 3)
         newer = torch.arange(int(torch.searchsorted(serials, index.chunks[-1], right=True)), len(candidates))
         found = torch.cat([around.flatten().clamp(0, len(serials) - 1), newer]).unique()
-        runs = torch.arange(0, len(candidates), max(8 * len(candidates) // SHORTLIST, 8))[:, None] + torch.arange(8)
-        sample = runs.flatten().clamp(max=len(candidates) - 1).unique()
-        return Shortlist(candidates.take(found), candidates.take(sample))
+        return Shortlist(candidates.take(found), candidates.take(sampled(len(candidates))))
 
     @torch.no_grad()
     def scores(self, question: Question, shortlist: Shortlist, config: MemoryConfig) -> Scores:
@@ -130,7 +127,7 @@ class LateInteraction(Scorer):
             unit = config.lexical_weight * float(usual.std(correction=0))
             found = found + unit * lexical_match(question.words, candidates, sample)
             usual = found if sample is None else usual + unit * lexical_match(question.words, sample)
-        return Scores(found, float(usual.mean()))
+        return Scores(found, usual)
 
     def _matched(self, question: Question, candidates: Candidates) -> Relevance:
         queries = self.asked(question)

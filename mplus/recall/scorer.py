@@ -2,8 +2,9 @@
 
 To add one: subclass ``Scorer`` in a file of this folder, write ``keys``, ``queries`` and ``relevance``, and override
 other methods where the scorer has a better way; name it in ``mplus.config.Recall`` and add it to ``Weights.scorers`` in
-``mplus.checkpoint.loading``. No other code depends on which scorer is used. A scorer that needs more than states, such
-as the text itself, gets it as a field of ``Question`` and in ``Weights.content``, where all keys are made.
+``mplus.checkpoint.loading``. No other code depends on which scorer is used. A scorer that needs more than states gets
+it as a field of ``Question``; keys of memory tokens are made in ``Weights.content``, vectors of whole chunks in
+``mplus.write.vectors``. Two scorers are used together with ``FusedScorer``.
 
 A scorer turns the normed input of a layer into *retrieval keys* when a memory token is written, and into
 *retrieval queries* when a question is read; ``relevance`` compares them. Relevance is per **unit**: a
@@ -24,6 +25,11 @@ from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.recall.units import Candidates, KeyBlock
 
+SHORTLIST = 512
+"""Most chunks that a fast search finds, and that are then scored exactly."""
+RUN = 8
+"""Consecutive units of a sample."""
+
 Normed = Float[Tensor, "S D"]
 RetrievalRows = Float[Tensor, "S ..."]
 Relevance = Float[Tensor, " U"]
@@ -40,6 +46,8 @@ class Question:
     """The question's rows at the input of that layer, normed."""
     words: Int32[Tensor, " S"] | None = None
     """Word numbers of the question's tokens; None: only states are compared."""
+    vector: Float[Tensor, " E"] | None = None
+    """Its vector by the user's embedder, of unit length; None unless the memory's chunks have vectors."""
 
 
 class Shortlist(NamedTuple):
@@ -54,8 +62,18 @@ class Scores(NamedTuple):
     """Relevance of every candidate."""
 
     relevance: Relevance
-    average: float
-    """Mean relevance over all units."""
+    usual: Float[Tensor, " V"]
+    """Relevance of all units, or of the sample of them."""
+
+    @property
+    def average(self) -> float:
+        """Mean relevance over all units."""
+        return float(self.usual.mean())
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of relevance over all units."""
+        return float(self.usual.std(correction=0))
 
 
 class Scorer(nn.Module, ABC):
@@ -97,7 +115,7 @@ class Scorer(nn.Module, ABC):
         queries, candidates = self.asked(question), shortlist.candidates
         blocks = candidates.blocks(queries.device)
         relevance = self.relevance(queries, blocks, len(candidates), candidates.goes_on).cpu()
-        return Scores(relevance, float(relevance.mean()))
+        return Scores(relevance, relevance)
 
     def best_sentence(
         self, question: Question, keys: Float[Tensor, "T R"], sizes: Int[Tensor, " sentences"]
@@ -115,6 +133,12 @@ class Scorer(nn.Module, ABC):
     def asked(self, question: Question) -> RetrievalRows:
         """Retrieval queries of a question, on the device of its rows."""
         return self.queries(question.layer, question.normed).to(question.normed.device).float()
+
+
+def sampled(count: int) -> Int[Tensor, " s"]:
+    """Places of a sample of units: runs, evenly spaced, so that units keep their neighbours."""
+    runs = torch.arange(0, count, max(RUN * count // SHORTLIST, RUN))[:, None] + torch.arange(RUN)
+    return runs.flatten().clamp(max=count - 1).unique()
 
 
 def equal_weights(queries: RetrievalRows) -> Float[Tensor, " S"]:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from mplus.layouts.layout import Layout, Units
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.tokens import Provenance, Tokens
 from mplus.memory.transfer import moved, side_stream
+from mplus.memory.vectors import ChunkVectors
 from mplus.shapes import Index
 
 BLOCK_TOKENS = 4096
@@ -44,22 +45,30 @@ class Candidates:
     pools: tuple[Pool, ...]
     units: tuple[Units, ...]
     layout: Layout
+    vectors: ChunkVectors = field(default_factory=ChunkVectors)
+    """Vectors of chunks, if the user's embedder scores them."""
 
     @staticmethod
-    def of(pools: Sequence[Pool], layout: Layout, sources: Int[Tensor, " n"] | None = None) -> "Candidates":
+    def of(
+        pools: Sequence[Pool],
+        layout: Layout,
+        sources: Int[Tensor, " n"] | None = None,
+        vectors: ChunkVectors | None = None,
+    ) -> "Candidates":
         """All units of some pools.
 
         Args:
             pools: The pools.
             layout: Divides a pool into units.
             sources: Rows of the table of sources to include; None for all. A unit has the source of its first token.
+            vectors: Vectors of the pools' chunks.
         """
         units = [pool.derived(layout, lambda pool=pool: layout.units(pool.provenance.chunks)) for pool in pools]
         if sources is not None:
             for n, (pool, known) in enumerate(zip(pools, units, strict=True)):
                 allowed = torch.isin(pool.provenance.sources[known.starts], sources)
                 units[n] = known.take(allowed.nonzero().flatten())
-        return Candidates(tuple(pools), tuple(units), layout)
+        return Candidates(tuple(pools), tuple(units), layout, vectors or ChunkVectors())
 
     @property
     def long_term(self) -> LongTermMemory:

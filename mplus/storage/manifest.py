@@ -51,6 +51,10 @@ class TrackEntry(_Entry):
     num_pending: int = Field(ge=0)
     """How many tokens in the files of ``pending`` are still held; the files may contain removed ones too."""
     num_long_term: int = Field(ge=0)
+    vectors: list[FileName] = Field(default_factory=list[FileName])
+    """Files of the vectors of chunks."""
+    embedder: str = ""
+    """Name of the embedder that made them."""
 
 
 class StateEntry(_Entry):

@@ -10,7 +10,7 @@ MAX_NAME_BYTES = 200
 MANIFEST = "memory.json"
 MAX_FILES = 2**20
 """Largest number of files beside a manifest."""
-_FILE = re.compile(r"(tokens|state|records)-[0-9a-f]{32}\.(safetensors|sealed|jsonl)")
+_FILE = re.compile(r"(tokens|vectors|state|records)-[0-9a-f]{32}\.(safetensors|sealed|jsonl)")
 
 
 def is_own_file(name: str) -> bool:

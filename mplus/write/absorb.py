@@ -14,12 +14,13 @@ import torch
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.memory.memory import Memory
-from mplus.memory.state import Context, MemoryState, chained
+from mplus.memory.state import Context, MemoryState, Track, chained
 from mplus.memory.tokens import Provenance, Tokens
 from mplus.progress import Progress
 from mplus.weights import Weights
 from mplus.words import no_words
 from mplus.write.encode import Chunk, Encoded, encode_adapter, encode_states
+from mplus.write.vectors import with_vectors
 
 WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Text tokens that go through a layer together. More do not fit a CPU's caches (docs/lab/performance.md); a GPU
@@ -76,6 +77,7 @@ def write_together(
     started = time.perf_counter()
     totals = [sum(len(chunk.input_ids) for chunk in writing.chunks) for writing in writings]
     reports = [WriteReport(total, 0, 0, 0, 0.0) for total in totals]
+    writings = _embedded(weights, writings)
     states = [writing.state for writing in writings]
     waiting = [deque(writing.chunks) for writing in writings]
     done = 0
@@ -109,6 +111,17 @@ def write_together(
     return list(zip(states, reports, strict=True))
 
 
+def _embedded(weights: Weights, writings: Sequence[Writing]) -> list[Writing]:
+    """The writings, with the vectors of their chunks where an embedder scores them."""
+    found = list(writings)
+    places = [n for n, writing in enumerate(found) if writing.memory.config.has_vectors and writing.chunks]
+    if places:
+        embedded = with_vectors(weights, [(found[n].state, found[n].chunks) for n in places])
+        for place, (state, chunks) in zip(places, embedded, strict=True):
+            found[place] = found[place]._replace(state=state, chunks=chunks)
+    return found
+
+
 def absorb(
     state: MemoryState,
     config: MemoryConfig,
@@ -118,8 +131,12 @@ def absorb(
     chunks: Sequence[Chunk],
 ) -> tuple[MemoryState, int, int]:
     """Add new tokens to every track. Returns the state, and the tokens evicted and consolidated per layer."""
-    tracks, evicted = [], 0
+    tracks, evicted = list[Track](), 0
+    vectors = [chunk.vector for chunk in chunks if chunk.vector is not None]
     for track, tokens in zip(state.tracks, new, strict=True):
+        if vectors:
+            serials, dtype = torch.arange(len(chunks)) + state.num_chunks, config.resolved_long_term_dtype
+            track = replace(track, vectors=track.vectors.append(serials, torch.stack(vectors), dtype))
         written, out = track.write(tokens, config, generator)
         tracks.append(written)
         evicted = max(evicted, out)
@@ -129,7 +146,8 @@ def absorb(
     ends = torch.tensor(sizes).cumsum(dim=0) + state.written_tokens
     times = torch.tensor([chunk.since for chunk in chunks], dtype=torch.float64)
     for chunk in chunks:
-        digest = chained(digest, "write", chunk.input_ids, chunk.sources, chunk.continues)
+        made_by = () if chunk.vector is None else (state.tracks[0].vectors.embedder,)
+        digest = chained(digest, "write", chunk.input_ids, chunk.sources, chunk.continues, *made_by)
     state = replace(
         state,
         tracks=tuple(tracks),
@@ -206,7 +224,8 @@ def _encode_states(
         own = [replace(tokens, provenance=provenance) for tokens in own]
         keep = min(len(part.chunks[-1].input_ids), config.tokens_per_write)
         last = tuple(layer[end - keep : end].clone() for layer in encoded.states)
-        found.append((own, Context(last, provenance.sources[-keep:].clone())))
+        ids = torch.tensor(part.chunks[-1].input_ids[-keep:])
+        found.append((own, Context(last, provenance.sources[-keep:].clone(), ids)))
     return found
 
 

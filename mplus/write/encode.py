@@ -29,6 +29,8 @@ class Chunk(NamedTuple):
     """Whether it continues the chunk before it, and attends to it."""
     since: float = 0.0
     """Unix time at which its first text was given."""
+    vector: Float[Tensor, " E"] | None = None
+    """Its vector by the user's embedder, if one scores chunks."""
 
 
 class Encoded(NamedTuple):

@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
+from mplus.config import MemoryConfig
 from mplus.memory.forgetting import within_age_limits
 from mplus.memory.ledger import LedgerEntry, WrittenText
 from mplus.memory.memory import Memory
-from mplus.memory.state import MemoryState
+from mplus.memory.state import MemoryState, chained
+from mplus.memory.vectors import ChunkVectors
 from mplus.progress import Progress
 from mplus.sentences import SentenceEnds
 from mplus.weights import Weights
 from mplus.write.absorb import WriteReport, Writing, write_together
 from mplus.write.chunks import TextLike, TokenizedText, named, ready_chunks, tokenized
+from mplus.write.vectors import completed
 
 Names = str | Sequence[str | None] | None
 """The source of all texts of one memory, or one for each; None has a name made."""
@@ -82,6 +85,25 @@ class Writer:
             kept = (text.original or self._tokenizer.decode(text.input_ids),) if keep_text else ()
             written.append(WrittenText(name, dict(about), ids, tuple(text.joined_by), kept))
         return LedgerEntry(tuple(written), time.time())
+
+    def recalling(self, config: MemoryConfig, states: Sequence[MemoryState]) -> list[MemoryState]:
+        """States of a memory whose layout differs in how it recalls only, with vectors for all chunks if it needs them.
+
+        Raises:
+            EmbedderError: The embedder failed.
+            LedgerMissingError: There is no ledger to embed chunks from.
+            MemoryMismatchError: The text of a chunk is not in the ledger.
+        """
+        vectors = [ChunkVectors()] * len(states)
+        if config.has_vectors:
+            assert self._ends is not None, "a model without a tokenizer embeds nothing"
+            vectors = completed(self._weights, config, self._ends, states)
+        changed: list[MemoryState] = []
+        for state, made in zip(states, vectors, strict=True):
+            tracks = tuple(replace(track, vectors=made) for track in state.tracks)
+            digest = chained(state.digest, "recall", config.recall, made.embedder)
+            changed.append(replace(state, tracks=tracks, digest=digest))
+        return changed
 
     def written(
         self,
