@@ -111,10 +111,10 @@ class TalkSamples:
     questions: Sequence[Question]
     config: MemoryConfig
     mixture: Sequence[tuple[str, float]] = MIXTURE
-    _recall: BankRecall = field(init=False)
+    recall: BankRecall = field(init=False)
 
     def __post_init__(self) -> None:
-        self._recall = BankRecall(self.bank, self.scorer, self.layer)
+        self.recall = BankRecall(self.bank, self.scorer, self.layer)
         self._talks = [t for t in self.tellings if t.item.kind == "conversation"]
 
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
@@ -143,10 +143,10 @@ class TalkSamples:
                 turns = list(telling.asked[number - 1])
             else:
                 before = _exchange(asked)
-        memory = self._memory(rng, telling, last, turns, without=number)
+        memory = self.memory(rng, telling, last, turns, without=number)
         needed = self._needed(telling, question)
-        text = _typed(rng, question.q)
-        read = as_remembered(self._recall, text, memory, self._config(rng), needed=needed)
+        text = typed(rng, question.q)
+        read = as_remembered(self.recall, text, memory, self._config(rng), needed=needed)
         return self._asked(rng, read, before, text, question.full, _short(question))
 
     def _within(self, rng: random.Random) -> Sample | None:
@@ -162,18 +162,18 @@ class TalkSamples:
         if question.kind == "follow-up" and number:
             before = _exchange(telling.item.ask[number - 1])
             first = last + 1
-        memory = self._memory(rng, telling, first - 1, [], without=number)
+        memory = self.memory(rng, telling, first - 1, [], without=number)
         needed = self._needed(telling, question) & {c for n in telling.told[:first] for c in self.bank.chunks_of[n]}
-        text = _typed(rng, question.q)
-        read = as_remembered(self._recall, text, memory, self._config(rng), needed=needed)
+        text = typed(rng, question.q)
+        read = as_remembered(self.recall, text, memory, self._config(rng), needed=needed)
         return self._asked(rng, read, before, text, question.full, _short(question))
 
     def _unknown(self, rng: random.Random) -> Sample:
         telling = rng.choice(self.tellings)
-        text = _typed(rng, rng.choice(telling.item.unknown))
+        text = typed(rng, rng.choice(telling.item.unknown))
         last = len(telling.told) - 1
-        memory = self._memory(rng, telling, last, [], without=-1)
-        read = as_remembered(self._recall, text, memory, self._config(rng))
+        memory = self.memory(rng, telling, last, [], without=-1)
+        read = as_remembered(self.recall, text, memory, self._config(rng))
         return self._asked(rng, read, [], text, DECLINED, DECLINED)
 
     def _reply(self, rng: random.Random) -> Sample | None:
@@ -184,9 +184,9 @@ class TalkSamples:
         if not places:
             return None
         place = rng.choice(places)
-        memory = self._memory(rng, telling, place - 2, [], without=-1)
+        memory = self.memory(rng, telling, place - 2, [], without=-1)
         text = told[place - 1].text
-        read = as_remembered(self._recall, text, memory, self._config(rng))
+        read = as_remembered(self.recall, text, memory, self._config(rng))
         prompt = [{"role": "user", "content": text}]
         return encode_sample(self.bank.tokenizer, read, prompt, told[place].text)
 
@@ -196,10 +196,10 @@ class TalkSamples:
         texts = [*question.passages, *others]
         rng.shuffle(texts)
         memory = self.bank.chunks_in(dict.fromkeys(texts))
-        text = _typed(rng, question.text)
+        text = typed(rng, question.text)
         needed = self.bank.gold_chunks(question)
-        gold = set(as_remembered(self._recall, text, needed, self.config).chunks[-1:]) if needed else set[int]()
-        read = as_remembered(self._recall, text, memory, self._config(rng), needed=gold)
+        gold = set(as_remembered(self.recall, text, needed, self.config).chunks[-1:]) if needed else set[int]()
+        read = as_remembered(self.recall, text, memory, self._config(rng), needed=gold)
         return self._asked(rng, read, [], text, question.reply, question.answers[0])
 
     # --- what a sample is made of -----------------------------------------------------------------
@@ -217,7 +217,7 @@ class TalkSamples:
         last = len(telling.item.told) - 1
         return last if rng.random() < 0.7 else rng.randint(question.after, last)
 
-    def _memory(self, rng: random.Random, telling: Telling, last: int, turns: list[int], *, without: int) -> list[int]:
+    def memory(self, rng: random.Random, telling: Telling, last: int, turns: list[int], *, without: int) -> list[int]:
         """Chunks in the order in which they were written.
 
         Args:
@@ -268,7 +268,7 @@ def _short(question: Asked) -> str:
     return ", ".join(question.short) if question.kind == "list" else question.short[0]
 
 
-def _typed(rng: random.Random, text: str) -> str:
+def typed(rng: random.Random, text: str) -> str:
     """A question as somebody else might type it: without capitals, without its mark, with a slip."""
     style = rng.random()
     if style < 0.6:
