@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
@@ -13,9 +13,10 @@ from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.row import Row
 from mplus.generation.sampling import SamplingOptions, SamplingParams
-from mplus.generation.where import Where, allowed_sources
+from mplus.generation.where import WhereLike, allowed_sources
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
+from mplus.memory.together import Together, alone, together
 from mplus.read.prefill import ReadRequest
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
@@ -23,6 +24,10 @@ from mplus.write.encode import Chunk
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]
+MemoryLike = Memory | Sequence[Memory]
+"""One memory, or several that are read together."""
+JOINED_READS = 16
+"""Most memories put together that are kept for the next read of the same states."""
 
 
 class GenerationOptions(SamplingOptions, total=False):
@@ -32,7 +37,7 @@ class GenerationOptions(SamplingOptions, total=False):
     processors: Sequence[Any] | None
     tools: Tools | None
     constraint: Constraint | None
-    where: Where | None
+    where: WhereLike
 
 
 class Requests:
@@ -43,8 +48,9 @@ class Requests:
     ) -> None:
         self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
+        self._joined = JoinedStates()
 
-    def row(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Row:
+    def row(self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Row:
         """The row of one prompt; takes the arguments of ``MPlus.generate``.
 
         Raises:
@@ -61,13 +67,13 @@ class Requests:
                 "asked for. Leave one of them out, and look at Generation.confidence."
             )
         request = self.read_request(memory, prompt, tools=options.get("tools"), where=options.get("where"))
-        room = self._room(request.state, request.config) - len(request.input_ids)
+        room = self.room(request.state, request.config) - len(request.input_ids)
         if params.max_new_tokens > room:
             params = params.model_copy(update={"max_new_tokens": max(room, 1)})
         if constraint is not None:
             processors = (*processors, ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids()))
         return Row(
-            memory,
+            memories_of(memory),
             request,
             params,
             cancelled_by=options.get("cancelled"),
@@ -76,17 +82,17 @@ class Requests:
         )
 
     def read_request(
-        self, memory: Memory, prompt: PromptLike, *, tools: Tools | None, where: Where | None
+        self, memory: MemoryLike, prompt: PromptLike, *, tools: Tools | None, where: WhereLike
     ) -> ReadRequest:
-        """The memory's present state and the encoded prompt.
+        """The present state of a memory, or of several together, and the encoded prompt.
 
         Raises:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
-            MemoryMismatchError: The memory belongs to another model.
+            MemoryMismatchError: A memory belongs to another model, or memories of different layouts are given.
         """
-        self.check_memory(memory)
-        encoded = self.encoded(prompt, tools)
-        state = self.present_state(memory)
+        config = memories_of(memory)[0].config
+        read = self.present(memory)
+        state, encoded = read.state, self.encoded(prompt, tools)
         ids, (begin, end) = list(encoded.input_ids), encoded.query
         if not ids:
             raise ValueError("prompt='': expected text or chat messages. Pass at least one token.")
@@ -96,18 +102,18 @@ class Requests:
             # The prefix starts with the bos state already. A chat template that begins every turn with
             # its bos token has more than one of them and keeps them all.
             ids, begin, end = ids[1:], max(begin - 1, 0), end - 1
-        allowed = allowed_sources(state, where)
+        allowed = allowed_sources(read, where)
         readable = None if allowed is None else set(allowed.tolist())
         tail = zip(state.tail.input_ids, state.tail.sources, strict=True)
         waiting = [i for i, source in tail if readable is None or source in readable]
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
-        room = self._room(state, memory.config)
+        room = self.room(state, config)
         if len(ids) >= room:
             raise PromptTooLongError(
                 f"The prompt has {len(ids):,} tokens, but {room - 1:,} fit beside this memory in the model's window "
                 f"of {self._weights.backbone.window:,}. Write the long part into memory, or shorten the prompt."
             )
-        return ReadRequest(state, memory.config, ids, (begin, end), allowed)
+        return ReadRequest(state, config, ids, (begin, end), allowed, read.members)
 
     def check_memory(self, memory: Memory) -> None:
         """Check that a memory belongs to this model.
@@ -126,6 +132,28 @@ class Requests:
     def encoded(self, prompt: PromptLike, tools: Tools | None) -> Prompt:
         """A prompt as token ids, including those of the chat template."""
         return prompt if isinstance(prompt, Prompt) else encode_prompt(self._tokenizer, prompt, tools=tools)
+
+    def present(self, memory: MemoryLike) -> Together:
+        """What a read of a memory, or of several together, sees now.
+
+        Raises:
+            MemoryMismatchError: A memory belongs to another model, or memories of different layouts are given.
+        """
+        memories = memories_of(memory)
+        for one in memories:
+            self.check_memory(one)
+        if len(memories) == 1:
+            return alone(self.present_state(memories[0]))
+        check_alike(memories)
+        states = [one.state for one in memories]
+        if (known := self._joined.get(states)) is None:
+            present = [self.present_state(one) for one in memories]
+            config = memories[0].config
+            for track in present[-1].tracks:  # its index is made here, where it is kept for other reads
+                self._weights.scorers[config.recall].prepare(track.long_term, config)
+            known = together(present)
+            self._joined.put(states, known)
+        return known
 
     def present_state(self, memory: Memory) -> MemoryState:
         """A memory's state for a read: the waiting tail is written into it first.
@@ -155,10 +183,67 @@ class Requests:
             found |= set(token) if isinstance(token, list) else {token} if isinstance(token, int) else set()
         return frozenset(found)
 
-    def _room(self, state: MemoryState, config: MemoryConfig) -> int:
+    def room(self, state: MemoryState, config: MemoryConfig) -> int:
         """Number of positions left for prompt and answer after the longest prefix that this memory can have."""
         stored = max(
             len(track.short_term) + min(len(track.pending) + len(track.long_term), config.recalled_tokens)
             for track in state.tracks
         )
         return self._weights.backbone.room(config.prefix_of(stored))
+
+
+def memories_of(memory: MemoryLike) -> tuple[Memory, ...]:
+    """The memories of a read.
+
+    Raises:
+        ValueError: There is none, one is given twice, or something else is given.
+    """
+    found = (memory,) if isinstance(memory, Memory) else tuple(memory)
+    if not found or len(set(map(id, found))) < len(found) or not all(isinstance(one, Memory) for one in found):
+        raise ValueError(f"memory={memory!r:.80}: expected a Memory, or several to read together, each once.")
+    return found
+
+
+def check_alike(memories: Sequence[Memory]) -> None:
+    """Check that memories can be read together.
+
+    Raises:
+        MemoryMismatchError: Their layouts differ.
+    """
+    first = memories[0].config
+    for name in ("layout", "encoding", "recall", "recall_layer"):
+        for other in memories[1:]:
+            if getattr(other.config, name) != getattr(first, name):
+                raise MemoryMismatchError(
+                    f"Memories with {name}={getattr(first, name)!r} and {getattr(other.config, name)!r} cannot be read "
+                    "together. Make both with one MemoryConfig."
+                )
+
+
+class JoinedStates:
+    """Memories that were put together, kept while all of their states are alive: nothing forgotten is held."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], tuple[list[ref[MemoryState]], Together]] = {}
+        self._guard = threading.RLock()  # reentrant: garbage collection can drop a state while the lock is held
+
+    def get(self, states: Sequence[MemoryState]) -> Together | None:
+        """What was made of these states; None if nothing was."""
+        with self._guard:
+            found = self._known.get(tuple(map(id, states)))
+            alive = found is not None and all(r() is s for r, s in zip(found[0], states, strict=True))
+            return found[1] if found is not None and alive else None
+
+    def put(self, states: Sequence[MemoryState], made: Together) -> None:
+        """Keep what was made of these states; the oldest is dropped beyond ``JOINED_READS``."""
+        key = tuple(map(id, states))
+
+        def drop(_: object) -> None:
+            with self._guard:
+                self._known.pop(key, None)
+
+        with self._guard:
+            self._known.pop(key, None)
+            self._known[key] = ([ref(state, drop) for state in states], made)
+            while len(self._known) > JOINED_READS:
+                self._known.pop(next(iter(self._known)))
