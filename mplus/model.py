@@ -15,12 +15,12 @@ from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.confidence import Calibration
 from mplus.config import EMBEDDING, MemoryConfig, Recall
 from mplus.generation.engine import Engine, decode
-from mplus.generation.requests import GenerationOptions, PromptLike, Requests
-from mplus.generation.row import Generation
+from mplus.generation.requests import GenerationOptions, MemoryLike, PromptLike, Requests, memories_of
+from mplus.generation.row import Generation, memory_of
 from mplus.generation.sampling import SamplingOptions
 from mplus.generation.scheduler import Scheduler
 from mplus.generation.streams import GenerationStream
-from mplus.generation.where import FoundSource, Where, allowed_sources
+from mplus.generation.where import FoundSource, WhereLike, allowed_sources
 from mplus.inert import encode_inert
 from mplus.memory.ledger import LedgerEntry
 from mplus.memory.memory import Memory
@@ -343,11 +343,13 @@ class MPlus:
 
     # --- answers ----------------------------------------------------------------------------------
 
-    def generate(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
+    def generate(self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
         """Answer a prompt with a memory. The memory is not changed, except its recall frequencies.
 
         Args:
-            memory: The memory to read.
+            memory: The memory to read, or several of one layout to read together, such as ``[anna, handbook]``: what
+                answers best is recalled from all of them, and ``Generation.recalled`` says from which. The first is
+                read nearest to the prompt, and its settings count.
             prompt: A string (plain completion) or chat messages ``{"role", "content"}``.
             options: How to answer; None stands for the default. ``SamplingParams`` describes max_new_tokens,
                 temperature, top_p, top_k, repetition_penalty, stop, stop_token_ids, seed, timeout, abstain_below
@@ -357,19 +359,20 @@ class MPlus:
                 tools: tools described in the prompt, ``{"type": "function", "function": {…}}`` each; pass a
                 ``Constraint.tool_calls`` of them too if calls must be valid.
                 constraint: the form the answer must have.
-                where: the sources to read, from any pool: metadata that must be equal, or a test of name and metadata.
+                where: the sources to read, from any pool: metadata that must be equal, or a test of name and metadata;
+                of all memories, or a list with one for each.
 
         Raises:
             ValueError: A setting is unknown or out of range, or the prompt is malformed.
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
-            MemoryMismatchError: The memory belongs to another model.
+            MemoryMismatchError: A memory belongs to another model, or memories of different layouts are given.
         """
         stream = self.stream(memory, prompt, **options)
         for _ in stream:
             pass
         return stream.generation
 
-    def stream(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> GenerationStream:
+    def stream(self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> GenerationStream:
         """Like ``generate``, piece by piece: an iterator of text with ``cancel`` and ``generation``.
 
         With ``abstain_below`` the text comes in one piece at the end, because the confidence depends on all of its
@@ -381,16 +384,16 @@ class MPlus:
 
     def generate_batch(
         self,
-        memories: Sequence[Memory],
+        memories: Sequence[MemoryLike],
         prompts: Sequence[PromptLike],
         *,
-        where: Sequence[Where | None] | None = None,
+        where: Sequence[WhereLike] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Generation]:
         """Answer several prompts at once, each with its own memory.
 
         Args:
-            memories: One memory per prompt; the same memory may be given several times.
+            memories: For each prompt, what ``generate`` takes; the same memory may be given several times.
             prompts: Strings or chat messages.
             where: The sources that each prompt may read, as in ``generate``; None for all.
             sampling: How to answer each, as ``SamplingParams`` describes.
@@ -429,58 +432,61 @@ class MPlus:
         return Scheduler(self._requests, engine, max_running=max_running, max_waiting=max_waiting)
 
     def search(
-        self, memory: Memory, query: str, *, limit: int | None = 4, where: Where | None = None
+        self, memory: MemoryLike, query: str, *, limit: int | None = 4, where: WhereLike = None
     ) -> list[FoundSource]:
         """The sources that the retriever finds for a query, in any pool, most relevant first.
 
         Args:
-            memory: The memory to search; not changed.
+            memory: The memory to search, or several together; not changed.
             query: Text to search for.
             limit: Most sources; None for all.
-            where: The sources to search: metadata that must be equal, or a test of name and metadata.
+            where: The sources to search, as in ``generate``.
 
         Raises:
             ValueError: An empty query, or a limit below 1.
             MemoryMismatchError: The memory belongs to another model.
         """
-        self._requests.check_memory(memory)
+        config, read = memories_of(memory)[0].config, self._requests.present(memory)
         ids = encode_inert(self.tokenizer, query) if query.strip() else []
         if not ids:
             raise ValueError(f"query={query!r}: expected text to search for.")
         if limit is not None and limit < 1:
             raise ValueError(f"limit={limit}: expected at least 1, or None for all.")
         with torch.inference_mode():
-            state = self._requests.present_state(memory)
             # If every layer recalls for itself, the layer that one choice for all layers would use is searched.
-            track, _ = state.track_of(self.weights.recall_layer)
-            question = self.weights.question(ids, track.recall_layer, self.weights.vector_of(ids, memory.config))
-            scorer = self.weights.scorers[memory.config.recall]
-            ranked = rank_sources(scorer, state, memory.config, question, allowed_sources(state, where))
-        found = [(state.sources[number], relevance) for number, relevance in ranked[:limit]]
-        return [FoundSource(s.name, relevance, dict(s.metadata), s.texts) for s, relevance in found]
+            track, _ = read.state.track_of(self.weights.recall_layer)
+            question = self.weights.question(ids, track.recall_layer, self.weights.vector_of(ids, config))
+            scorer = self.weights.scorers[config.recall]
+            ranked = rank_sources(scorer, read.state, config, question, allowed_sources(read, where))
+        found = [(read.state.sources[n], relevance, memory_of(read.members, n)) for n, relevance in ranked[:limit]]
+        return [FoundSource(s.name, relevance, dict(s.metadata), s.texts, place) for s, relevance, place in found]
 
     def count_tokens(self, prompt: PromptLike, *, tools: Sequence[Mapping[str, Any]] | None = None) -> int:
         """Number of tokens of a prompt, including those of the chat template."""
         return len(self._requests.encoded(prompt, tools).input_ids)
 
-    def prompt_room(self, memory: Memory | MemoryConfig | None = None) -> int:
+    def prompt_room(self, memory: MemoryLike | MemoryConfig | None = None) -> int:
         """Number of tokens left for prompt and answer with a full memory.
 
         Args:
-            memory: The memory, or its layout; None: a memory of the model's own layout.
+            memory: The memory, several that are read together, or a layout; None: the model's own layout.
         """
-        config = memory.config if isinstance(memory, Memory) else memory or self.memory_config
-        return self.weights.backbone.room(config.prefix_tokens) - 1
+        if memory is None or isinstance(memory, MemoryConfig):
+            config, others = memory or self.memory_config, []
+        else:
+            config, *others = (one.config for one in memories_of(memory))
+        short_term = config.short_term_tokens + sum(other.short_term_tokens for other in others)
+        return self.weights.backbone.room(config.prefix_of(config.recalled_tokens + short_term)) - 1
 
     def read_request(
         self,
-        memory: Memory,
+        memory: MemoryLike,
         prompt: PromptLike,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        where: Where | None = None,
+        where: WhereLike = None,
     ) -> ReadRequest:
-        """The input of one row of a read: the memory's present state and the encoded prompt.
+        """The input of one row of a read: the present state of its memory, or of several, and the encoded prompt.
 
         Raises:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.

@@ -16,6 +16,7 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.recall.embedder import Embedder
+from mplus.recall.gate import Gate
 from mplus.recall.scorer import Question, Scorer
 from mplus.words import Words, no_words
 
@@ -40,6 +41,8 @@ class Weights:
     """Finds the words of texts and questions. None without a tokenizer; recall then compares states alone."""
     tokenizer: Any = None
     """Decodes text for the embedder."""
+    gate: Gate | None = None
+    """Whether a question needs memory; None: every question does."""
     embedder: Embedder | None = None
     """The embedder that the user brings."""
 

@@ -171,6 +171,7 @@ def about(generation: Generation, model_name: str) -> dict[str, Any]:
             for recalled in generation.recalled
         ],
         "prefix_tokens": generation.prefix_tokens,
+        "used_memory": generation.used_memory,
         "confidence": generation.confidence,
         "is_calibrated": generation.is_calibrated,
         "abstained": generation.abstained,

@@ -59,6 +59,8 @@ class AnswerSettings(KnownNames):
     abstain_reply: str = "I don't know."
     """The reply that is given instead of the answer."""
 
+    gate: Literal["auto", "always", "never"] = "auto"
+    """Whether an answer reads memory: as the model's gate decides, always, or never."""
     prompt_turns: PromptTurns | None = None
     """How many of the latest turns before the question also stand in the prompt; earlier ones are read from memory.
     "all": as many as fit. None: what the model answers best with (``MPlus.prompt_turns``)."""

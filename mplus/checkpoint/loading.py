@@ -136,7 +136,9 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
     scorers |= with_embeddings(scorers)
     position = None if parts.write_position is None else cast(parts.write_position)
     words = None if tokenizer is None else Words(tokenizer)
-    return Weights(backbone, scorers, recall_layer, fingerprints(backbone, parts), position, words, tokenizer)
+    return Weights(
+        backbone, scorers, recall_layer, fingerprints(backbone, parts), position, words, tokenizer, parts.gate
+    )
 
 
 def with_embeddings(scorers: Mapping[Recall, Scorer]) -> dict[Recall, Scorer]:

@@ -13,6 +13,7 @@ from mplus.backbone.adapters import Adapter, LoraWeights
 from mplus.confidence import Calibration
 from mplus.config import PRESETS, MemoryConfig
 from mplus.errors import CheckpointError
+from mplus.recall.gate import Gate
 from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.published_retriever import PublishedRetriever
 
@@ -49,6 +50,8 @@ class TrainedParts:
     """Turns the evidence for an answer into the probability that it is right."""
     prompt_turns: int | None = None
     """How many of a conversation's latest turns stand in the prompt beside the question; None: as many as fit."""
+    gate: Gate | None = None
+    """Whether a question needs memory at all; None: always."""
 
 
 def write_parts(folder: Path, parts: TrainedParts) -> None:
@@ -62,7 +65,7 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
             tensors[f"{role}.{name}.down"] = weights.down
             tensors[f"{role}.{name}.up"] = weights.up
             scales[role] = weights.scale
-    for kind, module in (("late", parts.late), ("published", parts.published)):
+    for kind, module in (("late", parts.late), ("published", parts.published), ("gate", parts.gate)):
         if module is not None:
             tensors |= {f"{kind}.{name}": tensor for name, tensor in module.state_dict().items()}
     for name in ("bos_states", "write_position"):
@@ -111,6 +114,7 @@ def read_parts(folder: Path) -> TrainedParts:
         _initial(_section(tensors, "initial")),
         _calibration(folder, description.get("calibration")),
         _prompt_turns(folder, description.get("prompt_turns")),
+        _gate(_section(tensors, "gate")),
     )
     if tensors:
         raise CheckpointError(f"{folder}: {len(tensors)} tensors would be dropped, first {min(tensors)!r}.")
@@ -211,6 +215,14 @@ def _late(tensors: dict[str, Tensor]) -> LateInteraction | None:
         query_projection=tensors.get("query_projection"),
         key_projection=tensors.get("key_projection"),
     ).requires_grad_(False)
+
+
+def _gate(tensors: dict[str, Tensor]) -> Gate | None:
+    if not tensors:
+        return None
+    gate = Gate(tensors["mean"], tensors["deviation"], len(tensors["first.bias"]))
+    gate.load_state_dict(tensors)
+    return gate.requires_grad_(False)
 
 
 def _published(tensors: dict[str, Tensor]) -> PublishedRetriever | None:

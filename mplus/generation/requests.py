@@ -4,7 +4,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
@@ -12,11 +16,13 @@ from mplus.errors import MemoryMismatchError, PromptTooLongError, UnknownNameErr
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.row import Row
-from mplus.generation.sampling import SamplingOptions, SamplingParams
-from mplus.generation.where import Where, allowed_sources
+from mplus.generation.sampling import GateChoice, SamplingOptions, SamplingParams
+from mplus.generation.where import WhereLike, allowed_sources
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
+from mplus.memory.together import Together, alone, together
 from mplus.read.prefill import ReadRequest
+from mplus.recall.choose import best_relevance
 from mplus.recall.embedder import Embedder
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
@@ -24,6 +30,12 @@ from mplus.write.encode import Chunk
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]
+MemoryLike = Memory | Sequence[Memory]
+"""One memory, or several that are read together."""
+MEMORY_NEEDED = 0.3
+"""Least probability that a question needs memory with which it is asked of memory."""
+JOINED_READS = 16
+"""Most memories put together that are kept for the next read of the same states."""
 
 
 class GenerationOptions(SamplingOptions, total=False):
@@ -33,7 +45,7 @@ class GenerationOptions(SamplingOptions, total=False):
     processors: Sequence[Any] | None
     tools: Tools | None
     constraint: Constraint | None
-    where: Where | None
+    where: WhereLike
 
 
 def check_embedder(memory: Memory, embedder: Embedder | None) -> None:
@@ -61,8 +73,9 @@ class Requests:
     ) -> None:
         self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
+        self._joined = JoinedStates()
 
-    def row(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Row:
+    def row(self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Row:
         """The row of one prompt; takes the arguments of ``MPlus.generate``.
 
         Raises:
@@ -78,14 +91,16 @@ class Requests:
                 f"abstain_below={params.abstain_below} beside a constraint: the reply would not have the form that was "
                 "asked for. Leave one of them out, and look at Generation.confidence."
             )
-        request = self.read_request(memory, prompt, tools=options.get("tools"), where=options.get("where"))
-        room = self._room(request.state, request.config) - len(request.input_ids)
+        request = self.read_request(
+            memory, prompt, tools=options.get("tools"), where=options.get("where"), gate=params.gate
+        )
+        room = self.room(request.state, request.config) - len(request.input_ids)
         if params.max_new_tokens > room:
             params = params.model_copy(update={"max_new_tokens": max(room, 1)})
         if constraint is not None:
             processors = (*processors, ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids()))
         return Row(
-            memory,
+            memories_of(memory),
             request,
             params,
             cancelled_by=options.get("cancelled"),
@@ -94,43 +109,69 @@ class Requests:
         )
 
     def read_request(
-        self, memory: Memory, prompt: PromptLike, *, tools: Tools | None, where: Where | None
+        self,
+        memory: MemoryLike,
+        prompt: PromptLike,
+        *,
+        tools: Tools | None,
+        where: WhereLike,
+        gate: GateChoice = "always",
     ) -> ReadRequest:
-        """The memory's present state and the encoded prompt.
+        """The present state of a memory, or of several together, and the encoded prompt.
+
+        Where the gate finds that memory is not needed, the state is that of an empty memory.
 
         Raises:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
-            MemoryMismatchError: The memory belongs to another model.
+            MemoryMismatchError: A memory belongs to another model, or memories of different layouts are given.
         """
-        self.check_memory(memory)
-        encoded = self.encoded(prompt, tools)
-        state = self.present_state(memory)
+        config = memories_of(memory)[0].config
+        read = self.present(memory)
+        state, encoded = read.state, self.encoded(prompt, tools)
         ids, (begin, end) = list(encoded.input_ids), encoded.query
         if not ids:
             raise ValueError("prompt='': expected text or chat messages. Pass at least one token.")
+        allowed = allowed_sources(read, where)
+        if gate == "never" or (
+            gate == "auto" and not isinstance(prompt, str) and self._spares(read.state, config, encoded, allowed)
+        ):
+            return ReadRequest(self._weights.empty_state(config), config, ids, (begin, end))
         bos = getattr(self._tokenizer, "bos_token_id", None)
         remembers = any(map(len, state.tracks))
         if remembers and len(ids) > 1 and bos is not None and ids[0] == bos and ids.count(bos) == 1:
             # The prefix starts with the bos state already. A chat template that begins every turn with
             # its bos token has more than one of them and keeps them all.
             ids, begin, end = ids[1:], max(begin - 1, 0), end - 1
-        allowed = allowed_sources(state, where)
         readable = None if allowed is None else set(allowed.tolist())
         tail = zip(state.tail.input_ids, state.tail.sources, strict=True)
         waiting = [i for i, source in tail if readable is None or source in readable]
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
-        room = self._room(state, memory.config)
+        room = self.room(state, config)
         if len(ids) >= room:
             raise PromptTooLongError(
                 f"The prompt has {len(ids):,} tokens, but {room - 1:,} fit beside this memory in the model's window "
                 f"of {self._weights.backbone.window:,}. Write the long part into memory, or shorten the prompt."
             )
-        vector = (
-            self._weights.vector_of(ids[begin:end], memory.config)
-            if remembers and memory.config.recalled_tokens
-            else None
-        )
-        return ReadRequest(state, memory.config, ids, (begin, end), allowed, vector)
+        vector = self._weights.vector_of(ids[begin:end], config) if remembers and config.recalled_tokens else None
+        return ReadRequest(state, config, ids, (begin, end), allowed, vector, read.members)
+
+    @torch.inference_mode()
+    def _spares(
+        self, state: MemoryState, config: MemoryConfig, prompt: Prompt, allowed: Int[Tensor, " n"] | None
+    ) -> bool:
+        """Whether the gate takes a question for an ordinary one, which memory is not needed for."""
+        weights = self._weights
+        if (
+            weights.gate is None
+            or config.recall != "late"
+            or not config.keeps_chunks
+            or not any(map(len, state.tracks))
+        ):
+            return False
+        track = state.tracks[0]
+        question = weights.question(prompt.input_ids[slice(*prompt.query)], track.recall_layer)
+        relevance, count = best_relevance(weights.scorers["late"], track, config, question, allowed)
+        return weights.gate.probability(question.normed, relevance, count) < MEMORY_NEEDED
 
     def check_memory(self, memory: Memory) -> None:
         """Check that a memory belongs to this model, and to its embedder.
@@ -160,6 +201,28 @@ class Requests:
         """A prompt as token ids, including those of the chat template."""
         return prompt if isinstance(prompt, Prompt) else encode_prompt(self._tokenizer, prompt, tools=tools)
 
+    def present(self, memory: MemoryLike) -> Together:
+        """What a read of a memory, or of several together, sees now.
+
+        Raises:
+            MemoryMismatchError: A memory belongs to another model, or memories of different layouts are given.
+        """
+        memories = memories_of(memory)
+        for one in memories:
+            self.check_memory(one)
+        if len(memories) == 1:
+            return alone(self.present_state(memories[0]))
+        check_alike(memories)
+        states = [one.state for one in memories]
+        if (known := self._joined.get(states)) is None:
+            present = [self.present_state(one) for one in memories]
+            config = memories[0].config
+            for track in present[-1].tracks:  # its index is made here, where it is kept for other reads
+                self._weights.scorers[config.recall].prepare(track.long_term, config)
+            known = together(present)
+            self._joined.put(states, known)
+        return known
+
     def present_state(self, memory: Memory) -> MemoryState:
         """A memory's state for a read: the waiting tail is written into it first.
 
@@ -188,10 +251,67 @@ class Requests:
             found |= set(token) if isinstance(token, list) else {token} if isinstance(token, int) else set()
         return frozenset(found)
 
-    def _room(self, state: MemoryState, config: MemoryConfig) -> int:
+    def room(self, state: MemoryState, config: MemoryConfig) -> int:
         """Number of positions left for prompt and answer after the longest prefix that this memory can have."""
         stored = max(
             len(track.short_term) + min(len(track.pending) + len(track.long_term), config.recalled_tokens)
             for track in state.tracks
         )
         return self._weights.backbone.room(config.prefix_of(stored))
+
+
+def memories_of(memory: MemoryLike) -> tuple[Memory, ...]:
+    """The memories of a read.
+
+    Raises:
+        ValueError: There is none, one is given twice, or something else is given.
+    """
+    found = (memory,) if isinstance(memory, Memory) else tuple(memory)
+    if not found or len(set(map(id, found))) < len(found) or not all(isinstance(one, Memory) for one in found):
+        raise ValueError(f"memory={memory!r:.80}: expected a Memory, or several to read together, each once.")
+    return found
+
+
+def check_alike(memories: Sequence[Memory]) -> None:
+    """Check that memories can be read together.
+
+    Raises:
+        MemoryMismatchError: Their layouts differ.
+    """
+    first = memories[0].config
+    for name in ("layout", "encoding", "recall", "recall_layer"):
+        for other in memories[1:]:
+            if getattr(other.config, name) != getattr(first, name):
+                raise MemoryMismatchError(
+                    f"Memories with {name}={getattr(first, name)!r} and {getattr(other.config, name)!r} cannot be read "
+                    "together. Make both with one MemoryConfig."
+                )
+
+
+class JoinedStates:
+    """Memories that were put together, kept while all of their states are alive: nothing forgotten is held."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], tuple[list[ref[MemoryState]], Together]] = {}
+        self._guard = threading.RLock()  # reentrant: garbage collection can drop a state while the lock is held
+
+    def get(self, states: Sequence[MemoryState]) -> Together | None:
+        """What was made of these states; None if nothing was."""
+        with self._guard:
+            found = self._known.get(tuple(map(id, states)))
+            alive = found is not None and all(r() is s for r, s in zip(found[0], states, strict=True))
+            return found[1] if found is not None and alive else None
+
+    def put(self, states: Sequence[MemoryState], made: Together) -> None:
+        """Keep what was made of these states; the oldest is dropped beyond ``JOINED_READS``."""
+        key = tuple(map(id, states))
+
+        def drop(_: object) -> None:
+            with self._guard:
+                self._known.pop(key, None)
+
+        with self._guard:
+            self._known.pop(key, None)
+            self._known[key] = ([ref(state, drop) for state in states], made)
+            while len(self._known) > JOINED_READS:
+                self._known.pop(next(iter(self._known)))

@@ -11,6 +11,7 @@ import torch
 from mplus.confidence import Calibration, Evidence, TokenTrace, uncalibrated_confidence
 from mplus.generation.sampling import SamplingParams
 from mplus.memory.memory import Memory
+from mplus.memory.together import Member
 from mplus.read.decode import Reading
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import Recalled
@@ -26,12 +27,14 @@ class RecalledSource(NamedTuple):
         share: Its share of the recalled tokens; the shares of an answer add up to 1.
         relevance: Relevance of its best chunk or token, as the scorer counts.
         metadata: Metadata that was given when the source was written.
+        memory: Which of the memories that were read together it is from: 0 for the first, or for a single one.
     """
 
     source: str
     share: float
     relevance: float
     metadata: Mapping[str, Any]
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Generation:
         completion_tokens: Tokens generated.
         recalled: Sources of the long-term tokens that were read, highest share first.
         prefix_tokens: Number of memory tokens before the prompt.
+        used_memory: Whether memory was read; else the answer is the plain backbone's, as with an empty memory.
         confidence: Probability that the answer is right, 0 to 1, if the model has a calibration for this memory's
             scorer (``is_calibrated``); else the geometric mean of its tokens' probabilities.
         is_calibrated: Whether ``confidence`` is calibrated: the expected share of such answers that are right.
@@ -60,6 +64,7 @@ class Generation:
     completion_tokens: int
     recalled: tuple[RecalledSource, ...]
     prefix_tokens: int
+    used_memory: bool
     confidence: float
     is_calibrated: bool
     abstained: bool
@@ -70,8 +75,9 @@ class Generation:
 class Row:
     """One prompt of a batch that is being answered; equal only to itself."""
 
-    memory: Memory
-    """The memory; it may change before the answer is complete, but the read uses ``request.state``."""
+    memories: tuple[Memory, ...]
+    """The memories that are read together, mostly one; they may change before the answer is complete, but the read uses
+    ``request.state``."""
     request: ReadRequest
     params: SamplingParams
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -84,8 +90,8 @@ class Row:
     text: str = ""
     finish_reason: FinishReason | None = None
     recalled: tuple[RecalledSource, ...] = ()
-    births: tuple[torch.Tensor, ...] = ()
-    """For each track, how many tokens had been written when each recalled token was; this number never changes."""
+    births: tuple[tuple[torch.Tensor, ...], ...] = ()
+    """For each memory and track, how many tokens had been written when each recalled token was; it never changes."""
     prefix_tokens: int = 0
     calibration: Calibration | None = None
     trace: TokenTrace = field(default_factory=TokenTrace)
@@ -112,7 +118,7 @@ class Row:
         """Store what the read of this prompt recalled; ``place`` is its row in the batch."""
         recalled = reading.recalled[place]
         self.recalled = recalled_sources(self.request, recalled)
-        self.births = tuple(self.request.state.written_tokens - track.provenance.ages for track in recalled)
+        self.births = tuple(tuple(_born(member, track) for track in recalled) for member in self.request.members)
         self.prefix_tokens = reading.layers[0].lengths[place] - len(self.request.input_ids)
 
     def complete(self) -> None:
@@ -123,8 +129,8 @@ class Row:
         """
         if self.error is not None:
             raise self.error
-        if self.births:
-            self.memory.note_recalled(self.births)
+        for memory, births in zip(self.memories, self.births, strict=False):
+            memory.note_recalled(births)
 
     def generation(self) -> Generation:
         """The answer so far."""
@@ -145,6 +151,7 @@ class Row:
             len(self.token_ids),
             self.recalled,
             self.prefix_tokens,
+            self.prefix_tokens > 0,
             confidence,
             calibration is not None,
             abstained,
@@ -187,7 +194,21 @@ def recalled_sources(request: ReadRequest, recalled: Sequence[Recalled]) -> tupl
             float(count[n]) / total,
             float(best[n]),
             dict(records[n].metadata) if n < len(records) else {},
+            memory_of(request.members, n),
         )
         for n in count.nonzero().flatten().tolist()
     ]
     return tuple(sorted(found, key=lambda source: (-source.share, -source.relevance)))
+
+
+def memory_of(members: Sequence[Member], source: int) -> int:
+    """Which of the memories of a read has a row of its table of sources; 0 for tokens that have no source."""
+    here = (n for n, m in enumerate(members) if m.first_source <= source < m.first_source + m.num_sources)
+    return next(here, 0)
+
+
+def _born(member: Member, recalled: Recalled) -> torch.Tensor:
+    """How many tokens had been written into one memory when each of its recalled tokens was."""
+    sources, ages = recalled.provenance.sources, recalled.provenance.ages
+    mine = (sources >= member.first_source) & (sources < member.first_source + member.num_sources)
+    return member.written_tokens - ages[mine | (sources < 0)]

@@ -1,7 +1,7 @@
 """Chooses tokens from logits, and turns tokens into text as soon as it is certain."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor
 
 from mplus.errors import UnknownNameError
+
+GateChoice = Literal["auto", "always", "never"]
+"""Whether memory is read: as the model's gate decides, or always, or never."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -25,6 +28,7 @@ class SamplingOptions(TypedDict, total=False):
     timeout: float | None
     abstain_below: float | None
     abstain_reply: str | None
+    gate: GateChoice | None
 
 
 class SamplingParams(BaseModel):
@@ -59,6 +63,9 @@ class SamplingParams(BaseModel):
     """Reply with ``abstain_reply`` if the confidence in an answer is below this; None: never."""
     abstain_reply: str = "I don't know."
     """The reply that is given instead of the answer."""
+    gate: GateChoice = "auto"
+    """Whether the answer reads memory: "always", "never" (the plain backbone answers), or "auto": chat messages that
+    the model's gate takes for ordinary ones are answered as with an empty memory."""
 
     @model_validator(mode="before")
     @classmethod

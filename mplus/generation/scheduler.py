@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from mplus.errors import QueueFullError, SchedulerClosedError
 from mplus.generation.engine import Engine
-from mplus.generation.requests import GenerationOptions, PromptLike, Requests
+from mplus.generation.requests import GenerationOptions, MemoryLike, PromptLike, Requests
 from mplus.generation.row import Generation, Row
 from mplus.generation.streams import AsyncGenerationStream, GenerationStream
 from mplus.memory.memory import Memory
@@ -59,7 +59,7 @@ class Scheduler:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    def generate(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
+    def generate(self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
         """Answer a prompt beside other requests; arguments of ``MPlus.generate``.
 
         Raises:
@@ -74,7 +74,7 @@ class Scheduler:
                 pass
         return stream.generation
 
-    def stream(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> GenerationStream:
+    def stream(self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> GenerationStream:
         """Like ``generate``, piece by piece; the request is already queued when this returns."""
         row = self._requests.row(memory, prompt, **options)
         pieces: SimpleQueue[str | None] = SimpleQueue()
@@ -87,7 +87,9 @@ class Scheduler:
 
         return GenerationStream(row, arriving())
 
-    async def agenerate(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Generation:
+    async def agenerate(
+        self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]
+    ) -> Generation:
         """``generate`` without blocking the event loop; cancelling the task cancels the request."""
         async with await self.astream(memory, prompt, **options) as stream:
             async for _ in stream:
@@ -95,7 +97,7 @@ class Scheduler:
         return stream.generation
 
     async def astream(
-        self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]
+        self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]
     ) -> AsyncGenerationStream:
         """``stream`` without blocking the event loop: ``async for piece in await scheduler.astream(…)``."""
         loop = asyncio.get_running_loop()
@@ -214,8 +216,8 @@ class FairQueue:
 
     def push(self, ticket: Ticket) -> None:
         """Add a request to its memory's next round."""
-        turn = max(self._turn, self._last_turns.get(ticket.row.memory, -1) + 1)
-        self._last_turns[ticket.row.memory] = turn
+        turn = max(self._turn, self._last_turns.get(ticket.row.memories[0], -1) + 1)
+        self._last_turns[ticket.row.memories[0]] = turn
         self._arrivals += 1
         heappush(self._heap, (turn, self._arrivals, ticket))
 

@@ -1,15 +1,17 @@
 """Selects the sources that a read may use or a search finds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mplus.memory.state import MemoryState
+from mplus.memory.together import Together
 
 Where = Mapping[str, Any] | Callable[[str, Mapping[str, Any]], bool]
 """The sources that may be read: metadata that must be equal, or a test of name and metadata."""
+WhereLike = Where | Sequence[Where | None] | None
+"""The sources that may be read, of all memories of a read or of each; None for all."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,14 @@ class FoundSource:
         relevance: Relevance of its best chunk, as the scorer counts.
         metadata: Metadata that was given when the source was written.
         texts: The written texts, if they were kept.
+        memory: Which of the memories that were searched together it is from.
     """
 
     source: str
     relevance: float
     metadata: Mapping[str, Any]
     texts: tuple[str, ...]
+    memory: int = 0
 
 
 def source_filter(where: Where) -> Callable[[str, Mapping[str, Any]], bool]:
@@ -41,10 +45,25 @@ def source_filter(where: Where) -> Callable[[str, Mapping[str, Any]], bool]:
     return lambda _, metadata: all(metadata.get(key, missing) == value for key, value in wanted.items())
 
 
-def allowed_sources(state: MemoryState, where: Where | None) -> torch.Tensor | None:
-    """Rows of the table of sources that match; None if all may be read."""
-    if where is None:
+def allowed_sources(read: Together, where: WhereLike) -> torch.Tensor | None:
+    """Rows of the table of sources of a read that match; None if all may be read.
+
+    Raises:
+        ValueError: There is another number of conditions than of memories.
+    """
+    tests = list(where) if isinstance(where, Sequence) else [where] * len(read.members)
+    if len(tests) != len(read.members):
+        raise ValueError(
+            f"{len(tests)} conditions in where for {len(read.members)} memories: expected one for each, None for all, "
+            "or a single one."
+        )
+    if all(test is None for test in tests):
         return None
-    fits = source_filter(where)
-    rows = [n for n, s in enumerate(state.sources) if not s.forgotten and fits(s.name, s.metadata)]
-    return torch.tensor(rows, dtype=torch.int64)
+    rows: list[int] = []
+    for member, test in zip(read.members, tests, strict=True):
+        fits = source_filter(test) if test is not None else None
+        for n in range(member.first_source, member.first_source + member.num_sources):
+            source = read.state.sources[n]
+            if not source.forgotten and (fits is None or fits(source.name, source.metadata)):
+                rows.append(n)
+    return torch.tensor(sorted(rows), dtype=torch.int64)

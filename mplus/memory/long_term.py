@@ -79,6 +79,22 @@ class LongTermMemory:
             self._derived.going_on(),
         )
 
+    @staticmethod
+    def side_by_side(stores: "Sequence[LongTermMemory]") -> "LongTermMemory":
+        """The tokens of several stores in one, in order; ``lasting`` values are those of the first one with tokens."""
+        filled = [store for store in stores if len(store)] or list(stores[:1])
+        first, *others = filled
+        if not others:
+            return replace(first, _derived=first._derived.going_on())
+        starts = torch.tensor([0, *(len(store.segments) for store in filled)]).cumsum(0)
+        return LongTermMemory(
+            tuple(segment for store in filled for segment in store.segments),
+            Provenance.cat([store.provenance for store in filled]),
+            torch.cat([store.segment + start for store, start in zip(filled, starts, strict=False)]),
+            torch.cat([store.row for store in filled]),
+            first._derived.going_on(),
+        )
+
     def aged(self, by: int) -> "LongTermMemory":
         """The store after ``by`` more memory tokens have been written."""
         return replace(self, provenance=self.provenance.aged(by)) if len(self) else self

@@ -61,6 +61,13 @@ class ChunkVectors:
         """Bytes of all vectors."""
         return sum(block.vectors.nbytes for block in self.blocks)
 
+    @classmethod
+    def side_by_side(cls, parts: Sequence[tuple["ChunkVectors", int]]) -> "ChunkVectors":
+        """The vectors of several memories, the serial numbers of each counted on by a number; none is copied."""
+        blocks = [VectorBlock(block.chunks + first, block.vectors) for part, first in parts for block in part.blocks]
+        named = [part.embedder for part, _ in parts if part.embedder]
+        return cls(named[0] if named else "", tuple(blocks))
+
     def append(self, chunks: Serials, vectors: Float[Tensor, "U E"], dtype: StorageDtype) -> "ChunkVectors":
         """With the vectors of more chunks.
 

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.memory.state import MemoryState, Track
+from mplus.memory.together import Member
 from mplus.read.cache_layer import PrefixLayer
 from mplus.read.decode import Reading, through_layers
 from mplus.read.prefix import TrackPrefix
@@ -39,6 +40,7 @@ class ReadRequest:
         query: First and last-plus-one row of the question within the prompt.
         sources: Rows of the table of sources that may be read, in any pool; None for all.
         vector: The question's vector, if the user's embedder scores the memory's chunks.
+        members: The memories that ``state`` was put together from.
     """
 
     state: MemoryState
@@ -47,6 +49,7 @@ class ReadRequest:
     query: tuple[int, int]
     sources: Int[Tensor, " n"] | None = None
     vector: Float[Tensor, " E"] | None = None
+    members: tuple[Member, ...] = ()
 
 
 def has_prefix(request: ReadRequest) -> bool:

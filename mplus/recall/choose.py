@@ -81,6 +81,17 @@ def recall(
     return replace(recalled, order=order) if last else recalled
 
 
+def best_relevance(
+    scorer: Scorer, track: Track, config: MemoryConfig, question: Question, sources: Int[Tensor, " n"] | None = None
+) -> tuple[float, int]:
+    """Relevance of the best unit of all pools above that of an average one, and the number of units."""
+    candidates = Candidates.of((track.long_term, track.pending, track.short_term), layout_of(config), sources)
+    if not len(candidates):
+        return 0.0, 0
+    scores = scorer.scores(question, scorer.shortlist(question, candidates, config), config)
+    return float(scores.relevance.max()) - scores.average, len(candidates)
+
+
 def _places(ranked: Ranked, chosen: Int[Tensor, " chosen"], last: Sequence[int]) -> Int[Tensor, " P"]:
     """For each token that is read, its unit's place among those next to the prompt, from 1 on; 0 for all others."""
     read = ranked.read(chosen)
