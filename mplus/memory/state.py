@@ -172,12 +172,16 @@ class Track:
     def keeping(self, keeps: Keeps, config: MemoryConfig) -> "Track":
         """The track with only the tokens that ``keeps`` selects; no pool and no tensor holds another."""
         kept = keeps(self.short_term.provenance).nonzero().flatten()
-        return replace(
-            self,
-            short_term=self.short_term.take(kept),
-            pending=self.pending.where(keeps(self.pending.provenance)).purged(),
-            long_term=self.long_term.where(keeps(self.long_term.provenance)).purged(),
-        )._refilled(config)._with_held_vectors()
+        return (
+            replace(
+                self,
+                short_term=self.short_term.take(kept),
+                pending=self.pending.where(keeps(self.pending.provenance)).purged(),
+                long_term=self.long_term.where(keeps(self.long_term.provenance)).purged(),
+            )
+            ._refilled(config)
+            ._with_held_vectors()
+        )
 
     @property
     def chunks(self) -> Int[Tensor, " U"]:

@@ -111,4 +111,6 @@ def _joined(blocks: Sequence[VectorBlock]) -> VectorBlock:
     """One block of the rows of several, in their stored form."""
     scales = [block.vectors.scale for block in blocks if block.vectors.scale is not None]
     data = torch.cat([block.vectors.data for block in blocks])
-    return VectorBlock(torch.cat([block.chunks for block in blocks]), Plane(data, torch.cat(scales) if scales else None))
+    return VectorBlock(
+        torch.cat([block.chunks for block in blocks]), Plane(data, torch.cat(scales) if scales else None)
+    )
