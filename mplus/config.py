@@ -73,11 +73,11 @@ class MemoryConfig(BaseModel):
     layout: LayoutName = "chunk"
     """Evict and recall whole chunks, for all layers at once; or single tokens, layer by layer (``mplus.layouts``)."""
     recall: Recall = "late"
-    """How long-term tokens are scored: late interaction, co-trained retriever, or attention; "embedding": by the vectors
-    of an embedder that you bring; "embedding+late": by both. Embeddings are for the chunk layout only."""
+    """How long-term tokens are scored: late interaction, co-trained retriever, or attention; "embedding": by the
+    vectors of an embedder that you bring; "embedding+late": by both. Embeddings are for the chunk layout only."""
     embedding_weight: FiniteFloat = 1.0
-    """Weight of your embedder beside another scorer: spreads of the other's relevance that a chunk gains for each spread
-    of its cosine. Only if ``recall`` names both."""
+    """Weight of your embedder beside another scorer: spreads of the other's relevance that a chunk gains for each
+    spread of its cosine. Only if ``recall`` names both."""
     recalled_neighbours: NonNegativeInt = 0
     """Number of chunks of the same text on either side of the most relevant one that are recalled with it, before
     others: the answer is often beside the words that the question names. Chunk layout only."""

@@ -72,8 +72,8 @@ class MPlus:
         self._check(memory)
         if memory.has_vectors and weights.embedder is None:
             raise ValueError(
-                f"recall={memory.recall!r} needs an embedder. Pass yours: embedder=…, any LangChain Embeddings, LlamaIndex "
-                f"BaseEmbedding or function; or use recall={memory.token_recall!r}."
+                f"recall={memory.recall!r} needs an embedder. Pass yours: embedder=…, any LangChain Embeddings, "
+                f"LlamaIndex BaseEmbedding or function; or use recall={memory.token_recall!r}."
             )
 
     @classmethod
@@ -183,8 +183,10 @@ class MPlus:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the weights that memories of the model's own layout depend on."""
-        return self.weights.fingerprints[self.memory_config.recall]
+        """A hash of the weights, and the name of the embedder, that memories of the model's own layout depend on."""
+        config, embedder = self.memory_config, self.weights.embedder
+        own = self.weights.fingerprints[config.recall]
+        return f"{own}/{config.recall}/{embedder.name}" if config.has_vectors and embedder is not None else own
 
     # --- memories ---------------------------------------------------------------------------------
 
@@ -234,8 +236,8 @@ class MPlus:
         config = MemoryConfig.model_validate(memory.config.model_dump() | {"recall": recall})
         if config.token_recall != memory.config.token_recall:
             raise ValueError(
-                f"recall={recall!r}: this memory has the retrieval keys of {memory.config.token_recall!r}, and those of "
-                f"{config.token_recall!r} cannot be made from them. Write its texts into a new memory."
+                f"recall={recall!r}: this memory has the retrieval keys of {memory.config.token_recall!r}, and those "
+                f"of {config.token_recall!r} cannot be made from them. Write its texts into a new memory."
             )
         if config.has_vectors and self.weights.embedder is None:
             raise ValueError(f"recall={recall!r} needs an embedder. Pass yours to from_pretrained(embedder=…).")
@@ -455,7 +457,7 @@ class MPlus:
         with torch.inference_mode():
             # If every layer recalls for itself, the layer that one choice for all layers would use is searched.
             track, _ = read.state.track_of(self.weights.recall_layer)
-            question = self.weights.question(ids, track.recall_layer, self.weights.vector_of(ids, config))
+            question = self.weights.question(ids, track.recall_layer, self._requests.vector_of(read.state, config, ids))
             scorer = self.weights.scorers[config.recall]
             ranked = rank_sources(scorer, read.state, config, question, allowed_sources(read, where))
         found = [(read.state.sources[n], relevance, memory_of(read.members, n)) for n, relevance in ranked[:limit]]

@@ -75,7 +75,7 @@ def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -
     return model
 
 
-def toy_embedder(size: int = 64) -> Callable[[list[str]], list[list[float]]]:
+def toy_embedder(size: int = 256) -> Callable[[list[str]], list[list[float]]]:
     """An embedder without a model, for ``embedder=``: texts that share words have similar vectors.
 
     Args:

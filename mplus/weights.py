@@ -55,17 +55,6 @@ class Weights:
         text = self.tokenizer.decode(list(input_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text.strip() or text
 
-    def vector_of(self, question: Sequence[int], config: MemoryConfig) -> Float[Tensor, " E"] | None:
-        """The vector of a question by the embedder; None if a memory of this layout has none.
-
-        Raises:
-            EmbedderError: The embedder failed.
-        """
-        if not config.has_vectors:
-            return None
-        assert self.embedder is not None, "a memory was read without its embedder"
-        return self.embedder.question(self.text_of(question))
-
     def tracks(self, config: MemoryConfig) -> tuple[tuple[tuple[int, ...], int], ...]:
         """Groups of layers that recall the same tokens, each with the layer that is scored for it."""
         layer = self.recall_layer if config.recall_layer is None else config.recall_layer

@@ -20,7 +20,6 @@ from mplus import (
 )
 from mplus_integrations.forms import before_calls, form_of, with_told
 from mplus_integrations.history import OURS, Where, fitted, of_conversation
-from mplus_integrations.models import load
 from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
 from mplus_integrations.whose_memory import Item, Latents, Remembering
 
@@ -66,7 +65,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
 
     def _model_of(self, call: Call) -> MPlus:
         """The model of a call: ``call.model`` if given, else the object's."""
-        return self.loaded if call.model is None else load(call.model)
+        return self.loaded if call.model is None else self._loaded(call.model)
 
     def _pieces(
         self, prompt: Asked, call: Call, latents: Latents, left: threading.Event, *, where: Where | None = None

@@ -6,9 +6,18 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Annotated, Any, Generic, Self, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
-from mplus import Memory, MemoryStore, MPlus
+from mplus import Embedder, Memory, MemoryStore, MPlus
 from mplus_integrations.models import load, loaded_already
 from mplus_integrations.worker import in_thread
 
@@ -97,6 +106,9 @@ class Remembering(BaseModel, Generic[Item]):
 
     model: str | MPlus = "smol-135m"
     """Built-in name, local folder, hub repository, or a loaded model."""
+    embedder: Any = Field(default=None, exclude=True)
+    """Your own embedder, to find what a question is about beside the model's own scorer: LangChain ``Embeddings``, a
+    LlamaIndex ``BaseEmbedding``, a function, or an ``mplus.Embedder``."""
     memory: Memory | None = Field(default=None, exclude=True)
     """The memory of every call; None: named memories, or one of the object's own."""
     store: MemoryStore | None = Field(default=None, exclude=True)
@@ -106,6 +118,13 @@ class Remembering(BaseModel, Generic[Item]):
 
     _own: dict[str | None, Latents] = PrivateAttr(default_factory=dict[str | None, Latents])
     _guard: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _embedding: tuple[MPlus, MPlus] | None = PrivateAttr(default=None)
+    """A model, and the same with the embedder."""
+
+    @field_validator("embedder")
+    @classmethod
+    def _is_embedder(cls, embedder: Any) -> Embedder | None:
+        return None if embedder is None else Embedder.of(embedder)
 
     @model_validator(mode="after")
     def _one_memory(self) -> Self:
@@ -122,7 +141,16 @@ class Remembering(BaseModel, Generic[Item]):
     @property
     def loaded(self) -> MPlus:
         """The model itself; loaded at the first use."""
-        return load(self.model)
+        return self._loaded(self.model)
+
+    def _loaded(self, model: str | MPlus) -> MPlus:
+        """A model, with the embedder of this object."""
+        plain = load(model)
+        if self.embedder is None:
+            return plain
+        if self._embedding is None or self._embedding[0] is not plain:
+            self._embedding = (plain, plain.with_embedder(self.embedder))
+        return load(self._embedding[1])
 
     @property
     def model_name(self) -> str:

@@ -50,7 +50,13 @@ def test_what_a_page_shows_runs(
     loaded = MPlus.from_pretrained
 
     def from_pretrained(model: str = "smol-135m", **settings: Any) -> MPlus:
-        return loaded(model, **settings) if Path(model).is_dir() else reader_model
+        if Path(model).is_dir():
+            return loaded(model, **settings)
+        if (embedder := settings.get("embedder")) is None:
+            return reader_model
+        given = settings.get("memory")
+        layout = None if given is None else TINY.model_copy(update={"recall": given.recall})
+        return reader_model.with_embedder(embedder, memory=layout)
 
     monkeypatch.setattr(mplus.MPlus, "from_pretrained", from_pretrained)
     monkeypatch.setattr(models, "_LOADED", {})

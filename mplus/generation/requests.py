@@ -7,12 +7,12 @@ from typing import Any, Unpack
 from weakref import WeakKeyDictionary, ref
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
-from mplus.errors import MemoryMismatchError, PromptTooLongError, UnknownNameError
+from mplus.errors import EmbedderError, MemoryMismatchError, PromptTooLongError, UnknownNameError
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.row import Row
@@ -60,8 +60,8 @@ def check_embedder(memory: Memory, embedder: Embedder | None) -> None:
     found = f"the model has {embedder.name!r}" if embedder else "the model has none"
     expected = f"vectors of the embedder {min(written_with)!r}" if written_with else "an embedder"
     raise MemoryMismatchError(
-        f"This memory has recall={recall!r} and needs {expected}, but {found}. Pass it to from_pretrained(embedder=…) or "
-        f"with_embedder(…); or recall without it: model.with_recall(memory, {memory.config.token_recall!r})."
+        f"This memory has recall={recall!r} and needs {expected}, but {found}. Pass it to from_pretrained(embedder=…) "
+        f"or with_embedder(…); or recall without it: model.with_recall(memory, {memory.config.token_recall!r})."
     )
 
 
@@ -152,7 +152,7 @@ class Requests:
                 f"The prompt has {len(ids):,} tokens, but {room - 1:,} fit beside this memory in the model's window "
                 f"of {self._weights.backbone.window:,}. Write the long part into memory, or shorten the prompt."
             )
-        vector = self._weights.vector_of(ids[begin:end], config) if remembers and config.recalled_tokens else None
+        vector = self.vector_of(state, config, ids[begin:end]) if config.recalled_tokens else None
         return ReadRequest(state, config, ids, (begin, end), allowed, vector, read.members)
 
     @torch.inference_mode()
@@ -196,6 +196,26 @@ class Requests:
                 f"{self._name or 'this one'} ({own}). Latent memory cannot move between "
                 "weights: write its texts again with new_memory()."
             )
+
+    def vector_of(
+        self, state: MemoryState, config: MemoryConfig, question: Sequence[int]
+    ) -> Float[Tensor, " E"] | None:
+        """The vector of a question by the embedder; None if nothing in a memory is compared with it.
+
+        Raises:
+            EmbedderError: The embedder failed, or its vectors are not of the size of the memory's.
+        """
+        sizes = {size for track in state.tracks if (size := track.vectors.size) is not None}
+        embedder = self._weights.embedder
+        if not config.has_vectors or not sizes or embedder is None:
+            return None
+        vector = embedder.question(self._weights.text_of(question))
+        if sizes != {len(vector)}:
+            raise EmbedderError(
+                f"The embedder {embedder.name!r} returned a vector of {len(vector)} numbers: expected {min(sizes)}, as "
+                "this memory has from it. Use the embedder that the memory was written with."
+            )
+        return vector
 
     def encoded(self, prompt: PromptLike, tools: Tools | None) -> Prompt:
         """A prompt as token ids, including those of the chat template."""

@@ -124,19 +124,22 @@ class Memory:
         return self.state is fork.state and self.snapshots is fork.snapshots
 
     def adopt(self, fork: "Memory") -> None:
-        """Take over all changes of a fork at once, its history included.
+        """Take over all changes of a fork at once, its history and its way of recall included.
 
         Raises:
             MemoryMismatchError: The fork has another model, layout or seed.
         """
-        ours, theirs = ((m.model_fingerprint, m.config, m.seed) for m in (self, fork))
+        alike = self.config.model_copy(update={"recall": fork.config.recall})
+        ours, theirs = (self.model_fingerprint, alike, self.seed), (fork.model_fingerprint, fork.config, fork.seed)
         if ours != theirs:
             raise MemoryMismatchError(
                 f"adopt: {fork!r} has another model, layout or seed than this memory. Pass what fork() made."
             )
         with fork.writing():
             state, snapshots = fork.state, fork.snapshots
-        self.restore(state, snapshots)
+        with self._lock:
+            self.restore(state, snapshots)
+            self.config, self._initial = fork.config, fork._initial
 
     def reset(self) -> None:
         """Make the memory empty again: nothing written, no snapshots."""

@@ -3,6 +3,8 @@
 The frameworks' classes are known by their methods alone; neither is imported.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from mplus.errors import EmbedderError
 
 TEXTS_AT_ONCE = 1024
 """Most texts in one call of an embedder; services limit how many they take."""
+QUESTIONS_KEPT = 64
+"""How many questions' vectors are kept."""
 DOCUMENTS = ("embed_documents", "get_text_embedding_batch", "encode_document", "encode")
 """Methods that embed a list of texts: of LangChain, LlamaIndex and sentence-transformers."""
 QUERY = ("embed_query", "get_query_embedding", "encode_query")
@@ -45,6 +49,8 @@ class Embedder:
         self._documents = _documents_of(source)
         self._query = _method(source, QUERY)
         self._query_prefix, self._passage_prefix = query_prefix, passage_prefix
+        self._asked: OrderedDict[str, Tensor] = OrderedDict()
+        self._guard = threading.Lock()
         self.source = source
         self.name = (name or _name_of(source)) + (f" after {passage_prefix!r}" if passage_prefix else "")
 
@@ -64,15 +70,22 @@ class Embedder:
         return torch.cat([self._vectors(self._documents, part) for part in parts])
 
     def question(self, text: str) -> Float[Tensor, " E"]:
-        """The unit-length vector of a question.
+        """The unit-length vector of a question. Those of the last few are kept: a search and an answer share one.
 
         Raises:
             EmbedderError: The embedder failed, or returned something else than one finite vector.
         """
+        with self._guard:
+            if text in self._asked:
+                return self._asked[text]
         query, asked = self._query, self._query_prefix + text
-        if query is None:
-            return self._vectors(self._documents, [asked])[0]
-        return self._vectors(lambda texts: [query(texts[0])], [asked])[0]
+        embed = self._documents if query is None else lambda texts: [query(texts[0])]
+        vector = self._vectors(embed, [asked])[0]
+        with self._guard:
+            self._asked[text] = vector
+            if len(self._asked) > QUESTIONS_KEPT:
+                self._asked.popitem(last=False)
+        return vector
 
     def _vectors(self, embed: Callable[[list[str]], Any], texts: list[str]) -> Float[Tensor, "n E"]:
         try:
@@ -118,7 +131,7 @@ def _documents_of(source: Any) -> Callable[[list[str]], Any]:
 
 
 def _method(source: Any, names: Sequence[str]) -> Callable[..., Any] | None:
-    if isinstance(source, type):
+    if isinstance(source, (type, str, bytes)):
         return None
     return next((found for name in names if callable(found := getattr(source, name, None))), None)
 

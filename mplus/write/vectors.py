@@ -135,8 +135,8 @@ def _texts_of(
     """
     if state.ledger is None:
         raise LedgerMissingError(
-            "What was written into this memory was not kept, so it cannot be embedded now. Write its texts again into a "
-            "memory of the new layout, or make memories with MemoryConfig(ledger=True)."
+            "What was written into this memory was not kept, so it cannot be embedded now. Write its texts again into "
+            "a memory of the new layout, or make memories with MemoryConfig(ledger=True)."
         )
     written: dict[str, list[WrittenChunk]] = {}
     for chunk in _cut_again(weights, config, ends, state.ledger):
@@ -150,8 +150,8 @@ def _texts_of(
         text = _last_like(written.get(name, []), known.words[rows])
         if text is None:
             raise MemoryMismatchError(
-                f"The text of chunk {number} of source {name!r} is not in the memory's ledger, so it cannot be embedded "
-                "now. Write the texts of this source again."
+                f"The text of chunk {number} of source {name!r} is not in the memory's ledger, so it cannot be "
+                "embedded now. Write the texts of this source again."
             )
         if number in wanted:
             found[number] = text

@@ -1,6 +1,7 @@
-"""``MPlusVectorStore``: replaces a vector store, without an embedding model.
+"""``MPlusVectorStore``: replaces a vector store; an embedding model is not needed, but can be used.
 
-Documents are written into latent memory, and their text is kept too. The model's own scorer finds them. With
+Documents are written into latent memory, and their text is kept too. The model's own scorer finds them, and the chat's
+embedder if it has one. With
 ``recall="latent"`` their text is not put into the prompt, because the model reads them as memory.
 """
 
@@ -58,8 +59,9 @@ class MPlusVectorStore(VectorStore):
 
     @property
     def embeddings(self) -> Embeddings | None:
-        """None, because there is no embedding model."""
-        return None
+        """The chat's embedder if that is LangChain's; None: the model finds documents by itself."""
+        source = None if self.chat.embedder is None else self.chat.embedder.source
+        return source if isinstance(source, Embeddings) else None
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -132,8 +134,17 @@ class MPlusVectorStore(VectorStore):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> "MPlusVectorStore":
-        """A store of texts; ``embedding`` is accepted and ignored."""
-        store = cls(**kwargs)
+        """A store of texts.
+
+        Args:
+            texts: Texts to write.
+            embedding: Finds documents beside the model's own scorer. Ignored if a ``chat`` is given, which has its own.
+            metadatas: Metadata of each text.
+            ids: Names of the texts.
+            show_progress: Show a bar.
+            kwargs: Arguments of the constructor.
+        """
+        store = cls(**_chat_with(embedding, kwargs))
         store.add_texts(texts, metadatas, ids=ids, show_progress=show_progress)
         return store
 
@@ -141,9 +152,9 @@ class MPlusVectorStore(VectorStore):
     def from_documents(
         cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
     ) -> "MPlusVectorStore":
-        """A store of documents; ``embedding`` is accepted and ignored."""
+        """A store of documents; ``embedding`` as in ``from_texts``."""
         writing = {name: kwargs.pop(name) for name in ("ids", "show_progress") if name in kwargs}
-        store = cls(**kwargs)
+        store = cls(**_chat_with(embedding, kwargs))
         store.add_documents(documents, **writing)
         return store
 
@@ -236,6 +247,13 @@ class MPlusVectorStore(VectorStore):
             found = self.chat.loaded.search(memory, query, limit=None, where=where)
         documents = [(_document(source.source, source), source.relevance) for source in found]
         return [(d, s) for d, s in documents if wanted is None or isinstance(wanted, Mapping) or wanted(d)]
+
+
+def _chat_with(embedding: Embeddings | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a store, with a new chat that has the embedder unless a chat is given."""
+    if embedding is None or kwargs.get("chat") is not None:
+        return dict(kwargs)
+    return {**kwargs, "chat": MPlusChat(embedder=embedding)}
 
 
 def checked_k(k: int | None, name: str = "k") -> int:

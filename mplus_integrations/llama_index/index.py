@@ -1,4 +1,4 @@
-"""``MPlusIndex``: replaces a ``VectorStoreIndex``, without an embedding model."""
+"""``MPlusIndex``: replaces a ``VectorStoreIndex``; an embedding model is not needed, but can be used."""
 
 import inspect
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
+from llama_index.core.embeddings.utils import resolve_embed_model
 from llama_index.core.indices.loading import load_index_from_storage
 from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
 from llama_index.core.llms.llm import LLM
@@ -18,7 +19,16 @@ from llama_index.core.settings import Settings
 from llama_index.core.storage import StorageContext
 from llama_index.core.storage.docstore.types import RefDocInfo
 
-from mplus import FoundSource, Memory, MemoryMismatchError, MemoryNotFoundError, MemoryStore, UnknownNameError
+from mplus import (
+    Embedder,
+    FoundSource,
+    Memory,
+    MemoryMismatchError,
+    MemoryNotFoundError,
+    MemoryStore,
+    MPlus,
+    UnknownNameError,
+)
 from mplus_integrations.llama_index.chat_engine import Alongside, MPlusChatEngine, MPlusQuestionChatEngine
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.documents import KnownDocumentArguments
@@ -61,7 +71,8 @@ class MPlusIndex(KnownDocumentArguments):
         memory: Latents to share, such as an LLM's own; None: the index has its own.
         store: Keeps the latents on disk.
         memory_key: Name of the latents in the store.
-        embed_model: Accepted and ignored.
+        embed_model: Finds nodes beside the model's own scorer: a ``BaseEmbedding``, or a function from texts to
+            vectors. None: the LLM's own ``embedder``, if it has one.
         kwargs: Arguments of LlamaIndex's ``BaseIndex``.
     """
 
@@ -83,7 +94,7 @@ class MPlusIndex(KnownDocumentArguments):
         **kwargs: Any,
     ) -> None:
         UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex", instead=INSTEAD)
-        self.llm = _mplus(llm)
+        self.llm = _embedding_with(_mplus(llm), embed_model)
         storage_context = storage_context or StorageContext.from_defaults()
         struct = index_struct or MPlusStruct()
         if memory is not None and memory_key is not None:
@@ -265,7 +276,7 @@ class MPlusIndex(KnownDocumentArguments):
         Raises:
             ValueError: An argument is unknown, or is for text in the prompt and ``recall`` is "latent".
         """
-        reader = self.llm if llm is None else resolve_llm(llm, callback_manager=self._callback_manager)
+        reader = self.llm if llm is None else self._as_embedding(resolve_llm(llm, self._callback_manager))
         recall = recall or ("latent" if isinstance(reader, MPlusLLM) else "text")
         if recall not in ("latent", "hybrid", "text"):
             raise ValueError(f"recall={recall!r}: expected 'latent', 'hybrid' or 'text'.")
@@ -315,7 +326,7 @@ class MPlusIndex(KnownDocumentArguments):
         """
         UnknownNameError.check(kwargs, RETRIEVER | CHAT | CONDENSE, of="as_chat_engine")
         chat_mode = ChatMode.BEST if chat_mode is None else chat_mode
-        reader = self.llm if llm is None else _mplus(resolve_llm(llm, callback_manager=self._callback_manager))
+        reader = self.llm if llm is None else _mplus(self._as_embedding(resolve_llm(llm, self._callback_manager)))
         retriever_kwargs = {k: v for k, v in kwargs.items() if k in RETRIEVER}
         chat = {k: v for k, v in kwargs.items() if k not in RETRIEVER}
         history = chat.pop("chat_history", None)
@@ -350,6 +361,11 @@ class MPlusIndex(KnownDocumentArguments):
             "an agent, give a FunctionAgent or ReActAgent this index's query engine as a tool."
         )
 
+    def _as_embedding(self, llm: LLM) -> LLM:
+        """Another LLM, with the embedder of the index unless it has one of its own."""
+        is_plain = isinstance(llm, MPlusLLM) and llm.embedder is None
+        return _embedding_with(llm, self.llm.embedder) if is_plain else llm
+
     def where(self, retriever: MPlusIndexRetriever) -> Any:
         """A test of the sources to read for answers about what a retriever may find; None: all sources."""
         return retriever.where() if retriever.is_limited or self.is_shared else None
@@ -367,6 +383,17 @@ def _mplus(llm: LLM | None) -> MPlusLLM:
     return llm
 
 
+def _embedding_with(llm: MPlusLLM, embed_model: Any) -> MPlusLLM:
+    """The LLM with an embedder; it shares weights and memories with the given one."""
+    if embed_model is None:
+        return llm
+    if isinstance(embed_model, str):
+        embed_model = resolve_embed_model(embed_model)
+    found = llm.model_copy(update={"embedder": Embedder.of(embed_model)})
+    found._embedding = None
+    return found
+
+
 def _restored(
     llm: MPlusLLM, struct: MPlusStruct, storage_context: StorageContext, persist_dir: str | Path | None
 ) -> Latents:
@@ -377,10 +404,18 @@ def _restored(
         try:
             memory = Memory.load(folder, model)
             if memory.fingerprint == struct.fingerprint:
-                return Latents(memory=memory)
+                return Latents(memory=_as_embedded(memory, model))
         except (MemoryNotFoundError, MemoryMismatchError):  # moved, or now read by another model
             pass
     memory = model.new_memory()
     write_nodes(model, memory, storage_context.docstore.get_nodes(list(struct.nodes)))
     struct.fingerprint = memory.fingerprint
     return Latents(memory=memory)
+
+
+def _as_embedded(memory: Memory, model: MPlus) -> Memory:
+    """A memory with vectors for all chunks, if the model has an embedder that the memory was written without."""
+    recall = model.memory_config.recall
+    if recall == f"embedding+{memory.config.recall}":
+        return model.with_recall(memory, recall)
+    return memory
