@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 LayoutName = Literal["chunk", "token"]
 Encoding = Literal["states", "adapter"]
 Recall = Literal["late", "published", "attention"]
+Read = Literal["auto", "latent", "text"]
 Tier = Literal["auto", "cpu", "cuda", "disk"]
 StorageDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 
@@ -63,6 +64,10 @@ class MemoryConfig(BaseModel):
     """Evict and recall whole chunks, for all layers at once; or single tokens, layer by layer (``mplus.layouts``)."""
     recall: Recall = "late"
     """How long-term tokens are scored: late interaction, co-trained retriever, or attention."""
+    read: Read = "auto"
+    """How an answer sees memory: "latent", as memory tokens in front of the prompt; "text", as recalled text in the
+    prompt, decoded from the ledger. "auto": "latent" where the model has a read adapter; without one, what a short
+    check of the model finds better (``MPlus.reading``). Text needs the chunk layout and a ledger."""
     recalled_neighbours: NonNegativeInt = 0
     """Number of chunks of the same text on either side of the most relevant one that are recalled with it, before
     others: the answer is often beside the words that the question names. Chunk layout only."""
@@ -116,6 +121,11 @@ class MemoryConfig(BaseModel):
                 'encoding="adapter" makes compressed tokens that belong to no text position; '
                 'use layout="token" with it.'
             )
+        if self.read == "text" and not self.has_texts:
+            raise ValueError(
+                f'read="text" needs layout="chunk" and ledger=True, to know the text of what is recalled; got layout='
+                f'"{self.layout}" and ledger={self.ledger}. Change these, or use read="latent".'
+            )
         for defect in ("ages_stop_in_short_term", "repeat_short_recall"):
             if getattr(self, defect) and self.keeps_chunks:
                 raise ValueError(f'{defect}=True is a defect of the published layout; use layout="token" with it.')
@@ -130,6 +140,11 @@ class MemoryConfig(BaseModel):
     def keeps_chunks(self) -> bool:
         """Whether each text token becomes a memory token and whole chunks are kept."""
         return self.layout == "chunk"
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether the text of every chunk can be decoded from the ledger."""
+        return self.keeps_chunks and self.ledger
 
     @property
     def has_age_limit(self) -> bool:
