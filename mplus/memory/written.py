@@ -38,20 +38,6 @@ def texts_by_source(ledger: Ledger, names: Collection[str]) -> dict[str, list[Wr
     return found
 
 
-def written_chunks(
-    texts: Sequence[WrittenText], words: Sequence[Int32[Tensor, " T"]], words_of: WordsOf
-) -> list[WrittenChunk | None]:
-    """The text of every chunk of one source; None where the texts do not say it.
-
-    Args:
-        texts: All that was written under its name, in order.
-        words: Words of the tokens of each chunk that is held, in the order of writing.
-        words_of: Numbers the words of token ids.
-    """
-    reader = _Reader(texts)
-    return [reader.chunk(mine, words_of) for mine in words]
-
-
 class _Place(NamedTuple):
     """A place in the texts of a source."""
 
@@ -61,23 +47,37 @@ class _Place(NamedTuple):
     """Position in what joins it to the text before, followed by the text itself."""
 
 
-class _Reader:
-    """Reads the texts of a source chunk by chunk."""
+class SourceTexts:
+    """The texts of one source, read chunk by chunk."""
 
-    def __init__(self, texts: Sequence[WrittenText]) -> None:
+    def __init__(
+        self, texts: Sequence[WrittenText], words: Int32[Tensor, " T"], sizes: Sequence[int], words_of: WordsOf
+    ) -> None:
+        """Find where each chunk stands.
+
+        Args:
+            texts: All that was written under the name, in order.
+            words: Words of the tokens that are held, in the order of writing.
+            sizes: Number of tokens of each chunk that is held, in the same order.
+            words_of: Numbers the words of token ids.
+        """
         self._texts = [[*text.joined_by, *text.input_ids.tolist()] for text in texts]
         self._begins = [len(text.joined_by) for text in texts]
-        self._place = self._fresh(0)
+        self._words, self._words_of = words.split(list(sizes)), words_of
+        place, self._places = self._fresh(0), list[_Place]()
+        for size in sizes:
+            self._places.append(place)
+            place = self._after(place, size)
 
-    def chunk(self, words: Int32[Tensor, " T"], words_of: WordsOf) -> WrittenChunk | None:
-        """The text of the next chunk that is held: where these words stand, from the present place on."""
-        for place in self._places(words, words_of):
-            chunk, after = self._read(place, len(words))
+    def chunk(self, number: int) -> WrittenChunk | None:
+        """The text of a chunk, given its number among those that are held; None if the texts do not have it."""
+        words = self._words[number]
+        for place in self._likely(self._places[number], words):
+            chunk = self._read(place, len(words))
             # A memory that was saved by a version without words has none; then only sizes speak.
             if len(chunk.input_ids) == len(words) and (
-                torch.equal(words_of(chunk.input_ids), words) or not bool(words.any())
+                torch.equal(self._words_of(chunk.input_ids), words) or not bool(words.any())
             ):
-                self._place = after
                 return chunk
         return None
 
@@ -85,29 +85,33 @@ class _Reader:
         """Where a text begins that nothing is joined to."""
         return _Place(text, self._begins[text] if text < len(self._begins) else 0)
 
-    def _read(self, start: _Place, size: int) -> tuple[WrittenChunk, _Place]:
-        """A chunk of ``size`` tokens, and the place after it. A text is joined to one that ends within the chunk."""
-        ids: list[int] = []
+    def _after(self, start: _Place, size: int) -> _Place:
+        """The place after a chunk. A text that ends within the chunk is joined to the next one."""
         text, at = start
-        while text < len(self._texts) and len(ids) < size:
-            more = self._texts[text][at : at + size - len(ids)]
-            ids += more
-            at += len(more)
+        while text < len(self._texts) and size:
+            step = min(size, len(self._texts[text]) - at)
+            at, size = at + step, size - step
             if at == len(self._texts[text]):
-                text, at = self._fresh(text + 1) if len(ids) == size else _Place(text + 1, 0)
-        after = _Place(text, at)
-        return WrittenChunk(ids, start == self._fresh(start.text), after == self._fresh(text)), after
+                text, at = _Place(text + 1, 0) if size else self._fresh(text + 1)
+        return _Place(text, at)
 
-    def _places(self, words: Int32[Tensor, " T"], words_of: WordsOf) -> Iterator[_Place]:
-        """Places where a chunk may begin: here, else wherever one of its words stands further on."""
-        yield self._place
+    def _read(self, start: _Place, size: int) -> WrittenChunk:
+        after, ids, at = self._after(start, size), list[int](), start.at
+        for text in range(start.text, min(after.text + 1, len(self._texts))):
+            ids += self._texts[text][at : at + size - len(ids)]
+            at = 0
+        return WrittenChunk(ids, start == self._fresh(start.text), after == self._fresh(after.text))
+
+    def _likely(self, here: _Place, words: Int32[Tensor, " T"]) -> Iterator[_Place]:
+        """Where a chunk may begin: where the sizes say, else wherever one of its words stands further on."""
+        yield here
         # The first token may continue a word of the chunk before, which the chunk by itself does not tell.
         anchors = [place for place in (*range(1, len(words)), 0) if words[place] > 0]
-        for text in range(self._place.text, len(self._texts)) if anchors else ():
+        for text in range(here.text, len(self._texts)) if anchors else ():
             begin = self._begins[text]
-            stands = (words_of(self._texts[text][begin:]) == words[anchors[0]]).nonzero().flatten().tolist()
+            stands = (self._words_of(self._texts[text][begin:]) == words[anchors[0]]).nonzero().flatten().tolist()
             for at in (begin + place - anchors[0] for place in stands):
                 # A negative position is in the text before, to which this one is joined.
                 place = _Place(text, at) if at >= 0 or not text else _Place(text - 1, len(self._texts[text - 1]) + at)
-                if place.at >= self._begins[place.text] and place > self._place:
+                if place.at >= self._begins[place.text] and place > here:
                     yield place

@@ -5,7 +5,7 @@ import torch
 
 from mplus.config import MemoryConfig
 from mplus.memory.memory import Memory
-from mplus.memory.written import texts_by_source, written_chunks
+from mplus.memory.written import SourceTexts, texts_by_source
 from mplus.model import MPlus
 from mplus.testing import tiny_model
 
@@ -32,9 +32,11 @@ def held(model: MPlus, memory: Memory, name: str) -> list[str | None]:
         ):
             if source == number:
                 rows.setdefault(chunk, []).append(word)
-    words = [torch.tensor(rows[chunk], dtype=torch.int32) for chunk in sorted(rows)]
+    words = torch.tensor([word for chunk in sorted(rows) for word in rows[chunk]], dtype=torch.int32)
+    sizes = [len(rows[chunk]) for chunk in sorted(rows)]
     assert state.ledger is not None
-    found = written_chunks(texts_by_source(state.ledger, {name})[name], words, model.weights.words_of)
+    texts = SourceTexts(texts_by_source(state.ledger, {name})[name], words, sizes, model.weights.words_of)
+    found = [texts.chunk(number) for number in range(len(sizes))]
     return [None if chunk is None else model.tokenizer.decode(chunk.input_ids) for chunk in found]
 
 
@@ -83,6 +85,6 @@ def test_what_the_ledger_does_not_have_is_unknown(model: MPlus, text: str) -> No
     memory = model.new_memory()
     model.write(memory, text, source="a")
     (other,) = texts_by_source(memory.state.ledger or (), {"a"}).values()
-    words = [model.weights.words_of(model.tokenizer("Something else entirely.").input_ids)]
-    assert written_chunks(other, words, model.weights.words_of) == [None]
-    assert written_chunks([], words, model.weights.words_of) == [None]
+    words = model.weights.words_of(model.tokenizer("Something else entirely.").input_ids)
+    for texts in (other, []):
+        assert SourceTexts(texts, words, [len(words)], model.weights.words_of).chunk(0) is None
