@@ -28,6 +28,7 @@ from mplus.memory.state import MemoryState
 from mplus.progress import Progress, followed
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import rank_sources
+from mplus.self_check import HowRead, SelfCheck
 from mplus.weights import Weights
 from mplus.write.absorb import WriteReport
 from mplus.write.chunks import TextLike
@@ -49,8 +50,17 @@ class MPlus:
         *,
         name: str = "",
         parts: TrainedParts | None = None,
+        reads: HowRead | None = None,
     ) -> None:
         """Make a model of loaded parts; use ``from_pretrained`` instead.
+
+        Args:
+            weights: The model.
+            tokenizer: Its tokenizer.
+            memory: Layout of new memories.
+            name: Its name.
+            parts: What training added to the backbone.
+            reads: How memories with ``read="auto"`` are read; None: what a check of the model finds.
 
         Raises:
             ValueError: ``memory`` needs a scorer that these weights do not have.
@@ -61,7 +71,14 @@ class MPlus:
         self.name = name
         self._parts = parts or TrainedParts()
         self._initial_states: dict[MemoryConfig, MemoryState] = {}
-        self._requests = Requests(weights, tokenizer, name=name, calibration=self._parts.calibration)
+        self._self_check = SelfCheck(weights, tokenizer, name=name, known=reads)
+        self._requests = Requests(
+            weights,
+            tokenizer,
+            name=name,
+            calibration=self._parts.calibration,
+            prefers_text=self._self_check.prefers_text,
+        )
         self._writer = Writer(weights, tokenizer)
         self._lock = threading.Lock()
         self._check(memory)
@@ -138,7 +155,8 @@ class MPlus:
         ``save_pretrained`` of the result keeps it.
         """
         parts = replace(self._parts, calibration=calibration)
-        return MPlus(self.weights, self.tokenizer, self.memory_config, name=self.name, parts=parts)
+        reads = self._self_check.known
+        return MPlus(self.weights, self.tokenizer, self.memory_config, name=self.name, parts=parts, reads=reads)
 
     @property
     def trained_parts(self) -> TrainedParts:
@@ -149,6 +167,14 @@ class MPlus:
     def fingerprint(self) -> str:
         """A hash of the weights that memories of the model's own layout depend on."""
         return self.weights.fingerprints[self.memory_config.recall]
+
+    @property
+    def reads(self) -> HowRead:
+        """How memories with ``read="auto"`` are read, and why.
+
+        Without a read adapter, a check of a few seconds decides when this is first needed. Its result is kept.
+        """
+        return self._self_check.result()
 
     # --- memories ---------------------------------------------------------------------------------
 
@@ -414,6 +440,8 @@ class MPlus:
                 f"recall={config.recall!r}: these weights have no such retriever; expected one of "
                 f"{', '.join(sorted(self.weights.scorers))}."
             )
+        if config.read == "text" and self.tokenizer is None:
+            raise ValueError('read="text": this model has no tokenizer to decode text with. Use read="latent".')
         if config.encoding == "adapter" and self.weights.write_position is None:
             raise ValueError('encoding="adapter": these weights have no trained write adapter. Use encoding="states".')
         if config.recall_layer is not None and config.recall_layer >= self.weights.backbone.num_layers:

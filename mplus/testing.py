@@ -13,6 +13,7 @@ from mplus.checkpoint.loading import assemble
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
+from mplus.self_check import HowRead
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -93,4 +94,5 @@ def tiny_model(
         memory or MemoryConfig.for_window(weights.backbone.window),
         name=f"tiny-{model_type}",
         parts=parts,
+        reads=HowRead("latent", "random weights read nothing"),
     )

@@ -1,10 +1,14 @@
 """Turns a memory and a prompt into a row for an engine, and checks that it fits the model's window."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
@@ -13,10 +17,12 @@ from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.row import Row
 from mplus.generation.sampling import SamplingOptions, SamplingParams
+from mplus.generation.told import encode_told, text_of
 from mplus.generation.where import Where, allowed_sources
 from mplus.memory.memory import Memory
-from mplus.memory.state import MemoryState, Tail
+from mplus.memory.state import MemoryState, Tail, Track
 from mplus.read.prefill import ReadRequest
+from mplus.recall.texts import MOST_PIECES, Piece, Wanted, as_recalled, recall_pieces
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
 from mplus.write.encode import Chunk
@@ -39,10 +45,28 @@ class Requests:
     """Turns memories and prompts into rows that an engine can answer."""
 
     def __init__(
-        self, weights: Weights, tokenizer: Any, *, name: str = "", calibration: Calibration | None = None
+        self,
+        weights: Weights,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        calibration: Calibration | None = None,
+        prefers_text: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Prepare to make rows.
+
+        Args:
+            weights: The model.
+            tokenizer: Its tokenizer.
+            name: Its name, for messages.
+            calibration: Turns the evidence for an answer into a probability.
+            prefers_text: Whether ``read="auto"`` stands for "text"; asked when a memory is first read.
+        """
         self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
+        self._prefers_text = prefers_text
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
+        self._empty: WeakKeyDictionary[Memory, tuple[Track, ...]] = WeakKeyDictionary()
+        """For each memory that is read as text, empty pools of its own: buffers of reads are kept by pool."""
 
     def row(self, memory: Memory, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Row:
         """The row of one prompt; takes the arguments of ``MPlus.generate``.
@@ -86,10 +110,12 @@ class Requests:
         """
         self.check_memory(memory)
         encoded = self.encoded(prompt, tools)
-        state = self.present_state(memory)
-        ids, (begin, end) = list(encoded.input_ids), encoded.query
-        if not ids:
+        if not encoded.input_ids:
             raise ValueError("prompt='': expected text or chat messages. Pass at least one token.")
+        state = self.present_state(memory)
+        if self._reads_text(state, memory.config):
+            return self._text_request(memory, state, prompt, encoded, tools, allowed_sources(state, where))
+        ids, (begin, end) = list(encoded.input_ids), encoded.query
         bos = getattr(self._tokenizer, "bos_token_id", None)
         remembers = any(map(len, state.tracks))
         if remembers and len(ids) > 1 and bos is not None and ids[0] == bos and ids.count(bos) == 1:
@@ -101,13 +127,62 @@ class Requests:
         tail = zip(state.tail.input_ids, state.tail.sources, strict=True)
         waiting = [i for i, source in tail if readable is None or source in readable]
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
-        room = self._room(state, memory.config)
-        if len(ids) >= room:
+        self._check_fits(len(ids), state, memory.config)
+        return ReadRequest(state, memory.config, ids, (begin, end), allowed)
+
+    def _reads_text(self, state: MemoryState, config: MemoryConfig) -> bool:
+        """Whether a memory is read as text. An empty one never is: its answers are the backbone's."""
+        if config.read == "latent" or not config.has_texts or state.ledger is None or not any(map(len, state.tracks)):
+            return False
+        return config.read == "text" or self._prefers_text()
+
+    def _text_request(
+        self,
+        memory: Memory,
+        state: MemoryState,
+        prompt: PromptLike,
+        encoded: Prompt,
+        tools: Tools | None,
+        allowed: Int[Tensor, " n"] | None,
+    ) -> ReadRequest:
+        """A read of the plain backbone, with the text that answers in the prompt: as much as fits, the best first."""
+        config, asked = memory.config, len(encoded.input_ids)
+        self._check_fits(asked, state, config)
+        # Text takes no more of the window than memory tokens would.
+        most = asked + config.prefix_of(self._most_read(state, config))
+        most = min(most, self._weights.backbone.room(config.prefix_of(0)) - 1)
+        pieces = self._pieces(state, config, encoded, most - asked, allowed)
+        whole = encoded
+        while pieces:
+            whole = encode_told(self._tokenizer, prompt, text_of(self._tokenizer, pieces), tools)
+            if len(whole.input_ids) <= most:
+                break
+            whole = encoded
+            pieces.pop()
+        if memory not in self._empty:
+            self._empty[memory] = self._weights.empty_state(config).tracks
+        bare = replace(state, tracks=self._empty[memory])
+        return ReadRequest(bare, config, whole.input_ids, whole.query, told=as_recalled(pieces))
+
+    @torch.inference_mode()
+    def _pieces(
+        self, state: MemoryState, config: MemoryConfig, asked: Prompt, room: int, allowed: Int[Tensor, " n"] | None
+    ) -> list[Piece]:
+        """What is recalled as text for a prompt, best first."""
+        weights = self._weights
+        question = weights.question(asked.input_ids[slice(*asked.query)], state.tracks[0].recall_layer)
+        wanted = Wanted(min(config.recalled_tokens or config.short_term_tokens, room), MOST_PIECES)
+        return recall_pieces(
+            weights.scorers[config.recall], state, config, question, weights.words_of, wanted, allowed
+        )
+
+    def _check_fits(self, num_tokens: int, state: MemoryState, config: MemoryConfig) -> None:
+        room = self._room(state, config)
+        if num_tokens >= room:
             raise PromptTooLongError(
-                f"The prompt has {len(ids):,} tokens, but {room - 1:,} fit beside this memory in the model's window "
+                f"The prompt has {num_tokens:,} tokens, but {room - 1:,} fit beside this memory in the model's window "
                 f"of {self._weights.backbone.window:,}. Write the long part into memory, or shorten the prompt."
             )
-        return ReadRequest(state, memory.config, ids, (begin, end), allowed)
 
     def check_memory(self, memory: Memory) -> None:
         """Check that a memory belongs to this model.
@@ -157,8 +232,11 @@ class Requests:
 
     def _room(self, state: MemoryState, config: MemoryConfig) -> int:
         """Number of positions left for prompt and answer after the longest prefix that this memory can have."""
-        stored = max(
+        return self._weights.backbone.room(config.prefix_of(self._most_read(state, config)))
+
+    def _most_read(self, state: MemoryState, config: MemoryConfig) -> int:
+        """Most memory tokens that one read of this memory can have in its prefix, without repeated ones."""
+        return max(
             len(track.short_term) + min(len(track.pending) + len(track.long_term), config.recalled_tokens)
             for track in state.tracks
         )
-        return self._weights.backbone.room(config.prefix_of(stored))

@@ -38,6 +38,8 @@ class ReadRequest:
         input_ids: Token ids of the prompt.
         query: First and last-plus-one row of the question within the prompt.
         sources: Rows of the table of sources that may be read, in any pool; None for all.
+        told: What was recalled as text and is in the prompt; ``state`` then has empty pools. None: recall happens when
+            the prompt is read.
     """
 
     state: MemoryState
@@ -45,6 +47,7 @@ class ReadRequest:
     input_ids: Sequence[int]
     query: tuple[int, int]
     sources: Int[Tensor, " n"] | None = None
+    told: Recalled | None = None
 
 
 def has_prefix(request: ReadRequest) -> bool:

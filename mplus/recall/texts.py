@@ -1,9 +1,9 @@
-"""Recall of text: which pieces of what was written answer a question, whole sentences and messages rather than chunks.
+"""Recall of text: the pieces of what was written that answer a question, whole messages rather than chunks.
 
-every chunk of every pool ──scores──▶ most relevant ──widened by the chunks beside it──▶ pieces, best first
+every chunk of every pool ──scores──▶ most relevant first ──widened by the chunks beside it──▶ pieces
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,35 +15,41 @@ from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Provenance
-from mplus.memory.written import WordsOf, WrittenChunk, texts_by_source, written_chunks
+from mplus.memory.written import SourceTexts, WordsOf, texts_by_source
 from mplus.recall.choose import Recalled
 from mplus.recall.scorer import Question, Scorer
 from mplus.recall.units import Candidates
 
+MOST_PIECES = 3
+"""Most pieces that one answer reads."""
 PIECE_TOKENS = 256
-"""A recalled chunk is widened by the chunks beside it, up to this many tokens: about a paragraph, or a whole message."""
-AHEAD = 16
-"""Relevant chunks that are looked at for each piece that is wanted; many lie within pieces that were taken before."""
+"""A recalled chunk is widened by the chunks beside it, up to this many tokens: a whole message, or about a paragraph."""
+LOOKED_AT = 16
+"""Chunks that are looked at for each piece that is wanted; many of them lie within pieces that were taken before."""
 
 
 @dataclass(frozen=True)
 class Piece:
     """A piece of what was written under one name, without gaps."""
 
-    input_ids: tuple[tuple[int, ...], ...]
-    """Token ids of its texts; a text that goes on in the next piece is cut where a chunk ends."""
+    texts: tuple[tuple[int, ...], ...]
+    """Token ids of the texts that it has parts of."""
     provenance: Provenance
-    """Of its memory tokens."""
+    """Provenance of its memory tokens."""
     relevance: float
     """Relevance of the chunk that it was recalled for."""
 
     def __len__(self) -> int:
         return len(self.provenance)
 
-    @property
-    def written(self) -> int:
-        """Number of its first chunk: pieces that were written later have higher numbers."""
-        return int(self.provenance.chunks[0])
+
+class Wanted(NamedTuple):
+    """How much text is recalled."""
+
+    tokens: int
+    """Most tokens of all pieces together."""
+    pieces: int
+    """Most pieces."""
 
 
 def recall_pieces(
@@ -52,12 +58,12 @@ def recall_pieces(
     config: MemoryConfig,
     question: Question,
     words_of: WordsOf,
-    *,
+    wanted: Wanted,
     sources: Int[Tensor, " n"] | None = None,
-    most_tokens: int,
-    most_pieces: int,
 ) -> list[Piece]:
     """The pieces that answer a question best, most relevant first, from any pool.
+
+    A piece that does not fit ends the choice, because a smaller, less relevant one must not displace it.
 
     Args:
         scorer: Scores the chunks.
@@ -65,41 +71,107 @@ def recall_pieces(
         config: The memory's layout.
         question: The question, with states of the recall layer.
         words_of: Numbers the words of token ids.
+        wanted: How much to recall.
         sources: Rows of the table of sources that may be recalled; None for all.
-        most_tokens: Most tokens of all pieces together. A piece that does not fit ends the choice; the first is cut.
-        most_pieces: Most pieces.
     """
     (track,) = state.tracks
     found: list[Piece] = []
     taken: set[int] = set()
-    texts = _Texts(state, track, config, words_of)
-    for relevant in _most_relevant(scorer, track, config, question, sources, AHEAD * most_pieces):
-        room = most_tokens - sum(map(len, found))
-        if len(found) == most_pieces or room <= 0:
+    held: dict[int, _Held] = {}
+    for number, source, relevance in _relevant(scorer, track, config, question, sources, wanted.pieces * LOOKED_AT):
+        room = wanted.tokens - sum(map(len, found))
+        if len(found) == wanted.pieces or room <= 0:
             break
-        if relevant.chunk in taken or (held := texts.of(relevant.source)).text_of(relevant.chunk) is None:
+        if number in taken:
             continue
-        chunks = held.around(relevant.chunk, PIECE_TOKENS if found else min(PIECE_TOKENS, room), taken)
-        piece = held.piece(chunks, relevant.relevance)
-        if found and len(piece) > room:
+        if source not in held:
+            held[source] = _Held(state, track, config, source, words_of)
+        around = held[source].around(number, taken, min(PIECE_TOKENS, room))
+        if around is None:  # its text is not in the ledger
+            continue
+        if sum(held[source].sizes[place] for place in around) > room:
             break
-        found.append(piece)
-        taken.update(held.numbers[place] for place in chunks)
+        found.append(held[source].piece(around, relevance))
+        taken.update(held[source].numbers[place] for place in around)
     return found
 
 
 def as_recalled(pieces: Sequence[Piece]) -> Recalled:
-    """Pieces as what a read recalled, for its sources and for recall frequencies."""
+    """Pieces as what a read has recalled, for its sources and for recall frequencies."""
     provenance = Provenance.cat([Provenance.none(), *(piece.provenance for piece in pieces)])
     relevance = torch.cat([torch.empty(0), *(torch.full((len(piece),), piece.relevance) for piece in pieces)])
     return Recalled(torch.arange(len(provenance)), provenance, relevance)
 
 
-class _Relevant(NamedTuple):
-    chunk: int
-    source: int
-    relevance: float
+def _relevant(
+    scorer: Scorer, track: Track, config: MemoryConfig, question: Question, sources: Int[Tensor, " n"] | None, most: int
+) -> list[tuple[int, int, float]]:
+    """Chunk, source and relevance of the most relevant chunks of all pools, best first."""
+    candidates = _candidates(track, config, sources)
+    if not len(candidates):
+        return []
+    shortlist = scorer.shortlist(question, candidates, config)
+    relevance, average = scorer.scores(question, shortlist, config)
+    candidates = shortlist.candidates
+    assert candidates.chunks is not None
+    best = relevance.argsort(descending=True, stable=True)[:most]
+    if config.relevance_cutoff and len(best) and relevance[best[0]] > average:
+        above = relevance[best] - average
+        best = best[above >= config.relevance_cutoff * above[0]]
+    columns = (candidates.chunks[best], candidates.sources[best], relevance[best])
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def _pools(track: Track) -> tuple:
-    return track.long_term, track.pending, track.short_term
+def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] | None) -> Candidates:
+    return Candidates.of((track.long_term, track.pending, track.short_term), layout_of(config), sources)
+
+
+class _Held:
+    """The chunks of one source that a memory holds, in the order of writing."""
+
+    def __init__(self, state: MemoryState, track: Track, config: MemoryConfig, source: int, words_of: WordsOf) -> None:
+        mine = _candidates(track, config, torch.tensor([source]))
+        assert mine.chunks is not None
+        assert state.ledger is not None
+        self.numbers: list[int] = mine.chunks.tolist()
+        self.sizes: list[int] = mine.sizes.tolist()
+        self._provenance = mine.provenance
+        self._starts = [0, *mine.sizes.cumsum(0).tolist()]
+        name = state.sources[source].name
+        texts = texts_by_source(state.ledger, {name})[name]
+        self._texts = SourceTexts(texts, self._provenance.words, self.sizes, words_of)
+
+    def around(self, number: int, taken: set[int], most_tokens: int) -> range | None:
+        """Places of a chunk and of chunks beside it, as far as they go on and fit; None if its text is unknown."""
+        first = last = self.numbers.index(number)
+        if self._texts.chunk(first) is None:
+            return None
+        size, open_ends = self.sizes[first], [1, -1]
+        while open_ends:
+            for step in list(open_ends):
+                edge = last if step > 0 else first
+                if self._goes_on(edge, step, taken) and size + self.sizes[edge + step] <= most_tokens:
+                    size += self.sizes[edge + step]
+                    first, last = min(first, edge + step), max(last, edge + step)
+                else:
+                    open_ends.remove(step)
+        return range(first, last + 1)
+
+    def _goes_on(self, place: int, step: int, taken: set[int]) -> bool:
+        """Whether the chunk beside one was written next to it, has not been taken, and has a known text."""
+        beside = place + step
+        if not 0 <= beside < len(self.numbers) or self.numbers[beside] != self.numbers[place] + step:
+            return False
+        return self.numbers[beside] not in taken and self._texts.chunk(beside) is not None
+
+    def piece(self, places: Sequence[int], relevance: float) -> Piece:
+        """Consecutive chunks as a piece."""
+        texts: list[list[int]] = []
+        for place in places:
+            chunk = self._texts.chunk(place)
+            assert chunk is not None
+            if chunk.begins or not texts:
+                texts.append([])
+            texts[-1] += chunk.input_ids
+        rows = torch.arange(self._starts[places[0]], self._starts[places[-1] + 1])
+        return Piece(tuple(map(tuple, texts)), self._provenance.take(rows), relevance)
