@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 from torch import Tensor
 
 from mplus.config import MemoryConfig
@@ -19,6 +19,7 @@ from mplus.memory.written import SourceTexts, WordsOf, texts_by_source
 from mplus.recall.choose import Recalled
 from mplus.recall.scorer import Question, Scorer
 from mplus.recall.units import Candidates
+from mplus.words import NO_WORD
 
 MOST_PIECES = 3
 """Most pieces that one answer reads."""
@@ -91,7 +92,7 @@ def recall_pieces(
             continue
         if sum(held[source].sizes[place] for place in around) > room:
             break
-        found.append(held[source].piece(around, relevance))
+        found.append(held[source].piece(around, number, relevance))
         taken.update(held[source].numbers[place] for place in around)
     return found
 
@@ -164,14 +165,34 @@ class _Held:
             return False
         return self.numbers[beside] not in taken and self._texts.chunk(beside) is not None
 
-    def piece(self, places: Sequence[int], relevance: float) -> Piece:
-        """Consecutive chunks as a piece."""
-        texts: list[list[int]] = []
+    def piece(self, places: Sequence[int], number: int, relevance: float) -> Piece:
+        """Consecutive chunks around one as a piece; sentences that the chunks beside it only have parts of are left out.
+
+        Args:
+            places: Places of the chunks.
+            number: The chunk that is relevant, which stays whole.
+            relevance: Its relevance.
+        """
+        texts, rows = list[list[int]](), list[int]()
         for place in places:
             chunk = self._texts.chunk(place)
             assert chunk is not None
+            begin, end = 0, self.sizes[place]
+            if self.numbers[place] != number:
+                ends = [row + 1 for row in (self._words(place) < NO_WORD).nonzero().flatten().tolist()]
+                if place == places[0] and not chunk.begins and not self._ends_sentence(place - 1):
+                    begin = min(ends, default=end)
+                if place == places[-1] and not chunk.ends:
+                    end = max(ends, default=begin)
             if chunk.begins or not texts:
                 texts.append([])
-            texts[-1] += chunk.input_ids
-        rows = torch.arange(self._starts[places[0]], self._starts[places[-1] + 1])
-        return Piece(tuple(map(tuple, texts)), self._provenance.take(rows), relevance)
+            texts[-1] += chunk.input_ids[begin:end]
+            rows += range(self._starts[place] + begin, self._starts[place] + end)
+        return Piece(tuple(map(tuple, texts)), self._provenance.take(torch.tensor(rows)), relevance)
+
+    def _words(self, place: int) -> Int32[Tensor, " T"]:
+        return self._provenance.words[self._starts[place] : self._starts[place + 1]]
+
+    def _ends_sentence(self, place: int) -> bool:
+        """Whether a chunk is held, and a sentence ends with it."""
+        return place >= 0 and bool(self._words(place)[-1] < NO_WORD)
