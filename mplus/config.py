@@ -18,6 +18,7 @@ Recall = Literal[
 TokenRecall = Literal["late", "published", "attention"]
 """Ways of scoring that compare memory tokens."""
 EMBEDDING = "embedding"
+Read = Literal["auto", "latent", "text"]
 Tier = Literal["auto", "cpu", "cuda", "disk"]
 StorageDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 
@@ -78,6 +79,10 @@ class MemoryConfig(BaseModel):
     embedding_weight: FiniteFloat = 1.0
     """Weight of your embedder beside another scorer: spreads of the other's relevance that a chunk gains for each
     spread of its cosine. Only if ``recall`` names both."""
+    read: Read = "auto"
+    """How an answer sees memory: "latent", as memory tokens in front of the prompt; "text", as recalled text in the
+    prompt, decoded from the ledger. "auto": "latent" where the model has a read adapter; without one, what a short
+    check of the model finds better (``MPlus.reading``). Text needs the chunk layout and a ledger."""
     recalled_neighbours: NonNegativeInt = 0
     """Number of chunks of the same text on either side of the most relevant one that are recalled with it, before
     others: the answer is often beside the words that the question names. Chunk layout only."""
@@ -131,6 +136,11 @@ class MemoryConfig(BaseModel):
                 'encoding="adapter" makes compressed tokens that belong to no text position; '
                 'use layout="token" with it.'
             )
+        if self.read == "text" and not self.has_texts:
+            raise ValueError(
+                f'read="text" needs layout="chunk" and ledger=True, to know the text of what is recalled; got layout='
+                f'"{self.layout}" and ledger={self.ledger}. Change these, or use read="latent".'
+            )
         for defect in ("ages_stop_in_short_term", "repeat_short_recall"):
             if getattr(self, defect) and self.keeps_chunks:
                 raise ValueError(f'{defect}=True is a defect of the published layout; use layout="token" with it.')
@@ -161,6 +171,11 @@ class MemoryConfig(BaseModel):
         """The scorer that retrieval keys of memory tokens are made for."""
         name = self.recall.removeprefix(EMBEDDING).removeprefix("+") or "late"
         return cast("TokenRecall", name)
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether the text of every chunk can be decoded from the ledger."""
+        return self.keeps_chunks and self.ledger
 
     @property
     def has_age_limit(self) -> bool:

@@ -29,6 +29,7 @@ from mplus.progress import Progress, followed
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import rank_sources
 from mplus.recall.embedder import Embedder
+from mplus.self_check import HowRead, SelfCheck
 from mplus.weights import Weights
 from mplus.write.absorb import WriteReport
 from mplus.write.chunks import TextLike
@@ -51,8 +52,18 @@ class MPlus:
         name: str = "",
         parts: TrainedParts | None = None,
         embedder: Any = None,
+        reads: HowRead | None = None,
     ) -> None:
         """Make a model of loaded parts; use ``from_pretrained`` instead.
+
+        Args:
+            weights: The model.
+            tokenizer: Its tokenizer.
+            memory: Layout of new memories.
+            name: Its name.
+            parts: What training added to the backbone.
+            embedder: Your own embedder, as ``from_pretrained`` takes it.
+            reads: How memories with ``read="auto"`` are read; None: what a check of the model finds.
 
         Raises:
             ValueError: ``memory`` needs a scorer that these weights do not have, or an embedder; or ``embedder`` is not
@@ -66,7 +77,14 @@ class MPlus:
         self.name = name
         self._parts = parts or TrainedParts()
         self._initial_states: dict[MemoryConfig, MemoryState] = {}
-        self._requests = Requests(weights, tokenizer, name=name, calibration=self._parts.calibration)
+        self._self_check = SelfCheck(weights, tokenizer, name=name, known=reads)
+        self._requests = Requests(
+            weights,
+            tokenizer,
+            name=name,
+            calibration=self._parts.calibration,
+            prefers_text=self._self_check.prefers_text,
+        )
         self._writer = Writer(weights, tokenizer)
         self._lock = threading.Lock()
         self._check(memory)
@@ -152,7 +170,8 @@ class MPlus:
         ``save_pretrained`` of the result keeps it.
         """
         parts = replace(self._parts, calibration=calibration)
-        return MPlus(self.weights, self.tokenizer, self.memory_config, name=self.name, parts=parts)
+        reads = self._self_check.known
+        return MPlus(self.weights, self.tokenizer, self.memory_config, name=self.name, parts=parts, reads=reads)
 
     def with_embedder(self, embedder: Any, *, memory: MemoryConfig | None = None) -> "MPlus":
         """This model with an embedder of yours. Weights are shared, and it opens the memories of both.
@@ -166,7 +185,10 @@ class MPlus:
             ValueError: ``embedder`` is not one, or the layout keeps single tokens.
         """
         config = _using(embedder, memory, self.memory_config)
-        return MPlus(self.weights, self.tokenizer, config, name=self.name, parts=self._parts, embedder=embedder)
+        reads = self._self_check.known
+        return MPlus(
+            self.weights, self.tokenizer, config, name=self.name, parts=self._parts, embedder=embedder, reads=reads
+        )
 
     @property
     def trained_parts(self) -> TrainedParts:
@@ -187,6 +209,14 @@ class MPlus:
         config, embedder = self.memory_config, self.weights.embedder
         own = self.weights.fingerprints[config.recall]
         return f"{own}/{config.recall}/{embedder.name}" if config.has_vectors and embedder is not None else own
+
+    @property
+    def reads(self) -> HowRead:
+        """How memories with ``read="auto"`` are read, and why.
+
+        Without a read adapter, a check of a few seconds decides when this is first needed. Its result is kept.
+        """
+        return self._self_check.result()
 
     # --- memories ---------------------------------------------------------------------------------
 
@@ -503,6 +533,8 @@ class MPlus:
                 f"recall={config.recall!r}: these weights have no such retriever; expected one of "
                 f"{', '.join(sorted(self.weights.scorers))}."
             )
+        if config.read == "text" and self.tokenizer is None:
+            raise ValueError('read="text": this model has no tokenizer to decode text with. Use read="latent".')
         if config.encoding == "adapter" and self.weights.write_position is None:
             raise ValueError('encoding="adapter": these weights have no trained write adapter. Use encoding="states".')
         if config.recall_layer is not None and config.recall_layer >= self.weights.backbone.num_layers:

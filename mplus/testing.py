@@ -16,6 +16,7 @@ from mplus.checkpoint.loading import assemble
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
+from mplus.self_check import HowRead
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -118,7 +119,8 @@ def tiny_model(
     parts = TrainedParts(prompt_turns=prompt_turns)
     weights = assemble(model, tokenizer, parts)
     own = MemoryConfig.for_window(weights.backbone.window)
-    tiny = MPlus(weights, tokenizer, own, name=f"tiny-{model_type}", parts=parts)
+    reads = HowRead("latent", "random weights read nothing")
+    tiny = MPlus(weights, tokenizer, own, name=f"tiny-{model_type}", parts=parts, reads=reads)
     if embedder is not None:
         return tiny.with_embedder(embedder, memory=memory)
-    return MPlus(weights, tokenizer, memory or own, name=tiny.name, parts=parts)
+    return MPlus(weights, tokenizer, memory or own, name=tiny.name, parts=parts, reads=reads)

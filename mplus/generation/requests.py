@@ -1,7 +1,7 @@
 """Turns a memory and a prompt into a row for an engine, and checks that it fits the model's window."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 from weakref import WeakKeyDictionary, ref
@@ -17,6 +17,7 @@ from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.row import Row
 from mplus.generation.sampling import GateChoice, SamplingOptions, SamplingParams
+from mplus.generation.told import encode_told, text_of
 from mplus.generation.where import WhereLike, allowed_sources
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
@@ -24,6 +25,7 @@ from mplus.memory.together import Together, alone, together
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import best_relevance
 from mplus.recall.embedder import Embedder
+from mplus.recall.texts import MOST_PIECES, Piece, Wanted, as_recalled, recall_pieces
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
 from mplus.write.encode import Chunk
@@ -69,9 +71,25 @@ class Requests:
     """Turns memories and prompts into rows that an engine can answer."""
 
     def __init__(
-        self, weights: Weights, tokenizer: Any, *, name: str = "", calibration: Calibration | None = None
+        self,
+        weights: Weights,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        calibration: Calibration | None = None,
+        prefers_text: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Prepare to make rows.
+
+        Args:
+            weights: The model.
+            tokenizer: Its tokenizer.
+            name: Its name, for messages.
+            calibration: Turns the evidence for an answer into a probability.
+            prefers_text: Whether ``read="auto"`` stands for "text"; asked when a memory is first read.
+        """
         self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
+        self._prefers_text = prefers_text
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
         self._joined = JoinedStates()
 
@@ -136,6 +154,8 @@ class Requests:
             gate == "auto" and not isinstance(prompt, str) and self._spares(read.state, config, encoded, allowed)
         ):
             return ReadRequest(self._weights.empty_state(config), config, ids, (begin, end))
+        if self._reads_text(state, config):
+            return self._text_request(read, config, prompt, encoded, tools, allowed)
         bos = getattr(self._tokenizer, "bos_token_id", None)
         remembers = any(map(len, state.tracks))
         if remembers and len(ids) > 1 and bos is not None and ids[0] == bos and ids.count(bos) == 1:
@@ -146,14 +166,62 @@ class Requests:
         tail = zip(state.tail.input_ids, state.tail.sources, strict=True)
         waiting = [i for i, source in tail if readable is None or source in readable]
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
-        room = self.room(state, config)
-        if len(ids) >= room:
-            raise PromptTooLongError(
-                f"The prompt has {len(ids):,} tokens, but {room - 1:,} fit beside this memory in the model's window "
-                f"of {self._weights.backbone.window:,}. Write the long part into memory, or shorten the prompt."
-            )
+        self._check_fits(len(ids), state, config)
         vector = self.vector_of(state, config, ids[begin:end]) if config.recalled_tokens else None
         return ReadRequest(state, config, ids, (begin, end), allowed, vector, read.members)
+
+    def _reads_text(self, state: MemoryState, config: MemoryConfig) -> bool:
+        """Whether a memory is read as text. An empty one never is: its answers are the backbone's."""
+        if config.read == "latent" or not config.has_texts or state.ledger is None or not any(map(len, state.tracks)):
+            return False
+        return config.read == "text" or self._prefers_text()
+
+    def _text_request(
+        self,
+        read: Together,
+        config: MemoryConfig,
+        prompt: PromptLike,
+        encoded: Prompt,
+        tools: Tools | None,
+        allowed: Int[Tensor, " n"] | None,
+    ) -> ReadRequest:
+        """A read of the plain backbone, with the text that answers in the prompt: as much as fits, the best first."""
+        state, asked = read.state, len(encoded.input_ids)
+        self._check_fits(asked, state, config)
+        # Text takes no more of the window than memory tokens would.
+        most = asked + config.prefix_of(self._most_read(state, config))
+        most = min(most, self._weights.backbone.room(config.prefix_of(0)) - 1)
+        pieces = self._pieces(state, config, encoded, most - asked, allowed)
+        whole = encoded
+        while pieces:
+            whole = encode_told(self._tokenizer, prompt, text_of(self._tokenizer, pieces), tools)
+            if len(whole.input_ids) <= most:
+                break
+            whole = encoded
+            pieces.pop()
+        # Empty pools of its own: buffers of reads are kept by pool.
+        bare = replace(state, tracks=self._weights.empty_state(config).tracks)
+        told = as_recalled(pieces)
+        return ReadRequest(bare, config, whole.input_ids, whole.query, members=read.members, told=told)
+
+    @torch.inference_mode()
+    def _pieces(
+        self, state: MemoryState, config: MemoryConfig, asked: Prompt, room: int, allowed: Int[Tensor, " n"] | None
+    ) -> list[Piece]:
+        """What is recalled as text for a prompt, best first."""
+        weights = self._weights
+        ids = asked.input_ids[slice(*asked.query)]
+        question = weights.question(ids, state.tracks[0].recall_layer, self.vector_of(state, config, ids))
+        wanted = Wanted(min(config.recalled_tokens or config.short_term_tokens, room), MOST_PIECES)
+        return recall_pieces(weights.scorers[config.recall], state, config, question, weights.words_of, wanted, allowed)
+
+    def _check_fits(self, num_tokens: int, state: MemoryState, config: MemoryConfig) -> None:
+        room = self.room(state, config)
+        if num_tokens >= room:
+            raise PromptTooLongError(
+                f"The prompt has {num_tokens:,} tokens, but {room - 1:,} fit beside this memory in the model's window "
+                f"of {self._weights.backbone.window:,}. Write the long part into memory, or shorten the prompt."
+            )
 
     @torch.inference_mode()
     def _spares(
@@ -273,11 +341,14 @@ class Requests:
 
     def room(self, state: MemoryState, config: MemoryConfig) -> int:
         """Number of positions left for prompt and answer after the longest prefix that this memory can have."""
-        stored = max(
+        return self._weights.backbone.room(config.prefix_of(self._most_read(state, config)))
+
+    def _most_read(self, state: MemoryState, config: MemoryConfig) -> int:
+        """Most memory tokens that one read of this memory can have in its prefix, without repeated ones."""
+        return max(
             len(track.short_term) + min(len(track.pending) + len(track.long_term), config.recalled_tokens)
             for track in state.tracks
         )
-        return self._weights.backbone.room(config.prefix_of(stored))
 
 
 def memories_of(memory: MemoryLike) -> tuple[Memory, ...]:

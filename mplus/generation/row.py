@@ -20,7 +20,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class RecalledSource(NamedTuple):
-    """A source whose long-term tokens a read used.
+    """A source whose long-term tokens, or whose text, a read used.
 
     Attributes:
         source: Its name.
@@ -45,10 +45,11 @@ class Generation:
         text: The answer, without special tokens and without the stop string.
         token_ids: Its tokens.
         finish_reason: "stop" (end token or stop string), "length" or "cancelled".
-        prompt_tokens: Text tokens of the prompt, including a tail of the memory that is read as text.
+        prompt_tokens: Text tokens of the prompt, including those of memory that is read as text.
         completion_tokens: Tokens generated.
-        recalled: Sources of the long-term tokens that were read, highest share first.
-        prefix_tokens: Number of memory tokens before the prompt.
+        recalled: Sources of the long-term tokens that were read, highest share first; where memory is read as text,
+            sources of that text.
+        prefix_tokens: Number of memory tokens before the prompt; 0 where memory is read as text.
         used_memory: Whether memory was read; else the answer is the plain backbone's, as with an empty memory.
         confidence: Probability that the answer is right, 0 to 1, if the model has a calibration for this memory's
             scorer (``is_calibrated``); else the geometric mean of its tokens' probabilities.
@@ -116,7 +117,8 @@ class Row:
 
     def take_read(self, reading: Reading, place: int) -> None:
         """Store what the read of this prompt recalled; ``place`` is its row in the batch."""
-        recalled = reading.recalled[place]
+        told = self.request.told
+        recalled = reading.recalled[place] if told is None else (told,)
         self.recalled = recalled_sources(self.request, recalled)
         self.births = tuple(tuple(_born(member, track) for track in recalled) for member in self.request.members)
         self.prefix_tokens = reading.layers[0].lengths[place] - len(self.request.input_ids)
@@ -151,7 +153,7 @@ class Row:
             len(self.token_ids),
             self.recalled,
             self.prefix_tokens,
-            self.prefix_tokens > 0,
+            self.prefix_tokens > 0 or bool(self.recalled),
             confidence,
             calibration is not None,
             abstained,

@@ -41,6 +41,8 @@ class ReadRequest:
         sources: Rows of the table of sources that may be read, in any pool; None for all.
         vector: The question's vector, if the user's embedder scores the memory's chunks.
         members: The memories that ``state`` was put together from.
+        told: What was recalled as text and is in the prompt; ``state`` then has empty pools. None: recall happens when
+            the prompt is read.
     """
 
     state: MemoryState
@@ -50,6 +52,7 @@ class ReadRequest:
     sources: Int[Tensor, " n"] | None = None
     vector: Float[Tensor, " E"] | None = None
     members: tuple[Member, ...] = ()
+    told: Recalled | None = None
 
 
 def has_prefix(request: ReadRequest) -> bool:

@@ -1,0 +1,46 @@
+"""Puts recalled text into a prompt, as the model was measured to read it best."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mplus.generation.prompt import Prompt, encode_prompt
+from mplus.inert import encode_inert
+from mplus.recall.texts import Piece
+
+INSTRUCTION = "Answer from what you were told before. Be brief."
+
+
+def text_of(tokenizer: Any, pieces: Sequence[Piece]) -> str:
+    """What pieces say, a text a line, the most relevant piece last: a small model reads best what is near."""
+    said = (tokenizer.decode(list(ids)).strip() for piece in reversed(pieces) for ids in piece.texts)
+    return "\n".join(filter(None, said))
+
+
+def encode_told(
+    tokenizer: Any,
+    prompt: str | Sequence[Mapping[str, Any]] | Prompt,
+    text: str,
+    tools: Sequence[Any] | None = None,
+) -> Prompt:
+    """Token ids of a prompt that has a recalled text in it.
+
+    In a chat it stands before the last message of the user, else before the prompt. Control tokens in it are encoded as
+    plain text, as those of a user are.
+    """
+    if isinstance(prompt, Prompt):
+        begin = prompt.query[0]
+        told = encode_inert(tokenizer, f"{text}\n\n")
+        ids = (*prompt.input_ids[:begin], *told, *prompt.input_ids[begin:])
+        return Prompt(ids, (begin + len(told), prompt.query[1] + len(told)))
+    if isinstance(prompt, str):
+        return encode_prompt(tokenizer, f"{text}\n\n{prompt}")
+    return encode_prompt(tokenizer, with_told(prompt, text), tools=tools)
+
+
+def with_told(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
+    """Messages with a recalled text in a system message."""
+    first, *others = messages
+    told = f"{INSTRUCTION}\n\n{text}"
+    if first.get("role") != "system":
+        return [{"role": "system", "content": told}, *map(dict, messages)]
+    return [{**first, "content": f"{first['content']}\n\n{told}"}, *map(dict, others)]

@@ -1,0 +1,198 @@
+"""Recall of text: the pieces of what was written that answer a question, whole messages rather than chunks.
+
+every chunk of every pool ──scores──▶ most relevant first ──widened by the chunks beside it──▶ pieces
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int, Int32
+from torch import Tensor
+
+from mplus.config import MemoryConfig
+from mplus.layouts.by_config import layout_of
+from mplus.memory.state import MemoryState, Track
+from mplus.memory.tokens import Provenance
+from mplus.memory.written import SourceTexts, WordsOf, texts_by_source
+from mplus.recall.choose import Recalled
+from mplus.recall.scorer import Question, Scorer
+from mplus.recall.units import Candidates
+from mplus.words import NO_WORD
+
+MOST_PIECES = 3
+"""Most pieces that one answer reads."""
+PIECE_TOKENS = 256
+"""A recalled chunk is widened by the chunks beside it, up to this many tokens: a whole message, or about a paragraph."""
+LOOKED_AT = 16
+"""Chunks that are looked at for each piece that is wanted; many of them lie within pieces that were taken before."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of what was written under one name, without gaps."""
+
+    texts: tuple[tuple[int, ...], ...]
+    """Token ids of the texts that it has parts of."""
+    provenance: Provenance
+    """Provenance of its memory tokens."""
+    relevance: float
+    """Relevance of the chunk that it was recalled for."""
+
+    def __len__(self) -> int:
+        return len(self.provenance)
+
+
+class Wanted(NamedTuple):
+    """How much text is recalled."""
+
+    tokens: int
+    """Most tokens of all pieces together."""
+    pieces: int
+    """Most pieces."""
+
+
+def recall_pieces(
+    scorer: Scorer,
+    state: MemoryState,
+    config: MemoryConfig,
+    question: Question,
+    words_of: WordsOf,
+    wanted: Wanted,
+    sources: Int[Tensor, " n"] | None = None,
+) -> list[Piece]:
+    """The pieces that answer a question best, most relevant first, from any pool.
+
+    A piece that does not fit ends the choice, because a smaller, less relevant one must not displace it.
+
+    Args:
+        scorer: Scores the chunks.
+        state: The memory's state, in the chunk layout and with a ledger.
+        config: The memory's layout.
+        question: The question, with states of the recall layer.
+        words_of: Numbers the words of token ids.
+        wanted: How much to recall.
+        sources: Rows of the table of sources that may be recalled; None for all.
+    """
+    (track,) = state.tracks
+    found: list[Piece] = []
+    taken: set[int] = set()
+    held: dict[int, _Held] = {}
+    for number, source, relevance in _relevant(scorer, track, config, question, sources, wanted.pieces * LOOKED_AT):
+        room = wanted.tokens - sum(map(len, found))
+        if len(found) == wanted.pieces or room <= 0:
+            break
+        if number in taken:
+            continue
+        if source not in held:
+            held[source] = _Held(state, track, config, source, words_of)
+        around = held[source].around(number, taken, min(PIECE_TOKENS, room))
+        if around is None:  # its text is not in the ledger
+            continue
+        if sum(held[source].sizes[place] for place in around) > room:
+            break
+        found.append(held[source].piece(around, number, relevance))
+        taken.update(held[source].numbers[place] for place in around)
+    return found
+
+
+def as_recalled(pieces: Sequence[Piece]) -> Recalled:
+    """Pieces as what a read has recalled, for its sources and for recall frequencies."""
+    provenance = Provenance.cat([Provenance.none(), *(piece.provenance for piece in pieces)])
+    relevance = torch.cat([torch.empty(0), *(torch.full((len(piece),), piece.relevance) for piece in pieces)])
+    return Recalled(torch.arange(len(provenance)), provenance, relevance)
+
+
+def _relevant(
+    scorer: Scorer, track: Track, config: MemoryConfig, question: Question, sources: Int[Tensor, " n"] | None, most: int
+) -> list[tuple[int, int, float]]:
+    """Chunk, source and relevance of the most relevant chunks of all pools, best first."""
+    candidates = _candidates(track, config, sources)
+    if not len(candidates):
+        return []
+    shortlist = scorer.shortlist(question, candidates, config)
+    relevance, average = scorer.scores(question, shortlist, config)
+    candidates = shortlist.candidates
+    assert candidates.chunks is not None
+    best = relevance.argsort(descending=True, stable=True)[:most]
+    if config.relevance_cutoff and len(best) and relevance[best[0]] > average:
+        above = relevance[best] - average
+        best = best[above >= config.relevance_cutoff * above[0]]
+    columns = (candidates.chunks[best], candidates.sources[best], relevance[best])
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] | None) -> Candidates:
+    return Candidates.of((track.long_term, track.pending, track.short_term), layout_of(config), sources)
+
+
+class _Held:
+    """The chunks of one source that a memory holds, in the order of writing."""
+
+    def __init__(self, state: MemoryState, track: Track, config: MemoryConfig, source: int, words_of: WordsOf) -> None:
+        mine = _candidates(track, config, torch.tensor([source]))
+        assert mine.chunks is not None
+        assert state.ledger is not None
+        self.numbers: list[int] = mine.chunks.tolist()
+        self.sizes: list[int] = mine.sizes.tolist()
+        self._provenance = mine.provenance
+        self._starts = [0, *mine.sizes.cumsum(0).tolist()]
+        name = state.sources[source].name
+        texts = texts_by_source(state.ledger, {name})[name]
+        self._texts = SourceTexts(texts, self._provenance.words, self.sizes, words_of)
+
+    def around(self, number: int, taken: set[int], most_tokens: int) -> range | None:
+        """Places of a chunk and of chunks beside it, as far as they go on and fit; None if its text is unknown."""
+        first = last = self.numbers.index(number)
+        if self._texts.chunk(first) is None:
+            return None
+        size, open_ends = self.sizes[first], [1, -1]
+        while open_ends:
+            for step in list(open_ends):
+                edge = last if step > 0 else first
+                if self._goes_on(edge, step, taken) and size + self.sizes[edge + step] <= most_tokens:
+                    size += self.sizes[edge + step]
+                    first, last = min(first, edge + step), max(last, edge + step)
+                else:
+                    open_ends.remove(step)
+        return range(first, last + 1)
+
+    def _goes_on(self, place: int, step: int, taken: set[int]) -> bool:
+        """Whether the chunk beside one was written next to it, has not been taken, and has a known text."""
+        beside = place + step
+        if not 0 <= beside < len(self.numbers) or self.numbers[beside] != self.numbers[place] + step:
+            return False
+        return self.numbers[beside] not in taken and self._texts.chunk(beside) is not None
+
+    def piece(self, places: Sequence[int], number: int, relevance: float) -> Piece:
+        """Consecutive chunks around one as a piece; sentences that the chunks beside it only have parts of are left out.
+
+        Args:
+            places: Places of the chunks.
+            number: The chunk that is relevant, which stays whole.
+            relevance: Its relevance.
+        """
+        texts, rows = list[list[int]](), list[int]()
+        for place in places:
+            chunk = self._texts.chunk(place)
+            assert chunk is not None
+            begin, end = 0, self.sizes[place]
+            if self.numbers[place] != number:
+                ends = [row + 1 for row in (self._words(place) < NO_WORD).nonzero().flatten().tolist()]
+                if place == places[0] and not chunk.begins and not self._ends_sentence(place - 1):
+                    begin = min(ends, default=end)
+                if place == places[-1] and not chunk.ends:
+                    end = max(ends, default=begin)
+            if chunk.begins or not texts:
+                texts.append([])
+            texts[-1] += chunk.input_ids[begin:end]
+            rows += range(self._starts[place] + begin, self._starts[place] + end)
+        return Piece(tuple(map(tuple, texts)), self._provenance.take(torch.tensor(rows)), relevance)
+
+    def _words(self, place: int) -> Int32[Tensor, " T"]:
+        return self._provenance.words[self._starts[place] : self._starts[place + 1]]
+
+    def _ends_sentence(self, place: int) -> bool:
+        """Whether a chunk is held, and a sentence ends with it."""
+        return place >= 0 and bool(self._words(place)[-1] < NO_WORD)
