@@ -126,7 +126,9 @@ class SelfCheck:
         writer = Writer(self._weights, self._tokenizer)
         for place in range(TOLD_TOGETHER):
             told = [f"User: {group[place][0]}" for group in GROUPS]
-            writer.write(memories, told, sources=[None] * len(told), metadata=[None] * len(told), keep_text=False, progress=None)
+            writer.write(
+                memories, told, sources=[None] * len(told), metadata=[None] * len(told), keep_text=False, progress=None
+            )
         return memories
 
     def _right(self, told: Sequence[Memory], how: How) -> int:

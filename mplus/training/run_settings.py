@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-CHUNK_STAGES = ("projection", "reader", "tune", "scorer")
+CHUNK_STAGES = ("projection", "reader", "tune", "gate", "scorer")
 PUBLISHED_STAGES = ("published-1", "published-2", "published-3")
 ALIASES = {"published": PUBLISHED_STAGES}
 """Names that stand for several stages."""
@@ -38,7 +38,7 @@ class RunSettings(BaseModel):
     """How many times values are drawn for each item of the package's own conversations, notes and documents, which
     are then learnt from too; with the default model's mixture."""
     stages: tuple[str, ...] = DEFAULT_STAGES
-    """What is trained, in order: projection, reader, tune (go on with the read adapter there is), scorer; or
+    """What is trained, in order: projection, reader, tune (go on with the read adapter there is), gate, scorer; or
     published-1, published-2, published-3 (published: all three)."""
     steps: dict[str, Positive] = Field(default_factory=dict)
     """Steps of a stage, as in reader=4000, where not the stage's own."""
@@ -109,7 +109,7 @@ class RunSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "RunSettings":
-        if not self.texts and self.squad is None and self.dialogues is None:
+        if not (self.texts or self.talk) and self.squad is None and self.dialogues is None:
             raise ValueError("Nothing to train on. Give text files or folders with --texts, or questions with --squad.")
         if self.invented and (self.squad is None or "reader" not in self.stages):
             raise ValueError(
@@ -118,6 +118,10 @@ class RunSettings(BaseModel):
             )
         if unknown := sorted(set(self.steps) - set(self.stages)):
             raise ValueError(f"steps for {unknown[0]!r}, which is none of the stages {', '.join(self.stages)}.")
+        if "gate" in self.stages and not (self.talk and self.broad):
+            raise ValueError(
+                "stage 'gate' learns to tell told things from ordinary requests. Give --talk 1 and --broad FOLDER."
+            )
         if self.device not in ("auto", "cpu"):
             raise ValueError(
                 f"device={self.device!r}: expected 'auto' or 'cpu'. Which GPUs are used is accelerate's choice: "

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import fsspec
 
+from mplus.evaluation.common_questions import is_held_out
 from mplus.training.chunk.answer_sentence import answering_sentence
 from mplus.training.chunk.questions import Question
 
@@ -19,8 +19,6 @@ LONGEST_ANSWER = 120
 
 
 PERSONAL = re.compile(r"\b(i|my|me|mine|our|we|us|i'm|i've)\b", re.IGNORECASE)
-HELD_OUT = 10
-"""One in so many requests is never learnt from, by its checksum."""
 
 
 class BroadRows(NamedTuple):
@@ -44,7 +42,7 @@ def broad_files(paths: Sequence[Path]) -> list[Path]:
 def general_questions(paths: Sequence[Path]) -> list[str]:
     """Requests and questions about what everybody knows: those without a text that say nothing of who asks."""
     asked = [row["question"] for path in paths for row in read_rows(path) if row["kind"] == "request"]
-    return [text for text in asked if not PERSONAL.search(text) and crc32(text.encode()) % HELD_OUT]
+    return [text for text in asked if not PERSONAL.search(text) and not is_held_out(text)]
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

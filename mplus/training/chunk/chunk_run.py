@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
@@ -11,18 +12,21 @@ from accelerate import Accelerator
 from mplus.backbone.adapters import mean_of
 from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.parts import TrainedParts
+from mplus.config import MemoryConfig
 from mplus.model import MPlus
+from mplus.recall.gate import Gate
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import spare_processes
 from mplus.training.chunk.bank_recall import BankRecall
-from mplus.training.chunk.broad import broad_files, read_answered
+from mplus.training.chunk.broad import broad_files, general_questions, read_answered
+from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.conversations import alike_conversations
-from mplus.training.chunk.default_data import DefaultData
+from mplus.training.chunk.gate import GateSettings, gate_examples, train_gate
 from mplus.training.chunk.invented_run import invent, shards
-from mplus.training.chunk.ordinary_requests import answered_requests
+from mplus.training.chunk.ordinary_requests import answered_requests, general_requests
 from mplus.training.chunk.plain_text import read_documents
 from mplus.training.chunk.projection import Lesson, ProjectionSettings, train_projection
-from mplus.training.chunk.questions import read_squad
+from mplus.training.chunk.questions import Question, read_squad
 from mplus.training.chunk.read_adapter import Reader, ReaderSettings, SampleSource, StateBank, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
 from mplus.training.chunk.samples import Samples
@@ -51,6 +55,8 @@ BESIDE_TALK = (
 )
 """The mixture of the other samples then."""
 REQUESTS = 120
+GENERAL = 600
+"""Generated requests that the gate learns to let pass, beside those of broad files."""
 INVENTED_SHARE = 0.25
 """Share of the reader stage's samples that are about made-up passages."""
 MEASURED_SHARE, MEASURED_MOST = 0.1, 200
@@ -101,6 +107,8 @@ class ChunkRun:
         start = replace(start, recall_layer=layer, memory=start.memory or self.model.memory_config)
         if name == "scorer":
             return self._scorer(layer, start)
+        if name == "gate":
+            return self._gate(layer, start)
         start = replace(start, calibration=None)  # It was fitted to parts that are trained anew.
         if name == "projection":
             return self._projection(layer, start)
@@ -173,24 +181,49 @@ class ChunkRun:
         if self.processes:
             usual.prepare(self.processes)
         if self.settings.talk:
-            return Mixed([Part(usual, 1 - TALK_SHARE), Part(self._talk(scorer, layer, made), TALK_SHARE)])
+            talk = self._talk(scorer, layer, data.bank, made.passages, made.questions)
+            return Mixed([Part(usual, 1 - TALK_SHARE), Part(talk, TALK_SHARE)])
         if not data.own_questions:
             return usual
         texts = data.texts[len(made.passages) + len(made.conversations) :]
         told = TextSamples(data.bank, scorer, layer, data.own_questions, texts)
         return Mixed([Part(usual, 0.5), Part(told, 0.5)])
 
-    def _talk(self, scorer: LateInteraction, layer: int, made: DefaultData) -> SampleSource:
-        """Samples of our own corpus, and of passages of other origins."""
-        settings, bank = self.settings, self.data.bank
+    def _talk(
+        self, scorer: LateInteraction, layer: int, bank: ChunkBank, others: Sequence[int], asked: Sequence[Question]
+    ) -> TalkSamples:
+        """Samples of our own corpus, and of passages of other origins, whose texts are added to a bank.
+
+        Args:
+            scorer: Recall as it will be at reading.
+            layer: Whose states it scores.
+            bank: Where texts are added.
+            others: Passages that it has already.
+            asked: Questions about these.
+        """
+        settings = self.settings
         rng = random.Random(f"{settings.seed}/talk")
         rows = read_answered(broad_files(settings.broad), settings.broad_texts, rng)
         passages = bank.add(rows.texts, progress="broad passages")
         questions = [replace(q, passages=(passages[q.passages[0]],)) for q in rows.questions]
         tellings = add_tellings(bank, talk_items("train"), settings.talk, rng)
-        others = [*made.passages, *passages]
-        asked = [*questions, *made.questions]
-        return TalkSamples(bank, scorer, layer, tellings, others, asked, self.model.memory_config)
+        memory = self.model.memory_config
+        return TalkSamples(bank, scorer, layer, tellings, [*others, *passages], [*questions, *asked], memory)
+
+    def _gate(self, layer: int, start: TrainedParts) -> TrainedParts:
+        """Train the gate, which decides whether a question needs memory."""
+        steps = self.settings.steps.get("gate", GateSettings.steps)
+        settings = GateSettings(steps=steps, seed=self.settings.seed)
+        scorer = late_interaction(self.model, start.late)
+        weights, tokenizer = self.model.weights, self.model.tokenizer
+        bank = ChunkBank(weights, tokenizer, MemoryConfig(), only_layer=layer, encoder=self.computing.weights)
+        samples = self._talk(scorer, layer, bank, [], [])
+        rng = random.Random(f"{settings.seed}/gate")
+        general = [*general_questions(broad_files(self.settings.broad)), *general_requests(rng, GENERAL)]
+        gate = Gate(scorer.mean[layer], scorer.deviation[layer], settings.hidden)
+        figures = train_gate(gate_examples(samples, general, settings.examples, rng), gate, settings)
+        self.log.write("gate", settings.steps, figures)
+        return replace(start, gate=gate.requires_grad_(False))
 
     def _with_invented(
         self, samples: SampleSource, scorer: LateInteraction, layer: int

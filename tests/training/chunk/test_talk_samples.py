@@ -1,0 +1,116 @@
+"""Samples of told things: read as a real memory is read, and the answers that fit."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from mplus import MemoryConfig, MPlus
+from mplus.recall.choose import recall
+from mplus.recall.gate import Gate
+from mplus.testing import tiny_model
+from mplus.training.chunk.as_remembered import as_remembered
+from mplus.training.chunk.bank_recall import BankRecall
+from mplus.training.chunk.chunk_bank import ChunkBank
+from mplus.training.chunk.gate import GateExample, GateSettings, gate_examples, train_gate
+from mplus.training.chunk.talk_samples import DECLINED, TalkSamples, add_tellings, typed
+from mplus.training.talk import talk_items
+
+CONFIG = MemoryConfig(
+    short_term_tokens=96, recalled_tokens=160, recalled_neighbours=1, relevance_cutoff=0.5, best_sentence_times=2
+)
+TOLD = [
+    "User: My name is Tomas and I live in Graz with two cats.",
+    "Assistant: Nice to meet you. What are the cats called?",
+    "User: Mitzi and Ferdinand. Mitzi is the older one. She came from a farm near Linz, where she had caught mice.",
+    "User: I work as a carpenter, mostly kitchens and stairs, since my uncle left me the workshop.",
+    "User: On Friday the vet comes, at four. Remind me of the vaccination card, it is in the blue folder.",
+    "User: The workshop is closed in August.",
+]
+ASKED = ["what are my cats called", "When does the vet come?", "who left me the workshop?"]
+
+
+@pytest.fixture(scope="module")
+def model() -> MPlus:
+    return tiny_model(memory=CONFIG)
+
+
+def chunks_of_a_read(model: MPlus, question: str) -> list[int]:
+    """Serial number of the chunk of every token that a real read has in front of its prompt, in reading order."""
+    memory = model.new_memory()
+    for number, text in enumerate(TOLD):
+        model.write(memory, text, source=f"turn {number}")
+    track = memory.state.tracks[0]
+    with torch.inference_mode():
+        asked = model.weights.question(model.tokenizer(question)["input_ids"], track.recall_layer)
+        found = recall(model.weights.scorers["late"], track, CONFIG, asked)
+    serials = torch.cat([found.provenance.chunks, track.short_term.provenance.chunks])
+    return (serials if found.order is None else serials[found.order]).tolist()
+
+
+def chunks_of_a_sample(model: MPlus, question: str) -> list[int]:
+    layer = model.weights.recall_layer
+    bank = ChunkBank(model.weights, model.tokenizer, CONFIG, only_layer=layer)
+    memory = bank.chunks_in(bank.add(TOLD))
+    read = as_remembered(BankRecall(bank, model.weights.scorers["late"], layer), question, memory, CONFIG)
+    laid = [memory.index(chunk) for chunk in read.chunks for _ in bank.input_ids[chunk]]
+    return [laid[place] for place in read.order] if read.order else laid
+
+
+@pytest.mark.parametrize("question", ASKED)
+def test_a_sample_is_read_as_a_memory_is(model: MPlus, question: str) -> None:
+    assert chunks_of_a_sample(model, question) == chunks_of_a_read(model, question)
+
+
+def samples_of(model: MPlus, mixture: Sequence[tuple[str, float]]) -> TalkSamples:
+    layer = model.weights.recall_layer
+    bank = ChunkBank(model.weights, model.tokenizer, CONFIG, only_layer=layer)
+    items = [item for item in talk_items("train") if item.kind == "conversation"][:3]
+    tellings = add_tellings(bank, items, 1, random.Random(0))
+    passages = bank.add([f"Text number {n} has nothing to do with anything at all." for n in range(3)])
+    return TalkSamples(bank, model.weights.scorers["late"], layer, tellings, passages, [], CONFIG, mixture)
+
+
+def test_what_is_asked_about_is_read(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mplus.training.chunk.talk_samples.LONGEST", 4096)  # the tokenizer counts bytes
+    samples = samples_of(model, (("told", 1.0),))
+    for sample in samples.draw(random.Random(1), 12):
+        target = model.tokenizer.decode(sample.input_ids[sample.target :])
+        known = {s for t in samples.tellings for q in t.item.ask for s in (q.full, *q.short, ", ".join(q.short))}
+        assert any(answer in target for answer in known)
+        assert sample.chunks
+
+
+def test_what_nothing_answers_is_declined(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mplus.training.chunk.talk_samples.LONGEST", 4096)
+    for sample in samples_of(model, (("unknown", 1.0),)).draw(random.Random(1), 6):
+        assert DECLINED in model.tokenizer.decode(sample.input_ids[sample.target :])
+
+
+def test_the_same_seed_draws_the_same(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mplus.training.chunk.talk_samples.LONGEST", 4096)
+    samples = samples_of(model, (("told", 0.5), ("within", 0.3), ("unknown", 0.2)))
+    assert samples.draw(random.Random(7), 8) == samples.draw(random.Random(7), 8)
+
+
+def test_slips_keep_the_letters_of_a_question() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        made = typed(rng, "Where does Anna live?")
+        assert sorted(made.lower().replace("?", "")) == sorted("where does anna live")
+
+
+def test_the_gate_learns_which_questions_are_ordinary(model: MPlus) -> None:
+    samples = samples_of(model, ())
+    samples.questions = ()
+    with pytest.raises(IndexError):  # no passages to ask about
+        gate_examples(samples, ["What is 2 plus 2?"], 60, random.Random(0))
+    generator = torch.Generator().manual_seed(0)
+    examples = [
+        GateExample(torch.randn(3, 8, generator=generator) + (1.0 if needed else -1.0), 0.1, 4, needed)
+        for needed in (True, False) * 100
+    ]
+    found = train_gate(examples, Gate(torch.zeros(8), torch.ones(8), 4), GateSettings(steps=150))
+    assert found["needed_kept"] > 0.9
+    assert found["ordinary_spared"] > 0.9
