@@ -30,17 +30,42 @@ def evaluate(
         raise ValueError(f"{file} and --data {options['data']}: expected one file. Leave one of them out.")
     given = given_settings(EvaluationSettings, options)
     asked = checked(EvaluationSettings, given | ({"data": file} if file is not None else {}))
+    if asked.task == "suite":
+        _run_suite(asked, out, as_json=as_json)
+        return
     from mplus.evaluation.experiment import Experiment
+    from mplus.evaluation.modes import lacking
 
     bar = AnswerBar()
     experiment = Experiment(asked, out, bar.writing, talk_files=_own_talk(asked))
     is_perplexity = asked.task == PERPLEXITY
     answers = experiment.scored(bar) if is_perplexity else experiment.answered(bar)
     bar.close()
+    if "all" in (asked.mode or ()):
+        for name, how in lacking(["all"]).items():
+            print(f"Not asked: {name}, whose embedder is not installed ({how}).", file=sys.stderr)
     if is_perplexity:
         _show_perplexities(answers, as_json=as_json)
     else:
         _show_answers(answers, f"{asked.task}: {experiment.model.name}", as_json=as_json)
+
+
+def _run_suite(asked: EvaluationSettings, out: Path | None, *, as_json: bool) -> None:
+    from mplus.evaluation.comparison import as_json as figures
+    from mplus.evaluation.comparison import tables
+    from mplus.evaluation.suite import Suite
+
+    bar = AnswerBar()
+    ran = Suite(asked, out, bar.writing).run(bar)
+    bar.close()
+    for line in ran.skipped:
+        print(f"Not asked: {line}.", file=sys.stderr)
+    if as_json:
+        print(json.dumps(figures(ran.answers) | {"skipped": ran.skipped}))
+        return
+    for headings, found in tables(ran.answers):
+        show(headings, found)
+    print(f"Tables, figures and raw answers: {ran.folder}")
 
 
 def _own_talk(asked: EvaluationSettings) -> tuple[Path, ...]:
@@ -49,7 +74,7 @@ def _own_talk(asked: EvaluationSettings) -> tuple[Path, ...]:
         return ()
     from mplus.training.talk.corpus import talk_files
 
-    return talk_files(asked.split)
+    return talk_files(asked.own_split)
 
 
 def _show_answers(answers: "RawAnswers", title: str, *, as_json: bool) -> None:

@@ -24,10 +24,12 @@ class EvaluationSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    task: Literal["facts", "squad", "nq", "dialogue", "babi", "locomo", "longdoc", "talk", "perplexity"]
-    """What is asked: facts, squad, nq, dialogue, babi, locomo, longdoc, talk or perplexity."""
+    task: Literal[
+        "facts", "squad", "nq", "rows", "dialogue", "babi", "locomo", "longdoc", "talk", "common", "perplexity", "suite"
+    ]
+    """What is asked: facts, squad, nq, rows, dialogue, babi, locomo, longdoc, talk, common, perplexity or suite."""
     data: Path | None = None
-    """File of the task; facts are generated, talk has conversations and documents of its own."""
+    """File of the task, folder of a suite; facts are generated, talk has conversations and documents of its own."""
     common: tuple[Path, ...] = ()
     """Common questions to ask beside what was told, in talk: JSON lines of question and answers."""
     common_questions: NotNegative = 100
@@ -35,13 +37,13 @@ class EvaluationSettings(BaseModel):
     distractors: tuple[Path, ...] = ()
     """More texts to stand between memory and question: a file or folder."""
     mode: tuple[str, ...] | None = None
-    """Ways of answering, separated by commas, or all; else mplus, and in talk chat."""
-    top: tuple[int, ...] = (1, 2, 3)
-    """How many passages rag reads, by commas."""
+    """Ways of answering, separated by commas, or all; else mplus, in talk chat too, in a suite all retrievers."""
+    top: tuple[int, ...] | None = None
+    """How many passages rag reads, by commas; else 1,2,3, in a suite 1."""
     levels: tuple[int, ...] | None = None
     """Distractor tokens at which is asked, by commas; else the task's own, or 0 to 160,000 in nine steps."""
     questions: NotNegative | None = None
-    """Answerable questions, documents in perplexity; else 300, in talk all."""
+    """Answerable questions, documents in perplexity; else 300, in a suite 150 of each set, in talk all."""
     at_most: dict[str, int] = Field(default_factory=dict)
     """Ask costly ways of answering only so many: full-context=40,memoryllm=40."""
     unanswerable: NotNegative | None = None
@@ -66,8 +68,8 @@ class EvaluationSettings(BaseModel):
     """Most tokens of an answer; else 64 where the prompt is plain, 24 elsewhere."""
     batch: Positive = 16
     """Questions answered at once."""
-    split: Split = "dev"
-    """Whose names and values facts has, whose texts talk: dev or train."""
+    split: Literal["dev", "train", "test"] | None = None
+    """Whose names and values facts has, whose texts talk: else dev. Which files of a suite: else all."""
     seed: int = 0
     """Decides which questions are asked, and of what."""
     dtype: str = "auto"
@@ -75,7 +77,18 @@ class EvaluationSettings(BaseModel):
 
     @field_validator("top")
     @classmethod
-    def _some_passages(cls, top: tuple[int, ...]) -> tuple[int, ...]:
-        if not top or min(top) < 1:
+    def _some_passages(cls, top: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if top is not None and (not top or min(top) < 1):
             raise ValueError(f"{','.join(map(str, top))}: expected numbers of passages, at least 1.")
         return top
+
+    @property
+    def own_split(self) -> Split:
+        """Whose names, values and texts our own tasks have.
+
+        Raises:
+            ValueError: The split is one that only files have.
+        """
+        if self.split == "test":
+            raise ValueError(f"split='test': {self.task} has dev and train. Name a file that holds what to test with.")
+        return self.split or "dev"

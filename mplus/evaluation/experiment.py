@@ -25,6 +25,8 @@ from mplus.evaluation.tasks import Task
 from mplus.model import MPlus
 from mplus.progress import Progress, StageProgress
 
+TOPS = (1, 2, 3)
+"""How many passages rag reads unless the user says otherwise."""
 QUESTIONS = 300
 """Answerable questions unless the user says otherwise."""
 GENERATED = ("facts", "talk")
@@ -39,6 +41,7 @@ class Experiment:
         out: Folder of the raw answers; None: one below ``runs/``, named by task and model.
         writing: Called while texts are written, with tokens so far and in total.
         model: The model, where it has been opened; None: opened by its name.
+        task: The questions, where they have been read; None: read as the settings say.
         talk_files: What ``talk`` asks about where no file is named.
 
     Raises:
@@ -54,13 +57,14 @@ class Experiment:
         writing: Progress | None = None,
         *,
         model: MPlus | None = None,
+        task: Task | None = None,
         talk_files: Sequence[Path] = (),
     ) -> None:
         for name in asked.at_most:
             if name not in MODES:
                 raise ValueError(f"at_most: {name!r}: expected one of {', '.join(MODES)}.")
         self.asked = asked
-        self.task = read_task(asked, talk_files)
+        self.task = task or read_task(asked, talk_files)
         self.model = model or open_model(asked.model, backbone=asked.backbone, dtype=asked.dtype)
         usual = self.model.memory_config
         self.layout = type(usual).model_validate(usual.model_dump() | asked.layout)
@@ -76,12 +80,13 @@ class Experiment:
         self._fingerprint = self.model.weights.fingerprints[self.layout.recall]
         self._out = out or Path("runs") / f"{asked.task}-{self._fingerprint[:8]}"
         self._files = talk_files
+        self._drawn = None if task is None else _drawn(task)
 
     def answered(self, progress: StageProgress) -> RawAnswers:
         """Ask every question in every way."""
         names = chosen(self.asked.mode or self.task.modes, self.model, self.layout)
         answers = RawAnswers(self._out, self._described())
-        for one in answerers(names, self.model, self.layout, self.stream, self.settings, tops=self.asked.top):
+        for one in answerers(names, self.model, self.layout, self.stream, self.settings, tops=self.asked.top or TOPS):
             # "rag-bm25 top-1" is capped as "rag-bm25".
             at_most = self.asked.at_most.get(one.name.split(" ")[0])
             answers.ask(one, self.stream, at_most=at_most, progress=progress)
@@ -112,11 +117,12 @@ class Experiment:
         same = {"task", "together", "examples", "abstain_below", "seed", "prompt_turns"}
         return asked.model_dump(include=same) | {
             "questions": sum(question.is_answerable for question in self.task.questions),
+            "drawn": self._drawn,
             "data": _digest(asked.data) or ",".join(filter(None, map(_digest, self._files))) or None,
             "common": [_digest(path) for path in asked.common],
             "distractors": [_digest(path) for path in asked.distractors],
             "unanswerable": sum(not question.is_answerable for question in self.task.questions),
-            "split": asked.split if asked.task in GENERATED else None,
+            "split": asked.own_split if asked.task in GENERATED and asked.data is None else None,
             "model": self._fingerprint,
             "layout": self.layout.model_dump(),
             "prompt": settings.style,
@@ -139,11 +145,15 @@ def read_task(asked: EvaluationSettings, talk_files: Sequence[Path] = ()) -> Tas
         read = partial(talk, data) if data is not None else partial(talk_task, talk_files)
         return _with_common(read(asked.questions, asked.unanswerable, rng), asked)
     count = QUESTIONS if asked.questions is None else asked.questions
+    if name == "suite":
+        raise ValueError(
+            "suite: expected one task; a suite is run by mplus evaluate suite FOLDER, or mplus.evaluation.suite."
+        )
     if name == "facts":
         if data is not None:
             raise ValueError(f"--data {data}: facts are generated. Name texts to stand in between with --distractors.")
         unanswerable = count // 3 if asked.unanswerable is None else asked.unanswerable
-        return facts(count, unanswerable, asked.seed, split=asked.split)
+        return facts(count, unanswerable, asked.seed, split=asked.own_split)
     if data is None:
         raise ValueError(
             f"{name} is read from a file that you name: pass --data FILE (docs/reference/evaluation.md says which)."
@@ -175,6 +185,11 @@ def _documents(data: Path, count: int, seed: int) -> Task:
     random.Random(seed).shuffle(texts)
     taken: Mapping[str, str] = {f"document-{place}": text for place, text in enumerate(texts[:count])}
     return Task(PERPLEXITY, taken, (), tuple(texts[count:]), levels=(0, 16_000))
+
+
+def _drawn(task: Task) -> str:
+    """Names what is asked, where file, numbers and seed alone do not decide it."""
+    return hashlib.sha256(repr([(q.id, q.text, q.contexts) for q in task.questions]).encode()).hexdigest()[:16]
 
 
 def _digest(path: Path | None) -> str | None:

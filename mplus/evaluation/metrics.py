@@ -14,6 +14,8 @@ import numpy as np
 
 RESAMPLES = 2000
 """Draws of a bootstrap interval."""
+SHORT_WORDS = 12
+"""Most words of an accepted answer that contains-answer is meant for."""
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”´`–—")
 DECLINES = re.compile(
@@ -41,6 +43,11 @@ def contains_answer(answer: str, accepted: Sequence[str]) -> bool:
 def contains_all(answer: str, accepted: Sequence[str]) -> bool:
     """Whether all accepted answers stand in the answer: the parts of a list, in any order."""
     return bool(accepted) and all(contains_answer(answer, [one]) for one in accepted)
+
+
+def is_short(accepted: str) -> bool:
+    """Whether an answer can be expected to hold an accepted one word for word."""
+    return len(accepted.split()) <= SHORT_WORDS
 
 
 def exact_match(answer: str, accepted: Sequence[str]) -> bool:

@@ -10,10 +10,10 @@ mplus-late         M+ with recall by late interaction over chunks
 mplus-attention    M+ with recall by attention
 mplus-published    M+ with recall by the paper's co-trained retriever, where the weights have one
 rag-bm25           best passages by BM25 in the prompt, read by the plain backbone
-rag-minilm         the same by a sentence embedder
+rag-minilm, rag-e5 the same by a sentence embedder
 rag-bm25+adapter   best passages read through the trained read adapter, whole and as they stand
 rag-bm25+mplus     the same read as M+ reads its memory, turned towards the sentence that answers
-rag-minilm+adapter, rag-minilm+mplus   the same by a sentence embedder
+rag-minilm+adapter, rag-minilm+mplus, rag-e5+adapter, rag-e5+mplus   the same by a sentence embedder
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from mplus.evaluation.baselines import ClosedBook, FullContext, PassageIndex, Re
 from mplus.evaluation.from_memory import Recalling
 from mplus.evaluation.in_conversation import InConversation
 from mplus.evaluation.memoryllm import Rolling, memoryllm
-from mplus.evaluation.passage_search import BM25, MiniLM
+from mplus.evaluation.passage_search import BM25, E5, MiniLM, install_line
 from mplus.evaluation.replies import Answerer, Settings
 from mplus.evaluation.retention import Stream
 from mplus.evaluation.tasks import COMMON
@@ -34,7 +34,7 @@ SCORERS: dict[str, Recall] = {
     "mplus-attention": "attention",
     "mplus-published": "published",
 }
-RETRIEVERS = {"rag-bm25": BM25, "rag-minilm": MiniLM}
+RETRIEVERS: dict[str, type[BM25 | MiniLM | E5]] = {"rag-bm25": BM25, "rag-minilm": MiniLM, "rag-e5": E5}
 PASSAGE_READERS: dict[str, dict[str, int]] = {"adapter": {"best_sentence_times": 0}, "mplus": {}}
 """Who reads a retriever's passages as memory, and what is not as in the model's own layout then."""
 EMPTY = "empty-memory"
@@ -52,7 +52,7 @@ MODES = (
 
 
 def chosen(names: Sequence[str], model: MPlus, config: MemoryConfig) -> list[str]:
-    """Names as given, each once; "all" means every way that these weights can do.
+    """Names as given, each once; "all" means every way that these weights and the installed packages can do.
 
     Raises:
         ValueError: An unknown name, or one that these weights cannot do.
@@ -68,12 +68,24 @@ def chosen(names: Sequence[str], model: MPlus, config: MemoryConfig) -> list[str
     return list(dict.fromkeys(found))
 
 
+def lacking(names: Sequence[str]) -> dict[str, str]:
+    """Names whose embedder is not installed, each with how to get it; those of ``all`` that it leaves out."""
+    every = [one for name in names for one in (MODES if name == "all" else [name])]
+    lines = {name: install_line(RETRIEVERS[head]) for name in every if (head := name.split("+")[0]) in RETRIEVERS}
+    return {name: line for name, line in lines.items() if line is not None}
+
+
+def has_adapter(model: MPlus) -> bool:
+    """Whether these weights read memory through a trained adapter."""
+    return model.weights.backbone.read_layers is not model.weights.backbone.write_layers
+
+
 def _possible(model: MPlus, config: MemoryConfig) -> Iterator[str]:
-    adapter = model.weights.backbone.read_layers is not model.weights.backbone.write_layers
+    adapter, missing = has_adapter(model), lacking(MODES)
     for name in MODES:
         same = SCORERS.get(name) == config.recall  # "mplus" is that one
-        lacking = name in SCORERS and SCORERS[name] not in model.weights.scorers
-        if not (same or lacking or ("+" in name and not adapter)):
+        unknown = name in SCORERS and SCORERS[name] not in model.weights.scorers
+        if not (same or unknown or name in missing or ("+" in name and not adapter)):
             yield name
 
 

