@@ -56,7 +56,7 @@ def gate_examples(samples: TalkSamples, general: Sequence[str], count: int, rng:
     for _ in range(count):
         telling = rng.choice(samples.tellings)
         memory = samples.memory(rng, telling, len(telling.told) - 1, [], without=-1)
-        kind = rng.random()
+        kind = rng.random() * (1.0 if samples.questions else 0.8)
         if kind < 0.45:
             text, is_needed = rng.choice(general), False
         elif kind < 0.65:
@@ -92,7 +92,7 @@ def train_gate(examples: Sequence[GateExample], gate: Gate, settings: GateSettin
     torch.manual_seed(settings.seed)
     seen = torch.stack([gate.seen(e.normed, e.relevance, e.num_units) for e in examples])
     needed = torch.tensor([float(e.is_needed) for e in examples])
-    held = torch.arange(len(examples)) % 10 == 0
+    held = torch.rand(len(examples)) < 0.1
     learnt, wanted = seen[~held], needed[~held]
     optimizer = torch.optim.AdamW(gate.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     for _ in range(settings.steps):
