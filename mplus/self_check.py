@@ -68,9 +68,7 @@ class HowRead:
     def measured(cls, latent: int, text: int) -> "HowRead":
         """The result of a check."""
         how: How = "latent" if latent >= text else "text"
-        reason = (
-            f"no read adapter; of {len(FACTS)} facts the model answers {latent} from latents and {text} from text"
-        )
+        reason = f"no read adapter; of {len(FACTS)} facts the model answers {latent} from latents and {text} from text"
         return cls(how, reason, latent, text, len(FACTS))
 
 

@@ -36,9 +36,7 @@ def test_a_check_is_made_once_and_kept(home: Path, monkeypatch: pytest.MonkeyPat
     assert SelfCheck(model.weights, model.tokenizer).result() == found
 
 
-def test_a_record_that_cannot_be_read_or_kept_means_another_check(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_that_cannot_be_read_or_kept_means_another_check(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     monkeypatch.setattr(SelfCheck, "_checked", lambda self: HowRead.measured(3, 9))
     (home / "reads").write_text("not a folder", encoding="utf-8")
@@ -53,13 +51,19 @@ def test_a_record_that_cannot_be_read_or_kept_means_another_check(
 
 def test_the_better_way_is_taken_and_latents_where_both_are_alike() -> None:
     assert [HowRead.measured(*right).read for right in ((4, 9), (9, 9), (9, 4))] == ["text", "latent", "latent"]
-    assert HowRead.measured(4, 9).reason == "no read adapter; of 12 facts the model answers 4 from latents and 9 from text"
+    assert (
+        HowRead.measured(4, 9).reason == "no read adapter; of 12 facts the model answers 4 from latents and 9 from text"
+    )
 
 
 def test_auto_reads_text_where_the_check_says_so() -> None:
     tiny = tiny_model()
     model = MPlus(tiny.weights, tiny.tokenizer, tiny.memory_config, reads=HowRead.measured(4, 9))
-    for config, as_text in ((MemoryConfig(), True), (MemoryConfig(read="latent"), False), (MemoryConfig(ledger=False), False)):
+    for config, as_text in (
+        (MemoryConfig(), True),
+        (MemoryConfig(read="latent"), False),
+        (MemoryConfig(ledger=False), False),
+    ):
         memory = model.new_memory(config=config)
         model.write(memory, "Box seven is violet.")
         assert ("violet" in model.tokenizer.decode(model.read_request(memory, "Which?").input_ids)) == as_text

@@ -29,6 +29,8 @@ from mplus.write.encode import Chunk
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]
+ANSWER_ROOM = 128
+"""Recalled text leaves at least so many positions of the window to the answer, or an eighth of a small window."""
 
 
 class GenerationOptions(SamplingOptions, total=False):
@@ -148,9 +150,7 @@ class Requests:
         """A read of the plain backbone, with the text that answers in the prompt: as much as fits, the best first."""
         config, asked = memory.config, len(encoded.input_ids)
         self._check_fits(asked, state, config)
-        # Text takes no more of the window than memory tokens would.
-        most = asked + config.prefix_of(self._most_read(state, config))
-        most = min(most, self._weights.backbone.room(config.prefix_of(0)) - 1)
+        most = self._weights.backbone.room(config.prefix_of(0)) - min(ANSWER_ROOM, self._weights.backbone.window // 8)
         pieces = self._pieces(state, config, encoded, most - asked, allowed)
         whole = encoded
         while pieces:
@@ -172,9 +172,7 @@ class Requests:
         weights = self._weights
         question = weights.question(asked.input_ids[slice(*asked.query)], state.tracks[0].recall_layer)
         wanted = Wanted(min(config.recalled_tokens or config.short_term_tokens, room), MOST_PIECES)
-        return recall_pieces(
-            weights.scorers[config.recall], state, config, question, weights.words_of, wanted, allowed
-        )
+        return recall_pieces(weights.scorers[config.recall], state, config, question, weights.words_of, wanted, allowed)
 
     def _check_fits(self, num_tokens: int, state: MemoryState, config: MemoryConfig) -> None:
         room = self._room(state, config)
