@@ -38,6 +38,8 @@ MEMORY_NEEDED = 0.3
 """Least probability that a question needs memory with which it is asked of memory."""
 JOINED_READS = 16
 """Most memories put together that are kept for the next read of the same states."""
+ANSWER_ROOM = 128
+"""Recalled text leaves at least so many positions of the window to the answer, or an eighth of a small window."""
 
 
 class GenerationOptions(SamplingOptions, total=False):
@@ -188,9 +190,7 @@ class Requests:
         """A read of the plain backbone, with the text that answers in the prompt: as much as fits, the best first."""
         state, asked = read.state, len(encoded.input_ids)
         self._check_fits(asked, state, config)
-        # Text takes no more of the window than memory tokens would.
-        most = asked + config.prefix_of(self._most_read(state, config))
-        most = min(most, self._weights.backbone.room(config.prefix_of(0)) - 1)
+        most = self._weights.backbone.room(config.prefix_of(0)) - min(ANSWER_ROOM, self._weights.backbone.window // 8)
         pieces = self._pieces(state, config, encoded, most - asked, allowed)
         whole = encoded
         while pieces:

@@ -24,7 +24,7 @@ from mplus.words import NO_WORD
 MOST_PIECES = 3
 """Most pieces that one answer reads."""
 PIECE_TOKENS = 256
-"""A recalled chunk is widened by the chunks beside it, up to this many tokens: a whole message, or about a paragraph."""
+"""A recalled chunk is widened by the chunks beside it, up to this many tokens: a whole message, or a paragraph."""
 LOOKED_AT = 16
 """Chunks that are looked at for each piece that is wanted; many of them lie within pieces that were taken before."""
 
@@ -166,7 +166,7 @@ class _Held:
         return self.numbers[beside] not in taken and self._texts.chunk(beside) is not None
 
     def piece(self, places: Sequence[int], number: int, relevance: float) -> Piece:
-        """Consecutive chunks around one as a piece; sentences that the chunks beside it only have parts of are left out.
+        """Consecutive chunks around one as a piece, without the sentences that the outer ones have only parts of.
 
         Args:
             places: Places of the chunks.

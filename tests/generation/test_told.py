@@ -23,7 +23,7 @@ TEXT = MemoryConfig(
     consolidate_every=1,
     read="text",
 )
-ASKED = [{"role": "user", "content": "Which colour has box seven?"}]
+ASKED = [{"role": "user", "content": "Box seven?"}]
 TOLD = "User: Box seven is violet."
 
 
@@ -115,7 +115,7 @@ def test_where_and_forgetting_leave_nothing(model: MPlus, memory: Memory) -> Non
 def test_a_fork_and_a_memory_from_disk_read_the_same(model: MPlus, memory: Memory, tmp_path: Path) -> None:
     said = prompt_of(model, memory)
     assert prompt_of(model, memory.fork()) == said
-    key = MemoryKey.generate()
+    key = MemoryKey.new()
     memory.save(tmp_path / "kept", key=key)
     again = Memory.load(tmp_path / "kept", model, key=key)
     assert again.config.read == "text"
@@ -137,8 +137,8 @@ def test_a_batch_a_stream_and_a_scheduler_answer_the_same(model: MPlus, memory: 
 
 
 def test_constraints_and_abstaining_work(model: MPlus, memory: Memory) -> None:
-    answer = model.generate(memory, ASKED, constraint=Constraint.choice(["yes", "no"]), max_new_tokens=8)
-    assert answer.text in ("yes", "no")
+    answer = model.generate(memory, ASKED, constraint=Constraint.json_schema({"enum": ["yes", "no"]}), max_new_tokens=8)
+    assert answer.text in ('"yes"', '"no"')
     declined = model.generate(memory, ASKED, abstain_below=1.0, max_new_tokens=4)
     assert declined.abstained
     assert declined.text != ""
@@ -158,7 +158,7 @@ def test_what_does_not_fit_the_window_is_cut_and_never_the_question(text: str) -
     memory = model.new_memory()
     model.write(memory, [TOLD, text], source="boxes")
     for size in (20, 60, 100):
-        asked = "x " * (size // 2) + "Which colour has box seven?"
+        asked = "x " * (size // 2) + "Box seven?"
         request = model.read_request(memory, [{"role": "user", "content": asked}])
         assert len(request.input_ids) < 420
         assert asked in model.tokenizer.decode(request.input_ids)
