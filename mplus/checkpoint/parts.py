@@ -214,6 +214,7 @@ def _late(tensors: dict[str, Tensor]) -> LateInteraction | None:
         tensors["deviation"],
         query_projection=tensors.get("query_projection"),
         key_projection=tensors.get("key_projection"),
+        query_weights=tensors.get("query_weights"),
     ).requires_grad_(False)
 
 

@@ -29,14 +29,18 @@ from mplus.recall.scorer import (
 )
 from mplus.recall.units import Candidates, KeyBlock
 
+COUNTS_ONE = 0.5413248546129181
+"""Its softplus is 1."""
+
 
 class LateInteraction(Scorer):
     """Scores a unit by late interaction (MaxSim) over states of the model itself.
 
     Relevance of a unit: for every query row the best cosine with any of the unit's tokens, minus that
     row's mean over all units (so that zero is an average unit; it changes no order), averaged over the
-    query rows. States are centred and standardised per dimension first. Training-free
-    with the identity as projection; with trained linear projections the same formula (docs/concepts/recall.md).
+    query rows, each as much as ``query_weights`` says. States are centred and standardised per dimension first.
+    Training-free with the identity as projection; with trained linear projections the same formula
+    (docs/concepts/recall.md).
     """
 
     def __init__(
@@ -46,23 +50,34 @@ class LateInteraction(Scorer):
         *,
         query_projection: Float[Tensor, "R D"] | None = None,
         key_projection: Float[Tensor, "R D"] | None = None,
+        query_weights: Float[Tensor, " D"] | None = None,
     ) -> None:
         super().__init__()
         self.mean = nn.Buffer(mean)
         self.deviation = nn.Buffer(deviation)
         self.query_projection = None if query_projection is None else nn.Parameter(query_projection)
         self.key_projection = None if key_projection is None else nn.Parameter(key_projection)
+        self.query_weights = None if query_weights is None else nn.Parameter(query_weights)
+        """Says how much each row of a question counts; None: all the same."""
 
     def keys(self, layer: int, normed: Normed) -> Float[Tensor, "S R"]:
         """Unit-length retrieval keys."""
         return self._project(layer, normed, self.key_projection)
 
     def queries(self, layer: int, normed: Normed) -> RetrievalRows:
-        """Unit-length retrieval queries."""
-        return self._project(layer, normed, self.query_projection)
+        """Retrieval queries, as long as their rows count: of length 1 on average."""
+        queries = self._project(layer, normed, self.query_projection)
+        if self.query_weights is None:
+            return queries
+        counts = functional.softplus(self._standard(layer, normed) @ self.query_weights + COUNTS_ONE)
+        return queries * (counts / counts.mean())[:, None]
+
+    def _standard(self, layer: int, normed: Normed) -> Float[Tensor, "S D"]:
+        """Rows centred and of equal spread in every dimension."""
+        return (normed.to(self.mean) - self.mean[layer]) / self.deviation[layer]
 
     def _project(self, layer: int, normed: Normed, projection: Tensor | None) -> Float[Tensor, "S R"]:
-        rows = (normed.to(self.mean) - self.mean[layer]) / self.deviation[layer]
+        rows = self._standard(layer, normed)
         if projection is not None:
             rows = functional.linear(rows, projection)
         return functional.normalize(rows, dim=-1)
