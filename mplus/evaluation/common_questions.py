@@ -5,8 +5,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from mplus.evaluation.data_files import field_of, numbered_records
-from mplus.evaluation.datasets.drawing import answer_texts
+from mplus.evaluation.data_files import answer_texts, field_of, numbered_records
 from mplus.evaluation.metrics import normalised
 from mplus.evaluation.tasks import COMMON, Question
 

@@ -82,6 +82,12 @@ def field_of(record: dict[str, Any], name: str, path: Path) -> Any:
     return record[name]
 
 
+def answer_texts(given: Any) -> tuple[str, ...]:
+    """Accepted answers as a list of texts, from whatever form a file has."""
+    listed = given if isinstance(given, list) else [given]
+    return tuple(dict.fromkeys(str(one) for one in listed))
+
+
 def turns_as_text(turns: list[list[str]]) -> str:
     """A conversation of (speaker, said) pairs as text.
 

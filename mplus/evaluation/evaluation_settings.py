@@ -61,7 +61,9 @@ class EvaluationSettings(BaseModel):
     layout: dict[str, Any] = Field(default_factory=dict)
     """Memory settings other than the model's, such as recalled_tokens=512."""
     prompt_turns: NotNegative | None = None
-    """Latest turns of a conversation that stand in the prompt, in chat; else as many as fit."""
+    """Latest turns of a conversation that stand in the prompt, in chat; else as many as the model says."""
+    gate: Literal["auto", "always", "never"] = "auto"
+    """Whether memory is read: as the model's gate decides, always or never."""
     abstain_below: Annotated[float, Field(ge=0, le=1)] | None = None
     """Decline where the confidence in an answer is lower."""
     max_new_tokens: Positive | None = None

@@ -71,7 +71,15 @@ class Experiment:
         style = asked.prompt or self.task.style
         tokens = asked.max_new_tokens or ANSWER_TOKENS[style]
         self.settings = Settings(
-            style, asked.examples, tokens, asked.batch, asked.seed, asked.abstain_below, asked.prompt_turns, writing
+            style,
+            asked.examples,
+            tokens,
+            asked.batch,
+            asked.seed,
+            asked.abstain_below,
+            asked.prompt_turns,
+            asked.gate,
+            writing,
         )
         extra = [text for path in asked.distractors for text in passages(path)]
         random.Random(asked.seed).shuffle(extra)
@@ -114,10 +122,12 @@ class Experiment:
     def _described(self) -> dict[str, Any]:
         """What makes answers comparable."""
         asked, settings = self.asked, self.settings
-        same = {"task", "together", "examples", "abstain_below", "seed", "prompt_turns"}
+        same = {"task", "together", "examples", "abstain_below", "seed"}
         return asked.model_dump(include=same) | {
             "questions": sum(question.is_answerable for question in self.task.questions),
             "drawn": self._drawn,
+            "prompt_turns": asked.prompt_turns if asked.prompt_turns is not None else self.model.prompt_turns,
+            "gate": None if asked.gate == "auto" else asked.gate,
             "data": _digest(asked.data) or ",".join(filter(None, map(_digest, self._files))) or None,
             "common": [_digest(path) for path in asked.common],
             "distractors": [_digest(path) for path in asked.distractors],

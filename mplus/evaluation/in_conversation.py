@@ -9,6 +9,7 @@ from mplus.evaluation.replies import Answered, Job, Settings, generations, reply
 from mplus.evaluation.retention import Stream, WrittenMemory
 from mplus.evaluation.tasks import Question
 from mplus.model import MPlus
+from mplus.turns import prompt_start, turn_text
 
 Turns = list[dict[str, str]]
 
@@ -45,8 +46,9 @@ class InConversation:
 
     def _start(self, turns: Turns, asked: dict[str, str]) -> int:
         """Place of the first turn that stands in the prompt: of as many as are to, those that fit."""
-        kept, room = self.settings.prompt_turns, self.model.prompt_room(self.config) - self.settings.max_new_tokens
-        start = 0 if kept is None else max(len(turns) - kept, 0)
+        kept = self.model.prompt_turns if self.settings.prompt_turns is None else self.settings.prompt_turns
+        room = self.model.prompt_room(self.config) - self.settings.max_new_tokens
+        start = prompt_start(turns, len(turns), kept)
         while start < len(turns) and self.model.count_tokens([*turns[start:], asked]) > room:
             start += 1
         return start
@@ -65,7 +67,7 @@ class _Told:
             self._begun, self._last = [], self._empty
         if more := turns[len(self._begun) :]:
             self._last = self._last.fork()
-            texts = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in more]
+            texts = list(map(turn_text, more))
             self._last.write([f"turn-{len(self._begun) + place}" for place in range(len(more))], texts)
             self._begun = turns
         return self._last

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from mplus.evaluation.question_prompts import Asked, characters, prompt, stops
 from mplus.evaluation.tasks import PromptStyle, Question
 from mplus.generation.row import Generation
+from mplus.generation.sampling import GateChoice
 from mplus.generation.where import Where
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
@@ -29,7 +30,8 @@ class Settings:
         batch: Questions answered at once.
         seed: Decides what a random eviction drops.
         abstain_below: Decline where the confidence in an answer is lower; None: never.
-        prompt_turns: Latest turns of a conversation that stand in the prompt; None: as many as fit.
+        prompt_turns: Latest turns of a conversation that stand in the prompt; None: as many as the model says.
+        gate: Whether memory is read: as the model's gate decides, "always" or "never".
         writing: Called while texts are written, with tokens so far and in total.
     """
 
@@ -40,6 +42,7 @@ class Settings:
     seed: int = 0
     abstain_below: float | None = None
     prompt_turns: int | None = None
+    gate: GateChoice = "auto"
     writing: Progress | None = None
 
     def put(self, question: Question, texts: Sequence[str] | None = None) -> Asked:
@@ -66,6 +69,7 @@ class Reply:
         found: Names of what recall or retrieval found, best first, with relevance.
         rank: Place of the first of these that holds the answer, from 1; None where none does or nothing is searched.
         features: Numbers from which a confidence can be fitted.
+        used_memory: Whether memory was read.
     """
 
     text: str
@@ -76,6 +80,7 @@ class Reply:
     found: tuple[tuple[str, float], ...] = ()
     rank: int | None = None
     features: Mapping[str, float] = field(default_factory=dict[str, float])
+    used_memory: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """The fields of this reply in a line of the raw answers."""
@@ -131,6 +136,7 @@ def generations(model: MPlus, jobs: Iterable[Job], settings: Settings) -> Iterat
             temperature=0.0,
             stop=stops(settings.style),
             abstain_below=settings.abstain_below,
+            gate=settings.gate,
         )
         yield from zip(batch, found, strict=True)
 
@@ -172,6 +178,7 @@ def reply_of(generation: Generation, found: Sequence[tuple[str, float]] = (), go
         tuple(found[:RECALLED_KEPT]),
         rank_of(gold, [name for name, _ in found]),
         features(generation, [relevance for _, relevance in found]),
+        generation.used_memory,
     )
 
 

@@ -135,7 +135,17 @@ def group_cells(name: str, line: Line, rows: Sequence[dict[str, Any]]) -> tuple[
     )
 
 
-COMMON_HEADINGS = ("common questions", "mode", "tokens", "n", "right", "right, empty memory", "same reply", "declined")
+COMMON_HEADINGS = (
+    "common questions",
+    "mode",
+    "tokens",
+    "n",
+    "right",
+    "right, empty memory",
+    "same reply",
+    "declined",
+    "memory read",
+)
 
 
 def common(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -158,6 +168,7 @@ def common(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
                     str(sum(right for _, right in answered)),
                     f"{same / len(pairs):.3f}" if pairs else "–",
                     f"{sum(row['declined'] for row in group) / len(group):.3f}",
+                    f"{sum(row.get('used_memory', True) for row in group) / len(group):.3f}",
                 )
             )
     return found

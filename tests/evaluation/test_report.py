@@ -91,6 +91,6 @@ def test_groups_and_common_questions_have_tables_of_their_own() -> None:
     # A request without an answer is nothing that ought to be declined.
     assert {line.mode: line.abstention.recall for line in lines(rows)}["empty-memory"] is None
     table = {cells[1]: cells for cells in common(rows)}
-    assert table["mplus"] == ("trivia", "mplus", "0", "3", "1 of 2", "2", "0.667", "0.333")
+    assert table["mplus"] == ("trivia", "mplus", "0", "3", "1 of 2", "2", "0.667", "0.333", "1.000")
     assert table["empty-memory"][4:7] == ("2 of 2", "2", "1.000")
     assert "| document | mplus | 0 | 1 |" in markdown(rows) and "| trivia | mplus |" in markdown(rows)

@@ -3,8 +3,8 @@
 import random
 from pathlib import Path
 
-from mplus.evaluation.data_files import field_of, read_records
-from mplus.evaluation.datasets.drawing import answer_texts, enough
+from mplus.evaluation.data_files import answer_texts, field_of, read_records
+from mplus.evaluation.datasets.drawing import enough
 from mplus.evaluation.tasks import Question, Task
 
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mplus.evaluation.tasks import Task
 
@@ -40,9 +40,3 @@ def enough(path: Path, what: str, wanted: int, found: int) -> None:
     """
     if found < wanted:
         raise TooFewError(path, what, wanted, found)
-
-
-def answer_texts(given: Any) -> tuple[str, ...]:
-    """Accepted answers as a list of texts, from whatever form a file has."""
-    listed = given if isinstance(given, list) else [given]
-    return tuple(dict.fromkeys(str(one) for one in listed))

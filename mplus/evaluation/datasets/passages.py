@@ -4,8 +4,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from mplus.evaluation.data_files import field_of, read_json, read_records
-from mplus.evaluation.datasets.drawing import answer_texts, enough, spread
+from mplus.evaluation.data_files import answer_texts, field_of, read_json, read_records
+from mplus.evaluation.datasets.drawing import enough, spread
 from mplus.evaluation.tasks import Question, Task
 
 

@@ -4,8 +4,8 @@ import random
 from pathlib import Path
 
 from mplus.evaluation.common_questions import common_questions
-from mplus.evaluation.data_files import field_of, read_records
-from mplus.evaluation.datasets.drawing import answer_texts, enough
+from mplus.evaluation.data_files import answer_texts, field_of, read_records
+from mplus.evaluation.datasets.drawing import enough
 from mplus.evaluation.facts_task import facts
 from mplus.evaluation.metrics import contains_answer, is_short
 from mplus.evaluation.tasks import Question, Task
