@@ -43,6 +43,7 @@ from .memory.stats import MemoryStats as MemoryStats
 from .memory.store import MemoryStore as MemoryStore
 from .memory.store import StoredMemory as StoredMemory
 from .model import MPlus as MPlus
+from .self_check import HowRead as HowRead
 from .storage.encryption import MemoryKey as MemoryKey
 from .storage.vault import KeyVault as KeyVault
 from .write.absorb import WriteReport as WriteReport
