@@ -45,6 +45,7 @@ from .memory.store import MemoryStore as MemoryStore
 from .memory.store import StoredMemory as StoredMemory
 from .model import MPlus as MPlus
 from .recall.embedder import Embedder as Embedder
+from .self_check import HowRead as HowRead
 from .storage.encryption import MemoryKey as MemoryKey
 from .storage.vault import KeyVault as KeyVault
 from .turns import prompt_start as prompt_start

@@ -6,7 +6,7 @@ the answer's tokens. A ``Calibration`` weighs these so that, of answers with con
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -79,6 +79,8 @@ class Calibration(BaseModel):
 
     recall: Recall
     """The scorer it was fitted with; another scorer's relevance is on another scale."""
+    read: Literal["latent", "text"] = "latent"
+    """How memory was read in the answers that it was fitted on."""
     num_answers: int = Field(ge=2)
     """Number of answers it was fitted on."""
     intercept: FiniteNumber
@@ -103,7 +105,12 @@ def uncalibrated_confidence(evidence: Evidence) -> float:
 
 
 def fit_calibration(
-    evidence: Sequence[Evidence], is_right: Sequence[bool], *, recall: Recall = "late", shrinkage: float = 1.0
+    evidence: Sequence[Evidence],
+    is_right: Sequence[bool],
+    *,
+    recall: Recall = "late",
+    read: Literal["latent", "text"] = "latent",
+    shrinkage: float = 1.0,
 ) -> Calibration:
     """The curve that fits answers known to be right or wrong: logistic regression by Newton's method.
 
@@ -111,6 +118,7 @@ def fit_calibration(
         evidence: Evidence of each answer.
         is_right: Whether each answer is right.
         recall: The scorer that was used.
+        read: How memory was read (``MPlus.reads``).
         shrinkage: Weight of the squared standardised coefficients against one answer's loss; keeps the
             curve finite if the evidence separates right and wrong answers perfectly.
 
@@ -135,6 +143,7 @@ def fit_calibration(
     slopes = coefficients[:-1] / deviation
     return Calibration(
         recall=recall,
+        read=read,
         num_answers=len(is_right),
         intercept=float(coefficients[-1] - slopes @ mean),
         **dict(zip(Evidence._fields, slopes.tolist(), strict=True)),

@@ -130,6 +130,15 @@ def read_memory_config(folder: Path) -> MemoryConfig | None:
     return _memory(folder, _description(folder).get("memory")) if (folder / PARTS_FILE).exists() else None
 
 
+def has_read_adapter(folder: Path) -> bool:
+    """Whether trained parts have a read adapter, looked up without their tensors.
+
+    Raises:
+        CheckpointError: The file is of a newer format.
+    """
+    return (folder / PARTS_FILE).exists() and "read_adapter" in _description(folder).get("lora_scale", {})
+
+
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / PARTS_FILE
     try:

@@ -17,13 +17,16 @@ def calibrate(
     mode: Annotated[str, typer.Option(help="Way of answering whose answers count.")] = "mplus",
 ) -> None:
     """Fit the confidence of answers on runs, and say which abstain_below to use."""
-    from mplus.evaluation.confidence_fit import checked, fitted, given_answers, keep, recall_of
+    from mplus.evaluation.confidence_fit import checked, fitted, given_answers, keep, read_of, recall_of
 
     answers = [answer for run in runs for answer in given_answers(run, mode)]
     scorers = {recall_of(run) for run in runs}
     if len(scorers) > 1:
         raise ValueError(f"The runs recalled with {', '.join(sorted(scorers))}; expected one scorer. Fit one for each.")
-    calibration = fitted(answers, recall=scorers.pop())
+    readings = {read_of(run, mode) for run in runs}
+    if len(readings) > 1:
+        raise ValueError("Some runs read memory as latents, others as text; expected one way. Fit one for each.")
+    calibration = fitted(answers, recall=scorers.pop(), read=readings.pop())
     print(f"Fitted on {calibration.num_answers:,} answers of {', '.join(map(str, runs))}.")
     found = checked(answers if check is None else given_answers(check, mode), calibration)
     whose = "the same answers (pass --check for others)" if check is None else str(check)

@@ -58,14 +58,38 @@ def _settings(model: str, *, as_json: bool) -> None:
     """What the model's memories are like, and which settings are not those of a plain ``MemoryConfig()``."""
     from mplus import MemoryConfig
     from mplus.checkpoint.loading import memory_settings
+    from mplus.checkpoint.parts import has_read_adapter
 
-    config = memory_settings(resolve(model), trained_parts(model))
+    folder, trained = resolve(model), trained_parts(model)
+    config = memory_settings(folder, trained)
+    reads = _reads(model, config, has_adapter=has_read_adapter(trained or folder))
     if as_json:
         changed = config.model_dump(exclude_defaults=True)
-        print(json.dumps({"model": model, "memory": config.model_dump(), "differs_from_defaults": changed}))
+        print(
+            json.dumps(
+                {"model": model, "memory": config.model_dump(), "differs_from_defaults": changed, "reads": reads}
+            )
+        )
         return
     rows = [_row(name, config) for name in MemoryConfig.model_fields]
     show(("setting", "value", "default", "meaning"), rows, title=f"Memory settings of {model}; * is not the default")
+    print(f"Memory is read: {reads}")
+
+
+def _reads(model: str, config: "MemoryConfig", *, has_adapter: bool) -> str:
+    """How a model reads memory and why, as far as it is known without loading it."""
+    from mplus.self_check import kept_of
+
+    if config.read != "auto":
+        return f'as {config.read}, because of read="{config.read}"'
+    if not config.has_texts:
+        return "as latents, because text needs the chunk layout and a ledger"
+    if has_adapter:
+        return "as latents, because the model has a trained read adapter"
+    found = kept_of(model)
+    if found is None:
+        return "as latents or as text; a check decides when a memory is first read, because there is no read adapter"
+    return f"as {'text' if found.read == 'text' else 'latents'}, because: {found.reason}"
 
 
 def _row(name: str, config: "MemoryConfig") -> tuple[str, str, str, str]:

@@ -90,7 +90,13 @@ def recall_of(folder: Path) -> str:
     return json.loads((folder / RUN).read_text(encoding="utf-8"))["layout"]["recall"]
 
 
-def fitted(answers: Sequence[Given], *, recall: str) -> Calibration:
+def read_of(folder: Path, mode: str) -> str:
+    """How a run read memory in one way of answering: with memory tokens before its prompts, or as text in them."""
+    prefixes = [record.get("prefix_tokens", 1) for record in read_records(folder / ANSWERS) if record["mode"] == mode]
+    return "latent" if any(prefixes) or not prefixes else "text"
+
+
+def fitted(answers: Sequence[Given], *, recall: str, read: str = "latent") -> Calibration:
     """The calibration that fits answers.
 
     Raises:
@@ -101,6 +107,7 @@ def fitted(answers: Sequence[Given], *, recall: str) -> Calibration:
         [one.evidence for one in kept],
         [one.is_right for one in kept],
         recall=recall,  # pyright: ignore[reportArgumentType]
+        read=read,  # pyright: ignore[reportArgumentType]
     )
 
 

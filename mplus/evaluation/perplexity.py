@@ -79,7 +79,9 @@ class Condition:
 
     def __init__(self, name: str, model: MPlus, config: MemoryConfig, stream: Stream, *, batch: int, seed: int) -> None:
         self.name = name
-        self.model, self.config, self.stream = model, config, stream
+        self.model, self.stream = model, stream
+        # Text in the prompt would move the tokens that are scored.
+        self.config = config.model_copy(update={"read": "latent"})
         self.batch, self.seed = batch, seed
 
     def levels(self) -> tuple[int, ...]:

@@ -137,9 +137,10 @@ class Row:
     def generation(self) -> Generation:
         """The answer so far."""
         evidence = self.trace.evidence([source.relevance for source in self.recalled])
-        # A calibration is valid only for answers from memory with the scorer that it was fitted with.
-        fits = self.calibration is not None and self.calibration.recall == self.request.config.recall
-        calibration = self.calibration if fits and self.prefix_tokens else None
+        # A calibration is valid only for answers from memory, read and recalled as in those that it was fitted on.
+        how = (self.request.config.recall, "latent" if self.request.told is None else "text")
+        fits = self.calibration is not None and (self.calibration.recall, self.calibration.read) == how
+        calibration = self.calibration if fits and (self.prefix_tokens or self.recalled) else None
         confidence = 0.0
         if evidence is not None:
             confidence = calibration.confidence(evidence) if calibration else uncalibrated_confidence(evidence)

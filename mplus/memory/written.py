@@ -1,8 +1,8 @@
 """The text of chunks, found again in the ledger.
 
 A memory keeps no text beside its chunks: the ledger has the token ids of what was written under each name, in order,
-and a memory token's provenance has its source, its chunk and its words. Chunks of a source follow each other in its texts,
-so their sizes say where each stands. Where chunks between were dropped, the words of a chunk say it.
+and a memory token's provenance has its source, its chunk and its words. Chunks of a source follow each other in its
+texts, so their sizes say where each stands. Where chunks between were dropped, the words of a chunk say it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence

@@ -110,6 +110,9 @@ def test_info_of_a_model_shows_its_memory_settings(folder: str, monkeypatch: pyt
     )
     shown = invoke("info", folder)
     assert f"{TINY.short_term_tokens} *" in shown and "Capacity of short-term memory" in shown and "[f0]" in shown
+    assert told["reads"] in shown and "no read adapter" in told["reads"]
+    monkeypatch.setattr("mplus.self_check.kept_of", lambda name: HowRead.measured(4, 9))
+    assert "as text, because: no read adapter; of 12 facts" in invoke("info", folder)
     Path(folder, "mplus.json").unlink()
     usual = MemoryConfig.for_window(json.loads(Path(folder, "config.json").read_text())["max_position_embeddings"])
     assert json.loads(invoke("info", folder, "--json"))["memory"] == usual.model_dump()
