@@ -3,17 +3,16 @@
     pip install 'mplus-memory[bench]'
     python benchmarks/own_embeddings.py dev.json.gz --distractors train.json.gz [--tokens 45000] [--questions 200]
 
-The data is SQuAD JSON, or JSON lines with ``text``, ``question`` and ``answers``. The embedder is all-MiniLM-L6-v2. Every
-chunk is scored as a read scores it. Three ways to embed a chunk: alone, behind the last 32 tokens of the chunk that it
-continues (what M+ does), and behind all of that chunk. "texts" is what RAG does: whole texts, one vector each.
+The data is SQuAD JSON, or JSON lines with ``text``, ``question`` and ``answers``. The embedder is all-MiniLM-L6-v2.
+Every chunk is scored as a read scores it. Three ways to embed a chunk: alone, behind the last 32 tokens of the chunk
+that it continues (what M+ does), and behind all of that chunk. "texts" is what RAG does: whole texts, one vector each.
 """
 
 import argparse
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import report
 import torch
@@ -25,7 +24,8 @@ from mplus.evaluation.datasets.passages import squad
 from mplus.evaluation.passage_search import MiniLM
 from mplus.inert import encode_inert
 from mplus.memory.vectors import ChunkVectors
-from mplus.recall.scorer import Shortlist
+from mplus.recall.fused_scorer import fused
+from mplus.recall.scorer import Scorer, Scores, Shortlist
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
 
@@ -35,6 +35,8 @@ WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class Asked:
+    """A question, and what answers it."""
+
     text: str
     gold: int
     """Number of the text that answers."""
@@ -122,20 +124,29 @@ def measured(
     questions = [replace(late._question(q.text), vector=v) for q, v in zip(asked, vectors, strict=True)]
     rows: dict[str, dict[str, float]] = {}
 
-    def score(name: str, scorer: Any, chunk_vectors: ChunkVectors, config: mplus.MemoryConfig) -> None:
-        shortlist = Shortlist(replace(late._candidates, vectors=chunk_vectors))
-        found = [scorer.scores(question, shortlist, config).relevance for question in questions]
-        rows[name] = ranks(bank, asked, found).row()
-        print(f"{name:44s} {rows[name]}", flush=True)
+    def scored(scorer: Scorer, made: ChunkVectors) -> list[Scores]:
+        shortlist = Shortlist(replace(late._candidates, vectors=made))
+        return [scorer.scores(question, shortlist, bank.config) for question in questions]
 
-    score("late interaction and words", weights.scorers["late"], ChunkVectors(), bank.config)
+    def note(name: str, found: Iterable[Tensor]) -> None:
+        rows[name] = ranks(bank, asked, list(found)).row()
+        print(f"{name:56s} {rows[name]}", flush=True)
+
+    first = scored(weights.scorers["late"], ChunkVectors())
+    note("late interaction and words", (one.relevance for one in first))
     for name, before in BEFORE.items():
-        made = embedded(bank, embedder, before)
-        score(f"embedding, chunk {name}", weights.scorers["embedding"], made, bank.config)
+        second = scored(weights.scorers["embedding"], embedded(bank, embedder, before))
+        pairs = list(zip(first, second, strict=True))
+        note(f"embedding, chunk {name}", (one.relevance for one in second))
+        note(f"both, chunk {name}, by reciprocal ranks", (reciprocal(a) + reciprocal(b) for a, b in pairs))
         for weight in WEIGHTS:
-            config = bank.config.model_copy(update={"embedding_weight": weight})
-            score(f"both, chunk {name}, weight {weight}", weights.scorers["embedding+late"], made, config)
+            note(f"both, chunk {name}, weight {weight}", (fused(a, b, weight).relevance for a, b in pairs))
     return rows
+
+
+def reciprocal(scores: Scores) -> Tensor:
+    """What each chunk's rank is worth in reciprocal rank fusion, with its usual constant."""
+    return 1 / (60 + scores.relevance.argsort(descending=True).argsort().float())
 
 
 def main() -> None:

@@ -61,10 +61,16 @@ class FusedScorer(Scorer):
     def scores(self, question: Question, shortlist: Shortlist, config: MemoryConfig) -> Scores:
         """The first scorer's relevance plus the second's, in spreads."""
         first = self.main.scores(question, shortlist, config)
-        second = self.other.scores(question, shortlist, config)
-        unit = self._weight(config) * first.spread / max(second.spread, 1e-9)
-        added = unit * (second.relevance - second.average)
-        return Scores(first.relevance + added, first.usual + unit * (second.usual - second.average))
+        return fused(first, self.other.scores(question, shortlist, config), self._weight(config))
+
+
+def fused(first: Scores, second: Scores, weight: float) -> Scores:
+    """The first scores plus the second ones above their average, in spreads of the first for each of the second."""
+    unit = weight * first.spread / max(second.spread, 1e-9)
+    return Scores(
+        first.relevance + unit * (second.relevance - second.average),
+        first.usual + unit * (second.usual - second.average),
+    )
 
 
 def _places(some: Candidates, every: Candidates) -> Int[Tensor, " u"]:

@@ -96,6 +96,7 @@ def test_a_shortlist_has_what_either_scorer_finds(monkeypatch: pytest.MonkeyPatc
     question, candidates = asked(model, memory, "Where was it seen 23 times?")
     config = memory.config
     fused, alone = model.weights.scorers["embedding+late"], model.weights.scorers["embedding"]
+    candidates.long_term.lasting.clear()  # the index was made when there was little to index
     short = fused.shortlist(question, candidates, config)
     assert short.sample is not None
     assert short.candidates.chunks is not None and candidates.chunks is not None

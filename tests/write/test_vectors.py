@@ -69,7 +69,6 @@ def test_a_chunk_is_embedded_behind_the_end_of_the_one_before(model: MPlus, embe
     assert texts[0] == TEXT[:32].strip() or TEXT.startswith(texts[0])
     assert all(text in TEXT or text in OTHER for text in texts)
     assert max(map(len, texts)) > 32, "a chunk of 32 byte tokens comes with the end of the one before"
-    assert sum(OTHER.startswith(text) for text in texts) == 1
 
 
 def test_text_written_in_pieces_is_embedded_as_if_at_once(model: MPlus, embedder: Counting) -> None:
