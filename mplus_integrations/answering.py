@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, NamedTuple
 from uuid import uuid4
 
@@ -21,7 +22,7 @@ from mplus import (
 from mplus_integrations.forms import before_calls, form_of, with_told
 from mplus_integrations.history import OURS, Where, fitted, of_conversation
 from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
-from mplus_integrations.whose_memory import Item, Latents, Remembering
+from mplus_integrations.whose_memory import Item, Latents, Remembering, Shared
 
 Asked = str | list[dict[str, Any]]
 """Text to continue, or chat messages; ``history`` says what ``source``, ``id`` and ``stays`` of a message mean."""
@@ -68,7 +69,14 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         return self.loaded if call.model is None else self._loaded(call.model)
 
     def _pieces(
-        self, prompt: Asked, call: Call, latents: Latents, left: threading.Event, *, where: Where | None = None
+        self,
+        prompt: Asked,
+        call: Call,
+        latents: Latents,
+        left: threading.Event,
+        *,
+        where: Where | None = None,
+        shared: Sequence[Shared] = (),
     ) -> Generator[str | Answer]:
         """Yield the text of an answer as it grows, without tool calls, and finally the whole ``Answer``.
 
@@ -76,12 +84,14 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             prompt: Text or messages to answer. Earlier turns are written into memory, and only the latest stand in the
                 prompt too, as many as ``Call.prompt_turns`` says.
             call: Settings of the call.
-            latents: The memory to read.
+            latents: The memory to read, into which earlier turns are written.
             left: An event that stops generation within two tokens when it is set.
-            where: A test of the sources to read.
+            where: A test of the sources of ``latents`` to read.
+            shared: Memories to read beside it.
         """
         shown = held = ""
-        with self._begin(prompt, call, latents, where) as stream:
+        stream, names = self._begin(prompt, call, latents, where, shared)
+        with stream:
             # While a call is held back nothing is yielded, so a caller who leaves must cancel the generation directly.
             stream.cancel_with(left)
             for piece in stream:
@@ -100,40 +110,89 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             good if call.parallel_tool_calls else good[:1],
             [one for one in numbered if one[1].arguments is None],
             generation,
-            about(generation, self._model_of(call).name or self.model_name),
+            about(generation, self._model_of(call).name or self.model_name, names),
         )
 
     def _answer(
-        self, prompt: Asked, call: Call, latents: Latents, left: threading.Event, *, where: Where | None = None
+        self,
+        prompt: Asked,
+        call: Call,
+        latents: Latents,
+        left: threading.Event,
+        *,
+        where: Where | None = None,
+        shared: Sequence[Shared] = (),
     ) -> Answer:
         """The whole answer; takes the arguments of ``_pieces``."""
-        *_, answer = self._pieces(prompt, call, latents, left, where=where)
+        *_, answer = self._pieces(prompt, call, latents, left, where=where, shared=shared)
         assert isinstance(answer, Answer)
         return answer
 
-    def _begin(self, prompt: Asked, call: Call, latents: Latents, where: Where | None) -> GenerationStream:
+    def _begin(
+        self, prompt: Asked, call: Call, latents: Latents, where: Where | None, shared: Sequence[Shared]
+    ) -> tuple[GenerationStream, list[str]]:
+        """Begin an answer. Also returns the names of the memories that it reads."""
         model, form, sampling = self._model_of(call), form_of(call), call.sampling()
         if form.constraint is not None:  # a tool call or object cannot be replaced by a sentence
             sampling = sampling.model_copy(update={"abstain_below": None})
         tests = [source_filter(one) for one in (where, call.where) if one is not None]
+        beside = [one for one in shared if not one.latents.is_same(latents)]
+        others = [one.latents.read(model) for one in beside]  # before the own memory is locked, so none waits for two
         # What is read is fixed here: neither a later write nor another history of this memory changes it, and
         # a named memory is free for others while this answer is made.
-        with latents.opened(model) as memory, memory.writing():
+        with latents.opened(model) as memory, held([memory, *others]):
             if not isinstance(prompt, str):
-                room = model.prompt_room(memory)
+                room = model.prompt_room([memory, *others])
                 told = with_told(prompt, form.told)
-                room = max(room - min(call.max_tokens, room // 4), 1)
-                turns = call.turns_in_prompt(model)
+                room, turns = max(room - min(call.max_tokens, room // 4), 1), call.turns_in_prompt(model)
                 prompt = fitted(model, memory, told, room=room, tools=call.tools, prompt_turns=turns)
                 if latents is self._own.get(None):  # the memory has no name: each conversation reads only its own turns
                     tests.append(of_conversation(told))
                 tests.append(not_standing_in(prompt))
                 prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in prompt]
-            read, read_where = readable(model, memory, tests)
+            of_call = [] if call.where is None else [source_filter(call.where)]
+            reads = [Read("own", memory, tests)]
+            for one, other in zip(beside, others, strict=True):
+                reads.append(Read(one.name, other, [*of_call, *([one.where] if one.where else [])]))
+            read, read_where, names = readable(model, reads)
             engine = model if self.scheduler is None or call.model is not None else self.scheduler
-            return engine.stream(
-                read, prompt, tools=call.tools, constraint=form.constraint, where=read_where, **sampling.model_dump()
+            several = len(read) > 1
+            stream = engine.stream(
+                read if several else read[0],
+                prompt,
+                tools=call.tools,
+                constraint=form.constraint,
+                where=read_where if several else read_where[0],
+                **sampling.model_dump(),
             )
+            return stream, names
+
+
+class Read(NamedTuple):
+    """A memory that an answer reads.
+
+    Attributes:
+        name: What cites it.
+        memory: The memory.
+        tests: Tests of its sources that must all hold.
+    """
+
+    name: str
+    memory: Memory
+    tests: Sequence[Where]
+
+    def where(self, name: str, metadata: Mapping[str, Any]) -> bool:
+        """Whether a source is read."""
+        return all(test(name, metadata) for test in self.tests)
+
+
+@contextmanager
+def held(memories: Sequence[Memory]) -> Generator[None]:
+    """Hold the locks of several memories, always in the same order, so that two threads cannot deadlock."""
+    with ExitStack() as locks:
+        for memory in sorted(memories, key=id):
+            locks.enter_context(memory.writing())
+        yield
 
 
 def not_standing_in(messages: Sequence[Mapping[str, Any]]) -> Where:
@@ -142,20 +201,29 @@ def not_standing_in(messages: Sequence[Mapping[str, Any]]) -> Where:
     return lambda name, _: name not in here
 
 
-def readable(model: MPlus, memory: Memory, tests: Sequence[Where]) -> tuple[Memory, Where | None]:
-    """The memory and test to read so that all tests hold; an empty memory if they hold for none of its sources."""
+def readable(model: MPlus, reads: Sequence[Read]) -> tuple[list[Memory], list[Where | None], list[str]]:
+    """The memories to read with a test of each one's sources and its name; those without a source to read are left out.
 
-    def where(name: str, metadata: Mapping[str, Any]) -> bool:
-        return all(test(name, metadata) for test in tests)
+    If none is left, the first is replaced by an empty memory.
+    """
+    memories: list[Memory] = []
+    tests: list[Where | None] = []
+    names: list[str] = []
+    for read in reads:
+        sources = read.memory.sources() if read.tests else []
+        may_read = [read.where(source.name, source.metadata) for source in sources]
+        if sources and not any(may_read):
+            continue
+        memories.append(read.memory)
+        tests.append(None if all(may_read) else read.where)
+        names.append(read.name)
+    if not memories:
+        return [model.new_memory(config=reads[0].memory.config)], [None], [reads[0].name]
+    return memories, tests, names
 
-    may_read = [where(source.name, source.metadata) for source in memory.sources()]
-    if all(may_read):
-        return memory, None
-    return (memory, where) if any(may_read) else (model.new_memory(config=memory.config), None)
 
-
-def about(generation: Generation, model_name: str) -> dict[str, Any]:
-    """Details of an answer as JSON: finish reason, recalled sources, confidence."""
+def about(generation: Generation, model_name: str, memories: Sequence[str]) -> dict[str, Any]:
+    """Details of an answer as JSON: finish reason, recalled sources, each with the name of its memory, confidence."""
     return {
         "model_name": model_name,
         "model_provider": "mplus",
@@ -163,6 +231,7 @@ def about(generation: Generation, model_name: str) -> dict[str, Any]:
         "recalled": [
             {
                 "source": recalled.source,
+                "memory": memories[recalled.memory],
                 "share": recalled.share,
                 "relevance": recalled.relevance,
                 "metadata": dict(recalled.metadata),

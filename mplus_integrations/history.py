@@ -9,11 +9,11 @@ no longer in the history (after an edit or a step back) are forgotten. A turn is
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mplus import Memory, MPlus, prompt_start, question_place, turn_text
-from mplus_integrations.whose_memory import all_or_nothing
+from mplus_integrations.whose_memory import Where, all_or_nothing
 
 CONVERSATION = "mplus_conversation"
 KEPT_SHARE = 0.75
@@ -23,7 +23,6 @@ OURS = frozenset({"source", "id", "stays"})
 and whether a memory chose it for the prompt."""
 
 Messages = Sequence[Mapping[str, Any]]
-Where = Callable[[str, Mapping[str, Any]], bool]
 
 
 def turn_name(before: str, message: Mapping[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 import threading
 from abc import abstractmethod
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Self, TypeVar, cast
 
 from pydantic import (
@@ -25,6 +26,7 @@ UNLOADED_WINDOW = 4096
 """The context window that is reported until weights are loaded; asking for it must not load them."""
 
 Item = TypeVar("Item")
+Where = Callable[[str, Mapping[str, Any]], bool]
 
 
 def checked_key(key: object) -> str | None:
@@ -92,10 +94,38 @@ class Latents:
                 self._made[model.fingerprint] = model.new_memory()
         yield self._made[model.fingerprint]
 
+    def is_same(self, other: "Latents") -> bool:
+        """Whether both are the same memory."""
+        if self.store is not None and other.store is not None:
+            return self.store.root.resolve() == other.store.root.resolve() and self.key == other.key
+        return self is other or (self._memory is not None and self._memory is other._memory)
+
     def read(self, model: MPlus) -> Memory:
         """The present memory for reading, without a lock."""
         with self.opened(model) as memory:
             return memory if self.store is None else memory.fork()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A memory that is read beside the one of a conversation and never written, such as documents for all.
+
+    Attributes:
+        latents: The memory.
+        where: A test of its sources to read; None: all.
+    """
+
+    latents: Latents
+    where: Where | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that cites it: its name in its store, else "shared"."""
+        return self.latents.key or "shared"
+
+
+Given = Memory | Latents | str
+"""A memory, or the name of one in the object's store."""
 
 
 class Remembering(BaseModel, Generic[Item]):
@@ -115,6 +145,9 @@ class Remembering(BaseModel, Generic[Item]):
     """Keeps named memories on disk; None: they live as long as this object."""
     memory_key: MemoryKeyName = None
     """Name of the memory; may be given per call."""
+    shared: Given | Sequence[Given] | None = Field(default=None, exclude=True)
+    """Memories that every call reads beside its own and never writes: documents for all users. A text is the name of a
+    memory in the store."""
 
     _own: dict[str | None, Latents] = PrivateAttr(default_factory=dict[str | None, Latents])
     _guard: threading.Lock = PrivateAttr(default_factory=threading.Lock)
@@ -132,6 +165,11 @@ class Remembering(BaseModel, Generic[Item]):
             raise ValueError(
                 "memory= beside store= or memory_key=: expected one of them, a single memory or names of memories."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_is_found(self) -> Self:
+        self.shared_memories()
         return self
 
     @field_serializer("model")
@@ -179,6 +217,26 @@ class Remembering(BaseModel, Generic[Item]):
             return Latents(memory=self.memory, store=self.store, key=key)
         with self._guard:
             return self._own.setdefault(key, Latents())
+
+    def shared_memories(self) -> list[Shared]:
+        """The memories that every call reads beside its own.
+
+        Raises:
+            ValueError: A memory is named, and there is no store.
+        """
+        given = self.shared
+        several: Sequence[Given] = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]  # pyright: ignore[reportAssignmentType]
+        found: list[Shared] = []
+        for one in several if given is not None else ():
+            if isinstance(one, str) and self.store is None:
+                raise ValueError(
+                    f"shared={one!r:.60} without store=: expected the store that has it, or a memory itself."
+                )
+            if isinstance(one, str):
+                found.append(Shared(Latents(store=self.store, key=checked_key(one))))
+            else:
+                found.append(Shared(Latents(memory=one) if isinstance(one, Memory) else one))
+        return found
 
     def opened(self, memory_key: str | None = None) -> AbstractContextManager[Memory]:
         """The memory of a call for writing. A memory in a store is locked, and saved at the end.

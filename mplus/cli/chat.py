@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,13 +12,62 @@ from rich.console import Console
 from mplus.cli.opened import located
 from mplus.cli.options import MemoryOption, ModelOption
 
+if TYPE_CHECKING:
+    from mplus import Memory, MPlus
+
 HELP = """\
 /remember TEXT   write something down
 /forget SOURCE   forget a source
 /sources         what is remembered
 /quit            leave (so does Ctrl-D)"""
-KEPT_MESSAGES = 4
-"""Recent messages that stay in the prompt, so that "and his brother?" has something to refer to."""
+SHOWN = 100
+"""Most characters of a source's text that /sources shows."""
+
+
+@dataclass
+class Talk:
+    """A conversation: every turn is written into memory, and the latest ones also stand in the prompt."""
+
+    model: "MPlus"
+    memory: "Memory"
+    save: Callable[[], None]
+    prompt_turns: int | None
+    """How many of the latest turns before a question stand in the prompt; None: as many as fit."""
+    max_tokens: int
+    temperature: float
+    repetition_penalty: float
+    turns: list[tuple[str, dict[str, str]]] = field(default_factory=list[tuple[str, dict[str, str]]])
+    """What was said since the start: the source and the message of each turn."""
+
+    def write(self, text: str) -> str:
+        """Write a text as a source of its own, and save. Returns the source's name."""
+        known = {source.name for source in self.memory.sources()}
+        number, first = 1, time.strftime("chat %Y-%m-%d %H:%M:%S")
+        name = first
+        while name in known:
+            number += 1
+            name = f"{first} ({number})"
+        self.model.write(self.memory, text, source=name, keep_text=True)
+        self.save()
+        return name
+
+    def say(self, message: dict[str, str]) -> None:
+        """Write a turn into memory."""
+        from mplus import turn_text
+
+        if text := turn_text(message):
+            self.turns.append((self.write(text), message))
+
+    def standing(self, question: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+        """The turns that stand in the prompt before a question."""
+        from mplus import prompt_start
+
+        said = [message for _, message in self.turns]
+        start = prompt_start(said, len(said), self.prompt_turns)
+        room = self.model.prompt_room(self.memory) - self.max_tokens
+        while start < len(said) and self.model.count_tokens([*said[start:], question]) > room:
+            start += 1
+        return self.turns[start:]
 
 
 def chat(
@@ -25,6 +75,13 @@ def chat(
     model: ModelOption = "smol-135m",
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 192,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that occur in the question or answer less likely.")
+    ] = 1.1,
+    prompt_turns: Annotated[
+        int | None,
+        typer.Option(min=0, help="Latest turns that also stand in the prompt; as many as suit the model by default."),
+    ] = None,
 ) -> None:
     """Talk to a model that remembers what you told it, also next week."""
     from mplus import MPlus
@@ -34,9 +91,10 @@ def chat(
     with console.status("loading the model"):
         loaded = MPlus.from_pretrained(model)
     with store.open(name, loaded) as held:
-        save = partial(held.save, store.path(name))
         console.print(f"[dim]{held!r}\nType /help for commands.[/dim]", highlight=False)
-        history: list[dict[str, str]] = []
+        turns = loaded.prompt_turns if prompt_turns is None else prompt_turns
+        save = partial(held.save, store.path(name))
+        talk = Talk(loaded, held, save, turns, max_tokens, temperature, repetition_penalty)
         while True:
             try:
                 line = console.input("[bold cyan]you:[/] ").strip()
@@ -46,46 +104,47 @@ def chat(
             if line in ("/quit", "/exit"):
                 return
             if line.startswith("/"):
-                _command(console, loaded, held, line)
+                _command(console, talk, line)
             elif line:
-                _turn(console, loaded, held, save, history, line, max_tokens, temperature)
+                _turn(console, talk, line)
             save()
 
 
-def _command(console: Console, model: Any, memory: Any, line: str) -> None:
+def _command(console: Console, talk: Talk, line: str) -> None:
     word, _, rest = line.partition(" ")
     if word == "/remember" and rest.strip():
-        model.write(memory, rest, source=_source())
+        talk.write(rest.strip())
         console.print("[dim]noted[/dim]")
     elif word == "/forget" and rest.strip():
-        console.print(f"[dim]{memory.forget(rest.strip())} memory tokens forgotten[/dim]")
+        name = rest.strip()
+        console.print(f"[dim]{talk.memory.forget(name)} memory tokens forgotten[/dim]")
+        talk.turns = [(source, message) for source, message in talk.turns if source != name]
     elif word == "/sources":
-        for source in memory.sources():
-            console.print(f"[dim]{source.name}: {source.memory_tokens} tokens[/dim]", highlight=False)
+        for source in talk.memory.sources():
+            text = " ".join(" ".join(source.texts).split())
+            shown = text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+            about = f"{source.name}: {source.memory_tokens + source.tail_tokens} tokens. {shown}"
+            console.print(about, style="dim", highlight=False, markup=False)
     else:
         console.print(HELP, highlight=False, style="dim")
 
 
-def _turn(
-    console: Console,
-    model: Any,
-    memory: Any,
-    save: Callable[[], None],
-    history: list[dict[str, str]],
-    line: str,
-    max_tokens: int,
-    temperature: float,
-) -> None:
-    history.append({"role": "user", "content": line})
+def _turn(console: Console, talk: Talk, line: str) -> None:
+    question = {"role": "user", "content": line}
     console.print("[bold green]m+:[/] ", end="")
-    # What is told is kept, and is on disk before the answer begins; questions say nothing about who asks.
-    # The answer reads memory as it was: the message itself stands in the prompt.
-    before = memory.fork()
-    if not line.endswith("?"):
-        model.write(memory, f"User: {line}", source=_source())
-        save()
-    recent = history[-KEPT_MESSAGES - 1 :]
-    stream = model.stream(before, recent, max_new_tokens=max_tokens, temperature=temperature)
+    standing = talk.standing(question)
+    # What is told is on disk before the answer begins. The answer reads memory as it was: the message itself, and the
+    # turns before it that stand in the prompt, are not read twice.
+    before, here = talk.memory.fork(), {source for source, _ in standing}
+    talk.say(question)
+    stream = talk.model.stream(
+        before,
+        [*(message for _, message in standing), question],
+        max_new_tokens=talk.max_tokens,
+        temperature=talk.temperature,
+        repetition_penalty=talk.repetition_penalty,
+        where=(lambda name, _: name not in here) if here else None,
+    )
     try:
         for piece in stream:
             console.print(piece, end="", markup=False, highlight=False)
@@ -96,8 +155,4 @@ def _turn(
     if answer.recalled:
         shares = ", ".join(f"{r.source} {r.share:.0%}" for r in answer.recalled[:3])
         console.print(f"(recalled: {shares})", style="dim", highlight=False, markup=False)
-    history.append({"role": "assistant", "content": answer.text})
-
-
-def _source() -> str:
-    return time.strftime("chat %Y-%m-%d %H:%M:%S")
+    talk.say({"role": "assistant", "content": answer.text})

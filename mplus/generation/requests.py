@@ -355,10 +355,10 @@ def memories_of(memory: MemoryLike) -> tuple[Memory, ...]:
     """The memories of a read.
 
     Raises:
-        ValueError: There is none, one is given twice, or something else is given.
+        ValueError: There is none, or one is given twice.
     """
     found = (memory,) if isinstance(memory, Memory) else tuple(memory)
-    if not found or len(set(map(id, found))) < len(found) or not all(isinstance(one, Memory) for one in found):
+    if not found or len(set(map(id, found))) < len(found):
         raise ValueError(f"memory={memory!r:.80}: expected a Memory, or several to read together, each once.")
     return found
 

@@ -44,7 +44,8 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         chat.invoke("What is my dog called?").content
 
     Weights are loaded at the first use, once per process and model. Written texts are not put into the prompt;
-    they are read from the latent memory given by ``memory``, or by ``store`` and ``memory_key``.
+    they are read from the latent memory given by ``memory``, or by ``store`` and ``memory_key``, and from ``shared``
+    ones beside it.
 
     Arguments of a call, bound or given: all answer settings of the constructor, ``stop``, ``memory_key``, ``where``
     (the sources to read), ``model``, ``tools``, ``tool_choice``, ``parallel_tool_calls`` and ``response_format``.
@@ -99,12 +100,15 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
 
     def _memory_state(self, kwargs: Mapping[str, Any]) -> str:
         call = self._call(None, kwargs)
-        with self.latents(call.memory_key).opened(self._model_of(call)) as memory:
-            read = None
-            if call.where is not None:
-                fits = source_filter(call.where)
-                read = [source.name for source in memory.sources() if fits(source.name, source.metadata)]
-            return f"{call.memory_key}:{memory.fingerprint}:{read}"
+        states: list[str] = []
+        for latents in (self.latents(call.memory_key), *(shared.latents for shared in self.shared_memories())):
+            with latents.opened(self._model_of(call)) as memory:
+                read = None
+                if call.where is not None:
+                    fits = source_filter(call.where)
+                    read = [source.name for source in memory.sources() if fits(source.name, source.metadata)]
+                states.append(f"{memory.fingerprint}:{read}")
+        return f"{call.memory_key}:{':'.join(states)}"
 
     async def _agenerate_with_cache(
         self,
@@ -249,7 +253,8 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], left: threading.Event
     ) -> ChatResult:
         call = self._call(stop, kwargs)
-        answer = self._answer(to_chat(messages), call, self.latents(call.memory_key), left)
+        latents, shared = self.latents(call.memory_key), self.shared_memories()
+        answer = self._answer(to_chat(messages), call, latents, left, shared=shared)
         return ChatResult(generations=[ChatGeneration(message=to_message(answer))])
 
     def _stream(
@@ -281,7 +286,8 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], left: threading.Event
     ) -> Generator[ChatGenerationChunk]:
         call = self._call(stop, kwargs)
-        for piece in self._pieces(to_chat(messages), call, self.latents(call.memory_key), left):
+        latents, shared = self.latents(call.memory_key), self.shared_memories()
+        for piece in self._pieces(to_chat(messages), call, latents, left, shared=shared):
             message = AIMessageChunk(content=piece) if isinstance(piece, str) else to_last_chunk(piece)
             yield ChatGenerationChunk(message=message)
 

@@ -41,7 +41,25 @@ def to_chat(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """
     if not messages:
         raise ValueError("messages=[]: expected at least one message to answer.")
-    return [_to_chat(message) for message in messages]
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        chat = _to_chat(message)
+        if is_summary(message) and found and found[-1]["role"] == "system":
+            found[-1]["content"] = f"{found[-1]['content']}\n\n{chat['content']}"
+        else:
+            found.append(chat)
+    return found
+
+
+def is_summary(message: BaseMessage) -> bool:
+    """Whether a message is a summary of earlier turns that LangChain's middleware made; nobody said it."""
+    return message.additional_kwargs.get("lc_source") == "summarization"
+
+
+def written_text(message: BaseMessage) -> str:
+    """The text of a message as it is written into memory; empty if it is not: no text, a system message, a summary."""
+    has_text = bool(text_of(message).strip()) or (isinstance(message, AIMessage) and bool(message.tool_calls))
+    return turn_text(_to_chat(message)) if has_text else ""
 
 
 def _to_chat(message: BaseMessage) -> dict[str, Any]:
@@ -59,6 +77,8 @@ def _to_chat(message: BaseMessage) -> dict[str, Any]:
 
 
 def _role(message: BaseMessage) -> str:
+    if is_summary(message):
+        return "system"
     if isinstance(message, ChatMessage):
         return message.role
     for kind, role in _ROLES:

@@ -1,27 +1,38 @@
 """``MPlusMemoryMiddleware``: latent memory for agents of ``create_agent``, separate for each user or thread."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
 from langchain.agents.middleware.types import PrivateStateAttr
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.config import get_config
 from langgraph.runtime import Runtime
 
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.langchain.messages import text_of
+from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
+from mplus_integrations.whose_memory import all_or_nothing
+from mplus_integrations.worker import in_thread
+
+THREAD = "mplus_thread"
+"""Metadata key of sources that are turns of a LangGraph thread; its value is the thread's id."""
 
 
 class MemoryState(AgentState[Any]):
-    """The middleware's state in a checkpoint: ids of the messages that are in memory, not the memory itself."""
+    """The middleware's state in a checkpoint: ids of the messages that memory knows, not the memory itself."""
 
     mplus_written: NotRequired[Annotated[list[str], PrivateStateAttr]]
 
 
 class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
     """Writes each turn of an agent into latent memory once, and reads that memory at every model call.
+
+    A turn is written when the agent has answered, under its message's id. From then on it is read from memory; how many
+    of the latest turns also stand in the prompt is the model's (``MPlus.prompt_turns``) or the chat's ``prompt_turns``.
+    What the thread no longer says is forgotten: removed or replaced messages, and what was said after a checkpoint that
+    the thread goes back to. Summaries of ``SummarizationMiddleware`` stand in the prompt as instructions and are not
+    written; the turns that they replace stay in memory.
 
     The memory is named by ``runtime.context["memory_key"]`` (or an attribute of that name), else by
     ``config["configurable"]``: the first given of ``memory_key``, ``user_id`` and ``thread_id``. A chat made
@@ -63,27 +74,75 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
             return request
         return request.override(model_settings={**request.model_settings, "memory_key": key})
 
+    def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Forget what the thread no longer says, and write earlier turns that are not in memory yet."""
+        return self._synced(state, _before_question(state["messages"]), self._key(runtime), current_thread())
+
+    async def abefore_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Forget what the thread no longer says, and write earlier turns that are not in memory yet."""
+        earlier = _before_question(state["messages"])
+        return await in_thread(self._synced, state, earlier, self._key(runtime), current_thread())
+
     def after_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Write the turns that are not in memory yet."""
-        written = list(state.get("mplus_written", []))
-        fresh = [m for m in state["messages"] if _worth_writing(m) and m.id not in written]
-        if not fresh:
-            return None
-        self.chat.memorize(fresh, memory_key=self._key(runtime))
-        return {"mplus_written": [*written, *(str(m.id) for m in fresh)]}
+        return self._synced(state, state["messages"], self._key(runtime), current_thread())
 
     async def aafter_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Write the turns that are not in memory yet."""
-        written = list(state.get("mplus_written", []))
-        fresh = [m for m in state["messages"] if _worth_writing(m) and m.id not in written]
-        if not fresh:
+        return await in_thread(self._synced, state, state["messages"], self._key(runtime), current_thread())
+
+    def _synced(
+        self, state: MemoryState, messages: Sequence[BaseMessage], key: str | None, thread: str | None
+    ) -> dict[str, Any] | None:
+        """Let memory hold what a thread says, each message once; returns the state if it changes."""
+        before = list(state.get("mplus_written", []))
+        present = {str(message.id) for message in state["messages"]}
+        said = {str(m.id): (text, m) for m in messages if m.id and (text := written_text(m))}
+        summaries = [str(message.id) for message in messages if is_summary(message)]
+        if not before and not said:
             return None
-        await self.chat.amemorize(fresh, memory_key=self._key(runtime))
-        return {"mplus_written": [*written, *(str(m.id) for m in fresh)]}
+        model = self.chat.loaded
+        with self.chat.opened(key) as memory:
+            known = {source.name: source for source in memory.sources()}
+            gone: set[str] = set()
+            if set(summaries) <= set(before):  # else turns are missing because they have just been summed up
+                gone = set(before) - present
+                if thread is not None and not summaries:
+                    gone |= {n for n, s in known.items() if s.metadata.get(THREAD) == thread} - present
+            gone |= {name for name, (text, _) in said.items() if name in known and known[name].texts != (text,)}
+            gone &= set(known)
+            fresh = {name: turn for name, turn in said.items() if name not in known or name in gone}
+            if gone or fresh:
+                with all_or_nothing(memory) as fork:
+                    for name in sorted(gone):
+                        fork.forget(name)
+                    if fresh:
+                        about = {} if thread is None else {THREAD: thread}
+                        model.write(
+                            fork,
+                            [text for text, _ in fresh.values()],
+                            source=list(fresh),
+                            metadata=[{**about, "role": to_chat([m])[0]["role"]} for _, m in fresh.values()],
+                            keep_text=True,
+                        )
+        written = [name for name in before if name in present]
+        written += [name for name in [*said, *summaries] if name not in written]
+        return None if written == before else {"mplus_written": written}
 
 
-def _worth_writing(message: BaseMessage) -> bool:
-    return isinstance(message, HumanMessage | AIMessage) and bool(message.id) and bool(text_of(message).strip())
+def _before_question(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
+    """The messages before the last question, which is written once it is answered."""
+    asked = [n for n, m in enumerate(messages) if isinstance(m, HumanMessage) and not is_summary(m)]
+    return messages[: asked[-1]] if asked else messages
+
+
+def current_thread() -> str | None:
+    """The id of the running graph's thread; None without one."""
+    try:
+        thread = get_config().get("configurable", {}).get("thread_id")
+    except RuntimeError:  # called outside a graph
+        return None
+    return None if thread is None else str(thread)
 
 
 def _from_context(context: Any) -> str | None:

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, ConfigDict
 from mplus import FoundSource, Memory, UnknownNameError, source_filter
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.settings import KnownNames
-from mplus_integrations.whose_memory import MemoryKeyName, all_or_nothing, checked_key, counted, forget_all
+from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, checked_key, counted, forget_all
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
@@ -56,6 +56,11 @@ class MPlusVectorStore(VectorStore):
         self.chat = chat or MPlusChat()
         self.memory_key = checked_key(memory_key)
         self.recall: RecallMode = recall
+
+    @property
+    def latents(self) -> Latents:
+        """The memory that holds the documents; other chats read it as ``MPlusChat(shared=store.latents)``."""
+        return self.chat.latents(self.memory_key)
 
     @property
     def embeddings(self) -> Embeddings | None:

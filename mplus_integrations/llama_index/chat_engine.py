@@ -1,7 +1,6 @@
 """Conversations about documents. Both are read as latents; no conversation reads another's turns."""
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
@@ -11,60 +10,54 @@ from llama_index.core.memory.types import BaseMemory
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
 
-from mplus import Memory, MPlus
 from mplus_integrations.history import CONVERSATION
-from mplus_integrations.llama_index.chat_memory import TURN
+from mplus_integrations.llama_index.chat_memory import TURN, MPlusMemory
 from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.llama_index.messages import Turn
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 from mplus_integrations.whose_memory import Latents
 
 
-class Alongside(Latents):
-    """A fork of an index's latents for the turns of one conversation; it follows changes of the index."""
+def latents_of(memory: BaseMemory) -> Latents:
+    """The latents of a conversation: those of an ``MPlusMemory``, else new ones, for turns outside the prompt."""
+    return memory.latents if isinstance(memory, MPlusMemory) else Latents()
 
-    def __init__(self, index: Latents) -> None:
-        super().__init__()
-        self._index = index
-        self._seen = ""
 
-    @contextmanager
-    def opened(self, model: MPlus) -> Generator[Memory]:
-        """The fork, brought up to date."""
-        documents = self._index.read(model)
-        with self._guard:
-            if self._memory is None:
-                self._memory, self._seen = documents.fork(), documents.fingerprint
-            elif documents.fingerprint != self._seen:
-                fresh = documents.fork()
-                for turn in self._memory.sources():
-                    if TURN in turn.metadata or CONVERSATION in turn.metadata:
-                        text = "\n".join(turn.texts)
-                        model.write(fresh, text, source=turn.name, metadata=turn.metadata, keep_text=True)
-                self._memory, self._seen = fresh, documents.fingerprint
-        yield self._memory
+def rephrasing(llm: MPlusLLM) -> MPlusLLM:
+    """The LLM without any memory: a question is put into words from what stands in the prompt, not answered."""
+    return llm.reading(Latents())
+
+
+def told(memory: BaseMemory, history: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """What was said, to be put into words: the recent turns of an ``MPlusMemory``, which gives few for an answer."""
+    if isinstance(memory, MPlusMemory) and not any(isinstance(m, Turn) and not m.is_marker for m in history):
+        history = memory.recent()
+    return [message for message in history if not (isinstance(message, Turn) and message.is_marker)]
 
 
 class MPlusQuestionChatEngine(CondenseQuestionChatEngine):
     """Rephrases each question so that it stands alone. If the model returns nothing, the question is asked as it is."""
 
     def _condense_question(self, chat_history: list[ChatMessage], last_message: str) -> str:
-        condensed = super()._condense_question(chat_history, last_message)
+        condensed = super()._condense_question(told(self._memory, chat_history), last_message)
         return condensed if condensed.strip() else last_message
 
     async def _acondense_question(self, chat_history: list[ChatMessage], last_message: str) -> str:
-        condensed = await super()._acondense_question(chat_history, last_message)
+        condensed = await super()._acondense_question(told(self._memory, chat_history), last_message)
         return condensed if condensed.strip() else last_message
 
 
 class MPlusChatEngine(CondensePlusContextChatEngine):
-    """Chats about an index: recent turns and the question are in the prompt, everything else is read as latents.
+    """Chats about an index: the question and the latest turns are in the prompt, everything else is read as latents.
+
+    The documents and the conversation stay in memories of their own, which are read together.
 
     Args:
         retriever: Finds the nodes that are cited.
         llm: The model.
         memory: The conversation.
-        latents: The memory to read.
+        own: The latents of the conversation; None: those of ``memory``.
         skip_condense: Ask the question without rephrasing it.
         system_prompt: First message of the prompt.
         node_postprocessors: Applied to the cited nodes; if given, only the remaining nodes are read.
@@ -79,7 +72,7 @@ class MPlusChatEngine(CondensePlusContextChatEngine):
         llm: MPlusLLM,
         memory: BaseMemory,
         *,
-        latents: Latents,
+        own: Latents | None = None,
         skip_condense: bool = True,
         system_prompt: str | None = None,
         node_postprocessors: list[BaseNodePostprocessor] | None = None,
@@ -98,14 +91,15 @@ class MPlusChatEngine(CondensePlusContextChatEngine):
             callback_manager=callback_manager,
             verbose=verbose,
         )
-        self._nodes, self._reader, self._latents = retriever, llm, latents
+        self._nodes, self._reader, self._own = retriever, llm, own or latents_of(memory)
+        self._llm = rephrasing(llm)
 
     def _condense_question(self, chat_history: list[ChatMessage], latest_message: str) -> str:
-        condensed = super()._condense_question(chat_history, latest_message)
+        condensed = super()._condense_question(told(self._memory, chat_history), latest_message)
         return condensed if condensed.strip() else latest_message
 
     async def _acondense_question(self, chat_history: list[ChatMessage], latest_message: str) -> str:
-        condensed = await super()._acondense_question(chat_history, latest_message)
+        condensed = await super()._acondense_question(told(self._memory, chat_history), latest_message)
         return condensed if condensed.strip() else latest_message
 
     def _get_response_synthesizer(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -114,18 +108,21 @@ class MPlusChatEngine(CondensePlusContextChatEngine):
         before = list(chat_history)
         if self._system_prompt:
             before.insert(0, ChatMessage(role=MessageRole.SYSTEM, content=self._system_prompt))
-        documents = self._nodes.where()
+        documents, index = self._nodes.where(), self._nodes.index
 
         def where(name: str, metadata: Mapping[str, Any]) -> bool:
             return TURN in metadata or CONVERSATION in metadata or documents(name, metadata)
 
+        limited = self._nodes.is_limited or index.is_shared
+        mixed = self._own.is_same(index.latents)  # the user chose to write turns beside the documents
         return MPlusSynthesizer(
             self._reader,
-            self._latents,
-            where=where if self._nodes.is_limited or self._nodes.index.is_shared else None,
+            index.latents,
+            where=None if not limited else where if mixed else documents,
             # A rephrased question is used both for reading and for citing.
             only_nodes=bool(self._node_postprocessors) or not self._skip_condense,
             before=before,
+            own=self._own,
             streaming=streaming,
             callback_manager=self.callback_manager,
         )

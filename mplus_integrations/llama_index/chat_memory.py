@@ -7,24 +7,26 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
 from llama_index.core.llms.llm import LLM
 from llama_index.core.memory.memory import BaseMemoryBlock
 from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
-from mplus import Memory, MemoryStore, MPlus, UnknownNameError
+from mplus import Memory, MemoryStore, MPlus, UnknownNameError, prompt_start, question_place
 from mplus_integrations.history import turn_name
 from mplus_integrations.llama_index.index_storage import StorePlace
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
 from mplus_integrations.models import by_fingerprint, load
-from mplus_integrations.settings import INSTEAD, KnownNames
-from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, checked_key, forget_all
+from mplus_integrations.settings import INSTEAD, KnownNames, PromptTurns, turns_in_prompt
+from mplus_integrations.whose_memory import Latents, MemoryKeyName, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
 TURN = "mplus_turn"
 """Metadata key of sources that are turns of a conversation."""
+TOKEN_LIMIT = 1024
+"""Most tokens of recent turns for a model that takes as many as fit."""
 MESSAGE_TOKENS = 4
 """Approximate number of tokens that a chat template adds to a message."""
 
@@ -37,9 +39,10 @@ class MPlusMemory(KnownNames, BaseMemory):
         memory = MPlusMemory.from_defaults(llm=llm, store=MemoryStore("memories"), memory_key="anna")
         await agent.run("I live in Graz.", memory=memory)
 
-    ``put`` writes every turn into latent memory. ``get`` returns the most recent turns as messages; an ``MPlusLLM``
-    that answers them reads all others as latents. JSON contains the history and the name of the latents, no
-    tensors; a restored memory finds its latents by that name.
+    ``put`` writes every turn into latent memory. ``get`` returns the question and the latest turns before it, as many
+    as the model answers best with (``MPlus.prompt_turns``); an ``MPlusLLM`` that answers them reads all others as
+    latents. JSON contains the history and the name of the latents, no tensors; a restored memory finds its latents by
+    that name.
     """
 
     model: str = "smol-135m"
@@ -54,8 +57,11 @@ class MPlusMemory(KnownNames, BaseMemory):
     """Name of the latents in this process, if there is no store."""
     is_own: bool = True
     """Whether the latents hold only this conversation, so that they can be made again from the history."""
-    token_limit: int = Field(default=1024, ge=1)
-    """Most tokens of recent turns that ``get`` returns as messages."""
+    prompt_turns: PromptTurns | None = None
+    """How many of the latest turns before the question ``get`` returns; "all": as many as ``token_limit`` allows. None:
+    the model's own number, and "all" if ``token_limit`` is given."""
+    token_limit: int | None = Field(default=None, ge=1)
+    """Most tokens of turns that ``get`` returns as messages; None: 1024, and only where turns are not counted."""
     chat_history: list[Turn] = Field(default_factory=list[Turn])
     """Turns since the last reset."""
 
@@ -77,6 +83,7 @@ class MPlusMemory(KnownNames, BaseMemory):
         memory: Memory | Latents | None = None,
         store: MemoryStore | None = None,
         memory_key: str | None = None,
+        prompt_turns: PromptTurns | None = None,
         token_limit: int | None = None,
         **kwargs: Any,
     ) -> "MPlusMemory":
@@ -88,13 +95,14 @@ class MPlusMemory(KnownNames, BaseMemory):
             memory: Latents to share, such as an index's or an LLM's own.
             store: Keeps the latents on disk.
             memory_key: Name of the latents in the store. Conversations that must be separate need different names.
+            prompt_turns: How many of the latest turns before the question ``get`` returns; None: as ``llm`` has it.
             token_limit: Most tokens of recent turns that ``get`` returns as messages.
             kwargs: No others are accepted.
 
         Raises:
             ValueError: The LLM cannot read latents, the name is not allowed, or a store has no name.
         """
-        known = ("chat_history", "llm", "memory", "store", "memory_key", "token_limit")
+        known = ("chat_history", "llm", "memory", "store", "memory_key", "prompt_turns", "token_limit")
         UnknownNameError.check(kwargs, known, of="MPlusMemory.from_defaults", instead=INSTEAD)
         llm = MPlusLLM() if llm is None else llm
         if not isinstance(llm, MPlusLLM):
@@ -117,7 +125,8 @@ class MPlusMemory(KnownNames, BaseMemory):
             store=None if store is None else StorePlace.of(store),
             memory_key=key,
             is_own=memory is None,
-            token_limit=cls.model_fields["token_limit"].default if token_limit is None else token_limit,
+            prompt_turns=llm.prompt_turns if prompt_turns is None and token_limit is None else prompt_turns,
+            token_limit=token_limit,
         )
         found._model = llm.model if isinstance(llm.model, MPlus) else None
         found._latents = latents
@@ -162,14 +171,15 @@ class MPlusMemory(KnownNames, BaseMemory):
                 "MPlusMemory.from_defaults(memory=…, chat_history=…), or keep them with store= and memory_key=."
             )
         memory = self.loaded.new_memory()
-        for turn in self.chat_history:
-            self._write(memory, turn.source, turn)
+        self._write(memory, self.chat_history)
         return Latents(memory=memory)
 
     # --- methods of LlamaIndex's BaseMemory -------------------------------------------------------
 
     def get(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:
-        """The most recent turns, beginning with a question; the LLM reads the others as latents.
+        """The question and the latest turns before it; the LLM reads the others as latents.
+
+        Where none is given but something is remembered, a message without text says which latents to read.
 
         Args:
             input: Accepted and not used, as ``initial_token_count`` is: which turns are given depends on neither.
@@ -182,8 +192,16 @@ class MPlusMemory(KnownNames, BaseMemory):
         turns = self.chat_history  # never changed in place
         first = next((n for n, turn in enumerate(turns) if ROLES[turn.role] != "system"), len(turns))
         system, turns = turns[:first], turns[first:]
-        start = self._window(turns) if turns else 0
-        return [turn.given_by(self) for turn in [*system, *turns[start:]]]
+        standing = turns[self._window(turns) if turns else 0 :]
+        given = [turn.given_by(self, stays=True) for turn in [*system, *standing]]
+        if not standing and self.latents.read(self.loaded).sources():
+            given.append(Turn.marker(self))
+        return given
+
+    def recent(self) -> list[ChatMessage]:
+        """The turns since the last reset that ``token_limit`` allows, for a prompt that tells what was said."""
+        turns = [turn for turn in self.chat_history if ROLES[turn.role] != "system"]
+        return [turn.given_by(self) for turn in turns[self._by_tokens(turns) if turns else 0 :]]
 
     def get_all(self) -> list[ChatMessage]:
         """All turns since the last reset."""
@@ -222,11 +240,24 @@ class MPlusMemory(KnownNames, BaseMemory):
     # --- internal ---------------------------------------------------------------------------------
 
     def _window(self, turns: Sequence[Turn]) -> int:
+        """Index of the first turn that is given."""
+        everything = self.prompt_turns is None and self.token_limit is not None
+        wanted = None if everything else turns_in_prompt(self.prompt_turns, self.loaded)
+        if wanted is None:
+            return self._by_tokens(turns)
+        chat: list[dict[str, Any]] = [{"role": ROLES[turn.role]} for turn in turns]
+        calls = any(isinstance(block, ToolCallBlock) for block in turns[-1].blocks)
+        # After a plain answer the question is still to come.
+        end = len(turns) if chat[-1]["role"] == "assistant" and not calls else question_place(chat)
+        start = prompt_start(chat, end, wanted)
+        return start if self.token_limit is None else min(max(start, self._by_tokens(turns)), end)
+
+    def _by_tokens(self, turns: Sequence[Turn]) -> int:
         """Index of the first recent turn; it is a question, so that no answer or tool result is separated from it."""
         tokenizer, used, start = self.loaded.tokenizer, 0, len(turns)
         for turn in reversed(turns):
             used += len(tokenizer(spoken(turn), add_special_tokens=False)["input_ids"]) + MESSAGE_TOKENS
-            if used > self.token_limit:
+            if used > (self.token_limit or TOKEN_LIMIT):
                 break
             start -= 1
         if start == 0:
@@ -239,7 +270,8 @@ class MPlusMemory(KnownNames, BaseMemory):
         said = [spoken(message) for message in messages]
         name = before[-1].source if before else ""
         turns: list[Turn] = []
-        with self.latents.opened(self.loaded) as memory, all_or_nothing(memory) as fork:
+        fresh: list[Turn] = []
+        with self.latents.opened(self.loaded) as memory:
             written = {source.name: source.texts for source in memory.sources()}
             for message, text in zip(messages, said, strict=True):
                 known = message.source if isinstance(message, Turn) else ""
@@ -249,17 +281,23 @@ class MPlusMemory(KnownNames, BaseMemory):
                 turn = Turn(role=message.role, blocks=list(message.blocks), source=known)
                 turn.additional_kwargs = dict(message.additional_kwargs)
                 if text and known not in written:
-                    self._write(fork, known, turn)
+                    fresh.append(turn)
                     written[known] = (text,)
                 turns.append(turn)
                 name = known
+            self._write(memory, fresh)
         return turns
 
-    def _write(self, memory: Memory, name: str, turn: ChatMessage) -> None:
-        text = spoken(turn)
-        if text:
-            metadata = {TURN: True, "role": ROLES[turn.role]}
-            self.loaded.write(memory, text, source=name, metadata=metadata, keep_text=True)
+    def _write(self, memory: Memory, turns: Sequence[Turn]) -> None:
+        said = [(spoken(turn), turn) for turn in turns if spoken(turn)]
+        if said:
+            self.loaded.write(
+                memory,
+                [text for text, _ in said],
+                source=[turn.source for _, turn in said],
+                metadata=[{TURN: True, "role": ROLES[turn.role]} for _, turn in said],
+                keep_text=True,
+            )
 
 
 class MPlusMemoryBlock(KnownNames, BaseMemoryBlock[str]):

@@ -29,7 +29,7 @@ from mplus import (
     MPlus,
     UnknownNameError,
 )
-from mplus_integrations.llama_index.chat_engine import Alongside, MPlusChatEngine, MPlusQuestionChatEngine
+from mplus_integrations.llama_index.chat_engine import MPlusChatEngine, MPlusQuestionChatEngine, latents_of, rephrasing
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.documents import KnownDocumentArguments
 from mplus_integrations.llama_index.index_storage import (
@@ -314,12 +314,12 @@ class MPlusIndex(KnownDocumentArguments):
 
         Args:
             chat_mode: BEST (the default) and CONTEXT: the question as it was asked, after the recent turns.
-                CONDENSE_PLUS_CONTEXT and CONDENSE_QUESTION: put into words of its own first. SIMPLE: without the
-                documents.
+                CONDENSE_PLUS_CONTEXT and CONDENSE_QUESTION: put into words of its own first, without any memory.
+                SIMPLE: without the documents.
             llm: Another ``MPlusLLM`` of the same weights.
             kwargs: memory, chat_history, system_prompt, verbose, node_postprocessors, a prompt for condensing,
-                and what the retriever takes. Without ``memory``, turns beyond the recent ones are read as
-                latents beside the documents.
+                and what the retriever takes. The latents of an ``MPlusMemory`` are read beside the documents in every
+                mode, also after a restart, and are never mixed with them. Without ``memory`` the engine makes one.
 
         Raises:
             ValueError: The mode or an argument is unknown.
@@ -332,26 +332,30 @@ class MPlusIndex(KnownDocumentArguments):
         history = chat.pop("chat_history", None)
         documents_too = chat_mode in (ChatMode.BEST, ChatMode.CONTEXT, ChatMode.CONDENSE_PLUS_CONTEXT)
         memory = chat.pop("memory", None)
-        latents = self.latents
         if memory is None:
-            if documents_too:
-                latents = Alongside(self.latents)
-            memory = MPlusMemory.from_defaults(
-                chat_history=history, llm=reader, memory=latents if documents_too else Latents()
-            )
+            memory = MPlusMemory.from_defaults(chat_history=history, llm=reader, memory=Latents())
         elif history is not None:
             memory.set(history)
         if chat_mode == ChatMode.SIMPLE:
             return SimpleChatEngine.from_defaults(llm=reader, memory=memory, **chat)
         if chat_mode == ChatMode.CONDENSE_QUESTION:
-            engine = self.as_query_engine(llm=reader, **retriever_kwargs)
-            return MPlusQuestionChatEngine.from_defaults(query_engine=engine, llm=reader, memory=memory, **chat)
+            retriever = self.as_retriever(**retriever_kwargs)
+            synthesizer = MPlusSynthesizer(
+                reader,
+                self.latents,
+                where=self.where(retriever),
+                own=latents_of(memory),
+                callback_manager=self._callback_manager,
+            )
+            engine = RetrieverQueryEngine.from_args(retriever, llm=reader, response_synthesizer=synthesizer)
+            return MPlusQuestionChatEngine.from_defaults(
+                query_engine=engine, llm=rephrasing(reader), memory=memory, **chat
+            )
         if documents_too:
             return MPlusChatEngine(
                 self.as_retriever(**retriever_kwargs),
                 reader,
                 memory,
-                latents=latents,
                 skip_condense=chat_mode != ChatMode.CONDENSE_PLUS_CONTEXT,
                 callback_manager=self._callback_manager,
                 **chat,

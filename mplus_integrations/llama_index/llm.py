@@ -26,7 +26,6 @@ from pydantic import PrivateAttr
 from mplus import Memory, UnknownNameError
 from mplus_integrations.answering import Answering, Asked
 from mplus_integrations.forms import tool_choice
-from mplus_integrations.history import Where
 from mplus_integrations.llama_index.messages import (
     Prompt,
     Turn,
@@ -40,7 +39,7 @@ from mplus_integrations.llama_index.messages import (
 )
 from mplus_integrations.llama_index.structured import StructuredPredict
 from mplus_integrations.settings import Call
-from mplus_integrations.whose_memory import Latents
+from mplus_integrations.whose_memory import Latents, Shared, Where
 from mplus_integrations.worker import answered, streamed
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,6 +72,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
 
     _bound: Latents | None = PrivateAttr(default=None)
     _bound_where: Where | None = PrivateAttr(default=None)
+    _bound_shared: tuple[Shared, ...] | None = PrivateAttr(default=None)
 
     @classmethod
     def class_name(cls) -> str:
@@ -91,16 +91,19 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
             model_name=self.model_name,
         )
 
-    def reading(self, latents: Latents | Memory, where: Where | None = None) -> "MPlusLLM":
+    def reading(
+        self, latents: Latents | Memory, where: Where | None = None, *, shared: Sequence[Shared] = ()
+    ) -> "MPlusLLM":
         """A copy of this LLM that always reads the given memory; weights are shared.
 
         Args:
             latents: The memory to read.
             where: A test of the sources to read.
+            shared: Memories to read beside it.
         """
         bound = self.model_copy()
         bound._bound = Latents(memory=latents) if isinstance(latents, Memory) else latents
-        bound._bound_where = where
+        bound._bound_where, bound._bound_shared = where, tuple(shared)
         return bound
 
     # --- LlamaIndex's eight methods ---------------------------------------------------------------
@@ -229,12 +232,16 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         turns = [] if isinstance(prompt, str) else [m for m in reversed(prompt) if isinstance(m, Turn)]
         return next((found for turn in turns if (found := turn.latents) is not None), None) or self.latents()
 
+    def _beside(self) -> dict[str, Any]:
+        shared = self.shared_memories() if self._bound_shared is None else self._bound_shared
+        return {"where": self._bound_where, "shared": shared}
+
     def _chunks(
         self, prompt: Prompt, asked: Asked, call: Call, left: threading.Event
     ) -> Generator[ChatResponse, None, None]:
         """The answer as it grows; the last item has its calls, and ``raw``."""
         shown = ""
-        for piece in self._pieces(asked, call, self._latents_of(prompt, call), left, where=self._bound_where):
+        for piece in self._pieces(asked, call, self._latents_of(prompt, call), left, **self._beside()):
             if isinstance(piece, str):
                 shown += piece
                 yield ChatResponse(message=as_message(shown), delta=piece)
@@ -242,5 +249,5 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
                 yield to_response(piece, is_last_chunk=True)
 
     def _answered(self, prompt: Prompt, asked: Asked, call: Call, left: threading.Event) -> ChatResponse:
-        answer = self._answer(asked, call, self._latents_of(prompt, call), left, where=self._bound_where)
+        answer = self._answer(asked, call, self._latents_of(prompt, call), left, **self._beside())
         return to_response(answer, is_last_chunk=False)

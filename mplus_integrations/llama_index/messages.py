@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from llama_index.core.base.llms.types import (
     CachePoint,
@@ -58,17 +58,45 @@ class Turn(ChatMessage):
     """The name under which it was written."""
 
     _given_by: Remembers | None = PrivateAttr(default=None)
+    _stays: bool = PrivateAttr(default=False)
 
     @property
     def latents(self) -> Latents | None:
         """The latents to read with the message; None if it was restored from JSON."""
         return None if self._given_by is None else self._given_by.latents
 
-    def given_by(self, memory: Remembers) -> "Turn":
-        """A copy that refers to ``memory``'s latents and that callers may change."""
+    def given_by(self, memory: Remembers, *, stays: bool = False) -> "Turn":
+        """A copy that refers to ``memory``'s latents and that callers may change.
+
+        Args:
+            memory: The memory that gives it.
+            stays: Whether the memory chose it for the prompt.
+        """
         turn = Turn(role=self.role, blocks=[b.model_copy() for b in self.blocks], source=self.source)
         turn.additional_kwargs = dict(self.additional_kwargs)
-        turn._given_by = memory
+        turn._given_by, turn._stays = memory, stays
+        return turn
+
+    @classmethod
+    def marker(cls, memory: Remembers) -> "Turn":
+        """A message without text, which says only which latents to read; the LLM leaves it out of the prompt."""
+        return Turn(role=MessageRole.SYSTEM, blocks=[]).given_by(memory)
+
+    @property
+    def is_marker(self) -> bool:
+        """Whether it is only a marker."""
+        return self.role == MessageRole.SYSTEM and not self.source and not self.blocks
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy that refers to the same latents, as LlamaIndex makes of the messages of a template."""
+        memo = {} if memo is None else memo
+        memo[id(self._given_by)] = self._given_by
+        return super().__deepcopy__(memo)
+
+    def format_vars(self, **kwargs: Any) -> Self:
+        """The message with a template's variables filled in; it still refers to its latents."""
+        turn = super().format_vars(**kwargs)
+        turn._given_by, turn._stays = self._given_by, self._stays
         return turn
 
 
@@ -80,7 +108,10 @@ def to_chat(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """
     if not messages:
         raise ValueError("messages=[]: expected at least one message to answer.")
-    return [_to_chat(message) for message in messages]
+    found = [_to_chat(message) for message in messages if not (isinstance(message, Turn) and message.is_marker)]
+    if not found:
+        raise ValueError("messages: expected at least one message with text to answer.")
+    return found
 
 
 def _to_chat(message: ChatMessage) -> dict[str, Any]:
@@ -95,7 +126,7 @@ def _to_chat(message: ChatMessage) -> dict[str, Any]:
     if found["role"] == "user" and not found["content"].strip():
         raise ValueError(f"ChatMessage(role='user', content={message.content!r:.40}): expected text. Leave it out.")
     if isinstance(message, Turn) and message.source:
-        found["source"] = message.source
+        found["source"], found["stays"] = message.source, message._stays
     return found
 
 

@@ -13,11 +13,10 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
 from mplus import UnknownNameError
-from mplus_integrations.history import Where
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE
 from mplus_integrations.llama_index.structured import asking, parsed
-from mplus_integrations.whose_memory import Latents
+from mplus_integrations.whose_memory import Latents, Shared, Where
 
 NOTHING = NodeWithScore(node=TextNode(text=""))
 
@@ -27,10 +26,12 @@ class MPlusSynthesizer(BaseSynthesizer):
 
     Args:
         llm: The model.
-        latents: The memory to read.
-        where: A test of the sources to read.
+        latents: The memory with the documents.
+        where: A test of its sources to read.
         only_nodes: Read only the given nodes, as after a filter or a reranker.
         before: Messages before the question.
+        own: The memory of a conversation, read beside the documents; its turns are written there. None: they are
+            written beside the documents.
         streaming: Return answers piece by piece.
         output_cls: A Pydantic class for the answers.
         callback_manager: Notified of every answer.
@@ -44,13 +45,14 @@ class MPlusSynthesizer(BaseSynthesizer):
         where: Where | None = None,
         only_nodes: bool = False,
         before: Sequence[ChatMessage] = (),
+        own: Latents | None = None,
         streaming: bool = False,
         output_cls: type[BaseModel] | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         super().__init__(llm=llm, callback_manager=callback_manager, streaming=streaming, output_cls=output_cls)
         self._reader, self._latents, self._where = llm, latents, where
-        self._only_nodes, self._before = only_nodes, list(before)
+        self._only_nodes, self._before, self._own = only_nodes, list(before), own
 
     def _get_prompts(self) -> PromptDictType:
         return {}
@@ -127,7 +129,9 @@ class MPlusSynthesizer(BaseSynthesizer):
             where = lambda name, metadata: (
                 name in allowed if NODE in metadata else beside is None or beside(name, metadata)
             )
-        return self._reader.reading(self._latents, where)
+        if self._own is None or self._own.is_same(self._latents):
+            return self._reader.reading(self._latents, where)
+        return self._reader.reading(self._own, shared=[Shared(self._latents, where)])
 
 
 def _uncited(response: RESPONSE_TYPE, others: Sequence[NodeWithScore] | None) -> RESPONSE_TYPE:

@@ -1,13 +1,14 @@
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
 import mplus.cli.app as app_module
-from mplus import CheckpointError, MemoryConfig
+from mplus import CheckpointError, MemoryConfig, MPlus
 from mplus.cli.app import app, main
 from mplus.testing import tiny_model
 from tests.conftest import TINY
@@ -90,9 +91,31 @@ def test_chat_remembers_after_it_ended(folder: str) -> None:
     out = invoke("chat", "-m", folder, "--max-tokens", "4", text=lines)
     assert "m+:" in out and "noted" in out and "/forget" in out
     out = invoke("chat", "-m", folder, "--max-tokens", "4", text="/sources\n")
-    assert out.count("tokens") >= 2
+    assert "tokens. User: My dog is called Biscuit." in out and "tokens. User: What is my dog called?" in out
+    assert "tokens. The code is 4711, keep it." in out and out.count("Assistant: ") >= 1
     held = json.loads(invoke("inspect", "-m", folder, "--json"))
     assert held["stats"]["text_tokens"] > 40
+
+
+def test_chat_reads_its_turns_from_memory_but_for_those_in_the_prompt(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], list[str]]] = []
+    real = MPlus.stream
+
+    def stream(self: MPlus, memory: Any, prompt: Any, **options: Any) -> Any:
+        where = options["where"] or (lambda name, metadata: True)
+        read = [" ".join(s.texts) for s in memory.sources() if where(s.name, s.metadata)]
+        asked.append(([message["content"] for message in prompt], read))
+        return real(self, memory, prompt, **options)
+
+    monkeypatch.setattr(MPlus, "stream", stream)
+    lines = "I live in Graz.\nMy dog is called Biscuit.\nWhere do I live?\n"
+    for turns in ("0", "1"):
+        invoke("chat", "-m", folder, "--memory", f"m{turns}", "--max-tokens", "4", "--prompt-turns", turns, text=lines)
+    (_, _, (alone, everything), _, _, (two, rest)) = asked
+    assert alone == ["Where do I live?"] and len(everything) == 4 and everything[0] == "User: I live in Graz."
+    assert two[1:] == alone and len(two) == 2 and len(rest) == 3
 
 
 def test_convert_and_info(folder: str, tmp_path: Path) -> None:

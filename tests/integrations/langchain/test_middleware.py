@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
+from langgraph.checkpoint.memory import InMemorySaver
 
 from mplus import MemoryStore
 from mplus.testing import tiny_model
@@ -59,3 +60,82 @@ def test_the_nearest_name_counts(place: str, tmp_path: Any) -> None:
     config: Any = {"configurable": {name: name for name in names[names.index(place) :]}}
     agent.invoke({"messages": [HumanMessage("Hello there.")]}, config)
     assert [memory.name for memory in MemoryStore(tmp_path).list()] == [place]
+
+
+class Thread:
+    """An agent with a checkpointer, and the memory of its thread."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.chat = MPlusChat(model=tiny_model(1, memory=TINY, prompt_turns=0), max_tokens=6, **settings)
+        self.agent = create_agent(
+            self.chat, tools=[], middleware=[MPlusMemoryMiddleware(self.chat)], checkpointer=InMemorySaver()
+        )
+        self.config: Any = {"configurable": {"thread_id": "anna"}}
+
+    def say(self, text: str, name: str, config: Any = None) -> str:
+        state = self.agent.invoke({"messages": [HumanMessage(text, id=name)]}, config or self.config)
+        return state["messages"][-1].id
+
+    def texts(self) -> dict[str, str]:
+        with self.chat.opened("anna") as memory:
+            return {source.name: " ".join(source.texts) for source in memory.sources()}
+
+
+def test_earlier_turns_are_read_from_memory_and_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread, asked = Thread(), list[Any]()
+    real = thread.chat.loaded.stream
+
+    def stream(memory: Any, prompt: Any, **options: Any) -> Any:
+        asked.append([message["content"] for message in prompt])
+        return real(memory, prompt, **options)
+
+    monkeypatch.setattr(thread.chat.loaded, "stream", stream)
+    one, two = thread.say("I live in Graz, near the park.", "h1"), thread.say("I play the cello.", "h2")
+    assert asked == [["I live in Graz, near the park."], ["I play the cello."]]
+    assert list(thread.texts()) == ["h1", one, "h2", two]
+
+
+def test_a_removed_and_an_edited_message_are_forgotten() -> None:
+    thread = Thread()
+    one = thread.say("I live in Graz, near the park.", "h1")
+    thread.say("I play the cello.", "h2")
+    changes = [RemoveMessage(id=one), HumanMessage("I live in Linz, near the park.", id="h1")]
+    thread.agent.update_state(thread.config, {"messages": changes})
+    thread.say("Where do I live?", "h3")
+    texts = thread.texts()
+    assert one not in texts and texts["h1"] == "User: I live in Linz, near the park." and "h2" in texts
+    assert "Graz" not in str(texts)
+
+
+def test_what_was_said_after_a_checkpoint_that_a_thread_goes_back_to_is_forgotten() -> None:
+    thread = Thread()
+    thread.say("I live in Graz, near the park.", "h1")
+    back = thread.agent.get_state(thread.config).config
+    two = thread.say("My code is 4711.", "h2")
+    assert two in thread.texts()
+    thread.say("Hello again.", "h3", back)
+    assert "4711" not in str(thread.texts()) and {"h1", "h3"} <= set(thread.texts()) and two not in thread.texts()
+
+
+def test_another_thread_of_the_same_user_forgets_nothing() -> None:
+    thread = Thread(memory_key=None)
+    configs: list[Any] = [{"configurable": {"user_id": "anna", "thread_id": name}} for name in ("t1", "t2")]
+    thread.say("I live in Graz, near the park.", "h1", configs[0])
+    thread.say("I play the cello.", "h2", configs[1])
+    assert {"h1", "h2"} <= set(thread.texts())
+
+
+def test_a_summary_is_not_written_and_what_it_sums_up_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = Thread()
+    one = thread.say("I live in Graz, near the park.", "h1")
+    summary = HumanMessage("Summary: Anna lives in Graz.", id="s1", additional_kwargs={"lc_source": "summarization"})
+    state = thread.agent.get_state(thread.config).values["messages"]
+    removed = [RemoveMessage(id=message.id) for message in state]
+    thread.agent.update_state(thread.config, {"messages": [*removed, summary, AIMessage("I see, I do.", id="a9")]})
+    for name in ("h2", "h3"):
+        thread.say("Where do I live?", name)
+        texts = thread.texts()
+        assert {"h1", one, "a9", name} <= set(texts) and "s1" not in texts and "Summary" not in str(texts)
+    thread.agent.update_state(thread.config, {"messages": [RemoveMessage(id="h2")]})
+    thread.say("And now?", "h4")
+    assert "h2" not in thread.texts() and "h1" in thread.texts()
