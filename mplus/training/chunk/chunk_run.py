@@ -220,7 +220,7 @@ class ChunkRun:
         samples = self._talk(scorer, layer, bank, [], [])
         rng = random.Random(f"{settings.seed}/gate")
         general = [*general_questions(broad_files(self.settings.broad)), *general_requests(rng, GENERAL)]
-        gate = Gate(scorer.mean[layer], scorer.deviation[layer], settings.hidden)
+        gate = Gate(scorer.mean[layer].clone(), scorer.deviation[layer].clone(), settings.hidden)
         figures = train_gate(gate_examples(samples, general, settings.examples, rng), gate, settings)
         self.log.write("gate", settings.steps, figures)
         return replace(start, gate=gate.requires_grad_(False))
