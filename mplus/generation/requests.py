@@ -34,7 +34,7 @@ PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]
 MemoryLike = Memory | Sequence[Memory]
 """One memory, or several that are read together."""
-MEMORY_NEEDED = 0.3
+MEMORY_NEEDED = 0.2
 """Least probability that a question needs memory with which it is asked of memory."""
 JOINED_READS = 16
 """Most memories put together that are kept for the next read of the same states."""

@@ -18,7 +18,7 @@ from mplus.training.chunk.talk_samples import TalkSamples, typed
 class GateSettings:
     """How the gate is trained."""
 
-    examples: int = 6000
+    examples: int = 8000
     steps: int = 400
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
