@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -181,6 +180,4 @@ def install_line(scorer: type) -> str | None:
     if scorer not in needs:
         return None
     module, package = needs[scorer]
-    if sys.modules.get(module, module) is not None and find_spec(module) is not None:
-        return None
-    return f"pip install --no-deps {package}"
+    return None if find_spec(module) is not None else f"pip install --no-deps {package}"
