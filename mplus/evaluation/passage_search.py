@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -181,7 +180,4 @@ def install_line(scorer: type) -> str | None:
     if scorer not in needs:
         return None
     module, package = needs[scorer]
-    is_blocked = module in sys.modules and not sys.modules[module]  # None in there makes an import fail
-    if not is_blocked and find_spec(module) is not None:
-        return None
-    return f"pip install --no-deps {package}"
+    return None if find_spec(module) is not None else f"pip install --no-deps {package}"
