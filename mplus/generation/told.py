@@ -25,8 +25,8 @@ def encode_told(
 ) -> Prompt:
     """Token ids of a prompt that has a recalled text in it.
 
-    In a chat it stands in the system message, else before the prompt. Control tokens in it are encoded as plain text, as
-    those of a user are.
+    In a chat it stands in the system message, else before the prompt. Control tokens in it are encoded as plain text,
+    as those of a user are.
     """
     if isinstance(prompt, Prompt):
         begin = prompt.query[0]
