@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mplus import self_check
+from mplus.checkpoint.catalog import cache_root
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.self_check import FACTS, HowRead, SelfCheck, kept, kept_of
@@ -84,3 +85,28 @@ def test_nothing_is_checked_before_a_memory_is_read(home: Path) -> None:
 @pytest.mark.default_model
 def test_a_read_adapter_decides_without_a_check(default_model: MPlus) -> None:
     assert default_model.reads == HowRead("latent", "the model has a trained read adapter")
+
+
+@pytest.fixture(scope="module")
+def plain(default_model: MPlus) -> MPlus:
+    """The backbone of the default model as a folder of a model of one's own."""
+    return MPlus.from_pretrained(cache_root() / "models" / "smol-135m")
+
+
+@pytest.mark.default_model
+def test_a_plain_folder_of_a_small_backbone_reads_text(plain: MPlus, home: Path) -> None:
+    told = {
+        "The wifi password is tangerine42.": ("What is the wifi password?", "tangerine42"),
+        "My brother Noah lives in Trieste.": ("Where does my brother Noah live?", "Trieste"),
+        "The plumber comes on Monday at nine.": ("On which day does the plumber come?", "Monday"),
+        "Our dog is called Biscuit.": ("What is our dog called?", "Biscuit"),
+    }
+    memory = plain.new_memory()
+    for number, line in enumerate(told):
+        plain.write(memory, f"User: {line}", source=f"turn-{number}")
+    asked = [[{"role": "user", "content": question}] for question, _ in told.values()]
+    answers = plain.generate_batch([memory] * len(asked), asked, max_new_tokens=24)
+    right = [answer in given.text for given, (_, answer) in zip(answers, told.values(), strict=True)]
+    assert plain.reads.read == "text"
+    assert sum(right) >= 3
+    assert all(f"turn-{number}" in {s.source for s in given.recalled} for number, given in enumerate(answers))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
-from mplus.errors import EmbedderError, MemoryMismatchError, PromptTooLongError, UnknownNameError
+from mplus.errors import EmbedderError, LedgerMissingError, MemoryMismatchError, PromptTooLongError, UnknownNameError
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.row import Row
@@ -156,7 +156,7 @@ class Requests:
             gate == "auto" and not isinstance(prompt, str) and self._spares(read.state, config, encoded, allowed)
         ):
             return ReadRequest(self._weights.empty_state(config), config, ids, (begin, end))
-        if self._reads_text(state, config):
+        if self._reads_text(read, config):
             return self._text_request(read, config, prompt, encoded, tools, allowed)
         bos = getattr(self._tokenizer, "bos_token_id", None)
         remembers = any(map(len, state.tracks))
@@ -172,11 +172,22 @@ class Requests:
         vector = self.vector_of(state, config, ids[begin:end]) if config.recalled_tokens else None
         return ReadRequest(state, config, ids, (begin, end), allowed, vector, read.members)
 
-    def _reads_text(self, state: MemoryState, config: MemoryConfig) -> bool:
-        """Whether a memory is read as text. An empty one never is: its answers are the backbone's."""
-        if config.read == "latent" or not config.has_texts or state.ledger is None or not any(map(len, state.tracks)):
+    def _reads_text(self, read: Together, config: MemoryConfig) -> bool:
+        """Whether memory is read as text. Where it is empty it never is: its answers are the backbone's.
+
+        Raises:
+            LedgerMissingError: Text was asked for, and one of several memories has no ledger.
+        """
+        if config.read == "latent" or not config.has_texts or not any(map(len, read.state.tracks)):
             return False
-        return config.read == "text" or self._prefers_text()
+        if config.read == "auto":
+            return read.has_ledgers and self._prefers_text()
+        if not read.has_ledgers:
+            raise LedgerMissingError(
+                'read="text": one of these memories was made with ledger=False, so the text of its chunks was not '
+                'kept. Read it alone, or make the first memory with read="latent".'
+            )
+        return True
 
     def _text_request(
         self,
@@ -191,7 +202,7 @@ class Requests:
         state, asked = read.state, len(encoded.input_ids)
         self._check_fits(asked, state, config)
         most = self._weights.backbone.room(config.prefix_of(0)) - min(ANSWER_ROOM, self._weights.backbone.window // 8)
-        pieces = self._pieces(state, config, encoded, most - asked, allowed)
+        pieces = self._pieces(read, config, encoded, most - asked, allowed)
         whole = encoded
         while pieces:
             whole = encode_told(self._tokenizer, prompt, text_of(self._tokenizer, pieces), tools)
@@ -206,14 +217,14 @@ class Requests:
 
     @torch.inference_mode()
     def _pieces(
-        self, state: MemoryState, config: MemoryConfig, asked: Prompt, room: int, allowed: Int[Tensor, " n"] | None
+        self, read: Together, config: MemoryConfig, asked: Prompt, room: int, allowed: Int[Tensor, " n"] | None
     ) -> list[Piece]:
         """What is recalled as text for a prompt, best first."""
-        weights = self._weights
+        weights, state = self._weights, read.state
         ids = asked.input_ids[slice(*asked.query)]
         question = weights.question(ids, state.tracks[0].recall_layer, self.vector_of(state, config, ids))
         wanted = Wanted(min(config.recalled_tokens or config.short_term_tokens, room), MOST_PIECES)
-        return recall_pieces(weights.scorers[config.recall], state, config, question, weights.words_of, wanted, allowed)
+        return recall_pieces(weights.scorers[config.recall], read, config, question, weights.words_of, wanted, allowed)
 
     def _check_fits(self, num_tokens: int, state: MemoryState, config: MemoryConfig) -> None:
         room = self.room(state, config)

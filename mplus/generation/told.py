@@ -7,7 +7,8 @@ from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.inert import encode_inert
 from mplus.recall.texts import Piece
 
-INSTRUCTION = "Answer from what you were told before. Be brief."
+INSTRUCTION = "Answer briefly, from the text above."
+"""Stands behind the text. Of eight wordings and places it did best, with the small backbone that was tried."""
 
 
 def text_of(tokenizer: Any, pieces: Sequence[Piece]) -> str:
@@ -24,8 +25,8 @@ def encode_told(
 ) -> Prompt:
     """Token ids of a prompt that has a recalled text in it.
 
-    In a chat it stands before the last message of the user, else before the prompt. Control tokens in it are encoded as
-    plain text, as those of a user are.
+    In a chat it stands in the system message, else before the prompt. Control tokens in it are encoded as plain text,
+    as those of a user are.
     """
     if isinstance(prompt, Prompt):
         begin = prompt.query[0]
@@ -38,9 +39,9 @@ def encode_told(
 
 
 def with_told(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
-    """Messages with a recalled text in a system message."""
+    """Messages with a recalled text in the system message, behind what that says already."""
     first, *others = messages
-    told = f"{INSTRUCTION}\n\n{text}"
+    told = f"{text}\n\n{INSTRUCTION}"
     if first.get("role") != "system":
         return [{"role": "system", "content": told}, *map(dict, messages)]
     return [{**first, "content": f"{first['content']}\n\n{told}"}, *map(dict, others)]

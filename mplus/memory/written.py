@@ -5,7 +5,7 @@ and a memory token's provenance has its source, its chunk and its words. Chunks 
 texts, so their sizes say where each stands. Where chunks between were dropped, the words of a chunk say it.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,14 +28,9 @@ class WrittenChunk(NamedTuple):
     """Whether one of the given texts ends with it."""
 
 
-def texts_by_source(ledger: Ledger, names: Collection[str]) -> dict[str, list[WrittenText]]:
-    """What was written under some names, in order."""
-    found: dict[str, list[WrittenText]] = {name: [] for name in names}
-    for entry in ledger:
-        for text in entry.texts:
-            if text.source in found:
-                found[text.source].append(text)
-    return found
+def texts_of(ledger: Ledger, name: str) -> list[WrittenText]:
+    """What was written under a name, in order."""
+    return [text for entry in ledger for text in entry.texts if text.source == name]
 
 
 class _Place(NamedTuple):

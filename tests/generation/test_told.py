@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mplus.config import MemoryConfig
-from mplus.errors import PromptTooLongError
+from mplus.errors import LedgerMissingError, PromptTooLongError
 from mplus.generation.constrain import Constraint
 from mplus.generation.prompt import Prompt
 from mplus.memory.memory import Memory
@@ -164,6 +164,21 @@ def test_what_does_not_fit_the_window_is_cut_and_never_the_question(text: str) -
         assert asked in model.tokenizer.decode(request.input_ids)
     with pytest.raises(PromptTooLongError):
         model.read_request(memory, [{"role": "user", "content": "x " * 200}])
+
+
+def test_memories_that_are_read_together_each_say_their_own(model: MPlus, memory: Memory) -> None:
+    shared = model.new_memory()
+    model.write(shared, "User: Box seven stands in the cellar.", source="boxes", metadata={"whose": "all"})
+    said = prompt_of(model, [memory, shared])
+    assert TOLD in said
+    assert "Box seven stands in the cellar." in said
+    cited = [source.metadata for source in model.generate([memory, shared], ASKED, max_new_tokens=2).recalled]
+    assert {"kind": "box"} in cited
+    assert {"whose": "all"} in cited
+    bare = model.new_memory(config=MemoryConfig(**{**TEXT.model_dump(), "read": "latent", "ledger": False}))
+    model.write(bare, "Box seven is heavy.")
+    with pytest.raises(LedgerMissingError, match="ledger=False"):
+        model.generate([memory, bare], ASKED, max_new_tokens=2)
 
 
 def test_text_needs_chunks_and_a_ledger() -> None:

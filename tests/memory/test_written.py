@@ -5,7 +5,7 @@ import torch
 
 from mplus.config import MemoryConfig
 from mplus.memory.memory import Memory
-from mplus.memory.written import SourceTexts, texts_by_source
+from mplus.memory.written import SourceTexts, texts_of
 from mplus.model import MPlus
 from mplus.testing import tiny_model
 
@@ -35,7 +35,7 @@ def held(model: MPlus, memory: Memory, name: str) -> list[str | None]:
     words = torch.tensor([word for chunk in sorted(rows) for word in rows[chunk]], dtype=torch.int32)
     sizes = [len(rows[chunk]) for chunk in sorted(rows)]
     assert state.ledger is not None
-    texts = SourceTexts(texts_by_source(state.ledger, {name})[name], words, sizes, model.weights.words_of)
+    texts = SourceTexts(texts_of(state.ledger, name), words, sizes, model.weights.words_of)
     found = [texts.chunk(number) for number in range(len(sizes))]
     return [None if chunk is None else model.tokenizer.decode(chunk.input_ids) for chunk in found]
 
@@ -84,7 +84,7 @@ def test_chunks_are_found_by_their_words_where_earlier_ones_were_dropped(
 def test_what_the_ledger_does_not_have_is_unknown(model: MPlus, text: str) -> None:
     memory = model.new_memory()
     model.write(memory, text, source="a")
-    (other,) = texts_by_source(memory.state.ledger or (), {"a"}).values()
+    other = texts_of(memory.state.ledger or (), "a")
     words = model.weights.words_of(model.tokenizer("Something else entirely.").input_ids)
     for texts in (other, []):
         assert SourceTexts(texts, words, [len(words)], model.weights.words_of).chunk(0) is None

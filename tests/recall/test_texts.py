@@ -4,6 +4,7 @@ import pytest
 
 from mplus.config import MemoryConfig
 from mplus.memory.memory import Memory
+from mplus.memory.together import alone
 from mplus.model import MPlus
 from mplus.recall.texts import PIECE_TOKENS, Piece, Wanted, recall_pieces
 from mplus.testing import tiny_model
@@ -22,7 +23,7 @@ def model() -> MPlus:
 def pieces(model: MPlus, memory: Memory, asked: str, wanted: Wanted = PLENTY) -> list[Piece]:
     question = model.weights.question(model.tokenizer(asked).input_ids, memory.state.tracks[0].recall_layer)
     scorer = model.weights.scorers["late"]
-    return recall_pieces(scorer, memory.state, memory.config, question, model.weights.words_of, wanted)
+    return recall_pieces(scorer, alone(memory.state), memory.config, question, model.weights.words_of, wanted)
 
 
 def said(model: MPlus, piece: Piece) -> list[str]:
@@ -69,6 +70,16 @@ def test_a_budget_is_kept(model: MPlus, text: str) -> None:
         found = pieces(model, memory, "Which box is red?", Wanted(tokens, 4))
         assert sum(map(len, found)) <= tokens
     assert len(pieces(model, memory, "Which box is red?", Wanted(1000, 2))) == 2
+
+
+def test_only_what_is_about_as_relevant_as_the_best_is_recalled_with_a_cutoff(model: MPlus) -> None:
+    memory = model.new_memory(config=SMALL.model_copy(update={"relevance_cutoff": 0.9}))
+    for number in range(6):
+        model.write(memory, f"Tree {number} grows beside the old mill.", source=f"t{number}")
+    model.write(memory, "Violet pipe!", source="pipe")
+    found = pieces(model, memory, "violet pipe")
+    assert len(found) < 4
+    assert said(model, found[0]) == ["Violet pipe!"]
 
 
 def test_nothing_is_recalled_from_nothing(model: MPlus) -> None:
