@@ -226,11 +226,16 @@ async def test_the_block_takes_what_the_stock_memory_drops(llm: MPlusLLM) -> Non
 
 @pytest.mark.default_model
 def test_the_default_model_answers_from_a_conversation_of_long_ago(default_model: mplus.MPlus, tmp_path: Path) -> None:
-    def memory() -> MPlusMemory:
-        return MPlusMemory.from_defaults(llm=llm, store=MemoryStore(tmp_path), memory_key="anna")
+    def memory(name: str) -> MPlusMemory:
+        return MPlusMemory.from_defaults(llm=llm, store=MemoryStore(tmp_path), memory_key=name)
 
     llm = MPlusLLM(model=default_model, max_tokens=24)
-    memory().put_messages(said("My dog is called Biscuit and he is three years old.", "What a fine name!"))
-    later: Any = memory()
-    later.put(ChatMessage(content="What is my dog's name?"))
-    assert "Biscuit" in (llm.chat(later.get()).message.content or "")
+    living = memory("anna")
+    living.put_messages(said("My dog is called Biscuit and he is three years old.", "What a fine name!"))
+    MemoryStore(tmp_path).copy("anna", "later")
+    answers: list[Any] = []
+    for one in (living, memory("later")):
+        one.put(ChatMessage(content="What is my dog's name?"))
+        assert len(one.get()) == 1 + (default_model.prompt_turns or 0)
+        answers.append(llm.chat(one.get()).message.content)
+    assert "Biscuit" in answers[0] and answers[1] == answers[0], "the same just told and after a restart"
