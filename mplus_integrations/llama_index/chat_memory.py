@@ -193,7 +193,7 @@ class MPlusMemory(KnownNames, BaseMemory):
         first = next((n for n, turn in enumerate(turns) if ROLES[turn.role] != "system"), len(turns))
         system, turns = turns[:first], turns[first:]
         standing = turns[self._window(turns) if turns else 0 :]
-        given = [turn.given_by(self, stays=True) for turn in [*system, *standing]]
+        given: list[ChatMessage] = [turn.given_by(self, stays=True) for turn in [*system, *standing]]
         if not standing and self.latents.read(self.loaded).sources():
             given.append(Turn.marker(self))
         return given
