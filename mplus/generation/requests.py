@@ -156,7 +156,7 @@ class Requests:
             gate == "auto" and not isinstance(prompt, str) and self._spares(read.state, config, encoded, allowed)
         ):
             return ReadRequest(self._weights.empty_state(config), config, ids, (begin, end))
-        if self._reads_text(state, config):
+        if self._reads_text(read, config):
             return self._text_request(read, config, prompt, encoded, tools, allowed)
         bos = getattr(self._tokenizer, "bos_token_id", None)
         remembers = any(map(len, state.tracks))
@@ -172,9 +172,10 @@ class Requests:
         vector = self.vector_of(state, config, ids[begin:end]) if config.recalled_tokens else None
         return ReadRequest(state, config, ids, (begin, end), allowed, vector, read.members)
 
-    def _reads_text(self, state: MemoryState, config: MemoryConfig) -> bool:
+    def _reads_text(self, read: Together, config: MemoryConfig) -> bool:
         """Whether a memory is read as text. An empty one never is: its answers are the backbone's."""
-        if config.read == "latent" or not config.has_texts or state.ledger is None or not any(map(len, state.tracks)):
+        is_empty = not any(map(len, read.state.tracks))
+        if config.read == "latent" or not config.has_texts or not read.has_ledgers or is_empty:
             return False
         return config.read == "text" or self._prefers_text()
 
@@ -191,7 +192,7 @@ class Requests:
         state, asked = read.state, len(encoded.input_ids)
         self._check_fits(asked, state, config)
         most = self._weights.backbone.room(config.prefix_of(0)) - min(ANSWER_ROOM, self._weights.backbone.window // 8)
-        pieces = self._pieces(state, config, encoded, most - asked, allowed)
+        pieces = self._pieces(read, config, encoded, most - asked, allowed)
         whole = encoded
         while pieces:
             whole = encode_told(self._tokenizer, prompt, text_of(self._tokenizer, pieces), tools)
@@ -206,14 +207,14 @@ class Requests:
 
     @torch.inference_mode()
     def _pieces(
-        self, state: MemoryState, config: MemoryConfig, asked: Prompt, room: int, allowed: Int[Tensor, " n"] | None
+        self, read: Together, config: MemoryConfig, asked: Prompt, room: int, allowed: Int[Tensor, " n"] | None
     ) -> list[Piece]:
         """What is recalled as text for a prompt, best first."""
-        weights = self._weights
+        weights, state = self._weights, read.state
         ids = asked.input_ids[slice(*asked.query)]
         question = weights.question(ids, state.tracks[0].recall_layer, self.vector_of(state, config, ids))
         wanted = Wanted(min(config.recalled_tokens or config.short_term_tokens, room), MOST_PIECES)
-        return recall_pieces(weights.scorers[config.recall], state, config, question, weights.words_of, wanted, allowed)
+        return recall_pieces(weights.scorers[config.recall], read, config, question, weights.words_of, wanted, allowed)
 
     def _check_fits(self, num_tokens: int, state: MemoryState, config: MemoryConfig) -> None:
         room = self.room(state, config)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from mplus.memory.ledger import Ledger
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Tail, Track, chained
 from mplus.memory.tokens import Provenance, Tokens
@@ -24,11 +25,17 @@ class Member:
         num_sources: Number of its sources.
         written_tokens: Memory tokens per layer that had been written after it and into it, as ages in the read count.
             This less the age of a token is how many had been written into its memory when it was.
+        ledger: What was written into it; None if it keeps no ledger.
     """
 
     first_source: int
     num_sources: int
     written_tokens: int
+    ledger: Ledger | None = None
+
+    def holds(self, source: int) -> bool:
+        """Whether a row of the table of sources is one of its own."""
+        return self.first_source <= source < self.first_source + self.num_sources
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,19 @@ class Together:
     state: MemoryState
     members: tuple[Member, ...]
 
+    @property
+    def has_ledgers(self) -> bool:
+        """Whether the texts of all sources are known."""
+        return all(member.ledger is not None or not member.num_sources for member in self.members)
+
+    def ledger_of(self, source: int) -> Ledger:
+        """The ledger with the texts of a row of the table of sources; empty if there is none."""
+        return next((member.ledger for member in self.members if member.holds(source)), None) or ()
+
 
 def alone(state: MemoryState) -> Together:
     """A read of a single memory."""
-    return Together(state, (Member(0, len(state.sources), state.written_tokens),))
+    return Together(state, (Member(0, len(state.sources), state.written_tokens, state.ledger),))
 
 
 def together(states: Sequence[MemoryState]) -> Together:
@@ -98,7 +114,7 @@ def together(states: Sequence[MemoryState]) -> Together:
     )
     members = zip(first_source, states, later, strict=True)
     return Together(
-        whole, tuple(Member(first, len(s.sources), s.written_tokens + newer) for first, s, newer in members)
+        whole, tuple(Member(first, len(s.sources), s.written_tokens + newer, s.ledger) for first, s, newer in members)
     )
 
 

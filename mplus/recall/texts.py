@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
-from mplus.memory.state import MemoryState, Track
+from mplus.memory.state import Track
+from mplus.memory.together import Together
 from mplus.memory.tokens import Provenance
 from mplus.memory.written import SourceTexts, WordsOf, texts_by_source
 from mplus.recall.choose import Recalled
@@ -55,7 +56,7 @@ class Wanted(NamedTuple):
 
 def recall_pieces(
     scorer: Scorer,
-    state: MemoryState,
+    read: Together,
     config: MemoryConfig,
     question: Question,
     words_of: WordsOf,
@@ -68,14 +69,14 @@ def recall_pieces(
 
     Args:
         scorer: Scores the chunks.
-        state: The memory's state, in the chunk layout and with a ledger.
+        read: The memory, or several, in the chunk layout and with ledgers.
         config: The memory's layout.
         question: The question, with states of the recall layer.
         words_of: Numbers the words of token ids.
         wanted: How much to recall.
         sources: Rows of the table of sources that may be recalled; None for all.
     """
-    (track,) = state.tracks
+    (track,) = read.state.tracks
     found: list[Piece] = []
     taken: set[int] = set()
     held: dict[int, _Held] = {}
@@ -86,7 +87,7 @@ def recall_pieces(
         if number in taken:
             continue
         if source not in held:
-            held[source] = _Held(state, track, config, source, words_of)
+            held[source] = _Held(read, track, config, source, words_of)
         around = held[source].around(number, taken, min(PIECE_TOKENS, room))
         if around is None:  # its text is not in the ledger
             continue
@@ -130,16 +131,15 @@ def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] |
 class _Held:
     """The chunks of one source that a memory holds, in the order of writing."""
 
-    def __init__(self, state: MemoryState, track: Track, config: MemoryConfig, source: int, words_of: WordsOf) -> None:
+    def __init__(self, read: Together, track: Track, config: MemoryConfig, source: int, words_of: WordsOf) -> None:
         mine = _candidates(track, config, torch.tensor([source]))
         assert mine.chunks is not None
-        assert state.ledger is not None
         self.numbers: list[int] = mine.chunks.tolist()
         self.sizes: list[int] = mine.sizes.tolist()
         self._provenance = mine.provenance
         self._starts = [0, *mine.sizes.cumsum(0).tolist()]
-        name = state.sources[source].name
-        texts = texts_by_source(state.ledger, {name})[name]
+        name = read.state.sources[source].name
+        texts = texts_by_source(read.ledger_of(source), {name})[name]
         self._texts = SourceTexts(texts, self._provenance.words, self.sizes, words_of)
 
     def around(self, number: int, taken: set[int], most_tokens: int) -> range | None:

@@ -4,6 +4,7 @@ import pytest
 
 from mplus.config import MemoryConfig
 from mplus.memory.memory import Memory
+from mplus.memory.together import alone
 from mplus.model import MPlus
 from mplus.recall.texts import PIECE_TOKENS, Piece, Wanted, recall_pieces
 from mplus.testing import tiny_model
@@ -22,7 +23,7 @@ def model() -> MPlus:
 def pieces(model: MPlus, memory: Memory, asked: str, wanted: Wanted = PLENTY) -> list[Piece]:
     question = model.weights.question(model.tokenizer(asked).input_ids, memory.state.tracks[0].recall_layer)
     scorer = model.weights.scorers["late"]
-    return recall_pieces(scorer, memory.state, memory.config, question, model.weights.words_of, wanted)
+    return recall_pieces(scorer, alone(memory.state), memory.config, question, model.weights.words_of, wanted)
 
 
 def said(model: MPlus, piece: Piece) -> list[str]:
