@@ -206,8 +206,7 @@ def recalled_sources(request: ReadRequest, recalled: Sequence[Recalled]) -> tupl
 
 def memory_of(members: Sequence[Member], source: int) -> int:
     """Which of the memories of a read has a row of its table of sources; 0 for tokens that have no source."""
-    here = (n for n, m in enumerate(members) if m.first_source <= source < m.first_source + m.num_sources)
-    return next(here, 0)
+    return next((n for n, member in enumerate(members) if member.holds(source)), 0)
 
 
 def _born(member: Member, recalled: Recalled) -> torch.Tensor:

@@ -135,3 +135,15 @@ def test_memories_that_cannot_be_read_together_are_refused() -> None:
         MODEL.generate([one, token], QUESTION)
     with pytest.raises(MemoryMismatchError, match="fingerprint"):
         MODEL.generate([one, tiny_model(3, memory=TINY).new_memory()], QUESTION)
+
+
+def test_texts_of_both_stand_in_the_prompt_where_memory_is_read_as_text() -> None:
+    config = TINY.model_copy(update={"read": "text", "chunk_tokens": 64, "recalled_tokens": 200})
+    shared, own = MODEL.new_memory(config=config), MODEL.new_memory(config=config)
+    MODEL.write(shared, "The spare key of the museum is in the red vase.", source="note")
+    MODEL.write(own, "My own spare key is in the blue teapot, as ever.", source="note")
+    request = MODEL.read_request([own, shared], "Where is the spare key?")
+    told = MODEL.tokenizer.decode(list(request.input_ids))
+    assert "red vase" in told and "blue teapot" in told
+    answer = MODEL.generate([own, shared], "Where is the spare key?", max_new_tokens=2)
+    assert {(found.source, found.memory) for found in answer.recalled} == {("note", 0), ("note", 1)}
