@@ -25,12 +25,12 @@ from mplus.evaluation.passage_search import MiniLM
 from mplus.inert import encode_inert
 from mplus.memory.vectors import ChunkVectors
 from mplus.recall.fused_scorer import fused
-from mplus.recall.scorer import Scorer, Scores, Shortlist
+from mplus.recall.scorer import Scorer, Scores, Shortlist, with_neighbours
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
 
-BEFORE = {"alone": 0, "behind 32 tokens": 32, "behind the chunk before": 64}
-WEIGHTS = (0.5, 1.0, 2.0, 4.0)
+BEFORE = {"alone": 0, "behind 32 tokens": 32}
+WEIGHTS = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -132,15 +132,20 @@ def measured(
         rows[name] = ranks(bank, asked, list(found)).row()
         print(f"{name:56s} {rows[name]}", flush=True)
 
+    def beside(scores: Scores) -> Scores:
+        relevance = with_neighbours(scores.relevance[:, None], late._candidates.goes_on)[:, 0]
+        return Scores(relevance, relevance)
+
     first = scored(weights.scorers["late"], ChunkVectors())
     note("late interaction and words", (one.relevance for one in first))
     for name, before in BEFORE.items():
         second = scored(weights.scorers["embedding"], embedded(bank, embedder, before))
-        pairs = list(zip(first, second, strict=True))
-        note(f"embedding, chunk {name}", (one.relevance for one in second))
-        note(f"both, chunk {name}, by reciprocal ranks", (reciprocal(a) + reciprocal(b) for a, b in pairs))
-        for weight in WEIGHTS:
-            note(f"both, chunk {name}, weight {weight}", (fused(a, b, weight).relevance for a, b in pairs))
+        for kind, found in ((name, second), (f"{name}, with neighbours", [beside(one) for one in second])):
+            pairs = list(zip(first, found, strict=True))
+            note(f"embedding, chunk {kind}", (one.relevance for one in found))
+            note(f"both, chunk {kind}, by reciprocal ranks", (reciprocal(a) + reciprocal(b) for a, b in pairs))
+            for weight in WEIGHTS:
+                note(f"both, chunk {kind}, weight {weight}", (fused(a, b, weight).relevance for a, b in pairs))
     return rows
 
 
@@ -168,9 +173,9 @@ def main() -> None:
     bank.add(texts, progress="texts")
     whole = embedder.passages(texts) @ torch.stack([embedder.question(question.text) for question in asked]).T
     alone = [int((row > row[question.gold]).sum()) for question, row in zip(asked, whole.T, strict=True)]
-    print(f"{len(asked)} questions, {len(texts)} texts, {len(bank.owner)} chunks")
-    rows = {"texts, embedding": Ranks(alone, []).row(), **measured(model, bank, asked, embedder)}
-    print(rows["texts, embedding"])
+    rows = {"texts, embedding": Ranks(alone, []).row()}
+    print(f"{len(asked)} questions, {len(texts)} texts, {len(bank.owner)} chunks", rows)
+    rows |= measured(model, bank, asked, embedder)
     found = {"questions": len(asked), "chunks": len(bank.owner), "ways": rows}
     report.write(f"own_embeddings-{arguments.data.name.partition('.')[0]}", found, arguments.output)
 
