@@ -34,7 +34,7 @@ class Member:
     written_tokens: int
     ledger: Ledger | None = None
 
-    def has(self, source: int) -> bool:
+    def holds(self, source: int) -> bool:
         """Whether a row of the table of sources of the read is one of its sources."""
         return self.first_source <= source < self.first_source + self.num_sources
 
@@ -58,7 +58,7 @@ class Together:
 
     def texts_of(self, source: int) -> list[WrittenText]:
         """What was written under the name of a source, in its own memory and in order."""
-        name, member = self.state.sources[source].name, next(member for member in self.members if member.has(source))
+        name, member = self.state.sources[source].name, next(member for member in self.members if member.holds(source))
         return texts_of(member.ledger or (), name)
 
 
