@@ -246,10 +246,10 @@ def test_an_open_chat_follows_the_index(index: MPlusIndex, say: Saying, monkeypa
     read: list[str] = []
     real = MODEL.stream
 
-    def stream(memory: Any, *args: Any, **options: Any) -> Any:
+    def stream(memory: Any, prompt: Any, **options: Any) -> Any:
         memories = memory if isinstance(memory, list) else [memory]
-        read.append(str([s.texts for one in memories for s in one.sources()]))
-        return real(memory, *args, **options)
+        read.append(str([prompt, *(s.texts for one in memories for s in one.sources())]))
+        return real(memory, prompt, **options)
 
     monkeypatch.setattr(MODEL, "stream", stream)
     engine = index.as_chat_engine()
@@ -259,7 +259,7 @@ def test_an_open_chat_follows_the_index(index: MPlusIndex, say: Saying, monkeypa
     index.delete_ref_doc("d0")
     say("In the tower.")
     engine.chat("Where is box 7?")
-    assert "User: My name is Ann." in read[-1] and "Box 7 is in the tower." in read[-1] and "hall" not in read[-1]
+    assert "My name is Ann." in read[-1] and "Box 7 is in the tower." in read[-1] and "hall" not in read[-1]
     other = index.as_chat_engine()
     other.chat("Hello?")
     assert "Ann" not in read[-1] and "Box 7 is in the tower." in read[-1]
