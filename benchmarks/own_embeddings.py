@@ -4,8 +4,9 @@
     python benchmarks/own_embeddings.py dev.json.gz --distractors train.json.gz [--tokens 45000] [--questions 200]
 
 The data is SQuAD JSON, or JSON lines with ``text``, ``question`` and ``answers``. The embedder is all-MiniLM-L6-v2.
-Every chunk is scored as a read scores it. Three ways to embed a chunk: alone, behind the last 32 tokens of the chunk
-that it continues (what M+ does), and behind all of that chunk. "texts" is what RAG does: whole texts, one vector each.
+Every chunk is scored as a read scores it. Two ways to embed a chunk: alone (what M+ does), and behind the last 32
+tokens of the chunk that it continues. "with neighbours" averages a chunk's cosine with the best of its neighbours', as
+late interaction does. "texts" is what RAG does: whole texts, one vector each.
 """
 
 import argparse

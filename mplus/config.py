@@ -76,7 +76,7 @@ class MemoryConfig(BaseModel):
     recall: Recall = "late"
     """How long-term tokens are scored: late interaction, co-trained retriever, or attention; "embedding": by the
     vectors of an embedder that you bring; "embedding+late": by both. Embeddings are for the chunk layout only."""
-    embedding_weight: FiniteFloat = 1.0
+    embedding_weight: FiniteFloat = 0.5
     """Weight of your embedder beside another scorer: spreads of the other's relevance that a chunk gains for each
     spread of its cosine. Only if ``recall`` names both."""
     read: Read = "auto"

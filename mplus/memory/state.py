@@ -48,13 +48,10 @@ class Context:
 
     states: tuple[Float[Tensor, "T D"], ...]
     sources: Int[Tensor, " T"]
-    input_ids: Int[Tensor, " T"] | None = None
-    """Their token ids, which the next chunk is embedded with; None if rows are not of single text tokens."""
 
     def take(self, index: Int[Tensor, " T"]) -> "Context":
         """The rows at ``index``, in that order."""
-        ids = None if self.input_ids is None else self.input_ids[index]
-        return Context(tuple(layer[index.to(layer.device)] for layer in self.states), self.sources[index], ids)
+        return Context(tuple(layer[index.to(layer.device)] for layer in self.states), self.sources[index])
 
 
 @dataclass(frozen=True)

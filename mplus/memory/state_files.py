@@ -65,8 +65,7 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
     context = None
     if state.context is not None:
         rows = {f"states.{n}": rows for n, rows in enumerate(state.context.states)}
-        ids = {} if state.context.input_ids is None else {"input_ids": state.context.input_ids}
-        context = files.tensors("state", {"sources": state.context.sources, **ids, **rows})
+        context = files.tensors("state", {"sources": state.context.sources, **rows})
 
     def keep(tensor: Tensor) -> str:
         name = f"values.{len(tensors)}"
@@ -224,13 +223,9 @@ def _context(shard: OpenShard, initial: MemoryState) -> Context:
     devices = [device for track in initial.tracks for device in track.devices]
     sources = shard.whole("sources").clone()
     rows = tuple(shard.whole(f"states.{n}").clone().to(device) for n, device in enumerate(devices))
-    ids = shard.whole("input_ids").clone() if "input_ids" in shard.table.tensors else None
-    columns = [sources] if ids is None else [sources, ids]
-    if any(column.dtype != torch.int64 or column.shape != (len(sources),) for column in columns) or any(
-        row.dim() != 2 or len(row) != len(sources) for row in rows
-    ):
+    if sources.dtype != torch.int64 or any(row.dim() != 2 or len(row) != len(sources) for row in rows):
         raise CorruptMemoryError("the rows of the context do not fit its sources")
-    return Context(rows, sources, ids)
+    return Context(rows, sources)
 
 
 def _check_rows(store: LongTermMemory) -> None:

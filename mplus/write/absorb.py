@@ -224,8 +224,7 @@ def _encode_states(
         own = [replace(tokens, provenance=provenance) for tokens in own]
         keep = min(len(part.chunks[-1].input_ids), config.tokens_per_write)
         last = tuple(layer[end - keep : end].clone() for layer in encoded.states)
-        ids = torch.tensor(part.chunks[-1].input_ids[-keep:])
-        found.append((own, Context(last, provenance.sources[-keep:].clone(), ids)))
+        found.append((own, Context(last, provenance.sources[-keep:].clone())))
     return found
 
 

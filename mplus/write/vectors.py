@@ -1,4 +1,4 @@
-"""Vectors of chunks by the user's embedder: what text they are made of, for new chunks and for those written before."""
+"""Vectors of chunks by the user's embedder, for new chunks and for those that were written without it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from mplus.config import MemoryConfig
 from mplus.errors import EmbedderError, LedgerMissingError, MemoryMismatchError
 from mplus.memory.forgetting import within_age_limits
 from mplus.memory.ledger import Ledger
-from mplus.memory.state import Context, MemoryState
+from mplus.memory.state import MemoryState
 from mplus.memory.tokens import Provenance
 from mplus.memory.vectors import ChunkVectors
 from mplus.recall.embedder import Embedder
@@ -20,9 +20,6 @@ from mplus.sentences import SentenceEnds
 from mplus.weights import Weights
 from mplus.write.chunks import ready_chunks
 from mplus.write.encode import Chunk
-
-BEFORE_TOKENS = 32
-"""A chunk is embedded behind this many tokens of the chunk that it continues: passages are longer than chunks."""
 
 
 class Embedded(NamedTuple):
@@ -40,7 +37,7 @@ def with_vectors(weights: Weights, given: Sequence[tuple[MemoryState, Sequence[C
     """
     embedder = weights.embedder
     assert embedder is not None, "a memory was written without its embedder"
-    texts = [text for state, chunks in given for text in _texts(weights, state.context, chunks)]
+    texts = [weights.text_of(chunk.input_ids) for _, chunks in given for chunk in chunks]
     vectors = iter(embedder.passages(texts).unbind() if texts else ())
     found: list[Embedded] = []
     for state, chunks in given:
@@ -62,16 +59,6 @@ def _check_size(known: ChunkVectors, embedder: Embedder, vectors: Iterable[Tenso
             )
 
 
-def _texts(weights: Weights, context: Context | None, chunks: Sequence[Chunk]) -> Iterator[str]:
-    """What each chunk is embedded as: its text, behind the end of the chunk that it continues."""
-    known = None if context is None else context.input_ids
-    before = [] if known is None else known.tolist()
-    for chunk in chunks:
-        text = weights.text_of([*(before[-BEFORE_TOKENS:] if chunk.continues else ()), *chunk.input_ids])
-        yield text
-        before = chunk.input_ids
-
-
 # --- chunks that were written without vectors -----------------------------------------------------------
 
 
@@ -81,7 +68,6 @@ class WrittenChunk(NamedTuple):
     source: str
     words: Int32[Tensor, " T"]
     text: str
-    """What it is embedded as."""
 
 
 def completed(
@@ -173,8 +159,6 @@ def _cut_again(weights: Weights, config: MemoryConfig, ends: SentenceEnds, ledge
     state = weights.empty_state(config)
     for entry in ledger:
         state, chunks = ready_chunks(within_age_limits(state, config, entry.time), config, entry, ends)
-        for chunk, text in zip(chunks, _texts(weights, state.context, chunks), strict=True):
-            yield WrittenChunk(state.sources[chunk.sources[0]].name, weights.words_of(chunk.input_ids), text)
-        if chunks:
-            last = chunks[-1]
-            state = replace(state, context=Context((), torch.tensor(last.sources), torch.tensor(last.input_ids)))
+        for chunk in chunks:
+            name, ids = state.sources[chunk.sources[0]].name, chunk.input_ids
+            yield WrittenChunk(name, weights.words_of(ids), weights.text_of(ids))

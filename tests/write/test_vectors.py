@@ -14,7 +14,6 @@ from mplus.memory.memory import Memory
 from mplus.memory.vectors import ChunkVectors
 from mplus.model import MPlus
 from mplus.testing import tiny_model, toy_embedder
-from mplus.write import vectors as module
 from tests.conftest import TINY
 
 TEXT = "Anna keeps bees behind her house. They fly to the limes in June, and she sells the honey. " * 4
@@ -61,14 +60,13 @@ def found(model: MPlus, memory: Memory, query: str = QUESTION) -> list[tuple[str
     return [(source.source, source.relevance) for source in model.search(memory, query)]
 
 
-def test_a_chunk_is_embedded_behind_the_end_of_the_one_before(model: MPlus, embedder: Counting) -> None:
+def test_the_text_of_each_chunk_is_embedded_in_one_call(model: MPlus, embedder: Counting) -> None:
     memory = model.new_memory()
     model.write(memory, [TEXT, OTHER])
     (texts,) = embedder.calls
     assert len(texts) == len(vectors(memory)) == memory.state.num_chunks
-    assert texts[0] == TEXT[:32].strip() or TEXT.startswith(texts[0])
     assert all(text in TEXT or text in OTHER for text in texts)
-    assert max(map(len, texts)) > 32, "a chunk of 32 byte tokens comes with the end of the one before"
+    assert "".join(texts).replace(" ", "") == (TEXT + OTHER).replace(" ", "")[: len("".join(texts).replace(" ", ""))]
 
 
 def test_text_written_in_pieces_is_embedded_as_if_at_once(model: MPlus, embedder: Counting) -> None:
@@ -313,7 +311,3 @@ def test_a_memory_takes_over_another_way_of_recall(model: MPlus, tmp_path: Path)
     with store.open("anna", model) as memory:
         assert memory.config.recall == "embedding+late"
         assert found(model, memory)
-
-
-def test_only_a_context_of_text_tokens_gives_text(embedder: Counting) -> None:
-    assert TINY.tokens_per_write >= module.BEFORE_TOKENS
