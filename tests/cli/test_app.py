@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import mplus.cli.app as app_module
 from mplus import CheckpointError, MemoryConfig, MPlus
 from mplus.cli.app import app, main
+from mplus.self_check import HowRead
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 
