@@ -175,7 +175,7 @@ def test_memories_that_are_read_together_each_say_their_own(model: MPlus, memory
     cited = [source.metadata for source in model.generate([memory, shared], ASKED, max_new_tokens=2).recalled]
     assert {"kind": "box"} in cited
     assert {"whose": "all"} in cited
-    bare = model.new_memory(config=MemoryConfig(**{**TEXT.model_dump(), "read": "latent", "ledger": False}))
+    bare = model.new_memory(config=TEXT.model_copy(update={"read": "latent", "ledger": False}))
     model.write(bare, "Box seven is heavy.")
     with pytest.raises(LedgerMissingError, match="ledger=False"):
         model.generate([memory, bare], ASKED, max_new_tokens=2)
