@@ -161,7 +161,10 @@ def test_questions_and_conversations_are_read_as_texts_too(given: Path, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": ("reading",)}, "stage 'reading' is unknown; expected some of projection, reader, tune, scorer"),
+        (
+            {"stages": ("reading",)},
+            "stage 'reading' is unknown; expected some of projection, reader, tune, gate, scorer",
+        ),
         ({"stages": ()}, "stages is empty"),
         ({"stages": ("reader", "published-1")}, "Train one sort"),
         ({"stages": ("reader", "reader")}, "named twice"),
