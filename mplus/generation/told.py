@@ -8,7 +8,7 @@ from mplus.inert import encode_inert
 from mplus.recall.texts import Piece
 
 INSTRUCTION = "Answer briefly, from the text above."
-"""Stands behind the text. No wording and no place did better with the small backbone that was tried (docs/lab/recall.md)."""
+"""Stands behind the text. What else was tried with a small backbone did no better (docs/lab/recall.md)."""
 
 
 def text_of(tokenizer: Any, pieces: Sequence[Piece]) -> str:

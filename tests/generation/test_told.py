@@ -12,7 +12,7 @@ from mplus.generation.prompt import Prompt
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
 from mplus.storage.encryption import MemoryKey
-from mplus.testing import tiny_model
+from mplus.testing import tiny_model, toy_embedder
 
 TEXT = MemoryConfig(
     chunk_tokens=48,
@@ -179,6 +179,19 @@ def test_memories_that_are_read_together_each_say_their_own(model: MPlus, memory
     model.write(bare, "Box seven is heavy.")
     with pytest.raises(LedgerMissingError, match="ledger=False"):
         model.generate([memory, bare], ASKED, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("recall", ["embedding", "embedding+late"])
+def test_text_is_found_by_an_embedder_too(recall: str) -> None:
+    config = MemoryConfig.model_validate(TEXT.model_dump() | {"recall": recall})
+    model = tiny_model(embedder=toy_embedder(1024), memory=config)
+    memory = model.new_memory()
+    model.write(memory, TOLD, source="boxes")
+    for number in range(6):
+        model.write(memory, f"User: Tree {number} grows beside the old mill.", source=f"tree-{number}")
+    assert TOLD in prompt_of(model, memory)
+    best = max(model.generate(memory, ASKED, max_new_tokens=2).recalled, key=lambda source: source.relevance)
+    assert best.source == "boxes"
 
 
 def test_text_needs_chunks_and_a_ledger() -> None:
