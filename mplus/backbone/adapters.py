@@ -57,6 +57,31 @@ def untrained_adapter(
     return adapter
 
 
+def rank_of(adapter: Adapter) -> int:
+    """The largest rank of an adapter's layers; 0 if it has none."""
+    return max((len(weights.down) for weights in adapter.values()), default=0)
+
+
+def widened(adapter: Adapter, rank: int, generator: torch.Generator) -> Adapter:
+    """The same change with room for more: rows that change nothing until they are trained.
+
+    Args:
+        adapter: What there is.
+        rank: Of every layer of the result; layers that have it already stay as they are.
+        generator: Draws the new rows.
+    """
+
+    def wide(weights: LoraWeights) -> LoraWeights:
+        spare = max(rank - len(weights.down), 0)
+        inputs, outputs = weights.down.shape[1], len(weights.up)
+        down = torch.randn(spare, inputs, generator=generator) / inputs**0.5
+        up = torch.zeros(outputs, spare)
+        rows = torch.cat([weights.down, down.to(weights.down)])
+        return LoraWeights(rows, torch.cat([weights.up, up.to(weights.up)], dim=1), weights.scale)
+
+    return {name: wide(weights) for name, weights in adapter.items()}
+
+
 def mean_of(adapters: Sequence[Adapter], shares: Sequence[float] | None = None) -> Adapter:
     """The mean of what several adapters change, as one adapter whose rank is the sum of theirs.
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mplus.backbone.adapters import LoraLinear, LoraWeights, mean_of, merged
+from mplus.backbone.adapters import LoraLinear, LoraWeights, mean_of, merged, rank_of, widened
 
 
 def weights(seed: int, rank: int, scale: float) -> LoraWeights:
@@ -33,3 +33,17 @@ def test_a_mean_is_of_adapters_of_one_backbone() -> None:
             mean_of(wrong)
     with pytest.raises(ValueError, match="1 shares for 2 adapters"):
         mean_of([one, one], [1.0])
+
+
+def test_a_widened_adapter_changes_the_same_and_has_room() -> None:
+    adapter = {"0.a": LoraWeights(torch.randn(2, 5), torch.randn(3, 2), 0.7), "0.b": adapter_of_rank(6)}
+    wide = widened(adapter, 4, torch.Generator().manual_seed(0))
+    assert [rank_of({name: weights}) for name, weights in wide.items()] == [4, 6]
+    for name, weights in adapter.items():
+        assert torch.allclose(wide[name].up @ wide[name].down, weights.up @ weights.down)
+        assert wide[name].scale == weights.scale
+    assert wide["0.a"].down[2:].abs().min() > 0  # else nothing could be learnt there
+
+
+def adapter_of_rank(rank: int) -> LoraWeights:
+    return LoraWeights(torch.randn(rank, 5), torch.randn(3, rank), 0.7)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
+import torch
 from accelerate import Accelerator
 
-from mplus.backbone.adapters import mean_of
+from mplus.backbone.adapters import mean_of, rank_of, widened
 from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
@@ -23,7 +24,7 @@ from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.conversations import alike_conversations
 from mplus.training.chunk.gate import GateSettings, gate_examples, train_gate
 from mplus.training.chunk.invented_run import invent, shards
-from mplus.training.chunk.ordinary_requests import answered_requests, general_requests
+from mplus.training.chunk.ordinary_requests import answered, general_requests
 from mplus.training.chunk.plain_text import read_documents
 from mplus.training.chunk.projection import Lesson, ProjectionSettings, train_projection
 from mplus.training.chunk.questions import Question, read_squad
@@ -43,15 +44,15 @@ from mplus.training.talk import talk_items
 Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 
 TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=300)
-TALK_SHARE = 0.65
+TALK_SHARE = 0.62
 """Share of samples of the package's own corpus and of broad passages, where they are learnt from."""
 BESIDE_TALK = (
-    ("passage", 0.16),
-    ("cloze", 0.05),
-    ("persona", 0.26),
+    ("passage", 0.14),
+    ("cloze", 0.04),
+    ("persona", 0.36),
     ("dialogue", 0.17),
-    ("keep", 0.16),
-    ("request", 0.20),
+    ("keep", 0.13),
+    ("request", 0.16),
 )
 """The mixture of the other samples then."""
 REQUESTS = 120
@@ -155,7 +156,10 @@ class ChunkRun:
             )
         learning = _asked_for(replace(TUNED, seed=self.settings.seed), self.settings, "tune")
         samples = self._samples(late_interaction(self.model, start.late), layer, tuning=True)
-        reader = Reader(self.computing.weights, self.data.bank, start.read_adapter)
+        adapter = start.read_adapter
+        if rank_of(adapter) < self.settings.rank:
+            adapter = widened(adapter, self.settings.rank, torch.Generator().manual_seed(self.settings.seed))
+        reader = Reader(self.computing.weights, self.data.bank, adapter)
         task = ReaderTask(reader, samples, learning, start, name="tune", processes=self.processes)
         return train_task(task, self.accelerator, self.folder.stage("tune"), self.log, self.settings)
 
@@ -175,7 +179,8 @@ class ChunkRun:
             requests: list[tuple[str, str]] = []
             if getattr(self.model.tokenizer, "chat_template", None):
                 rng = random.Random(f"{self.settings.seed}/requests")
-                requests = answered_requests(self.computing, rng, REQUESTS)
+                kept = self.folder.states / "requests.json"
+                requests = answered(self.computing, general_requests(rng, REQUESTS), kept=kept)
             return TextSamples(data.bank, scorer, layer, data.questions, data.texts, requests)
         usual = Samples(made, scorer, layer, tuning, BESIDE_TALK if self.settings.talk else None)
         if self.processes:

@@ -9,7 +9,7 @@ from mplus.model import MPlus
 from mplus.training.chunk.broad import broad_files, general_questions
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.conversations import chat_messages, dialogue_questions
-from mplus.training.chunk.ordinary_requests import answered, answered_requests
+from mplus.training.chunk.ordinary_requests import answered, general_requests
 from mplus.training.chunk.questions import Question, personas, read_dialogues, read_squad
 from mplus.training.run_settings import RunSettings
 
@@ -64,7 +64,7 @@ def make_default_data(settings: RunSettings, model: MPlus, computing: MPlus, sta
         made.groups += [group] * len(mine)
         group += 1
     made.chats = chat_messages(settings.dialogues, 2000, rng)
-    made.requests = answered_requests(computing, rng, 240)
     asked = general_questions(broad_files(settings.broad))
-    made.requests += answered(computing, rng.sample(asked, min(len(asked), BROAD_REQUESTS)))
+    asked = [*general_requests(rng, 240), *rng.sample(asked, min(len(asked), BROAD_REQUESTS))]
+    made.requests = answered(computing, asked, kept=states.with_name("requests.json"))
     return made

@@ -1,7 +1,9 @@
 """Ordinary requests that no memory is needed for, and how the backbone itself answers them."""
 
+import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 from mplus.model import MPlus
 
@@ -47,22 +49,31 @@ def general_requests(rng: random.Random, count: int) -> list[str]:
     return list(found)
 
 
-def answered_requests(
-    model: MPlus, rng: random.Random, count: int, *, batch: int = 24, max_new_tokens: int = 40
-) -> list[tuple[str, str]]:
-    """Requests with the backbone's own replies (an empty memory reads as the backbone), cut where they grow long."""
-    return answered(model, general_requests(rng, count), batch=batch, max_new_tokens=max_new_tokens)
-
-
 def answered(
-    model: MPlus, requests: Sequence[str], *, batch: int = 24, max_new_tokens: int = 40
+    model: MPlus, requests: Sequence[str], *, kept: Path | None = None, batch: int = 24, max_new_tokens: int = 40
 ) -> list[tuple[str, str]]:
-    """Given requests with the backbone's own replies."""
-    found: list[tuple[str, str]] = []
-    for start in range(0, len(requests), batch):
-        asked: Sequence[str] = requests[start : start + batch]
+    """Requests with the backbone's own replies (an empty memory reads as the backbone), cut where they grow long.
+
+    Args:
+        model: The backbone; its trained parts do not count.
+        requests: What is asked.
+        kept: File of replies: what is in it is not asked again, the rest is added. None: nothing is kept.
+        batch: Requests that are answered together.
+        max_new_tokens: Of a reply.
+
+    Returns:
+        Requests and replies, without those that have none.
+    """
+    replies: dict[str, str] = json.loads(kept.read_text("utf-8")) if kept is not None and kept.exists() else {}
+    missing = [text for text in dict.fromkeys(requests) if text not in replies]
+    for start in range(0, len(missing), batch):
+        asked = missing[start : start + batch]
         prompts = [[{"role": "user", "content": text}] for text in asked]
         memories = [model.new_memory() for _ in asked]
-        replies = model.generate_batch(memories, prompts, max_new_tokens=max_new_tokens)
-        found += [(text, reply.text.strip()) for text, reply in zip(asked, replies, strict=True) if reply.text.strip()]
-    return found
+        made = model.generate_batch(memories, prompts, max_new_tokens=max_new_tokens)
+        replies |= {text: reply.text.strip() for text, reply in zip(asked, made, strict=True)}
+    if kept is not None and missing:
+        new = kept.with_suffix(".new")
+        new.write_text(json.dumps(replies, ensure_ascii=False, indent=0), "utf-8")
+        new.replace(kept)
+    return [(text, replies[text]) for text in requests if replies[text]]

@@ -199,6 +199,13 @@ class Reader:
                 )
         return torch.stack(losses)
 
+    @property
+    def _precision(self) -> torch.dtype:
+        """Of the products that attention is made of."""
+        kind = self.device.type
+        is_lowered = torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if is_lowered else self.weights.backbone.dtype
+
     @torch.no_grad()
     def _taught(self, samples: Sequence[Sample]) -> list[Tensor | None]:
         """Logarithms of the probabilities that each sample's teacher gives; None where its tokens are learnt."""
@@ -242,7 +249,8 @@ class Reader:
         lengths = tuple(prefix[1]) if prefix is not None else (0,) * len(samples)
         widest = prefix[0].shape[2] if prefix is not None else 0
         position, mask = _left_padded(torch.tensor(lengths), columns, widest)
-        rotation, mask = backbone.rotation(position.to(self.device)), mask.to(self.device)
+        rotation = backbone.rotation(position.to(self.device))
+        mask = torch.zeros(mask.shape, dtype=self._precision).masked_fill_(~mask, float("-inf")).to(self.device)
         placed = torch.arange(widest) - (widest - torch.tensor(lengths))[:, None]
         before = backbone.rotation(placed.clamp(min=0).to(self.device))
         hidden = backbone.embed(padded)
@@ -288,16 +296,16 @@ class Reader:
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """Attention by plain products: for few queries over a long prefix, backward is far quicker than fused.
 
-    Queries [batch, query, head, size], keys and values [batch, row, key head, size] → [batch, query, width].
+    Queries [batch, query, head, size], keys and values [batch, row, key head, size], mask [batch, 1, query, row], 0 or
+    minus infinity in their precision → [batch, query, width]. A kernel takes softmax in float32 whatever it is given.
     """
     batch, asked, heads, size = queries.shape
     shared = keys.shape[2]
     grouped = queries.view(batch, asked, shared, heads // shared, size).permute(0, 2, 3, 1, 4)
     grouped = grouped.reshape(batch, shared, -1, size) * scaling
-    scores = grouped @ keys.permute(0, 2, 3, 1)
-    allowed = mask.repeat(1, 1, heads // shared, 1)
-    weights = scores.float().masked_fill(~allowed, float("-inf")).softmax(dim=-1).to(values.dtype)
-    mixed = weights @ values.transpose(1, 2)
+    scores = (grouped @ keys.permute(0, 2, 3, 1)).view(batch, shared, heads // shared, asked, -1)
+    weights = scores.add_(mask[:, None]).view(batch, shared, heads // shared * asked, -1).softmax(dim=-1)
+    mixed = weights.to(values.dtype) @ values.transpose(1, 2)
     mixed = mixed.view(batch, shared, heads // shared, asked, size).permute(0, 3, 1, 2, 4)
     return mixed.reshape(batch, asked, heads * size)
 

@@ -25,14 +25,19 @@ from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
 from mplus.training.talk import Item, drawn
+from mplus.training.talk.corpus import PLAIN_WRITERS
 from mplus.training.talk.format import Question as Asked
 
 DECLINED = "I don't know."
-MIXTURE = (("told", 0.46), ("within", 0.12), ("unknown", 0.20), ("reply", 0.04), ("passage", 0.18))
+MIXTURE = (("told", 0.55), ("within", 0.07), ("unknown", 0.14), ("reply", 0.03), ("passage", 0.21))
 SHORT = ("Answer in a few words.", "Answer briefly.", "Just the answer, please.")
 SYSTEMS = ("You are a helpful assistant.", "You are a friendly assistant. Be brief.", "Answer from what you were told.")
 LONGEST = 256
 """Most tokens of a prompt with its reply."""
+PLAIN_SHARE = 0.4
+"""So many samples are of plain text, which is a sixth of the corpus."""
+EXCHANGES = 0.3
+"""Share of conversations whose questions and answers are encoded as turns, to be read before later questions."""
 OTHERS = (0, 0, 0, 4, 12, 40, 160)
 """Other texts in the memory."""
 
@@ -72,17 +77,16 @@ def add_tellings(bank: ChunkBank, items: Sequence[Item], times: int, rng: random
                 texts = [message.text for message in filled.told]
             else:
                 texts = ["\n\n".join(message.text for message in filled.told)]
-            for question in filled.ask if as_turns else ():
+            for question in filled.ask if as_turns and rng.random() < EXCHANGES else ():
                 texts += [turn_text("user", question.q), turn_text("assistant", question.full)]
             planned.append((filled, texts))
     numbers = iter(bank.add([text for _, texts in planned for text in texts], progress="told texts"))
     tellings: list[Telling] = []
     for filled, texts in planned:
         mine = [next(numbers) for _ in texts]
-        if len(texts) == 1:
-            tellings.append(Telling(filled, mine * len(filled.told), []))
-            continue
         count = len(filled.told)
+        if len(texts) == 1:
+            mine *= count
         turns = mine[count:]
         tellings.append(Telling(filled, mine[:count], list(zip(turns[::2], turns[1::2], strict=True))))
     return tellings
@@ -115,7 +119,8 @@ class TalkSamples:
 
     def __post_init__(self) -> None:
         self.recall = BankRecall(self.bank, self.scorer, self.layer)
-        self._talks = [t for t in self.tellings if t.item.kind == "conversation"]
+        talks = [t for t in self.tellings if t.item.kind == "conversation"]
+        self._by_plainness = [_by_plainness(self.tellings), _by_plainness(talks)]
 
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
         """Some samples of the mixture."""
@@ -128,10 +133,15 @@ class TalkSamples:
             if sample is not None and len(sample.input_ids) <= LONGEST:
                 return replace(sample, kind=kind)
 
+    def _telling(self, rng: random.Random, *, talks: bool = False) -> Telling:
+        """An item; a conversation if asked for. Plain text is drawn more often than its number of items."""
+        plain, others = self._by_plainness[talks]
+        return rng.choice(plain if plain and (not others or rng.random() < PLAIN_SHARE) else others)
+
     # --- kinds ------------------------------------------------------------------------------------
 
     def _told(self, rng: random.Random) -> Sample:
-        telling = rng.choice(self.tellings)
+        telling = self._telling(rng)
         number = rng.randrange(len(telling.item.ask))
         question = telling.item.ask[number]
         last = self._moment(rng, telling, question)
@@ -151,7 +161,7 @@ class TalkSamples:
 
     def _within(self, rng: random.Random) -> Sample | None:
         """Asked while what was said last stands in the prompt; a fact told there is read from there."""
-        telling = rng.choice(self._talks)
+        telling = self._telling(rng, talks=True)
         number = rng.randrange(len(telling.item.ask))
         question = telling.item.ask[number]
         last = self._moment(rng, telling, question)
@@ -169,7 +179,7 @@ class TalkSamples:
         return self._asked(rng, read, before, text, question.full, _short(question))
 
     def _unknown(self, rng: random.Random) -> Sample:
-        telling = rng.choice(self.tellings)
+        telling = self._telling(rng)
         text = typed(rng, rng.choice(telling.item.unknown))
         last = len(telling.told) - 1
         memory = self.memory(rng, telling, last, [], without=-1)
@@ -178,7 +188,7 @@ class TalkSamples:
 
     def _reply(self, rng: random.Random) -> Sample | None:
         """What the assistant said to a message, with what was said before in memory."""
-        telling = rng.choice(self._talks)
+        telling = self._telling(rng, talks=True)
         told = telling.item.told
         places = [n for n in range(1, len(told)) if told[n].role == "assistant" and told[n - 1].role == "user"]
         if not places:
@@ -258,6 +268,11 @@ class TalkSamples:
         system = [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < 0.12 else []
         prompt = [*system, *before, {"role": "user", "content": content}]
         return encode_sample(tokenizer, read, prompt, short if is_short else full)
+
+
+def _by_plainness(tellings: Sequence[Telling]) -> tuple[list[Telling], list[Telling]]:
+    plain = [t for t in tellings if t.item.writer in PLAIN_WRITERS]
+    return plain, [t for t in tellings if t.item.writer not in PLAIN_WRITERS]
 
 
 def _exchange(asked: Asked) -> list[dict[str, str]]:

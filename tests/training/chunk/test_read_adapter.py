@@ -1,5 +1,6 @@
 """Training sees exactly what reading will see."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank, HeldStates
-from mplus.training.chunk.ordinary_requests import answered_requests, general_requests
+from mplus.training.chunk.ordinary_requests import answered, general_requests
 from mplus.training.chunk.read_adapter import (
     POOLED_BATCHES,
     AsRead,
@@ -181,10 +182,16 @@ def test_batches_hold_what_was_drawn_and_can_be_drawn_again(model: MPlus) -> Non
     assert pools == pooled_batches(Source(), settings, 0)
 
 
-def test_ordinary_requests_are_answered_by_the_backbone(model: MPlus) -> None:
+def test_ordinary_requests_are_answered_by_the_backbone_and_kept(model: MPlus, tmp_path: Path) -> None:
     requests = general_requests(random.Random(0), 30)
     assert len(set(requests)) == 30
-    answered = answered_requests(model, random.Random(0), 3, batch=2, max_new_tokens=3)
-    for asked, reply in answered:
+    kept = tmp_path / "requests.json"
+    found = answered(model, requests[:3], kept=kept, batch=2, max_new_tokens=3)
+    for asked, reply in found:
         alone = model.generate(model.new_memory(), [{"role": "user", "content": asked}], max_new_tokens=3)
         assert reply == alone.text.strip()
+    said = json.loads(kept.read_text("utf-8"))
+    kept.write_text(json.dumps(said | {requests[0]: "as kept"}), "utf-8")
+    again = answered(model, requests[:4], kept=kept, max_new_tokens=3)
+    assert again[0] == (requests[0], "as kept")
+    assert len(json.loads(kept.read_text("utf-8"))) == 4

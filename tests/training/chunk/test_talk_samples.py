@@ -9,6 +9,7 @@ import torch
 from mplus import MemoryConfig, MPlus
 from mplus.recall.choose import recall
 from mplus.recall.gate import Gate
+from mplus.recall.late_interaction import LateInteraction
 from mplus.testing import tiny_model
 from mplus.training.chunk.as_remembered import as_remembered
 from mplus.training.chunk.bank_recall import BankRecall
@@ -16,6 +17,7 @@ from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.gate import GateExample, GateSettings, gate_examples, train_gate
 from mplus.training.chunk.talk_samples import DECLINED, TalkSamples, add_tellings, typed
 from mplus.training.talk import talk_items
+from mplus.training.talk.corpus import PLAIN_WRITERS
 
 CONFIG = MemoryConfig(
     short_term_tokens=96, recalled_tokens=160, recalled_neighbours=1, relevance_cutoff=0.5, best_sentence_times=2
@@ -113,3 +115,18 @@ def test_the_gate_learns_which_questions_are_ordinary(model: MPlus) -> None:
     found = train_gate(examples, Gate(torch.zeros(8), torch.ones(8), 4), GateSettings(steps=150))
     assert found["needed_kept"] > 0.9
     assert found["ordinary_spared"] > 0.9
+
+
+def test_plain_text_is_drawn_more_often_than_its_number(model: MPlus) -> None:
+    items = talk_items("train")
+    plain = next(item for item in items if item.writer in PLAIN_WRITERS)
+    others = [item for item in items if item.writer not in PLAIN_WRITERS][:9]
+    bank = ChunkBank(model.weights, model.tokenizer, CONFIG, only_layer=model.weights.recall_layer)
+    tellings = add_tellings(bank, [plain, *others], 1, random.Random(0))
+    scorer = model.weights.scorers["late"]
+    assert isinstance(scorer, LateInteraction)
+    samples = TalkSamples(bank, scorer, model.weights.recall_layer, tellings, [], [], CONFIG, (("told", 1.0),))
+    asked = {question.q.lower().strip("?. ") for question in tellings[0].item.ask}
+    drawn = samples.draw(random.Random(1), 60)
+    texts = [model.tokenizer.decode(sample.input_ids).lower() for sample in drawn]
+    assert 12 <= sum(any(q in text for q in asked) for text in texts) <= 40
