@@ -49,9 +49,9 @@ TALK_SHARE = 0.62
 BESIDE_TALK = (
     ("passage", 0.14),
     ("cloze", 0.04),
-    ("persona", 0.36),
-    ("dialogue", 0.17),
-    ("keep", 0.13),
+    ("persona", 0.40),
+    ("dialogue", 0.18),
+    ("keep", 0.08),
     ("request", 0.16),
 )
 """The mixture of the other samples then."""
