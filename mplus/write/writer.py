@@ -84,7 +84,7 @@ class Writer:
             ids = torch.tensor(text.input_ids, dtype=torch.int32)
             kept = (text.original or self._tokenizer.decode(text.input_ids),) if keep_text else ()
             written.append(WrittenText(name, dict(about), ids, tuple(text.joined_by), kept))
-        return LedgerEntry(tuple(written), time.time())
+        return LedgerEntry(tuple(written), memory.now())
 
     def recalling(self, config: MemoryConfig, states: Sequence[MemoryState]) -> list[MemoryState]:
         """States of a memory whose layout differs in how it recalls only, with vectors for all chunks if it needs them.
