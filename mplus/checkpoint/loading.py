@@ -217,7 +217,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer; None if it has none, and then only token ids can be written and asked.
+    """The folder's tokenizer; None if it has none, and then nothing can be written or asked.
 
     Raises:
         CheckpointError: It cannot be loaded, or its chat template does not end.

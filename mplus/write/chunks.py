@@ -44,11 +44,6 @@ def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[Toke
                 "model's own tokenizer."
             )
         return [TokenizedText(ids, [], "")]
-    if tokenizer is None:
-        raise ValueError(
-            f"text={text!r:.60}: this model has no tokenizer. Pass token ids, or put tokenizer.json and "
-            "tokenizer_config.json into the model's folder and load it again."
-        )
     newline = encode_inert(tokenizer, "\n")
     found: list[TokenizedText] = []
     for item in text:

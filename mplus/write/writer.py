@@ -47,9 +47,14 @@ class Writer:
         """Write one or several texts into each memory; memories change once everything has been written.
 
         Raises:
-            ValueError: Empty text, token ids out of range, an empty source name, or another number of names or
-                metadata than of texts.
+            ValueError: The model has no tokenizer; or empty text, token ids out of range, an empty source name, or
+                another number of names or metadata than of texts.
         """
+        if self._tokenizer is None:
+            raise ValueError(
+                "This model has no tokenizer, so it writes nothing. Put the files of the tokenizer into its folder "
+                "(tokenizer.json, tokenizer_config.json) and load it again."
+            )
         for source in sources:
             for name in [source] if isinstance(source, str) else source or ():
                 if name is not None and not name.strip():

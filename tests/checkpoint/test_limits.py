@@ -119,9 +119,9 @@ def test_a_model_without_a_tokenizer_says_so_where_text_is_given_or_asked_for(fo
         (folder / name).unlink(missing_ok=True)
     model = MPlus.from_pretrained(folder, memory=TINY)
     memory = model.new_memory()
-    with pytest.raises(ValueError, match="no tokenizer"):
-        model.write(memory, "Some text to write.")
-    model.write(memory, list(range(64)), source="ids")
+    for text in ("Some text to write.", list(range(64))):
+        with pytest.raises(ValueError, match="no tokenizer"):
+            model.write(memory, text)
     with pytest.raises(ValueError, match="no tokenizer"):
         model.generate(memory, "Which box?", max_new_tokens=1)
 
