@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mplus import Memory, MemoryLockedError, MemoryStore, MPlus, SchedulerClosedError
 from tests.reliability import states
 
@@ -119,14 +121,21 @@ def with_open_memory(model: MPlus, store: MemoryStore) -> dict[str, Any]:
     return found
 
 
+def letters_only(_: Any, logits: torch.Tensor) -> torch.Tensor:
+    """Never the end of an answer: the byte tokenizer's control tokens come after all bytes."""
+    return torch.cat([logits[:256], torch.full_like(logits[256:], -torch.inf)])
+
+
 def with_scheduler(model: MPlus, memory: Memory) -> dict[str, Any]:
     """A scheduler that answers in the parent is an idle one in the child; what the parent asked ends with an error."""
     with model.serve() as scheduler:
-        stream = scheduler.stream(memory, "Which text?", max_new_tokens=4000)
+        stream = scheduler.stream(memory, "Which text?", max_new_tokens=3000, processors=[letters_only])
         next(iter(stream))
 
         def asked() -> int:
-            return scheduler.generate(memory, "Which text?", max_new_tokens=2).completion_tokens
+            return scheduler.generate(
+                memory, "Which text?", max_new_tokens=2, processors=[letters_only]
+            ).completion_tokens
 
         def read_on() -> str:
             try:
