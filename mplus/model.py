@@ -400,7 +400,7 @@ class MPlus:
                 ``Constraint.tool_calls`` of them too if calls must be valid.
                 constraint: the form the answer must have.
                 chat_template_kwargs: variables of the model's chat template, such as ``{"enable_thinking": False}``.
-                where: the sources to read, from any pool: metadata that must be equal, or a test of name and metadata;
+                where: the sources to read, from any pool: a filter of metadata, or a test of name and metadata;
                 of all memories, or a list with one for each.
 
         Raises:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from mplus.errors import (
     CorruptMemoryError,
@@ -70,6 +71,7 @@ class MemoryStore:
                 raise ValueError(f"{limit}={value}: expected a number of bytes, 0 or more.")
         self.root = Path(root).expanduser()
         self.max_memory_bytes, self.max_total_bytes = max_memory_bytes, max_total_bytes
+        self.max_resident_bytes = max_resident_bytes
         self.vault = vault
         Folder(self.root).make()
         self._recent = RecentMemories(max_resident_bytes)
@@ -77,6 +79,22 @@ class MemoryStore:
         self._quotas = Quotas(self.root, max_memory_bytes, max_total_bytes)
         self._deletions = Deletions(self.root, vault)
         self._sweep()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Folder and limits, for another process.
+
+        Raises:
+            ValueError: The store has a vault, whose keys must not get into a pickle.
+        """
+        if self.vault is not None:
+            raise ValueError(
+                "A MemoryStore with vault= cannot be pickled: keys stay where they are. Open it anew there."
+            )
+        limits = ("max_memory_bytes", "max_total_bytes", "max_resident_bytes")
+        return {"root": self.root, **{name: getattr(self, name) for name in limits}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
 
     check_name = staticmethod(check_name)
     """The name, if it is allowed."""
