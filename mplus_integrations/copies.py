@@ -135,4 +135,3 @@ class Referring(BaseModel):
                 ) from error
             found[name] = kept
         return found
-

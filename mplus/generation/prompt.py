@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mplus.chat_template import check_options, fitting, rendered
 from mplus.generation.constrain import tool_call_text, tools_prompt
 from mplus.inert import encode_inert
 
@@ -37,16 +38,23 @@ def encode_prompt(
     prompt: str | Sequence[Mapping[str, Any]],
     *,
     tools: Sequence[Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Prompt:
     """Token ids of a prompt: a string is completed as it is, messages go through the chat template.
 
     Special-token strings in any content are encoded as plain text; only those of the template are control tokens.
     ``tools`` are described by the template, or in a system message if it does not support tools. Calls in earlier
-    assistant messages are under ``tool_calls``, results in messages with role "tool".
+    assistant messages are under ``tool_calls``, results in messages with role "tool". Where the template takes no
+    system message, or no two messages of one role after each other, they are merged. ``options`` are variables of
+    the template, such as ``enable_thinking``.
 
     Raises:
-        ValueError: The prompt is empty, or a message has an unknown role or content that is not text.
+        ValueError: The prompt is empty, a message has an unknown role or content that is not text, or the template
+            refuses the messages.
+        UnknownNameError: The template has no variable of that name.
     """
+    if options:
+        check_options(tokenizer, options)
     if isinstance(prompt, str):
         if not prompt:
             raise ValueError("prompt='': expected text. Pass at least one character.")
@@ -65,7 +73,12 @@ def encode_prompt(
             asked += messages[0]["role"] != "system"
             messages = _with_system(messages, tools_prompt(tools))
             tools = None
-    return _encode_messages(tokenizer, messages, tools, asked)
+    question = str(messages[asked].get("content") or "")
+    own = None if tokenizer.chat_template else PLAIN_TEMPLATE
+    fewer = fitting(tokenizer, messages, template=own, tools=tools, options=options)
+    if len(fewer) < len(messages):
+        asked = max((n for n, m in enumerate(fewer) if m["role"] == "user"), default=len(fewer) - 1)
+    return _encode_messages(tokenizer, fewer, tools, asked, question, options)
 
 
 def _told(message: dict[str, Any]) -> dict[str, Any]:
@@ -97,31 +110,38 @@ def _checked(message: Mapping[str, Any], place: int) -> dict[str, Any]:
     return dict(message)
 
 
-def _encode_messages(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[Any] | None, asked: int) -> Prompt:
-    """Render the template with marks in place of contents, then encode template and contents separately."""
+def _encode_messages(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    tools: Sequence[Any] | None,
+    asked: int,
+    question: str,
+    options: Mapping[str, Any] | None,
+) -> Prompt:
+    """Render the template with marks in place of contents, then encode template and contents separately.
+
+    The question is the end of the content of message ``asked``, which may be merged of several.
+    """
     contents = [str(message.get("content") or "") for message in messages]
     marked: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
         # An empty content gets no mark, because templates test for it.
         mark = f"{OPEN}{number}{CLOSE}" if contents[number] else contents[number]
         marked.append({**message, "content": mark})
-    rendered: str = tokenizer.apply_chat_template(
-        marked,
-        tools=tools,
-        chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
-        tokenize=False,
-        add_generation_prompt=True,
-    )
+    own = None if tokenizer.chat_template else PLAIN_TEMPLATE
+    written = rendered(tokenizer, marked, template=own, tools=tools, options=options)
     ids: list[int] = []
     query = (0, 0)
     if not tokenizer.chat_template:
         ids += [i for i in tokenizer("")["input_ids"] if i != tokenizer.eos_token_id]
-    for place, part in enumerate(MARK.split(rendered)):
+    for place, part in enumerate(MARK.split(written)):
         if place % 2 == 0:
             ids += tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
             continue
         encoded = encode_inert(tokenizer, contents[int(part)])
         if int(part) == asked:
-            query = (len(ids), len(ids) + len(encoded))
+            before = contents[asked].removesuffix(question) if question else ""
+            begin = len(ids) + len(encode_inert(tokenizer, before) if before else ())
+            query = (begin, len(ids) + len(encoded))
         ids += encoded
     return Prompt(tuple(ids), query if query[1] > query[0] else (0, len(ids)))

@@ -8,7 +8,7 @@ NAME = re.compile(r"[^\W_][\w.@+-]{0,127}")
 RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 MAX_NAME_BYTES = 200
 MANIFEST = "memory.json"
-MAX_FILES = 2**20
+MAX_FILES = 2**18
 """Largest number of files beside a manifest."""
 _FILE = re.compile(r"(tokens|vectors|state|records)-[0-9a-f]{32}\.(safetensors|sealed|jsonl)")
 
