@@ -47,7 +47,7 @@ LATER = {
 }
 """Commands whose options come from pydantic models, which take longer to import than ``mplus --help`` may last, or that
 need an extra."""
-ELSEWHERE = dict.fromkeys(("serve", "mcp", "keys"), "mplus_integrations.server.command")
+ELSEWHERE: dict[str, str] = dict.fromkeys(("serve", "mcp", "keys"), "mplus_integrations.server.command")
 """Commands of the other package, which is built on this one: they are imported by name, when they are called."""
 
 

@@ -170,7 +170,7 @@ def _parsed(path: Path) -> dict[str, KnownKey]:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}, expected {FORMAT}")
-        keys = [KnownKey(**{**key, "opens": _as_names(key["opens"])}) for key in found["keys"]]
+        keys = [_as_key(key) for key in found["keys"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a file of keys ({error}). Restore it, or make keys with mplus keys."
@@ -178,5 +178,6 @@ def _parsed(path: Path) -> dict[str, KnownKey]:
     return {known.sha256: known for known in keys}
 
 
-def _as_names(names: Any) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)
+def _as_key(found: dict[str, Any]) -> KnownKey:
+    opens = None if found["opens"] is None else tuple(found["opens"])
+    return KnownKey(found["id"], found["sha256"], found["memory"], opens, found["created"])

@@ -135,7 +135,7 @@ class Tools:
     def _memory(self, context: Context[Any]) -> str:
         if self._given is not None:
             return self._given
-        request = context.request_context.request
+        request: Any = context.request_context.request
         caller: Caller = request.state.caller
         try:
             return may_open(caller, memory_for(caller, None, request.headers))

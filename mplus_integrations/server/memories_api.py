@@ -26,7 +26,9 @@ from mplus_integrations.worker import in_thread
 
 Json = dict[str, Any]
 BINARY: Json = {"requestBody": {"required": True, "content": {"application/octet-stream": {}}}}
-A_FILE: Json = {200: {"content": {"application/octet-stream": {}}, "description": "A portable memory."}}
+A_FILE: dict[int | str, Json] = {
+    200: {"content": {"application/octet-stream": {}}, "description": "A portable memory."}
+}
 
 
 def memory_routes(service: Service) -> APIRouter:

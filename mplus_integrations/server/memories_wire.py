@@ -70,11 +70,18 @@ class Writing(Body):
         return [Item(one.text, one.source or self.source, {**about, **one.metadata}) for one in documents]
 
 
-class Replacing(Document):
+class Replacing(Body):
     """A source and its new text."""
 
-    source: Named  # pyright: ignore[reportGeneralTypeIssues]
+    source: Named
+    text: Text
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Data about it, in place of that of the old text."""
     keep_text: bool = True
+
+    def item(self) -> Item:
+        """The source as it is written."""
+        return Item(self.text, self.source, self.metadata)
 
 
 class OfSource(Body):

@@ -25,15 +25,15 @@ def test_write_search_sources_recalled_forget(served: Served) -> None:
     report = call(served, "POST", "/me/write", {"text": NOTE, "source": "note", "metadata": {"by": "me"}})
     assert report["text_tokens"] == len(NOTE) and report["sources"] == ["note"]
     documents = [{"text": "Pears are green, mostly so."}, {"text": "Plums are blue.", "source": "a/b ?"}]
-    assert call(served, "POST", "/me/write", {"documents": documents})["sources"] == ["text-1", "a/b ?"]
+    assert call(served, "POST", "/me/write", {"documents": documents})["sources"] == ["text-2", "a/b ?"]
     found = call(served, "POST", "/me/search", {"query": "key", "limit": 1, "where": {"by": "me"}})["found"]
     assert found[0]["source"] == "note" and found[0]["texts"] == [NOTE] and found[0]["memory"] == "me"
     (source,) = call(served, "GET", "/me/sources", params={"source": "a/b ?", "texts": "true"})["sources"]
     assert source["texts"] == ["Plums are blue."] and source["text_tokens"] == 15
     recalled = call(served, "POST", "/me/recalled", {"question": "Where is the key?"})
-    assert {one["source"] for one in recalled["recalled"]} <= {"note", "text-1", "a/b ?"} and recalled["prefix_tokens"]
+    assert {one["source"] for one in recalled["recalled"]} <= {"note", "text-2", "a/b ?"} and recalled["prefix_tokens"]
     assert call(served, "POST", "/me/forget", {"source": "a/b ?"})["memory_tokens"] == 15
-    assert names(served) == ["note", "text-1"]
+    assert names(served) == ["note", "text-2"]
     call(served, "POST", "/me/forget", {"source": "a/b ?"}, status=404)
     stats = call(served, "GET", "/me")
     assert stats["num_sources"] == 2 and stats["nbytes"] > 0 and stats["short_term"]["tokens"] > 0

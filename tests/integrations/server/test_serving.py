@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +15,10 @@ import torch
 
 import mplus
 from mplus_integrations.server.logs import Line
+from mplus_integrations.server.running import run
 from mplus_integrations.server.settings import ServeSettings
 from tests.integrations.server.conftest import MODEL, Served, Serving
+from tests.reliability.processes import fork
 
 DOGS = ["Biscuit", "Pancake", "Waffle", "Pretzel", "Noodle", "Muffin", "Pickle", "Crumpet"]
 QUESTION = "What is my dog called?"
@@ -89,7 +89,8 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_again(serving: Serving, st
     with serving(max_running=1, max_waiting=0, max_tokens=3000) as served:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 3000, "stream": True}
         with served.client() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # held, since a dropped iterator closes the connection
+            assert next(lines)
             refused = served.chat("And me?")
             assert refused.status_code == 429 and refused.json()["code"] == "queue_full"
             assert 1 <= int(refused.headers["retry-after"]) <= 60
@@ -170,35 +171,26 @@ def test_spans_follow_the_conventions_and_hold_contents_only_where_asked(serving
         assert ("plums" in told) == ("anna" in told) == contents
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from mplus.testing import tiny_model
-from mplus_integrations.server.running import run
-from mplus_integrations.server.settings import ServeSettings
-settings = ServeSettings(model="tiny", memories=Path(sys.argv[1]), port=int(sys.argv[2]), max_tokens=8)
-run(settings, model=tiny_model(num_hidden_layers=1))
-"""
-
-
-def start(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """A server in a process of its own, ready."""
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), str(port)], stderr=subprocess.PIPE)
-    end = time.monotonic() + 240
+def start(folder: Path, port: int, model: mplus.MPlus) -> int:
+    """A server in a process of its own, a fork of this one, ready; returns its process id."""
+    settings = ServeSettings(model=MODEL, memories=folder, port=port, max_tokens=8)
+    process = fork(lambda: run(settings, model=model))
+    end = time.monotonic() + 120
     while time.monotonic() < end:
-        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), "the server ended"
         try:
             if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200:
                 return process
         except httpx.TransportError:
-            time.sleep(0.1)
+            time.sleep(0.05)
     raise AssertionError("not ready")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="servers are forks, which this system does not have")
 def test_what_was_acknowledged_survives_a_kill_and_a_stop_answers_who_is_inside(
     tmp_path: Path, tiny: mplus.MPlus, unused_port: int
 ) -> None:
-    process, acknowledged = start(tmp_path, unused_port), []
+    process, acknowledged = start(tmp_path, unused_port, tiny), list[str]()
     url = f"http://127.0.0.1:{unused_port}/v1"
 
     def write() -> None:
@@ -214,23 +206,24 @@ def test_what_was_acknowledged_survives_a_kill_and_a_stop_answers_who_is_inside(
     writing.start()
     while len(acknowledged) < 3:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
     writing.join()
-    process = start(tmp_path, unused_port)
+    process = start(tmp_path, unused_port, tiny)
     sources = httpx.get(f"{url}/memories/me/sources", timeout=60).json()["sources"]
     assert set(acknowledged) <= {source["name"] for source in sources}
-    body = {"model": "tiny", "prompt": "Go on", "max_tokens": 400, "logit_bias": {"260": -100}, "stream": True}
+    body = {"model": MODEL, "prompt": "Go on", "max_tokens": 400, "logit_bias": {"260": -100}, "stream": True}
     with httpx.stream("POST", f"{url}/completions", json=body, timeout=120) as answer:
         lines = answer.iter_lines()
         next(lines)
-        os.kill(process.pid, signal.SIGTERM)
+        os.kill(process, signal.SIGTERM)
         assert [line for line in lines if line][-1] == "data: [DONE]", "a stop waits for the answers inside"
-    assert process.wait(60) == 0
+    assert os.waitpid(process, 0)[1] == 0
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
-    from mplus_integrations.server.running import run
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mplus_integrations.server import running
 
+    monkeypatch.setattr(running, "set_up_logs", lambda _: None)  # other tests read what is logged
     with pytest.raises(mplus.MPlusError):
-        run(ServeSettings(model=str(tmp_path / "none"), memories=tmp_path, port=0))
+        running.run(ServeSettings(model=str(tmp_path / "none"), memories=tmp_path, port=0))
