@@ -84,6 +84,7 @@ class MPlus:
             tokenizer,
             name=name,
             calibration=self._parts.calibration,
+            decline_threshold=self._parts.decline_threshold,
             prefers_text=self._self_check.prefers_text,
         )
         self._writer = Writer(weights, tokenizer)
@@ -210,6 +211,15 @@ class MPlus:
         Earlier turns are read from memory. None: as many turns as fit. It is kept with the trained parts.
         """
         return self._parts.prompt_turns
+
+    @property
+    def decline_threshold(self) -> float | None:
+        """Least probability with which an answer from memory declines ("I don't know."), where a call gives none.
+
+        None: whenever declining is likeliest. It is kept with the trained parts; ``decline_threshold=`` of a call
+        overrides it.
+        """
+        return self._parts.decline_threshold
 
     @property
     def fingerprint(self) -> str:
@@ -392,8 +402,8 @@ class MPlus:
                 read nearest to the prompt, and its settings count.
             prompt: A string (plain completion) or chat messages ``{"role", "content"}``.
             options: How to answer; None stands for the default. ``SamplingParams`` describes max_new_tokens,
-                temperature, top_p, top_k, repetition_penalty, stop, stop_token_ids, seed, timeout, abstain_below
-                and abstain_reply. Beside them:
+                temperature, top_p, top_k, repetition_penalty, stop, stop_token_ids, seed, timeout,
+                abstain_below, abstain_reply, decline_threshold and gate. Beside them:
                 cancelled: set this event from another thread to stop within two tokens.
                 processors: further logits processors ``(token_ids, logits) -> logits``.
                 tools: tools described in the prompt, ``{"type": "function", "function": {…}}`` each; pass a

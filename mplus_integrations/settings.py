@@ -58,6 +58,9 @@ class AnswerSettings(KnownNames):
     """Reply with ``abstain_reply`` if the confidence in an answer in text is below this; None: never."""
     abstain_reply: str = "I don't know."
     """The reply that is given instead of the answer."""
+    decline_threshold: float | None = None
+    """Least probability with which an answer from memory declines ("I don't know."): 0 whenever that is likeliest, 1
+    hardly ever; None: the model's (``MPlus.decline_threshold``)."""
 
     gate: Literal["auto", "always", "never"] = "auto"
     """Whether an answer reads memory: as the model's gate decides, always, or never."""

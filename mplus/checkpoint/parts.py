@@ -55,6 +55,8 @@ class TrainedParts:
     """How many of a conversation's latest turns stand in the prompt beside the question; None: as many as fit."""
     gate: Gate | None = None
     """Whether a question needs memory at all; None: always."""
+    decline_threshold: float | None = None
+    """Least probability with which an answer from memory declines; None: whenever that is likeliest."""
 
 
 def write_parts(folder: Path, parts: TrainedParts) -> None:
@@ -85,6 +87,7 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
         "lora_scale": scales,
         "calibration": None if parts.calibration is None else parts.calibration.model_dump(),
         "prompt_turns": parts.prompt_turns,
+        "decline_threshold": parts.decline_threshold,
     }
     (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -118,6 +121,7 @@ def read_parts(folder: Path) -> TrainedParts:
         _calibration(folder, description.get("calibration")),
         _prompt_turns(folder, description.get("prompt_turns")),
         _gate(_section(tensors, "gate")),
+        _decline_threshold(folder, description.get("decline_threshold")),
     )
     if tensors:
         raise CheckpointError(f"{folder}: {len(tensors)} tensors would be dropped, first {min(tensors)!r}.")
@@ -219,6 +223,15 @@ def _prompt_turns(folder: Path, saved: Any) -> int | None:
     raise CheckpointError(
         f"{folder / PARTS_FILE}: prompt_turns={saved!r:.40}; expected a number of turns, 0 or more, or null for "
         "as many as fit."
+    )
+
+
+def _decline_threshold(folder: Path, saved: Any) -> float | None:
+    if saved is None or (type(saved) in (int, float) and 0 <= saved <= 1):
+        return saved
+    raise CheckpointError(
+        f"{folder / PARTS_FILE}: decline_threshold={saved!r:.40}; expected a probability, 0 to 1, or null for "
+        "declining whenever it is likeliest."
     )
 
 

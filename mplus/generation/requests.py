@@ -15,6 +15,7 @@ from mplus.config import MemoryConfig
 from mplus.errors import EmbedderError, LedgerMissingError, MemoryMismatchError, PromptTooLongError, UnknownNameError
 from mplus.forks import renewed_after_fork
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
+from mplus.generation.declining import DeclineThreshold
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.row import Row
 from mplus.generation.sampling import GateChoice, SamplingOptions, SamplingParams
@@ -23,7 +24,7 @@ from mplus.generation.where import WhereLike, allowed_sources
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
 from mplus.memory.together import Together, alone, together
-from mplus.read.prefill import ReadRequest
+from mplus.read.prefill import ReadRequest, has_prefix
 from mplus.recall.choose import best_relevance
 from mplus.recall.embedder import Embedder
 from mplus.recall.texts import MOST_PIECES, Piece, Wanted, as_recalled, recall_pieces
@@ -83,6 +84,7 @@ class Requests:
         *,
         name: str = "",
         calibration: Calibration | None = None,
+        decline_threshold: float | None = None,
         prefers_text: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare to make rows.
@@ -92,9 +94,11 @@ class Requests:
             tokenizer: Its tokenizer.
             name: Its name, for messages.
             calibration: Turns the evidence for an answer into a probability.
+            decline_threshold: Least probability with which an answer from memory declines, where a request has none.
             prefers_text: Whether ``read="auto"`` stands for "text"; asked when a memory is first read.
         """
         self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
+        self._decline_threshold = decline_threshold
         self._prefers_text = prefers_text
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
         self._joined = JoinedStates()
@@ -130,6 +134,9 @@ class Requests:
             params = params.model_copy(update={"max_new_tokens": max(room, 1)})
         if constraint is not None:
             processors = (*processors, ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids()))
+        elif not isinstance(prompt, str | Prompt) and has_prefix(request):
+            least = self._decline_threshold if params.decline_threshold is None else params.decline_threshold
+            processors = (*processors, DeclineThreshold(self._tokenizer, least)) if least else processors
         return Row(
             memories_of(memory),
             request,
