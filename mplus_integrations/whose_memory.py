@@ -260,7 +260,7 @@ Given = Memory | Latents | str
 class Remembering(Referring, Generic[Item]):
     """A model and its memories; weights are loaded at the first use."""
 
-    _not_pickled: ClassVar[frozenset[str]] = frozenset({"_guard", "_embedding"})
+    _not_pickled: ClassVar[frozenset[str]] = frozenset({"_embedding"})
 
     # Errors name the argument, not its value, which could be a secret or very large.
     model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
