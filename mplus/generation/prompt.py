@@ -1,17 +1,14 @@
 """Turns a prompt (plain completion or chat messages) into token ids; a user's text never becomes control tokens."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from mplus.generation.constrain import tool_call_text, tools_prompt
-from mplus.inert import encode_inert
+from mplus.inert import Inert, encode_inert, unused
 
 ROLES = ("system", "user", "assistant", "tool")
-# Private-use characters that no template writes and no user types by accident.
-OPEN, CLOSE = "\ue5a0", "\ue5a1"
-MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
@@ -65,7 +62,8 @@ def encode_prompt(
             asked += messages[0]["role"] != "system"
             messages = _with_system(messages, tools_prompt(tools))
             tools = None
-    return _encode_messages(tokenizer, messages, tools, asked)
+    question = str(messages[asked].get("content") or "")
+    return _encode_messages(tokenizer, messages, tools, asked, question)
 
 
 def _told(message: dict[str, Any]) -> dict[str, Any]:
@@ -97,31 +95,56 @@ def _checked(message: Mapping[str, Any], place: int) -> dict[str, Any]:
     return dict(message)
 
 
-def _encode_messages(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[Any] | None, asked: int) -> Prompt:
-    """Render the template with marks in place of contents, then encode template and contents separately."""
-    contents = [str(message.get("content") or "") for message in messages]
-    marked: list[dict[str, Any]] = []
-    for number, message in enumerate(messages):
-        # An empty content gets no mark, because templates test for it.
-        mark = f"{OPEN}{number}{CLOSE}" if contents[number] else contents[number]
-        marked.append({**message, "content": mark})
-    rendered: str = tokenizer.apply_chat_template(
-        marked,
-        tools=tools,
-        chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    ids: list[int] = []
-    query = (0, 0)
-    if not tokenizer.chat_template:
-        ids += [i for i in tokenizer("")["input_ids"] if i != tokenizer.eos_token_id]
-    for place, part in enumerate(MARK.split(rendered)):
-        if place % 2 == 0:
-            ids += tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
-            continue
-        encoded = encode_inert(tokenizer, contents[int(part)])
-        if int(part) == asked:
-            query = (len(ids), len(ids) + len(encoded))
-        ids += encoded
-    return Prompt(tuple(ids), query if query[1] > query[0] else (0, len(ids)))
+def _encode_messages(
+    tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[Any] | None, asked: int, question: str
+) -> Prompt:
+    """Render the template with the real contents, then encode what it wrote, in which no content has control tokens.
+
+    The question is the end of the content of message ``asked``.
+    """
+    messages = [{**message, "content": message.get("content") or ""} for message in messages]
+    inert = Inert(tokenizer, [messages, tools])
+    messages, tools = inert.marked(messages), inert.marked(tools)
+
+    def render(turns: list[dict[str, Any]]) -> str:
+        return tokenizer.apply_chat_template(
+            turns,
+            tools=tools,
+            chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+
+    rendered = render(messages)
+    encoded = inert.encoded(rendered)
+    start, end = _question_in(rendered, render, messages, asked, inert.marked(question).strip())
+    query = encoded.within(len(inert.restored(rendered[:start])), len(inert.restored(rendered[:end])))
+    before = [] if tokenizer.chat_template else [i for i in tokenizer("")["input_ids"] if i != tokenizer.eos_token_id]
+    ids = (*before, *encoded.ids)
+    return Prompt(ids, (query[0] + len(before), query[1] + len(before)) if query[1] > query[0] else (0, len(ids)))
+
+
+def _question_in(
+    rendered: str,
+    render: Callable[[list[dict[str, Any]]], str],
+    messages: list[dict[str, Any]],
+    asked: int,
+    question: str,
+) -> tuple[int, int]:
+    """First and last-plus-one character of the question in what the template wrote.
+
+    The template writes once more, with marks around the question. If that changes anything else, because the template
+    looks at how contents begin or end, the last place with the question's text counts.
+    """
+    if not question:
+        return 0, 0
+    content = messages[asked]["content"]
+    before, _, after = content.rpartition(question)
+    opened, closed = islice(unused(iter([rendered, content])), 2)
+    around = f"{before}{opened}{question}{closed}{after}"
+    again = render([*messages[:asked], {**messages[asked], "content": around}, *messages[asked + 1 :]])
+    if again.replace(opened, "").replace(closed, "") != rendered or opened not in again:
+        place = max(rendered.rfind(question), 0)
+        return place, place + len(question) if rendered.find(question) >= 0 else place
+    start, end = (len(again[: again.rindex(mark)].replace(opened, "").replace(closed, "")) for mark in (opened, closed))
+    return start, end

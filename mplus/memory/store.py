@@ -18,7 +18,7 @@ from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import copy
 from mplus.storage.folder import Folder
 from mplus.storage.manifest import is_sealed
-from mplus.storage.names import MANIFEST, check_name, check_spelling
+from mplus.storage.names import MANIFEST, check_name, check_spelling, id_of, name_for
 from mplus.storage.place import not_saved
 from mplus.storage.vault import KeyVault
 
@@ -37,6 +37,11 @@ class StoredMemory:
     used: float
     """Unix time when it was last opened."""
     encrypted: bool
+
+    @property
+    def id(self) -> str:
+        """The id for which ``MemoryStore.name_for`` gave the name; the name itself if it is no such name."""
+        return id_of(self.name)
 
 
 class MemoryStore:
@@ -100,6 +105,8 @@ class MemoryStore:
 
     check_name = staticmethod(check_name)
     """The name, if it is allowed."""
+    name_for = staticmethod(name_for)
+    """The name for an id that somebody else chose, such as "telegram:12345"; ``StoredMemory.id`` gives the id."""
 
     def path(self, name: str) -> Path:
         """Where a memory is kept.
