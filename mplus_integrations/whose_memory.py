@@ -34,7 +34,9 @@ KINDS = {
     "mplus_item": "an item of a LangGraph store",
     "mplus_conversation": "a turn of a conversation",
     "mplus_thread": "a turn of a thread",
+    "mplus_turn": "a turn of a conversation",
 }
+TURNS = ("mplus_conversation", "mplus_thread", "mplus_turn")
 """What a source is, by the metadata key that marks it; without one it is a note."""
 UNLOADED_WINDOW = 4096
 """The context window that is reported until weights are loaded; asking for it must not load them."""
@@ -120,7 +122,7 @@ def refuse_others(memory: Memory, names: Iterable[str], kind: str | None = None)
         if source.name not in wanted:
             continue
         found = next((key for key in KINDS if key in source.metadata), None)
-        if found != kind and not (kind is None and found in ("mplus_conversation", "mplus_thread")):
+        if found != kind and not (kind is None and found in TURNS):
             what = "a note" if found is None else KINDS[found]
             raise ValueError(
                 f"{source.name!r:.80} names {what} in this memory: expected a name that is free. Forget that first, or "

@@ -28,6 +28,5 @@ def test_search_gives_scores_that_fall_with_relevance_and_need_no_other_texts() 
     alone = model.new_memory()
     model.write(alone, TEXTS[0], source="key")
     (only,) = model.search(alone, TEXTS[0])
-    assert only.relevance == pytest.approx(0, abs=1e-6) and only.score > 0.7
     (other,) = model.search(alone, "Zxqv zxqv?")
-    assert other.score < only.score
+    assert other.score < 0.5 < only.score

@@ -461,7 +461,7 @@ class MPlusQueryEngine(RetrieverQueryEngine):
 
 def _given(kwargs: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Arguments without those that ask for the default."""
-    return {name: value for name, value in kwargs.items() if value not in (None, False) or name not in known}
+    return {n: v for n, v in kwargs.items() if n not in known or not (v is None or v is False)}
 
 
 def _refuse_about_text(kwargs: Mapping[str, Any], instead: str) -> None:

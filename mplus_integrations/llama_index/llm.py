@@ -288,9 +288,9 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         return to_text(item)
 
     def _latents_of(self, prompt: Prompt, call: Call) -> Latents:
-        if self._reads_nothing:
-            if call.memory_key is not None:
-                raise ValueError(f"memory_key={call.memory_key!r:.60} of an MPlusLLM without_memory(): leave it out.")
+        if self._reads_nothing and call.memory_key is not None:
+            raise ValueError(f"memory_key={call.memory_key!r:.60} of an MPlusLLM without_memory(): leave it out.")
+        if self._reads_nothing or not call.use_memory:
             return Latents()  # of this call alone, so that no conversation can meet another there
         if call.memory_key is not None:
             return self.latents(call.memory_key)

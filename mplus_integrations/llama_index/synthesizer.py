@@ -98,19 +98,7 @@ class MPlusSynthesizer(BaseSynthesizer):
         return response if nodes else _uncited(response, additional_source_nodes)
 
     def _as_read(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
-        """The nodes that are in memory, with the text that is read there, whatever a postprocessor made of it."""
-        known = {source.name: source for source in self._latents.read(self._reader.loaded).sources()}
-        found: list[NodeWithScore] = []
-        for cited in nodes:
-            source = known.get(cited.node_id)
-            if source is None:
-                continue
-            node, text = cited.node, "\n".join(source.texts)
-            if text and written_text(node) != text:
-                node = as_node(source.name, source)
-                node.relationships = dict(cited.node.relationships)
-            found.append(NodeWithScore(node=node, score=cited.score))
-        return found
+        return as_read(self._reader, self._latents, nodes)
 
     def _has_conversation(self) -> bool:
         """Whether there is a conversation to answer from."""
@@ -160,6 +148,22 @@ class MPlusSynthesizer(BaseSynthesizer):
         if self._own is None or self._own.is_same(self._latents):
             return self._reader.reading(self._latents, where)
         return self._reader.reading(self._own, shared=[Shared(self._latents, where)])
+
+
+def as_read(llm: MPlusLLM, latents: Latents, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
+    """The nodes that are in memory, with the text that is read there, whatever a postprocessor made of it."""
+    known = {source.name: source for source in latents.read(llm.loaded).sources()}
+    found: list[NodeWithScore] = []
+    for cited in nodes:
+        source = known.get(cited.node_id)
+        if source is None:
+            continue
+        node, text = cited.node, "\n".join(source.texts)
+        if text and written_text(node) != text:
+            node = as_node(source.name, source)
+            node.relationships = dict(cited.node.relationships)
+        found.append(NodeWithScore(node=node, score=cited.score))
+    return found
 
 
 def _uncited(response: RESPONSE_TYPE, others: Sequence[NodeWithScore] | None) -> RESPONSE_TYPE:

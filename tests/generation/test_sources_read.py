@@ -33,7 +33,7 @@ def test_a_source_in_short_term_memory_is_named_with_pool_and_share(model: MPlus
 
 @pytest.mark.parametrize("read", ["latent", "text"])
 def test_every_source_that_was_read_is_named(model: MPlus, read: Any) -> None:
-    config = TINY.model_copy(update={"read": read})
+    config = TINY.model_copy(update={"read": read, "recalled_tokens": 128})
     memory = told(model, model.new_memory(config=config), ("handbook", INNOCENT), ("pears", FILLER * 6))
     told(model, memory, ("mail", POISON))
     answer = model.generate(memory, ASKED, max_new_tokens=2)
@@ -49,7 +49,7 @@ def test_every_source_that_was_read_is_named(model: MPlus, read: Any) -> None:
 
 @pytest.mark.parametrize("read", ["latent", "text"])
 def test_a_newer_source_about_the_same_is_reported_as_newer(model: MPlus, read: Any) -> None:
-    config = TINY.model_copy(update={"read": read})
+    config = TINY.model_copy(update={"read": read, "recalled_tokens": 128})
     memory = told(model, model.new_memory(config=config), ("handbook", INNOCENT), ("pears", FILLER), ("mail", POISON))
     found = {one.source: one for one in model.generate(memory, ASKED, max_new_tokens=2).recalled}
     assert "handbook" in found["mail"].newer_than and "mail" not in found["handbook"].newer_than

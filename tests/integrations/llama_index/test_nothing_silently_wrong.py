@@ -2,15 +2,15 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import Document, Settings
+import torch
+from llama_index.core import Document, Settings, StorageContext, load_index_from_storage
 from llama_index.core.chat_engine.types import ChatMode
+from llama_index.core.data_structs.registry import INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.llms import ChatMessage, MockLLM
 from llama_index.core.node_parser import SentenceSplitter
@@ -23,8 +23,10 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from pydantic import BaseModel, RootModel
 
 import mplus_integrations
-from mplus import MemoryStore
+from mplus import Constraint, MemoryStore
+from mplus.generation.constrain import ConstrainedDecoding
 from mplus_integrations.llama_index import MPlusIndex, MPlusLLM, MPlusMemory, MPlusWriter
+from mplus_integrations.llama_index.index_storage import STRUCT_TYPE
 from mplus_integrations.llama_index.messages import described
 from tests.integrations.llama_index.conftest import MODEL, Saying
 
@@ -62,7 +64,7 @@ def test_turns_are_never_written_into_the_latents_of_an_index(index: MPlusIndex,
     memory = MPlusMemory.from_defaults(llm=beside)
     memory.put(ChatMessage(content="My code is 4711, keep it."))
     raw = beside.chat([*memory.get(), ChatMessage(content=QUESTION)]).raw
-    assert {"own", "shared"} == {entry["memory"] for entry in raw["recalled"]}
+    assert {"shared"} == {entry["memory"] for entry in raw["recalled"]}, "the turn stands in the prompt"
     assert index.latents.read(MODEL).fingerprint == before
 
 
@@ -112,21 +114,32 @@ def test_truncated_structured_output_raises_and_names_the_reason(llm: MPlusLLM, 
     with pytest.raises(ValueError, match="'length'"):
         llm.structured_predict(Number, PromptTemplate("x"), {"max_tokens": 1})
     with pytest.raises(ValueError, match="is not whole JSON"):
-        llm.structured_predict(Person, PromptTemplate("x"), {"stop": ['"']})
+        llm.structured_predict(Branch, PromptTemplate("x"), {"stop": ['"']})
 
 
 def _form(kind: type[BaseModel]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "form", "schema": kind.model_json_schema()}}
 
 
-def test_recursive_schemas_are_enforced_in_tools_and_objects(llm: MPlusLLM) -> None:
+def accepts(constraint: Constraint, text: str) -> bool:
+    """Whether an answer of that form may begin with a text."""
+    ids = MODEL.tokenizer(text, add_special_tokens=False)["input_ids"]
+    form = ConstrainedDecoding(constraint, MODEL.tokenizer, frozenset({MODEL.tokenizer.eos_token_id}))
+    return all(
+        form(ids[:place], torch.zeros(len(MODEL.tokenizer)))[token] > float("-inf") for place, token in enumerate(ids)
+    )
+
+
+def test_recursive_schemas_are_enforced_in_tools_and_objects() -> None:
     tool = FunctionTool.from_defaults(fn=lambda **_: 0, name="plant", description="Plant.", fn_schema=Branch)
     parameters = described(tool)["function"]["parameters"]
     assert set(parameters["properties"]) == {"name", "children"} and "Branch" in parameters["$defs"]
-    response = llm.chat_with_tools([tool], "Plant a tree.", tool_required=True, max_tokens=1500)
-    (call,) = llm.get_tool_calls_from_response(response)
-    assert Branch.model_validate(call.tool_kwargs) is not None and "name" in call.tool_kwargs
-    assert isinstance(llm.structured_predict(Branch, PromptTemplate("x"), {"max_tokens": 1500}), Branch)
+    call = Constraint.tool_calls([described(tool)], "required")
+    begin = '<tool_call>\n{"name": "plant", "arguments": '
+    for constraint, lead in ((call, begin), (Constraint.json_schema(Branch.model_json_schema()), "")):
+        assert accepts(constraint, lead + '{"name": "a", "children": [{"name": "b", "children": [{"name": "c"}]}]}')
+        assert not accepts(constraint, lead + '{"name": "a", "children": [{"name": "b", "children": [{"nom": "c"}]}]}')
+        assert not accepts(constraint, lead + "{}")
 
 
 def test_a_forced_tool_with_few_tokens_raises(llm: MPlusLLM) -> None:
@@ -304,6 +317,9 @@ def test_what_is_cited_is_what_was_read(llm: MPlusLLM) -> None:
     window = MetadataReplacementPostProcessor(target_metadata_key="window")
     (cited,) = index.as_query_engine(node_postprocessors=[window]).query(QUESTION).source_nodes
     assert cited.node.get_content() == DOCUMENTS[0] and cited.node_id == "n0"
+    for mode in (ChatMode.CONTEXT, ChatMode.CONDENSE_QUESTION):
+        (cited,) = index.as_chat_engine(mode, node_postprocessors=[window]).chat(QUESTION).source_nodes
+        assert cited.node.get_content() == DOCUMENTS[0]
 
     class Adds(MetadataReplacementPostProcessor):
         def _postprocess_nodes(self, nodes: Any, query_bundle: Any = None) -> Any:
@@ -322,7 +338,7 @@ def test_metadata_is_kept_and_not_written_into_the_text(index: MPlusIndex, llm: 
 
 
 def test_a_note_and_a_node_of_one_name_do_not_meet(llm: MPlusLLM) -> None:
-    llm = llm.model_copy()
+    llm = llm.model_copy(update={"own": type(llm.own)()})
     llm.memorize("A note of mine.", source="d0")
     before = llm.latents().read(MODEL).fingerprint
     node = TextNode(text=DOCUMENTS[0], id_="d0")
@@ -331,6 +347,9 @@ def test_a_note_and_a_node_of_one_name_do_not_meet(llm: MPlusLLM) -> None:
     with pytest.raises(ValueError, match="'d0' names"):
         MPlusWriter(llm=llm)([node])
     assert llm.latents().read(MODEL).fingerprint == before
+    MPlusWriter(llm=llm)([TextNode(text=DOCUMENTS[1], id_="d1")])
+    with pytest.raises(ValueError, match="'d1' names a node"):
+        llm.memorize("Another note.", source="d1")
 
 
 # --- 13 -----------------------------------------------------------------------------------------------
@@ -346,14 +365,12 @@ def test_a_blank_page_is_left_out_and_named(llm: MPlusLLM, caplog: pytest.LogCap
         MPlusIndex(nodes=pages[1:2], llm=llm)
 
 
-def test_a_saved_index_says_what_to_import(index: MPlusIndex, tmp_path: Path) -> None:
+def test_a_saved_index_says_what_to_import(index: MPlusIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index.storage_context.persist(tmp_path)
-    code = (
-        "from llama_index.core import StorageContext, load_index_from_storage\n"
-        f"load_index_from_storage(StorageContext.from_defaults(persist_dir={str(tmp_path)!r}))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert "import mplus_integrations.llama_index" in found.stderr.splitlines()[-1]
+    with monkeypatch.context() as without:  # as where the package was not imported
+        without.delitem(INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS, STRUCT_TYPE)
+        with pytest.raises(KeyError, match="import mplus_integrations.llama_index before"):
+            load_index_from_storage(StorageContext.from_defaults(persist_dir=str(tmp_path)))
     saved = json.loads((tmp_path / "index_store.json").read_text())
     text = json.dumps(saved).replace(MPlusIndex.index_struct_cls.get_type(), "mplus")
     (tmp_path / "index_store.json").write_text(text)
@@ -381,7 +398,7 @@ def test_the_writer_is_at_the_top() -> None:
 
 
 def test_a_call_without_memory_reads_and_writes_none(llm: MPlusLLM) -> None:
-    llm = llm.model_copy()
+    llm = llm.model_copy(update={"own": type(llm.own)()})
     llm.memorize(DOCUMENTS[0])
     before = llm.latents().read(MODEL).fingerprint
     blank = llm.without_memory()
@@ -394,6 +411,53 @@ def test_a_call_without_memory_reads_and_writes_none(llm: MPlusLLM) -> None:
     with pytest.raises(ValueError, match="without_memory"):
         blank.chat(history, memory_key="anna")
     assert llm.chat(history[-1:]).raw["prefix_tokens"] > 0
+
+
+@pytest.mark.parametrize("key", ["telegram:12345", "auth0|x", "3f1c0c9e-0f6b-4b8f-9f6b-0c9e0f6b4b8f", 5, "a/b", "con"])
+def test_names_that_others_chose_are_never_refused(tmp_path: Path, key: Any) -> None:
+    store = MemoryStore(tmp_path / "memories")
+    llm = MPlusLLM(model=MODEL, store=store, memory_key=key, max_tokens=4)
+    llm.memorize("A note.")
+    assert MPlusLLM(model=MODEL, store=store).chat([ChatMessage(content="x")], memory_key=key).raw["recalled"]
+    memory = MPlusMemory.from_defaults(llm=llm)
+    memory.put(ChatMessage(content="I live in Graz."))
+    again = MPlusMemory.from_json(memory.to_json())
+    assert len(again.latents.read(MODEL).sources()) == 2
+    index = MPlusIndex(nodes=[TextNode(text="Pears.")], llm=llm, store=store, memory_key=f"{key}-index")
+    index.storage_context.persist(tmp_path / "saved")
+    assert MPlusIndex.load(tmp_path / "saved", llm=llm).as_retriever().retrieve("Pears")
+
+
+@pytest.mark.parametrize("source", [5, "5"])
+def test_a_source_may_be_a_number(llm: MPlusLLM, source: Any) -> None:
+    llm = llm.model_copy(update={"own": type(llm.own)()})
+    llm.memorize("A note.", source=source)
+    assert [s.name for s in llm.latents().read(MODEL).sources()] == ["5"]
+
+
+def test_values_that_mean_the_default_are_the_default(llm: MPlusLLM) -> None:
+    asked = [ChatMessage(content="x")]
+    plain = llm.chat(asked).message.content
+    assert llm.chat(asked, temperature=None, max_tokens=None).message.content == plain
+    for way in (lambda: llm.chat(asked, max_tokens=0), lambda: MPlusLLM(model=MODEL, max_tokens=0)):
+        with pytest.raises(ValueError, match="max_tokens=0"):
+            way()
+
+
+def test_lone_surrogates_and_metadata_without_an_end_are_right_or_a_clear_error(llm: MPlusLLM) -> None:
+    llm = llm.model_copy(update={"own": type(llm.own)()})
+    assert llm.chat([ChatMessage(content="a \ud800 b")]).message is not None
+    index = MPlusIndex(nodes=[TextNode(text="A lone \ud800 half.", id_="n")], llm=llm)
+    assert index.as_retriever().retrieve("half \udc00")[0].node_id == "n"
+    with pytest.raises(ValueError, match="metadata"):
+        llm.memorize("A note.", metadata=CYCLE)
+
+
+def test_what_is_pasted_into_a_prompt_is_not_read_a_second_time(index: MPlusIndex) -> None:
+    llm = index.llm.reading(index.latents)
+    read = llm.chat([ChatMessage(content=f"{DOCUMENTS[0]}\n\n{QUESTION}")]).raw["recalled"]
+    texts = [index.docstore.get_node(entry["source"]).get_content() for entry in read]
+    assert sorted(texts) == sorted(DOCUMENTS[1:])
 
 
 # --- 14 -----------------------------------------------------------------------------------------------
