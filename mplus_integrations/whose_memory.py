@@ -63,15 +63,6 @@ def all_or_nothing(memory: Memory) -> Generator[Memory]:
         memory.adopt(fork)
 
 
-def counted(items: Sequence[Item], show_progress: bool) -> Iterable[Item]:
-    """The items, with a progress bar if ``show_progress`` is set."""
-    if not show_progress:
-        return items
-    from tqdm.auto import tqdm  # the import warns in a notebook without ipywidgets
-
-    return tqdm(items, "writing")
-
-
 def forget_all(memory: Memory, sources: Iterable[str]) -> None:
     """Forget sources for good; reads then equal those of a memory that never had them."""
     with all_or_nothing(memory) as fork:
