@@ -287,6 +287,8 @@ def about(generation: Generation, model_name: str, memories: Sequence[str]) -> d
                 "share": recalled.share,
                 "relevance": recalled.relevance,
                 "metadata": dict(recalled.metadata),
+                "pool": recalled.pool,
+                "newer_than": list(recalled.newer_than),
             }
             for recalled in generation.recalled
         ],

@@ -73,8 +73,8 @@ def forget_all(memory: Memory, sources: Iterable[str]) -> None:
 class Latents:
     """A given memory, a named memory in a store, or a memory that is made at its first use.
 
-    A copy of an object that has it refers to the same. In a pickle a memory in a store goes by its name, and another one
-    as it is then.
+    A copy of an object that has it refers to the same. In a pickle a memory in a store goes by its name, and another
+    one as it is then.
     """
 
     def __init__(
@@ -82,10 +82,12 @@ class Latents:
     ) -> None:
         self.store = store if memory is None else None
         self.key = (key or "default") if self.store is not None else None
+        self.is_of_index = False
+        """Whether it holds the documents of an index, which others read too."""
         self._memory = memory
         self._made: dict[str, Memory] = {}
         self._packed: dict[str | None, PackedMemory] = {}
-        """Memories of a pickle that have not been used since, by the fingerprint of their model; None: the given one."""
+        """Memories of a pickle that were not used since, by the fingerprint of their model; None: the given one."""
         self._guard = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "Latents":
@@ -95,11 +97,11 @@ class Latents:
         with self._guard:
             held: dict[str | None, Memory] = {**self._made, **({None: self._memory} if self._memory else {})}
             packed = {**self._packed, **{name: PackedMemory.of(memory) for name, memory in held.items()}}
-        return {"store": self.store, "key": self.key, "packed": packed}
+        return {"store": self.store, "key": self.key, "packed": packed, "is_of_index": self.is_of_index}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(store=state["store"], key=state["key"])
-        self._packed = state["packed"]
+        self._packed, self.is_of_index = state["packed"], state["is_of_index"]
 
     @contextmanager
     def opened(self, model: MPlus) -> Generator[Memory]:

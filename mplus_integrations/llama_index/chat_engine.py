@@ -24,11 +24,6 @@ def latents_of(memory: BaseMemory) -> Latents:
     return memory.latents if isinstance(memory, MPlusMemory) else Latents()
 
 
-def rephrasing(llm: MPlusLLM) -> MPlusLLM:
-    """The LLM without any memory: a question is put into words from what stands in the prompt, not answered."""
-    return llm.reading(Latents())
-
-
 def told(memory: BaseMemory, history: Sequence[ChatMessage]) -> list[ChatMessage]:
     """What was said, to be put into words: the recent turns of an ``MPlusMemory``, which gives few for an answer."""
     if isinstance(memory, MPlusMemory) and not any(isinstance(m, Turn) and not m.is_marker for m in history):
@@ -92,7 +87,7 @@ class MPlusChatEngine(CondensePlusContextChatEngine):
             verbose=verbose,
         )
         self._nodes, self._reader, self._own = retriever, llm, own or latents_of(memory)
-        self._llm = rephrasing(llm)
+        self._llm = llm.without_memory()  # it puts questions into other words
 
     def _condense_question(self, chat_history: list[ChatMessage], latest_message: str) -> str:
         condensed = super()._condense_question(told(self._memory, chat_history), latest_message)

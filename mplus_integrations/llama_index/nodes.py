@@ -1,5 +1,6 @@
 """Nodes in a memory: each is a separate source, with its text kept beside its latents."""
 
+import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 
@@ -49,6 +50,25 @@ def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show
     return list(given)
 
 
+def check_metadata(nodes: Sequence[BaseNode]) -> None:
+    """Check that metadata is what LlamaIndex's document stores can save: they keep nodes as JSON.
+
+    Raises:
+        ValueError: A value would come back as something else, or cannot be saved.
+    """
+    for node in nodes:
+        for key, value in node.metadata.items():
+            try:
+                is_kept = json.loads(json.dumps(value, allow_nan=False)) == value
+            except (TypeError, ValueError, RecursionError):
+                is_kept = False
+            if not is_kept:
+                raise ValueError(
+                    f"Metadata {key!r:.60} of {described(node)} is {type(value).__name__}: an index keeps its nodes as "
+                    "JSON, from which it would not come back. Give it as text, number, list or mapping of texts."
+                )
+
+
 def written_text(node: BaseNode) -> str:
     """The text of a node as it is written into memory."""
     return node.get_content(metadata_mode=MetadataMode.NONE)
@@ -64,8 +84,8 @@ def _refuse_others(known: Mapping[str, Source], names: Collection[str]) -> None:
     other = next((name for name in names if name in known and NODE not in known[name].metadata), None)
     if other is not None:
         raise ValueError(
-            f"Node id {other!r:.80} names something else in this memory, such as a note: the node would replace it. Give "
-            "the node another id_, or the index a memory of its own."
+            f"Node id {other!r:.80} names something else in this memory, such as a note: the node would replace it. "
+            "Give the node another id_, or the index a memory of its own."
         )
 
 
