@@ -17,7 +17,11 @@ from mplus_integrations.whose_memory import MemoryKeyName
 
 
 class MPlusRetriever(KnownNames, BaseRetriever):
-    """Returns the sources that the model's own scorer finds for a query: documents, turns and notes."""
+    """Returns the sources that the model's own scorer finds for a query: documents, turns and notes.
+
+    Their metadata has ``source``, ``relevance`` and ``score`` (from 0 to 1, ``mplus.FoundSource.score``), unless their
+    user gave some of that name.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
 
@@ -49,6 +53,7 @@ class MPlusRetriever(KnownNames, BaseRetriever):
         documents: list[Document] = []
         for source in found:
             document = document_of(source.source, source)
-            document.metadata = {"source": source.source, "relevance": source.relevance, **document.metadata}
+            about = {"source": source.source, "relevance": source.relevance, "score": source.score}
+            document.metadata = {**about, **document.metadata}
             documents.append(document)
         return documents

@@ -257,7 +257,10 @@ class MPlusVectorStore(VectorStore):
     def similarity_search_with_score(
         self, query: str, k: int | None = DEFAULT_K, *, filter: Filter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """Documents with the relevance of their best chunk; higher is better.
+        """Documents with a score from 0 to 1 (``mplus.FoundSource.score``); higher is better.
+
+        Above 0.5 a document is more likely about the query than not, so cutoffs such as ``score_threshold`` of 0.5 to 0.8
+        make sense.
 
         Args:
             query: What is searched for.
@@ -285,13 +288,12 @@ class MPlusVectorStore(VectorStore):
         return document.model_copy(update={"page_content": f"(document {name}, read from memory)"})
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        return lambda relevance: min(max((relevance + 1) / 2, 0.0), 1.0)
+        return lambda score: score  # it is from 0 to 1 already
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int | None = DEFAULT_K, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        scale = self._select_relevance_score_fn()
-        return [(d, scale(s)) for d, s in self.similarity_search_with_score(query, k, **kwargs)]
+        return self.similarity_search_with_score(query, k, **kwargs)
 
     def max_marginal_relevance_search(
         self, query: str, k: int | None = DEFAULT_K, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
@@ -318,7 +320,7 @@ class MPlusVectorStore(VectorStore):
         fits = document_filter(wanted)
         with self.chat.opened(self.memory_key) as memory:
             found = self.chat.loaded.search(memory, query, limit=None, where={DOCUMENT: True})
-        documents = [(document_of(source.source, source), source.relevance) for source in found]
+        documents = [(document_of(source.source, source), source.score) for source in found]
         return [(document, score) for document, score in documents if fits(document)]
 
 
