@@ -259,8 +259,8 @@ class MPlusVectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         """Documents with a score from 0 to 1 (``mplus.FoundSource.score``); higher is better.
 
-        Above 0.5 a document is more likely about the query than not, so cutoffs such as ``score_threshold`` of 0.5 to 0.8
-        make sense.
+        Above 0.5 a document is more likely about the query than not, so a ``score_threshold`` of 0.5 to 0.8 makes
+        sense.
 
         Args:
             query: What is searched for.
