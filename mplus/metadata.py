@@ -32,8 +32,8 @@ _FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "path": Path,
     "bytes": lambda text: base64.b64decode(text, validate=True),
 }
-_COLLECTIONS: dict[type, str] = {tuple: "tuple", set: "set", frozenset: "frozenset"}
-_MADE: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_COLLECTIONS: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
+_MADE: dict[str, Callable[[Any], Any]] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,14 +63,18 @@ def _checked(value: Any, where: str, depth: int) -> Any:
         raise ValueError(
             f"{where:.60}: expected at most {MAX_DEPTH} levels of values in values; does it contain itself?"
         )
-    if value is None or isinstance(value, bool | int | float | str | bytes | date | time | timedelta | Decimal | UUID):
+    if value is None or isinstance(value, bool | bytes | date | time | timedelta | Decimal | UUID):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of an enumeration too
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
         return {_name(name, where): _checked(one, where, depth + 1) for name, one in items}
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            return kind(_checked(one, where, depth + 1) for one in cast("list[Any]", value))
+    if isinstance(value, list | tuple | set | frozenset):
+        found = [_checked(one, where, depth + 1) for one in cast("list[Any]", value)]
+        return _MADE[_COLLECTIONS[next(kind for kind in _COLLECTIONS if isinstance(value, kind))]](found)
     if isinstance(value, PurePath):
         return value
     number = getattr(value, "item", None)
@@ -87,11 +91,10 @@ def encoded_metadata(value: Any) -> Any:
     if isinstance(value, Mapping):
         found = {str(name): encoded_metadata(one) for name, one in cast("Mapping[Any, Any]", value).items()}
         return {TYPE: "mapping", VALUE: list(map(list, found.items()))} if TYPE in found else found
-    if isinstance(value, list):
-        return [encoded_metadata(one) for one in cast("list[Any]", value)]
     for kind, name in _COLLECTIONS.items():
         if isinstance(value, kind):
-            return {TYPE: name, VALUE: [encoded_metadata(one) for one in cast("tuple[Any, ...]", value)]}
+            items = [encoded_metadata(one) for one in cast("list[Any]", value)]
+            return items if kind is list else {TYPE: name, VALUE: items}
     for kind, name, to_text in _TO_TEXT:
         if isinstance(value, kind):
             return {TYPE: name, VALUE: to_text(value)}

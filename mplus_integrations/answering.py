@@ -164,23 +164,19 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         # What is read is fixed here: neither a later write nor another history of this memory changes it, and
         # a named memory is free for others while this answer is made.
         with latents.opened(model) as memory, held([memory, *others]):
+            said: list[dict[str, Any]] = [{"content": prompt}] if isinstance(prompt, str) else prompt
             if not isinstance(prompt, str):
-                room = model.prompt_room([memory, *others])
                 told = with_told(prompt, form.told)
-                room, turns = max(room - min(call.max_tokens, room // 4), 1), call.turns_in_prompt(model)
-                prompt = fitted(model, memory, told, room=room, tools=call.tools, prompt_turns=turns)
+                said = self._fitted(model, [memory, *others], told, call)
                 if self.own.is_unnamed(latents):  # the memory has no name: each conversation reads only its own turns
                     tests.append(of_conversation(told))
-                tests.append(not_standing_in(prompt))
-                pasted = [not_pasted_into(prompt, one) for one in (memory, *others)]
-                prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in prompt]
-            else:
-                pasted = [not_pasted_into([{"content": prompt}], one) for one in (memory, *others)]
-            tests.append(pasted[0])
+                tests.append(not_standing_in(said))
+                prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in said]
+            reads = [Read("own", memory, [*tests, not_pasted_into(said, memory)])]
             of_call = [] if call.where is None else [source_filter(call.where)]
-            reads = [Read("own", memory, tests)]
-            for one, other, not_pasted in zip(beside, others, pasted[1:], strict=True):
-                reads.append(Read(one.name, other, [*of_call, *([one.where] if one.where else []), not_pasted]))
+            for one, other in zip(beside, others, strict=True):
+                own = [one.where] if one.where else []
+                reads.append(Read(one.name, other, [*of_call, *own, not_pasted_into(said, other)]))
             read, read_where, names = readable(model, reads)
             engine = model if self.scheduler is None or call.model is not None else self.scheduler
             several = len(read) > 1
@@ -193,6 +189,15 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 **sampling.model_dump(),
             )
             return stream, names
+
+    def _fitted(
+        self, model: MPlus, memories: Sequence[Memory], told: list[dict[str, Any]], call: Call
+    ) -> list[dict[str, Any]]:
+        """The messages that stand in the prompt beside these memories; earlier ones are written into the first."""
+        room = model.prompt_room(memories)
+        room = max(room - min(call.max_tokens, room // 4), 1)
+        turns = call.turns_in_prompt(model)
+        return fitted(model, memories[0], told, room=room, tools=call.tools, prompt_turns=turns)
 
 
 class Read(NamedTuple):

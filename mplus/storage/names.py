@@ -10,6 +10,8 @@ RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("c
 MAX_NAME_BYTES = 200
 ESCAPED = "id+"
 """What the name of a memory begins with if it stands for an id that is no name."""
+HASHED = "id++h"
+"""What it begins with if it stands for an id that is too long; an escaped one never has "+h"."""
 MAX_ESCAPED = 128
 _UNSAFE = re.compile(r"[^A-Za-z0-9_@-]+")
 MANIFEST = "memory.json"
@@ -66,12 +68,12 @@ def name_for(id: str) -> str:
     found = ESCAPED + _UNSAFE.sub(lambda part: "".join(f"+{byte:02X}" for byte in _as_bytes(part[0])), id)
     if len(found) <= MAX_ESCAPED:
         return check_name(found)
-    return f"{ESCAPED}+{hashlib.sha256(_as_bytes(id)).hexdigest()}"
+    return f"{HASHED}{hashlib.sha256(_as_bytes(id)).hexdigest()}"
 
 
 def id_of(name: str) -> str:
     """The id for which ``name_for`` gave this name; the name itself if that was hashed, or no such name."""
-    if not name.startswith(ESCAPED) or name.startswith(f"{ESCAPED}+"):
+    if not name.startswith(ESCAPED) or name.startswith(HASHED):
         return name
     parts = re.split(r"((?:\+[0-9A-F]{2})+)", name.removeprefix(ESCAPED))
     found = "".join(

@@ -108,7 +108,7 @@ class MPlusStore(BaseStore):
         else:
             searched = {source for source, one in wanted.items() if one.searched}
             found = self.chat.loaded.search(memory, op.query, limit=None, where=lambda name, _: name in searched)
-            ranked = [(wanted[source.source], source.relevance) for source in found]
+            ranked = [(wanted[source.source], source.score) for source in found]
             ranked += [(one, None) for one in wanted.values() if not one.searched]
         return [one.found(score) for one, score in ranked[op.offset : op.offset + op.limit]]
 

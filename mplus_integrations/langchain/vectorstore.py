@@ -9,30 +9,17 @@ import hashlib
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnableConfig
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
-from pydantic import AfterValidator, ConfigDict
 
 from mplus import FoundSource, Memory, UnknownNameError, metadata_filter
-from mplus_integrations.langchain.chat_model import MPlusChat, keyed
-from mplus_integrations.settings import INSTEAD, KnownNames
-from mplus_integrations.whose_memory import (
-    DOCUMENT,
-    Latents,
-    MemoryKeyName,
-    all_or_nothing,
-    checked_key,
-    forget_all,
-    named,
-    refuse_others,
-    without_blanks,
-)
+from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.settings import INSTEAD
+from mplus_integrations.sources import DOCUMENT, named, refuse_others, without_blanks
+from mplus_integrations.whose_memory import Latents, all_or_nothing, checked_key, forget_all
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
@@ -270,7 +257,10 @@ class MPlusVectorStore(VectorStore):
     def similarity_search_with_score(
         self, query: str, k: int | None = DEFAULT_K, *, filter: Filter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """Documents with the relevance of their best chunk; higher is better.
+        """Documents with a score from 0 to 1 (``mplus.FoundSource.score``); higher is better.
+
+        Above 0.5 a document is more likely about the query than not, so a ``score_threshold`` of 0.5 to 0.8 makes
+        sense.
 
         Args:
             query: What is searched for.
@@ -298,13 +288,12 @@ class MPlusVectorStore(VectorStore):
         return document.model_copy(update={"page_content": f"(document {name}, read from memory)"})
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        return lambda relevance: min(max((relevance + 1) / 2, 0.0), 1.0)
+        return lambda score: score  # it is from 0 to 1 already
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int | None = DEFAULT_K, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        scale = self._select_relevance_score_fn()
-        return [(d, scale(s)) for d, s in self.similarity_search_with_score(query, k, **kwargs)]
+        return self.similarity_search_with_score(query, k, **kwargs)
 
     def max_marginal_relevance_search(
         self, query: str, k: int | None = DEFAULT_K, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
@@ -331,7 +320,7 @@ class MPlusVectorStore(VectorStore):
         fits = document_filter(wanted)
         with self.chat.opened(self.memory_key) as memory:
             found = self.chat.loaded.search(memory, query, limit=None, where={DOCUMENT: True})
-        documents = [(_document(source.source, source), source.relevance) for source in found]
+        documents = [(document_of(source.source, source), source.score) for source in found]
         return [(document, score) for document, score in documents if fits(document)]
 
 
@@ -372,10 +361,11 @@ def checked_k(k: int | None, name: str = "k") -> int:
 
 
 def _documents(memory: Memory) -> list[Document]:
-    return [_document(s.name, s) for s in memory.sources() if s.metadata.get(DOCUMENT)]
+    return [document_of(s.name, s) for s in memory.sources() if s.metadata.get(DOCUMENT)]
 
 
-def _document(name: str, source: Any) -> Document:
+def document_of(name: str, source: Any) -> Document:
+    """A source, or what a search found, as a document with the metadata that its user gave."""
     found: FoundSource = source
     metadata = {key: value for key, value in found.metadata.items() if key != DOCUMENT}
     return Document("\n".join(found.texts), id=name, metadata=metadata)
@@ -387,41 +377,3 @@ def _shared(words: set[str], text: str) -> float:
 
 def _overlap(a: set[str], b: set[str]) -> float:
     return len(a & b) / max(len(a | b), 1)
-
-
-class MPlusRetriever(KnownNames, BaseRetriever):
-    """Returns the sources that the model's own scorer finds for a query: documents, turns and notes."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
-
-    chat: MPlusChat
-    """Whose memory is searched."""
-    memory_key: MemoryKeyName = None
-    """Which memory of the chat; None: the one that the call's config names, else the chat's own."""
-    k: Annotated[int, AfterValidator(checked_k)] = DEFAULT_K
-    """Most documents."""
-    where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = None
-    """Which sources: a filter of metadata, or a test of name and metadata."""
-
-    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        """The sources that are found; ``k`` and ``memory_key`` per call, the latter also in ``config``."""
-        return super().invoke(input, config, **keyed(config, kwargs))
-
-    async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        """``invoke`` without blocking the event loop."""
-        return await super().ainvoke(input, config, **keyed(config, kwargs))
-
-    def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
-    ) -> list[Document]:
-        UnknownNameError.check(kwargs, {"k", "memory_key"}, of="MPlusRetriever.invoke")
-        k = self.k if kwargs.get("k") is None else checked_k(kwargs["k"])
-        key = self.memory_key if self.memory_key is not None else kwargs.get("memory_key")
-        with self.chat.opened(None if self.chat.memory is not None else key) as memory:
-            found = self.chat.loaded.search(memory, query, limit=k, where=self.where)
-        documents: list[Document] = []
-        for source in found:
-            document = _document(source.source, source)
-            document.metadata = {"source": source.source, "relevance": source.relevance, **document.metadata}
-            documents.append(document)
-        return documents

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
 from mplus import FoundSource, Memory, MPlus, Source
-from mplus_integrations.whose_memory import all_or_nothing, refuse_others
+from mplus_integrations.sources import refuse_others
+from mplus_integrations.whose_memory import all_or_nothing
 
 logger = logging.getLogger(__name__)
 

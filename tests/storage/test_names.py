@@ -29,7 +29,7 @@ def test_what_is_no_string_is_refused(name: Any) -> None:
         check_name(name)
 
 
-IDS = ["telegram:12345", "auth0|x", "../up", "a/b", "con", ".", "..", "a.", "id+x", "id++x", "☃", "e\u0301", "\x00", "\ud800", "a b"]  # fmt: skip
+IDS = ["telegram:12345", "auth0|x", "../up", "a/b", "con", ".", "..", "a.", "id+x", "id++x", "id++h", "h:", "☃", "e\u0301", "\x00", "\ud800", "a b"]  # fmt: skip
 
 
 @pytest.mark.parametrize("id", [*IDS, "anna", "b3d1f6a0-1c2d", "12345", "thread+1"])

@@ -73,7 +73,8 @@ class StateFile:
 
     def __getitem__(self, chunk: int) -> Tensor:
         if self._map is None:
-            self._map = np.memmap(self._file, dtype=np.int16, mode="c")
+            # Shared, never written to: a private map larger than memory would be refused.
+            self._map = np.memmap(self._file, dtype=np.int16, mode="r+")
         start = self._starts[chunk]
         shape = (self._layers, self._sizes[chunk], self._hidden)
         rows = self._map[start : self._starts[chunk + 1]]

@@ -29,7 +29,7 @@ from mplus.training.talk.corpus import PLAIN_WRITERS
 from mplus.training.talk.format import Question as Asked
 
 DECLINED = "I don't know."
-MIXTURE = (("told", 0.55), ("within", 0.07), ("unknown", 0.14), ("reply", 0.03), ("passage", 0.21))
+MIXTURE = (("told", 0.60), ("within", 0.03), ("unknown", 0.14), ("reply", 0.02), ("passage", 0.21))
 SHORT = ("Answer in a few words.", "Answer briefly.", "Just the answer, please.")
 SYSTEMS = ("You are a helpful assistant.", "You are a friendly assistant. Be brief.", "Answer from what you were told.")
 LONGEST = 256

@@ -269,3 +269,14 @@ def test_many_small_documents_are_written_in_one_go(monkeypatch: pytest.MonkeyPa
     items.batch([PutOp(("a",), f"k{n}", {"n": n}) for n in range(12)])
     assert writes == [12, 12, 12]
     assert len(items.search(("a",), limit=99)) == 12
+
+
+def test_scores_are_from_0_to_1_and_cutoffs_hold(store: MPlusVectorStore) -> None:
+    found = store.similarity_search_with_relevance_scores(TEXTS[0])
+    scores = [score for _, score in found]
+    assert len(found) == 3 and scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
+    cutoff = (scores[0] + scores[1]) / 2
+    retriever = store.as_retriever(
+        search_type="similarity_score_threshold", search_kwargs={"score_threshold": cutoff, "k": 3}
+    )
+    assert [d.id for d in retriever.invoke(TEXTS[0])] == ["a"]
