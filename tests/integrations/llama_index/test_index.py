@@ -225,15 +225,13 @@ def test_nodes_can_be_inserted_and_deleted_by_id(index: MPlusIndex) -> None:
 
 def test_a_failed_insert_changes_nothing(index: MPlusIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     before, known = index.latents.read(MODEL).fingerprint, dict(index.ref_doc_info)
-    real, calls = MODEL.write, [0]
+    real = MODEL.write
 
-    def second_fails(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 2:
-            raise OSError("disk full")
-        return real(*args, **kwargs)
+    def fails_in_the_end(*args: Any, **kwargs: Any) -> Any:
+        real(*args, **kwargs)
+        raise OSError("disk full")
 
-    monkeypatch.setattr(MODEL, "write", second_fails)
+    monkeypatch.setattr(MODEL, "write", fails_in_the_end)
     with pytest.raises(OSError, match="disk full"):
         index.insert_nodes([TextNode(text="one", id_="one"), TextNode(text="two", id_="two")])
     assert index.latents.read(MODEL).fingerprint == before and index.ref_doc_info == known
