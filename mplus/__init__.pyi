@@ -10,6 +10,7 @@ from .errors import CorruptMemoryError as CorruptMemoryError
 from .errors import DownloadError as DownloadError
 from .errors import EmbedderError as EmbedderError
 from .errors import LedgerMissingError as LedgerMissingError
+from .errors import MemoryConflictError as MemoryConflictError
 from .errors import MemoryKeyError as MemoryKeyError
 from .errors import MemoryLimitError as MemoryLimitError
 from .errors import MemoryLockedError as MemoryLockedError
@@ -43,7 +44,7 @@ from .memory.sources import Source as Source
 from .memory.sources import SourceTokens as SourceTokens
 from .memory.stats import MemoryStats as MemoryStats
 from .memory.store import MemoryStore as MemoryStore
-from .memory.store import StoredMemory as StoredMemory
+from .memory.stored import StoredMemory as StoredMemory
 from .model import MPlus as MPlus
 from .recall.embedder import Embedder as Embedder
 from .self_check import HowRead as HowRead

@@ -14,6 +14,7 @@ from mplus.checkpoint.loading import Loaded, load
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.confidence import Calibration
 from mplus.config import EMBEDDING, MemoryConfig, Recall
+from mplus.forks import renewed_after_fork
 from mplus.generation.engine import Engine, decode
 from mplus.generation.requests import GenerationOptions, MemoryLike, PromptLike, Requests, memories_of
 from mplus.generation.row import Generation
@@ -89,7 +90,8 @@ class MPlus:
         )
         self._writer = Writer(weights, tokenizer)
         self._scales = RelevanceScales(weights, tokenizer)
-        self._lock = threading.Lock()
+        self.after_fork()
+        renewed_after_fork(self)
         self._check(memory)
         if memory.has_vectors and weights.embedder is None:
             raise ValueError(
@@ -97,13 +99,17 @@ class MPlus:
                 f"LlamaIndex BaseEmbedding or function; or use recall={memory.token_recall!r}."
             )
 
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
+        self._lock = threading.Lock()
+
     @classmethod
     def from_pretrained(
         cls,
         model: str | Path = catalog.DEFAULT_MODEL,
         *,
         device: str | Mapping[str, Any] = "auto",
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         memory: MemoryConfig | None = None,
         attention: str = "auto",
         embedder: Any = None,
@@ -117,7 +123,7 @@ class MPlus:
             model: "smol-135m", a folder (plain backbone, published M+ checkpoint or our own save), or a
                 Hugging Face repository.
             device: "auto", "cpu", "cuda", "cuda:1", or an accelerate device map.
-            dtype: "auto" (float32 on CPU, the checkpoint's own on a GPU), a torch dtype by name, or "int8":
+            dtype: "auto" (float32 on CPU, the checkpoint's own on a GPU), a torch dtype or its name, or "int8":
                 int8 weights for decoding beside bfloat16, for the CPU.
             memory: Layout of new memories; None takes the checkpoint's, else a preset for the backbone.
             attention: "auto", "sdpa", "eager" or "flash_attention_2".
@@ -125,7 +131,8 @@ class MPlus:
                 ``memory`` says which ``recall``, it is used beside the model's own scorer ("embedding+late").
             revision: Branch, tag or commit of a hub repository.
             local_files_only: Do not use the network.
-            options: Passed on to transformers, such as ``quantization_config`` or ``offload_folder``.
+            options: Passed on to transformers, such as ``quantization_config`` or ``offload_folder``. ``torch_dtype``
+                is another name of ``dtype``.
 
         Raises:
             ModelNotFoundError: There is no model of that name; the message says how to get it.
@@ -133,6 +140,7 @@ class MPlus:
             UnsupportedModelError: A backbone that is not full-attention, rotary and decoder-only.
             ValueError: A bad device, dtype or memory layout.
         """
+        dtype = _one_dtype(dtype, options)
         folder = catalog.resolve(str(model), revision=revision, local_files_only=local_files_only)
         loaded: Loaded = load(
             folder,
@@ -394,6 +402,7 @@ class MPlus:
                 tools: tools described in the prompt, ``{"type": "function", "function": {…}}`` each; pass a
                 ``Constraint.tool_calls`` of them too if calls must be valid.
                 constraint: the form the answer must have.
+                chat_template_kwargs: variables of the model's chat template, such as ``{"enable_thinking": False}``.
                 where: the sources to read, from any pool: a filter of metadata, or a test of name and metadata;
                 of all memories, or a list with one for each.
 
@@ -555,6 +564,14 @@ class MPlus:
             f"MPlus({self.name or backbone.config.model_type!r}, {backbone.num_layers} layers, "
             f"{backbone.dtype}, {backbone.device})"
         )
+
+
+def _one_dtype(dtype: str | torch.dtype, options: dict[str, Any]) -> str:
+    """The name of the dtype. Older code calls it ``torch_dtype``, which is taken out of ``options``."""
+    name, other = (str(given or "auto").removeprefix("torch.") for given in (dtype, options.pop("torch_dtype", None)))
+    if "auto" not in (name, other) and name != other:
+        raise ValueError(f"dtype={name!r} and torch_dtype={other!r}: expected one of them. Leave torch_dtype out.")
+    return other if name == "auto" else name
 
 
 def _using(embedder: Any, given: MemoryConfig | None, own: MemoryConfig) -> MemoryConfig:

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from mplus.chat_template import check_options, fitting, rendered
 from mplus.generation.constrain import tool_call_text, tools_prompt
 from mplus.inert import Inert, encode_inert, unused
+
+Render = Callable[[Sequence[dict[str, Any]]], str]
+"""Writes messages as the chat template does."""
 
 ROLES = ("system", "user", "assistant", "tool")
 PLAIN_TEMPLATE = (
@@ -34,16 +38,23 @@ def encode_prompt(
     prompt: str | Sequence[Mapping[str, Any]],
     *,
     tools: Sequence[Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Prompt:
     """Token ids of a prompt: a string is completed as it is, messages go through the chat template.
 
     Special-token strings in any content are encoded as plain text; only those of the template are control tokens.
     ``tools`` are described by the template, or in a system message if it does not support tools. Calls in earlier
-    assistant messages are under ``tool_calls``, results in messages with role "tool".
+    assistant messages are under ``tool_calls``, results in messages with role "tool". Where the template takes no
+    system message, or no two messages of one role after each other, they are merged. ``options`` are variables of
+    the template, such as ``enable_thinking``.
 
     Raises:
-        ValueError: The prompt is empty, or a message has an unknown role or content that is not text.
+        ValueError: The prompt is empty, a message has an unknown role or content that is not text, or the template
+            refuses the messages.
+        UnknownNameError: The template has no variable of that name.
     """
+    if options:
+        check_options(tokenizer, options)
     if isinstance(prompt, str):
         if not prompt:
             raise ValueError("prompt='': expected text. Pass at least one character.")
@@ -62,8 +73,7 @@ def encode_prompt(
             asked += messages[0]["role"] != "system"
             messages = _with_system(messages, tools_prompt(tools))
             tools = None
-    question = str(messages[asked].get("content") or "")
-    return _encode_messages(tokenizer, messages, tools, asked, question)
+    return _encode_chat(tokenizer, messages, tools, asked, options)
 
 
 def _told(message: dict[str, Any]) -> dict[str, Any]:
@@ -95,41 +105,37 @@ def _checked(message: Mapping[str, Any], place: int) -> dict[str, Any]:
     return dict(message)
 
 
-def _encode_messages(
-    tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[Any] | None, asked: int, question: str
+def _encode_chat(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    tools: Sequence[Any] | None,
+    asked: int,
+    options: Mapping[str, Any] | None,
 ) -> Prompt:
-    """Render the template with the real contents, then encode what it wrote, in which no content has control tokens.
-
-    The question is the end of the content of message ``asked``.
-    """
+    """Render the template with the real contents, then encode what it wrote, in which no content has control tokens."""
     messages = [{**message, "content": message.get("content") or ""} for message in messages]
     inert = Inert(tokenizer, [messages, tools])
     messages, tools = inert.marked(messages), inert.marked(tools)
+    question = messages[asked]["content"].strip()
+    own = None if tokenizer.chat_template else PLAIN_TEMPLATE
+    fewer = fitting(tokenizer, messages, template=own, tools=tools, options=options)
+    if len(fewer) < len(messages):  # the question is then the end of a message that is merged of several
+        asked = max((n for n, m in enumerate(fewer) if m["role"] == "user"), default=len(fewer) - 1)
 
-    def render(turns: list[dict[str, Any]]) -> str:
-        return tokenizer.apply_chat_template(
-            turns,
-            tools=tools,
-            chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+    def render(turns: Sequence[dict[str, Any]]) -> str:
+        return rendered(tokenizer, turns, template=own, tools=tools, options=options)
 
-    rendered = render(messages)
-    encoded = inert.encoded(rendered)
-    start, end = _question_in(rendered, render, messages, asked, inert.marked(question).strip())
-    query = encoded.within(len(inert.restored(rendered[:start])), len(inert.restored(rendered[:end])))
+    written = render(fewer)
+    encoded = inert.encoded(written)
+    start, end = _question_in(written, render, fewer, asked, question)
+    query = encoded.within(len(inert.restored(written[:start])), len(inert.restored(written[:end])))
     before = [] if tokenizer.chat_template else [i for i in tokenizer("")["input_ids"] if i != tokenizer.eos_token_id]
     ids = (*before, *encoded.ids)
     return Prompt(ids, (query[0] + len(before), query[1] + len(before)) if query[1] > query[0] else (0, len(ids)))
 
 
 def _question_in(
-    rendered: str,
-    render: Callable[[list[dict[str, Any]]], str],
-    messages: list[dict[str, Any]],
-    asked: int,
-    question: str,
+    written: str, render: Render, messages: list[dict[str, Any]], asked: int, question: str
 ) -> tuple[int, int]:
     """First and last-plus-one character of the question in what the template wrote.
 
@@ -140,11 +146,11 @@ def _question_in(
         return 0, 0
     content = messages[asked]["content"]
     before, _, after = content.rpartition(question)
-    opened, closed = islice(unused(iter([rendered, content])), 2)
+    opened, closed = islice(unused(iter([written, content])), 2)
     around = f"{before}{opened}{question}{closed}{after}"
     again = render([*messages[:asked], {**messages[asked], "content": around}, *messages[asked + 1 :]])
-    if again.replace(opened, "").replace(closed, "") != rendered or opened not in again:
-        place = max(rendered.rfind(question), 0)
-        return place, place + len(question) if rendered.find(question) >= 0 else place
+    if again.replace(opened, "").replace(closed, "") != written or opened not in again:
+        place = max(written.rfind(question), 0)
+        return place, place + len(question) if question in written else place
     start, end = (len(again[: again.rindex(mark)].replace(opened, "").replace(closed, "")) for mark in (opened, closed))
     return start, end

@@ -15,7 +15,7 @@ HASHED = "id++h"
 MAX_ESCAPED = 128
 _UNSAFE = re.compile(r"[^A-Za-z0-9_@-]+")
 MANIFEST = "memory.json"
-MAX_FILES = 2**20
+MAX_FILES = 2**18
 """Largest number of files beside a manifest."""
 _FILE = re.compile(r"(tokens|vectors|state|records)-[0-9a-f]{32}\.(safetensors|sealed|jsonl)")
 

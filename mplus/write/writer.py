@@ -48,9 +48,14 @@ class Writer:
         """Write one or several texts into each memory; memories change once everything has been written.
 
         Raises:
-            ValueError: Empty text, token ids out of range, an empty source name, or another number of names or
-                metadata than of texts.
+            ValueError: The model has no tokenizer; or empty text, token ids out of range, an empty source name, or
+                another number of names or metadata than of texts.
         """
+        if self._tokenizer is None:
+            raise ValueError(
+                "This model has no tokenizer, so it writes nothing. Put the files of the tokenizer into its folder "
+                "(tokenizer.json, tokenizer_config.json) and load it again."
+            )
         for source in sources:
             for name in [source] if isinstance(source, str) else source or ():
                 if name is not None and not name.strip():
@@ -85,7 +90,7 @@ class Writer:
             ids = torch.tensor(text.input_ids, dtype=torch.int32)
             kept = (text.original or self._tokenizer.decode(text.input_ids),) if keep_text else ()
             written.append(WrittenText(name, about, ids, tuple(text.joined_by), kept))
-        return LedgerEntry(tuple(written), time.time())
+        return LedgerEntry(tuple(written), memory.now())
 
     def recalling(self, config: MemoryConfig, states: Sequence[MemoryState]) -> list[MemoryState]:
         """States of a memory whose layout differs in how it recalls only, with vectors for all chunks if it needs them.
