@@ -30,9 +30,9 @@ from .generation.constrain import Constraint as Constraint
 from .generation.constrain import ToolCall as ToolCall
 from .generation.constrain import parse_tool_calls as parse_tool_calls
 from .generation.row import Generation as Generation
-from .generation.row import RecalledSource as RecalledSource
 from .generation.sampling import SamplingParams as SamplingParams
 from .generation.scheduler import Scheduler as Scheduler
+from .generation.sources_read import RecalledSource as RecalledSource
 from .generation.streams import AsyncGenerationStream as AsyncGenerationStream
 from .generation.streams import GenerationStream as GenerationStream
 from .generation.where import FoundSource as FoundSource

@@ -17,9 +17,10 @@ from mplus.config import EMBEDDING, MemoryConfig, Recall
 from mplus.forks import renewed_after_fork
 from mplus.generation.engine import Engine, decode
 from mplus.generation.requests import GenerationOptions, MemoryLike, PromptLike, Requests, memories_of
-from mplus.generation.row import Generation, memory_of
+from mplus.generation.row import Generation
 from mplus.generation.sampling import SamplingOptions
 from mplus.generation.scheduler import Scheduler
+from mplus.generation.sources_read import memory_of
 from mplus.generation.streams import GenerationStream
 from mplus.generation.where import FoundSource, WhereLike, allowed_sources
 from mplus.inert import encode_inert
@@ -30,6 +31,7 @@ from mplus.progress import Progress, followed
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import rank_sources
 from mplus.recall.embedder import Embedder
+from mplus.relevance_scale import RelevanceScales
 from mplus.self_check import HowRead, SelfCheck
 from mplus.weights import Weights
 from mplus.write.absorb import WriteReport
@@ -88,6 +90,7 @@ class MPlus:
             prefers_text=self._self_check.prefers_text,
         )
         self._writer = Writer(weights, tokenizer)
+        self._scales = RelevanceScales(weights, tokenizer)
         self.after_fork()
         renewed_after_fork(self)
         self._check(memory)
@@ -509,8 +512,11 @@ class MPlus:
             question = self.weights.question(ids, track.recall_layer, self._requests.vector_of(read.state, config, ids))
             scorer = self.weights.scorers[config.recall]
             ranked = rank_sources(scorer, read.state, config, question, allowed_sources(read, where))
-        found = [(read.state.sources[n], relevance, memory_of(read.members, n)) for n, relevance in ranked[:limit]]
-        return [FoundSource(s.name, relevance, dict(s.metadata), s.texts, place) for s, relevance, place in found]
+        found = [(read.state.sources[one.number], one, memory_of(read.members, one.number)) for one in ranked[:limit]]
+        return [
+            FoundSource(s.name, one.relevance, dict(s.metadata), s.texts, place, self._scales.score(config, one.match))
+            for s, one, place in found
+        ]
 
     def count_tokens(self, prompt: PromptLike, *, tools: Sequence[Mapping[str, Any]] | None = None) -> int:
         """Number of tokens of a prompt, including those of the chat template."""

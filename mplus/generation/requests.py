@@ -232,7 +232,7 @@ class Requests:
             pieces.pop()
         # Empty pools of its own: buffers of reads are kept by pool.
         bare = replace(state, tracks=self._weights.empty_state(config).tracks)
-        told = as_recalled(pieces)
+        told = as_recalled(pieces, state.tracks[0].short_term.provenance.chunks)
         return ReadRequest(bare, config, whole.input_ids, whole.query, members=read.members, told=told)
 
     @torch.inference_mode()

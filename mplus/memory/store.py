@@ -31,7 +31,7 @@ from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import copy
 from mplus.storage.folder import Folder
 from mplus.storage.manifest import is_sealed
-from mplus.storage.names import MANIFEST, check_name, check_spelling
+from mplus.storage.names import MANIFEST, check_name, check_spelling, name_for
 from mplus.storage.place import not_saved
 from mplus.storage.vault import KeyVault
 
@@ -103,6 +103,8 @@ class MemoryStore:
 
     check_name = staticmethod(check_name)
     """The name, if it is allowed."""
+    name_for = staticmethod(name_for)
+    """The name for an id that somebody else chose, such as "telegram:12345"; ``StoredMemory.id`` gives the id."""
 
     def path(self, name: str) -> Path:
         """Where a memory is kept.

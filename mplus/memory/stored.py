@@ -8,7 +8,7 @@ from mplus.errors import CorruptMemoryError
 from mplus.memory.recent import identity
 from mplus.storage.folder import Folder
 from mplus.storage.manifest import is_sealed
-from mplus.storage.names import MANIFEST
+from mplus.storage.names import MANIFEST, id_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class StoredMemory:
     used: float
     """Unix time when it was last opened."""
     encrypted: bool
+
+    @property
+    def id(self) -> str:
+        """The id for which ``MemoryStore.name_for`` gave the name; the name itself if it is no such name."""
+        return id_of(self.name)
 
     @classmethod
     def of(cls, folder: Path) -> "StoredMemory | None":

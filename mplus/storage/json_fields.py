@@ -19,11 +19,15 @@ import torch
 from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
+from mplus.metadata import decoded_metadata, encoded_metadata
 from mplus.storage.blocks import CODE_BY_DTYPE, DTYPE_BY_CODE
 from mplus.storage.shards import as_bytes
 
+METADATA = "metadata"
+"""The field of a dataclass whose values keep their types."""
 MOST = 2**60
 """Largest number that a field may have; no NaN is below it."""
+
 KeepTensor = Callable[[Tensor], Any]
 FindTensor = Callable[[Any], Tensor]
 
@@ -58,7 +62,12 @@ def encode(value: Any, keep: KeepTensor = inline) -> Any:
     if isinstance(value, Tensor):
         return keep(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: encode(getattr(value, field.name), keep) for field in fields(value)}
+        return {
+            field.name: encoded_metadata(getattr(value, field.name))
+            if field.name == METADATA
+            else encode(getattr(value, field.name), keep)
+            for field in fields(value)
+        }
     if isinstance(value, Mapping):
         return {str(key): encode(item, keep) for key, item in typing.cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, (frozenset, set)):
@@ -67,7 +76,6 @@ def encode(value: Any, keep: KeepTensor = inline) -> Any:
         return [encode(item, keep) for item in typing.cast("tuple[Any, ...]", value)]
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    # Metadata may contain dates, paths and similar values.
     return str(value)
 
 
@@ -121,7 +129,13 @@ def decode_fields(kind: type[Any], value: Mapping[str, Any], find: FindTensor = 
     for name, field in known.items():
         if name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise CorruptMemoryError(f"{kind.__name__} lacks {name!r}")
-    return kind(**{name: decode(hints[name], item, find) for name, item in value.items()})
+    decoded = {name: decode(hints[name], item, find) for name, item in value.items()}
+    if METADATA in decoded:
+        try:
+            decoded[METADATA] = decoded_metadata(decoded[METADATA])
+        except (ValueError, RecursionError) as error:
+            raise CorruptMemoryError(str(error)) from error
+    return kind(**decoded)
 
 
 @cache
