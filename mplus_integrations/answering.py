@@ -71,17 +71,15 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
     scheduler: Scheduler | None = Field(default=None, exclude=True)
     """``model.serve()``: requests of many users are batched. None: each request runs on its own."""
 
-<<<<<<< HEAD
     _forgets_edits: ClassVar[bool] = True
     """Whether turns that a conversation no longer has are forgotten. Its first turn tells it from others."""
 
     def _cited_as(self, latents: Latents) -> str:
         """The name that cites the memory of a call."""
         return "own"
-=======
+
     def _must_name(self) -> bool:
         return self.scheduler is not None if self.require_key is None else self.require_key
->>>>>>> 93e4e81d3df95613df218e0891714c1a119a59f5
 
     def _as_call(self, given: Mapping[str, Any]) -> Call:
         """The settings of a call. Missing settings, or None, have the object's value.
@@ -106,12 +104,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         *,
         where: Where | None = None,
         shared: Sequence[Shared] = (),
-<<<<<<< HEAD
         processors: Sequence[Any] = (),
-    ) -> Generator[str | Answer]:
-=======
     ) -> Generator[Piece | Answer]:
->>>>>>> 93e4e81d3df95613df218e0891714c1a119a59f5
         """Yield the text of an answer as it grows, without tool calls, and finally the whole ``Answer``.
 
         Args:
@@ -189,25 +183,13 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             said: list[dict[str, Any]] = [{"content": prompt}] if isinstance(prompt, str) else prompt
             if not isinstance(prompt, str):
                 told = with_told(prompt, form.told)
-<<<<<<< HEAD
-                room, turns = max(room - min(call.max_tokens, room // 4), 1), call.turns_in_prompt(model)
-                prompt = fitted(
-                    model, memory, told, room=room, tools=call.tools, prompt_turns=turns, forgets=self._forgets_edits
-                )
-                if latents is self._own.get(None):  # the memory has no name: each conversation reads only its own turns
-=======
                 said = self._fitted(model, [memory, *others], told, call)
                 if self.own.is_unnamed(latents):  # the memory has no name: each conversation reads only its own turns
->>>>>>> 93e4e81d3df95613df218e0891714c1a119a59f5
                     tests.append(of_conversation(told))
                 tests.append(not_standing_in(said))
                 prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in said]
-            reads = [Read("own", memory, [*tests, not_pasted_into(said, memory)])]
+            reads = [Read(self._cited_as(latents), memory, [*tests, not_pasted_into(said, memory)])]
             of_call = [] if call.where is None else [source_filter(call.where)]
-<<<<<<< HEAD
-            reads = [Read(self._cited_as(latents), memory, tests)]
-=======
->>>>>>> 93e4e81d3df95613df218e0891714c1a119a59f5
             for one, other in zip(beside, others, strict=True):
                 own = [one.where] if one.where else []
                 reads.append(Read(one.name, other, [*of_call, *own, not_pasted_into(said, other)]))
@@ -232,7 +214,15 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         room = model.prompt_room(memories)
         room = max(room - min(call.max_tokens, room // 4), 1)
         turns = call.turns_in_prompt(model)
-        return fitted(model, memories[0], told, room=room, tools=call.tools, prompt_turns=turns)
+        return fitted(
+            model,
+            memories[0],
+            told,
+            room=room,
+            tools=call.tools,
+            prompt_turns=turns,
+            forgets=self._forgets_edits,
+        )
 
 
 class Read(NamedTuple):
