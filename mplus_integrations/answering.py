@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Generic, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple
 from uuid import uuid4
 
 from pydantic import Field
@@ -71,8 +71,15 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
     scheduler: Scheduler | None = Field(default=None, exclude=True)
     """``model.serve()``: requests of many users are batched. None: each request runs on its own."""
 
+    _forgets_edits: ClassVar[bool] = True
+    """Whether turns that a conversation no longer has are forgotten. Its first turn tells it from others."""
+
     def _must_name(self) -> bool:
         return self.scheduler is not None if self.require_key is None else self.require_key
+
+    def _cited_as(self, latents: Latents) -> str:
+        """The name that cites the memory of a call."""
+        return "own"
 
     def _as_call(self, given: Mapping[str, Any]) -> Call:
         """The settings of a call. Missing settings, or None, have the object's value.
@@ -97,6 +104,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         *,
         where: Where | None = None,
         shared: Sequence[Shared] = (),
+        processors: Sequence[Any] = (),
     ) -> Generator[Piece | Answer]:
         """Yield the text of an answer as it grows, without tool calls, and finally the whole ``Answer``.
 
@@ -108,9 +116,10 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             left: An event that stops generation within two tokens when it is set.
             where: A test of the sources of ``latents`` to read.
             shared: Memories to read beside it.
+            processors: Further logits processors, as ``MPlus.generate`` takes them.
         """
         shown = held = ""
-        stream, names = self._begin(prompt, call, latents, where, shared)
+        stream, names = self._begin(prompt, call, latents, where, shared, processors)
         with stream:
             # While a call is held back nothing is yielded, so a caller who leaves must cancel the generation directly.
             stream.cancel_with(left)
@@ -142,14 +151,21 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         *,
         where: Where | None = None,
         shared: Sequence[Shared] = (),
+        processors: Sequence[Any] = (),
     ) -> Answer:
         """The whole answer; takes the arguments of ``_pieces``."""
-        *_, answer = self._pieces(prompt, call, latents, left, where=where, shared=shared)
+        *_, answer = self._pieces(prompt, call, latents, left, where=where, shared=shared, processors=processors)
         assert isinstance(answer, Answer)
         return answer
 
     def _begin(
-        self, prompt: Asked, call: Call, latents: Latents, where: Where | None, shared: Sequence[Shared]
+        self,
+        prompt: Asked,
+        call: Call,
+        latents: Latents,
+        where: Where | None,
+        shared: Sequence[Shared],
+        processors: Sequence[Any],
     ) -> tuple[GenerationStream, list[str]]:
         """Begin an answer. Also returns the names of the memories that it reads."""
         model, form, sampling = self._model_of(call), form_of(call), call.sampling()
@@ -172,7 +188,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                     tests.append(of_conversation(told))
                 tests.append(not_standing_in(said))
                 prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in said]
-            reads = [Read("own", memory, [*tests, not_pasted_into(said, memory)])]
+            reads = [Read(self._cited_as(latents), memory, [*tests, not_pasted_into(said, memory)])]
             of_call = [] if call.where is None else [source_filter(call.where)]
             for one, other in zip(beside, others, strict=True):
                 own = [one.where] if one.where else []
@@ -186,6 +202,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 tools=call.tools,
                 constraint=form.constraint,
                 where=read_where if several else read_where[0],
+                processors=processors,
                 **sampling.model_dump(),
             )
             return stream, names
@@ -197,7 +214,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         room = model.prompt_room(memories)
         room = max(room - min(call.max_tokens, room // 4), 1)
         turns = call.turns_in_prompt(model)
-        return fitted(model, memories[0], told, room=room, tools=call.tools, prompt_turns=turns)
+        forgets = self._forgets_edits
+        return fitted(model, memories[0], told, room=room, tools=call.tools, prompt_turns=turns, forgets=forgets)
 
 
 class Read(NamedTuple):

@@ -30,6 +30,8 @@ def form_of(call: Call) -> Form:
     """
     choice = tool_choice(call.tool_choice, call.tools)
     if call.response_format is not None:
+        if call.response_format.get("type") == "json_object":
+            return Form(Constraint.json_object(), "Answer with a JSON object.")
         schema = response_schema(call.response_format)
         told = f"Answer with JSON of this schema: {json.dumps(schema, ensure_ascii=False)}"
         return Form(Constraint.json_schema(schema), told)
@@ -53,7 +55,8 @@ def tool_choice(choice: str | Mapping[str, Any] | bool | None, tools: Sequence[A
     elif isinstance(choice, str):
         chosen = choice
     else:
-        chosen = choice.get("function", choice).get("name")
+        function = choice.get("function", choice)
+        chosen = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(chosen, str):
             raise ValueError(f"tool_choice={choice!r}: expected {{'type': 'function', 'function': {{'name': …}}}}.")
     if not tools and chosen not in ("auto", "none"):
@@ -72,10 +75,14 @@ def response_schema(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ValueError: It is not of a known form.
     """
-    if wanted.get("type") == "json_schema":
-        return wanted["json_schema"]["schema"]
+    described = wanted.get("json_schema")
+    if wanted.get("type") == "json_schema" and isinstance(described, Mapping):
+        schema = described.get("schema")
+        if isinstance(schema, Mapping):
+            return schema
     raise ValueError(
-        f"response_format={wanted!r:.80}: expected {{'type': 'json_schema', 'json_schema': {{'name', 'schema'}}}}."
+        f"response_format={wanted!r:.80}: expected {{'type': 'json_schema', 'json_schema': {{'name', 'schema'}}}} or "
+        "{'type': 'json_object'}."
     )
 
 

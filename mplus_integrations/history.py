@@ -49,6 +49,7 @@ def fitted(
     room: int,
     tools: Sequence[Mapping[str, Any]] | None,
     prompt_turns: int | None = None,
+    forgets: bool = True,
 ) -> list[dict[str, Any]]:
     """Write the earlier turns of a history into memory, and choose those that stand in the prompt.
 
@@ -59,6 +60,7 @@ def fitted(
         room: Most tokens of the prompt.
         tools: Tools described in the prompt.
         prompt_turns: How many of the latest turns before the question stand in the prompt; None: as many as fit.
+        forgets: Whether turns that the conversation no longer has are forgotten.
 
     Returns:
         The messages of the prompt. One that is in memory too has its name there as ``source``.
@@ -67,7 +69,7 @@ def fitted(
     known = {source.name: source for source in memory.sources()}
     names, asked = turn_names(turns), question_place(turns)
     mine = {name for name, s in known.items() if CONVERSATION in s.metadata and names[:1] == [s.metadata[CONVERSATION]]}
-    stale = mine - set(names[:asked])  # the question is not memory while it is asked
+    stale = mine - set(names[:asked]) if forgets else set[str]()  # the question is not memory while it is asked
     for place, turn in enumerate(turns):
         source = known.get(turn.get("id", ""))
         if source is not None and source.texts == (turn_text(turn),):

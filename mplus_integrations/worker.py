@@ -5,6 +5,7 @@ of the application.
 """
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +16,28 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_THREADS = ThreadPoolExecutor(max_workers=64, thread_name_prefix="mplus")
+
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=64, thread_name_prefix="mplus")
+
+
+_threads = _pool()
+
+
+def _renew() -> None:
+    """A pool for a forked process, which has none of its parent's threads and would wait for them."""
+    global _threads
+    _threads = _pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in a thread, with the caller's context variables."""
     call = partial(copy_context().run, function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, call)
+    return await asyncio.get_running_loop().run_in_executor(_threads, call)
 
 
 async def answered(work: Callable[[threading.Event], T]) -> T:

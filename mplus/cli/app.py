@@ -41,8 +41,14 @@ OPTIONS: Any = {
 LATER = {
     "train": "Train M+ onto a model; a run that was stopped goes on with --resume.",
     "evaluate": "Measure what is remembered: write contexts, then distractors, and ask after more and more of them.",
+    "serve": "Serve the model and its memories to many users: OpenAI's API, an API of memories, and MCP.",
+    "mcp": "Give an agent a memory by the Model Context Protocol: remember, recall, ask, forget, list.",
+    "keys": "Make, list and revoke the API keys of mplus serve --keys.",
 }
-"""Commands whose options come from pydantic models, which take longer to import than ``mplus --help`` may last."""
+"""Commands whose options come from pydantic models, which take longer to import than ``mplus --help`` may last, or that
+need an extra."""
+ELSEWHERE: dict[str, str] = dict.fromkeys(("serve", "mcp", "keys"), "mplus_integrations.server.command")
+"""Commands of the other package, which is built on this one: they are imported by name, when they are called."""
 
 
 class Commands(TyperGroup):
@@ -57,7 +63,15 @@ class Commands(TyperGroup):
     def load(self, name: str) -> None:
         """Put a command of ``LATER`` in the place of its name."""
         alone = typer.Typer(**OPTIONS)
-        alone.command(name, help=LATER[name])(getattr(import_module(f"mplus.cli.{name}"), name))
+        try:
+            module = import_module(ELSEWHERE.get(name, f"mplus.cli.{name}"))
+        except ModuleNotFoundError as error:
+            if name not in ELSEWHERE:
+                raise
+            raise ImportError(
+                f"mplus {name} needs {error.name!r}, which is not installed: pip install 'mplus-memory[serve,mcp]'"
+            ) from error
+        alone.command(name, help=LATER[name])(getattr(module, name))
         self.add_command(get_command(alone), name)
 
 

@@ -1,22 +1,49 @@
-"""``mplus export``: a memory in one portable file."""
+"""``mplus export``: a memory in one portable file, or its texts."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mplus.cli.opened import located
 from mplus.cli.options import MemoryOption, ModelOption
 
+if TYPE_CHECKING:
+    from mplus import Memory
+
 
 def export(
     file: Annotated[Path, typer.Argument(help="File to write, such as alice.mplus.")],
     memory: MemoryOption = "default",
     model: ModelOption = "smol-135m",
+    text: Annotated[
+        bool,
+        typer.Option(
+            "--text", help="Write the texts that were kept, as lines of JSON; import --from jsonl reads them."
+        ),
+    ] = False,
 ) -> None:
     """Write a memory into one portable file."""
     from mplus import MPlus
 
     store, name = located(memory)
-    store.load(name, MPlus.from_pretrained(model)).export(file)
-    print(f"Wrote {memory!r} to {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+    held = store.load(name, MPlus.from_pretrained(model))
+    if not text:
+        held.export(file)
+        print(f"Wrote {memory!r} to {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+        return
+    lines = list(text_lines(held))
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    left = len(held.sources()) - len(lines)
+    unkept = f"; {left:,} sources were written without keeping their text" if left else ""
+    print(f"Wrote the texts of {len(lines):,} sources of {memory!r} to {file}{unkept}")
+
+
+def text_lines(memory: "Memory") -> Iterator[str]:
+    """Each source whose text was kept, as a line of JSON."""
+    for source in memory.sources():
+        if source.texts:
+            about = {"text": "\n".join(source.texts), "source": source.name, "metadata": dict(source.metadata)}
+            yield json.dumps({**about, "first_written": source.first_written}, ensure_ascii=False, default=str)

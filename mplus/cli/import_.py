@@ -1,23 +1,57 @@
-"""``mplus import``: a memory out of a portable file."""
+"""``mplus import``: a memory out of a portable file, or what another program exported."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mplus.cli.opened import located
+from mplus.cli.brought import Brought, Origin, read_export
+from mplus.cli.opened import located, opened
 from mplus.cli.options import ModelOption
+from mplus.progress import is_watched
+
+if TYPE_CHECKING:
+    from mplus import Memory, MPlus
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="Portable file, or the folder of a saved memory.")],
-    memory: Annotated[str, typer.Option("--memory", help="Name that it gets; must be free.")] = "default",
+    file: Annotated[Path, typer.Argument(help="Portable file, the folder of a saved memory, or what --from exported.")],
+    memory: Annotated[
+        str, typer.Option("--memory", help="Name that it gets, which must be free; with --from, memory to write into.")
+    ] = "default",
     model: ModelOption = "smol-135m",
+    origin: Annotated[
+        Origin | None,
+        typer.Option("--from", help="Program that exported the file: its conversations or memories are written."),
+    ] = None,
 ) -> None:
-    """Keep the memory in a portable file under a name."""
+    """Keep the memory in a portable file under a name, or write what another program exported."""
     from mplus import Memory, MPlus
 
+    if origin is not None:
+        brought = read_export(file, origin)
+        with opened(memory, model) as (loaded, held):
+            written, replaced = bring(loaded, held, brought)
+            described = repr(held)
+        there = len(brought) - written - replaced
+        print(f"Wrote {written:,}, replaced {replaced:,}, there already {there:,}. {described}")
+        return
     store, name = located(memory)
     imported = Memory.load(file, MPlus.from_pretrained(model))
     store.put(name, imported)
     print(f"Imported {memory!r}: {imported!r}")
+
+
+def bring(model: "MPlus", memory: "Memory", brought: list[Brought]) -> tuple[int, int]:
+    """Write what is new or has changed since the last import; returns how many of each."""
+    known = {source.name: source.texts for source in memory.sources()}
+    changed = [one for one in brought if one.source in known and known[one.source] != (one.text,)]
+    new = [one for one in brought if one.source not in known]
+    if changed or new:
+        fork = memory.fork()
+        for one in changed:
+            fork.forget(one.source)
+        texts, sources, metadata = zip(*(one for one in brought if one in changed or one in new), strict=True)
+        model.write(fork, texts, source=sources, metadata=metadata, keep_text=True, progress=is_watched())
+        memory.adopt(fork)
+    return len(new), len(changed)

@@ -47,6 +47,13 @@ class Constraint:
         return _validated(Constraint(grammar), schema)
 
     @staticmethod
+    def json_object() -> "Constraint":
+        """Any JSON object. A schema is the better choice: nothing bounds what is in this one."""
+        from llguidance import LLMatcher
+
+        return Constraint(LLMatcher.grammar_from_json_schema(json.dumps({"type": "object", "x-guidance": SPACING})))
+
+    @staticmethod
     def tool_calls(tools: Sequence[Schema], choice: ToolChoice | str = "auto") -> "Constraint":
         """Tool calls: free text or a valid call ("auto"), any call ("required"), or a call of the named tool.
 

@@ -18,6 +18,7 @@ from mplus.errors import (
 )
 from mplus.memory.autosave import autosaving
 from mplus.memory.backup import LIST, Backup, copy_in_use, damage, is_encrypted
+from mplus.memory.clear_errors import clear_errors
 from mplus.memory.deletions import Deletions
 from mplus.memory.memory import Memory, MemoryMaker
 from mplus.memory.quotas import Quotas
@@ -73,12 +74,16 @@ class MemoryStore:
         self.max_memory_bytes, self.max_total_bytes = max_memory_bytes, max_total_bytes
         self.max_resident_bytes = max_resident_bytes
         self.vault = vault
-        Folder(self.root).make()
+        self._make()
         self._recent = RecentMemories(max_resident_bytes)
         self._locks = StoreLocks(self.root)
         self._quotas = Quotas(self.root, max_memory_bytes, max_total_bytes)
         self._deletions = Deletions(self.root, vault)
         self._sweep()
+
+    @clear_errors
+    def _make(self) -> None:
+        Folder(self.root).make()
 
     def __getstate__(self) -> dict[str, object]:
         """Folder and limits, for another process.
@@ -163,6 +168,7 @@ class MemoryStore:
         """
         return self._read(self._existing(name), model).fork()
 
+    @clear_errors
     def put(self, name: str, memory: Memory) -> None:
         """Keep a copy of a memory, such as an imported one, under a new name.
 
@@ -175,6 +181,7 @@ class MemoryStore:
             self._refuse_taken(name)
             self._save(name, memory.fork(), None, self._key_to_save_with(name, None), dispensable=None)
 
+    @clear_errors
     def list(self) -> list[StoredMemory]:
         """Every saved memory, by name; also while others save, and also one that cannot be read."""
         found: list[StoredMemory] = []
@@ -186,6 +193,7 @@ class MemoryStore:
                 found.append(stored)
         return found
 
+    @clear_errors
     def delete(self, name: str, *, timeout: float = 60.0) -> None:
         """Remove a memory for good, its encryption key first.
 
@@ -208,6 +216,7 @@ class MemoryStore:
                     "there; the next use of the store finishes it",
                 ) from error
 
+    @clear_errors
     def copy(self, name: str, new_name: str) -> None:
         """Make a second memory with the same content; on the same disk both share files until they differ.
 
@@ -237,6 +246,7 @@ class MemoryStore:
 
     # --- backups ----------------------------------------------------------------------------------
 
+    @clear_errors
     def verify(self, name: str) -> str | None:
         """What is wrong with a saved memory; None if nothing is. Every byte of it is read and checked.
 
@@ -283,6 +293,7 @@ class MemoryStore:
             raise not_saved(place, error) from error
         return tuple(made)
 
+    @clear_errors
     def restore(self, source: str | Path, name: str, *, overwrite: bool = False) -> None:
         """Bring a memory back from a backup, once every byte of it has been checked.
 
@@ -322,6 +333,7 @@ class MemoryStore:
         folder = self.path(name)
         return self._read(folder, model) if _is_saved(folder) else model.new_memory()
 
+    @clear_errors
     def _read(self, folder: Path, model: MemoryMaker) -> Memory:
         """A memory as it was last saved; one that is held already only if its key still exists."""
         saved_as = identity(folder)
@@ -333,6 +345,7 @@ class MemoryStore:
         read = lambda: load(Folder(folder), model.new_memory, key=key)
         return self._recent.get(folder.name, model, _under(key, saved_as), read)
 
+    @clear_errors
     def _save(
         self,
         name: str,
@@ -359,10 +372,12 @@ class MemoryStore:
         if model is not None:
             self._recent.put(name, model, _under(key, identity(folder)), memory)
 
+    @clear_errors
     def _key(self, folder: Path) -> MemoryKey | None:
         """The key of a saved memory; None if it is not encrypted."""
         return self.vault.key(folder.name) if self.vault is not None and is_sealed(identity(folder)) else None
 
+    @clear_errors
     def _key_to_save_with(self, name: str, known: MemoryKey | None) -> MemoryKey | None:
         """The key to encrypt a memory with; ``known`` is the one it was read or saved with, if it was.
 
@@ -380,11 +395,13 @@ class MemoryStore:
             )
         return known
 
+    @clear_errors
     def _is_as_wanted(self, name: str) -> bool:
         """Whether a memory is saved, and encrypted exactly if the store has a vault."""
         folder = self.path(name)
         return _is_saved(folder) and is_sealed(identity(folder)) == (self.vault is not None)
 
+    @clear_errors
     def _existing(self, name: str) -> Path:
         folder = self.path(name)
         if not _is_saved(folder) or self._deletions.is_begun(name):
@@ -405,6 +422,7 @@ class MemoryStore:
         self.path(name)
         return self._locks.held(name, timeout, lambda: self._deletions.finish(name))
 
+    @clear_errors
     def _sweep(self) -> None:
         """Remove the leftovers of deletes and copies that were killed."""
         self._deletions.sweep(lambda name: self._locks.held(name, 0.0))

@@ -62,7 +62,7 @@ class StoreLocks:
             self._holders[name] = threading.get_ident()
             held = self._file_lock(name, max(timeout - (time.monotonic() - started), 0.0), message)
             try:
-                entered()
+                self._enter(name, entered)
                 yield
             finally:
                 if os.getpid() == owner:
@@ -71,6 +71,19 @@ class StoreLocks:
             if os.getpid() == owner:
                 self._holders.pop(name, None)
                 lock.release()
+
+    def _enter(self, name: str, entered: Callable[[], object]) -> None:
+        try:
+            entered()
+        except OSError as error:
+            raise self._not_opened(name, error) from error
+
+    def _not_opened(self, name: str, error: OSError) -> MemorySaveError:
+        return MemorySaveError(
+            error.errno,
+            f"{self._root}: memory {name!r} cannot be opened for writing there ({error.strerror or error}). "
+            "Free space or allow writing, or use MemoryStore.load to only read it",
+        )
 
     def _file_lock(self, name: str, timeout: float, message: str) -> Any:
         """The lock against other processes, taken."""
@@ -85,9 +98,5 @@ class StoreLocks:
             raise MemoryLockedError(message) from error
         except OSError as error:
             lock.release()
-            raise MemorySaveError(
-                error.errno,
-                f"{self._root}: memory {name!r} cannot be opened for writing there ({error.strerror or error}). "
-                "Free space or allow writing, or use MemoryStore.load to only read it",
-            ) from error
+            raise self._not_opened(name, error) from error
         return lock

@@ -260,14 +260,15 @@ def test_list_never_misses_a_memory_that_is_being_saved(
         with store.open(name, model) as memory:
             model.write(memory, "Something to keep for long.", source="a")
     real, removed = os.scandir, list[Path]()
+    going = list((tmp_path / "alice").glob("tokens-*"))
 
     @contextlib.contextmanager
     def scandir(path: Path):
         with real(path) as entries:
             found = list(entries)
         if Path(path).name == "alice" and not removed:
-            removed.extend(path for path in Path(path).glob("tokens-*"))
-            for one in removed:
+            removed.extend(going)
+            for one in going:
                 one.unlink()
         yield iter(found)
 

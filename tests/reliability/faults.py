@@ -1,15 +1,15 @@
 """Let every call to the file system fail once, one after the other, and look what is left.
 
-    python -m tests.reliability.faults FOLDER
+    python -m tests.reliability.faults FOLDER --every 1
 
 A call that fails is a clear error, or one that does not matter; what is found afterwards is the old or the new state,
 and the new one if nothing was raised. Prints JSON.
 """
 
+import argparse
 import errno
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -105,14 +105,18 @@ def tried(scene: Scene, root: Path, at: int) -> tuple[str, str, str]:
 
 
 def main() -> None:
-    root, model = Path(sys.argv[1]), states.model()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--every", type=int, default=1, help="Let only every so many-th call fail.")
+    arguments = parser.parse_args()
+    root, model = arguments.folder, states.model()
     outcomes: dict[str, Counter[str]] = {}
     wrong: list[str] = []
     for name in SCENES:
         scene = Scene(name, model)
         scene.prepare(root / name)
         outcomes[name] = Counter()
-        for at in range(10_000):
+        for at in range(len(name) % arguments.every, 10_000, arguments.every):
             failed, outcome, problem = tried(scene, copied(root / name, root / "tried"), at)
             if not failed:
                 break

@@ -1,0 +1,139 @@
+"""Reads what other programs export: conversations and memories, as texts to remember with their original times."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mplus.turns import turn_text
+
+Origin = Literal["chatgpt", "claude", "openwebui", "mem0", "jsonl"]
+ROLES = {"human": "user", "user": "user", "assistant": "assistant", "tool": "tool"}
+
+
+class Brought(NamedTuple):
+    """A text to remember.
+
+    Attributes:
+        text: The text.
+        source: Its name, the same at every import, so that it is written once.
+        metadata: Its origin, its time and what else is known of it.
+    """
+
+    text: str
+    source: str
+    metadata: dict[str, Any]
+
+
+def read_export(file: Path, origin: Origin) -> list[Brought]:
+    """What an exported file holds, oldest first; what has no time comes before that.
+
+    Args:
+        file: The file, or for ChatGPT and Claude the zip file that holds ``conversations.json``.
+        origin: The program that exported it.
+
+    Raises:
+        ValueError: The file is not of that program.
+    """
+    try:
+        found = list(READERS[origin](_lines(file) if origin == "jsonl" else _parsed(file)))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{file} is not an export of {origin}: {type(error).__name__}: {error}.") from error
+    once = {one.source: one for one in found if one.text.strip()}
+    return sorted(once.values(), key=lambda one: one.metadata.get("time", ""))
+
+
+def _parsed(file: Path) -> Any:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            return json.loads(archive.read("conversations.json"))
+    return json.loads(file.read_text(encoding="utf-8-sig"))
+
+
+def _lines(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _chatgpt(conversations: Sequence[Mapping[str, Any]]) -> Iterator[Brought]:
+    for talk in conversations:
+        about = {"from": "chatgpt", "conversation": talk.get("conversation_id") or talk["id"], "title": talk["title"]}
+        for node in _path(talk["mapping"], talk["current_node"], "parent"):
+            said = node.get("message")
+            if said is None or said["content"].get("content_type") != "text":
+                continue
+            text = "\n".join(part for part in said["content"]["parts"] if isinstance(part, str))
+            yield from _turn(said["author"]["role"], text, said["id"], said.get("create_time"), about)
+
+
+def _claude(conversations: Sequence[Mapping[str, Any]]) -> Iterator[Brought]:
+    for talk in conversations:
+        about = {"from": "claude", "conversation": talk["uuid"], "title": talk["name"]}
+        for said in talk["chat_messages"]:
+            parts = [part["text"] for part in said.get("content") or () if part.get("type") == "text"]
+            text = "\n".join(parts) or said.get("text", "")
+            yield from _turn(said["sender"], text, said["uuid"], said["created_at"], about)
+
+
+def _openwebui(conversations: Sequence[Mapping[str, Any]]) -> Iterator[Brought]:
+    for talk in conversations:
+        chat, about = talk["chat"], {"from": "openwebui", "conversation": talk["id"], "title": talk["title"]}
+        history = chat["history"]
+        for said in _path(history["messages"], history["currentId"], "parentId"):
+            yield from _turn(said["role"], said["content"], said["id"], said.get("timestamp"), about)
+
+
+def _mem0(exported: Any) -> Iterator[Brought]:
+    memories = exported["results"] if isinstance(exported, Mapping) else exported
+    for one in memories:
+        about = {**(one.get("metadata") or {}), "from": "mem0", **_time(one.get("updated_at") or one.get("created_at"))}
+        yield Brought(one["memory"], f"mem0-{one['id']}", about)
+
+
+def _jsonl(lines: Sequence[Mapping[str, Any]]) -> Iterator[Brought]:
+    for line in lines:
+        about = {**(line.get("metadata") or {}), **_time(line.get("time"))}
+        text = line["text"] if "text" in line else turn_text(line)
+        made = f"jsonl-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        yield Brought(text, line.get("source") or made, about)
+
+
+READERS: Mapping[str, Callable[[Any], Iterator[Brought]]] = {
+    "chatgpt": _chatgpt,
+    "claude": _claude,
+    "openwebui": _openwebui,
+    "mem0": _mem0,
+    "jsonl": _jsonl,
+}
+
+
+def _turn(role: str, text: str, name: str, time: Any, about: Mapping[str, Any]) -> Iterator[Brought]:
+    """A turn of a conversation; what was never said, such as a system message, is left out."""
+    if role in ROLES and text.strip():
+        said = turn_text({"role": ROLES[role], "content": text})
+        yield Brought(said, f"{about['from']}-{name}", {**about, "role": ROLES[role], **_time(time)})
+
+
+def _path(nodes: Mapping[str, Mapping[str, Any]], last: str | None, parent: str) -> list[Mapping[str, Any]]:
+    """The branch of a conversation that is shown: from its first node to the last."""
+    found: list[Mapping[str, Any]] = []
+    seen: set[str] = set()
+    while last is not None and last not in seen:
+        seen.add(last)
+        found.append(nodes[last])
+        last = nodes[last].get(parent)
+    return found[::-1]
+
+
+def _time(given: Any) -> dict[str, str]:
+    """A time as metadata, in UTC; Unix seconds or ISO 8601."""
+    if given is None:
+        return {}
+    if isinstance(given, int | float):
+        moment = datetime.fromtimestamp(given, UTC)
+    else:
+        moment = datetime.fromisoformat(given)
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return {"time": moment.isoformat(timespec="seconds")}

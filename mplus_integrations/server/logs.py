@@ -1,0 +1,56 @@
+"""Log lines, as JSON or text: what happened, never what was said, and no names of memories."""
+
+import json
+import logging
+import sys
+import time
+import traceback
+from typing import Any, Literal
+
+LOGGER = logging.getLogger("mplus.serve")
+
+
+class Line(logging.Formatter):
+    """One line for each record; of an exception its type and places, since its message may hold contents.
+
+    Args:
+        form: "json" or "text".
+    """
+
+    def __init__(self, form: Literal["json", "text"]) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        about: dict[str, Any] = {"event": record.getMessage(), **getattr(record, "about", {})}
+        if record.exc_info and record.exc_info[1] is not None:
+            about |= where_of(record.exc_info[1])
+        if self._form == "json":
+            return json.dumps({"time": at, "level": record.levelname.lower(), **about}, ensure_ascii=False, default=str)
+        event = about.pop("event")
+        return " ".join([at, record.levelname, str(event), *(f"{name}={value}" for name, value in about.items())])
+
+
+def where_of(error: BaseException) -> dict[str, Any]:
+    """The type of an error and where it arose."""
+    places = traceback.extract_tb(error.__traceback__)
+    return {"error": type(error).__qualname__, "where": [f"{p.filename}:{p.lineno} {p.name}" for p in places[-8:]]}
+
+
+def set_up_logs(form: Literal["json", "text"]) -> None:
+    """Write the log lines of the server to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Line(form))
+    for name in ("mplus.serve", "uvicorn", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler] if name != "uvicorn.error" else []
+        logger.setLevel(logging.INFO)
+        logger.propagate = name == "uvicorn.error"
+    logging.getLogger("uvicorn.access").disabled = True  # its lines hold paths, and so names of memories
+
+
+def log(event: str, *, level: int = logging.INFO, **about: Any) -> None:
+    """Log an event with details."""
+    LOGGER.log(level, event, extra={"about": about})

@@ -1,0 +1,141 @@
+"""Requests and answers of the API of memories, as they come over the wire."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mplus_integrations.server.memories import Item
+from mplus_integrations.server.wire import Message
+
+
+class Body(BaseModel):
+    """A request, whose unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+Text = Annotated[str, Field(min_length=1)]
+Named = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class Document(Body):
+    """A text with a name."""
+
+    text: Text
+    source: Named | None = None
+    """Name under which it can be recalled and forgotten; by default one is made."""
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Data about it, returned when it is recalled."""
+
+    def item(self) -> Item:
+        """The document as it is written."""
+        return Item(self.text, self.source, self.metadata)
+
+
+class NewMemory(Body):
+    """A memory to make."""
+
+    name: str
+    copy_of: str | None = None
+    """A memory whose content it begins with."""
+
+
+class Writing(Body):
+    """What is to be remembered: a text, or documents, or messages."""
+
+    text: Text | None = None
+    source: Named | None = None
+    """Name of the text, or of all documents without one."""
+    metadata: dict[str, Any] | None = None
+    """Data about the text, or about all documents beside their own."""
+    documents: Annotated[list[Document], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    """Turns of a conversation; those that are in memory already stay as they are."""
+    keep_text: bool = True
+    """Whether the text itself is kept, so that search and sources can show it."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        given = [name for name in ("text", "documents", "messages") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"{' and '.join(given) or 'nothing'} to write: expected text, documents or messages.")
+        if self.messages is not None and (self.source is not None or self.metadata is not None):
+            raise ValueError("source or metadata beside messages: each turn has a name of its own. Leave them out.")
+        return self
+
+    def items(self) -> list[Item]:
+        """The text or documents as they are written."""
+        documents = self.documents or [Document(text=self.text or "")]
+        about = self.metadata or {}
+        return [Item(one.text, one.source or self.source, {**about, **one.metadata}) for one in documents]
+
+
+class Replacing(Body):
+    """A source and its new text."""
+
+    source: Named
+    text: Text
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Data about it, in place of that of the old text."""
+    keep_text: bool = True
+
+    def item(self) -> Item:
+        """The source as it is written."""
+        return Item(self.text, self.source, self.metadata)
+
+
+class OfSource(Body):
+    """A source by name."""
+
+    source: Named
+
+
+class Forgetting(OfSource):
+    """A source to forget."""
+
+    rebuild: bool = False
+    """Write everything after it once more, as if it had never been written."""
+
+
+class Searching(Body):
+    """What is searched for."""
+
+    query: Text
+    limit: Annotated[int, Field(ge=1, le=1000)] = 4
+    where: dict[str, Any] | None = None
+    """Metadata that a source must have."""
+    shared: list[str] = Field(default_factory=list[str])
+    """Memories that are searched beside it."""
+
+
+class Recalling(Body):
+    """A question, to see what an answer to it would read."""
+
+    question: Text
+    where: dict[str, Any] | None = None
+    shared: list[str] | None = None
+    """Memories that are read beside it; by default those that the server shares."""
+
+
+class Labelled(Body):
+    """A snapshot to take."""
+
+    label: Annotated[str, Field(max_length=1000)] = ""
+
+
+class OfSnapshot(Body):
+    """A snapshot by its id."""
+
+    snapshot: Named
+
+
+class ProblemBody(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    error: dict[str, Any]
+    """The same for OpenAI's clients."""

@@ -1,0 +1,90 @@
+"""What goes wrong, as an HTTP answer: problem+json (RFC 9457), with the ``error`` member that OpenAI's clients read."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+import mplus
+
+RETRY_SECONDS = 1
+
+
+class Problem(HTTPException):
+    """A request that cannot be answered.
+
+    Args:
+        status: HTTP status.
+        code: A word for programs.
+        detail: What is wrong, what was expected, and the fix.
+        retry_after: Seconds after which to try again.
+    """
+
+    def __init__(self, status: int, code: str, detail: str, *, retry_after: int | None = None) -> None:
+        super().__init__(status, detail, None if retry_after is None else {"Retry-After": str(retry_after)})
+        self.code = code
+
+
+STATUSES: Sequence[tuple[type[Exception], int, str]] = (
+    (mplus.QueueFullError, 429, "queue_full"),
+    (mplus.SchedulerClosedError, 503, "stopping"),
+    (mplus.MemoryNotFoundError, 404, "memory_not_found"),
+    (mplus.MemoryLockedError, 409, "memory_in_use"),
+    (mplus.MemoryMismatchError, 409, "memory_of_another_model"),
+    (mplus.LedgerMissingError, 409, "ledger_missing"),
+    (mplus.MemoryLimitError, 413, "memory_limit"),
+    (mplus.MemorySaveError, 507, "not_saved"),
+    (mplus.MemoryReadError, 503, "not_reachable"),
+    (mplus.MemoryKeyError, 503, "memory_key"),
+    (mplus.CorruptMemoryError, 503, "memory_damaged"),
+    (mplus.EmbedderError, 503, "embedder_failed"),
+    (mplus.PromptTooLongError, 400, "context_length_exceeded"),
+    (ValueError, 400, "invalid_request"),
+)
+"""The first that an error is one of counts."""
+AGAIN = frozenset({"queue_full", "stopping", "memory_in_use", "not_reachable"})
+"""What may work a little later."""
+
+
+def problem_of(error: Exception, *, retry_after: int = RETRY_SECONDS) -> Problem:
+    """An error as a problem; one that nobody expected is a 500 that tells nothing of its cause."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, "http", str(error.detail))
+    for kind, status, code in STATUSES:
+        if isinstance(error, kind):
+            return Problem(status, code, str(error), retry_after=retry_after if code in AGAIN else None)
+    return Problem(500, "internal", "Something went wrong in the server; its log says where.")
+
+
+def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """What is wrong with the first field of a request that is."""
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return Problem(400, "invalid_request", f"{where}: {message}" if where else message)
+
+
+def body_of(problem: Problem) -> dict[str, Any]:
+    """A problem as JSON."""
+    kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(problem.status_code)
+    kind = kind or ("server_error" if problem.status_code >= 500 else "invalid_request_error")
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status_code).phrase,
+        "status": problem.status_code,
+        "detail": problem.detail,
+        "code": problem.code,
+        "error": {"message": problem.detail, "type": kind, "param": None, "code": problem.code},
+    }
+
+
+def response_of(problem: Problem) -> JSONResponse:
+    """A problem as a response."""
+    headers = dict(problem.headers or {})
+    if problem.status_code == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body_of(problem), problem.status_code, headers=headers, media_type="application/problem+json")

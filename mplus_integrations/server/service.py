@@ -1,0 +1,273 @@
+"""The service behind every door: one model, its memories, and who is let in."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, ParamSpec, TypeVar
+
+from mplus import KeyVault, Memory, MemoryStore, MPlus, Scheduler
+from mplus_integrations.answering import Answer, Answering
+from mplus_integrations.server.access import Access
+from mplus_integrations.server.admission import Admission, Rates
+from mplus_integrations.server.memories import SCRATCH, Memories, sweep_scratch
+from mplus_integrations.server.metrics import Metrics, NoMetrics
+from mplus_integrations.server.problems import Problem, problem_of
+from mplus_integrations.server.settings import ServeSettings
+from mplus_integrations.server.telemetry import Span, Telemetry
+from mplus_integrations.whose_memory import Latents, Shared
+from mplus_integrations.worker import in_thread, streamed
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsSaved(Latents):
+    """A memory as it was last saved, for reading: no answer waits while it is written, and none changes it."""
+
+    @contextmanager
+    def opened(self, model: MPlus) -> Generator[Memory]:
+        """A copy of the memory."""
+        assert self.store is not None
+        assert self.key is not None
+        yield self.store.load(self.key, model)
+
+
+class Answers(Answering[str]):
+    """The model of a server; the same path to an answer as in LangChain and LlamaIndex."""
+
+    # Clients send no name of a conversation: one that begins as an earlier one did may be an edit or a new one.
+    _forgets_edits: ClassVar[bool] = False
+
+    def _cited_as(self, latents: Latents) -> str:
+        return latents.key or "own"
+
+    def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
+        return str(item), None, {}
+
+    def pieces(self, question: "Question", left: threading.Event) -> Generator[str | Answer]:
+        """The text of an answer as it grows, and at last the whole ``Answer``."""
+        yield from self._pieces(
+            question.prompt,
+            self._as_call(question.settings),
+            (AsSaved if question.only_reads else Latents)(store=self.store, key=question.memory),
+            left,
+            shared=[Shared(AsSaved(store=self.store, key=name)) for name in question.shared],
+            processors=question.processors,
+        )
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        prompt: Text to continue, or messages to answer.
+        settings: Settings of the answer by name; None is the default.
+        memory: The memory that is read, and into which earlier turns are written.
+        shared: Memories that are read beside it.
+        processors: Logits processors.
+        only_reads: Whether the memory stays as it is; there must be one then.
+    """
+
+    prompt: str | list[dict[str, Any]]
+    settings: Mapping[str, Any]
+    memory: str
+    shared: Sequence[str] = ()
+    processors: Sequence[Any] = ()
+    only_reads: bool = False
+
+
+class Service:
+    """What a server does, apart from HTTP.
+
+    Args:
+        settings: How to serve.
+        model: A loaded model; None: the one that the settings name is loaded by ``load``.
+    """
+
+    def __init__(self, settings: ServeSettings, *, model: MPlus | None = None) -> None:
+        self.settings = settings
+        self.access, self.rates = Access(settings), Rates(settings.requests_per_minute)
+        self.admission = Admission(settings.max_inside, settings.max_running)
+        self.metrics: Any = Metrics() if settings.metrics else NoMetrics()
+        self.telemetry = Telemetry(contents=settings.telemetry_contents)
+        self.failure: Exception | None = None
+        """Why the model could not be loaded."""
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called where it could not be."""
+        self.stopping = False
+        self._given = model
+        self._loaded: tuple[Memories, Answers, Scheduler] | None = None
+
+    # --- from start to end ------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Load the model and open the store; until then every request is told to come back later."""
+        settings = self.settings
+        model = self._given or MPlus.from_pretrained(settings.model, device=settings.device)
+        store = MemoryStore(
+            settings.memories or usual_folder(),
+            max_memory_bytes=settings.max_memory_bytes,
+            max_total_bytes=settings.max_total_bytes,
+            vault=None if settings.vault is None else KeyVault(settings.vault),
+        )
+        sweep_scratch(store.root / SCRATCH)
+        for name in settings.shared:
+            with store.open(name, model):
+                pass
+        scheduler = model.serve(max_running=settings.max_running, max_waiting=settings.max_waiting)
+        answers = Answers(
+            model=model, store=store, scheduler=scheduler, max_tokens=settings.max_tokens, timeout=settings.timeout
+        )
+        self.metrics.gauge(
+            "mplus_requests_inside", "Requests that are answered or wait.", lambda: self.admission.inside
+        )
+        self.metrics.gauge("mplus_answers_running", "Answers that are being made.", lambda: scheduler.running)
+        self.metrics.gauge("mplus_answers_waiting", "Answers that wait for a place.", lambda: scheduler.waiting)
+        self._loaded = Memories(store, model), answers, scheduler
+
+    def close(self) -> None:
+        """Stop answering. What was written is on disk already."""
+        self.stopping = True
+        if self._loaded is not None:
+            self._loaded[2].close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered."""
+        return self._loaded is not None and not self.stopping
+
+    @property
+    def memories(self) -> Memories:
+        """The memories.
+
+        Raises:
+            Problem: The model is still being loaded (503).
+        """
+        return self._present()[0]
+
+    @property
+    def model(self) -> MPlus:
+        """The model.
+
+        Raises:
+            Problem: The model is still being loaded (503).
+        """
+        return self.memories.model
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names by which clients may call the model, its own first."""
+        return tuple(dict.fromkeys((self.settings.model, *self.settings.aliases)))
+
+    def _present(self) -> tuple[Memories, Answers, Scheduler]:
+        if self._loaded is None or self.stopping:
+            raise Problem(503, "not_ready", "The model is not loaded yet, or the server is stopping.", retry_after=2)
+        return self._loaded
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    async def pieces(self, question: Question, kind: str = "chat") -> AsyncGenerator[str | Answer]:
+        """The text of an answer as it grows, and at last the whole ``Answer``; leaving it stops the answer.
+
+        Args:
+            question: What is asked.
+            kind: "chat" or "text_completion".
+
+        Raises:
+            QueueFullError: Too many requests are inside.
+        """
+        answers, started, said = self._present()[1], time.monotonic(), False
+        with self.admission.place(), self.telemetry.answer(kind, self.settings.model, _asked(question)) as span:
+            span.content({"gen_ai.input.messages": str(question.prompt), "mplus.memory": question.memory})
+            async with aclosing(streamed(partial(answers.pieces, question))) as pieces:
+                try:
+                    async for piece in pieces:
+                        if not said:
+                            said = True
+                            self.metrics.first_token.observe(time.monotonic() - started)
+                        if isinstance(piece, Answer):
+                            self._note(span, piece)
+                        yield piece
+                except (GeneratorExit, asyncio.CancelledError):  # the client went away
+                    self.metrics.cut.inc()
+                    raise
+
+    async def answer(self, question: Question, kind: str = "chat") -> Answer:
+        """The whole answer; takes the arguments of ``pieces``."""
+        async with aclosing(self.pieces(question, kind)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Answer):
+                    return piece
+        raise AssertionError("an answer ends with an Answer")
+
+    def _note(self, span: Span, answer: Answer) -> None:
+        made = answer.generation
+        self.metrics.tokens.labels("prompt").inc(made.prompt_tokens)
+        self.metrics.tokens.labels("answer").inc(made.completion_tokens)
+        if made.finish_reason == "cancelled":
+            self.metrics.cut.inc()
+        span.note(
+            {
+                "gen_ai.response.model": self.settings.model,
+                "gen_ai.response.finish_reasons": [made.finish_reason],
+                "gen_ai.usage.input_tokens": made.prompt_tokens,
+                "gen_ai.usage.output_tokens": made.completion_tokens,
+                "mplus.prefix_tokens": made.prefix_tokens,
+                "mplus.used_memory": made.used_memory,
+            }
+        )
+        span.content({"gen_ai.output.messages": made.text})
+
+    # --- operations on memories -------------------------------------------------------------------
+
+    async def operate(self, operation: str, name: str | None, work: Callable[P, T], *args: P.args, **kw: P.kwargs) -> T:
+        """Do something with a memory in a thread; who stops waiting does not stop it.
+
+        Args:
+            operation: Its name in metrics and spans.
+            name: The memory.
+            work: What to do, with its arguments.
+            args: Its arguments.
+            kw: Its arguments by name.
+
+        Raises:
+            QueueFullError: Too many requests are inside.
+        """
+        self._present()
+        with self.admission.place(), self.telemetry.memory(operation, name), self._measured(operation):
+            return await in_thread(work, *args, **kw)
+
+    @contextmanager
+    def _measured(self, operation: str) -> Generator[None]:
+        started, result = time.monotonic(), "ok"
+        try:
+            yield
+        except Exception as error:
+            result = problem_of(error).code
+            raise
+        finally:
+            self.metrics.operations.labels(operation, result).inc()
+            self.metrics.operation_seconds.labels(operation).observe(time.monotonic() - started)
+
+
+def usual_folder() -> Path:
+    """The folder of the memories of the other ``mplus`` commands."""
+    from mplus.cli.opened import user_store
+
+    return user_store().root
+
+
+def _asked(question: Question) -> dict[str, Any]:
+    settings = question.settings
+    return {
+        "gen_ai.request.max_tokens": settings.get("max_tokens"),
+        "gen_ai.request.temperature": settings.get("temperature"),
+        "gen_ai.request.top_p": settings.get("top_p"),
+        "gen_ai.request.seed": settings.get("seed"),
+    }

@@ -1,0 +1,168 @@
+"""What other programs export is read with its original times, and written once however often it is imported."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mplus.cli.brought import READERS, read_export
+from mplus.cli.export import text_lines
+from mplus.cli.import_ import bring
+from mplus.testing import tiny_model
+from tests.conftest import TINY
+
+CHATGPT: Any = [
+    {
+        "conversation_id": "c1",
+        "title": "Dogs",
+        "current_node": "n3",
+        "mapping": {
+            "root": {"message": None, "parent": None},
+            "n0": {
+                "parent": "root",
+                "message": {
+                    "id": "m0",
+                    "author": {"role": "system"},
+                    "content": {"content_type": "text", "parts": ["Be kind."]},
+                },
+            },
+            "n1": {
+                "parent": "n0",
+                "message": {
+                    "id": "m1",
+                    "author": {"role": "user"},
+                    "create_time": 1700000000.5,
+                    "content": {"content_type": "text", "parts": ["My dog is called Biscuit."]},
+                },
+            },
+            "n2": {
+                "parent": "n1",
+                "message": {
+                    "id": "m2",
+                    "author": {"role": "assistant"},
+                    "content": {"content_type": "text", "parts": ["Edited away."]},
+                },
+            },
+            "n3": {
+                "parent": "n1",
+                "message": {
+                    "id": "m3",
+                    "author": {"role": "assistant"},
+                    "create_time": 1700000060,
+                    "content": {"content_type": "text", "parts": ["A fine name."]},
+                },
+            },
+        },
+    }
+]
+CLAUDE: Any = [
+    {
+        "uuid": "c1",
+        "name": "Dogs",
+        "chat_messages": [
+            {
+                "uuid": "m1",
+                "sender": "human",
+                "text": "My dog is called Biscuit.",
+                "content": [],
+                "created_at": "2023-11-14T22:13:20Z",
+            },
+            {
+                "uuid": "m3",
+                "sender": "assistant",
+                "content": [{"type": "text", "text": "A fine name."}],
+                "created_at": "2023-11-14T23:14:20+01:00",
+            },
+        ],
+    }
+]
+OPENWEBUI: Any = [
+    {
+        "id": "c1",
+        "title": "Dogs",
+        "chat": {
+            "history": {
+                "currentId": "m3",
+                "messages": {
+                    "m1": {
+                        "id": "m1",
+                        "parentId": None,
+                        "role": "user",
+                        "content": "My dog is called Biscuit.",
+                        "timestamp": 1700000000,
+                    },
+                    "m3": {
+                        "id": "m3",
+                        "parentId": "m1",
+                        "role": "assistant",
+                        "content": "A fine name.",
+                        "timestamp": 1700000060,
+                    },
+                },
+            }
+        },
+    }
+]
+MEM0: Any = {
+    "results": [{"id": "a", "memory": "Has a dog.", "created_at": "2023-11-14T22:13:20Z", "metadata": {"by": "me"}}]
+}
+
+
+@pytest.mark.parametrize(("origin", "exported"), [("chatgpt", CHATGPT), ("claude", CLAUDE), ("openwebui", OPENWEBUI)])
+def test_conversations_are_read_with_their_times_and_only_what_is_shown(
+    origin: Any, exported: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file.json").write_text(json.dumps(exported))
+    said = read_export(tmp_path / "file.json", origin)
+    assert [one.text for one in said] == ["User: My dog is called Biscuit.", "Assistant: A fine name."]
+    assert [one.source for one in said] == [f"{origin}-m1", f"{origin}-m3"]
+    assert said[0].metadata == {
+        "from": origin,
+        "conversation": "c1",
+        "title": "Dogs",
+        "role": "user",
+        "time": "2023-11-14T22:13:20+00:00",
+    }
+    assert said[1].metadata["time"] == "2023-11-14T22:14:20+00:00"
+
+
+def test_a_zip_file_is_read_and_memories_of_mem0_and_lines_of_json(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        archive.writestr("conversations.json", json.dumps(CHATGPT))
+    assert len(read_export(tmp_path / "export.zip", "chatgpt")) == 2
+    (tmp_path / "mem0.json").write_text(json.dumps(MEM0))
+    (one,) = read_export(tmp_path / "mem0.json", "mem0")
+    assert one == ("Has a dog.", "mem0-a", {"by": "me", "from": "mem0", "time": "2023-11-14T22:13:20+00:00"})
+    lines = [{"text": "Plums.", "time": 5}, {"role": "user", "content": "Pears.", "source": "p"}]
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    pears, plums = read_export(tmp_path / "lines.jsonl", "jsonl")
+    assert (pears.text, pears.source) == ("User: Pears.", "p") and plums.metadata == {
+        "time": "1970-01-01T00:00:05+00:00"
+    }
+
+
+@pytest.mark.parametrize("origin", [name for name in READERS])
+def test_another_file_is_an_error_that_names_it(origin: Any, tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_text('[{"other": 1}]')
+    with pytest.raises(ValueError, match=f"file.json is not an export of {origin}"):
+        read_export(tmp_path / "file.json", origin)
+
+
+def test_what_is_imported_twice_is_written_once_and_what_changed_is_replaced(tmp_path: Path) -> None:
+    model, file = tiny_model(memory=TINY, num_hidden_layers=1), tmp_path / "claude.json"
+    memory = model.new_memory()
+    file.write_text(json.dumps(CLAUDE))
+    assert bring(model, memory, read_export(file, "claude")) == (2, 0)
+    before = memory.fingerprint
+    assert bring(model, memory, read_export(file, "claude")) == (0, 0) and memory.fingerprint == before
+    file.write_text(json.dumps(CLAUDE).replace("Biscuit", "Waffle"))
+    assert bring(model, memory, read_export(file, "claude")) == (0, 1)
+    model.write(memory, "A text that was not kept.", source="other")
+    (tmp_path / "texts.jsonl").write_text("\n".join(text_lines(memory)))
+    again = model.new_memory()
+    assert bring(model, again, read_export(tmp_path / "texts.jsonl", "jsonl")) == (2, 0)
+    texts = {source.name: source.texts for source in again.sources()}
+    assert texts["claude-m1"] == ("User: My dog is called Waffle.",)
+    assert {s.name: s.metadata for s in again.sources()}["claude-m1"]["time"] == "2023-11-14T22:13:20+00:00"

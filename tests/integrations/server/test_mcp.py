@@ -1,0 +1,94 @@
+"""The unmodified client of MCP, over HTTP with keys, and over standard input and output."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mcp", reason="needs the extra mcp")
+
+httpx2 = pytest.importorskip("httpx2", reason="needs mcp's own client of HTTP")
+from mcp import Client, StdioServerParameters, stdio_client
+from mcp.client.streamable_http import streamable_http_client
+
+from mplus_integrations.server.keys import KeyRing
+from tests.integrations.server.conftest import Served, Serving
+
+
+def told(result: Any) -> Any:
+    """What a tool returned."""
+    assert not result.is_error, result.content
+    return result.structured_content
+
+
+async def by_http(served: Served, key: str | None = None) -> Any:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    http = httpx2.AsyncClient(headers=headers, timeout=60)
+    return Client(streamable_http_client(f"{served.url}/mcp", http_client=http))
+
+
+async def use(client: Any) -> None:
+    """Remember, recall, ask, list, forget."""
+    assert {tool.name for tool in (await client.list_tools()).tools} == {"remember", "recall", "ask", "forget", "list"}
+    wrote = told(await client.call_tool("remember", {"text": "My dog is called Biscuit.", "source": "dog"}))
+    assert wrote["sources"] == ["dog"]
+    found = told(await client.call_tool("recall", {"query": "dog"}))["found"]
+    assert found[0]["texts"] == ["My dog is called Biscuit."]
+    answer = told(await client.call_tool("ask", {"question": "What is my dog called?"}))
+    assert isinstance(answer["answer"], str) and {one["source"] for one in answer["sources"]} <= {"dog"}
+    assert [one["name"] for one in told(await client.call_tool("list", {}))["sources"]] == ["dog"]
+    assert told(await client.call_tool("forget", {"source": "dog"}))["memory_tokens"] == 25
+    gone = await client.call_tool("forget", {"source": "dog"})
+    assert gone.is_error and "no source 'dog'" in gone.content[0].text
+
+
+def test_an_agent_remembers_and_forgets_by_http(served: Served) -> None:
+    async def work() -> None:
+        async with await by_http(served) as client:
+            await use(client)
+
+    asyncio.run(work())
+
+
+def test_agents_with_keys_have_their_own_memories(serving: Serving, tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path / "keys.json")
+    (_, anna), (_, bob) = ring.add("anna"), ring.add("bob")
+
+    async def work(served: Served) -> None:
+        async with await by_http(served, anna) as hers, await by_http(served, bob) as his:
+            told(await hers.call_tool("remember", {"text": "My dog is called Biscuit.", "source": "dog"}))
+            told(await his.call_tool("remember", {"text": "My cat is called Waffle.", "source": "cat"}))
+            for client, own in ((hers, "dog"), (his, "cat")):
+                assert [one["name"] for one in told(await client.call_tool("list", {}))["sources"]] == [own]
+                found = told(await client.call_tool("recall", {"query": "dog"}))["found"]
+                assert {one["source"] for one in found} == {own}
+            assert (await his.call_tool("forget", {"source": "dog"})).is_error
+
+    with serving(keys=tmp_path / "keys.json") as served:
+        asyncio.run(work(served))
+        with served.client() as http:
+            assert http.post("/mcp", json={}).status_code == 401
+
+
+STDIO = """
+import sys
+from pathlib import Path
+from mplus.testing import tiny_model
+from mplus_integrations.server.running_mcp import run_mcp
+from mplus_integrations.server.settings import ServeSettings
+settings = ServeSettings(model="tiny", memories=Path(sys.argv[1]), metrics=False, max_tokens=4)
+run_mcp(settings, "me", over_http=False, model=tiny_model(num_hidden_layers=1))
+"""
+
+
+def test_a_program_that_starts_it_uses_standard_input_and_output(tmp_path: Path) -> None:
+    async def work() -> None:
+        server = StdioServerParameters(command=sys.executable, args=["-c", STDIO, str(tmp_path)])
+        async with Client(stdio_client(server)) as client:
+            await use(client)
+
+    asyncio.run(work())
+    assert json.loads((tmp_path / "me" / "memory.json").read_text())
