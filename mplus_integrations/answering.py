@@ -74,12 +74,12 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
     _forgets_edits: ClassVar[bool] = True
     """Whether turns that a conversation no longer has are forgotten. Its first turn tells it from others."""
 
+    def _must_name(self) -> bool:
+        return self.scheduler is not None if self.require_key is None else self.require_key
+
     def _cited_as(self, latents: Latents) -> str:
         """The name that cites the memory of a call."""
         return "own"
-
-    def _must_name(self) -> bool:
-        return self.scheduler is not None if self.require_key is None else self.require_key
 
     def _as_call(self, given: Mapping[str, Any]) -> Call:
         """The settings of a call. Missing settings, or None, have the object's value.
@@ -214,15 +214,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         room = model.prompt_room(memories)
         room = max(room - min(call.max_tokens, room // 4), 1)
         turns = call.turns_in_prompt(model)
-        return fitted(
-            model,
-            memories[0],
-            told,
-            room=room,
-            tools=call.tools,
-            prompt_turns=turns,
-            forgets=self._forgets_edits,
-        )
+        forgets = self._forgets_edits
+        return fitted(model, memories[0], told, room=room, tools=call.tools, prompt_turns=turns, forgets=forgets)
 
 
 class Read(NamedTuple):
