@@ -94,7 +94,7 @@ def _mem0(exported: Any) -> Iterator[Brought]:
 
 def _jsonl(lines: Sequence[Mapping[str, Any]]) -> Iterator[Brought]:
     for line in lines:
-        about = {**(line.get("metadata") or {}), **_time(line.get("time"))}
+        about = {**_time(line.get("first_written")), **(line.get("metadata") or {}), **_time(line.get("time"))}
         text = line["text"] if "text" in line else turn_text(line)
         made = f"jsonl-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         yield Brought(text, line.get("source") or made, about)
