@@ -260,7 +260,13 @@ def _gate(tensors: dict[str, Tensor]) -> Gate | None:
     if not tensors:
         return None
     gate = Gate(tensors["mean"], tensors["deviation"], len(tensors["first.bias"]))
-    gate.load_state_dict(tensors)
+    try:
+        gate.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The gate in {PARTS_TENSORS} is of another version of M+ ({error}). Train it again: mplus train --stages "
+            "gate."
+        ) from error
     return gate.requires_grad_(False)
 
 

@@ -25,7 +25,7 @@ from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
 from mplus.memory.together import Together, alone, together
 from mplus.read.prefill import ReadRequest, has_prefix
-from mplus.recall.choose import best_relevance
+from mplus.recall.choose import best_unit
 from mplus.recall.embedder import Embedder
 from mplus.recall.texts import MOST_PIECES, Piece, Wanted, as_recalled, recall_pieces
 from mplus.weights import Weights
@@ -269,8 +269,8 @@ class Requests:
             return False
         track = state.tracks[0]
         question = weights.question(prompt.input_ids[slice(*prompt.query)], track.recall_layer)
-        relevance, count = best_relevance(weights.scorers["late"], track, config, question, allowed)
-        return weights.gate.probability(question.normed, relevance, count) < MEMORY_NEEDED
+        best = best_unit(weights.scorers["late"], track, config, question, allowed)
+        return weights.gate.probability(question.normed, best) < MEMORY_NEEDED
 
     def check_memory(self, memory: Memory) -> None:
         """Check that a memory belongs to this model, and to its embedder.

@@ -18,7 +18,8 @@ from mplus.layouts.layout import Ranked
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Provenance
 from mplus.recall.best_sentence import is_turned, towards_best_sentence
-from mplus.recall.scorer import Question, Scorer, Shortlist
+from mplus.recall.gate import NOTHING, BestUnit
+from mplus.recall.scorer import Question, Scorer, Scores, Shortlist
 from mplus.recall.units import Candidates
 
 
@@ -87,15 +88,20 @@ def recall(
     return replace(recalled, order=order if last else None, recent_relevance=recent)
 
 
-def best_relevance(
+def best_unit(
     scorer: Scorer, track: Track, config: MemoryConfig, question: Question, sources: Int[Tensor, " n"] | None = None
-) -> tuple[float, int]:
-    """Relevance of the best unit of all pools above that of an average one, and the number of units."""
+) -> BestUnit:
+    """How well the best unit of all pools matches a question."""
     candidates = Candidates.of((track.long_term, track.pending, track.short_term), layout_of(config), sources)
     if not len(candidates):
-        return 0.0, 0
-    scores = scorer.scores(question, scorer.shortlist(question, candidates, config), config)
-    return float(scores.relevance.max()) - scores.average, len(candidates)
+        return NOTHING
+    return best_of(scorer.scores(question, scorer.shortlist(question, candidates, config), config), len(candidates))
+
+
+def best_of(scores: Scores, num_units: int) -> BestUnit:
+    """How well the best of some units matches, of which there are so many in all."""
+    best = float(scores.relevance.max())
+    return BestUnit(best - scores.average, best + scores.level, num_units)
 
 
 def _places(ranked: Ranked, chosen: Int[Tensor, " chosen"], last: Sequence[int]) -> Int[Tensor, " P"]:

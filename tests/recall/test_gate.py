@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mplus import MemoryConfig, MPlus
+from mplus import CheckpointError, MemoryConfig, MPlus
 from mplus.checkpoint.parts import TrainedParts, read_parts, write_parts
-from mplus.recall.gate import Gate
+from mplus.recall.gate import BestUnit, Gate
 from mplus.testing import tiny_model
 
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
@@ -85,4 +85,12 @@ def test_it_is_saved_with_the_trained_parts(tmp_path: Path) -> None:
     again = read_parts(tmp_path).gate
     assert again is not None
     normed = torch.randn(3, 6)
-    assert again.probability(normed, 0.2, 7) == gate.probability(normed, 0.2, 7)
+    assert again.probability(normed, BestUnit(0.2, 0.4, 7)) == gate.probability(normed, BestUnit(0.2, 0.4, 7))
+
+
+def test_a_gate_of_other_inputs_is_a_clear_error(tmp_path: Path) -> None:
+    gate = Gate(torch.zeros(8), torch.ones(8))
+    gate.first = torch.nn.Linear(8 + 1, 32)
+    write_parts(tmp_path, TrainedParts(gate=gate))
+    with pytest.raises(CheckpointError, match="another version"):
+        read_parts(tmp_path)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mplus.recall.gate import Gate
+from mplus.recall.choose import best_of
+from mplus.recall.gate import NOTHING, BestUnit, Gate
 from mplus.recall.scorer import Shortlist
 from mplus.training.chunk.talk_samples import TalkSamples, typed
 
@@ -32,19 +33,19 @@ class GateExample(NamedTuple):
 
     Attributes:
         normed: The question's states at the recall layer.
-        relevance: Of the best chunk above that of an average one.
-        num_units: Chunks in memory.
+        best: How well memory matches it.
         is_needed: Whether memory has to be asked.
     """
 
     normed: Tensor
-    relevance: float
-    num_units: int
+    best: BestUnit
     is_needed: bool
 
 
 def gate_examples(samples: TalkSamples, general: Sequence[str], count: int, rng: random.Random) -> list[GateExample]:
-    """Questions of all kinds, half of them ordinary ones that nothing in memory has to do with.
+    """Questions of all kinds, four in ten of them ordinary ones that nothing in memory has to do with.
+
+    Memories are of told things, of passages alone, down to a single one, and of both.
 
     Args:
         samples: Where told things and passages come from.
@@ -56,41 +57,46 @@ def gate_examples(samples: TalkSamples, general: Sequence[str], count: int, rng:
     for _ in range(count):
         telling = rng.choice(samples.tellings)
         memory = samples.memory(rng, telling, len(telling.told) - 1, [], without=-1)
-        kind = rng.random() * (1.0 if samples.questions else 0.8)
-        if kind < 0.45:
+        kind = rng.random() * (1.0 if samples.questions else 0.75)
+        if kind < 0.42:
             text, is_needed = rng.choice(general), False
-        elif kind < 0.65:
+            memory = memory if rng.random() < 0.6 else _passages(samples, rng)
+        elif kind < 0.62:
             text, is_needed = rng.choice(telling.item.ask).q, True
-        elif kind < 0.80:
+        elif kind < 0.75:
             text, is_needed = rng.choice(telling.item.unknown), True
         else:
             question = rng.choice(samples.questions)
-            is_needed = rng.random() < 0.75
-            owned = set(samples.bank.chunks_in(question.passages))
+            is_needed = rng.random() < 0.85
+            text, owned = question.text, set(samples.bank.chunks_in(question.passages))
+            memory = memory if rng.random() < 0.4 else _passages(samples, rng)
             memory = [c for c in memory if c not in owned]
             if is_needed:
                 place = rng.randint(0, len(memory))
                 memory[place:place] = sorted(owned)
-            text = question.text
         found.append(_looked_at(samples, typed(rng, text), memory, is_needed))
     return found
+
+
+def _passages(samples: TalkSamples, rng: random.Random) -> list[int]:
+    """Chunks of none, a few or many passages."""
+    count = min(rng.choice((0, 0, 1, 2, 5, 20, 80)), len(samples.passages))
+    return samples.bank.chunks_in(rng.sample(list(samples.passages), count))
 
 
 def _looked_at(samples: TalkSamples, text: str, memory: Sequence[int], is_needed: bool) -> GateExample:
     question = samples.recall.question(text)
     if not memory:
-        return GateExample(question.normed, 0.0, 0, is_needed)
+        return GateExample(question.normed, NOTHING, is_needed)
     candidates = samples.recall.candidates.take(torch.tensor(sorted(set(memory))))
     scores = samples.recall.scorer.scores(question, Shortlist(candidates), samples.config)
-    return GateExample(
-        question.normed, float(scores.relevance.max()) - scores.average, len(scores.relevance), is_needed
-    )
+    return GateExample(question.normed, best_of(scores, len(scores.relevance)), is_needed)
 
 
 def train_gate(examples: Sequence[GateExample], gate: Gate, settings: GateSettings) -> dict[str, float]:
     """Train a gate in place; returns how it does on a tenth of the examples that it has not seen."""
     torch.manual_seed(settings.seed)
-    seen = torch.stack([gate.seen(e.normed, e.relevance, e.num_units) for e in examples])
+    seen = torch.stack([gate.seen(e.normed, e.best) for e in examples])
     needed = torch.tensor([float(e.is_needed) for e in examples])
     held = torch.rand(len(examples)) < 0.1
     learnt, wanted = seen[~held], needed[~held]

@@ -8,7 +8,7 @@ import torch
 
 from mplus import MemoryConfig, MPlus
 from mplus.recall.choose import recall
-from mplus.recall.gate import Gate
+from mplus.recall.gate import BestUnit, Gate
 from mplus.recall.late_interaction import LateInteraction
 from mplus.testing import tiny_model
 from mplus.training.chunk.as_remembered import as_remembered
@@ -109,7 +109,7 @@ def test_the_gate_learns_which_questions_are_ordinary(model: MPlus) -> None:
     assert 8 < sum(example.is_needed for example in asked) < 32
     generator = torch.Generator().manual_seed(0)
     examples = [
-        GateExample(torch.randn(3, 8, generator=generator) + (1.0 if needed else -1.0), 0.1, 4, needed)
+        GateExample(torch.randn(3, 8, generator=generator) + (1.0 if needed else -1.0), BestUnit(0.1, 0.3, 4), needed)
         for needed in (True, False) * 100
     ]
     found = train_gate(examples, Gate(torch.zeros(8), torch.ones(8), 4), GateSettings(steps=150))
