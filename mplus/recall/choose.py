@@ -19,6 +19,7 @@ from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Provenance
 from mplus.recall.best_sentence import is_turned, towards_best_sentence
 from mplus.recall.gate import NOTHING, BestUnit
+from mplus.recall.lexical import share_of_words
 from mplus.recall.scorer import Question, Scorer, Scores, Shortlist
 from mplus.recall.units import Candidates
 
@@ -95,13 +96,15 @@ def best_unit(
     candidates = Candidates.of((track.long_term, track.pending, track.short_term), layout_of(config), sources)
     if not len(candidates):
         return NOTHING
-    return best_of(scorer.scores(question, scorer.shortlist(question, candidates, config), config), len(candidates))
+    shortlist = scorer.shortlist(question, candidates, config)
+    return best_of(scorer.scores(question, shortlist, config), question, shortlist.candidates, len(candidates))
 
 
-def best_of(scores: Scores, num_units: int) -> BestUnit:
-    """How well the best of some units matches, of which there are so many in all."""
+def best_of(scores: Scores, question: Question, scored: Candidates, num_units: int) -> BestUnit:
+    """How well the best of the scored units matches, of which there are so many in all."""
     best = float(scores.relevance.max())
-    return BestUnit(best - scores.average, best + scores.level, num_units)
+    shared = 0.0 if question.words is None else float(share_of_words(question.words, scored).max())
+    return BestUnit(best - scores.average, best + scores.level, shared, num_units)
 
 
 def _places(ranked: Ranked, chosen: Int[Tensor, " chosen"], last: Sequence[int]) -> Int[Tensor, " P"]:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from mplus.recall.scorer import Normed
 
-NUM_FIGURES = 3
+NUM_FIGURES = 4
 """Figures of recall that the gate sees beside the question."""
 
 
@@ -20,23 +20,25 @@ class BestUnit(NamedTuple):
     Attributes:
         relevance: Above that of an average unit; says little where there are few.
         match: The same without an average taken off.
+        shared: Largest share of the question's words that stand in one unit.
         num_units: Units in memory.
     """
 
     relevance: float
     match: float
+    shared: float
     num_units: int
 
 
-NOTHING = BestUnit(0.0, 0.0, 0)
+NOTHING = BestUnit(0.0, 0.0, 0.0, 0)
 """Of an empty memory."""
 
 
 class Gate(nn.Module):
     """Probability that a question is about what was told: about the user, or about texts in memory.
 
-    A small network sees the mean of the question's states at the recall layer, how well the best chunk matches, and
-    how many chunks there are. What was never told about the user still needs memory: it is declined there.
+    A small network sees the mean of the question's states at the recall layer, how well the best chunk matches, how
+    many of its words stand in one chunk, and how many chunks there are. What was never told about the user still needs memory: it is declined there.
     """
 
     def __init__(self, mean: Float[Tensor, " D"], deviation: Float[Tensor, " D"], hidden: int = 32) -> None:
@@ -54,7 +56,7 @@ class Gate(nn.Module):
             best: How well memory matches it.
         """
         question = ((normed.to(self.mean) - self.mean) / self.deviation).mean(dim=0)
-        figures = [10 * best.relevance, 10 * best.match, math.log1p(best.num_units)]
+        figures = [10 * best.relevance, 10 * best.match, 4 * best.shared, math.log1p(best.num_units)]
         return torch.cat([question, question.new_tensor(figures)])
 
     def logits(self, seen: Float[Tensor, "B F"]) -> Float[Tensor, " B"]:

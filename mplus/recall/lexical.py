@@ -39,6 +39,14 @@ def lexical_match(
     return said.sum(dim=1) / rarity.sum()
 
 
+def share_of_words(words: Int32[Tensor, " S"], candidates: Candidates) -> Float[Tensor, " U"]:
+    """The share of the question's own words that each unit contains, however often."""
+    asked = words[words > NO_WORD].unique()
+    if not len(asked):
+        return torch.zeros(len(candidates))
+    return (_times_said(asked, candidates) > 0).float().mean(dim=1)
+
+
 def _times_said(asked: Int32[Tensor, " W"], candidates: Candidates) -> Float[Tensor, "U W"]:
     """How often each unit contains each word; ``asked`` is in ascending order."""
     counts: list[Relevance] = []

@@ -85,7 +85,7 @@ def test_it_is_saved_with_the_trained_parts(tmp_path: Path) -> None:
     again = read_parts(tmp_path).gate
     assert again is not None
     normed = torch.randn(3, 6)
-    assert again.probability(normed, BestUnit(0.2, 0.4, 7)) == gate.probability(normed, BestUnit(0.2, 0.4, 7))
+    assert again.probability(normed, BestUnit(0.2, 0.4, 0.5, 7)) == gate.probability(normed, BestUnit(0.2, 0.4, 0.5, 7))
 
 
 def test_a_gate_of_other_inputs_is_a_clear_error(tmp_path: Path) -> None:

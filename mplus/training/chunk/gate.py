@@ -80,7 +80,7 @@ def gate_examples(samples: TalkSamples, general: Sequence[str], count: int, rng:
 
 def _passages(samples: TalkSamples, rng: random.Random) -> list[int]:
     """Chunks of none, a few or many passages."""
-    count = min(rng.choice((0, 0, 1, 2, 5, 20, 80)), len(samples.passages))
+    count = min(rng.choice((0, 0, 0, 1, 2, 5, 20, 80)), len(samples.passages))
     return samples.bank.chunks_in(rng.sample(list(samples.passages), count))
 
 
@@ -90,7 +90,8 @@ def _looked_at(samples: TalkSamples, text: str, memory: Sequence[int], is_needed
         return GateExample(question.normed, NOTHING, is_needed)
     candidates = samples.recall.candidates.take(torch.tensor(sorted(set(memory))))
     scores = samples.recall.scorer.scores(question, Shortlist(candidates), samples.config)
-    return GateExample(question.normed, best_of(scores, len(scores.relevance)), is_needed)
+    best = best_of(scores, question, candidates, len(scores.relevance))
+    return GateExample(question.normed, best, is_needed)
 
 
 def train_gate(examples: Sequence[GateExample], gate: Gate, settings: GateSettings) -> dict[str, float]:

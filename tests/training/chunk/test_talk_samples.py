@@ -109,7 +109,9 @@ def test_the_gate_learns_which_questions_are_ordinary(model: MPlus) -> None:
     assert 8 < sum(example.is_needed for example in asked) < 32
     generator = torch.Generator().manual_seed(0)
     examples = [
-        GateExample(torch.randn(3, 8, generator=generator) + (1.0 if needed else -1.0), BestUnit(0.1, 0.3, 4), needed)
+        GateExample(
+            torch.randn(3, 8, generator=generator) + (1.0 if needed else -1.0), BestUnit(0.1, 0.3, 0.5, 4), needed
+        )
         for needed in (True, False) * 100
     ]
     found = train_gate(examples, Gate(torch.zeros(8), torch.ones(8), 4), GateSettings(steps=150))
