@@ -181,7 +181,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 tools=call.tools,
                 constraint=form.constraint,
                 where=read_where if several else read_where[0],
-                processors=processors,
+                **({"processors": processors} if processors else {}),
                 **sampling.model_dump(),
             )
             return stream, names
