@@ -10,6 +10,7 @@ from .errors import CorruptMemoryError as CorruptMemoryError
 from .errors import DownloadError as DownloadError
 from .errors import EmbedderError as EmbedderError
 from .errors import LedgerMissingError as LedgerMissingError
+from .errors import MemoryConflictError as MemoryConflictError
 from .errors import MemoryKeyError as MemoryKeyError
 from .errors import MemoryLimitError as MemoryLimitError
 from .errors import MemoryLockedError as MemoryLockedError
@@ -29,9 +30,9 @@ from .generation.constrain import Constraint as Constraint
 from .generation.constrain import ToolCall as ToolCall
 from .generation.constrain import parse_tool_calls as parse_tool_calls
 from .generation.row import Generation as Generation
-from .generation.row import RecalledSource as RecalledSource
 from .generation.sampling import SamplingParams as SamplingParams
 from .generation.scheduler import Scheduler as Scheduler
+from .generation.sources_read import RecalledSource as RecalledSource
 from .generation.streams import AsyncGenerationStream as AsyncGenerationStream
 from .generation.streams import GenerationStream as GenerationStream
 from .generation.where import FoundSource as FoundSource
@@ -43,7 +44,7 @@ from .memory.sources import Source as Source
 from .memory.sources import SourceTokens as SourceTokens
 from .memory.stats import MemoryStats as MemoryStats
 from .memory.store import MemoryStore as MemoryStore
-from .memory.store import StoredMemory as StoredMemory
+from .memory.stored import StoredMemory as StoredMemory
 from .model import MPlus as MPlus
 from .recall.embedder import Embedder as Embedder
 from .self_check import HowRead as HowRead

@@ -22,11 +22,15 @@ Read = Literal["auto", "latent", "text"]
 Tier = Literal["auto", "cpu", "cuda", "disk"]
 StorageDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
-NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
-FiniteFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# The upper limits are far above anything of use: settings may come from a file that somebody else made.
+PositiveInt = Annotated[int, Field(ge=1, le=2**50, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**50, strict=True)]
+ChunkTokens = Annotated[int, Field(ge=1, le=2**20, strict=True)]
+ReadTokens = Annotated[int, Field(ge=0, le=2**24, strict=True)]
+Times = Annotated[int, Field(ge=0, le=64, strict=True)]
+FiniteFloat = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 
 
 class MemoryConfig(BaseModel):
@@ -43,17 +47,17 @@ class MemoryConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    chunk_tokens: PositiveInt = 64
+    chunk_tokens: ChunkTokens = 64
     """Text tokens written in one pass, at most. Texts are cut at sentence ends where possible."""
-    minimum_chunk_tokens: PositiveInt = 16
+    minimum_chunk_tokens: ChunkTokens = 16
     """A tail of fewer text tokens waits for more text; reads treat it as if it had been written."""
-    tokens_per_write: PositiveInt = 64
+    tokens_per_write: ChunkTokens = 64
     """Memory tokens made per chunk and layer [K]; also how many earlier tokens a write attends to."""
     encoding: Encoding = "states"
     """What a memory token is: each text token's own state, or K vectors made by a write adapter."""
-    short_term_tokens: NonNegativeInt = 512
+    short_term_tokens: ReadTokens = 512
     """Capacity of short-term memory [N]; every read attends to all of it."""
-    recalled_tokens: NonNegativeInt = 512
+    recalled_tokens: ReadTokens = 512
     """Most long-term tokens that one read recalls [R]."""
     long_term_capacity: NonNegativeInt = 1_048_576
     """Most long-term tokens kept per layer. 0: no long-term memory (MemoryLLM)."""
@@ -90,7 +94,7 @@ class MemoryConfig(BaseModel):
     """Chunks are recalled only if they have at least this share of the most relevant one's relevance (above an average
     chunk's), since less relevant ones distract a small model. Neighbours are always recalled. 0: as many as fit.
     Chunk layout only."""
-    best_sentence_times: NonNegativeInt = 0
+    best_sentence_times: Times = 0
     """How often the sentence that answers best is read next to the prompt. 1: the text around it is reordered so that
     it ends with the sentence; each further time repeats the sentence. 0: texts keep their order. Chunk layout only."""
     recall_layer: NonNegativeInt | None = None

@@ -11,6 +11,7 @@
     ├── LedgerMissingError      a memory was to be rebuilt, but keeps no ledger
     ├── MemoryLimitError        a memory or its store would exceed a limit that the user set
     ├── MemoryLockedError       another process or thread holds the memory
+    ├── MemoryConflictError     another writer saved the same memory at the same time
     ├── MemoryNotFoundError     no saved memory at that path or under that name
     ├── MemorySaveError         a memory could not be saved; an earlier save is intact
     ├── MemoryReadError         a saved memory could not be reached or fetched; it may be intact
@@ -71,6 +72,10 @@ class MemoryLimitError(MPlusError):
 
 class MemoryLockedError(MPlusError):
     """Another process or thread holds the memory."""
+
+
+class MemoryConflictError(MPlusError):
+    """Another writer saved the same memory at the same time; what it saved is intact."""
 
 
 class MemoryNotFoundError(MPlusError):

@@ -1,29 +1,200 @@
-"""Encodes a user's text without ever making control tokens of it."""
+"""Encodes a user's text without ever making control tokens of it, alone or inside what a chat template writes."""
 
 import copy
-from typing import Any
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
+
+PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+"""Code points that stand for nothing; one that a prompt does not contain can mark a place in it."""
 
 
 def encode_inert(tokenizer: Any, text: str) -> list[int]:
     """Token ids of plain text; special-token strings inside it are encoded as ordinary characters.
 
-    Otherwise a user could write control tokens, such as the end of a message, into a prompt.
+    Otherwise a user could write control tokens, such as the end of a message, into a prompt. Half a character, as some
+    programs cut them, counts as the replacement character.
     """
-    backend = _INERT.get(tokenizer)
-    if backend is None:
-        if not tokenizer.is_fast:
-            return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        backend = _INERT[tokenizer] = _inert(tokenizer.backend_tokenizer)
-    return backend.encode(text, add_special_tokens=False).ids
+    return _encode(tokenizer, well_formed(text), inert=True)[0]
 
 
-_INERT: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-"""For each tokenizer, a copy of its backend that encodes special tokens as ordinary characters."""
+def well_formed(text: str) -> str:
+    """The text with surrogates joined to characters, or replaced where one is alone; tokenizers refuse them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
-def _inert(backend: Any) -> Any:
-    """A copy of a tokenizer's backend that never makes a control token.
+class Encoded(NamedTuple):
+    """Encoded text.
+
+    Attributes:
+        ids: Token ids.
+        spans: First and last-plus-one character of each token.
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+    def within(self, start: int, end: int) -> tuple[int, int]:
+        """First and last-plus-one of the tokens that have characters between ``start`` and ``end``."""
+        found = [n for n, (first, last) in enumerate(self.spans) if first < end and last > start]
+        return (found[0], found[-1] + 1) if found else (0, 0)
+
+
+class Inert:
+    """Keeps control tokens in a user's texts apart from those of a template that writes these texts.
+
+    In the texts each control token is replaced by a mark, a character that none of them has. Nothing else is changed,
+    so a template that looks into contents finds them as they are. What the template writes is then encoded with its
+    control tokens, and the marks with the characters that they stand for.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: Whatever a user may have written: messages, tools.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Any) -> None:
+        self._tokenizer = tokenizer
+        self._controls, self._pattern = _controls(tokenizer)
+        strings = list(_strings(texts))
+        written = dict.fromkeys(found for text in strings for found in self._pattern.findall(text))
+        said = "\n".join(strings)
+        free = (mark for mark in unused(chain(strings, self._controls)) if _escaped(mark) not in said)
+        self._marks = dict(zip(written, free, strict=False))
+        if len(self._marks) < len(written):
+            raise ValueError("The prompt has every private character of Unicode: expected text. Remove some of them.")
+        self._meant = {mark: control for control, mark in self._marks.items()}
+        # A template may write texts as JSON of ASCII characters.
+        self._meant |= {_escaped(mark): _escaped(control) for control, mark in self._marks.items()}
+
+    def marked(self, value: Any) -> Any:
+        """A value whose texts have marks instead of control tokens."""
+
+        def mark(text: str) -> str:
+            return self._pattern.sub(lambda found: self._marks[found[0]], well_formed(text))
+
+        return _mapped(value, mark)
+
+    def restored(self, text: str) -> str:
+        """Text with the characters that its marks stand for."""
+        if not self._meant:
+            return text
+        return re.sub("|".join(map(re.escape, self._meant)), lambda found: self._meant[found[0]], text)
+
+    def encoded(self, rendered: str) -> Encoded:
+        """Token ids of what a template wrote from marked texts; only its own control tokens are control tokens.
+
+        Spans count the characters of the restored text.
+        """
+        armed = [self._controls[found] for found in self._pattern.findall(rendered)]
+        if self.restored(rendered) == rendered:
+            ids, spans = _encode(self._tokenizer, rendered, inert=False)
+            special = set(self._controls.values())
+            if [one for one in ids if one in special] == armed:
+                return Encoded(ids, spans)
+        return self._piece_by_piece(rendered)
+
+    def _piece_by_piece(self, rendered: str) -> Encoded:
+        """The template's control tokens, and all between them as ordinary characters."""
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        place = at = 0
+
+        def plain(text: str) -> None:
+            nonlocal at
+            found, where = _encode(self._tokenizer, text, inert=True) if text else ([], [])
+            ids.extend(found)
+            spans.extend((at + first, at + last) for first, last in where)
+            at += len(text)
+
+        for control in self._pattern.finditer(rendered):
+            plain(self.restored(rendered[place : control.start()]))
+            ids.append(self._controls[control[0]])
+            spans.append((at, at + len(control[0])))
+            at, place = at + len(control[0]), control.end()
+        plain(self.restored(rendered[place:]))
+        return Encoded(ids, spans)
+
+
+def unused(texts: Iterator[str]) -> Iterator[str]:
+    """Characters that occur in none of the texts, and stand for nothing."""
+    taken = set(chain.from_iterable(texts))
+    return (chr(code) for code in chain(*PRIVATE) if chr(code) not in taken)
+
+
+def _escaped(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a value of JSON, names too, well-formed."""
+    if isinstance(value, str):
+        yield well_formed(value)
+    elif isinstance(value, Mapping):
+        for name, one in cast("Mapping[Any, Any]", value).items():
+            yield from _strings(name)
+            yield from _strings(one)
+    elif isinstance(value, Sequence):
+        for one in cast("Sequence[Any]", value):
+            yield from _strings(one)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {_mapped(name, change): _mapped(one, change) for name, one in items}
+    if isinstance(value, list | tuple):
+        return [_mapped(one, change) for one in cast("Sequence[Any]", value)]
+    return value
+
+
+# --- tokenizers ---------------------------------------------------------------------------------------
+
+_CONTROLS: WeakKeyDictionary[Any, tuple[dict[str, int], re.Pattern[str]]] = WeakKeyDictionary()
+_BACKENDS: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
+"""For each tokenizer, copies of its backend: one that makes control tokens, and one that never does."""
+
+
+def _controls(tokenizer: Any) -> tuple[dict[str, int], re.Pattern[str]]:
+    """The control tokens of a tokenizer with their ids, and a pattern that finds the longest of them."""
+    known = _CONTROLS.get(tokenizer)
+    if known is None:
+        ids = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        names = sorted(filter(None, ids), key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
+        known = _CONTROLS[tokenizer] = (ids, pattern)
+    return known
+
+
+def _encode(tokenizer: Any, text: str, *, inert: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    if not tokenizer.is_fast:
+        return _encode_slowly(tokenizer, text, inert=inert)
+    backends = _BACKENDS.get(tokenizer)
+    if backends is None:
+        one = tokenizer.backend_tokenizer
+        backends = _BACKENDS[tokenizer] = (_copied(one, inert=False), _copied(one, inert=True))
+    found = backends[inert].encode(text, add_special_tokens=False)
+    return found.ids, found.offsets
+
+
+def _encode_slowly(tokenizer: Any, text: str, *, inert: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids with spans that are estimated from the lengths of the tokens, because slow tokenizers do not tell them."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=inert, verbose=False)["input_ids"]
+    lengths = [len(tokenizer.decode([one])) for one in ids]
+    ends = [sum(lengths[: n + 1]) for n in range(len(ids))]
+    return ids, [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _copied(backend: Any, *, inert: bool) -> Any:
+    """A copy of a tokenizer's backend that makes control tokens, or never does.
 
     transformers instead switches a flag of its single backend. With two threads, a user's control tokens could then
     be encoded as control tokens, or a template's as plain characters.
@@ -31,5 +202,5 @@ def _inert(backend: Any) -> Any:
     backend = copy.deepcopy(backend)
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = True
+    backend.encode_special_tokens = inert
     return backend

@@ -14,11 +14,13 @@ from mplus.checkpoint.loading import Loaded, load
 from mplus.checkpoint.parts import TrainedParts, write_parts
 from mplus.confidence import Calibration
 from mplus.config import EMBEDDING, MemoryConfig, Recall
+from mplus.forks import renewed_after_fork
 from mplus.generation.engine import Engine, decode
 from mplus.generation.requests import GenerationOptions, MemoryLike, PromptLike, Requests, memories_of
-from mplus.generation.row import Generation, memory_of
+from mplus.generation.row import Generation
 from mplus.generation.sampling import SamplingOptions
 from mplus.generation.scheduler import Scheduler
+from mplus.generation.sources_read import memory_of
 from mplus.generation.streams import GenerationStream
 from mplus.generation.where import FoundSource, WhereLike, allowed_sources
 from mplus.inert import encode_inert
@@ -29,6 +31,7 @@ from mplus.progress import Progress, followed
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import rank_sources
 from mplus.recall.embedder import Embedder
+from mplus.relevance_scale import RelevanceScales
 from mplus.self_check import HowRead, SelfCheck
 from mplus.weights import Weights
 from mplus.write.absorb import WriteReport
@@ -83,10 +86,13 @@ class MPlus:
             tokenizer,
             name=name,
             calibration=self._parts.calibration,
+            decline_threshold=self._parts.decline_threshold,
             prefers_text=self._self_check.prefers_text,
         )
         self._writer = Writer(weights, tokenizer)
-        self._lock = threading.Lock()
+        self._scales = RelevanceScales(weights, tokenizer)
+        self.after_fork()
+        renewed_after_fork(self)
         self._check(memory)
         if memory.has_vectors and weights.embedder is None:
             raise ValueError(
@@ -94,13 +100,17 @@ class MPlus:
                 f"LlamaIndex BaseEmbedding or function; or use recall={memory.token_recall!r}."
             )
 
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
+        self._lock = threading.Lock()
+
     @classmethod
     def from_pretrained(
         cls,
         model: str | Path = catalog.DEFAULT_MODEL,
         *,
         device: str | Mapping[str, Any] = "auto",
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         memory: MemoryConfig | None = None,
         attention: str = "auto",
         embedder: Any = None,
@@ -114,7 +124,7 @@ class MPlus:
             model: "smol-135m", a folder (plain backbone, published M+ checkpoint or our own save), or a
                 Hugging Face repository.
             device: "auto", "cpu", "cuda", "cuda:1", or an accelerate device map.
-            dtype: "auto" (float32 on CPU, the checkpoint's own on a GPU), a torch dtype by name, or "int8":
+            dtype: "auto" (float32 on CPU, the checkpoint's own on a GPU), a torch dtype or its name, or "int8":
                 int8 weights for decoding beside bfloat16, for the CPU.
             memory: Layout of new memories; None takes the checkpoint's, else a preset for the backbone.
             attention: "auto", "sdpa", "eager" or "flash_attention_2".
@@ -122,7 +132,8 @@ class MPlus:
                 ``memory`` says which ``recall``, it is used beside the model's own scorer ("embedding+late").
             revision: Branch, tag or commit of a hub repository.
             local_files_only: Do not use the network.
-            options: Passed on to transformers, such as ``quantization_config`` or ``offload_folder``.
+            options: Passed on to transformers, such as ``quantization_config`` or ``offload_folder``. ``torch_dtype``
+                is another name of ``dtype``.
 
         Raises:
             ModelNotFoundError: There is no model of that name; the message says how to get it.
@@ -130,6 +141,7 @@ class MPlus:
             UnsupportedModelError: A backbone that is not full-attention, rotary and decoder-only.
             ValueError: A bad device, dtype or memory layout.
         """
+        dtype = _one_dtype(dtype, options)
         folder = catalog.resolve(str(model), revision=revision, local_files_only=local_files_only)
         loaded: Loaded = load(
             folder,
@@ -202,6 +214,15 @@ class MPlus:
         Earlier turns are read from memory. None: as many turns as fit. It is kept with the trained parts.
         """
         return self._parts.prompt_turns
+
+    @property
+    def decline_threshold(self) -> float | None:
+        """Least probability with which an answer from memory declines ("I don't know."), where a call gives none.
+
+        None: whenever declining is likeliest. It is kept with the trained parts; ``decline_threshold=`` of a call
+        overrides it.
+        """
+        return self._parts.decline_threshold
 
     @property
     def fingerprint(self) -> str:
@@ -384,13 +405,14 @@ class MPlus:
                 read nearest to the prompt, and its settings count.
             prompt: A string (plain completion) or chat messages ``{"role", "content"}``.
             options: How to answer; None stands for the default. ``SamplingParams`` describes max_new_tokens,
-                temperature, top_p, top_k, repetition_penalty, stop, stop_token_ids, seed, timeout, abstain_below
-                and abstain_reply. Beside them:
+                temperature, top_p, top_k, repetition_penalty, stop, stop_token_ids, seed, timeout,
+                abstain_below, abstain_reply, decline_threshold and gate. Beside them:
                 cancelled: set this event from another thread to stop within two tokens.
                 processors: further logits processors ``(token_ids, logits) -> logits``.
                 tools: tools described in the prompt, ``{"type": "function", "function": {…}}`` each; pass a
                 ``Constraint.tool_calls`` of them too if calls must be valid.
                 constraint: the form the answer must have.
+                chat_template_kwargs: variables of the model's chat template, such as ``{"enable_thinking": False}``.
                 where: the sources to read, from any pool: a filter of metadata, or a test of name and metadata;
                 of all memories, or a list with one for each.
 
@@ -490,8 +512,11 @@ class MPlus:
             question = self.weights.question(ids, track.recall_layer, self._requests.vector_of(read.state, config, ids))
             scorer = self.weights.scorers[config.recall]
             ranked = rank_sources(scorer, read.state, config, question, allowed_sources(read, where))
-        found = [(read.state.sources[n], relevance, memory_of(read.members, n)) for n, relevance in ranked[:limit]]
-        return [FoundSource(s.name, relevance, dict(s.metadata), s.texts, place) for s, relevance, place in found]
+        found = [(read.state.sources[one.number], one, memory_of(read.members, one.number)) for one in ranked[:limit]]
+        return [
+            FoundSource(s.name, one.relevance, dict(s.metadata), s.texts, place, self._scales.score(config, one.match))
+            for s, one, place in found
+        ]
 
     def count_tokens(self, prompt: PromptLike, *, tools: Sequence[Mapping[str, Any]] | None = None) -> int:
         """Number of tokens of a prompt, including those of the chat template."""
@@ -549,6 +574,14 @@ class MPlus:
             f"MPlus({self.name or backbone.config.model_type!r}, {backbone.num_layers} layers, "
             f"{backbone.dtype}, {backbone.device})"
         )
+
+
+def _one_dtype(dtype: str | torch.dtype, options: dict[str, Any]) -> str:
+    """The name of the dtype. Older code calls it ``torch_dtype``, which is taken out of ``options``."""
+    name, other = (str(given or "auto").removeprefix("torch.") for given in (dtype, options.pop("torch_dtype", None)))
+    if "auto" not in (name, other) and name != other:
+        raise ValueError(f"dtype={name!r} and torch_dtype={other!r}: expected one of them. Leave torch_dtype out.")
+    return other if name == "auto" else name
 
 
 def _using(embedder: Any, given: MemoryConfig | None, own: MemoryConfig) -> MemoryConfig:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mplus.checkpoint.catalog import cache_root
 from mplus.config import MemoryConfig
+from mplus.forks import renewed_after_fork
 from mplus.generation.engine import decode
 from mplus.generation.requests import Requests
 from mplus.generation.row import Row
@@ -87,6 +88,11 @@ class SelfCheck:
         self._weights, self._tokenizer, self._name = weights, tokenizer, name
         self.known = known or self._obvious()
         """The result, once there is one."""
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
         self._lock = threading.Lock()
 
     def result(self) -> HowRead:

@@ -102,6 +102,7 @@ def tiny_model(
     embedder: Any = None,
     model_type: str = "llama",
     prompt_turns: int | None = None,
+    decline_threshold: float | None = None,
     **changes: Any,
 ) -> MPlus:
     """A tiny random M+ model with a byte tokenizer. It works like any other, but its answers are random text.
@@ -112,11 +113,12 @@ def tiny_model(
         embedder: Your own embedder, as ``MPlus.from_pretrained`` takes it.
         model_type: "llama", "mistral", "qwen2" or "qwen3".
         prompt_turns: How many turns stand in the prompt before the question; None: as many as fit.
+        decline_threshold: Least probability with which an answer from memory declines; None: if that is likeliest.
         changes: Other settings of the transformers config.
     """
     tokenizer = byte_tokenizer()
     model = tiny_backbone(model_type, seed=seed, **changes)
-    parts = TrainedParts(prompt_turns=prompt_turns)
+    parts = TrainedParts(prompt_turns=prompt_turns, decline_threshold=decline_threshold)
     weights = assemble(model, tokenizer, parts)
     own = MemoryConfig.for_window(weights.backbone.window)
     reads = HowRead("latent", "random weights read nothing")

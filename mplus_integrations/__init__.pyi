@@ -9,3 +9,4 @@ from .llama_index import MPlusIndex as MPlusIndex
 from .llama_index import MPlusLLM as MPlusLLM
 from .llama_index import MPlusMemory as MPlusMemory
 from .llama_index import MPlusMemoryBlock as MPlusMemoryBlock
+from .llama_index import MPlusWriter as MPlusWriter

@@ -28,6 +28,23 @@ Asked = str | list[dict[str, Any]]
 """Text to continue, or chat messages; ``history`` says what ``source``, ``id`` and ``stays`` of a message mean."""
 
 
+class Piece(str):
+    """A piece of the text of an answer.
+
+    Attributes:
+        tokens: Tokens of the prompt, and of the answer up to here.
+    """
+
+    tokens: tuple[int, int]
+
+    @classmethod
+    def of(cls, text: str, tokens: tuple[int, int]) -> "Piece":
+        """A piece with the tokens so far."""
+        piece = cls(text)
+        piece.tokens = tokens
+        return piece
+
+
 class Answer(NamedTuple):
     """A whole answer.
 
@@ -57,6 +74,9 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
     _forgets_edits: ClassVar[bool] = True
     """Whether turns that a conversation no longer has are forgotten. Its first turn tells it from others."""
 
+    def _must_name(self) -> bool:
+        return self.scheduler is not None if self.require_key is None else self.require_key
+
     def _cited_as(self, latents: Latents) -> str:
         """The name that cites the memory of a call."""
         return "own"
@@ -85,7 +105,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         where: Where | None = None,
         shared: Sequence[Shared] = (),
         processors: Sequence[Any] = (),
-    ) -> Generator[str | Answer]:
+    ) -> Generator[Piece | Answer]:
         """Yield the text of an answer as it grows, without tool calls, and finally the whole ``Answer``.
 
         Args:
@@ -108,7 +128,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                     piece, held = before_calls(held + piece)
                 if piece:
                     shown += piece
-                    yield piece
+                    yield Piece.of(piece, stream.tokens)
             generation = stream.generation
         text, calls = parse_tool_calls(generation.text) if call.tools else (generation.text, [])
         numbered = [(f"call_{uuid4().hex[:24]}", one) for one in calls]
@@ -149,6 +169,9 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
     ) -> tuple[GenerationStream, list[str]]:
         """Begin an answer. Also returns the names of the memories that it reads."""
         model, form, sampling = self._model_of(call), form_of(call), call.sampling()
+        if not call.use_memory:
+            latents, where, shared = Latents(), None, ()
+            call = call.model_copy(update={"prompt_turns": "all", "where": None})
         if form.constraint is not None:  # a tool call or object cannot be replaced by a sentence
             sampling = sampling.model_copy(update={"abstain_below": None})
         tests = [source_filter(one) for one in (where, call.where) if one is not None]
@@ -157,21 +180,19 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         # What is read is fixed here: neither a later write nor another history of this memory changes it, and
         # a named memory is free for others while this answer is made.
         with latents.opened(model) as memory, held([memory, *others]):
+            said: list[dict[str, Any]] = [{"content": prompt}] if isinstance(prompt, str) else prompt
             if not isinstance(prompt, str):
-                room = model.prompt_room([memory, *others])
                 told = with_told(prompt, form.told)
-                room, turns = max(room - min(call.max_tokens, room // 4), 1), call.turns_in_prompt(model)
-                prompt = fitted(
-                    model, memory, told, room=room, tools=call.tools, prompt_turns=turns, forgets=self._forgets_edits
-                )
-                if latents is self._own.get(None):  # the memory has no name: each conversation reads only its own turns
+                said = self._fitted(model, [memory, *others], told, call)
+                if self.own.is_unnamed(latents):  # the memory has no name: each conversation reads only its own turns
                     tests.append(of_conversation(told))
-                tests.append(not_standing_in(prompt))
-                prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in prompt]
+                tests.append(not_standing_in(said))
+                prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in said]
+            reads = [Read(self._cited_as(latents), memory, [*tests, not_pasted_into(said, memory)])]
             of_call = [] if call.where is None else [source_filter(call.where)]
-            reads = [Read(self._cited_as(latents), memory, tests)]
             for one, other in zip(beside, others, strict=True):
-                reads.append(Read(one.name, other, [*of_call, *([one.where] if one.where else [])]))
+                own = [one.where] if one.where else []
+                reads.append(Read(one.name, other, [*of_call, *own, not_pasted_into(said, other)]))
             read, read_where, names = readable(model, reads)
             engine = model if self.scheduler is None or call.model is not None else self.scheduler
             several, options = len(read) > 1, sampling.model_dump()
@@ -186,6 +207,16 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 **options,
             )
             return stream, names
+
+    def _fitted(
+        self, model: MPlus, memories: Sequence[Memory], told: list[dict[str, Any]], call: Call
+    ) -> list[dict[str, Any]]:
+        """The messages that stand in the prompt beside these memories; earlier ones are written into the first."""
+        room = model.prompt_room(memories)
+        room = max(room - min(call.max_tokens, room // 4), 1)
+        turns = call.turns_in_prompt(model)
+        forgets = self._forgets_edits
+        return fitted(model, memories[0], told, room=room, tools=call.tools, prompt_turns=turns, forgets=forgets)
 
 
 class Read(NamedTuple):
@@ -219,6 +250,26 @@ def not_standing_in(messages: Sequence[Mapping[str, Any]]) -> Where:
     """A test of sources that excludes turns that are in the prompt."""
     here = {message["source"] for message in messages if "source" in message}
     return lambda name, _: name not in here
+
+
+MIN_PASTED = 20
+"""Fewest characters of a source that is taken for pasted into a prompt; a shorter one may be there by chance."""
+
+
+def not_pasted_into(messages: Sequence[Mapping[str, Any]], memory: Memory) -> Where:
+    """A test of sources that excludes those whose whole text stands in a prompt, so that none is read twice.
+
+    A retriever that returns text and a model that reads the same memory would otherwise give each document two voices.
+    """
+    said = "\n".join(str(message.get("content") or "") for message in messages)
+    pasted = {
+        source.name
+        for source in memory.sources()
+        if source.texts
+        and sum(map(len, source.texts)) >= MIN_PASTED
+        and all(text.strip() in said for text in source.texts)
+    }
+    return lambda name, _: name not in pasted
 
 
 def readable(model: MPlus, reads: Sequence[Read]) -> tuple[list[Memory], list[Where | None], list[str]]:
@@ -255,6 +306,8 @@ def about(generation: Generation, model_name: str, memories: Sequence[str]) -> d
                 "share": recalled.share,
                 "relevance": recalled.relevance,
                 "metadata": dict(recalled.metadata),
+                "pool": recalled.pool,
+                "newer_than": list(recalled.newer_than),
             }
             for recalled in generation.recalled
         ],

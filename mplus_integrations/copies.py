@@ -1,7 +1,7 @@
 """Copies and pickles of objects that refer to weights and memories.
 
-A copy refers to the same ones. A pickle names them: weights by the model's name, a store by its folder. A memory that has
-no name goes with the pickle as it is.
+A copy refers to the same ones. A pickle names them: weights by the model's name, a store by its folder. A memory that
+has no name goes with the pickle as it is.
 """
 
 import copy
@@ -135,4 +135,3 @@ class Referring(BaseModel):
                 ) from error
             found[name] = kept
         return found
-

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mplus import Constraint
+from mplus import Constraint, Generation, ToolCall
 from mplus_integrations.settings import Call
 
 OPEN_CALL = "<tool_call>"
@@ -84,6 +84,37 @@ def response_schema(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
         f"response_format={wanted!r:.80}: expected {{'type': 'json_schema', 'json_schema': {{'name', 'schema'}}}} or "
         "{'type': 'json_object'}."
     )
+
+
+def check_form(call: Call, generation: Generation, calls: Sequence[ToolCall], invalid: Sequence[ToolCall]) -> None:
+    """Check that an answer has the form that was asked for.
+
+    Args:
+        call: What was asked for.
+        generation: The answer.
+        calls: Its valid tool calls.
+        invalid: Its other tool calls.
+
+    Raises:
+        ValueError: It was cut off, or is not of that form; the message says why it ended.
+    """
+    why = f"The answer ended because of {generation.finish_reason!r} after {generation.completion_tokens} tokens."
+    more = f"{why} Allow it more max_tokens, leave stop= out, or give fields a limit."
+    if call.response_format is not None and not _is_whole(generation):
+        raise ValueError(f"{generation.text!r:.120} is not whole JSON. {more}")
+    if invalid and not calls:
+        raise ValueError(f"The call {invalid[0].text!r:.120} is not valid: {invalid[0].error}. {more}")
+    if not calls and call.tools and tool_choice(call.tool_choice, call.tools) not in ("auto", "none"):
+        raise ValueError(f"{generation.text!r:.120} holds no tool call, and one was asked for. {more}")
+
+
+def _is_whole(generation: Generation) -> bool:
+    """Whether an answer is JSON to its end. The first digits of a number are JSON too, so the end must be known."""
+    try:
+        value = json.loads(generation.text)
+    except ValueError:
+        return False
+    return generation.finish_reason == "stop" or not isinstance(value, int | float) or isinstance(value, bool)
 
 
 def with_told(messages: list[dict[str, Any]], told: str | None) -> list[dict[str, Any]]:

@@ -13,6 +13,18 @@ INSTEAD = {
     "model_name": "model",
     "stop_sequences": "stop",
     "session_id": "memory_key",
+    "thread_id": "memory_key",
+    "user_id": "memory_key",
+    "conversation_id": "memory_key",
+    "chat_store": "store",
+    "chat_store_key": "memory_key",
+    "persist_dir": "store",
+    "persist_directory": "store",
+    "collection_name": "memory_key",
+    "model_id": "model",
+    "max_length": "max_tokens",
+    "context_window": "model, whose own window counts",
+    "system_prompt": "a system message",
 }
 """Our names for settings that other libraries, or M+ itself, call differently."""
 
@@ -58,6 +70,9 @@ class AnswerSettings(KnownNames):
     """Reply with ``abstain_reply`` if the confidence in an answer in text is below this; None: never."""
     abstain_reply: str = "I don't know."
     """The reply that is given instead of the answer."""
+    decline_threshold: float | None = None
+    """Least probability with which an answer from memory declines ("I don't know."): 0 whenever that is likeliest, 1
+    hardly ever; None: the model's (``MPlus.decline_threshold``)."""
 
     gate: Literal["auto", "always", "never"] = "auto"
     """Whether an answer reads memory: as the model's gate decides, always, or never."""
@@ -106,6 +121,8 @@ class Call(AnswerSettings):
     """A JSON schema that the answer follows, as OpenAI describes it."""
     memory_key: Any = None
     """Name of the memory to read."""
+    use_memory: bool = True
+    """Whether the call reads and writes memory; without, it sees only its prompt."""
     where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = Field(default=None)
     """The sources to read: a filter of metadata, or a test of name and metadata."""
     model: str | MPlus | None = None

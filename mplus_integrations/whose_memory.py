@@ -6,9 +6,10 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, cast
+from uuid import UUID
 
 from pydantic import (
-    AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -20,6 +21,7 @@ from pydantic import (
 from mplus import Embedder, Memory, MemoryStore, MPlus
 from mplus_integrations.copies import PackedMemory, Referring
 from mplus_integrations.models import load, loaded_already
+from mplus_integrations.sources import named, refuse_others, without_blanks
 from mplus_integrations.worker import in_thread
 
 UNLOADED_WINDOW = 4096
@@ -30,15 +32,25 @@ Where = Callable[[str, Mapping[str, Any]], bool]
 
 
 def checked_key(key: object) -> str | None:
-    """Check the name of a memory; None stays None.
+    """A memory's key as text; None stays None.
+
+    Any text is one, whoever chose it, and numbers and UUIDs count as their text. In a store, the memory of a key that
+    is no name has an escaped one (``MemoryStore.name_for``).
 
     Raises:
-        ValueError: The name is not allowed.
+        ValueError: It is of another type, or empty.
     """
-    return None if key is None else MemoryStore.check_name(key, "memory_key=")
+    if key is None:
+        return None
+    if isinstance(key, bool) or not isinstance(key, str | int | UUID):
+        raise ValueError(f"memory_key={key!r:.60} is {type(key).__name__}: expected a string, an integer or a UUID.")
+    text = str(key)
+    if not text.strip():
+        raise ValueError(f"memory_key={text!r:.40}: expected at least one character that is no space.")
+    return text
 
 
-MemoryKeyName = Annotated[str | None, AfterValidator(checked_key)]
+MemoryKeyName = Annotated[str | None, BeforeValidator(checked_key)]
 """The type of a field that names a memory."""
 
 
@@ -51,15 +63,6 @@ def all_or_nothing(memory: Memory) -> Generator[Memory]:
         memory.adopt(fork)
 
 
-def counted(items: Sequence[Item], show_progress: bool) -> Iterable[Item]:
-    """The items, with a progress bar if ``show_progress`` is set."""
-    if not show_progress:
-        return items
-    from tqdm.auto import tqdm  # the import warns in a notebook without ipywidgets
-
-    return tqdm(items, "writing")
-
-
 def forget_all(memory: Memory, sources: Iterable[str]) -> None:
     """Forget sources for good; reads then equal those of a memory that never had them."""
     with all_or_nothing(memory) as fork:
@@ -70,8 +73,8 @@ def forget_all(memory: Memory, sources: Iterable[str]) -> None:
 class Latents:
     """A given memory, a named memory in a store, or a memory that is made at its first use.
 
-    A copy of an object that has it refers to the same. In a pickle a memory in a store goes by its name, and another one
-    as it is then.
+    A copy of an object that has it refers to the same. In a pickle a memory in a store goes by its name, and another
+    one as it is then.
     """
 
     def __init__(
@@ -79,10 +82,12 @@ class Latents:
     ) -> None:
         self.store = store if memory is None else None
         self.key = (key or "default") if self.store is not None else None
+        self.is_of_index = False
+        """Whether it holds the documents of an index, which others read too."""
         self._memory = memory
         self._made: dict[str, Memory] = {}
         self._packed: dict[str | None, PackedMemory] = {}
-        """Memories of a pickle that have not been used since, by the fingerprint of their model; None: the given one."""
+        """Memories of a pickle that were not used since, by the fingerprint of their model; None: the given one."""
         self._guard = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "Latents":
@@ -92,17 +97,17 @@ class Latents:
         with self._guard:
             held: dict[str | None, Memory] = {**self._made, **({None: self._memory} if self._memory else {})}
             packed = {**self._packed, **{name: PackedMemory.of(memory) for name, memory in held.items()}}
-        return {"store": self.store, "key": self.key, "packed": packed}
+        return {"store": self.store, "key": self.key, "packed": packed, "is_of_index": self.is_of_index}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(store=state["store"], key=state["key"])
-        self._packed = state["packed"]
+        self._packed, self.is_of_index = state["packed"], state["is_of_index"]
 
     @contextmanager
     def opened(self, model: MPlus) -> Generator[Memory]:
         """The memory for writing. A memory in a store is locked, and saved at the end."""
         if self.store is not None:
-            with self.store.open(self.key or "default", model) as memory:
+            with self.store.open(MemoryStore.name_for(self.key or "default"), model) as memory:
                 yield memory
             return
         yield self._in_process(model)
@@ -131,6 +136,34 @@ class Latents:
             return memory if self.store is None else memory.fork()
 
 
+class OwnMemories:
+    """The memories of an object without a store, by name; every copy of the object has the same ones."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str | None, Latents] = {}
+        self._guard = threading.Lock()
+
+    def get(self, key: str | None) -> Latents:
+        """The memory of that name, made at its first use."""
+        with self._guard:
+            return self._by_name.setdefault(key, Latents())
+
+    def is_unnamed(self, latents: Latents) -> bool:
+        """Whether these are the latents without a name."""
+        return latents is self._by_name.get(None)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "OwnMemories":
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._guard:
+            return {"by_name": dict(self._by_name)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__()
+        self._by_name.update(state["by_name"])
+
+
 @dataclass(frozen=True)
 class Shared:
     """A memory that is read beside the one of a conversation and never written, such as documents for all.
@@ -156,7 +189,7 @@ Given = Memory | Latents | str
 class Remembering(Referring, Generic[Item]):
     """A model and its memories; weights are loaded at the first use."""
 
-    _not_pickled: ClassVar[frozenset[str]] = frozenset({"_guard", "_embedding"})
+    _not_pickled: ClassVar[frozenset[str]] = frozenset({"_embedding"})
 
     # Errors name the argument, not its value, which could be a secret or very large.
     model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
@@ -176,10 +209,14 @@ class Remembering(Referring, Generic[Item]):
     """Memories that every call reads beside its own and never writes: documents for all users. A text is the name of a
     memory in the store."""
 
-    _own: dict[str | None, Latents] = PrivateAttr(default_factory=dict[str | None, Latents])
-    _guard: threading.Lock = PrivateAttr(default_factory=threading.Lock)
-    _embedding: tuple[MPlus, MPlus] | None = PrivateAttr(default=None)
-    """A model, and the same with the embedder."""
+    require_key: bool | None = None
+    """Whether a call must name its memory where there is a store. None: in a server, which has ``scheduler=``, and
+    where a chain calls the model without passing its config on, so that a name may have been lost."""
+    own: OwnMemories = Field(default_factory=OwnMemories, exclude=True, repr=False)
+    """Memories that are neither given nor in a store; an object made from this one's fields has the same."""
+
+    _embedding: tuple[MPlus, Embedder, MPlus] | None = PrivateAttr(default=None)
+    """A model, an embedder, and the model with it."""
 
     @field_validator("embedder")
     @classmethod
@@ -213,9 +250,10 @@ class Remembering(Referring, Generic[Item]):
         plain = load(model)
         if self.embedder is None:
             return plain
-        if self._embedding is None or self._embedding[0] is not plain:
-            self._embedding = (plain, plain.with_embedder(self.embedder))
-        return load(self._embedding[1])
+        known = self._embedding
+        if known is None or known[0] is not plain or known[1] is not self.embedder:
+            known = self._embedding = (plain, self.embedder, plain.with_embedder(self.embedder))
+        return load(known[2])
 
     @property
     def model_name(self) -> str:
@@ -240,10 +278,21 @@ class Remembering(Referring, Generic[Item]):
                 f"memory_key={key!r}: this {type(self).__name__} was made with memory=, which every call reads. Leave "
                 "memory= out to use names."
             )
+        if self.store is not None and key is None and self._must_name():
+            raise self._no_key("No memory_key= was given for this call")
         if self.memory is not None or self.store is not None:
             return Latents(memory=self.memory, store=self.store, key=key)
-        with self._guard:
-            return self._own.setdefault(key, Latents())
+        return self.own.get(key)
+
+    def _must_name(self) -> bool:
+        """Whether a call must name a memory of the store."""
+        return bool(self.require_key)
+
+    def _no_key(self, what: str) -> ValueError:
+        return ValueError(
+            f"{what}, and this {type(self).__name__} has a store: expected the name of one user's memory. Give "
+            "memory_key= to the call, its config or the object; require_key=False reads 'default' for everyone."
+        )
 
     def shared_memories(self) -> list[Shared]:
         """The memories that every call reads beside its own.
@@ -277,7 +326,7 @@ class Remembering(Referring, Generic[Item]):
         self,
         items: Item | Sequence[Item],
         *,
-        source: str | None = None,
+        source: str | int | None = None,
         metadata: Mapping[str, Any] | None = None,
         memory_key: str | None = None,
         show_progress: bool = False,
@@ -299,24 +348,34 @@ class Remembering(Referring, Generic[Item]):
             ValueError: Empty text, or something that cannot be written; nothing is written then.
         """
         several = isinstance(items, Sequence) and not isinstance(items, str)
-        texts = [self._to_text(item) for item in (cast("Sequence[Item]", items) if several else [items])]
+        given = list(cast("Sequence[Item]", items)) if several else [cast("Item", items)]
+        texts = [self._to_text(item) for item in given]
+        if self._may_be_blank(given):
+            numbered = {f"number {n} ({one[1]})": one for n, one in enumerate(texts)}  # several may be of one source
+            texts = list(without_blanks(numbered, lambda item: item[0]).values())
         if not texts:
             return 0
+        names = [named(source) or name for _, name, _ in texts]
         with self.opened(memory_key) as memory:
+            refuse_others(memory, filter(None, names))
             return self.loaded.write(
                 memory,
                 [text for text, _, _ in texts],
-                source=[source or name for _, name, _ in texts],
+                source=names,
                 metadata=[{**own, **(metadata or {})} for _, _, own in texts],
                 keep_text=True,
                 progress=show_progress,
             ).text_tokens
 
+    def _may_be_blank(self, items: Sequence[Any]) -> bool:
+        """Whether items may have no text, as pages of a file; others are errors then."""
+        return len(items) > 1 and all(not isinstance(item, str) for item in items)
+
     async def amemorize(
         self,
         items: Item | Sequence[Item],
         *,
-        source: str | None = None,
+        source: str | int | None = None,
         metadata: Mapping[str, Any] | None = None,
         memory_key: str | None = None,
         show_progress: bool = False,
@@ -331,10 +390,10 @@ class Remembering(Referring, Generic[Item]):
             show_progress=show_progress,
         )
 
-    def forget(self, source: str, *, memory_key: str | None = None) -> int:
+    def forget(self, source: str | int, *, memory_key: str | None = None) -> int:
         """Remove a source from memory for good; returns how many memory tokens were removed."""
         with self.opened(memory_key) as memory:
-            return memory.forget(source)
+            return memory.forget(str(source))
 
     @abstractmethod
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:

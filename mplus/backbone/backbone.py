@@ -272,6 +272,6 @@ def check_supported(config: "PretrainedConfig") -> None:
     if sliding or (model_type == "mistral" and window is not None):
         raise UnsupportedModelError(
             f"This {model_type} model uses sliding-window attention (sliding_window={window}), which would "
-            "hide memory from most layers. Use a checkpoint with full attention, or set sliding_window to "
-            "null in its config.json if prompts stay within that window."
+            "hide memory from most layers. Use a checkpoint with full attention; or, if prompts stay within that "
+            'window, change its config.json: "use_sliding_window": false, "sliding_window": null, and no "layer_types".'
         )

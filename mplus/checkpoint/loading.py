@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,13 @@ from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
 from mplus.backbone.backbone import Backbone, check_supported
 from mplus.backbone.cpu import is_slow_in
 from mplus.backbone.quantised import quantise_for_decoding
+from mplus.chat_template import EndlessTemplateError, check_ends
+from mplus.checkpoint.limits import check_config, check_files, read_settings
 from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_memory_config, read_parts
 from mplus.checkpoint.published_layout import backbone_config, is_published, published_memory_config, read_published
 from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.config import MemoryConfig, Recall
-from mplus.errors import CheckpointError
+from mplus.errors import CheckpointError, UnsupportedModelError
 from mplus.recall.attention_scorer import AttentionScorer
 from mplus.recall.embedding_scorer import EmbeddingScorer
 from mplus.recall.fused_scorer import FusedScorer
@@ -34,7 +36,23 @@ from mplus.recall.scorer import Scorer
 from mplus.weights import Weights
 from mplus.words import Words
 
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 CALIBRATION_TEXT = Path(__file__).with_name("calibration.txt")
+
+
+QUANTISERS = {
+    "bitsandbytes": "bitsandbytes",
+    "gptq": "gptqmodel",
+    "awq": "gptqmodel",
+    "compressed-tensors": "compressed-tensors",
+    "hqq": "hqq",
+    "quanto": "optimum-quanto",
+    "aqlm": "aqlm",
+    "torchao": "torchao",
+    "eetq": "eetq",
+    "fbgemm_fp8": "fbgemm-gpu",
+}
+"""The package that each way of quantising needs."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,9 @@ def load(
         CheckpointError: Weights are missing, of the wrong shape, or would be dropped.
         UnsupportedModelError: A backbone that M+ cannot read and write.
     """
+    check_files(folder)
+    if trained is not None:
+        check_files(trained)
     config = read_config(folder)
     quantised, dtype = dtype == "int8", "bfloat16" if dtype == "int8" else dtype
     if is_published(config):
@@ -189,29 +210,31 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It is missing or not JSON.
     """
-    path = folder / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        return read_settings(folder / "config.json")
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{folder}: no config.json. Expected a folder that transformers or M+ saved.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable JSON ({error}).") from error
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer.
+    """The folder's tokenizer; None if it has none, and then nothing can be written or asked.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: It cannot be loaded, or its chat template does not end.
     """
     from transformers import AutoTokenizer
 
-    if not (folder / "tokenizer_config.json").exists() and not (folder / "tokenizer.json").exists():
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise CheckpointError(f"{folder}: no tokenizer that transformers can load ({error}).") from error
+    try:
+        check_ends(tokenizer)
+    except EndlessTemplateError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    return tokenizer
 
 
 def round_rope_frequencies(model: Any) -> None:
@@ -221,16 +244,41 @@ def round_rope_frequencies(model: Any) -> None:
 
 
 def _transformers_config(folder: Path, config: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     known = dict(config)
     model_type = known.pop("model_type", None)
     if model_type is None:
         raise CheckpointError(f"{folder}: config.json has no model_type; expected a transformers config.")
+    path = folder / "config.json"
+    check_config(path, config, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     try:
-        return AutoConfig.for_model(model_type, **known)
+        found = AutoConfig.for_model(model_type, **known)
     except ValueError as error:
+        if model_type in CONFIG_MAPPING:
+            raise CheckpointError(f"{path}: transformers refuses it ({error}).") from error
         raise CheckpointError(f"{folder}: transformers does not know model_type {model_type!r}.") from error
+    except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path}: transformers refuses it ({error!r}).") from error
+    _check_rope(path, found)
+    return found
+
+
+def _check_rope(path: Path, config: Any) -> None:
+    """Refuse a kind of rotary positions that transformers does not know, before it fails somewhere inside."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if not isinstance(rope, dict):
+        return
+    settings = cast("dict[str, Any]", rope)
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    known = sorted({"default", *ROPE_INIT_FUNCTIONS})
+    if kind not in known:
+        raise UnsupportedModelError(
+            f"{path}: rotary positions of the kind {kind!r:.40}; this version of transformers knows "
+            f"{', '.join(known)}. Update transformers, or take another checkpoint."
+        )
 
 
 def _load_backbone(
@@ -270,10 +318,31 @@ def _load_backbone(
                 TensorFiles(folder)
                 loader = AutoModelForCausalLM
                 model, report = loader.from_pretrained(folder, local_files_only=True, **arguments)
-        except (OSError, RuntimeError) as error:
+        except ImportError as error:
+            raise CheckpointError(_missing_quantiser(folder, config, error)) from error
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            if not isinstance(error, (OSError, RuntimeError)) and not _quantisation(config):
+                raise
             raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
     _check_complete(folder, report, tied={"lm_head.weight"} if backbone.tie_word_embeddings else set())
     return model
+
+
+def _quantisation(config: Mapping[str, Any]) -> str:
+    """How the weights of a checkpoint are quantised; empty if they are not."""
+    found: Any = config.get("quantization_config")
+    return str(cast("dict[str, Any]", found).get("quant_method", "unknown")) if isinstance(found, dict) else ""
+
+
+def _missing_quantiser(folder: Path, config: Mapping[str, Any], error: ImportError) -> str:
+    method = _quantisation(config)
+    if not method:
+        return f"{folder}: a package that loading it needs is not installed ({error})."
+    package = QUANTISERS.get(method, method)
+    return (
+        f"{folder}: its weights are quantised with {method!r}, which needs a package that is not installed: "
+        f"pip install {package}. Or take a checkpoint without quantization_config. ({error})"
+    )
 
 
 def _check_complete(folder: Path, report: Mapping[str, Any], *, tied: set[str]) -> None:
@@ -370,7 +439,7 @@ def fingerprints(backbone: Backbone, parts: TrainedParts) -> dict[Recall, str]:
     """
     digest = hashlib.sha256()
     model = backbone.model
-    named: list[tuple[str, Tensor]] = [(n, p) for n, p in model.named_parameters() if p.device.type != "meta"]
+    named: list[tuple[str, Tensor]] = [(n, present(model, n, p)) for n, p in model.named_parameters()]
     for role, adapter in (("write", parts.write_adapter), ("read", parts.read_adapter)):
         for name, weights in sorted((adapter or {}).items()):
             named += [(f"{role}.{name}.down", weights.down), (f"{role}.{name}.up", weights.up)]
@@ -389,6 +458,23 @@ def fingerprints(backbone: Backbone, parts: TrainedParts) -> dict[Recall, str]:
         "embedding+attention": own,
         "embedding+published": published,
     }
+
+
+def present(model: nn.Module, name: str, parameter: Tensor) -> Tensor:
+    """A parameter with its numbers: of one that accelerate keeps on disk, those that are there.
+
+    Raises:
+        CheckpointError: Nothing knows its numbers.
+    """
+    if parameter.device.type != "meta":
+        return parameter
+    owner, _, own = name.rpartition(".")
+    hook: Any = getattr(model.get_submodule(owner), "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):
+        kept: Any = getattr(one, "weights_map", None)
+        if kept is not None and own in kept:
+            return kept[own]
+    raise CheckpointError(f"The weights of {name!r} are neither in memory nor offloaded. Load the model again.")
 
 
 def _named(kind: str, module: nn.Module | None) -> list[tuple[str, Tensor]]:

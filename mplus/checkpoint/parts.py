@@ -3,13 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, LoraWeights
+from mplus.checkpoint.limits import MAX_LAYERS, read_settings
 from mplus.confidence import Calibration
 from mplus.config import PRESETS, MemoryConfig
 from mplus.errors import CheckpointError
@@ -18,6 +19,8 @@ from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.published_retriever import PublishedRetriever
 
 FORMAT = 1
+MOST_SCALE = 1e6
+MOST_TURNS = 2**20
 PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"
 
 
@@ -52,6 +55,8 @@ class TrainedParts:
     """How many of a conversation's latest turns stand in the prompt beside the question; None: as many as fit."""
     gate: Gate | None = None
     """Whether a question needs memory at all; None: always."""
+    decline_threshold: float | None = None
+    """Least probability with which an answer from memory declines; None: whenever that is likeliest."""
 
 
 def write_parts(folder: Path, parts: TrainedParts) -> None:
@@ -82,6 +87,7 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
         "lora_scale": scales,
         "calibration": None if parts.calibration is None else parts.calibration.model_dump(),
         "prompt_turns": parts.prompt_turns,
+        "decline_threshold": parts.decline_threshold,
     }
     (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -100,8 +106,8 @@ def read_parts(folder: Path) -> TrainedParts:
         tensors = load_file(str(folder / PARTS_TENSORS))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
-    scales = description["lora_scale"]
-
+    scales = _scales(path := folder / PARTS_FILE, description.get("lora_scale"))
+    _check_layer(path, description.get("recall_layer"))
     parts = TrainedParts(
         _memory(folder, description.get("memory")),
         description.get("recall_layer"),
@@ -115,6 +121,7 @@ def read_parts(folder: Path) -> TrainedParts:
         _calibration(folder, description.get("calibration")),
         _prompt_turns(folder, description.get("prompt_turns")),
         _gate(_section(tensors, "gate")),
+        _decline_threshold(folder, description.get("decline_threshold")),
     )
     if tensors:
         raise CheckpointError(f"{folder}: {len(tensors)} tensors would be dropped, first {min(tensors)!r}.")
@@ -142,14 +149,27 @@ def has_read_adapter(folder: Path) -> bool:
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / PARTS_FILE
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        description = read_settings(path)
+    except OSError as error:
         raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
     if description.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: format {description.get('format')!r}, this version reads {FORMAT}. Update mplus-memory."
         )
     return description
+
+
+def _scales(path: Path, saved: Any) -> dict[str, float]:
+    """The factor of each adapter."""
+    found = cast("dict[str, Any]", saved) if isinstance(saved, dict) else {}
+    if not isinstance(saved, dict) or any(type(n) not in (int, float) or abs(n) > MOST_SCALE for n in found.values()):
+        raise CheckpointError(f"{path}: lora_scale={saved!r:.80}; expected a number up to {MOST_SCALE:g} by adapter.")
+    return {name: float(scale) for name, scale in found.items()}
+
+
+def _check_layer(path: Path, saved: Any) -> None:
+    if saved is not None and (type(saved) is not int or not 0 <= saved < MAX_LAYERS):
+        raise CheckpointError(f"{path}: recall_layer={saved!r:.40}; expected the number of a layer, or null.")
 
 
 def _section(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
@@ -198,11 +218,20 @@ def _calibration(folder: Path, saved: Any) -> Calibration | None:
 
 
 def _prompt_turns(folder: Path, saved: Any) -> int | None:
-    if saved is None or (type(saved) is int and saved >= 0):
+    if saved is None or (type(saved) is int and 0 <= saved <= MOST_TURNS):
         return saved
     raise CheckpointError(
         f"{folder / PARTS_FILE}: prompt_turns={saved!r:.40}; expected a number of turns, 0 or more, or null for "
         "as many as fit."
+    )
+
+
+def _decline_threshold(folder: Path, saved: Any) -> float | None:
+    if saved is None or (type(saved) in (int, float) and 0 <= saved <= 1):
+        return saved
+    raise CheckpointError(
+        f"{folder / PARTS_FILE}: decline_threshold={saved!r:.40}; expected a probability, 0 to 1, or null for "
+        "declining whenever it is likeliest."
     )
 
 

@@ -1,11 +1,12 @@
 """Reading safetensors folders so that no tensor is missed and none is silently left over."""
 
-import json
 import re
 from pathlib import Path
+from typing import Any, cast
 
 from torch import Tensor
 
+from mplus.checkpoint.limits import read_settings
 from mplus.errors import CheckpointError
 
 
@@ -27,8 +28,11 @@ class TensorFiles:
 
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
-            weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            files = sorted({self.folder / Path(name).name for name in weight_map.values()})
+            weight_map: Any = read_settings(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+                raise CheckpointError(f"{index}: has no weight_map of file names. Fetch it again.")
+            names = cast("dict[str, str]", weight_map).values()
+            files = sorted({self.folder / Path(name).name for name in names})
         else:
             files = sorted(self.folder.glob("model*.safetensors"))
         if not files:

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from mplus.cli.ask import ask
+from mplus.cli.backup import backup
 from mplus.cli.calibrate import calibrate
 from mplus.cli.chat import chat
 from mplus.cli.convert import convert
@@ -24,8 +25,10 @@ from mplus.cli.inspect import inspect
 from mplus.cli.memories import memories
 from mplus.cli.pin import pin
 from mplus.cli.pull import pull
+from mplus.cli.restore import restore
 from mplus.cli.rollback import rollback
 from mplus.cli.snapshot import snapshot
+from mplus.cli.verify import verify
 from mplus.cli.write import write
 from mplus.errors import MPlusError
 from mplus.installed import refuse_other_mplus
@@ -82,7 +85,7 @@ app = typer.Typer(
 for command in (pull, write, ask, chat, inspect, forget, pin, snapshot, rollback, memories, export):
     app.command()(command)
 app.command("import")(import_)
-for command in (delete, info, convert):
+for command in (delete, verify, backup, restore, info, convert):
     app.command()(command)
 for name, about in LATER.items():
     app.command(name, help=about)(lambda: None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mplus import Memory, MemoryStore, MPlus
+    from mplus import KeyVault, Memory, MemoryStore, MPlus
 
 
 def user_store() -> "MemoryStore":
@@ -15,6 +15,14 @@ def user_store() -> "MemoryStore":
     from mplus.checkpoint.catalog import cache_root
 
     return MemoryStore(cache_root() / "memories")
+
+
+def store_at(folder: str | None, vault: "KeyVault | None" = None) -> "MemoryStore":
+    """The store in a folder, or the one that is kept for the user."""
+    from mplus import MemoryStore
+    from mplus.checkpoint.catalog import cache_root
+
+    return MemoryStore(cache_root() / "memories" if folder is None else folder, vault=vault)
 
 
 def located(memory: str) -> "tuple[MemoryStore, str]":

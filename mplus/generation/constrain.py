@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from mplus.forks import renewed_after_fork
+
 MAX_STRING = 200
 """Most characters of a string whose schema sets no limit; weak models rarely end a string on their own."""
 MAX_ITEMS = 12
@@ -189,7 +191,20 @@ def _nested(schema: dict[str, Any], name: str) -> dict[str, Any]:
 # --- decoding -----------------------------------------------------------------------------------------
 
 _VOCABULARIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-_GUARD = threading.Lock()
+
+
+class _Guard:
+    """The lock of the vocabularies, one for each process."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()
+
+
+_GUARD = _Guard()
 
 
 class ConstrainedDecoding:
@@ -221,7 +236,7 @@ class ConstrainedDecoding:
 def _vocabulary(tokenizer: Any, stop_token_ids: frozenset[int]) -> Any:
     from llguidance.hf import from_tokenizer
 
-    with _GUARD:
+    with _GUARD.lock:
         known = _VOCABULARIES.get(tokenizer)
         if known is None:
             known = from_tokenizer(tokenizer, eos_token=sorted(stop_token_ids) or None)

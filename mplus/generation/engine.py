@@ -52,6 +52,10 @@ class Engine:
         self._weights, self._tokenizer, self._stop_token_ids = weights, tokenizer, stop_token_ids
         self._batches: list[Batch] = []
 
+    def anew(self) -> "Engine":
+        """An engine of the same model without rows."""
+        return Engine(self._weights, self._tokenizer, self._stop_token_ids)
+
     @property
     def rows(self) -> list[Row]:
         """Rows that are not finished."""

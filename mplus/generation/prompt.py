@@ -1,17 +1,18 @@
 """Turns a prompt (plain completion or chat messages) into token ids; a user's text never becomes control tokens."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from mplus.chat_template import check_options, fitting, rendered
 from mplus.generation.constrain import tool_call_text, tools_prompt
-from mplus.inert import encode_inert
+from mplus.inert import Inert, encode_inert, unused
+
+Render = Callable[[Sequence[dict[str, Any]]], str]
+"""Writes messages as the chat template does."""
 
 ROLES = ("system", "user", "assistant", "tool")
-# Private-use characters that no template writes and no user types by accident.
-OPEN, CLOSE = "\ue5a0", "\ue5a1"
-MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
@@ -37,16 +38,23 @@ def encode_prompt(
     prompt: str | Sequence[Mapping[str, Any]],
     *,
     tools: Sequence[Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Prompt:
     """Token ids of a prompt: a string is completed as it is, messages go through the chat template.
 
     Special-token strings in any content are encoded as plain text; only those of the template are control tokens.
     ``tools`` are described by the template, or in a system message if it does not support tools. Calls in earlier
-    assistant messages are under ``tool_calls``, results in messages with role "tool".
+    assistant messages are under ``tool_calls``, results in messages with role "tool". Where the template takes no
+    system message, or no two messages of one role after each other, they are merged. ``options`` are variables of
+    the template, such as ``enable_thinking``.
 
     Raises:
-        ValueError: The prompt is empty, or a message has an unknown role or content that is not text.
+        ValueError: The prompt is empty, a message has an unknown role or content that is not text, or the template
+            refuses the messages.
+        UnknownNameError: The template has no variable of that name.
     """
+    if options:
+        check_options(tokenizer, options)
     if isinstance(prompt, str):
         if not prompt:
             raise ValueError("prompt='': expected text. Pass at least one character.")
@@ -65,7 +73,7 @@ def encode_prompt(
             asked += messages[0]["role"] != "system"
             messages = _with_system(messages, tools_prompt(tools))
             tools = None
-    return _encode_messages(tokenizer, messages, tools, asked)
+    return _encode_chat(tokenizer, messages, tools, asked, options)
 
 
 def _told(message: dict[str, Any]) -> dict[str, Any]:
@@ -97,31 +105,52 @@ def _checked(message: Mapping[str, Any], place: int) -> dict[str, Any]:
     return dict(message)
 
 
-def _encode_messages(tokenizer: Any, messages: list[dict[str, Any]], tools: Sequence[Any] | None, asked: int) -> Prompt:
-    """Render the template with marks in place of contents, then encode template and contents separately."""
-    contents = [str(message.get("content") or "") for message in messages]
-    marked: list[dict[str, Any]] = []
-    for number, message in enumerate(messages):
-        # An empty content gets no mark, because templates test for it.
-        mark = f"{OPEN}{number}{CLOSE}" if contents[number] else contents[number]
-        marked.append({**message, "content": mark})
-    rendered: str = tokenizer.apply_chat_template(
-        marked,
-        tools=tools,
-        chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    ids: list[int] = []
-    query = (0, 0)
-    if not tokenizer.chat_template:
-        ids += [i for i in tokenizer("")["input_ids"] if i != tokenizer.eos_token_id]
-    for place, part in enumerate(MARK.split(rendered)):
-        if place % 2 == 0:
-            ids += tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
-            continue
-        encoded = encode_inert(tokenizer, contents[int(part)])
-        if int(part) == asked:
-            query = (len(ids), len(ids) + len(encoded))
-        ids += encoded
-    return Prompt(tuple(ids), query if query[1] > query[0] else (0, len(ids)))
+def _encode_chat(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    tools: Sequence[Any] | None,
+    asked: int,
+    options: Mapping[str, Any] | None,
+) -> Prompt:
+    """Render the template with the real contents, then encode what it wrote, in which no content has control tokens."""
+    messages = [{**message, "content": message.get("content") or ""} for message in messages]
+    inert = Inert(tokenizer, [messages, tools])
+    messages, tools = inert.marked(messages), inert.marked(tools)
+    question = messages[asked]["content"].strip()
+    own = None if tokenizer.chat_template else PLAIN_TEMPLATE
+    fewer = fitting(tokenizer, messages, template=own, tools=tools, options=options)
+    if len(fewer) < len(messages):  # the question is then the end of a message that is merged of several
+        asked = max((n for n, m in enumerate(fewer) if m["role"] == "user"), default=len(fewer) - 1)
+
+    def render(turns: Sequence[dict[str, Any]]) -> str:
+        return rendered(tokenizer, turns, template=own, tools=tools, options=options)
+
+    written = render(fewer)
+    encoded = inert.encoded(written)
+    start, end = _question_in(written, render, fewer, asked, question)
+    query = encoded.within(len(inert.restored(written[:start])), len(inert.restored(written[:end])))
+    before = [] if tokenizer.chat_template else [i for i in tokenizer("")["input_ids"] if i != tokenizer.eos_token_id]
+    ids = (*before, *encoded.ids)
+    return Prompt(ids, (query[0] + len(before), query[1] + len(before)) if query[1] > query[0] else (0, len(ids)))
+
+
+def _question_in(
+    written: str, render: Render, messages: list[dict[str, Any]], asked: int, question: str
+) -> tuple[int, int]:
+    """First and last-plus-one character of the question in what the template wrote.
+
+    The template writes once more, with marks around the question. If that changes anything else, because the template
+    looks at how contents begin or end, the last place with the question's text counts.
+    """
+    if not question:
+        return 0, 0
+    content = messages[asked]["content"]
+    before, _, after = content.rpartition(question)
+    opened, closed = islice(unused(iter([written, content])), 2)
+    around = f"{before}{opened}{question}{closed}{after}"
+    again = render([*messages[:asked], {**messages[asked], "content": around}, *messages[asked + 1 :]])
+    if again.replace(opened, "").replace(closed, "") != written or opened not in again:
+        place = max(written.rfind(question), 0)
+        return place, place + len(question) if question in written else place
+    start, end = (len(again[: again.rindex(mark)].replace(opened, "").replace(closed, "")) for mark in (opened, closed))
+    return start, end

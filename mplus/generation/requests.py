@@ -13,7 +13,9 @@ from torch import Tensor
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
 from mplus.errors import EmbedderError, LedgerMissingError, MemoryMismatchError, PromptTooLongError, UnknownNameError
+from mplus.forks import renewed_after_fork
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
+from mplus.generation.declining import DeclineThreshold
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.row import Row
 from mplus.generation.sampling import GateChoice, SamplingOptions, SamplingParams
@@ -22,7 +24,7 @@ from mplus.generation.where import WhereLike, allowed_sources
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
 from mplus.memory.together import Together, alone, together
-from mplus.read.prefill import ReadRequest
+from mplus.read.prefill import ReadRequest, has_prefix
 from mplus.recall.choose import best_relevance
 from mplus.recall.embedder import Embedder
 from mplus.recall.texts import MOST_PIECES, Piece, Wanted, as_recalled, recall_pieces
@@ -32,6 +34,8 @@ from mplus.write.encode import Chunk
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]
+TemplateOptions = Mapping[str, Any] | None
+"""Variables of the chat template, such as ``enable_thinking``."""
 MemoryLike = Memory | Sequence[Memory]
 """One memory, or several that are read together."""
 MEMORY_NEEDED = 0.2
@@ -50,6 +54,7 @@ class GenerationOptions(SamplingOptions, total=False):
     tools: Tools | None
     constraint: Constraint | None
     where: WhereLike
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
 def check_embedder(memory: Memory, embedder: Embedder | None) -> None:
@@ -79,6 +84,7 @@ class Requests:
         *,
         name: str = "",
         calibration: Calibration | None = None,
+        decline_threshold: float | None = None,
         prefers_text: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare to make rows.
@@ -88,9 +94,11 @@ class Requests:
             tokenizer: Its tokenizer.
             name: Its name, for messages.
             calibration: Turns the evidence for an answer into a probability.
+            decline_threshold: Least probability with which an answer from memory declines, where a request has none.
             prefers_text: Whether ``read="auto"`` stands for "text"; asked when a memory is first read.
         """
         self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
+        self._decline_threshold = decline_threshold
         self._prefers_text = prefers_text
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
         self._joined = JoinedStates()
@@ -104,6 +112,8 @@ class Requests:
             MemoryMismatchError: The memory belongs to another model.
         """
         UnknownNameError.check(options, GenerationOptions.__annotations__, of="An answer")
+        if self._tokenizer is None:
+            raise self._without_tokenizer()
         params = SamplingParams.model_validate({n: v for n, v in options.items() if n in SamplingParams.model_fields})
         constraint, processors = options.get("constraint"), options.get("processors") or ()
         if constraint is not None and params.abstain_below is not None:
@@ -112,13 +122,21 @@ class Requests:
                 "asked for. Leave one of them out, and look at Generation.confidence."
             )
         request = self.read_request(
-            memory, prompt, tools=options.get("tools"), where=options.get("where"), gate=params.gate
+            memory,
+            prompt,
+            tools=options.get("tools"),
+            where=options.get("where"),
+            gate=params.gate,
+            options=options.get("chat_template_kwargs"),
         )
         room = self.room(request.state, request.config) - len(request.input_ids)
         if params.max_new_tokens > room:
             params = params.model_copy(update={"max_new_tokens": max(room, 1)})
         if constraint is not None:
             processors = (*processors, ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids()))
+        elif not isinstance(prompt, str | Prompt) and has_prefix(request):
+            least = self._decline_threshold if params.decline_threshold is None else params.decline_threshold
+            processors = (*processors, DeclineThreshold(self._tokenizer, least)) if least else processors
         return Row(
             memories_of(memory),
             request,
@@ -136,6 +154,7 @@ class Requests:
         tools: Tools | None,
         where: WhereLike,
         gate: GateChoice = "always",
+        options: TemplateOptions = None,
     ) -> ReadRequest:
         """The present state of a memory, or of several together, and the encoded prompt.
 
@@ -147,7 +166,7 @@ class Requests:
         """
         config = memories_of(memory)[0].config
         read = self.present(memory)
-        state, encoded = read.state, self.encoded(prompt, tools)
+        state, encoded = read.state, self.encoded(prompt, tools, options)
         ids, (begin, end) = list(encoded.input_ids), encoded.query
         if not ids:
             raise ValueError("prompt='': expected text or chat messages. Pass at least one token.")
@@ -157,7 +176,7 @@ class Requests:
         ):
             return ReadRequest(self._weights.empty_state(config), config, ids, (begin, end))
         if self._reads_text(read, config):
-            return self._text_request(read, config, prompt, encoded, tools, allowed)
+            return self._text_request(read, config, prompt, encoded, tools, options, allowed)
         bos = getattr(self._tokenizer, "bos_token_id", None)
         remembers = any(map(len, state.tracks))
         if remembers and len(ids) > 1 and bos is not None and ids[0] == bos and ids.count(bos) == 1:
@@ -196,6 +215,7 @@ class Requests:
         prompt: PromptLike,
         encoded: Prompt,
         tools: Tools | None,
+        options: TemplateOptions,
         allowed: Int[Tensor, " n"] | None,
     ) -> ReadRequest:
         """A read of the plain backbone, with the text that answers in the prompt: as much as fits, the best first."""
@@ -205,14 +225,14 @@ class Requests:
         pieces = self._pieces(read, config, encoded, most - asked, allowed)
         whole = encoded
         while pieces:
-            whole = encode_told(self._tokenizer, prompt, text_of(self._tokenizer, pieces), tools)
+            whole = encode_told(self._tokenizer, prompt, text_of(self._tokenizer, pieces), tools, options)
             if len(whole.input_ids) <= most:
                 break
             whole = encoded
             pieces.pop()
         # Empty pools of its own: buffers of reads are kept by pool.
         bare = replace(state, tracks=self._weights.empty_state(config).tracks)
-        told = as_recalled(pieces)
+        told = as_recalled(pieces, state.tracks[0].short_term.provenance.chunks)
         return ReadRequest(bare, config, whole.input_ids, whole.query, members=read.members, told=told)
 
     @torch.inference_mode()
@@ -296,9 +316,23 @@ class Requests:
             )
         return vector
 
-    def encoded(self, prompt: PromptLike, tools: Tools | None) -> Prompt:
-        """A prompt as token ids, including those of the chat template."""
-        return prompt if isinstance(prompt, Prompt) else encode_prompt(self._tokenizer, prompt, tools=tools)
+    def encoded(self, prompt: PromptLike, tools: Tools | None, options: TemplateOptions = None) -> Prompt:
+        """A prompt as token ids, including those of the chat template.
+
+        Raises:
+            ValueError: The prompt is text or messages, and the model has no tokenizer.
+        """
+        if isinstance(prompt, Prompt):
+            return prompt
+        if self._tokenizer is None:
+            raise self._without_tokenizer()
+        return encode_prompt(self._tokenizer, prompt, tools=tools, options=options)
+
+    def _without_tokenizer(self) -> ValueError:
+        return ValueError(
+            f"{self._name or 'This model'} has no tokenizer, so it neither takes nor gives text. Put the files of the "
+            "tokenizer into its folder (tokenizer.json, tokenizer_config.json) and load it again."
+        )
 
     def present(self, memory: MemoryLike) -> Together:
         """What a read of a memory, or of several together, sees now.
@@ -395,6 +429,11 @@ class JoinedStates:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, ...], tuple[list[ref[MemoryState]], Together]] = {}
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
         self._guard = threading.RLock()  # reentrant: garbage collection can drop a state while the lock is held
 
     def get(self, states: Sequence[MemoryState]) -> Together | None:

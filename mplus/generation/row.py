@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 
 from mplus.confidence import Calibration, Evidence, TokenTrace, uncalibrated_confidence
 from mplus.generation.sampling import SamplingParams
+from mplus.generation.sources_read import RecalledSource, recalled_sources, relevance_of_sources
 from mplus.memory.memory import Memory
 from mplus.memory.together import Member
 from mplus.read.decode import Reading
@@ -17,24 +17,6 @@ from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import Recalled
 
 FinishReason = Literal["stop", "length", "cancelled"]
-
-
-class RecalledSource(NamedTuple):
-    """A source whose long-term tokens, or whose text, a read used.
-
-    Attributes:
-        source: Its name.
-        share: Its share of the recalled tokens; the shares of an answer add up to 1.
-        relevance: Relevance of its best chunk or token, as the scorer counts.
-        metadata: Metadata that was given when the source was written.
-        memory: Which of the memories that were read together it is from: 0 for the first, or for a single one.
-    """
-
-    source: str
-    share: float
-    relevance: float
-    metadata: Mapping[str, Any]
-    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +29,7 @@ class Generation:
         finish_reason: "stop" (end token or stop string), "length" or "cancelled".
         prompt_tokens: Text tokens of the prompt, including those of memory that is read as text.
         completion_tokens: Tokens generated.
-        recalled: Sources of the long-term tokens that were read, highest share first; where memory is read as text,
+        recalled: Every source that was read, from any pool, highest share first; where memory is read as text, the
             sources of that text.
         prefix_tokens: Number of memory tokens before the prompt; 0 where memory is read as text.
         used_memory: Whether memory was read; else the answer is the plain backbone's, as with an empty memory.
@@ -91,6 +73,8 @@ class Row:
     text: str = ""
     finish_reason: FinishReason | None = None
     recalled: tuple[RecalledSource, ...] = ()
+    chosen_relevance: tuple[float, ...] = ()
+    """Relevance of each source that recall chose, which confidence depends on."""
     births: tuple[tuple[torch.Tensor, ...], ...] = ()
     """For each memory and track, how many tokens had been written when each recalled token was; it never changes."""
     prefix_tokens: int = 0
@@ -120,6 +104,7 @@ class Row:
         told = self.request.told
         recalled = reading.recalled[place] if told is None else (told,)
         self.recalled = recalled_sources(self.request, recalled)
+        self.chosen_relevance = relevance_of_sources(self.request, recalled)
         self.births = tuple(tuple(_born(member, track) for track in recalled) for member in self.request.members)
         self.prefix_tokens = reading.layers[0].lengths[place] - len(self.request.input_ids)
 
@@ -136,7 +121,7 @@ class Row:
 
     def generation(self) -> Generation:
         """The answer so far."""
-        evidence = self.trace.evidence([source.relevance for source in self.recalled])
+        evidence = self.trace.evidence(self.chosen_relevance)
         # A calibration is valid only for answers from memory, read and recalled as in those that it was fitted on.
         how = (self.request.config.recall, "latent" if self.request.told is None else "text")
         fits = self.calibration is not None and (self.calibration.recall, self.calibration.read) == how
@@ -178,35 +163,6 @@ class Piece(NamedTuple):
 
     row: Row
     text: str
-
-
-def recalled_sources(request: ReadRequest, recalled: Sequence[Recalled]) -> tuple[RecalledSource, ...]:
-    """The sources of the recalled tokens, highest share first."""
-    records = request.state.sources
-    count = torch.zeros(len(records) + 1, dtype=torch.float64)
-    best = torch.full((len(records) + 1,), float("-inf"), dtype=torch.float64)
-    for track in recalled:
-        # Tokens that came with a checkpoint have no source; they are counted in an additional last row.
-        number = track.provenance.sources.where(track.provenance.sources >= 0, len(records))
-        count.index_add_(0, number, torch.ones_like(number, dtype=torch.float64))
-        best.scatter_reduce_(0, number, track.relevance.double(), reduce="amax")
-    total = float(count.sum())
-    found = [
-        RecalledSource(
-            records[n].name if n < len(records) else "(checkpoint)",
-            float(count[n]) / total,
-            float(best[n]),
-            dict(records[n].metadata) if n < len(records) else {},
-            memory_of(request.members, n),
-        )
-        for n in count.nonzero().flatten().tolist()
-    ]
-    return tuple(sorted(found, key=lambda source: (-source.share, -source.relevance)))
-
-
-def memory_of(members: Sequence[Member], source: int) -> int:
-    """Which of the memories of a read has a row of its table of sources; 0 for tokens that have no source."""
-    return next((n for n, member in enumerate(members) if member.holds(source)), 0)
 
 
 def _born(member: Member, recalled: Recalled) -> torch.Tensor:

@@ -28,6 +28,7 @@ class SamplingOptions(TypedDict, total=False):
     timeout: float | None
     abstain_below: float | None
     abstain_reply: str | None
+    decline_threshold: float | None
     gate: GateChoice | None
 
 
@@ -63,6 +64,9 @@ class SamplingParams(BaseModel):
     """Reply with ``abstain_reply`` if the confidence in an answer is below this; None: never."""
     abstain_reply: str = "I don't know."
     """The reply that is given instead of the answer."""
+    decline_threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """Least probability with which an answer from memory to a chat declines ("I don't know."): 0 declines whenever that
+    is likeliest, 1 hardly ever; None: as the model was trained for (``MPlus.decline_threshold``)."""
     gate: GateChoice = "auto"
     """Whether the answer reads memory: "always", "never" (the plain backbone answers), or "auto": chat messages that
     the model's gate takes for ordinary ones are answered as with an empty memory."""

@@ -1,8 +1,10 @@
 """``Scheduler``: answers many requests with one model, in batches that requests join and leave between tokens."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from queue import SimpleQueue
@@ -10,6 +12,7 @@ from typing import Unpack
 from weakref import WeakKeyDictionary
 
 from mplus.errors import QueueFullError, SchedulerClosedError
+from mplus.forks import renewed_after_fork
 from mplus.generation.engine import Engine
 from mplus.generation.requests import GenerationOptions, MemoryLike, PromptLike, Requests
 from mplus.generation.row import Generation, Row
@@ -40,12 +43,27 @@ class Scheduler:
         if max_waiting < 0:
             raise ValueError(f"max_waiting={max_waiting}: expected 0 or more waiting requests.")
         self.max_running, self.max_waiting = max_running, max_waiting
-        self._requests, self._engine = requests, engine
+        self._requests, self._closed = requests, False
+        self._begin(engine)
+        renewed_after_fork(self)
+
+    def _begin(self, engine: Engine) -> None:
+        self._engine, self._process = engine, os.getpid()
         self._guard = threading.Lock()
         self._queue = FairQueue()
         self._running: list[Ticket] = []
         self._worker: threading.Thread | None = None
-        self._closed = False
+
+    def after_fork(self) -> None:
+        """Begin with an empty queue: what was asked of the parent process is answered there."""
+        orphans, parent = (*self._queue, *self._running), self._process
+        self._begin(self._engine.anew())
+        for ticket in orphans:
+            ticket.row.error = SchedulerClosedError(
+                f"This was asked in process {parent}, of which this is a forked child. Ask again after the fork."
+            )
+            with suppress(Exception):  # its reader may have gone
+                ticket.deliver(None)
 
     @property
     def running(self) -> int:

@@ -24,6 +24,11 @@ class _Answering:
         """The answer so far; complete once the stream has ended."""
         return self._row.generation()
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens of the prompt, and of the answer so far."""
+        return len(self._row.request.input_ids), len(self._row.token_ids)
+
 
 class GenerationStream(_Answering, Iterator[str]):
     """The pieces of an answer as they become certain; ``generation`` has all details.

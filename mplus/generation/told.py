@@ -22,6 +22,7 @@ def encode_told(
     prompt: str | Sequence[Mapping[str, Any]] | Prompt,
     text: str,
     tools: Sequence[Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Prompt:
     """Token ids of a prompt that has a recalled text in it.
 
@@ -35,7 +36,7 @@ def encode_told(
         return Prompt(ids, (begin + len(told), prompt.query[1] + len(told)))
     if isinstance(prompt, str):
         return encode_prompt(tokenizer, f"{text}\n\n{prompt}")
-    return encode_prompt(tokenizer, with_told(prompt, text), tools=tools)
+    return encode_prompt(tokenizer, with_told(prompt, text), tools=tools, options=options)
 
 
 def with_told(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ class FoundSource:
         metadata: Metadata that was given when the source was written.
         texts: The written texts, if they were kept.
         memory: Which of the memories that were searched together it is from.
+        score: The same from 0 to 1: above 0.5 it is more likely about the query than not, and a cutoff of 0.7 keeps
+            what clearly is. With an embedder alone, the cosine.
     """
 
     source: str
@@ -32,6 +34,7 @@ class FoundSource:
     metadata: Mapping[str, Any]
     texts: tuple[str, ...]
     memory: int = 0
+    score: float = 0.0
 
 
 def source_filter(where: Where) -> Callable[[str, Mapping[str, Any]], bool]:

@@ -10,7 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from mplus.config import MemoryConfig
-from mplus.errors import LedgerMissingError, MemoryMismatchError
+from mplus.errors import LedgerMissingError, MemoryLimitError, MemoryMismatchError
+from mplus.forks import renewed_after_fork
+from mplus.memory.clock import MemoryClock
 from mplus.memory.forgetting import within_age_limits, without_expired, without_source
 from mplus.memory.ledger import LedgerEntry, Redaction
 from mplus.memory.saving import load, save
@@ -21,6 +23,7 @@ from mplus.memory.stats import MemoryStats, measured
 from mplus.progress import Progress, followed
 from mplus.storage.address import folder_of, place_of, zip_of
 from mplus.storage.encryption import MemoryKey
+from mplus.storage.manifest import MAX_SNAPSHOTS
 
 
 @runtime_checkable
@@ -56,6 +59,13 @@ class Memory:
         self._initial = initial
         self._state = initial
         self._snapshots: tuple[Snapshot, ...] = ()
+        self._clock: MemoryClock | None = None
+        self._saved_clock: MemoryClock | None = None
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
         self._lock = threading.RLock()
 
     # --- state ------------------------------------------------------------------------------------
@@ -92,12 +102,39 @@ class Memory:
     def _expire(self) -> None:
         if not self.config.has_age_limit:
             return
-        now = time.time()
         with self._lock:
+            now = self.now()
             self._state = within_age_limits(self._state, self.config, now)
             states = [within_age_limits(s.state, self.config, now) for s in self._snapshots]
             if any(state is not s.state for state, s in zip(states, self._snapshots, strict=True)):
                 self._snapshots = tuple(replace(s, state=t) for s, t in zip(self._snapshots, states, strict=True))
+
+    def now(self) -> float:
+        """The present time, by which texts of this memory get older: Unix time, unless its clock has jumped."""
+        now = time.time()
+        limit = self.config.age_limit_seconds
+        if limit is None:
+            return now
+        with self._lock:
+            self._clock = (self._clock or MemoryClock(now)).at(now, limit)
+            return self._clock.time
+
+    @property
+    def clock(self) -> MemoryClock | None:
+        """The clock as of the last look; None if the memory has no age limit in seconds, or nothing looked yet."""
+        return self._clock
+
+    def keep_clock(self, clock: MemoryClock | None) -> None:
+        """Go by a clock that was saved, or remember that it has been saved."""
+        with self._lock:
+            self._clock = self._saved_clock = clock
+
+    @property
+    def has_unsaved_jump(self) -> bool:
+        """Whether the machine's clock has jumped since the memory was saved or loaded, which the next save keeps."""
+        _ = self.state
+        before, now = self._saved_clock, self._clock
+        return before is not None and now is not None and before.behind != now.behind
 
     def generator(self, state: MemoryState) -> torch.Generator:
         """The random generator of the write after ``state``, seeded by the memory's seed and the number of chunks."""
@@ -117,6 +154,7 @@ class Memory:
         fork = Memory(self.config, self._initial, model_fingerprint=self.model_fingerprint, seed=self.seed)
         with self._lock:
             fork.restore(self.state, self._snapshots)
+            fork._clock, fork._saved_clock = self._clock, self._saved_clock
         return fork
 
     def is_unchanged_since(self, fork: "Memory") -> bool:
@@ -136,9 +174,10 @@ class Memory:
                 f"adopt: {fork!r} has another model, layout or seed than this memory. Pass what fork() made."
             )
         with fork.writing():
-            state, snapshots = fork.state, fork.snapshots
+            state, snapshots, clock = fork.state, fork.snapshots, fork.clock
         with self._lock:
             self.restore(state, snapshots)
+            self._clock = clock
             self.config, self._initial = fork.config, fork._initial
 
     def reset(self) -> None:
@@ -155,8 +194,16 @@ class Memory:
 
         Returns:
             Its id, for ``rollback`` and ``diff``.
+
+        Raises:
+            MemoryLimitError: The memory has too many snapshots.
         """
         with self._lock:
+            if len(self._snapshots) >= MAX_SNAPSHOTS:
+                raise MemoryLimitError(
+                    f"snapshot({label!r:.40}): this memory has {len(self._snapshots):,} snapshots, which is the most. "
+                    "Discard some: memory.discard(memory.snapshots[0].id)."
+                )
             taken = Snapshot(self.state, label)
             self._snapshots = (*self._snapshots, taken)
         return taken.id
@@ -337,6 +384,7 @@ class Memory:
         Raises:
             MemorySaveError: The folder cannot be written or the disk is full; an earlier save is intact.
             MemoryLockedError: Another save into the same folder took too long.
+            MemoryConflictError: Another writer saved behind the same url meanwhile; what it saved is intact.
         """
         save(self, folder_of(place), key=key)
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mplus.forks import renewed_after_fork
 from mplus.memory.mapped import ShardPlane
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
+from mplus.storage.folder import Folder
 from mplus.storage.names import MANIFEST
 
 
@@ -33,6 +35,11 @@ class RecentMemories:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._held: OrderedDict[str, _Held] = OrderedDict()
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
         self._guard = threading.Lock()
 
     def get(self, name: str, model: Any, saved_as: bytes, load: Callable[[], Memory]) -> Memory:
@@ -63,9 +70,13 @@ class RecentMemories:
 
 
 def identity(folder: Path) -> bytes:
-    """Identifies a save: the beginning of its manifest, which holds its checksum; empty if there is none."""
+    """Identifies a save: the beginning of its manifest, which holds its checksum; empty if there is none.
+
+    Raises:
+        CorruptMemoryError: Something else than a file is in its place, or it may not be read.
+    """
     try:
-        with (folder / MANIFEST).open("rb") as file:
+        with Folder(folder).open(MANIFEST) as file:
             return file.read(256)
     except FileNotFoundError:
         return b""

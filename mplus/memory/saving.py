@@ -6,13 +6,24 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from mplus.config import MemoryConfig
-from mplus.errors import CorruptMemoryError, MemoryMismatchError, MemorySaveError
+from mplus.errors import CorruptMemoryError, MemoryLimitError, MemoryMismatchError, MemorySaveError
+from mplus.memory.clock import MemoryClock
 from mplus.memory.snapshots import Snapshot
 from mplus.memory.state import MemoryState
 from mplus.memory.state_files import StateReader, describe_state
 from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import SAVE_TIMEOUT, FileSet, last_save, put_files, reading
-from mplus.storage.manifest import Manifest, SnapshotEntry, StateEntry, parse_manifest, read_manifest
+from mplus.storage.manifest import (
+    MAX_MANIFEST_BYTES,
+    ClockEntry,
+    Manifest,
+    SnapshotEntry,
+    StateEntry,
+    parse_manifest,
+    read_manifest,
+    sealed_manifest,
+)
+from mplus.storage.names import MAX_FILES
 from mplus.storage.place import Place, not_saved
 
 VERIFIED_BYTES = 2**26
@@ -36,6 +47,15 @@ class Keepable(Protocol):
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """Its snapshots."""
+        ...
+
+    @property
+    def clock(self) -> MemoryClock | None:
+        """Its clock; None if it has none."""
+        ...
+
+    def keep_clock(self, clock: MemoryClock | None) -> None:
+        """Go by a clock that was saved, or remember that it has been saved."""
         ...
 
     def writing(self) -> AbstractContextManager[Any]:
@@ -70,23 +90,49 @@ def save(
     Raises:
         MemorySaveError: The place cannot be written to, or is full; the earlier save is intact.
         MemoryLockedError: Another save into the same place took too long.
+        MemoryLimitError: It has too many snapshots or files to be opened again.
+        MemoryConflictError: Another writer saved there meanwhile, behind a url.
     """
     try:
         with place.lock(timeout):
-            files = FileSet(last_save(place, key), key)
+            last = last_save(place, key)
+            files = FileSet(last.files, key)
             manifest = _described(memory, files)
-            check_size(files.nbytes)
-            put_files(place, files, manifest, key)
+            planned = manifest.model_copy(update={"files": files.planned()})
+            check_size(planned.nbytes + _checked_size(planned, place, key))
+            put_files(place, files, manifest, key, last)
+            if manifest.clock is not None:
+                memory.keep_clock(MemoryClock(manifest.clock.seen, manifest.clock.behind))
     except MemorySaveError:
         raise
     except OSError as error:
         raise not_saved(place, error) from error
 
 
+def _checked_size(manifest: Manifest, place: Place, key: MemoryKey | None) -> int:
+    """Bytes of a manifest that can be read again.
+
+    Raises:
+        MemoryLimitError: It lists more than is read when a memory is opened.
+    """
+    nbytes = len(sealed_manifest(manifest, key))
+    excess = manifest.excess
+    if len(manifest.files) > MAX_FILES:
+        excess = f"it would have {len(manifest.files):,} files, at most {MAX_FILES:,} are read"
+    elif nbytes > MAX_MANIFEST_BYTES:
+        excess = f"its list of files would have {nbytes:,} bytes, at most {MAX_MANIFEST_BYTES:,} are read"
+    if excess:
+        raise MemoryLimitError(
+            f"{place}: this memory was not saved, because it could not be opened again: {excess}. Discard some of its "
+            f"{len(manifest.snapshots)} snapshots, or forget sources; what was saved there before is intact."
+        )
+    return nbytes
+
+
 def _described(memory: Keepable, files: FileSet) -> Manifest:
     """The manifest of the save. Files are only described in ``files``; nothing is written yet."""
     with memory.writing():
-        state, snapshots = memory.state, memory.snapshots
+        state, snapshots, clock = memory.state, memory.snapshots, memory.clock
 
     def described(state: MemoryState) -> StateEntry:
         return describe_state(state, memory.config, files)
@@ -96,6 +142,7 @@ def _described(memory: Keepable, files: FileSet) -> Manifest:
         seed=memory.seed,
         config=memory.config.model_dump(mode="json"),
         saved=time.time(),
+        clock=None if clock is None else ClockEntry(seen=clock.seen, behind=clock.behind),
         state=described(state),
         snapshots=[
             SnapshotEntry(id=s.id, label=s.label, created=s.created, state=described(s.state)) for s in snapshots
@@ -144,7 +191,18 @@ def _loaded(place: Place, manifest: Manifest, new_memory: Callable[..., Kept], k
         states = StateReader(files, memory.state)
         try:
             snapshots = tuple(Snapshot(states.state(s.state), s.label, s.id, s.created) for s in manifest.snapshots)
-            memory.restore(states.state(manifest.state), snapshots)
+            state = states.state(manifest.state)
+            memory.restore(state, snapshots)
+            memory.keep_clock(_clock_of(manifest, state))
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CorruptMemoryError(f"its parts do not fit together ({error!r:.200})") from error
     return memory
+
+
+def _clock_of(manifest: Manifest, state: MemoryState) -> MemoryClock | None:
+    """The clock by which a loaded memory goes on."""
+    if manifest.config.get("age_limit_seconds") is None:
+        return None
+    if manifest.clock is not None:
+        return MemoryClock(manifest.clock.seen, manifest.clock.behind)
+    return MemoryClock.after(manifest.saved, max([state.tail.since, *state.chunk_log.times[-1:].tolist()]))

@@ -139,9 +139,11 @@ class StateReader:
     def __init__(self, files: FileReader, initial: MemoryState) -> None:
         self._files, self._initial = files, initial
         self._segments: dict[str, Segment] = {}
+        self._states: dict[str, MemoryState] = {}
+        self._short_term: dict[tuple[int, tuple[str, ...]], Content] = {}
 
     def state(self, entry: StateEntry) -> MemoryState:
-        """Read a state; long-term content stays in its files.
+        """Read a state; long-term content stays in its files. Equal entries are one state.
 
         Args:
             entry: The state's entry in the manifest.
@@ -149,6 +151,12 @@ class StateReader:
         Raises:
             CorruptMemoryError: Parts of the state contradict each other.
         """
+        key = entry.model_dump_json()
+        if key not in self._states:
+            self._states[key] = self._read(entry)
+        return self._states[key]
+
+    def _read(self, entry: StateEntry) -> MemoryState:
         files, initial = self._files, self._initial
         tensors = {name: tensor.clone() for name, tensor in files.shard(entry.shard).tensors().items()}
         if len(entry.tracks) != len(initial.tracks):
@@ -172,8 +180,7 @@ class StateReader:
 
     def _track(self, entry: TrackEntry, number: str, tensors: dict[str, Tensor], like: Track) -> Track:
         pattern = like.short_term.content
-        parts = [read_content(self._files.shard(name), pattern) for name in entry.short_term]
-        content = Content.cat(parts) if parts else pattern.take(torch.empty(0, dtype=torch.int64))
+        content = self._content(int(number), tuple(entry.short_term), pattern)
         short_term = Tokens(content, _provenance(tensors, f"{number}.short_term", len(content)))
 
         def store(pool: str, names: list[str], length: int) -> LongTermMemory:
@@ -197,6 +204,14 @@ class StateReader:
             raise CorruptMemoryError("a chunk has no vector")
         return track
 
+    def _content(self, track: int, names: tuple[str, ...], pattern: Content) -> Content:
+        """Content of short-term memory; states whose short-term memory is equal share it."""
+        if (track, names) not in self._short_term:
+            parts = [read_content(self._files.shard(name), pattern) for name in names]
+            content = Content.cat(parts) if parts else pattern.take(torch.empty(0, dtype=torch.int64))
+            self._short_term[track, names] = content
+        return self._short_term[track, names]
+
     def _segment(self, name: str, like: Content) -> Segment:
         if name not in self._segments:
             shard = self._files.shard(name)
@@ -216,7 +231,11 @@ def _provenance(tensors: dict[str, Tensor], name: str, length: int) -> Provenanc
         if column.dtype != expected:
             raise CorruptMemoryError(f"column {name}.{field.name} is {column.dtype}, expected {expected}")
         columns[field.name] = column
-    return Provenance(**columns)
+    provenance = Provenance(**columns)
+    frequencies = provenance.recall_frequencies
+    if not bool(frequencies.isfinite().all()) or (length and int(provenance.ages.min()) < 0):
+        raise CorruptMemoryError(f"{name} has an age below 0, or a recall frequency that is not finite")
+    return provenance
 
 
 def _context(shard: OpenShard, initial: MemoryState) -> Context:
@@ -250,3 +269,6 @@ def _check_sources(state: MemoryState) -> None:
     counters = (state.written_tokens, state.text_tokens, state.num_chunks, state.waiting_tokens)
     if min(counters) < 0 or len(state.tail.input_ids) != len(state.tail.sources):
         raise CorruptMemoryError("its counters contradict its tokens")
+    log = state.chunk_log
+    if log.first < 0 or len(log.times) != len(log.ends) or not bool(log.times.isfinite().all()):
+        raise CorruptMemoryError("its log of chunks has no time for each of them")

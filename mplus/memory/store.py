@@ -2,41 +2,40 @@
 
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mplus.errors import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemorySaveError, MPlusError
+from mplus.errors import (
+    CorruptMemoryError,
+    MemoryKeyError,
+    MemoryLimitError,
+    MemoryLockedError,
+    MemoryNotFoundError,
+    MemorySaveError,
+)
+from mplus.memory.autosave import autosaving
+from mplus.memory.backup import LIST, Backup, copy_in_use, damage, is_encrypted
+from mplus.memory.clear_errors import clear_errors
+from mplus.memory.deletions import Deletions
 from mplus.memory.memory import Memory, MemoryMaker
+from mplus.memory.quotas import Quotas
 from mplus.memory.recent import RecentMemories, identity
 from mplus.memory.saving import load, save
+from mplus.memory.store_locks import StoreLocks
+from mplus.memory.stored import StoredMemory
+from mplus.storage.address import folder_of
 from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import copy
 from mplus.storage.folder import Folder
 from mplus.storage.manifest import is_sealed
-from mplus.storage.names import MANIFEST, check_name, check_spelling
+from mplus.storage.names import MANIFEST, check_name, check_spelling, name_for
 from mplus.storage.place import not_saved
 from mplus.storage.vault import KeyVault
 
-POLL_SECONDS = 0.01
-QUOTA_LOCK = ".quota.lock"
-
-
-@dataclass(frozen=True)
-class StoredMemory:
-    """One memory on disk."""
-
-    name: str
-    nbytes: int
-    saved: float
-    """Unix time of the last save."""
-    used: float
-    """Unix time when it was last opened."""
-    encrypted: bool
+COPYING = ".copying-"
 
 
 class MemoryStore:
@@ -75,12 +74,16 @@ class MemoryStore:
         self.max_memory_bytes, self.max_total_bytes = max_memory_bytes, max_total_bytes
         self.max_resident_bytes = max_resident_bytes
         self.vault = vault
-        Folder(self.root).make()
+        self._make()
         self._recent = RecentMemories(max_resident_bytes)
-        self._locks: dict[str, threading.Lock] = {}
-        self._holders: dict[str, int] = {}
-        self._guard = threading.Lock()
+        self._locks = StoreLocks(self.root)
+        self._quotas = Quotas(self.root, max_memory_bytes, max_total_bytes)
+        self._deletions = Deletions(self.root, vault)
         self._sweep()
+
+    @clear_errors
+    def _make(self) -> None:
+        Folder(self.root).make()
 
     def __getstate__(self) -> dict[str, object]:
         """Folder and limits, for another process.
@@ -89,7 +92,9 @@ class MemoryStore:
             ValueError: The store has a vault, whose keys must not get into a pickle.
         """
         if self.vault is not None:
-            raise ValueError("A MemoryStore with vault= cannot be pickled: keys stay where they are. Open it anew there.")
+            raise ValueError(
+                "A MemoryStore with vault= cannot be pickled: keys stay where they are. Open it anew there."
+            )
         limits = ("max_memory_bytes", "max_total_bytes", "max_resident_bytes")
         return {"root": self.root, **{name: getattr(self, name) for name in limits}}
 
@@ -98,6 +103,8 @@ class MemoryStore:
 
     check_name = staticmethod(check_name)
     """The name, if it is allowed."""
+    name_for = staticmethod(name_for)
+    """The name for an id that somebody else chose, such as "telegram:12345"; ``StoredMemory.id`` gives the id."""
 
     def path(self, name: str) -> Path:
         """Where a memory is kept.
@@ -130,21 +137,24 @@ class MemoryStore:
             MemoryLockedError: It is still open elsewhere after ``timeout`` seconds.
             MemoryLimitError: It would exceed a quota; the saved state is unchanged.
             MemorySaveError: The disk is full or read-only; the saved state is unchanged.
-            MemoryKeyError: It is encrypted and its key is not in the vault.
+            MemoryKeyError: It is encrypted and its key is not in the vault, or was destroyed while it was open.
             CorruptMemoryError: The saved state is damaged.
         """
         with self._held(name, timeout):
             memory = self._loaded(name, model)
-            saved = memory.fork() if self._is_as_wanted(name) else None
+            saved = memory.fork() if self._is_as_wanted(name) and not memory.has_unsaved_jump else None
+            key, owner = self._key(self.path(name)), os.getpid()
 
             def save() -> None:
-                nonlocal saved
+                nonlocal saved, key
                 current = memory.fork()
                 if saved is None or not current.is_unchanged_since(saved):
-                    self._save(name, current, model, dispensable=saved)
+                    _refuse_child(name, owner)
+                    key = self._key_to_save_with(name, key)
+                    self._save(name, current, model, key, dispensable=saved)
                     saved = current
 
-            with nullcontext() if autosave_seconds is None else _autosaving(save, autosave_seconds):
+            with nullcontext() if autosave_seconds is None else autosaving(save, autosave_seconds):
                 yield memory
             save()
 
@@ -158,6 +168,7 @@ class MemoryStore:
         """
         return self._read(self._existing(name), model).fork()
 
+    @clear_errors
     def put(self, name: str, memory: Memory) -> None:
         """Keep a copy of a memory, such as an imported one, under a new name.
 
@@ -168,36 +179,44 @@ class MemoryStore:
         """
         with self._held(name, 60.0):
             self._refuse_taken(name)
-            self._save(name, memory.fork(), None, dispensable=None)
+            self._save(name, memory.fork(), None, self._key_to_save_with(name, None), dispensable=None)
 
+    @clear_errors
     def list(self) -> list[StoredMemory]:
-        """Every saved memory, by name."""
+        """Every saved memory, by name; also while others save, and also one that cannot be read."""
         found: list[StoredMemory] = []
         for path in sorted(self.root.iterdir()):
-            try:
-                if not path.name.startswith(".") and not path.is_symlink():
-                    found.append(self._stored(path))
-            except FileNotFoundError:
-                continue  # not a memory, or deleted meanwhile
+            if path.name.startswith(".") or path.is_symlink() or self._deletions.is_begun(path.name):
+                continue
+            stored = StoredMemory.of(path)
+            if stored is not None:
+                found.append(stored)
         return found
 
+    @clear_errors
     def delete(self, name: str, *, timeout: float = 60.0) -> None:
-        """Remove a memory for good, its encryption key too.
+        """Remove a memory for good, its encryption key first.
+
+        If the process is killed meanwhile, the next use of the store finishes the deletion.
 
         Raises:
             MemoryNotFoundError: There is none of that name.
             MemoryLockedError: It is open elsewhere.
+            MemorySaveError: The folder cannot be written to.
         """
         with self._held(name, timeout):
-            folder = self._existing(name)
-            doomed = self.root / f".deleted-{name}-{time.time_ns()}"
-            folder.rename(doomed)
-            Folder(self.root).sync()
+            self._existing(name)
             self._recent.drop(name)
-            if self.vault is not None:
-                self.vault.destroy(name)
-            shutil.rmtree(doomed, ignore_errors=True)
+            try:
+                self._deletions.delete(name)
+            except OSError as error:
+                raise MemorySaveError(
+                    error.errno,
+                    f"{self.root}: memory {name!r} was not deleted whole ({error.strerror or error}). Allow writing "
+                    "there; the next use of the store finishes it",
+                ) from error
 
+    @clear_errors
     def copy(self, name: str, new_name: str) -> None:
         """Make a second memory with the same content; on the same disk both share files until they differ.
 
@@ -212,10 +231,10 @@ class MemoryStore:
                 locks.enter_context(self._held(held, 60.0))
             self._refuse_taken(new_name)
             folder = self._existing(name)
-            with self._quota_held():
-                self._check_total(new_name, self._stored(folder).nbytes)
-                key = None if self.vault is None else self.vault.key_for_saving(new_name)
-                work = self.root / f".copying-{new_name}-{time.time_ns()}"
+            with self._quotas.held():
+                self._quotas.check_total(new_name, sum(Folder(folder).sizes().values()))
+                key = self._key_to_save_with(new_name, None)
+                work = self.root / f"{COPYING}{new_name}-{time.time_ns()}"
                 try:
                     copy(Folder(folder), Folder(work), key=self._key(folder), new_key=key)
                     work.rename(self.path(new_name))
@@ -225,47 +244,167 @@ class MemoryStore:
                 finally:
                     shutil.rmtree(work, ignore_errors=True)
 
+    # --- backups ----------------------------------------------------------------------------------
+
+    @clear_errors
+    def verify(self, name: str) -> str | None:
+        """What is wrong with a saved memory; None if nothing is. Every byte of it is read and checked.
+
+        Raises:
+            MemoryNotFoundError: There is none of that name.
+        """
+        folder = self._existing(name)
+        try:
+            return damage(Folder(folder), self._key(folder))
+        except (MemoryKeyError, CorruptMemoryError) as error:
+            return str(error)
+
+    def backup(self, target: str | Path) -> tuple[str, ...]:
+        """Copy all memories while they are in use; each copy is one save, whole and checked.
+
+        Encrypted memories stay encrypted. Their keys are not copied: back the vault up apart from the memories.
+
+        Args:
+            target: A folder or url that holds no backup yet.
+
+        Returns:
+            The names of the memories that were copied.
+
+        Raises:
+            ValueError: There is a backup already.
+            CorruptMemoryError: A memory is damaged; ``verify`` finds which.
+            MemoryKeyError: A memory is encrypted, and its key is not in the vault.
+            MemorySaveError: The copy cannot be written.
+        """
+        place = folder_of(target)
+        if LIST in place.sizes():
+            raise ValueError(f"{str(target)!r}: there is a backup already. Name an empty folder.")
+        made: dict[str, str] = {}
+        try:
+            for stored in self.list():
+                source = self.path(stored.name)
+                copied = folder_of(f"{place}/{stored.name}")
+                with suppress(MemoryNotFoundError):  # it was deleted meanwhile
+                    made[stored.name] = copy_in_use(Folder(source), copied, lambda source=source: self._key(source))
+            Backup(place, made).write()
+        except MemorySaveError:
+            raise
+        except OSError as error:
+            raise not_saved(place, error) from error
+        return tuple(made)
+
+    @clear_errors
+    def restore(self, source: str | Path, name: str, *, overwrite: bool = False) -> None:
+        """Bring a memory back from a backup, once every byte of it has been checked.
+
+        Args:
+            source: The folder or url of the backup.
+            name: The memory.
+            overwrite: Replace the memory of that name if there is one; it is replaced in one step.
+
+        Raises:
+            MemoryNotFoundError: There is no finished backup, or none of that name in it.
+            CorruptMemoryError: It was altered.
+            ValueError: There is a memory of that name, and ``overwrite`` is not set.
+            MemoryKeyError: It is encrypted, and its key is not in the vault.
+            MemoryLimitError: It would exceed a quota.
+            MemorySaveError: The disk is full, or does not allow it.
+        """
+        backup = Backup.read(folder_of(source))
+        place = backup.memory(check_name(name))
+        with self._held(name, 60.0):
+            if not overwrite:
+                self._refuse_taken(name)
+            key = self.vault.key(name) if self.vault is not None and is_encrypted(place) else None
+            backup.check(name, place, key)
+            try:
+                with self._quotas.held():
+                    self._quotas.check(name, sum(place.sizes().values()))
+                    copy(place, Folder(self.path(name)), key=key, new_key=key)
+                    Folder(self.root).sync()
+            except OSError as error:
+                raise not_saved(self.path(name), error) from error
+            finally:
+                self._recent.drop(name)
+
     # --- loading and saving -----------------------------------------------------------------------
 
     def _loaded(self, name: str, model: MemoryMaker) -> Memory:
         folder = self.path(name)
         return self._read(folder, model) if _is_saved(folder) else model.new_memory()
 
+    @clear_errors
     def _read(self, folder: Path, model: MemoryMaker) -> Memory:
-        read = lambda: load(Folder(folder), model.new_memory, key=self._key(folder))
-        return self._recent.get(folder.name, model, identity(folder), read)
+        """A memory as it was last saved; one that is held already only if its key still exists."""
+        saved_as = identity(folder)
+        try:
+            key = self._key(folder)
+        except MemoryKeyError:
+            self._recent.drop(folder.name)
+            raise
+        read = lambda: load(Folder(folder), model.new_memory, key=key)
+        return self._recent.get(folder.name, model, _under(key, saved_as), read)
 
-    def _save(self, name: str, memory: Memory, model: MemoryMaker | None, *, dispensable: Memory | None) -> None:
+    @clear_errors
+    def _save(
+        self,
+        name: str,
+        memory: Memory,
+        model: MemoryMaker | None,
+        key: MemoryKey | None,
+        *,
+        dispensable: Memory | None,
+    ) -> None:
         """Save within the quotas.
 
         If the memory differs from ``dispensable``, the last save, only in recall frequencies, errors of a full or
         read-only disk are ignored: no written text would be lost.
         """
         folder = self.path(name)
-        key = None if self.vault is None else self.vault.key_for_saving(name)
         try:
-            with self._quota_held():
-                save(memory, Folder(folder), key=key, check_size=lambda nbytes: self._check_quota(name, nbytes))
+            with self._quotas.held():
+                save(memory, Folder(folder), key=key, check_size=lambda nbytes: self._quotas.check(name, nbytes))
         except (MemorySaveError, MemoryLimitError):
             self._recent.drop(name)
             if dispensable is None or not _reads_alike(memory, dispensable):
                 raise
             return
         if model is not None:
-            self._recent.put(name, model, identity(folder), memory)
+            self._recent.put(name, model, _under(key, identity(folder)), memory)
 
+    @clear_errors
     def _key(self, folder: Path) -> MemoryKey | None:
         """The key of a saved memory; None if it is not encrypted."""
         return self.vault.key(folder.name) if self.vault is not None and is_sealed(identity(folder)) else None
 
+    @clear_errors
+    def _key_to_save_with(self, name: str, known: MemoryKey | None) -> MemoryKey | None:
+        """The key to encrypt a memory with; ``known`` is the one it was read or saved with, if it was.
+
+        Raises:
+            MemoryKeyError: That key was destroyed: what it had erased is not written again under another.
+        """
+        if self.vault is None:
+            return None
+        if known is None:
+            return self.vault.key_for_saving(name)
+        if self.vault.key(name) != known:
+            raise MemoryKeyError(
+                f"{self.vault.folder}: the key of memory {name!r} was destroyed while it was open, which erased it. "
+                "Delete the memory, then open the name anew."
+            )
+        return known
+
+    @clear_errors
     def _is_as_wanted(self, name: str) -> bool:
         """Whether a memory is saved, and encrypted exactly if the store has a vault."""
         folder = self.path(name)
         return _is_saved(folder) and is_sealed(identity(folder)) == (self.vault is not None)
 
+    @clear_errors
     def _existing(self, name: str) -> Path:
         folder = self.path(name)
-        if not _is_saved(folder):
+        if not _is_saved(folder) or self._deletions.is_begun(name):
             known = ", ".join(memory.name for memory in self.list()[:8]) or "none yet"
             raise MemoryNotFoundError(f"No memory called {name!r} in {self.root}; there are: {known}.")
         return folder
@@ -276,122 +415,40 @@ class MemoryStore:
         # A folder without manifest is left over from a killed save.
         shutil.rmtree(self.path(name), ignore_errors=True)
 
-    def _stored(self, folder: Path) -> StoredMemory:
-        lock = self.root / f".{folder.name}.lock"
-        saved = (folder / MANIFEST).stat().st_mtime
-        return StoredMemory(
-            folder.name,
-            sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
-            saved,
-            max(saved, lock.stat().st_mtime if lock.exists() else 0.0),
-            is_sealed(identity(folder)),
-        )
-
     # --- locks ------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _held(self, name: str, timeout: float) -> Generator[None]:
-        from filelock import FileLock, Timeout
-
+    def _held(self, name: str, timeout: float) -> AbstractContextManager[None]:
+        """Hold a memory's lock; a deletion of it that was begun is finished first."""
         self.path(name)
-        message = f"Memory {name!r} is in use elsewhere and was not free within {timeout:g} s. Try again later."
-        with self._guard:
-            lock = self._locks.setdefault(name, threading.Lock())
-        if self._holders.get(name) == threading.get_ident():
-            raise MemoryLockedError(f"Memory {name!r} is open in this very thread already. Use the one that is open.")
-        started = time.monotonic()
-        if not lock.acquire(timeout=timeout):
-            raise MemoryLockedError(message)
-        try:
-            self._holders[name] = threading.get_ident()
-            path = self.root / f".{name}.lock"
-            left = max(timeout - (time.monotonic() - started), 0.0)
-            held = FileLock(str(path), timeout=left, mode=0o600, poll_interval=POLL_SECONDS)
-            try:
-                held.acquire()
-                os.utime(path)
-            except Timeout as error:
-                raise MemoryLockedError(message) from error
-            except OSError as error:
-                held.release()
-                raise MemorySaveError(
-                    error.errno,
-                    f"{self.root}: memory {name!r} cannot be opened for writing there ({error.strerror or error}). "
-                    "Free space or allow writing, or use MemoryStore.load to only read it",
-                ) from error
-            try:
-                yield
-            finally:
-                held.release()
-        finally:
-            self._holders.pop(name, None)
-            lock.release()
+        return self._locks.held(name, timeout, lambda: self._deletions.finish(name))
 
-    def _quota_held(self) -> AbstractContextManager[object]:
-        """Hold the lock under which memories with a common quota are saved one by one; two at once could exceed it."""
-        from filelock import FileLock
-
-        if self.max_total_bytes is None:
-            return nullcontext()
-        return FileLock(str(self.root / QUOTA_LOCK), mode=0o600, poll_interval=POLL_SECONDS)
-
+    @clear_errors
     def _sweep(self) -> None:
         """Remove the leftovers of deletes and copies that were killed."""
-        from filelock import FileLock, Timeout
-
-        for path in self.root.glob(".deleted-*"):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in self.root.glob(".copying-*-*"):
-            name = path.name.removeprefix(".copying-").rpartition("-")[0]
-            try:
-                with FileLock(str(self.root / f".{name}.lock"), timeout=0, mode=0o600):
-                    shutil.rmtree(path, ignore_errors=True)
-            except Timeout:
-                continue  # Another process is still copying.
-
-    # --- quotas -----------------------------------------------------------------------------------
-
-    def _check_quota(self, name: str, nbytes: int) -> None:
-        if self.max_memory_bytes is not None and nbytes > self.max_memory_bytes:
-            raise MemoryLimitError(
-                f"Memory {name!r} has {nbytes:,} bytes, more than max_memory_bytes={self.max_memory_bytes:,}. Forget "
-                "sources, or raise the limit; the saved state is unchanged."
-            )
-        self._check_total(name, nbytes)
-
-    def _check_total(self, name: str, nbytes: int) -> None:
-        if self.max_total_bytes is None:
-            return
-        total = nbytes + sum(stored.nbytes for stored in self.list() if stored.name != name)
-        if total > self.max_total_bytes:
-            raise MemoryLimitError(
-                f"All memories would have {total:,} bytes, more than max_total_bytes={self.max_total_bytes:,}. Delete "
-                "some, or raise the limit; the saved state is unchanged."
-            )
+        self._deletions.sweep(lambda name: self._locks.held(name, 0.0))
+        for path in self.root.glob(f"{COPYING}*-*"):
+            name = path.name.removeprefix(COPYING).rpartition("-")[0]
+            # If it is locked, another process is still copying.
+            with suppress(MemoryLockedError, MemorySaveError), self._locks.held(name, 0.0):
+                shutil.rmtree(path, ignore_errors=True)
 
 
-@contextmanager
-def _autosaving(save: Callable[[], None], seconds: float) -> Generator[None]:
-    """Call ``save`` every ``seconds`` until the block ends.
+def _under(key: MemoryKey | None, saved_as: bytes) -> bytes:
+    """Identifies a save together with the key that it was read with."""
+    return saved_as if key is None else saved_as + key.id.encode()
 
-    A save that fails is tried again after the next interval. The save at the end of the block raises its error.
+
+def _refuse_child(name: str, owner: int) -> None:
+    """Refuse to save in a process that did not open the memory: its parent has it open and saves it.
+
+    Raises:
+        MemoryLockedError: This is a forked child of the process that opened it.
     """
-    if not seconds > 0:
-        raise ValueError(f"autosave_seconds={seconds!r}: expected a number above 0, or None for no autosave.")
-    ended = threading.Event()
-
-    def work() -> None:
-        while not ended.wait(seconds):
-            with suppress(MPlusError, OSError):
-                save()
-
-    thread = threading.Thread(target=work, name="mplus autosave", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    if os.getpid() != owner:
+        raise MemoryLockedError(
+            f"Memory {name!r} was opened by process {owner}, of which this is a forked child. Open it here, after the "
+            "fork; what was changed here is not saved."
+        )
 
 
 def _is_saved(folder: Path) -> bool:

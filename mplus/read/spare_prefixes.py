@@ -1,5 +1,6 @@
 """Prefixes of finished reads, which later reads of the same memory reuse."""
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from weakref import ref
 
 from torch import Tensor
 
+from mplus.forks import renewed_after_fork
 from mplus.memory.tokens import Tokens
 from mplus.read.cache_layer import PrefixLayer
 from mplus.read.prefix import Chosen, ReadingOrder
@@ -97,6 +99,11 @@ class SparePrefixes:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._kept: list[SparePrefix] = []
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
         self._guard = threading.RLock()  # reentrant: garbage collection can end a read while the lock is held
 
     def take(self, short_term: Tokens, chosen: Chosen | None, prompt: Sequence[int]) -> SparePrefix | None:
@@ -125,4 +132,12 @@ class SparePrefixes:
             self._kept = []
 
 
-SPARE_PREFIXES = SparePrefixes(2**30)
+def _bytes_allowed() -> int:
+    """Most bytes of kept prefixes in this process, from the environment."""
+    given = os.environ.get("MPLUS_PREFIX_BYTES", str(2**30))
+    if not given.isdecimal():
+        raise ValueError(f"MPLUS_PREFIX_BYTES={given!r}: expected a number of bytes, such as {2**30}; 0 keeps none.")
+    return int(given)
+
+
+SPARE_PREFIXES = SparePrefixes(_bytes_allowed())

@@ -6,9 +6,10 @@ candidates ──scorer.shortlist──▶ worth scoring ──scorer.scores─�
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import MemoryConfig
@@ -32,6 +33,10 @@ class Recalled:
     """Relevance of the unit that each token was recalled with."""
     order: Int[Tensor, " P"] | None = None
     """Rows of [recalled ; short-term] in reading order, some of them twice; None: all rows in their present order."""
+    recent_relevance: Float[Tensor, " R"] | None = None
+    """Relevance of the unit of each token of short-term memory that is read beside them; None: they were not scored."""
+    is_recent: Bool[Tensor, " T"] | None = None
+    """Whether each token is one of short-term memory, where it is read as text; None: none is."""
 
 
 def nothing_recalled() -> Recalled:
@@ -78,7 +83,8 @@ def recall(
         turned = towards_best_sentence(scorer, question, text, config)
         others, mine = order.tensor_split([len(order) - int(text.sizes.sum())])
         order = torch.cat([others, mine[turned]])
-    return replace(recalled, order=order) if last else recalled
+    recent = scores.relevance[num_stored:].repeat_interleave(candidates.sizes[num_stored:])
+    return replace(recalled, order=order if last else None, recent_relevance=recent)
 
 
 def best_relevance(
@@ -122,9 +128,23 @@ def _in_order(
     return Recalled(index[taken], provenance.take(taken), relevance[taken]), order
 
 
+class RankedSource(NamedTuple):
+    """A source that was scored.
+
+    Attributes:
+        number: Its row of the table of sources.
+        relevance: Relevance of its best unit.
+        match: The same above nothing, rather than above a usual unit, so that it does not depend on what else is held.
+    """
+
+    number: int
+    relevance: float
+    match: float
+
+
 def rank_sources(
     scorer: Scorer, state: MemoryState, config: MemoryConfig, question: Question, sources: Int[Tensor, " n"] | None
-) -> list[tuple[int, float]]:
+) -> list[RankedSource]:
     """Every source in any pool with the relevance of its best unit, most relevant first.
 
     Args:
@@ -141,8 +161,10 @@ def rank_sources(
     candidates = Candidates.of(pools, layout_of(config), sources, track.vectors)
     if not len(candidates):
         return []
-    relevance = scorer.scores(question, Shortlist(candidates), config).relevance
+    scores = scorer.scores(question, Shortlist(candidates), config)
+    relevance = scores.relevance
     best = torch.full((len(state.sources),), float("-inf"), dtype=relevance.dtype)
     best.scatter_reduce_(0, candidates.sources, relevance, reduce="amax")
     order = best.argsort(descending=True, stable=True)
-    return [(n, float(best[n])) for n in order.tolist() if best[n] > float("-inf")]
+    found = [(n, float(best[n])) for n in order.tolist() if best[n] > float("-inf")]
+    return [RankedSource(n, mine, mine + scores.level) for n, mine in found]

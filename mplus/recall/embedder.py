@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mplus.errors import EmbedderError
+from mplus.forks import renewed_after_fork
 
 TEXTS_AT_ONCE = 1024
 """Most texts in one call of an embedder; services limit how many they take."""
@@ -50,9 +51,14 @@ class Embedder:
         self._query = _method(source, QUERY)
         self._query_prefix, self._passage_prefix = query_prefix, passage_prefix
         self._asked: OrderedDict[str, Tensor] = OrderedDict()
-        self._guard = threading.Lock()
         self.source = source
         self.name = (name or _name_of(source)) + (f" after {passage_prefix!r}" if passage_prefix else "")
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
+        self._guard = threading.Lock()
 
     @staticmethod
     def of(given: Any) -> "Embedder":

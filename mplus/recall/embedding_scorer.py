@@ -64,7 +64,8 @@ class EmbeddingScorer(Scorer):
         candidates, sample = shortlist
         found = _cosines(question, candidates)
         usual = found if sample is None else _cosines(question, sample)
-        return Scores(found - usual.mean(), usual - usual.mean())
+        level = float(usual.mean())
+        return Scores(found - level, usual - level, level)
 
 
 def _cosines(question: Question, candidates: Candidates) -> Relevance:

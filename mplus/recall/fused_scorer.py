@@ -70,6 +70,7 @@ def fused(first: Scores, second: Scores, weight: float) -> Scores:
     return Scores(
         first.relevance + unit * (second.relevance - second.average),
         first.usual + unit * (second.usual - second.average),
+        first.level,
     )
 
 

@@ -137,12 +137,13 @@ class LateInteraction(Scorer):
         candidates, sample = shortlist
         found = self._matched(question, candidates)
         usual = found if sample is None else self._matched(question, sample)
-        found, usual = found - usual.mean(), usual - usual.mean()
+        level = float(usual.mean())
+        found, usual = found - level, usual - level
         if question.words is not None and config.lexical_weight and candidates.layout.units_are_texts:
             unit = config.lexical_weight * float(usual.std(correction=0))
             found = found + unit * lexical_match(question.words, candidates, sample)
             usual = found if sample is None else usual + unit * lexical_match(question.words, sample)
-        return Scores(found, usual)
+        return Scores(found, usual, level)
 
     def _matched(self, question: Question, candidates: Candidates) -> Relevance:
         queries = self.asked(question)

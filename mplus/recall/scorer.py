@@ -64,6 +64,8 @@ class Scores(NamedTuple):
     relevance: Relevance
     usual: Float[Tensor, " V"]
     """Relevance of all units, or of the sample of them."""
+    level: float = 0.0
+    """What was taken off so that a usual unit has relevance zero."""
 
     @property
     def average(self) -> float:

@@ -99,11 +99,17 @@ def recall_pieces(
     return found
 
 
-def as_recalled(pieces: Sequence[Piece]) -> Recalled:
-    """Pieces as what a read has recalled, for its sources and for recall frequencies."""
+def as_recalled(pieces: Sequence[Piece], recent: Int[Tensor, " R"]) -> Recalled:
+    """Pieces as what a read has recalled, for its sources and for recall frequencies.
+
+    Args:
+        pieces: The pieces.
+        recent: Serial numbers of the chunks in short-term memory.
+    """
     provenance = Provenance.cat([Provenance.none(), *(piece.provenance for piece in pieces)])
     relevance = torch.cat([torch.empty(0), *(torch.full((len(piece),), piece.relevance) for piece in pieces)])
-    return Recalled(torch.arange(len(provenance)), provenance, relevance)
+    is_recent = torch.isin(provenance.chunks, recent)
+    return Recalled(torch.arange(len(provenance)), provenance, relevance, is_recent=is_recent)
 
 
 def _relevant(

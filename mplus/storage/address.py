@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mplus.errors import MemoryReadError
 from mplus.storage.folder import Folder
 from mplus.storage.place import Place
 from mplus.storage.url import Url
@@ -37,6 +38,7 @@ def folder_of(where: str | Path) -> Folder | Url:
 
     Raises:
         ValueError: No file system for such urls is installed.
+        MemoryReadError: The file system cannot be reached.
     """
     if isinstance(where, Path) or not ("://" in where or "::" in where):
         return Folder(Path(where).expanduser())
@@ -49,5 +51,7 @@ def folder_of(where: str | Path) -> Folder | Url:
         raise ValueError(
             f"{where!r}: {error}. Install the fsspec package for such urls, or use a local folder."
         ) from error
+    except Exception as error:  # whatever the library of that file system raises
+        raise MemoryReadError(None, f"{where}: cannot be reached ({type(error).__name__}: {error})") from error
     root = root.rstrip("/")
     return Folder(Path(root)) if isinstance(file_system, LocalFileSystem) else Url(where, file_system, root)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -51,10 +51,9 @@ class FileSet:
         self.kept: dict[str, ShardSum] = {}
         self.new: dict[str, NewFile] = {}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all of them."""
-        return sum(s.nbytes for s in self.kept.values()) + sum(f.size() for f in self.new.values())
+    def planned(self) -> dict[str, ShardSum]:
+        """All of them with their sizes. The checksums of new ones are not known yet."""
+        return self.kept | {name: ShardSum(nbytes=f.size(), sha256="0" * 64) for name, f in self.new.items()}
 
     def shard(self, kind: str, stem: str, tensors: Callable[[], Mapping[str, Tensor]]) -> str:
         """The file of tensors with a known name; ``tensors`` is called only if there is no such file yet."""
@@ -119,29 +118,46 @@ def _masked(name: str, key: MemoryKey | None) -> str:
     return bytes(a ^ b for a, b in zip(bytes.fromhex(name), mask, strict=False)).hex()
 
 
-def last_save(place: Place, key: MemoryKey | None) -> Mapping[str, ShardSum]:
-    """Files of the present save that are complete and can be kept by a save with this key."""
+class LastSave(NamedTuple):
+    """What a save begins from.
+
+    Attributes:
+        manifest: The bytes of the present manifest; None if there is none.
+        files: Files of it that are complete and can be kept by a save with this key.
+    """
+
+    manifest: bytes | None
+    files: Mapping[str, ShardSum]
+
+
+def last_save(place: Place, key: MemoryKey | None) -> LastSave:
+    """The present save in a place, for a save with this key."""
+    text = _present(place)
     try:
-        manifest = parse_manifest(read_manifest(place), place, key)
-    except (CorruptMemoryError, MemoryNotFoundError, MemoryKeyError):
-        return {}
+        manifest = None if text is None else parse_manifest(text, place, key)
+    except (CorruptMemoryError, MemoryKeyError):
+        manifest = None
+    if manifest is None:
+        return LastSave(text, {})
     sizes = place.sizes()
-    return {name: known for name, known in manifest.files.items() if sizes.get(name) == known.nbytes}
+    return LastSave(text, {name: known for name, known in manifest.files.items() if sizes.get(name) == known.nbytes})
 
 
-def put_files(place: Place, files: FileSet, manifest: Manifest, key: MemoryKey | None) -> None:
+def put_files(place: Place, files: FileSet, manifest: Manifest, key: MemoryKey | None, last: LastSave) -> None:
     """Write the files of a save and then its manifest. The caller holds the lock of the place.
 
     Raises:
         OSError: The place cannot be written to; the earlier save is intact.
+        MemoryConflictError: The present save is not ``last`` any more.
     """
-    before, written = _present(place), dict(files.kept)
+    before, written = last.manifest, dict(files.kept)
     try:
         for name, file in files.new.items():
             with place.put(name) as sink:
                 written[name] = file.write(sink)
         place.sync()
-        place.exchange(MANIFEST, sealed_manifest(manifest.model_copy(update={"files": written}), key))
+        text = sealed_manifest(manifest.model_copy(update={"files": written}), key)
+        place.exchange_if(MANIFEST, text, before)
     except BaseException:
         # A network may fail after the exchange was made. New files are removed only if the old manifest is still there.
         with suppress(Exception):
@@ -150,7 +166,7 @@ def put_files(place: Place, files: FileSet, manifest: Manifest, key: MemoryKey |
                     place.remove(name)
         raise
     place.sync()
-    for name in place.sizes():
+    for name in {*last.files, *place.orphans()}:
         if is_own_file(name) and name not in written:
             place.remove(name)
 
@@ -257,14 +273,17 @@ def verify(place: Place, *, key: MemoryKey | None = None) -> None:
             reader.checked(name)
 
 
-def copy(source: Place, target: Place, *, key: MemoryKey | None, new_key: MemoryKey | None) -> None:
+def copy(
+    source: Place, target: Place, *, key: MemoryKey | None, new_key: MemoryKey | None, check: bool = False
+) -> None:
     """Copy a save to another place. Files are hard-linked if the file system allows it and the key is the same.
 
     Args:
         source: The save to copy.
-        target: The place to copy to, which is empty.
+        target: The place to copy to; a save that is there is replaced, atomically.
         key: The key of the save.
         new_key: The key of the copy.
+        check: Check every byte of the save, not only the files' headers.
 
     Raises:
         CorruptMemoryError: The save was altered.
@@ -272,7 +291,7 @@ def copy(source: Place, target: Place, *, key: MemoryKey | None, new_key: Memory
     """
     manifest = parse_manifest(read_manifest(source), source, key)
     files = FileSet({}, new_key)
-    with target.lock(SAVE_TIMEOUT), reading(source, manifest, key, verify=False) as reader:
+    with target.lock(SAVE_TIMEOUT), reading(source, manifest, key, verify=check) as reader:
         if key == new_key:
             files.kept |= manifest.files
             for name in manifest.files:
@@ -280,7 +299,7 @@ def copy(source: Place, target: Place, *, key: MemoryKey | None, new_key: Memory
         else:
             names = {name: _again(name, reader, files) for name in manifest.files}
             manifest = Manifest.model_validate(manifest.model_dump(), context=names)
-        put_files(target, files, manifest, new_key)
+        put_files(target, files, manifest, new_key, LastSave(_present(target), {}))
 
 
 def _again(name: str, reader: FileReader, files: FileSet) -> str:

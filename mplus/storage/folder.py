@@ -42,21 +42,27 @@ class Folder(Place):
             Folder(path).parent.sync()
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every regular file."""
+        """Bytes of every regular file; one that is removed meanwhile is left out."""
+        found: dict[str, int] = {}
         try:
             with os.scandir(self.path) as entries:
-                return {
-                    e.name: e.stat(follow_symlinks=False).st_size for e in entries if e.is_file(follow_symlinks=False)
-                }
-        except FileNotFoundError:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        if entry.is_file(follow_symlinks=False):
+                            found[entry.name] = entry.stat(follow_symlinks=False).st_size
+        except (FileNotFoundError, NotADirectoryError):
             return {}
+        return found
 
     def open(self, name: str) -> BinaryIO:
         """Read a regular file."""
         path = self.path / name
-        if not os.path.lexists(path):
-            raise FileNotFoundError(f"{path} is not there")
-        return open_regular(path)
+        try:
+            return open_regular(path)
+        except CorruptMemoryError as error:
+            if os.path.lexists(path):
+                raise
+            raise FileNotFoundError(f"{path} is not there") from error
 
     @contextmanager
     def put(self, name: str) -> Generator[Sink]:
@@ -123,7 +129,8 @@ class Folder(Place):
 
     @contextmanager
     def on_disk(self, sizes: Mapping[str, int]) -> Generator[Path]:
-        """The folder itself. Its files are checked when they are opened."""
+        """The folder itself."""
+        self.check_sizes(sizes)
         yield self.path
 
 

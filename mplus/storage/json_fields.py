@@ -7,6 +7,7 @@ default, so files from before the field was added still load.
 import base64
 import binascii
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -18,8 +19,14 @@ import torch
 from torch import Tensor
 
 from mplus.errors import CorruptMemoryError
+from mplus.metadata import decoded_metadata, encoded_metadata
 from mplus.storage.blocks import CODE_BY_DTYPE, DTYPE_BY_CODE
 from mplus.storage.shards import as_bytes
+
+METADATA = "metadata"
+"""The field of a dataclass whose values keep their types."""
+MOST = 2**60
+"""Largest number that a field may have; no NaN is below it."""
 
 KeepTensor = Callable[[Tensor], Any]
 FindTensor = Callable[[Any], Tensor]
@@ -55,7 +62,12 @@ def encode(value: Any, keep: KeepTensor = inline) -> Any:
     if isinstance(value, Tensor):
         return keep(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: encode(getattr(value, field.name), keep) for field in fields(value)}
+        return {
+            field.name: encoded_metadata(getattr(value, field.name))
+            if field.name == METADATA
+            else encode(getattr(value, field.name), keep)
+            for field in fields(value)
+        }
     if isinstance(value, Mapping):
         return {str(key): encode(item, keep) for key, item in typing.cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, (frozenset, set)):
@@ -64,7 +76,6 @@ def encode(value: Any, keep: KeepTensor = inline) -> Any:
         return [encode(item, keep) for item in typing.cast("tuple[Any, ...]", value)]
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    # Metadata may contain dates, paths and similar values.
     return str(value)
 
 
@@ -92,9 +103,9 @@ def decode(hint: Any, value: Any, find: FindTensor = from_inline) -> Any:
         return frozenset(decode(arguments[0], item, find) for item in typing.cast("list[Any]", value))
     if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
         return typing.cast("dict[str, Any]", value)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST:
         return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
+    if hint in (int, str, bool) and type(value) is hint and (hint is not int or abs(value) <= MOST):
         return value
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
         return decode_fields(hint, typing.cast("dict[str, Any]", value), find)
@@ -118,7 +129,13 @@ def decode_fields(kind: type[Any], value: Mapping[str, Any], find: FindTensor = 
     for name, field in known.items():
         if name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise CorruptMemoryError(f"{kind.__name__} lacks {name!r}")
-    return kind(**{name: decode(hints[name], item, find) for name, item in value.items()})
+    decoded = {name: decode(hints[name], item, find) for name, item in value.items()}
+    if METADATA in decoded:
+        try:
+            decoded[METADATA] = decoded_metadata(decoded[METADATA])
+        except (ValueError, RecursionError) as error:
+            raise CorruptMemoryError(str(error)) from error
+    return kind(**decoded)
 
 
 @cache
@@ -131,13 +148,27 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def from_json(text: bytes) -> Any:
+def from_json(text: bytes, *, only_finite: bool = False) -> Any:
     """Parse JSON.
+
+    Args:
+        text: The JSON.
+        only_finite: Refuse NaN and infinite numbers, which a user's metadata may have and settings may not.
 
     Raises:
         CorruptMemoryError: The text is not valid JSON.
     """
+    checked: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _finite} if only_finite else {}
     try:
-        return json.loads(text.decode("utf-8", "surrogatepass"))
+        return json.loads(text.decode("utf-8", "surrogatepass"), **checked)
     except (ValueError, RecursionError) as error:
         raise CorruptMemoryError(f"not readable as JSON ({error})") from error
+
+
+def _refuse(number: str) -> Any:
+    raise ValueError(f"{number}, expected a finite number")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse(number)

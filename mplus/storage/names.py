@@ -1,5 +1,6 @@
 """Names of memories that are safe as folder names on any file system, and names of the files of a save."""
 
+import hashlib
 import re
 import unicodedata
 from pathlib import Path
@@ -7,8 +8,14 @@ from pathlib import Path
 NAME = re.compile(r"[^\W_][\w.@+-]{0,127}")
 RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 MAX_NAME_BYTES = 200
+ESCAPED = "id+"
+"""What the name of a memory begins with if it stands for an id that is no name."""
+HASHED = "id++h"
+"""What it begins with if it stands for an id that is too long; an escaped one never has "+h"."""
+MAX_ESCAPED = 128
+_UNSAFE = re.compile(r"[^A-Za-z0-9_@-]+")
 MANIFEST = "memory.json"
-MAX_FILES = 2**20
+MAX_FILES = 2**18
 """Largest number of files beside a manifest."""
 _FILE = re.compile(r"(tokens|vectors|state|records)-[0-9a-f]{32}\.(safetensors|sealed|jsonl)")
 
@@ -40,6 +47,44 @@ def check_name(name: object, argument: str = "Memory name ") -> str:
             "'. _ @ + -', beginning with a letter or digit, no '..', no '.' at the end, no device name such as 'con'."
         )
     return name
+
+
+def name_for(id: str) -> str:
+    """The name of a memory for an id that somebody else chose, such as "telegram:12345" or "auth0|x".
+
+    An id that is a name already stays as it is. Any other is escaped, so that ``id_of`` finds it again; a very long one
+    is hashed.
+
+    Raises:
+        ValueError: The id is empty, or only spaces.
+    """
+    if not id.strip():
+        raise ValueError(f"id {id!r:.40}: expected at least one character that is no space.")
+    if not id.startswith(ESCAPED):
+        try:
+            return check_name(id)
+        except ValueError:
+            pass
+    found = ESCAPED + _UNSAFE.sub(lambda part: "".join(f"+{byte:02X}" for byte in _as_bytes(part[0])), id)
+    if len(found) <= MAX_ESCAPED:
+        return check_name(found)
+    return f"{HASHED}{hashlib.sha256(_as_bytes(id)).hexdigest()}"
+
+
+def id_of(name: str) -> str:
+    """The id for which ``name_for`` gave this name; the name itself if that was hashed, or no such name."""
+    if not name.startswith(ESCAPED) or name.startswith(HASHED):
+        return name
+    parts = re.split(r"((?:\+[0-9A-F]{2})+)", name.removeprefix(ESCAPED))
+    found = "".join(
+        bytes.fromhex(part.replace("+", "")).decode("utf-8", "surrogatepass") if part.startswith("+") else part
+        for part in parts
+    )
+    return found if name_for(found) == name else name
+
+
+def _as_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def check_spelling(path: Path) -> None:

@@ -7,12 +7,12 @@ All writes happen inside ``lock``.
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, cast, runtime_checkable
 
-from mplus.errors import CorruptMemoryError, MemoryReadError, MemorySaveError
+from mplus.errors import CorruptMemoryError, MemoryConflictError, MemoryReadError, MemorySaveError
 
 COPY_BYTES = 2**22
 
@@ -45,12 +45,41 @@ class Place(ABC):
         """Write a file. It exists once the block has ended without an error."""
 
     def exchange(self, name: str, content: bytes) -> None:
-        """Replace a file in a single step; readers find the old or the new content.
-
-        This is the only step of a save that readers see, so a compare-and-swap belongs here.
-        """
+        """Replace a file in a single step; readers find the old or the new content."""
         with self.put(name) as file:
             file.write(content)
+
+    def exchange_if(self, name: str, content: bytes, expected: bytes | None) -> None:
+        """Replace a file in a single step if it still has the content ``expected``; None: if there is no such file.
+
+        This is the only step of a save that readers see. Under a lock that everybody heeds, nobody comes between
+        the comparison and the exchange; places without such a lock leave the comparison to the storage.
+
+        Raises:
+            MemoryConflictError: Another writer has replaced it.
+        """
+        if self.content(name) != expected:
+            raise self.conflict()
+        self.exchange(name, content)
+
+    def content(self, name: str) -> bytes | None:
+        """The content of a small file; None if there is none."""
+        try:
+            with self.open(name) as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError, CorruptMemoryError):
+            return None
+
+    def conflict(self) -> MemoryConflictError:
+        """The error of a writer that came second."""
+        return MemoryConflictError(
+            f"{self}: another writer saved this memory at the same time; what it saved is intact. Load the memory "
+            "again and write into that, and let one machine write a memory at a time."
+        )
+
+    def orphans(self) -> Collection[str]:
+        """Names of files that nobody can be writing now: those that no manifest names may be removed."""
+        return self.sizes().keys()
 
     def add(self, path: Path) -> None:
         """Put a copy of a local file there under its own name."""
@@ -81,15 +110,23 @@ class Place(ABC):
         Raises:
             CorruptMemoryError: A file to be fetched is missing, or of another size.
         """
+        self.check_sizes(sizes)
+        with tempfile.TemporaryDirectory(prefix="mplus-", ignore_cleanup_errors=True) as folder:
+            self.fetch(sizes, Path(folder))
+            yield Path(folder)
+
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Check that all files are there and as large as was saved, before any of them is read.
+
+        Raises:
+            CorruptMemoryError: A file is missing, or of another size.
+        """
         found = self.sizes()
         for name, nbytes in sizes.items():
             if found.get(name) != nbytes:
                 raise CorruptMemoryError(
                     f"{name} has {found.get(name, 'no')} bytes, expected {nbytes}. Restore it from a copy.", self
                 )
-        with tempfile.TemporaryDirectory(prefix="mplus-", ignore_cleanup_errors=True) as folder:
-            self.fetch(sizes, Path(folder))
-            yield Path(folder)
 
     def fetch(self, names: Iterable[str], folder: Path) -> None:
         """Copy some files to a local folder."""

@@ -1,19 +1,26 @@
 """A url as a place, by ``fsspec``: S3, Google Cloud Storage, Azure, SFTP and others."""
 
-from collections.abc import Generator, Iterable
+import time
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mplus.errors import MPlusError
+from mplus.storage.lease import Lease
 from mplus.storage.place import Place, Sink, not_read
+
+LEASE = ".lock"
+ORPHAN_SECONDS = 86_400.0
 
 
 class Url(Place):
-    """A folder behind an ``fsspec`` url. A network has no lock, so the user must ensure that there is one writer."""
+    """A folder behind an ``fsspec`` url. A network has no lock: there are leases, and an exchange that compares."""
 
     def __init__(self, url: str, file_system: Any, root: str) -> None:
         self._url, self._files, self._root = url.rstrip("/"), file_system, root
+        self._lease: Lease | None = None
 
     def __str__(self) -> str:
         return self._url
@@ -61,13 +68,63 @@ class Url(Place):
     @contextmanager
     def put(self, name: str) -> Generator[Sink]:
         """Upload a file."""
-        with _transport(), self._files.open(f"{self._root}/{name}", "wb") as file:
-            yield file
+        with _transport():
+            if self._lease is not None:
+                self._lease.renew()
+            with self._files.open(f"{self._root}/{name}", "wb") as file:
+                yield file
 
     def exchange(self, name: str, content: bytes) -> None:
         """Upload a small file in one request, which object stores carry out in one step."""
         with _transport():
             self._files.pipe_file(f"{self._root}/{name}", content)
+
+    def exchange_if(self, name: str, content: bytes, expected: bytes | None) -> None:
+        """Upload a small file if the present one still has the content ``expected``.
+
+        S3 compares at the moment of the exchange (If-Match, If-None-Match). Elsewhere we compare just before, under
+        the lease. What is there afterwards decides what an error meant: an answer may be lost on the way.
+        """
+        path = f"{self._root}/{name}"
+        try:
+            with _transport():
+                conditions = self._conditions(path)
+                if self.content(name) != expected:
+                    raise self.conflict()
+                self._files.pipe_file(path, content, **conditions) if conditions else self.exchange(name, content)
+        except OSError as error:
+            present = self.content(name)
+            if present == content:
+                return
+            if present != expected:
+                raise self.conflict() from error
+            raise
+
+    def _conditions(self, path: str) -> dict[str, str]:
+        """What S3 compares: the tag of the present object, or that there is none; nothing for other file systems."""
+        protocol = self._files.protocol
+        if not {"s3", "s3a"} & ({protocol} if isinstance(protocol, str) else set(protocol)):
+            return {}
+        self._files.invalidate_cache(self._root)
+        try:
+            return {"IfMatch": str(self._files.info(path)["ETag"])}
+        except FileNotFoundError:
+            return {"IfNoneMatch": "*"}
+
+    def content(self, name: str) -> bytes | None:
+        """The content of a small file; None if there is none."""
+        with _transport():
+            try:
+                return self._files.cat_file(f"{self._root}/{name}")
+            except FileNotFoundError:
+                return None
+
+    def orphans(self) -> Collection[str]:
+        """Names of files that are a day old: a save takes less, and nobody is locked out of a url for certain."""
+        with _transport():
+            self._files.invalidate_cache(self._root)
+            entries: list[dict[str, Any]] = self._files.ls(self._root, detail=True)
+        return [str(e["name"]).rpartition("/")[2] for e in entries if e["type"] == "file" and _is_old(e)]
 
     def remove(self, name: str) -> None:
         """Remove a file and ignore errors."""
@@ -76,10 +133,30 @@ class Url(Place):
 
     @contextmanager
     def lock(self, timeout: float) -> Generator[None]:
-        """Make the folder; takes no lock."""
+        """Make the folder, and hold a lease on it: a file that says until when nobody else writes.
+
+        A lease keeps careful writers apart, and the exchange of the manifest finds out the others.
+        """
         with _transport():
             self._files.makedirs(self._root, exist_ok=True)
-        yield
+            self._lease = Lease(self._files, f"{self._root}/{LEASE}", str(self))
+            self._lease.take(timeout)
+        try:
+            yield
+        finally:
+            lease, self._lease = self._lease, None
+            with suppress(Exception):
+                lease.give_back()
+
+
+def _is_old(entry: Mapping[str, Any]) -> bool:
+    """Whether a file was made more than ``ORPHAN_SECONDS`` ago; unknown counts as no."""
+    found = next((entry[name] for name in ("LastModified", "mtime", "updated", "created") if name in entry), None)
+    if isinstance(found, str):
+        with suppress(ValueError):
+            found = datetime.fromisoformat(found)
+    made = found.timestamp() if isinstance(found, datetime) else found
+    return isinstance(made, (int, float)) and made < time.time() - ORPHAN_SECONDS
 
 
 @contextmanager

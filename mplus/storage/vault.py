@@ -68,7 +68,7 @@ class KeyVault:
             MemoryKeyError: The key was destroyed or never made, or the vault was opened with another master key.
         """
         path = self._path(name)
-        if not path.exists():
+        if not _is_there(path):
             raise MemoryKeyError(
                 f"{self.folder}: no key for memory {name!r}. It was destroyed or is elsewhere; without it the memory "
                 "cannot be read."
@@ -95,7 +95,7 @@ class KeyVault:
         """
         place = Folder(self.folder)
         with place.lock(LOCK_TIMEOUT):
-            if self._path(name).exists():
+            if _is_there(self._path(name)):
                 return self.key(name)
             key = MemoryKey.new()
             path = self._path(name)
@@ -111,20 +111,37 @@ class KeyVault:
         Returns:
             Whether there was a key.
         """
-        path = self._path(name)
-        if not path.exists():
-            return False
-        with path.open("r+b") as file:  # overwritten in place, so that freed disk blocks do not hold the key
-            size = os.fstat(file.fileno()).st_size
-            file.write(b"\0" * size)
-            file.flush()
-            os.fsync(file.fileno())
-        path.unlink()
-        Folder(self.folder).sync()
-        return True
+        path, place = self._path(name), Folder(self.folder)
+        with place.lock(LOCK_TIMEOUT):
+            if not os.path.lexists(path):
+                return False
+            was_there = not path.is_file() or _is_there(path)
+            _overwrite(path)
+            path.unlink()
+            place.sync()
+            return was_there
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{check_name(name)}.key"
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a key; one that a killed ``destroy`` had overwritten already is none."""
+    if not os.path.lexists(path):
+        return False
+    with open_regular(path) as file:
+        return any(file.read(MAX_KEY_FILE_BYTES))
+
+
+def _overwrite(path: Path) -> None:
+    """Overwrite a key in place, so that freed disk blocks do not hold it; what is no regular file holds none."""
+    if not path.is_file() or path.is_symlink():
+        return
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.write(b"\0" * size)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read(path: Path) -> dict[str, Any]:

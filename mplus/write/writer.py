@@ -14,6 +14,7 @@ from mplus.memory.ledger import LedgerEntry, WrittenText
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.vectors import ChunkVectors
+from mplus.metadata import checked_metadata
 from mplus.progress import Progress
 from mplus.sentences import SentenceEnds
 from mplus.weights import Weights
@@ -47,9 +48,14 @@ class Writer:
         """Write one or several texts into each memory; memories change once everything has been written.
 
         Raises:
-            ValueError: Empty text, token ids out of range, an empty source name, or another number of names or
-                metadata than of texts.
+            ValueError: The model has no tokenizer; or empty text, token ids out of range, an empty source name, or
+                another number of names or metadata than of texts.
         """
+        if self._tokenizer is None:
+            raise ValueError(
+                "This model has no tokenizer, so it writes nothing. Put the files of the tokenizer into its folder "
+                "(tokenizer.json, tokenizer_config.json) and load it again."
+            )
         for source in sources:
             for name in [source] if isinstance(source, str) else source or ():
                 if name is not None and not name.strip():
@@ -78,13 +84,13 @@ class Writer:
         self, memory: Memory, source: Names, metadata: Metadata, tokens: Sequence[TokenizedText], keep_text: bool
     ) -> LedgerEntry:
         names = named(memory.state, [None] * len(tokens) if source is None else _each(source, len(tokens), "names"))
-        abouts = _each(metadata or {}, len(tokens), "metadata")
+        abouts = [checked_metadata(about) for about in _each(metadata or {}, len(tokens), "metadata")]
         written: list[WrittenText] = []
         for name, about, text in zip(names, abouts, tokens, strict=True):
             ids = torch.tensor(text.input_ids, dtype=torch.int32)
             kept = (text.original or self._tokenizer.decode(text.input_ids),) if keep_text else ()
-            written.append(WrittenText(name, dict(about), ids, tuple(text.joined_by), kept))
-        return LedgerEntry(tuple(written), time.time())
+            written.append(WrittenText(name, about, ids, tuple(text.joined_by), kept))
+        return LedgerEntry(tuple(written), memory.now())
 
     def recalling(self, config: MemoryConfig, states: Sequence[MemoryState]) -> list[MemoryState]:
         """States of a memory whose layout differs in how it recalls only, with vectors for all chunks if it needs them.
@@ -131,6 +137,8 @@ def _each(given: Any, count: int, what: str) -> list[Any]:
     """What is given for all texts or for each, as one for each."""
     if isinstance(given, str | Mapping):
         return [given] * count
+    if not isinstance(given, Sequence):
+        raise ValueError(f"{given!r:.60} ({type(given).__name__}) as {what}: expected one for all, or a list of them.")
     if len(given) != count:
         raise ValueError(f"{len(given)} {what} for {count} texts: expected one for each, or one for all.")
     return list(given)

@@ -4,5 +4,5 @@ from .chat_model import MPlusChat as MPlusChat
 from .langgraph_store import MPlusStore as MPlusStore
 from .middleware import MPlusMemoryMiddleware as MPlusMemoryMiddleware
 from .middleware import memory_tools as memory_tools
-from .vectorstore import MPlusRetriever as MPlusRetriever
+from .retriever import MPlusRetriever as MPlusRetriever
 from .vectorstore import MPlusVectorStore as MPlusVectorStore

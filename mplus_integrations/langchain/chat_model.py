@@ -7,30 +7,41 @@ from functools import partial
 from typing import Any, Literal
 
 from langchain_core.caches import BaseCache
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackManager,
+    CallbackManagerForLLMRun,
+    Callbacks,
+)
 from langchain_core.documents import Document
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import ConfigDict, Field, SecretStr
 
 from mplus import source_filter
-from mplus_integrations.answering import Answering
+from mplus_integrations.answering import Answering, Piece
 from mplus_integrations.forms import response_format
-from mplus_integrations.langchain.messages import to_chat, to_last_chunk, to_message, to_text
-from mplus_integrations.langchain.structured import with_schema, with_tools
+from mplus_integrations.history import OURS
+from mplus_integrations.langchain.messages import to_chat, to_last_chunk, to_message, to_text, usage
+from mplus_integrations.langchain.structured import as_json_schema, as_tool, with_schema, with_tools
 from mplus_integrations.settings import Call
+from mplus_integrations.whose_memory import Latents, Shared
 from mplus_integrations.worker import answered, in_thread, streamed
 
 MEMORY_STATE = "mplus_memory_state"
 """Argument that passes the state of a call's memory to the key of LangChain's cache."""
+CONFIG_SEEN = "mplus_config_seen"
+"""Argument that says that the config of a call was looked at, so that a missing name is none that was lost."""
 WITHOUT_EFFECT = frozenset(
-    {"strict", "stream", "stream_usage", "ls_structured_output_format", "structured_output_format", MEMORY_STATE}
+    {
+        *("strict", "stream", "stream_usage", "ls_structured_output_format", "structured_output_format"),
+        *(MEMORY_STATE, CONFIG_SEEN),
+    }
 )
 """Arguments that LangChain and its agents pass to every chat model; they have no effect here. Forms are always
 strict and the last chunk always has the usage; the other arguments are for LangChain itself."""
@@ -101,7 +112,8 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
     def _memory_state(self, kwargs: Mapping[str, Any]) -> str:
         call = self._call(None, kwargs)
         states: list[str] = []
-        for latents in (self.latents(call.memory_key), *(shared.latents for shared in self.shared_memories())):
+        own, beside = self._memories_of(call)
+        for latents in (own, *(shared.latents for shared in beside)):
             with latents.opened(self._model_of(call)) as memory:
                 read = None
                 if call.where is not None:
@@ -122,7 +134,51 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             kwargs[MEMORY_STATE] = await in_thread(self._memory_state, kwargs)
         return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
-    # A memory may be chosen by ``config={"configurable": {"memory_key": …}}``, in chains and agents too.
+    # A memory may be chosen by ``config={"configurable": {"memory_key": …}}``, in chains and agents too. Every way to
+    # ask goes through ``keyed``: with the config if there is one, else with the metadata of the callbacks.
+
+    def generate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        *,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer several conversations, as chains such as ``LLMChain`` do, which do not pass their config on."""
+        kwargs = self._keyed_without_config(kwargs, callbacks, metadata)
+        return super().generate(messages, stop, callbacks, metadata=metadata, **kwargs)
+
+    async def agenerate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        *,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """``generate`` without blocking the event loop."""
+        kwargs = self._keyed_without_config(kwargs, callbacks, metadata)
+        return await super().agenerate(messages, stop, callbacks, metadata=metadata, **kwargs)
+
+    def _keyed_without_config(
+        self, kwargs: dict[str, Any], callbacks: Callbacks, metadata: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Arguments of a call of which only callbacks and metadata are known, with the memory that they name.
+
+        Raises:
+            ValueError: A chain asks without a name, which it may have been given and lost.
+        """
+        seen = kwargs.pop(CONFIG_SEEN, False)
+        kwargs = keyed(None, kwargs, callbacks, metadata)
+        is_in_chain = isinstance(callbacks, BaseCallbackManager) and callbacks.parent_run_id is not None
+        has_key = kwargs.get("memory_key") is not None or self.memory_key is not None
+        is_free = has_key or kwargs.get("use_memory") is False or self.store is None
+        if not seen and is_in_chain and not is_free and self.require_key is None:
+            raise self._no_key("A chain asked that passes no config on")
+        return kwargs
 
     def invoke(
         self,
@@ -133,7 +189,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """Answer; ``memory_key`` per call or in ``config["configurable"]``."""
-        return super().invoke(input, config, stop=stop, **keyed(config, kwargs))
+        return super().invoke(input, config, stop=stop, **keyed(config, kwargs), **{CONFIG_SEEN: True})
 
     async def ainvoke(
         self,
@@ -144,7 +200,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """``invoke`` without blocking the event loop; cancelling it stops generation."""
-        return await super().ainvoke(input, config, stop=stop, **keyed(config, kwargs))
+        return await super().ainvoke(input, config, stop=stop, **keyed(config, kwargs), **{CONFIG_SEEN: True})
 
     def stream(
         self,
@@ -172,6 +228,27 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
     def get_token_ids(self, text: str) -> list[int]:
         """Tokens of the model's own tokenizer."""
         return self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def get_num_tokens_from_messages(
+        self,
+        messages: Sequence[BaseMessage],
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool] | None = None,
+    ) -> int:
+        """Tokens of a prompt with these messages and tools, those of the chat template included.
+
+        Raises:
+            ValueError: There are no messages, or one cannot be read.
+        """
+        given = [{key: value for key, value in turn.items() if key not in OURS} for turn in to_chat(messages)]
+        return self.loaded.count_tokens(given, tools=[as_tool(tool) for tool in tools] if tools else None)
+
+    def without_memory(self) -> Runnable[LanguageModelInput, AIMessage]:
+        """This model for calls that read and write no memory.
+
+        For steps that put something into other words: the rephrasing of ``create_history_aware_retriever``, a summary,
+        a judge. The whole conversation stands in the prompt, as far as it fits.
+        """
+        return self.bind(use_memory=False)
 
     # --- tools and structured output --------------------------------------------------------------
 
@@ -225,8 +302,14 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
     def _call(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> Call:
         given = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         if isinstance(schema := given.get("response_format"), type):
-            given["response_format"] = response_format(schema.__name__, convert_to_json_schema(schema))
+            given["response_format"] = response_format(schema.__name__, as_json_schema(schema))
         return self._as_call({"stop": stop or None, **keyed(None, given)})
+
+    def _memories_of(self, call: Call) -> tuple[Latents, list[Shared]]:
+        """The memory of a call, and those that it reads beside it."""
+        if not call.use_memory:
+            return Latents(), []
+        return self.latents(call.memory_key), self.shared_memories()
 
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
         return to_text(item)
@@ -253,7 +336,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], left: threading.Event
     ) -> ChatResult:
         call = self._call(stop, kwargs)
-        latents, shared = self.latents(call.memory_key), self.shared_memories()
+        latents, shared = self._memories_of(call)
         answer = self._answer(to_chat(messages), call, latents, left, shared=shared)
         return ChatResult(generations=[ChatGeneration(message=to_message(answer))])
 
@@ -286,13 +369,32 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], left: threading.Event
     ) -> Generator[ChatGenerationChunk]:
         call = self._call(stop, kwargs)
-        latents, shared = self.latents(call.memory_key), self.shared_memories()
+        latents, shared = self._memories_of(call)
+        told = (0, 0)
         for piece in self._pieces(to_chat(messages), call, latents, left, shared=shared):
-            message = AIMessageChunk(content=piece) if isinstance(piece, str) else to_last_chunk(piece)
+            if isinstance(piece, Piece):
+                message = AIMessageChunk(str(piece), usage_metadata=usage(piece.tokens, told))
+                told = piece.tokens
+            else:
+                message = to_last_chunk(piece, told)
             yield ChatGenerationChunk(message=message)
 
 
-def keyed(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of a call, with the memory named by its config, or by the config of the running graph."""
-    key = ensure_config(config).get("configurable", {}).get("memory_key")
-    return kwargs if key is None or kwargs.get("memory_key") is not None else {**kwargs, "memory_key": key}
+def keyed(
+    config: RunnableConfig | None,
+    kwargs: dict[str, Any],
+    callbacks: Callbacks = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Arguments of a call, with the name of its memory.
+
+    The first that has one counts: the arguments, the config or that of the running graph or chain, the metadata.
+    """
+    if kwargs.get("memory_key") is not None:
+        return kwargs
+    known = ensure_config(config)
+    places = [known.get("configurable", {}), metadata or {}, known.get("metadata", {})]
+    if isinstance(callbacks, BaseCallbackManager):
+        places += [callbacks.metadata, callbacks.inheritable_metadata]
+    key = next((place["memory_key"] for place in places if place.get("memory_key") is not None), None)
+    return kwargs if key is None else {**kwargs, "memory_key": key}

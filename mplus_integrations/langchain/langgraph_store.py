@@ -67,9 +67,14 @@ class MPlusStore(BaseStore):
             kept = {(item.namespace, item.key): item for item in _kept(memory)}
             results = [self._result(memory, kept, op) for op in ops]
             if puts:
+                items = [self._item(op, kept.get(place)) for place, op in puts.items() if op.value is not None]
                 with all_or_nothing(memory) as fork:
-                    for place, op in puts.items():
-                        self._put(fork, op, kept.get(place))
+                    for place in puts:
+                        if place in kept:
+                            fork.forget(kept[place].source)
+                    if items:
+                        names, texts, abouts = zip(*items, strict=True)
+                        self.chat.loaded.write(fork, texts, source=names, metadata=abouts, keep_text=True)
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
@@ -103,42 +108,32 @@ class MPlusStore(BaseStore):
         else:
             searched = {source for source, one in wanted.items() if one.searched}
             found = self.chat.loaded.search(memory, op.query, limit=None, where=lambda name, _: name in searched)
-            ranked = [(wanted[source.source], source.relevance) for source in found]
+            ranked = [(wanted[source.source], source.score) for source in found]
             ranked += [(one, None) for one in wanted.values() if not one.searched]
         return [one.found(score) for one, score in ranked[op.offset : op.offset + op.limit]]
 
-    def _put(self, fork: Memory, op: PutOp, before: "_Kept | None") -> None:
+    def _item(self, op: PutOp, before: "_Kept | None") -> tuple[str, str, dict[str, Any]]:
+        """The name, text and metadata of the source that is written for an item."""
         if not op.key:
             raise ValueError(f"Key {op.key!r} in namespace {op.namespace}: expected a string that is not empty.")
-        source = _source(op.namespace, op.key)
-        fork.forget(source)
-        if op.value is None:
-            return
         try:
             value = json.loads(json.dumps(op.value, allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"Value of {op.key!r} in namespace {op.namespace} is not JSON ({error}): expected a dict of strings, "
                 "numbers, booleans, lists and dicts."
             ) from error
         text = _text(value, self.fields if op.index is None else op.index or None)
         now = datetime.now(UTC).isoformat()
-        self.chat.loaded.write(
-            fork,
-            text or _text(value, None) or op.key,
-            source=source,
-            metadata={
-                ITEM: {
-                    "namespace": list(op.namespace),
-                    "key": op.key,
-                    "value": value,
-                    "created_at": before.created_at if before else now,
-                    "updated_at": now,
-                    "searched": op.index is not False and bool(text),
-                }
-            },
-            keep_text=True,
-        )
+        item = {
+            "namespace": list(op.namespace),
+            "key": op.key,
+            "value": value,
+            "created_at": before.created_at if before else now,
+            "updated_at": now,
+            "searched": op.index is not False and bool(text),
+        }
+        return _source(op.namespace, op.key), text or _text(value, None) or op.key, {ITEM: item}
 
 
 class _Kept(NamedTuple):

@@ -119,13 +119,13 @@ def to_message(answer: Answer) -> AIMessage:
             invalid_tool_call(name=one.name or None, args=_as_invalid(one.text), id=name, error=one.error)
             for name, one in answer.invalid_calls
         ],
-        usage_metadata=usage(answer.generation),
+        usage_metadata=usage(tokens_of(answer.generation)),
         response_metadata=answer.about,
     )
 
 
-def to_last_chunk(answer: Answer) -> AIMessageChunk:
-    """The last chunk of a streamed answer."""
+def to_last_chunk(answer: Answer, told: tuple[int, int] = (0, 0)) -> AIMessageChunk:
+    """The last chunk of a streamed answer, with the tokens that earlier chunks have not told."""
     calls = [(name, one.name, json.dumps(one.arguments)) for name, one in answer.calls]
     calls += [(name, one.name or None, _as_invalid(one.text)) for name, one in answer.invalid_calls]
     return AIMessageChunk(
@@ -133,7 +133,7 @@ def to_last_chunk(answer: Answer) -> AIMessageChunk:
         tool_call_chunks=[
             tool_call_chunk(name=name, args=args, id=number, index=n) for n, (number, name, args) in enumerate(calls)
         ],
-        usage_metadata=usage(answer.generation),
+        usage_metadata=usage(tokens_of(answer.generation), told),
         response_metadata=answer.about,
         chunk_position="last",
     )
@@ -144,13 +144,18 @@ def _as_invalid(text: str) -> str:
     return f"{OPEN_CALL}\n{text}"
 
 
-def usage(generation: Generation) -> UsageMetadata:
-    """Token counts in LangChain's form."""
-    return UsageMetadata(
-        input_tokens=generation.prompt_tokens,
-        output_tokens=generation.completion_tokens,
-        total_tokens=generation.prompt_tokens + generation.completion_tokens,
-    )
+def tokens_of(generation: Generation) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer."""
+    return generation.prompt_tokens, generation.completion_tokens
+
+
+def usage(tokens: tuple[int, int], told: tuple[int, int] = (0, 0)) -> UsageMetadata:
+    """Tokens of prompt and answer in LangChain's form, without those that earlier chunks have told.
+
+    LangChain adds up the counts of chunks, so a stream that is left early has told what it cost until then.
+    """
+    prompt, answer = tokens[0] - told[0], tokens[1] - told[1]
+    return UsageMetadata(input_tokens=prompt, output_tokens=answer, total_tokens=prompt + answer)
 
 
 def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """``MPlusMemoryMiddleware``: latent memory for agents of ``create_agent``, separate for each user or thread."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import count
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -12,7 +13,7 @@ from langgraph.runtime import Runtime
 
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
-from mplus_integrations.whose_memory import all_or_nothing
+from mplus_integrations.whose_memory import all_or_nothing, forget_all
 from mplus_integrations.worker import in_thread
 
 THREAD = "mplus_thread"
@@ -91,6 +92,27 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
         """Write the turns that are not in memory yet."""
         return await in_thread(self._synced, state, state["messages"], self._key(runtime), current_thread())
 
+    def forget_thread(self, thread_id: str, *, memory_key: str | None = None) -> int:
+        """Forget the turns of a thread, as after ``checkpointer.delete_thread``, which tells no middleware.
+
+        Args:
+            thread_id: The thread.
+            memory_key: The memory that has its turns; None: the one named by the thread's id, or the chat's only one.
+
+        Returns:
+            How many turns were forgotten.
+        """
+        key = None if self.chat.memory is not None else memory_key or thread_id
+        with self.chat.opened(key) as memory:
+            said = [source.name for source in memory.sources() if source.metadata.get(THREAD) == str(thread_id)]
+            if said:
+                forget_all(memory, said)
+        return len(said)
+
+    async def aforget_thread(self, thread_id: str, *, memory_key: str | None = None) -> int:
+        """``forget_thread`` without blocking the event loop."""
+        return await in_thread(self.forget_thread, thread_id, memory_key=memory_key)
+
     def _synced(
         self, state: MemoryState, messages: Sequence[BaseMessage], key: str | None, thread: str | None
     ) -> dict[str, Any] | None:
@@ -167,10 +189,13 @@ def current_key(chat: MPlusChat) -> str | None:
 def memory_tools(chat: MPlusChat) -> list[BaseTool]:
     """Tools ``remember``, ``recall`` and ``forget`` for an agent, on the memory of the present user or thread."""
 
-    def remember(text: str, source: str = "remembered") -> str:
-        """Remember a text for later. The source is a short name for it."""
-        chat.memorize(text, source=source, memory_key=current_key(chat))
-        return f"Remembered as {source}."
+    def remember(text: str, source: str | None = None) -> str:
+        """Remember a text for later. The source is a short name for it, if it should have one."""
+        key = current_key(chat)
+        with chat.opened(key) as memory:
+            name = _free_name(source or "note", {known.name for known in memory.sources()}, is_given=bool(source))
+        chat.memorize(text, source=name, memory_key=key)
+        return f"Remembered as {name}."
 
     def recall(query: str) -> str:
         """Find what is remembered about something."""
@@ -184,3 +209,10 @@ def memory_tools(chat: MPlusChat) -> list[BaseTool]:
         return f"Forgot {source}." if gone else f"Nothing is remembered as {source}."
 
     return [StructuredTool.from_function(function) for function in (remember, recall, forget)]
+
+
+def _free_name(wanted: str, taken: set[str], *, is_given: bool) -> str:
+    """A name for a note of its own: the wanted one if it is free, else with a number."""
+    if is_given and wanted not in taken:
+        return wanted
+    return next(name for n in count(2 if is_given else 1) if (name := f"{wanted}-{n}") not in taken)

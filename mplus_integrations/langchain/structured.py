@@ -1,22 +1,33 @@
 """Binds LangChain's tools and schemas to a chat model, and parses its answers."""
 
-from collections.abc import Callable, Sequence
+import inspect
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Literal, cast
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.output_parsers import BaseTransformOutputParser
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.json import parse_partial_json
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
 
 from mplus import Constraint
 from mplus_integrations.forms import response_format, tool_choice
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
 Choice = str | dict[str, Any] | bool | None
+CUT_OFF = {
+    "length": "it was cut off when max_tokens were used up. Raise max_tokens, or ask for a smaller form",
+    "cancelled": "it was cut off when its timeout was over or it was cancelled",
+}
+"""Why an answer ended early, by its finish reason."""
 Method = Literal["json_schema", "function_calling", "json_mode"]
 
 
@@ -26,7 +37,7 @@ def with_tools(
     """The chat model with tools bound to it; a bad tool or choice fails here, not at the first answer."""
     chosen = tool_choice(choice, tools)
     if tools:
-        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        formatted = [as_tool(tool) for tool in tools]
         if chosen != "none":
             Constraint.tool_calls(formatted, chosen)
         kwargs = {"tools": formatted, "tool_choice": chosen, **kwargs}
@@ -44,21 +55,18 @@ def with_schema(
 ) -> Runnable[LanguageModelInput, Any]:
     """The chat model constrained to a schema, followed by a parser of its answers."""
     is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
-    wanted = convert_to_json_schema(schema)
+    wanted = as_json_schema(schema)
     note = {"kwargs": {"method": method, "strict": strict}, "schema": wanted}
+    fields = cast("type[BaseModel]", schema) if is_class else None
     if method == "function_calling":
-        name = convert_to_openai_tool(schema)["function"]["name"]
+        name = as_tool(schema)["function"]["name"]
         model = chat.bind_tools([schema], tool_choice=name, ls_structured_output_format=note, **kwargs)
-        parser: Any = (
-            PydanticToolsParser(tools=[cast("Any", schema)], first_tool_only=True)
-            if is_class
-            else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-        )
+        parser = WholeForm(fields=fields, tool=name)
     elif method in ("json_schema", "json_mode"):
         Constraint.json_schema(wanted)
         form = response_format(wanted.get("title", "answer"), wanted)
         model = chat.bind(response_format=form, ls_structured_output_format=note, **kwargs)
-        parser = PydanticOutputParser(pydantic_object=cast("Any", schema)) if is_class else JsonOutputParser()
+        parser = WholeForm(fields=fields)
     else:
         raise ValueError(f"method={method!r}: expected 'json_schema', 'function_calling' or 'json_mode'.")
     if not include_raw:
@@ -70,3 +78,171 @@ def with_schema(
 
 def _raw(found: dict[str, Any]) -> Any:
     return found["raw"]
+
+
+def as_tool(tool: Tool) -> dict[str, Any]:
+    """The OpenAI description of a tool, in which parameters that contain themselves are kept.
+
+    LangChain writes every definition where it is referred to, and where one refers to itself it writes that anything
+    goes, or nothing at all.
+    """
+    whole = _schema_of(tool)
+    if whole is None or not _is_recursive(whole):
+        return convert_to_openai_tool(tool)
+    name, about = _told(tool, whole)
+    return {"type": "function", "function": {"name": name, "description": about, "parameters": whole}}
+
+
+def as_json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
+    """The JSON schema of a class or description, in which definitions that contain themselves are kept."""
+    whole = _schema_of(schema)
+    if whole is None or not _is_recursive(whole):
+        return convert_to_json_schema(schema)
+    name, about = _told(schema, whole)
+    return {**whole, "title": name, "description": about}
+
+
+def _told(described: Any, whole: dict[str, Any]) -> tuple[str, str]:
+    """Name and description of what is described."""
+    if isinstance(described, BaseTool):
+        return described.name, described.description
+    if isinstance(described, type):
+        return described.__name__, inspect.getdoc(described) or ""
+    function: dict[str, Any] = described.get("function", described)
+    name = function.get("name") or whole.get("title") or str(whole.get("$ref", "answer")).rpartition("/")[2]
+    return name, function.get("description", "")
+
+
+def _schema_of(described: Any) -> dict[str, Any] | None:
+    """The JSON schema as it was given, if it is known."""
+    if isinstance(described, BaseTool):
+        described = described.tool_call_schema
+    if isinstance(described, type):
+        if issubclass(described, BaseModel):
+            return described.model_json_schema()
+        return TypeAdapter(described).json_schema() if is_typeddict(described) else None
+    if not isinstance(described, dict):
+        return None
+    given = cast("dict[str, Any]", described)
+    function = given.get("function", given)
+    found = function.get("parameters", function)
+    return found if "properties" in found or "$ref" in found else None
+
+
+def _is_recursive(schema: dict[str, Any]) -> bool:
+    """Whether a definition of a schema, or the whole, contains itself."""
+    definitions = {**schema.get("$defs", {}), **schema.get("definitions", {})}
+    parts = {"#": {k: v for k, v in schema.items() if k not in ("$defs", "definitions")}}
+    parts |= {f"#/$defs/{name}": part for name, part in definitions.items()}
+    parts |= {f"#/definitions/{name}": part for name, part in definitions.items()}
+    refers = {name: _references(part) for name, part in parts.items()}
+
+    def reaches(name: str, goal: str, seen: set[str]) -> bool:
+        if name in seen:
+            return False
+        seen.add(name)
+        return goal in refers.get(name, ()) or any(reaches(one, goal, seen) for one in refers.get(name, ()))
+
+    return any(reaches(name, name, set()) for name in parts)
+
+
+def _references(part: Any) -> set[str]:
+    if isinstance(part, dict):
+        found = cast("dict[str, Any]", part)
+        here = {found["$ref"]} if isinstance(found.get("$ref"), str) else set[str]()
+        return here.union(*(_references(one) for one in found.values()))
+    return set[str]().union(*(_references(one) for one in part)) if isinstance(part, list) else set()
+
+
+class WholeForm(BaseTransformOutputParser[Any]):
+    """Parses answers that must follow a schema, and never repairs one.
+
+    LangChain's own parsers close what was cut off, so that an answer with fields missing would look whole. While an
+    answer without a class is streamed its unfinished form is shown, and the end is checked.
+
+    Raises:
+        OutputParserException: The answer was cut off, or is not valid; the message names the reason.
+    """
+
+    fields: type[BaseModel] | None = None
+    """The class of the result; None: a dictionary."""
+    tool: str | None = None
+    """The tool whose arguments are the result; None: the text is."""
+
+    @property
+    def _type(self) -> str:
+        return "mplus_whole_form"
+
+    def parse(self, text: str) -> Any:
+        """The result of a whole text."""
+        return self.parse_result([ChatGeneration(message=AIMessage(text))])
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """The result of an answer; with ``partial`` what is known of an unfinished one, or None."""
+        message = cast("ChatGeneration", result[0]).message
+        return self._unfinished(message) if partial else self._whole(message)
+
+    def _whole(self, message: BaseMessage) -> Any:
+        reason, said = message.response_metadata.get("finish_reason"), self._said(message)
+        try:
+            found = json.loads(said)
+        except json.JSONDecodeError as error:
+            how = CUT_OFF.get(str(reason), f"it is not JSON ({error})")
+            raise OutputParserException(
+                f"The answer has not the form that was asked for, because {how}: {said!r:.200}", llm_output=said
+            ) from error
+        if reason in CUT_OFF and not isinstance(found, dict | list):  # 12 may have been going to be 123
+            raise OutputParserException(f"The answer may be cut off, because {CUT_OFF[reason]}: {said!r:.200}")
+        if self.fields is None:
+            return found
+        try:
+            return self.fields.model_validate(found)
+        except ValidationError as error:
+            raise OutputParserException(
+                f"The answer does not fit {self.fields.__name__}: {error}", llm_output=said
+            ) from error
+
+    def _said(self, message: BaseMessage) -> str:
+        """The text that must be JSON: the answer, or the arguments of its call."""
+        if self.tool is not None and isinstance(message, AIMessage):
+            if message.tool_calls:
+                return json.dumps(message.tool_calls[0]["args"], ensure_ascii=False)
+            if message.invalid_tool_calls:
+                return str(message.invalid_tool_calls[0]["args"])
+        return str(message.text)
+
+    def _unfinished(self, message: BaseMessage) -> Any:
+        if self.fields is not None or self.tool is not None or not str(message.text).strip():
+            return None
+        try:
+            return parse_partial_json(str(message.text))
+        except json.JSONDecodeError:
+            return None
+
+    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
+        whole, shown = AIMessageChunk(""), None
+        for chunk in input:
+            whole += _as_chunk(chunk)
+            if (found := self._unfinished(whole)) is not None and found != shown:
+                yield found
+                shown = found
+        if (found := self._whole(whole)) != shown:
+            yield found
+
+    async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:
+        whole, shown = AIMessageChunk(""), None
+        async for chunk in input:
+            whole += _as_chunk(chunk)
+            if (found := self._unfinished(whole)) is not None and found != shown:
+                yield found
+                shown = found
+        if (found := self._whole(whole)) != shown:
+            yield found
+
+
+def _as_chunk(chunk: str | BaseMessage) -> AIMessageChunk:
+    if isinstance(chunk, AIMessageChunk):
+        return chunk
+    if isinstance(chunk, AIMessage):
+        return AIMessageChunk(**{**chunk.model_dump(), "type": "AIMessageChunk"})
+    return AIMessageChunk(content=chunk if isinstance(chunk, str) else chunk.content)

@@ -5,29 +5,42 @@ embedder if it has one. With
 ``recall="latent"`` their text is not put into the prompt, because the model reads them as memory.
 """
 
+import hashlib
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
-from pydantic import AfterValidator, ConfigDict
 
-from mplus import FoundSource, Memory, UnknownNameError, source_filter
+from mplus import FoundSource, Memory, UnknownNameError, metadata_filter
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.settings import KnownNames
-from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, checked_key, counted, forget_all
+from mplus_integrations.settings import INSTEAD
+from mplus_integrations.sources import DOCUMENT, named, refuse_others, without_blanks
+from mplus_integrations.whose_memory import Latents, all_or_nothing, checked_key, forget_all
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
 DEFAULT_K = 4
 """Most documents of a search, as for LangChain's own stores."""
-DOCUMENT = "mplus_document"
-"""Metadata key of sources that are documents of a store."""
+MAKING = frozenset({"chat", "memory_key", "recall"})
+INSTEAD_OF_STORES = {
+    **INSTEAD,
+    "persist_directory": "chat=MPlusChat(store=mplus.MemoryStore(folder)) with memory_key=",
+    "persist_path": "chat=MPlusChat(store=mplus.MemoryStore(folder)) with memory_key=",
+    "collection_name": "memory_key",
+    "index_name": "memory_key",
+    "table_name": "memory_key",
+    "embedding_function": "chat=MPlusChat(embedder=…)",
+    "embedding": "chat=MPlusChat(embedder=…)",
+    "where": "filter",
+    "where_document": "filter with a test of the document",
+    "namespace": "memory_key when the store is made",
+    "fetch_k": "max_marginal_relevance_search",
+}
+"""Ours for arguments of other vector stores."""
 INDEXING = frozenset({"batch_size"})
 """Arguments that LangChain's ``index`` passes to stores; ignored, since all documents are written at once."""
 WORD = re.compile(r"\w+")
@@ -44,12 +57,21 @@ class MPlusVectorStore(VectorStore):
         chat: Whose memory takes the documents; None: a new ``MPlusChat()``.
         memory_key: Which memory of the chat's store.
         recall: What a search returns for a prompt: "hybrid" (the default) and "text" documents with their text;
-            "latent" documents with empty text, for a model that reads the same memory.
+            "latent" documents whose text is a reference, for a model that reads the same memory.
+
+    Raises:
+        ValueError: Another argument; for those of other vector stores the message says what to write instead.
     """
 
     def __init__(
-        self, chat: MPlusChat | None = None, *, memory_key: str | None = None, recall: RecallMode | None = None
+        self,
+        chat: MPlusChat | None = None,
+        *,
+        memory_key: str | None = None,
+        recall: RecallMode | None = None,
+        **kwargs: Any,
     ) -> None:
+        UnknownNameError.check(kwargs, MAKING, of="MPlusVectorStore", instead=INSTEAD_OF_STORES)
         recall = "hybrid" if recall is None else recall
         if recall not in ("latent", "hybrid", "text"):
             raise ValueError(f"recall={recall!r}: expected 'latent', 'hybrid' or 'text'.")
@@ -75,57 +97,101 @@ class MPlusVectorStore(VectorStore):
         texts: Iterable[str],
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str | None] | None = None,
         show_progress: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """Write texts into memory; a text whose id is there already replaces it.
+        """Write texts into memory, all in one go; a text whose id is there already replaces it.
+
+        A text without a visible character, such as a blank page, is left out, and the log names it.
 
         Args:
             texts: Texts to write.
             metadatas: Metadata of each text.
-            ids: Names of the texts; missing names are generated.
+            ids: Names of the texts; missing names are generated, and numbers count as their digits.
             show_progress: Show a bar, in a terminal or a notebook.
             kwargs: ``batch_size``, which is ignored: all texts are written at once.
 
+        Returns:
+            The ids of the texts that were written.
+
         Raises:
-            ValueError: A text is empty, lists have different lengths, or an argument does not exist; nothing is
-                written.
+            ValueError: All texts are blank, lists have different lengths, an id names something else in this memory,
+                metadata cannot be kept, or an argument does not exist; nothing is written.
         """
-        UnknownNameError.check(kwargs, {*INDEXING, "metadatas", "ids", "show_progress"}, of="add_texts")
-        texts = list(texts)
-        metadatas = metadatas or [{} for _ in texts]
-        if len(metadatas) != len(texts) or (ids is not None and len(ids) != len(texts)):
+        UnknownNameError.check(
+            kwargs, {*INDEXING, "metadatas", "ids", "show_progress"}, of="add_texts", instead=INSTEAD_OF_STORES
+        )
+        texts, abouts = list(texts), list(metadatas or [])
+        given = list(ids or [])
+        if len(abouts) not in (0, len(texts)) or (ids is not None and len(given) != len(texts)):
             raise ValueError(
-                f"{len(texts)} texts, {len(metadatas)} metadatas, {len(ids or [])} ids: expected one of each per text."
+                f"{len(texts)} texts, {len(abouts)} metadatas, {len(given)} ids: expected one of each per text."
             )
-        names = [name or str(uuid.uuid4()) for name in (ids or [""] * len(texts))]
-        model = self.chat.loaded
+        items = {
+            named(name) or str(uuid.uuid4()): (text, about)
+            for name, text, about in zip(given or [None] * len(texts), texts, abouts or [{}] * len(texts), strict=True)
+        }
+        written = without_blanks(items, lambda item: item[0])
+        if not written:
+            return []
         with self.chat.opened(self.memory_key) as memory, all_or_nothing(memory) as fork:
-            for name, text, metadata in counted(list(zip(names, texts, metadatas, strict=True)), show_progress):
+            refuse_others(fork, written, DOCUMENT)
+            known = {source.name for source in fork.sources()}
+            for name in (name for name in written if name in known):
                 fork.forget(name)
-                model.write(fork, text, source=name, metadata={DOCUMENT: True, **metadata}, keep_text=True)
-        return names
+            self.chat.loaded.write(
+                fork,
+                [text for text, _ in written.values()],
+                source=list(written),
+                metadata=[{**(about or {}), DOCUMENT: True} for _, about in written.values()],
+                keep_text=True,
+                progress=show_progress,
+            )
+        return list(written)
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
-        """Write documents into memory under their ids.
+        """Write documents into memory under their ids; otherwise as ``add_texts``.
 
         Raises:
-            ValueError: A document is empty, the number of ids differs, or an argument does not exist; nothing is
-                written.
+            ValueError: As for ``add_texts``.
         """
-        ids = kwargs.pop("ids", None) or [document.id or "" for document in documents]
+        ids = kwargs.pop("ids", None) or [document.id for document in documents]
         return self.add_texts([d.page_content for d in documents], [d.metadata for d in documents], ids=ids, **kwargs)
 
-    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
-        """Forget documents, or all without ``ids``. Reads then equal those of a memory that never had them.
+    def delete(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        filter: Filter | None = None,
+        delete_all: bool = False,
+        **kwargs: Any,
+    ) -> bool | None:
+        """Forget documents. Reads then equal those of a memory that never had them.
+
+        Args:
+            ids: Their ids; ids that are not of documents here are skipped.
+            filter: A filter of metadata, or a test of the document; beside ``ids`` both must hold.
+            delete_all: Forget every document.
+            kwargs: No others are accepted.
 
         Raises:
-            ValueError: There is another argument than ``ids``; nothing is forgotten.
+            ValueError: Nothing says which documents, or there is another argument; nothing is forgotten.
         """
-        UnknownNameError.check(kwargs, {"ids"}, of="delete")
+        UnknownNameError.check(kwargs, {"ids", "filter", "delete_all"}, of="delete", instead=INSTEAD_OF_STORES)
+        if isinstance(ids, str | bytes) or (ids is not None and delete_all):
+            raise ValueError(f"ids={ids!r:.60}, delete_all={delete_all}: expected a list of ids, or delete_all=True.")
+        if ids is None and not filter and not delete_all:
+            raise ValueError(
+                f"delete(ids=None, filter={filter!r}): expected ids, or a filter. To forget every document, say "
+                "delete_all=True."
+            )
+        fits = document_filter(filter)
+        wanted = None if ids is None else {named(name) for name in ids}
         with self.chat.opened(self.memory_key) as memory:
-            forget_all(memory, [str(d.id) for d in _documents(memory)] if ids is None else map(str, ids))
+            doomed = [str(d.id) for d in _documents(memory) if (wanted is None or d.id in wanted) and fits(d)]
+            if doomed:
+                forget_all(memory, doomed)
         return True
 
     @classmethod
@@ -135,7 +201,7 @@ class MPlusVectorStore(VectorStore):
         embedding: Embeddings | None = None,
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Sequence[str | None] | None = None,
         show_progress: bool = False,
         **kwargs: Any,
     ) -> "MPlusVectorStore":
@@ -174,14 +240,15 @@ class MPlusVectorStore(VectorStore):
         Raises:
             ValueError: Another argument.
         """
-        UnknownNameError.check(kwargs, VectorStoreRetriever.model_fields.keys() - {"vectorstore"}, of="as_retriever")
+        known = VectorStoreRetriever.model_fields.keys() - {"vectorstore"}
+        UnknownNameError.check(kwargs, known, of="as_retriever", instead={"k": "search_kwargs={'k': …}"})
         return super().as_retriever(**kwargs)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The documents of these ids; unknown ids are skipped."""
         with self.chat.opened(self.memory_key) as memory:
             known = {document.id: document for document in _documents(memory)}
-        return [known[name] for name in ids if name in known]
+        return [known[name] for name in map(named, ids) if name in known]
 
     def similarity_search(self, query: str, k: int | None = DEFAULT_K, **kwargs: Any) -> list[Document]:
         """The documents that the model's retriever finds for a query, most relevant first."""
@@ -190,36 +257,43 @@ class MPlusVectorStore(VectorStore):
     def similarity_search_with_score(
         self, query: str, k: int | None = DEFAULT_K, *, filter: Filter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """Documents with the relevance of their best chunk; higher is better.
+        """Documents with a score from 0 to 1 (``mplus.FoundSource.score``); higher is better.
+
+        Above 0.5 a document is more likely about the query than not, so a ``score_threshold`` of 0.5 to 0.8 makes
+        sense.
 
         Args:
             query: What is searched for.
             k: Most documents, at least 1; None: 4.
-            filter: Metadata that must be equal, or a test of the document.
+            filter: A filter of metadata (``mplus.metadata_filter``), or a test of the document.
             kwargs: No others are accepted.
 
         Raises:
             ValueError: An argument that does not exist, or k below 1.
         """
-        UnknownNameError.check(kwargs, {"k", "filter"}, of="A search")
+        UnknownNameError.check(kwargs, {"k", "filter"}, of="A search", instead=INSTEAD_OF_STORES)
         k = checked_k(k)
         found = self._found(query, filter)
         if self.recall == "text":  # shared words raise the rank
             words = set(WORD.findall(query.lower()))
             found = sorted(found, key=lambda f: -f[1] - 0.2 * _shared(words, f[0].page_content))
-        shown = found[:k]
-        if self.recall == "latent":
-            shown = [(document.model_copy(update={"page_content": ""}), score) for document, score in shown]
-        return shown
+        return [(self._shown(document), score) for document, score in found[:k]]
+
+    def _shown(self, document: Document) -> Document:
+        """A found document as it is returned."""
+        if self.recall != "latent":
+            return document
+        # Text of its own, because retrievers such as EnsembleRetriever take documents of the same text for one.
+        name = hashlib.sha256(str(document.id).encode()).hexdigest()[:8]
+        return document.model_copy(update={"page_content": f"(document {name}, read from memory)"})
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        return lambda relevance: min(max((relevance + 1) / 2, 0.0), 1.0)
+        return lambda score: score  # it is from 0 to 1 already
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int | None = DEFAULT_K, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        scale = self._select_relevance_score_fn()
-        return [(d, scale(s)) for d, s in self.similarity_search_with_score(query, k, **kwargs)]
+        return self.similarity_search_with_score(query, k, **kwargs)
 
     def max_marginal_relevance_search(
         self, query: str, k: int | None = DEFAULT_K, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
@@ -240,18 +314,30 @@ class MPlusVectorStore(VectorStore):
             best = max(left, key=worth)
             left.remove(best)
             chosen.append(best[0])
-        return chosen
+        return [self._shown(document) for document in chosen]
 
     def _found(self, query: str, wanted: Filter | None) -> list[tuple[Document, float]]:
-        fits = source_filter(wanted if isinstance(wanted, Mapping) else {})
-
-        def where(name: str, metadata: Mapping[str, Any]) -> bool:
-            return bool(metadata.get(DOCUMENT)) and fits(name, metadata)
-
+        fits = document_filter(wanted)
         with self.chat.opened(self.memory_key) as memory:
-            found = self.chat.loaded.search(memory, query, limit=None, where=where)
-        documents = [(_document(source.source, source), source.relevance) for source in found]
-        return [(d, s) for d, s in documents if wanted is None or isinstance(wanted, Mapping) or wanted(d)]
+            found = self.chat.loaded.search(memory, query, limit=None, where={DOCUMENT: True})
+        documents = [(document_of(source.source, source), source.score) for source in found]
+        return [(document, score) for document, score in documents if fits(document)]
+
+
+def document_filter(wanted: Filter | None) -> Callable[[Document], bool]:
+    """A filter of documents as a test.
+
+    Raises:
+        ValueError: It is neither a mapping nor a test, or an operator of it is unknown.
+    """
+    if wanted is None:
+        return lambda _: True
+    if isinstance(wanted, Mapping):
+        fits = metadata_filter(wanted)
+        return lambda document: fits(document.metadata)
+    if not callable(wanted):
+        raise ValueError(f"filter={wanted!r:.60}: expected a mapping of metadata, or a test of a document.")
+    return wanted
 
 
 def _chat_with(embedding: Embeddings | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,10 +361,11 @@ def checked_k(k: int | None, name: str = "k") -> int:
 
 
 def _documents(memory: Memory) -> list[Document]:
-    return [_document(s.name, s) for s in memory.sources() if s.metadata.get(DOCUMENT)]
+    return [document_of(s.name, s) for s in memory.sources() if s.metadata.get(DOCUMENT)]
 
 
-def _document(name: str, source: Any) -> Document:
+def document_of(name: str, source: Any) -> Document:
+    """A source, or what a search found, as a document with the metadata that its user gave."""
     found: FoundSource = source
     metadata = {key: value for key, value in found.metadata.items() if key != DOCUMENT}
     return Document("\n".join(found.texts), id=name, metadata=metadata)
@@ -290,32 +377,3 @@ def _shared(words: set[str], text: str) -> float:
 
 def _overlap(a: set[str], b: set[str]) -> float:
     return len(a & b) / max(len(a | b), 1)
-
-
-class MPlusRetriever(KnownNames, BaseRetriever):
-    """Returns the sources that the model's own scorer finds for a query: documents, turns and notes."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
-
-    chat: MPlusChat
-    """Whose memory is searched."""
-    memory_key: MemoryKeyName = None
-    """Which memory of the chat's store."""
-    k: Annotated[int, AfterValidator(checked_k)] = DEFAULT_K
-    """Most documents."""
-    where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = None
-    """Which sources: a filter of metadata, or a test of name and metadata."""
-
-    def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
-    ) -> list[Document]:
-        UnknownNameError.check(kwargs, {"k"}, of="MPlusRetriever.invoke")
-        k = self.k if kwargs.get("k") is None else checked_k(kwargs["k"])
-        with self.chat.opened(self.memory_key) as memory:
-            found = self.chat.loaded.search(memory, query, limit=k, where=self.where)
-        documents: list[Document] = []
-        for source in found:
-            document = _document(source.source, source)
-            document.metadata |= {"source": source.source, "relevance": source.relevance}
-            documents.append(document)
-        return documents

@@ -17,8 +17,9 @@ from mplus import Memory, MemoryStore, MPlus, UnknownNameError, prompt_start, qu
 from mplus_integrations.copies import Referring
 from mplus_integrations.history import turn_name
 from mplus_integrations.llama_index.index_storage import StorePlace
-from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
+from mplus_integrations.llama_index.nodes import NODE
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import INSTEAD, KnownNames, PromptTurns, turns_in_prompt
 from mplus_integrations.whose_memory import Latents, MemoryKeyName, checked_key, forget_all
@@ -30,6 +31,20 @@ TOKEN_LIMIT = 1024
 """Most tokens of recent turns for a model that takes as many as fit."""
 MESSAGE_TOKENS = 4
 """Approximate number of tokens that a chat template adds to a message."""
+
+INSTEAD_OF_MEMORY = {
+    **INSTEAD,
+    "chat_store": "store=mplus.MemoryStore(folder)",
+    "chat_store_key": "memory_key",
+    "memory_blocks": "nothing: the LLM reads all turns as latents",
+    "async_database_uri": "store=mplus.MemoryStore(folder)",
+    "table_name": "memory_key",
+    "token_flush_size": "prompt_turns",
+    "chat_history_token_ratio": "prompt_turns",
+    "tokenizer_fn": "nothing: the model's own tokenizer counts",
+    "persist_directory": "store=mplus.MemoryStore(folder)",
+}
+"""Ours for arguments of LlamaIndex's memories."""
 
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
 
@@ -100,8 +115,9 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
 
         Args:
             chat_history: Earlier messages; turns that are in the latents already are not written again.
-            llm: The model; None: ``MPlusLLM()``. Its store is used if none is given.
-            memory: Latents to share, such as an index's or an LLM's own.
+            llm: The model; None: ``Settings.llm``, or ``MPlusLLM()``. Its store is used if none is given.
+            memory: Latents to share, such as an LLM's own. Not an index's: an ``MPlusLLM(shared=index.latents)`` reads
+                those beside the conversation.
             store: Keeps the latents on disk.
             memory_key: Name of the latents in the store. Conversations that must be separate need different names.
             prompt_turns: How many of the latest turns before the question ``get`` returns; None: as ``llm`` has it.
@@ -109,19 +125,19 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             kwargs: No others are accepted.
 
         Raises:
-            ValueError: The LLM cannot read latents, the name is not allowed, or a store has no name.
+            ValueError: The LLM cannot read latents, the name is not allowed, a store has no name, or the latents hold
+                the documents of an index, which others read too.
         """
         known = ("chat_history", "llm", "memory", "store", "memory_key", "prompt_turns", "token_limit")
-        UnknownNameError.check(kwargs, known, of="MPlusMemory.from_defaults", instead=INSTEAD)
-        llm = MPlusLLM() if llm is None else llm
-        if not isinstance(llm, MPlusLLM):
-            raise ValueError(f"llm={type(llm).__name__}: expected an MPlusLLM, the only one that can read latents.")
+        UnknownNameError.check(kwargs, known, of="MPlusMemory.from_defaults", instead=INSTEAD_OF_MEMORY)
+        llm = mplus_llm(llm)
         key = checked_key(memory_key if memory_key is not None else llm.memory_key)
         store = store or llm.store
         if memory is not None:
             if memory_key is not None:
                 raise ValueError(f"memory= and memory_key={memory_key!r:.60}: expected one of them, not both.")
             latents = Latents(memory=memory) if isinstance(memory, Memory) else memory
+            _refuse_documents(latents, memory)
             store, key = latents.store, latents.key
         elif store is not None and key is None:
             raise ValueError("store= without memory_key=: expected a name, so that this conversation is found again.")
@@ -348,6 +364,15 @@ class MPlusMemoryBlock(KnownNames, Referring, BaseMemoryBlock[str]):
     def forget(self) -> None:
         """Forget all turns that were written."""
         self._conversation.reset(forget=True)
+
+
+def _refuse_documents(latents: Latents, given: Memory | Latents) -> None:
+    held = isinstance(given, Memory) and any(NODE in source.metadata for source in given.sources())
+    if latents.is_of_index or held:
+        raise ValueError(
+            "memory= holds the documents of an index: turns written there would be read by all who read it. Read them "
+            "beside the conversation: index.as_chat_engine(memory=…), or an LLM with MPlusLLM(shared=index.latents)."
+        )
 
 
 def _free(name: str, taken: "dict[str, Any]") -> str:

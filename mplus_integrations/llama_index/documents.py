@@ -1,14 +1,18 @@
 """Documents of an index: inserted, updated, refreshed and deleted, with no argument that does not exist."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.schema import Document
 
 from mplus import UnknownNameError
 from mplus_integrations.llama_index.index_storage import MPlusStruct
+from mplus_integrations.llama_index.nodes import described, written_text
 from mplus_integrations.worker import in_thread
+
+logger = logging.getLogger(__name__)
 
 UPDATE: dict[str, Any] = {"insert_kwargs": {}, "delete_kwargs": {}}
 REFRESH: dict[str, Any] = {"insert_kwargs": {}, "update_kwargs": UPDATE}
@@ -22,9 +26,22 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
         ValueError: An argument that does not exist, of every member. Nothing is changed then.
     """
 
+    @classmethod
+    def from_documents(cls, documents: Sequence[Document], *args: Any, **kwargs: Any) -> Self:
+        """Write documents into a new index. One without text, such as a blank page, is left out, and the log names it.
+
+        Raises:
+            ValueError: None of them has text.
+        """
+        blank = blanks(documents)
+        if blank and len(blank) == len(documents):
+            raise ValueError(f"{len(blank)} documents, none of them with text ({', '.join(blank[:5])}): expected some.")
+        return super().from_documents(documents, *args, **kwargs)  # pyright: ignore[reportReturnType]
+
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Write a document."""
         UnknownNameError.check(insert_kwargs, {"document"}, of="insert")
+        blanks([document])
         super().insert(document)
 
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
@@ -65,6 +82,14 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
         """``refresh_ref_docs`` without blocking the event loop."""
         _check(update_kwargs, REFRESH, of="arefresh_ref_docs")
         return await super().arefresh_ref_docs(documents)
+
+
+def blanks(documents: Sequence[Document]) -> list[str]:
+    """The documents without text, described; the log names them."""
+    found = [described(document) for document in documents if not written_text(document).strip()]
+    if found:
+        logger.warning("Documents without text are left out: %s", ", ".join(found))
+    return found
 
 
 def _check(given: Mapping[str, Any], known: Mapping[str, Any], *, of: str) -> None:

@@ -1,11 +1,12 @@
 """``MPlusIndex``: replaces a ``VectorStoreIndex``; an embedding model is not needed, but can be used."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.embeddings.utils import resolve_embed_model
@@ -13,9 +14,11 @@ from llama_index.core.indices.loading import load_index_from_storage
 from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
 from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.utils import LLMType, resolve_llm
+from llama_index.core.memory.types import BaseMemory
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import BaseNode
-from llama_index.core.settings import Settings
 from llama_index.core.storage import StorageContext
 from llama_index.core.storage.docstore.types import RefDocInfo
 
@@ -29,19 +32,19 @@ from mplus import (
     MPlus,
     UnknownNameError,
 )
-from mplus_integrations.llama_index.chat_engine import MPlusChatEngine, MPlusQuestionChatEngine, latents_of, rephrasing
+from mplus_integrations.llama_index.chat_engine import MPlusChatEngine, MPlusQuestionChatEngine, latents_of
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.documents import KnownDocumentArguments
 from mplus_integrations.llama_index.index_storage import (
-    STRUCT_TYPE,
+    STRUCT_TYPES,
     LatentsBesideIndex,
     MPlusStruct,
     StorePlace,
     namespace,
     saved_folder,
 )
-from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.llama_index.nodes import NODE, as_node, write_nodes
+from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
+from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 from mplus_integrations.settings import INSTEAD
@@ -55,8 +58,40 @@ PASSED_ON = frozenset({"objects", "callback_manager", "transformations"})
 RETRIEVER = frozenset({"similarity_top_k", "filters", "node_ids", "doc_ids"})
 LATENT_ENGINE = frozenset({"node_postprocessors", "callback_manager", "streaming", "output_cls"})
 TEXT_ENGINE = frozenset(inspect.signature(RetrieverQueryEngine.from_args).parameters) - {"retriever", "llm", "kwargs"}
-CHAT = frozenset({"memory", "chat_history", "system_prompt", "verbose", "node_postprocessors"})
-CONDENSE = frozenset({"condense_prompt", "condense_question_prompt"})
+INSTEAD_OF_SEARCH = {
+    "similarity_cutoff": "node_postprocessors=[SimilarityPostprocessor(similarity_cutoff=…)]",
+    "where": "filters",
+    "top_k": "similarity_top_k",
+    "k": "similarity_top_k",
+}
+INSTEAD_OF_INDEX = {
+    **INSTEAD,
+    "persist_dir": "MPlusIndex.load(folder) to open a saved index, and storage_context.persist(folder) to save one",
+    "persist_directory": "store=mplus.MemoryStore(folder) with memory_key=, or persist(folder)",
+    "collection_name": "memory_key= with store=mplus.MemoryStore(folder)",
+    "index_name": "memory_key= with store=mplus.MemoryStore(folder)",
+    "vector_store": "store=mplus.MemoryStore(folder) with memory_key=",
+    "service_context": "llm=MPlusLLM()",
+}
+"""Ours for arguments of other indices."""
+CHAT = frozenset({"memory", "chat_history", "system_prompt"})
+FOUND = RETRIEVER | {"node_postprocessors"}
+CHAT_OF_MODE = {
+    ChatMode.SIMPLE: CHAT,
+    ChatMode.BEST: CHAT | FOUND | {"verbose"},
+    ChatMode.CONTEXT: CHAT | FOUND | {"verbose"},
+    ChatMode.CONDENSE_PLUS_CONTEXT: CHAT | FOUND | {"verbose", "condense_prompt"},
+    ChatMode.CONDENSE_QUESTION: CHAT | FOUND | {"verbose", "condense_question_prompt"},
+}
+"""What each mode of a chat engine takes."""
+ONE_CALL = frozenset({"verbose", "use_async"})
+ABOUT_TEXT = frozenset(
+    {
+        *("context_prompt", "context_refine_prompt", "context_template", "prefix_messages"),
+        *(TEXT_ENGINE - LATENT_ENGINE - ONE_CALL - {"response_synthesizer"}),
+    }
+)
+"""Arguments that say how text is put into prompts."""
 
 
 _COPIES = (
@@ -99,8 +134,8 @@ class MPlusIndex(KnownDocumentArguments):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> None:
-        UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex", instead=INSTEAD)
-        self.llm = _embedding_with(_mplus(llm), embed_model)
+        UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex", instead=INSTEAD_OF_INDEX)
+        self.llm = _embedding_with(mplus_llm(llm), embed_model)
         storage_context = storage_context or StorageContext.from_defaults()
         struct = index_struct or MPlusStruct()
         if memory is not None and memory_key is not None:
@@ -116,10 +151,12 @@ class MPlusIndex(KnownDocumentArguments):
             self.latents = memory
         else:
             self.latents = Latents(memory=memory, store=store, key=checked_key(memory_key))
+            self.latents.is_of_index = memory is None
         if store is not None:
             struct.store, struct.memory_key = StorePlace.of(store).model_dump(), memory_key
         elif index_struct is not None and memory is None:
             self.latents = _restored(self.llm, index_struct, storage_context, persist_dir)
+            self.latents.is_of_index = True
         super().__init__(
             nodes=nodes,
             index_struct=index_struct,
@@ -188,7 +225,8 @@ class MPlusIndex(KnownDocumentArguments):
         struct: MPlusStruct = build_kwargs["struct"]
         self._write(struct, nodes)
         if nodes and not struct.nodes:
-            raise ValueError(f"{len(nodes)} nodes, none of them with text: expected some. Check how they were read.")
+            which = ", ".join(map(described, nodes[:5]))
+            raise ValueError(f"{len(nodes)} nodes, none of them with text ({which}): expected some. Check the reader.")
         return struct
 
     def build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> MPlusStruct:
@@ -202,6 +240,7 @@ class MPlusIndex(KnownDocumentArguments):
 
     def _write(self, struct: MPlusStruct, nodes: Sequence[BaseNode]) -> None:
         model = self.llm.loaded
+        check_metadata(nodes)
         with self.latents.opened(model) as memory:
             ids = write_nodes(model, memory, nodes, show_progress=self._show_progress)
             struct.fingerprint = memory.fingerprint
@@ -271,7 +310,8 @@ class MPlusIndex(KnownDocumentArguments):
         Raises:
             ValueError: There is another argument.
         """
-        UnknownNameError.check(kwargs, RETRIEVER | {"callback_manager", "verbose"}, of="as_retriever")
+        takes = RETRIEVER | {"callback_manager", "verbose"}
+        UnknownNameError.check(kwargs, takes, of="as_retriever", instead=INSTEAD_OF_SEARCH)
         return MPlusIndexRetriever(self, **{name: value for name, value in kwargs.items() if value is not None})
 
     def as_query_engine(
@@ -294,14 +334,11 @@ class MPlusIndex(KnownDocumentArguments):
             raise ValueError(f"recall={recall!r}: expected 'latent', 'hybrid' or 'text'.")
         if recall != "text" and not isinstance(reader, MPlusLLM):
             raise ValueError(f"recall={recall!r} with {type(reader).__name__}: only an MPlusLLM reads latents.")
-        if recall == "latent" and (about_text := sorted(kwargs.keys() & (TEXT_ENGINE - LATENT_ENGINE))):
-            raise ValueError(
-                f"{about_text[0]}= says how text is put into prompts, and answers from latents have none in them. "
-                "Leave it out, or use recall='hybrid'."
-            )
-        UnknownNameError.check(
-            kwargs, RETRIEVER | (LATENT_ENGINE if recall == "latent" else TEXT_ENGINE), of="as_query_engine"
-        )
+        kwargs = _given(kwargs, RETRIEVER | TEXT_ENGINE | ABOUT_TEXT)
+        if recall == "latent":
+            _refuse_about_text(kwargs, "or use recall='hybrid'")
+        takes = RETRIEVER | (LATENT_ENGINE if recall == "latent" else TEXT_ENGINE)
+        UnknownNameError.check(kwargs, takes, of="as_query_engine", instead=INSTEAD_OF_SEARCH)
         retriever = self.as_retriever(**{k: v for k, v in kwargs.items() if k in RETRIEVER})
         engine = {k: v for k, v in kwargs.items() if k not in RETRIEVER}
         where = self.where(retriever)
@@ -317,7 +354,7 @@ class MPlusIndex(KnownDocumentArguments):
             )
         elif recall == "hybrid":
             reader = cast("MPlusLLM", reader).reading(self.latents, where)
-        return RetrieverQueryEngine.from_args(retriever, llm=reader, **engine)
+        return MPlusQueryEngine.from_args(retriever, llm=reader, **engine)
 
     def as_chat_engine(
         self, chat_mode: ChatMode | None = ChatMode.BEST, llm: LLMType | None = None, **kwargs: Any
@@ -336,14 +373,22 @@ class MPlusIndex(KnownDocumentArguments):
         Raises:
             ValueError: The mode or an argument is unknown.
         """
-        UnknownNameError.check(kwargs, RETRIEVER | CHAT | CONDENSE, of="as_chat_engine")
         chat_mode = ChatMode.BEST if chat_mode is None else chat_mode
-        reader = self.llm if llm is None else _mplus(self._as_embedding(resolve_llm(llm, self._callback_manager)))
-        retriever_kwargs = {k: v for k, v in kwargs.items() if k in RETRIEVER}
+        if chat_mode not in CHAT_OF_MODE:
+            raise ValueError(
+                f"chat_mode={chat_mode!r}: expected BEST, CONTEXT, CONDENSE_PLUS_CONTEXT, CONDENSE_QUESTION or SIMPLE. "
+                "For an agent, give a FunctionAgent or ReActAgent this index's query engine as a tool."
+            )
+        every = frozenset[str]().union(*CHAT_OF_MODE.values())
+        kwargs = _given(kwargs, every | ABOUT_TEXT | ONE_CALL)
+        _refuse_about_text(kwargs, "or build LlamaIndex's own chat engine on as_retriever()")
+        UnknownNameError.check(kwargs, every, of="as_chat_engine", instead=INSTEAD_OF_SEARCH)
+        takes = CHAT_OF_MODE[ChatMode(chat_mode)]
+        UnknownNameError.check(kwargs, takes, of=f"as_chat_engine with {ChatMode(chat_mode).name}")
+        reader = self.llm if llm is None else mplus_llm(self._as_embedding(resolve_llm(llm, self._callback_manager)))
+        retriever = self.as_retriever(**{k: v for k, v in kwargs.items() if k in RETRIEVER})
         chat = {k: v for k, v in kwargs.items() if k not in RETRIEVER}
-        history = chat.pop("chat_history", None)
-        documents_too = chat_mode in (ChatMode.BEST, ChatMode.CONTEXT, ChatMode.CONDENSE_PLUS_CONTEXT)
-        memory = chat.pop("memory", None)
+        history, memory = chat.pop("chat_history", None), chat.pop("memory", None)
         if memory is None:
             memory = MPlusMemory.from_defaults(chat_history=history, llm=reader, memory=Latents())
         elif history is not None:
@@ -351,30 +396,39 @@ class MPlusIndex(KnownDocumentArguments):
         if chat_mode == ChatMode.SIMPLE:
             return SimpleChatEngine.from_defaults(llm=reader, memory=memory, **chat)
         if chat_mode == ChatMode.CONDENSE_QUESTION:
-            retriever = self.as_retriever(**retriever_kwargs)
-            synthesizer = MPlusSynthesizer(
-                reader,
-                self.latents,
-                where=self.where(retriever),
-                own=latents_of(memory),
-                callback_manager=self._callback_manager,
-            )
-            engine = RetrieverQueryEngine.from_args(retriever, llm=reader, response_synthesizer=synthesizer)
-            return MPlusQuestionChatEngine.from_defaults(
-                query_engine=engine, llm=rephrasing(reader), memory=memory, **chat
-            )
-        if documents_too:
-            return MPlusChatEngine(
-                self.as_retriever(**retriever_kwargs),
-                reader,
-                memory,
-                skip_condense=chat_mode != ChatMode.CONDENSE_PLUS_CONTEXT,
-                callback_manager=self._callback_manager,
-                **chat,
-            )
-        raise ValueError(
-            f"chat_mode={chat_mode!r}: expected BEST, CONTEXT, CONDENSE_PLUS_CONTEXT, CONDENSE_QUESTION or SIMPLE. For "
-            "an agent, give a FunctionAgent or ReActAgent this index's query engine as a tool."
+            return self._question_engine(retriever, reader, memory, **chat)
+        return MPlusChatEngine(
+            retriever,
+            reader,
+            memory,
+            skip_condense=chat_mode != ChatMode.CONDENSE_PLUS_CONTEXT,
+            callback_manager=self._callback_manager,
+            **chat,
+        )
+
+    def _question_engine(
+        self,
+        retriever: MPlusIndexRetriever,
+        reader: MPlusLLM,
+        memory: BaseMemory,
+        *,
+        system_prompt: str | None = None,
+        node_postprocessors: list[BaseNodePostprocessor] | None = None,
+        **chat: Any,
+    ) -> BaseChatEngine:
+        """A chat engine that asks a query engine questions that it has put into words of their own."""
+        synthesizer = MPlusSynthesizer(
+            reader,
+            self.latents,
+            where=self.where(retriever),
+            only_nodes=bool(node_postprocessors),
+            before=[ChatMessage(role=MessageRole.SYSTEM, content=system_prompt)] if system_prompt else [],
+            own=latents_of(memory),
+            callback_manager=self._callback_manager,
+        )
+        engine = RetrieverQueryEngine(retriever, synthesizer, node_postprocessors, self._callback_manager)
+        return MPlusQuestionChatEngine.from_defaults(
+            query_engine=engine, llm=reader.without_memory(), memory=memory, **chat
         )
 
     def _as_embedding(self, llm: LLM) -> LLM:
@@ -388,16 +442,43 @@ class MPlusIndex(KnownDocumentArguments):
         return retriever.where() if retriever.is_limited or self.is_shared else None
 
 
-INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = MPlusIndex
+for _name in STRUCT_TYPES:
+    INDEX_STRUCT_TYPE_TO_INDEX_CLASS[_name] = MPlusIndex
 
 
-def _mplus(llm: LLM | None) -> MPlusLLM:
-    if llm is None:
-        default = Settings._llm  # ``Settings.llm`` would try to make a hosted LLM
-        return default if isinstance(default, MPlusLLM) else MPlusLLM()
-    if not isinstance(llm, MPlusLLM):
-        raise ValueError(f"llm={type(llm).__name__}: expected an MPlusLLM, the only one that can read latents.")
-    return llm
+class MPlusQueryEngine(RetrieverQueryEngine):
+    """LlamaIndex's query engine, which refuses a prompt that it does not have."""
+
+    def update_prompts(self, prompts_dict: PromptDictType) -> None:
+        """Change prompts.
+
+        Raises:
+            ValueError: There is no such prompt; answers from latents have none.
+        """
+        UnknownNameError.check(prompts_dict, self.get_prompts(), of="update_prompts of this engine")
+        super().update_prompts(prompts_dict)
+
+
+def _given(kwargs: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Arguments without those that ask for the default."""
+    return {n: v for n, v in kwargs.items() if n not in known or not (v is None or v is False)}
+
+
+def _refuse_about_text(kwargs: Mapping[str, Any], instead: str) -> None:
+    """Refuse arguments that have no meaning for answers from latents.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if about_text := sorted(kwargs.keys() & ABOUT_TEXT):
+        raise ValueError(
+            f"{about_text[0]}= says how text is put into prompts, and answers from latents have none in them. "
+            f"Leave it out, {instead}."
+        )
+    if "use_async" in kwargs:
+        raise ValueError(
+            "use_async=True: an answer from latents is one call of the LLM. Leave it out, or await aquery."
+        )
 
 
 def _embedding_with(llm: MPlusLLM, embed_model: Any) -> MPlusLLM:

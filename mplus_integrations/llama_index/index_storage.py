@@ -19,7 +19,10 @@ from mplus import Memory, MemoryStore
 
 logger = logging.getLogger(__name__)
 
-STRUCT_TYPE = cast("IndexStructType", "mplus")
+STRUCT_TYPE = cast("IndexStructType", "mplus: import mplus_integrations.llama_index before load_index_from_storage")
+"""The name of our structures. LlamaIndex shows it in its error where this package was not imported."""
+STRUCT_TYPES = (STRUCT_TYPE, cast("IndexStructType", "mplus"))
+"""All names that saved indices have; the second is of earlier ones."""
 FOLDER = "mplus_folder"
 
 
@@ -63,7 +66,8 @@ class MPlusStruct(IndexStruct):
         return STRUCT_TYPE
 
 
-INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[STRUCT_TYPE] = MPlusStruct
+for _name in STRUCT_TYPES:
+    INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[_name] = MPlusStruct
 
 
 def namespace(index_id: str) -> str:

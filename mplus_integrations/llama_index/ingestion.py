@@ -5,11 +5,12 @@ from typing import Any, Self
 from uuid import uuid4
 
 from llama_index.core.schema import BaseNode, TransformComponent
-from pydantic import Field, model_validator
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery, VectorStoreQueryResult
+from pydantic import Field, PrivateAttr, model_validator
 
 from mplus import Memory, UnknownNameError
 from mplus_integrations.copies import Referring
-from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, write_nodes
 from mplus_integrations.settings import KnownNames
 from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, forget_all
@@ -23,10 +24,13 @@ class MPlusWriter(KnownNames, Referring, TransformComponent):
         pipeline.run(documents=documents)
         index = MPlusIndex.from_latents(llm=llm, memory=llm.latents("handbook"))
 
-    If a changed document is ingested again, its new nodes replace the old ones.
+    If a changed document is ingested again, its new nodes replace the old ones. A pipeline tells only its vector store
+    which documents are gone: with ``docstore_strategy="upserts_and_delete"``, give it the writer's.
+
+        IngestionPipeline(transformations=[…, writer], vector_store=writer.vector_store, docstore=…)
     """
 
-    llm: MPlusLLM = Field(default_factory=MPlusLLM, exclude=True)
+    llm: MPlusLLM = Field(default_factory=lambda: mplus_llm(None), exclude=True)
     """The model that writes."""
     memory: Memory | None = Field(default=None, exclude=True)
     """Takes the nodes; None: the LLM's memory of that name."""
@@ -48,6 +52,11 @@ class MPlusWriter(KnownNames, Referring, TransformComponent):
     def latents(self) -> Latents:
         """The memory that nodes are written into."""
         return self.llm.latents(self.memory_key) if self.memory is None else Latents(memory=self.memory)
+
+    @property
+    def vector_store(self) -> "WrittenNodes":
+        """What a pipeline deletes documents from."""
+        return WrittenNodes.of(self)
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """The settings, different at each call, so that a pipeline's cache does not skip the writes."""
@@ -82,3 +91,48 @@ class MPlusWriter(KnownNames, Referring, TransformComponent):
             "An MPlusWriter cannot go to another process: what was written there would be lost. Run the pipeline with "
             "num_workers=None."
         )
+
+
+class WrittenNodes(BasePydanticVectorStore):
+    """The nodes that an ``MPlusWriter`` has written, as what a pipeline deletes removed documents from."""
+
+    stores_text: bool = True
+    is_embedding_query: bool = False
+
+    _writer: MPlusWriter = PrivateAttr()
+
+    @classmethod
+    def of(cls, writer: MPlusWriter) -> Self:
+        """The nodes of a writer."""
+        found = cls()
+        found._writer = writer
+        return found
+
+    @property
+    def client(self) -> Latents:
+        """The memory."""
+        return self._writer.latents
+
+    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Their ids; the writer writes them."""
+        return [node.node_id for node in nodes]
+
+    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Forget the nodes of a document.
+
+        Raises:
+            ValueError: There is another argument.
+        """
+        UnknownNameError.check(delete_kwargs, {"ref_doc_id"}, of="delete")
+        with self.client.opened(self._writer.llm.loaded) as memory:
+            names = [source.name for source in memory.sources() if source.metadata.get(NODE) == ref_doc_id]
+            if names:
+                forget_all(memory, names)
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Not here.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("Search with MPlusIndex.from_latents(llm=…, memory=writer.latents).as_retriever().")

@@ -14,18 +14,21 @@ from llama_index.core.base.llms.types import (
     CompletionResponseAsyncGen,
     CompletionResponseGen,
     LLMMetadata,
+    MessageRole,
     ToolCallBlock,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.llms.llm import LLM, ToolSelection
 from llama_index.core.schema import BaseNode
+from llama_index.core.settings import Settings
 from llama_index.core.tools import BaseTool
-from pydantic import PrivateAttr
+from llama_index.core.types import PydanticProgramMode
+from pydantic import PrivateAttr, model_validator
 
 from mplus import Memory, UnknownNameError
-from mplus_integrations.answering import Answering, Asked
-from mplus_integrations.forms import tool_choice
+from mplus_integrations.answering import Answer, Answering, Asked
+from mplus_integrations.forms import check_form, tool_choice
 from mplus_integrations.llama_index.messages import (
     Prompt,
     Turn,
@@ -43,6 +46,34 @@ from mplus_integrations.whose_memory import Latents, Shared, Where
 from mplus_integrations.worker import answered, streamed
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_TEMPLATE = "prompts have the form of the tokenizer's chat template."
+UNUSED = {
+    "messages_to_prompt": _TEMPLATE,
+    "completion_to_prompt": _TEMPLATE,
+    "query_wrapper_prompt": _TEMPLATE,
+    "pydantic_program_mode": "objects are always made by constrained decoding.",
+}
+"""Arguments of LlamaIndex's LLMs that have no meaning here, and why."""
+
+
+def mplus_llm(llm: LLM | None) -> "MPlusLLM":
+    """The LLM itself if it can read latents; None: ``Settings.llm``, or a new one where that is not set.
+
+    Raises:
+        ValueError: It cannot read latents.
+    """
+    named = "llm"
+    if llm is None:
+        if Settings._llm is None:  # ``Settings.llm`` would make a hosted LLM
+            return MPlusLLM()
+        llm, named = Settings.llm, "Settings.llm"
+    if not isinstance(llm, MPlusLLM):
+        raise ValueError(
+            f"{named}={type(llm).__name__}: expected an MPlusLLM, the only one that can read latents. Pass "
+            "llm=MPlusLLM()."
+        )
+    return llm
 
 
 def _reported_chat(function: F) -> F:
@@ -67,12 +98,23 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
 
     Arguments of a call: all answer settings of the constructor, ``memory_key``, ``where`` (the sources to read),
     ``model``, ``tools``, ``tool_choice``, ``allow_parallel_tool_calls`` and ``response_format``. Another name is an
-    error; None stands for the default.
+    error; None stands for the default. ``system_prompt`` begins every conversation. Where an answer has not the form
+    that was asked for, such as JSON or a tool call that was cut off, a ``ValueError`` says why it ended.
     """
 
     _bound: Latents | None = PrivateAttr(default=None)
     _bound_where: Where | None = PrivateAttr(default=None)
     _bound_shared: tuple[Shared, ...] | None = PrivateAttr(default=None)
+    _reads_nothing: bool = PrivateAttr(default=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_chat_template(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            used = next((name for name in UNUSED if given.get(name) not in (None, PydanticProgramMode.DEFAULT)), None)
+            if used is not None:
+                raise ValueError(f"{used}= of an MPlusLLM: {UNUSED[used]} Leave it out.")
+        return given
 
     @classmethod
     def class_name(cls) -> str:
@@ -91,6 +133,15 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
             model_name=self.model_name,
         )
 
+    def without_memory(self) -> "MPlusLLM":
+        """A copy of this LLM that reads no memory and writes none, for steps that only see their prompt.
+
+        Such as putting a question into other words, or judging an answer.
+        """
+        bound = self.reading(Latents())
+        bound._reads_nothing, bound.prompt_turns = True, "all"
+        return bound
+
     def reading(
         self, latents: Latents | Memory, where: Where | None = None, *, shared: Sequence[Shared] = ()
     ) -> "MPlusLLM":
@@ -103,7 +154,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         """
         bound = self.model_copy()
         bound._bound = Latents(memory=latents) if isinstance(latents, Memory) else latents
-        bound._bound_where, bound._bound_shared = where, tuple(shared)
+        bound._bound_where, bound._bound_shared, bound._reads_nothing = where, tuple(shared), False
         return bound
 
     # --- LlamaIndex's eight methods ---------------------------------------------------------------
@@ -219,12 +270,28 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         call = self._as_call({names.get(name, name): value for name, value in kwargs.items()})
         if call.tools and call.response_format is not None:
             raise ValueError("tools= beside response_format=: the tools could never be called. Give one of them.")
-        return prompt, prompt if isinstance(prompt, str) else to_chat(prompt), call
+        if isinstance(prompt, str):
+            return prompt, prompt, call
+        prompt = self._with_system_prompt(prompt)
+        return prompt, to_chat(prompt), call
+
+    def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
+        """The messages behind the LLM's system prompt, which ``predict`` puts there already."""
+        if not self.system_prompt or not messages:
+            return messages
+        first = messages[0]
+        if first.role == MessageRole.SYSTEM and first.content == self.system_prompt:
+            return messages
+        return [ChatMessage(role=MessageRole.SYSTEM, content=self.system_prompt), *messages]
 
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
         return to_text(item)
 
     def _latents_of(self, prompt: Prompt, call: Call) -> Latents:
+        if self._reads_nothing and call.memory_key is not None:
+            raise ValueError(f"memory_key={call.memory_key!r:.60} of an MPlusLLM without_memory(): leave it out.")
+        if self._reads_nothing or not call.use_memory:
+            return Latents()  # of this call alone, so that no conversation can meet another there
         if call.memory_key is not None:
             return self.latents(call.memory_key)
         if self._bound is not None:
@@ -246,8 +313,15 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
                 shown += piece
                 yield ChatResponse(message=as_message(shown), delta=piece)
             else:
-                yield to_response(piece, is_last_chunk=True)
+                yield to_response(_checked(call, piece), is_last_chunk=True)
 
     def _answered(self, prompt: Prompt, asked: Asked, call: Call, left: threading.Event) -> ChatResponse:
         answer = self._answer(asked, call, self._latents_of(prompt, call), left, **self._beside())
-        return to_response(answer, is_last_chunk=False)
+        return to_response(_checked(call, answer), is_last_chunk=False)
+
+
+def _checked(call: Call, answer: Answer) -> Answer:
+    """The answer, if it has the form that was asked for."""
+    calls = [one for _, one in answer.calls]
+    check_form(call, answer.generation, calls, [one for _, one in answer.invalid_calls])
+    return answer

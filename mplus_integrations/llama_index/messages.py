@@ -205,7 +205,7 @@ def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
     if isinstance(item, str):
         return item, None, {}
     if isinstance(item, BaseNode):
-        return item.get_content(metadata_mode=MetadataMode.LLM), item.node_id, dict(item.metadata)
+        return item.get_content(metadata_mode=MetadataMode.NONE), item.node_id, dict(item.metadata)
     if isinstance(item, ChatMessage):
         return spoken(item), None, {"role": ROLES[item.role]}
     raise ValueError(f"Cannot memorize {type(item).__name__}: expected text, documents, nodes or messages.")
@@ -235,4 +235,13 @@ def described(tool: BaseTool) -> dict[str, Any]:
     """The description of a tool for the tokenizer's template."""
     metadata = tool.metadata
     function = {"name": metadata.get_name(), "description": metadata.description}
-    return {"type": "function", "function": {**function, "parameters": metadata.get_parameters_dict()}}
+    return {"type": "function", "function": {**function, "parameters": _parameters(tool)}}
+
+
+def _parameters(tool: BaseTool) -> dict[str, Any]:
+    """The schema of a tool's arguments. That of a recursive class is a reference, which LlamaIndex leaves out."""
+    if tool.metadata.fn_schema is not None:
+        schema = tool.metadata.fn_schema.model_json_schema()
+        if "$ref" in schema:
+            return {**schema["$defs"][schema["$ref"].removeprefix("#/$defs/")], "$defs": schema["$defs"]}
+    return tool.metadata.get_parameters_dict()

@@ -1,11 +1,13 @@
 """Nodes in a memory: each is a separate source, with its text kept beside its latents."""
 
+import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
 from mplus import FoundSource, Memory, MPlus, Source
+from mplus_integrations.sources import refuse_others
 from mplus_integrations.whose_memory import all_or_nothing
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show
     given = {name: found for name, found in texts.items() if name not in blank}
     with all_or_nothing(memory) as fork:
         known = {source.name: source for source in fork.sources()}
-        _refuse_others(known, given)
+        refuse_others(fork, given, NODE)
         fresh = {name: found for name, found in given.items() if name not in known or known[name].texts != (found[1],)}
         for name in fresh.keys() & known.keys():
             fork.forget(name)
@@ -49,6 +51,25 @@ def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show
     return list(given)
 
 
+def check_metadata(nodes: Sequence[BaseNode]) -> None:
+    """Check that metadata is what LlamaIndex's document stores can save: they keep nodes as JSON.
+
+    Raises:
+        ValueError: A value would come back as something else, or cannot be saved.
+    """
+    for node in nodes:
+        for key, value in node.metadata.items():
+            try:
+                is_kept = json.loads(json.dumps(value, allow_nan=False)) == value
+            except (TypeError, ValueError, RecursionError):
+                is_kept = False
+            if not is_kept:
+                raise ValueError(
+                    f"Metadata {key!r:.60} of {described(node)} is {type(value).__name__}: an index keeps its nodes as "
+                    "JSON, from which it would not come back. Give it as text, number, list or mapping of texts."
+                )
+
+
 def written_text(node: BaseNode) -> str:
     """The text of a node as it is written into memory."""
     return node.get_content(metadata_mode=MetadataMode.NONE)
@@ -58,15 +79,6 @@ def described(node: BaseNode) -> str:
     """A node for a message: its document if it has one, else its id, and where in a file it is."""
     known = [f"{key}={node.metadata[key]}" for key in ("file_name", "page_label") if key in node.metadata]
     return " ".join([node.ref_doc_id or node.node_id, *known])
-
-
-def _refuse_others(known: Mapping[str, Source], names: Collection[str]) -> None:
-    other = next((name for name in names if name in known and NODE not in known[name].metadata), None)
-    if other is not None:
-        raise ValueError(
-            f"Node id {other!r:.80} names something else in this memory, such as a note: the node would replace it. Give "
-            "the node another id_, or the index a memory of its own."
-        )
 
 
 def as_node(name: str, source: Source | FoundSource) -> TextNode:

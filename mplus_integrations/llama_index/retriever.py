@@ -47,6 +47,8 @@ class Searched(Protocol):
 class MPlusIndexRetriever(BaseRetriever):
     """Finds nodes by late interaction with the latents, without an embedding model.
 
+    Scores are from 0 to 1 (``mplus.FoundSource.score``): above 0.5 a node is more likely about the question than not.
+
     Args:
         index: The ``MPlusIndex`` to search.
         similarity_top_k: Most nodes.
@@ -99,7 +101,7 @@ class MPlusIndexRetriever(BaseRetriever):
         model = self.index.llm.loaded
         memory = self.index.latents.read(model)
         found = model.search(memory, query_bundle.query_str, limit=self.similarity_top_k, where=self.where())
-        return [NodeWithScore(node=self.index.node(source), score=source.relevance) for source in found]
+        return [NodeWithScore(node=self.index.node(source), score=source.score) for source in found]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await in_thread(self._retrieve, query_bundle)

@@ -14,9 +14,10 @@ from pydantic import BaseModel
 
 from mplus import UnknownNameError
 from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.llama_index.nodes import NODE
+from mplus_integrations.llama_index.nodes import NODE, as_node, written_text
 from mplus_integrations.llama_index.structured import asking, parsed
 from mplus_integrations.whose_memory import Latents, Shared, Where
+from mplus_integrations.worker import in_thread
 
 NOTHING = NodeWithScore(node=TextNode(text=""))
 
@@ -58,9 +59,7 @@ class MPlusSynthesizer(BaseSynthesizer):
         return {}
 
     def _update_prompts(self, prompts_dict: PromptDictType) -> None:
-        pass
-
-    # Without nodes the base class answers "Empty Response" without calling the LLM.
+        UnknownNameError.check(prompts_dict, (), of="update_prompts of answers from latents, which have no prompt,")
 
     def synthesize(
         self,
@@ -69,11 +68,17 @@ class MPlusSynthesizer(BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
-        """Answer a question; the nodes are cited."""
+        """Answer a question; the nodes that are read are cited.
+
+        Without nodes, and without a conversation that could answer, the answer is "Empty Response", as that of
+        LlamaIndex's own synthesizers, and the LLM is not called.
+        """
+        UnknownNameError.check(response_kwargs, {"node_ids"}, of="MPlusSynthesizer")
+        nodes = self._as_read(nodes)
+        if not nodes and not self._has_conversation():
+            return super().synthesize(query, [], additional_source_nodes)
         names = [node.node_id for node in nodes]
-        response = super().synthesize(
-            query, nodes or [NOTHING], additional_source_nodes, node_ids=names, **response_kwargs
-        )
+        response = super().synthesize(query, nodes or [NOTHING], additional_source_nodes, node_ids=names)
         return response if nodes else _uncited(response, additional_source_nodes)
 
     async def asynthesize(
@@ -84,11 +89,22 @@ class MPlusSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """``synthesize`` without blocking the event loop."""
+        UnknownNameError.check(response_kwargs, {"node_ids"}, of="MPlusSynthesizer")
+        nodes = await in_thread(self._as_read, nodes)
+        if not nodes and not await in_thread(self._has_conversation):
+            return await super().asynthesize(query, [], additional_source_nodes)
         names = [node.node_id for node in nodes]
-        response = await super().asynthesize(
-            query, nodes or [NOTHING], additional_source_nodes, node_ids=names, **response_kwargs
-        )
+        response = await super().asynthesize(query, nodes or [NOTHING], additional_source_nodes, node_ids=names)
         return response if nodes else _uncited(response, additional_source_nodes)
+
+    def _as_read(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
+        return as_read(self._reader, self._latents, nodes)
+
+    def _has_conversation(self) -> bool:
+        """Whether there is a conversation to answer from."""
+        said = [m for m in self._before if m.role != MessageRole.SYSTEM]
+        own = None if self._own is None or self._own.is_same(self._latents) else self._own
+        return bool(said) or (own is not None and bool(own.read(self._reader.loaded).sources()))
 
     def get_response(
         self, query_str: str, text_chunks: Sequence[str], node_ids: Sequence[str] = (), **response_kwargs: Any
@@ -132,6 +148,22 @@ class MPlusSynthesizer(BaseSynthesizer):
         if self._own is None or self._own.is_same(self._latents):
             return self._reader.reading(self._latents, where)
         return self._reader.reading(self._own, shared=[Shared(self._latents, where)])
+
+
+def as_read(llm: MPlusLLM, latents: Latents, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
+    """The nodes that are in memory, with the text that is read there, whatever a postprocessor made of it."""
+    known = {source.name: source for source in latents.read(llm.loaded).sources()}
+    found: list[NodeWithScore] = []
+    for cited in nodes:
+        source = known.get(cited.node_id)
+        if source is None:
+            continue
+        node, text = cited.node, "\n".join(source.texts)
+        if text and written_text(node) != text:
+            node = as_node(source.name, source)
+            node.relationships = dict(cited.node.relationships)
+        found.append(NodeWithScore(node=node, score=cited.score))
+    return found
 
 
 def _uncited(response: RESPONSE_TYPE, others: Sequence[NodeWithScore] | None) -> RESPONSE_TYPE:

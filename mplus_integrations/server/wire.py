@@ -145,12 +145,14 @@ class Asking(BaseModel):
     """Whether memory is read: as the model's gate decides, always, or never."""
     abstain_below: Annotated[float, Field(ge=0, le=1)] | None = None
     abstain_reply: str | None = None
+    decline_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least probability with which an answer from memory declines; by default the model's."""
 
     def settings(self) -> dict[str, Any]:
         """The settings of the answer."""
         names = (
             "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed", "gate",
-            "abstain_below", "abstain_reply", "where",
+            "abstain_below", "abstain_reply", "decline_threshold", "where",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

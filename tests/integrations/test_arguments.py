@@ -160,7 +160,7 @@ NAMED: dict[str, Callable[[str], Any]] = {
 
 
 @pytest.mark.parametrize("kind", NAMED)
-@pytest.mark.parametrize("key", ["con", "a/b", ""])
+@pytest.mark.parametrize("key", ["", " "])
 def test_a_bad_name_is_refused_when_the_object_is_made(kind: str, key: str) -> None:
     with pytest.raises(ValueError, match="memory_key="):
         NAMED[kind](key)

@@ -185,4 +185,4 @@ def test_a_shared_memory_of_a_name_needs_a_store(kind: type[Any], tmp_path: Path
     with pytest.raises(ValueError, match="without store="):
         kind(model=MODEL, shared="handbook")
     with pytest.raises(ValueError, match="memory_key"):
-        kind(model=MODEL, shared="../up", store=MemoryStore(tmp_path))
+        kind(model=MODEL, shared=" ", store=MemoryStore(tmp_path))

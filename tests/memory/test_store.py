@@ -1,4 +1,5 @@
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -248,3 +249,56 @@ def test_what_killed_deletes_and_copies_left_is_swept(tmp_path: Path) -> None:
         (tmp_path / name / "tokens").write_text("left")
     MemoryStore(tmp_path)
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
+def test_list_never_misses_a_memory_that_is_being_saved(
+    tmp_path: Path, model: MPlus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of a memory go while its folder is looked at: the memory is listed, with the bytes of the others."""
+    store = MemoryStore(tmp_path)
+    for name in ("alice", "bob"):
+        with store.open(name, model) as memory:
+            model.write(memory, "Something to keep for long.", source="a")
+    real, removed = os.scandir, list[Path]()
+    going = list((tmp_path / "alice").glob("tokens-*"))
+
+    @contextlib.contextmanager
+    def scandir(path: Path):
+        with real(path) as entries:
+            found = list(entries)
+        if Path(path).name == "alice" and not removed:
+            removed.extend(going)
+            for one in going:
+                one.unlink()
+        yield iter(found)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [m.name for m in store.list()] == ["alice", "bob"]
+    assert removed
+
+
+def test_list_holds_what_cannot_be_read_and_passes_over_what_is_no_memory(tmp_path: Path, model: MPlus) -> None:
+    store = MemoryStore(tmp_path)
+    store.put("alice", model.new_memory())
+    store.put("bob", model.new_memory())
+    (tmp_path / "alice" / "memory.json").write_text("not a manifest")
+    (tmp_path / "bob" / "memory.json").unlink()
+    os.mkfifo(tmp_path / "bob" / "memory.json")  # a reader would wait for ever
+    (tmp_path / "notes.txt").write_text("not a memory")
+    (tmp_path / "empty").mkdir()
+    assert [m.name for m in store.list()] == ["alice", "bob"]
+
+
+def test_quotas_never_miss_a_memory(tmp_path: Path, model: MPlus, text: str) -> None:
+    """Neither one whose first save has not ended nor the bytes of a manifest."""
+    store = MemoryStore(tmp_path)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "tokens-x").write_bytes(b"\0" * 500_000)
+    limited = MemoryStore(tmp_path, max_total_bytes=500_000)
+    with pytest.raises(MemoryLimitError, match="max_total_bytes"):
+        limited.put("alice", model.new_memory())
+    store.put("bob", model.new_memory())
+    nbytes = {m.name: m.nbytes for m in store.list()}["bob"]
+    MemoryStore(tmp_path / "b", max_memory_bytes=nbytes + 2).put("bob", model.new_memory())
+    with pytest.raises(MemoryLimitError, match="max_memory_bytes"):
+        MemoryStore(tmp_path / "c", max_memory_bytes=nbytes - 2).put("bob", model.new_memory())

@@ -485,7 +485,7 @@ def test_memory_without_long_term_reads_short_term_only(text: str) -> None:
     model = tiny_model(memory=MemoryConfig(**(TINY.model_dump() | {"long_term_capacity": 0})))
     memory = model.new_memory()
     model.write(memory, text, source="a")
-    assert model.generate(memory, QUESTION, max_new_tokens=2).recalled == ()
+    assert {read.pool for read in model.generate(memory, QUESTION, max_new_tokens=2).recalled} == {"short_term"}
     assert memory.stats().long_term.nbytes == memory.stats().pending.nbytes == 0
 
 

@@ -22,7 +22,7 @@ from mplus.storage.names import MANIFEST
 from tests.reliability import states
 from tests.reliability.processes import fork
 
-KINDS = ("save", "incremental save", "write", "delete", "encrypted write")
+KINDS = ("save", "incremental save", "write", "delete", "encrypted write", "encrypted delete")
 NAME = "alice"
 
 
@@ -80,7 +80,7 @@ class Bench:
     def work(self, kind: str, store: MemoryStore, old: Memory) -> tuple[Callable[[], object], str | None]:
         """What a victim does, and the hash of what there is when it is done."""
         self.count += 1
-        if kind == "delete":
+        if kind.endswith("delete"):
             return lambda: store.delete(NAME), None
         if kind.endswith("write"):
             return lambda: self.written(store), states.hash_of(self.turn(old.fork()))
@@ -90,10 +90,11 @@ class Bench:
     def found(self, store: MemoryStore) -> Memory | None:
         """What a process that opens the store now finds; a dead one's locks do not keep it waiting."""
         again = MemoryStore(store.root, vault=store.vault, max_resident_bytes=0)
-        assert not list(store.root.glob(".deleted-*"))
+        assert not [*store.root.glob(".deleted-*"), *store.root.glob(".deleting-*")]
         try:
             memory = again.load(NAME, self.model)
         except MemoryNotFoundError:
+            assert again.vault is None or not list(again.vault.folder.glob("*.key")), "a deleted memory left its key"
             return None
         with again.open(NAME, self.model, timeout=5.0) as opened:
             assert opened.fingerprint == memory.fingerprint

@@ -81,3 +81,30 @@ def test_many_threads_and_processes_lose_and_cross_nothing(tmp_path: Path) -> No
     assert found["failed"] == []
     assert set(found["exit_codes"]) == {0}
     assert found["kills"] >= 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_works_or_gets_a_clear_error(tmp_path: Path) -> None:
+    found = run("forks", tmp_path)
+    assert found["locks"] == ["a", "child"]  # no lock that a thread of the parent held is waited for
+    opened = found["open"]
+    for name in ("opened in the child", "still held", "carol still held"):
+        assert opened[name].startswith("MemoryLockedError"), name
+    assert opened["saved"] == ["parent"]
+    assert opened["saved by the child"].startswith("refused: Memory 'carol' was opened by process")
+    assert found["scheduler"]["asked"] == 2
+    assert found["scheduler"]["read on"].startswith("refused: This was asked in process")
+
+
+def test_every_call_to_the_file_system_may_fail(tmp_path: Path) -> None:
+    found = run("faults", tmp_path, "--every", 1 if FULL else 5)
+    assert found["wrong"] == []
+    assert all(sum(outcomes.values()) > 3 for outcomes in found["outcomes"].values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which file is meant")
+def test_a_power_cut_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
+    """Whatever was not forced to disk is lost, in part, or there in another order."""
+    found = run("power", tmp_path, "--cuts", 700 if FULL else 140)
+    assert found["wrong"] == []
+    assert all(outcomes["new"] >= 1 for outcomes in found["outcomes"].values())

@@ -37,12 +37,12 @@ def test_dataclasses_come_back() -> None:
         "naïve \ud800",
         1,
         (Inner((1, 2), torch.tensor([7, -8], dtype=torch.int32)), Inner()),
-        {"page": 3, "on": date(2024, 5, 1), 4: [1.5, None]},
+        {"page": 3, "on": date(2024, 5, 1), "list": [1.5, None]},
         frozenset({"b", "a"}),
     )
     again = through_json(value)
     assert (again.name, again.share, again.pinned, again.note) == (value.name, 1.0, value.pinned, None)
-    assert again.metadata == {"page": 3, "on": "2024-05-01", "4": [1.5, None]}
+    assert again.metadata == value.metadata
     assert again.inner[0].numbers == (1, 2)
     assert torch.equal(again.inner[0].ids, value.inner[0].ids)
     assert len(again.inner[1].ids) == 0

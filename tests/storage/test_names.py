@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mplus import MemoryStore
-from mplus.storage.names import check_name
+from mplus.storage.names import check_name, id_of, name_for
 
 
 @pytest.mark.parametrize("name", ["Jürgen", "名前", "anna@example.org", "thread+1", "a" * 128, "b3d1f6a0-1c2d"])
@@ -27,3 +27,27 @@ def test_other_names_are_refused_and_shown(name: str) -> None:
 def test_what_is_no_string_is_refused(name: Any) -> None:
     with pytest.raises(ValueError, match="expected a string"):
         check_name(name)
+
+
+IDS = ["telegram:12345", "auth0|x", "../up", "a/b", "con", ".", "..", "a.", "id+x", "id++x", "id++h", "h:", "☃", "e\u0301", "\x00", "\ud800", "a b"]  # fmt: skip
+
+
+@pytest.mark.parametrize("id", [*IDS, "anna", "b3d1f6a0-1c2d", "12345", "thread+1"])
+def test_an_id_that_we_did_not_choose_is_escaped_and_listed_as_it_was(id: str) -> None:
+    name = name_for(id)
+    assert check_name(name) == name and id_of(name) == id and name_for(id) == name
+    assert (name == id) == (id not in IDS)
+
+
+def test_ids_never_meet() -> None:
+    assert len({name_for(id) for id in IDS}) == len(IDS)
+
+
+def test_a_very_long_id_is_hashed() -> None:
+    names = {name_for("a:" * 500), name_for("a:" * 501)}
+    assert len(names) == 2 and all(check_name(name) == id_of(name) == name for name in names)
+
+
+def test_an_empty_id_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one character"):
+        name_for(" ")

@@ -112,7 +112,7 @@ class ChunkRun:
             return self._scorer(layer, start)
         if name == "gate":
             return self._gate(layer, start)
-        start = replace(start, calibration=None)  # It was fitted to parts that are trained anew.
+        start = replace(start, calibration=None, decline_threshold=None)  # Fitted to parts that are trained anew.
         if name == "projection":
             return self._projection(layer, start)
         return self._tune(layer, start) if name == "tune" else self._reader(layer, start)

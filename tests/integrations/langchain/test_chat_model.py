@@ -117,3 +117,91 @@ def test_the_default_model_remembers_through_langchain(default_model: mplus.MPlu
     chat = MPlusChat(model=default_model, max_tokens=24)
     chat.memorize("My dog is called Biscuit and he is three years old.", source="notes")
     assert "Biscuit" in str(chat.invoke("What is my dog's name?").content)
+
+
+@pytest.fixture
+def asked(chat: MPlusChat, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """For each answer, the texts of the sources that it may read, and its prompt."""
+    seen: list[tuple[Any, Any]] = []
+    real = chat.loaded.stream
+
+    def stream(memory: Any, prompt: Any, **options: Any) -> Any:
+        where = options["where"] or (lambda *_: True)
+        texts = [" ".join(s.texts) for s in memory.sources() if where(s.name, s.metadata)]
+        seen.append((texts, [turn["content"] for turn in prompt]))
+        return real(memory, prompt, **options)
+
+    monkeypatch.setattr(chat.loaded, "stream", stream)
+    return seen
+
+
+HISTORY = [HumanMessage("I live in Graz."), AIMessage("How nice."), HumanMessage("And where is that?")]
+
+
+def test_a_call_without_memory_reads_and_writes_none(chat: MPlusChat, asked: list[Any], tmp_path: Any) -> None:
+    chat.memorize("The red box is in the attic.", source="box")
+    named = chat.model_copy(update={"store": mplus.MemoryStore(tmp_path), "require_key": True})
+    for one in (chat, named, chat.model_copy(update={"prompt_turns": 0})):
+        one.without_memory().invoke(HISTORY)
+        assert asked[-1] == ([], ["I live in Graz.", "How nice.", "And where is that?"])
+        list(one.stream(HISTORY, use_memory=False))
+        assert asked[-1][0] == []
+    with chat.opened() as memory:
+        assert [source.name for source in memory.sources()] == ["box"]
+    assert named.store is not None and named.store.list() == []
+
+
+def test_a_document_that_is_pasted_into_the_prompt_is_not_read_from_memory_too(
+    chat: MPlusChat, asked: list[Any]
+) -> None:
+    box, lamp = "The red box is in the attic.", "The green lamp is in the cellar."
+    chat.memorize([Document(box, id="box"), Document(lamp, id="lamp")])
+    chat.invoke(f"Use this:\n\n{box}\n\nWhere is the red box?")
+    assert asked[-1][0] == [lamp]
+    chat.invoke("Where is the red box?")
+    assert asked[-1][0] == [box, lamp]
+
+
+def test_none_is_the_default_and_no_tokens_are_an_error(chat: MPlusChat) -> None:
+    default = MPlusChat(model=chat.loaded, temperature=None, max_tokens=None)  # type: ignore[arg-type]
+    assert (default.temperature, default.max_tokens) == (0.0, 256)
+    assert chat.invoke("Hi.", max_tokens=None, temperature=None).content == chat.invoke("Hi.").content
+    for make in (lambda: chat.invoke("Hi.", max_tokens=0), lambda: MPlusChat(model=chat.loaded, max_tokens=0)):
+        with pytest.raises(ValueError, match="max_tokens=0"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("model_name", "model"),
+        ("max_new_tokens", "max_tokens"),
+        ("context_window", "model"),
+        ("system_prompt", "a system message"),
+        ("session_id", "memory_key"),
+        ("collection_name", "memory_key"),
+        ("persist_directory", "store"),
+        ("chat_store", "store"),
+    ],
+)
+def test_arguments_of_other_classes_are_answered_with_what_to_write_instead(name: str, instead: str) -> None:
+    for make in (lambda: MPlusChat(**{name: "x"}), lambda: MPlusChat().invoke("Hi.", **{name: "x"})):
+        with pytest.raises(ValueError, match=f"does not take '{name}'. Use {instead}"):
+            make()
+
+
+def test_init_chat_model_finds_it_by_name() -> None:
+    from langchain.chat_models import init_chat_model
+
+    found = init_chat_model("mplus:smol-135m", temperature=0.5)
+    assert isinstance(found, MPlusChat) and (found.model, found.temperature) == ("smol-135m", 0.5)
+    assert isinstance(init_chat_model("smol-135m", model_provider="mplus"), MPlusChat)
+
+
+def test_a_source_may_be_a_number(chat: MPlusChat) -> None:
+    chat.memorize("The red box is in the attic.", source=7)
+    with chat.opened() as memory:
+        assert [source.name for source in memory.sources()] == ["7"]
+    assert chat.forget(7) > 0
+    with pytest.raises(ValueError, match="expected text, a number or a UUID"):
+        chat.memorize("The red box.", source=["x"])  # type: ignore[arg-type]

@@ -139,3 +139,37 @@ def test_a_summary_is_not_written_and_what_it_sums_up_stays(monkeypatch: pytest.
     thread.agent.update_state(thread.config, {"messages": [RemoveMessage(id="h2")]})
     thread.say("And now?", "h4")
     assert "h2" not in thread.texts() and "h1" in thread.texts()
+
+
+def test_forget_thread_forgets_what_was_said_in_a_deleted_thread() -> None:
+    thread = Thread()
+    thread.say("I live in Graz, near the park.", "h1")
+    other: Any = {"configurable": {"memory_key": "anna", "thread_id": "t2"}}
+    thread.say("I play the cello.", "h2", other)
+    middleware = MPlusMemoryMiddleware(thread.chat)
+    assert middleware.forget_thread("anna") == 2
+    assert "Graz" not in str(thread.texts()) and "h2" in thread.texts()
+    assert middleware.forget_thread("t2", memory_key="anna") == 2 and thread.texts() == {}
+    assert middleware.forget_thread("t2", memory_key="anna") == 0
+
+
+def test_a_thread_that_was_deleted_and_begins_anew_forgets_what_it_said_before() -> None:
+    thread = Thread()
+    thread.say("I live in Graz, near the park.", "h1")
+    thread.agent.checkpointer.delete_thread("anna")
+    thread.say("Hello.", "h2")
+    assert "Graz" not in str(thread.texts()) and "h2" in thread.texts()
+
+
+def test_the_remember_tool_gives_each_note_a_source_of_its_own() -> None:
+    chat = MPlusChat(model=MODEL)
+    remember, recall, forget = MPlusMemoryMiddleware(chat, tools=True).tools
+    said = [remember.invoke({"text": f"Box {n} is red."}) for n in range(2)]
+    said += [remember.invoke({"text": f"Key {n} is blue.", "source": "key"}) for n in range(2)]
+    assert len(set(said)) == 4 and said[2] == "Remembered as key."
+    with chat.opened() as memory:
+        assert sorted(" ".join(s.texts) for s in memory.sources()) == [
+            *("Box 0 is red.", "Box 1 is red.", "Key 0 is blue.", "Key 1 is blue."),
+        ]
+    assert "Forgot" in forget.invoke({"source": "key"})
+    assert "Key 1" in recall.invoke({"query": "Key 1 is blue."})

@@ -152,7 +152,7 @@ def test_a_client_that_disconnects_stops_its_generation(chat: MPlusChat, process
 
 def test_what_is_wrong_gets_a_status(chat: MPlusChat) -> None:
     with serving(chat) as served:
-        for body in ({"user": "../bob", "text": "hi"}, {"user": "bob", "text": " "}, {"user": "bob"}):
+        for body in ({"user": " ", "text": "hi"}, {"user": "bob", "text": " "}, {"user": "bob"}):
             for door in ("chat", "remember"):
                 answer = httpx.post(f"{served.url}/{door}", json=body, timeout=60)
                 assert answer.status_code == 422 and answer.json()

@@ -2,14 +2,20 @@
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
-from langchain_core.messages import AIMessageChunk
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
 
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import MPlusChat
+from mplus_integrations.langchain.structured import WholeForm, as_json_schema, as_tool
 from tests.conftest import TINY
 from tests.integrations.langchain.conftest import add
 
@@ -106,3 +112,124 @@ def test_a_call_cut_short_is_an_invalid_call(chat: MPlusChat) -> None:
     for chunk in chat.bind_tools([add], tool_choice="add").stream("hi", max_tokens=25):
         total += chunk
     assert total.tool_calls == [] and total.invalid_tool_calls[0]["args"] == answer.invalid_tool_calls[0]["args"]
+
+
+# --- forms that are cut off, or contain themselves ----------------------------------------------------
+
+
+class Person(BaseModel):
+    """Somebody."""
+
+    name: str
+    city: str
+    age: int
+
+
+class Part(BaseModel):
+    """A part, which may have parts."""
+
+    name: Literal["a", "b"]
+    parts: list["Part"] = Field(max_length=1)
+
+
+class PartDict(TypedDict):
+    """The same as a dictionary."""
+
+    name: Literal["a", "b"]
+    parts: Annotated[list["PartDict"], Field(max_length=1)]
+
+
+METHODS: list[Any] = ["json_schema", "function_calling", "json_mode"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("schema", [Person, convert_to_json_schema(Person)], ids=["class", "dict"])
+def test_a_cut_form_raises_and_names_the_reason(chat: MPlusChat, method: Any, schema: Any) -> None:
+    form = chat.with_structured_output(schema, method=method, max_tokens=30)
+    with pytest.raises(OutputParserException, match="cut off when max_tokens were used up. Raise max_tokens"):
+        form.invoke("Who?")
+    with pytest.raises(OutputParserException, match="cut off when max_tokens were used up"):
+        list(form.stream("Who?"))
+
+    async def streamed() -> None:
+        async for _ in form.astream("Who?"):
+            pass
+
+    for asked in (form.ainvoke("Who?"), streamed()):
+        with pytest.raises(OutputParserException, match="cut off when max_tokens were used up"):
+            asyncio.run(asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cut_form_with_its_raw_answer_has_a_parsing_error(chat: MPlusChat, method: Any) -> None:
+    found = chat.with_structured_output(Person, method=method, include_raw=True, max_tokens=30).invoke("Who?")
+    assert found["parsed"] is None and "cut off" in str(found["parsing_error"])
+    assert found["raw"].response_metadata["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_whole_form_is_returned_streamed_or_not(chat: MPlusChat, method: Any) -> None:
+    form = chat.with_structured_output(Person, method=method, max_tokens=900)
+    whole = form.invoke("Who?")
+    assert isinstance(whole, Person) and list(form.stream("Who?")) == [whole]
+    plain = chat.with_structured_output(convert_to_json_schema(Person), method=method, max_tokens=900)
+    assert list(plain.stream("Who?"))[-1] == plain.invoke("Who?") == whole.model_dump()
+
+
+@pytest.mark.parametrize("said", ['{"name": "Anna"}', '{"name": "Anna", "city": "Graz", "age": "x"}', "Anna", ""])
+def test_an_invalid_form_raises_and_names_the_reason(
+    chat: MPlusChat, processed: Callable[..., None], said: str
+) -> None:
+    wanted = [*MODEL.tokenizer(said)["input_ids"], MODEL.tokenizer.eos_token_id]
+
+    def dictate(tokens: list[int], logits: Any) -> Any:
+        return torch.full_like(logits, float("-inf")).index_fill(0, torch.tensor([wanted[len(tokens)]]), 0.0)
+
+    processed(MODEL, dictate)
+    answer = chat.invoke("Who?")
+    assert answer.content == said
+    with pytest.raises(OutputParserException, match=r"does not fit Person|not JSON"):
+        WholeForm(fields=Person).invoke(answer)
+
+
+def fits(part: Any) -> bool:
+    return part["name"] in ("a", "b") and isinstance(part["parts"], list) and all(map(fits, part["parts"]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("schema", [Part, Part.model_json_schema(), PartDict], ids=["class", "dict", "typed dict"])
+def test_a_recursive_schema_is_enforced(method: Any, schema: Any) -> None:
+    """The grammar holds inside parts of parts: a random model, which writes anything it may, cannot break it."""
+    tool = as_tool(schema)
+    assert "$ref" in str(tool["function"]["parameters"]) and "$ref" in str(as_json_schema(schema))
+    for seed in range(3):
+        chat = MPlusChat(model=MODEL, max_tokens=900, temperature=2.0, seed=seed)
+        found = chat.with_structured_output(schema, method=method).invoke("Which parts?")
+        assert fits(found if isinstance(found, dict) else found.model_dump())
+
+
+def test_a_schema_that_is_not_recursive_is_sent_as_langchain_makes_it() -> None:
+    assert as_json_schema(Person) == convert_to_json_schema(Person)
+    assert as_tool(add) == convert_to_openai_tool(add)
+
+
+def test_tokens_of_messages_are_those_of_the_prompt_with_its_template_and_tools(chat: MPlusChat) -> None:
+    messages = [SystemMessage("Be brief."), HumanMessage("Who?", id="h1"), AIMessage("Anna."), HumanMessage("Why?")]
+    used = chat.invoke(messages, max_tokens=1).usage_metadata
+    assert used is not None and chat.get_num_tokens_from_messages(messages) == used["input_tokens"]
+    bound = chat.bind_tools([add], tool_choice="none").invoke(messages, max_tokens=1)
+    assert bound.usage_metadata is not None
+    assert chat.get_num_tokens_from_messages(messages, tools=[add]) == bound.usage_metadata["input_tokens"]
+
+
+def test_a_stream_that_is_left_early_has_told_what_it_used(chat: MPlusChat, processed: Callable[..., None]) -> None:
+    end = torch.tensor([MODEL.tokenizer.eos_token_id])
+    processed(MODEL, lambda _, logits: logits.index_fill(0, end, float("-inf")))
+    total = AIMessageChunk("")
+    for n, chunk in enumerate(chat.stream("Hello there.")):
+        total += chunk
+        if n == 4:
+            break
+    assert total.usage_metadata is not None
+    assert total.usage_metadata["input_tokens"] == chat.get_num_tokens_from_messages([HumanMessage("Hello there.")])
+    assert 5 <= total.usage_metadata["output_tokens"] < 20

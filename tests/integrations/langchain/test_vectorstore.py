@@ -1,5 +1,6 @@
 """The stores: LangChain's own suites, the swap, and forgetting for good."""
 
+import asyncio
 from collections.abc import Generator
 from typing import Any
 
@@ -10,10 +11,12 @@ from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import RetrieversIntegrationTests, VectorStoreIntegrationTests
+from langgraph.store.base import PutOp
 
+from mplus import UnknownNameError
 from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
-from mplus_integrations.langchain import MPlusChat, MPlusRetriever, MPlusVectorStore
+from mplus_integrations.langchain import MPlusChat, MPlusRetriever, MPlusStore, MPlusVectorStore
 from tests.conftest import TINY
 from tests.integrations.langchain.conftest import nothing_is_deleted
 
@@ -65,7 +68,12 @@ def test_the_same_words_are_found_first_and_filters_hold(store: MPlusVectorStore
 def test_latent_recall_keeps_the_text_out_of_the_prompt() -> None:
     store = MPlusVectorStore.from_texts(TEXTS, ids=["a", "b", "c"], chat=MPlusChat(model=MODEL), recall="latent")
     found = store.similarity_search(TEXTS[0], k=1)[0]
-    assert found.id == "a" and found.page_content == ""
+    assert found.id == "a" and TEXTS[0] not in found.page_content
+    mixed = store.max_marginal_relevance_search(TEXTS[0], k=3)
+    assert len(mixed) == 3 and not any(text in document.page_content for text in TEXTS for document in mixed)
+    assert len({document.page_content for document in mixed}) == 3, (
+        "EnsembleRetriever takes equal texts for one document"
+    )
     assert store.get_by_ids(["a"])[0].page_content == TEXTS[0]
 
 
@@ -117,7 +125,9 @@ def test_a_failed_add_writes_nothing(store: MPlusVectorStore) -> None:
     with store.chat.opened() as memory:
         before = memory.fingerprint
         with pytest.raises(ValueError, match="nothing to write"):
-            store.add_texts(["fine", ""], ids=["a", "x"])
+            store.add_texts([" ", ""], ids=["a", "x"])
+        with pytest.raises(ValueError, match="is object"):
+            store.add_texts(["fine", "bad"], [{}, {"x": object()}], ids=["a", "x"])
         with pytest.raises(ValueError, match="one of each"):
             store.add_texts(["fine"], ids=["a", "x"])
         with pytest.raises(ValueError, match="latent"):
@@ -129,3 +139,144 @@ def test_it_works_as_a_retriever_in_a_chain(store: MPlusVectorStore) -> None:
     found = store.as_retriever(search_kwargs={"k": 2}).invoke(TEXTS[1])
     assert next(d.id for d in found) == "b" and len(found) == 2
     assert store.as_retriever(search_type="mmr", search_kwargs={"k": 2}).invoke(TEXTS[1])[0].id == "b"
+
+
+# --- deleting -----------------------------------------------------------------------------------------
+
+
+def kept(store: MPlusVectorStore) -> list[str | None]:
+    return [d.id for d in store.get_by_ids(["a", "b", "c"])]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"ids": None}, {"filter": {}}, {"filter": None}])
+def test_deleting_everything_is_asked_for_by_name(store: MPlusVectorStore, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="delete_all=True"):
+        store.delete(**wrong)
+    with pytest.raises(ValueError, match="delete_all=True"):
+        asyncio.run(store.adelete(**wrong))
+    assert kept(store) == ["a", "b", "c"]
+    assert store.delete(delete_all=True) and kept(store) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"where": {"x": 1}}, {"where_document": {}}, {"collection": "x"}, {"namespace": "x"}]
+)
+def test_delete_refuses_unknown_keywords(store: MPlusVectorStore, wrong: dict[str, Any]) -> None:
+    for ids in (None, ["a"]):
+        with pytest.raises(UnknownNameError, match=f"does not take '{next(iter(wrong))}'"):
+            store.delete(ids, **wrong)
+        with pytest.raises(UnknownNameError, match="does not take"):
+            asyncio.run(store.adelete(ids, **wrong))
+    assert kept(store) == ["a", "b", "c"]
+
+
+def test_delete_takes_a_filter(store: MPlusVectorStore) -> None:
+    store.add_texts(["New year.", "Old year."], [{"year": 2024}, {"year": 1990}], ids=["new", "old"])
+    assert store.delete(filter={"year": {"$lt": 2000}})
+    assert [d.id for d in store.get_by_ids(["new", "old", "a"])] == ["new", "a"]
+    assert asyncio.run(store.adelete(filter=lambda document: document.id == "b"))
+    assert store.delete(["a", "new"], filter={"year": 2024})
+    assert [d.id for d in store.get_by_ids(["new", "a", "b", "c"])] == ["a", "c"]
+    with pytest.raises(ValueError, match="list of ids"):
+        store.delete("ac")
+    with pytest.raises(ValueError, match="mapping of metadata"):
+        store.delete(filter=["a"])  # type: ignore[arg-type]
+    store.delete([])
+    assert kept(store) == ["a", "c"]
+
+
+def test_a_note_and_a_document_of_one_name_neither_merge_nor_delete_each_other(store: MPlusVectorStore) -> None:
+    store.chat.memorize("My note.", source="note")
+    for change in (
+        lambda: store.chat.memorize("Another note.", source="a"),
+        lambda: store.add_texts(["A document."], ids=["note"]),
+        lambda: store.add_documents([Document("A document.", id="note")]),
+    ):
+        with pytest.raises(ValueError, match=r"names a (note|document).*expected a name that is free"):
+            change()
+    store.delete(["note"])
+    with store.chat.opened() as memory:
+        assert {s.name: s.texts for s in memory.sources()}["note"] == ("My note.",)
+    assert store.get_by_ids(["a"])[0].page_content == TEXTS[0] and store.get_by_ids(["note"]) == []
+
+
+# --- ids, blank pages, metadata -----------------------------------------------------------------------
+
+
+def test_one_blank_page_aborts_nothing_and_is_named(store: MPlusVectorStore, caplog: pytest.LogCaptureFixture) -> None:
+    pages = [Document("Page one.", id="p1"), Document(" \n", id="p2"), Document("Page three.", id="p3")]
+    assert store.add_documents(pages) == ["p1", "p3"]
+    assert "p2" in caplog.text and "p1" not in caplog.text
+    caplog.clear()
+    same = [Document(text, metadata={"source": "book.pdf"}) for text in ("One.", " ", "Two.", "Three.")]
+    store.chat.memorize(same)
+    with store.chat.opened() as memory:
+        assert {s.name: s.texts for s in memory.sources()}["book.pdf"] == ("One.", "Two.", "Three.")
+    assert "number 1" in caplog.text
+
+
+def test_ids_may_be_numbers_and_missing_ones_are_made(store: MPlusVectorStore) -> None:
+    ids: Any = [1, 2, None]
+    assert store.add_texts(["One.", "Two.", "Three."], ids=ids)[:2] == ["1", "2"]
+    one: Any = [1]
+    assert store.get_by_ids(one)[0].page_content == "One."
+    store.delete(one)
+    assert store.get_by_ids(["1"]) == [] and store.get_by_ids(["2"]) != []
+    with pytest.raises(ValueError, match="expected text, a number or a UUID"):
+        store.add_texts(["x"], ids=[["x"]])  # type: ignore[list-item]
+
+
+def test_lone_surrogates_are_written_and_come_back() -> None:
+    store = MPlusVectorStore.from_texts(["half \ud83d of it"], ids=["s"], chat=MPlusChat(model=MODEL))
+    assert store.get_by_ids(["s"])[0].page_content == "half \ud83d of it"
+    assert store.similarity_search("half \ud83d")[0].id == "s"
+    assert store.chat.invoke("What \ud83d?", max_tokens=2) is not None
+
+
+def test_the_retriever_leaves_a_users_metadata_as_it_is() -> None:
+    chat = MPlusChat(model=MODEL)
+    chat.memorize(Document("A page about pears.", id="p1", metadata={"source": "book.pdf", "relevance": "high"}))
+    chat.memorize("A note about pears.", source="n1")
+    found = {d.id: d.metadata for d in MPlusRetriever(chat=chat).invoke("pears")}
+    assert found["p1"]["source"] == "book.pdf" and found["p1"]["relevance"] == "high"
+    assert found["n1"]["source"] == "n1" and isinstance(found["n1"]["relevance"], float)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("persist_directory", "MemoryStore"), ("collection_name", "memory_key"), ("embedding_function", "embedder")],
+)
+def test_arguments_of_other_stores_are_answered_with_what_to_write_instead(name: str, instead: str) -> None:
+    for make in (
+        lambda: MPlusVectorStore(MPlusChat(model=MODEL), **{name: "x"}),
+        lambda: MPlusVectorStore.from_texts(TEXTS, chat=MPlusChat(model=MODEL), **{name: "x"}),
+        lambda: MPlusVectorStore.from_documents([Document("x")], chat=MPlusChat(model=MODEL), **{name: "x"}),
+    ):
+        with pytest.raises(UnknownNameError, match=rf"does not take '{name}'. Use .*{instead}"):
+            make()
+
+
+def test_many_small_documents_are_written_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[int] = []
+    real = MODEL.write
+    monkeypatch.setattr(
+        MODEL, "write", lambda memory, text, **k: (writes.append(len(text)), real(memory, text, **k))[1]
+    )
+    chat = MPlusChat(model=MODEL)
+    MPlusVectorStore(chat).add_texts([f"Split {n}." for n in range(12)])
+    chat.memorize([Document(f"Note {n}.", id=f"n{n}") for n in range(12)])
+    items = MPlusStore(chat)
+    items.batch([PutOp(("a",), f"k{n}", {"n": n}) for n in range(12)])
+    assert writes == [12, 12, 12]
+    assert len(items.search(("a",), limit=99)) == 12
+
+
+def test_scores_are_from_0_to_1_and_cutoffs_hold(store: MPlusVectorStore) -> None:
+    found = store.similarity_search_with_relevance_scores(TEXTS[0])
+    scores = [score for _, score in found]
+    assert len(found) == 3 and scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
+    cutoff = (scores[0] + scores[1]) / 2
+    retriever = store.as_retriever(
+        search_type="similarity_score_threshold", search_kwargs={"score_threshold": cutoff, "k": 3}
+    )
+    assert [d.id for d in retriever.invoke(TEXTS[0])] == ["a"]

@@ -356,7 +356,7 @@ def test_every_role_of_llama_index_is_read(llm: MPlusLLM) -> None:
         assert llm.chat([ChatMessage(role=role, content="x"), thought, *QUESTION], max_tokens=1).raw
 
 
-@pytest.mark.parametrize("key", ["../up", "a" * 10_000, "a/b", "☃", "", ".hidden", 7])
+@pytest.mark.parametrize("key", ["", " ", 1.5, ["anna"]])
 def test_a_wrong_memory_key_is_refused_and_no_memory_touched(tmp_path: Path, llm: MPlusLLM, key: Any) -> None:
     stored = MPlusLLM(model=MODEL, store=MemoryStore(tmp_path / "s"))
     for one in (stored, llm):

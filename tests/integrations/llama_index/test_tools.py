@@ -197,20 +197,16 @@ def test_an_open_tool_or_schema_is_refused_by_name(llm: MPlusLLM) -> None:
         llm.chat_with_tools(TOOLS, QUESTION, tool_choice={"type": "function"})
 
 
-def test_a_call_that_was_cut_off_is_invalid_with_an_error(llm: MPlusLLM) -> None:
-    response = llm.chat_with_tools(TOOLS, QUESTION, tool_choice="add", max_tokens=20)
-    assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
-    assert response.raw["invalid_tool_calls"][0]["text"].startswith('{"name')
-    with pytest.raises(ValueError, match="max_tokens"):
-        llm.get_tool_calls_from_response(response)
+def test_a_call_that_was_cut_off_is_an_error(llm: MPlusLLM) -> None:
+    with pytest.raises(ValueError, match=r'call \'{"name.*max_tokens'):
+        llm.chat_with_tools(TOOLS, QUESTION, tool_choice="add", max_tokens=20)
     with pytest.raises(ValueError, match="max_tokens"):
         llm.structured_predict(Person, PromptTemplate("x"), {"max_tokens": 5})
     with pytest.raises(ValueError, match="max_tokens"):
         list(llm.stream_structured_predict(Person, PromptTemplate("x"), {"max_tokens": 5}))
 
 
-def test_invalid_json_from_the_model_is_no_call(llm: MPlusLLM, say: Saying) -> None:
+def test_invalid_json_from_the_model_is_an_error(llm: MPlusLLM, say: Saying) -> None:
     say('<tool_call>\n{"name": "add", "arguments": {"a": }\n</tool_call>')
-    response = llm.chat_with_tools(TOOLS, QUESTION)
-    assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
-    assert "not valid JSON" in response.raw["invalid_tool_calls"][0]["error"]
+    with pytest.raises(ValueError, match="not valid JSON"):
+        llm.chat_with_tools(TOOLS, QUESTION)

@@ -1,0 +1,115 @@
+"""What a model folder may hold: checked before anything of it is built, since it may come from anyone.
+
+Files are regular files, settings are finite numbers of a sane size, and the model that they describe is one that the
+weight files can hold.
+"""
+
+import json
+import math
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from mplus.errors import CheckpointError
+
+MAX_SETTINGS_BYTES = 2**24
+MAX_LAYERS = 2**11
+LIMITS = {
+    "num_hidden_layers": MAX_LAYERS,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**12,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**30,
+}
+POSITIVE = ("rope_theta", "rms_norm_eps")
+LEAST_BITS = 1
+"""Bits of a weight in the most tightly quantised checkpoint."""
+
+
+def check_files(folder: Path) -> None:
+    """Check that a model folder has only files and folders in it; a pipe or device could be read for ever.
+
+    Raises:
+        CheckpointError: Something else is in it.
+    """
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            raise CheckpointError(f"{path}: a link that leads nowhere ({error.strerror}). Fetch it again.") from error
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise CheckpointError(f"{path}: a pipe, socket or device; expected a file. Remove it.")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON file of settings: an object, whose numbers are finite.
+
+    Raises:
+        FileNotFoundError: There is none.
+        CheckpointError: It is no regular file, too large, or not such JSON.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CheckpointError(f"{path}: a pipe, socket or device; expected a file. Remove it.")
+    if path.stat().st_size > MAX_SETTINGS_BYTES:
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size:,} bytes of settings; at most {MAX_SETTINGS_BYTES:,} are read."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable JSON ({error}).") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: {found!r:.40}; expected a JSON object.")
+    return cast("dict[str, Any]", found)
+
+
+def check_config(path: Path, config: Mapping[str, Any], weight_bytes: int) -> None:
+    """Check the sizes in a config.json before a model of these sizes is built.
+
+    Args:
+        path: The file, for messages.
+        config: Its content.
+        weight_bytes: Bytes of all weight files; 0 if they are not there yet.
+
+    Raises:
+        CheckpointError: A size is not a whole number or out of bounds, or the weight files are far too small for it.
+    """
+    for name, most in LIMITS.items():
+        value = config.get(name)
+        if value is not None and (type(value) is not int or not 0 < value <= most):
+            raise CheckpointError(f"{path}: {name}={value!r:.40}; expected a whole number from 1 to {most:,}.")
+    for name in POSITIVE:
+        value = config.get(name)
+        if value is not None and (type(value) not in (int, float) or not value > 0):
+            raise CheckpointError(f"{path}: {name}={value!r:.40}; expected a number above 0.")
+    described = num_weights(config)
+    if weight_bytes and described * LEAST_BITS > 8 * weight_bytes:
+        raise CheckpointError(
+            f"{path}: describes a model of {described:,} weights ({config.get('num_hidden_layers')} layers), but the "
+            f"weight files have {weight_bytes:,} bytes. They belong to another config, or were cut."
+        )
+
+
+def num_weights(config: Mapping[str, Any]) -> int:
+    """At least how many weights a model of the Llama family with this config has; 0 if the config lacks sizes."""
+    sizes = [config.get(name) for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")]
+    if any(type(size) is not int for size in sizes):
+        return 0
+    layers, hidden, inner, vocabulary = cast("list[int]", sizes)
+    return vocabulary * hidden + layers * 3 * hidden * inner
+
+
+def _refuse(number: str) -> Any:
+    raise ValueError(f"{number}, expected a finite number")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse(number)

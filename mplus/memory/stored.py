@@ -1,0 +1,43 @@
+"""What a store knows of a memory without reading it."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mplus.errors import CorruptMemoryError
+from mplus.memory.recent import identity
+from mplus.storage.folder import Folder
+from mplus.storage.manifest import is_sealed
+from mplus.storage.names import MANIFEST, id_of
+
+
+@dataclass(frozen=True)
+class StoredMemory:
+    """One memory on disk."""
+
+    name: str
+    nbytes: int
+    saved: float
+    """Unix time of the last save."""
+    used: float
+    """Unix time when it was last opened."""
+    encrypted: bool
+
+    @property
+    def id(self) -> str:
+        """The id for which ``MemoryStore.name_for`` gave the name; the name itself if it is no such name."""
+        return id_of(self.name)
+
+    @classmethod
+    def of(cls, folder: Path) -> "StoredMemory | None":
+        """What is known of the memory in a folder of a store; None if there is none in it."""
+        try:
+            saved = (folder / MANIFEST).lstat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        used, encrypted = saved, False
+        with suppress(FileNotFoundError):
+            used = max(saved, (folder.parent / f".{folder.name}.lock").stat().st_mtime)
+        with suppress(CorruptMemoryError):
+            encrypted = is_sealed(identity(folder))
+        return cls(folder.name, sum(Folder(folder).sizes().values()), saved, used, encrypted)

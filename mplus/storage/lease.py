@@ -1,0 +1,87 @@
+"""A lease on a folder behind a url: a file that says who writes there, and until when."""
+
+import json
+import secrets
+import time
+from typing import Any
+
+from mplus.errors import MemoryLockedError
+
+LEASE_SECONDS = 120.0
+POLL_SECONDS = 0.2
+MAX_LEASE_BYTES = 4096
+
+
+class Lease:
+    """The right to write for a while, renewed as long as files are written, and free again if the writer dies.
+
+    The file is made only if there is none, in one step where the file system can do that (S3, GCS, Azure and others).
+    Machines whose clocks differ by minutes may take each other's lease for ended.
+
+    Args:
+        files: The ``fsspec`` file system.
+        path: Where the lease is.
+        place: What it is on, for messages.
+    """
+
+    def __init__(self, files: Any, path: str, place: str) -> None:
+        self._files, self._path, self._place = files, path, place
+        self._holder, self._until = secrets.token_hex(16), 0.0
+
+    def take(self, timeout: float) -> None:
+        """Take the lease once nobody else has it.
+
+        Raises:
+            MemoryLockedError: Somebody has it for more than ``timeout`` seconds.
+            OSError: The file system cannot be reached.
+        """
+        ends = time.monotonic() + timeout
+        while not self._made():
+            holder, until = self._present()
+            if until < time.time():
+                self._remove(holder)
+            elif time.monotonic() >= ends:
+                raise MemoryLockedError(
+                    f"{self._place}: another save was still running after {timeout:g} s. Try again later; if its "
+                    f"process died, in {until - time.time():.0f} s."
+                )
+            else:
+                time.sleep(min(POLL_SECONDS, max(ends - time.monotonic(), 0.0)))
+
+    def renew(self) -> None:
+        """Take the lease for longer if a third of its time is over."""
+        if time.time() > self._until - LEASE_SECONDS * 2 / 3:
+            self._files.pipe_file(self._path, self._text())
+
+    def give_back(self) -> None:
+        """End the lease if it is still ours."""
+        self._remove(self._holder)
+
+    def _made(self) -> bool:
+        try:
+            self._files.pipe_file(self._path, self._text(), mode="create")
+        except FileExistsError:
+            return False
+        except TypeError:  # a file system that cannot make a file only if there is none
+            if self._present()[0]:
+                return False
+            self._files.pipe_file(self._path, self._text())
+        return self._present()[0] == self._holder  # two may have made it at once where that is not one step
+
+    def _text(self) -> bytes:
+        self._until = time.time() + LEASE_SECONDS
+        return json.dumps({"holder": self._holder, "until": self._until}).encode()
+
+    def _present(self) -> tuple[str, float]:
+        """Who has the lease, and until when; one that cannot be read has ended."""
+        try:
+            known = json.loads(self._files.cat_file(self._path, start=0, end=MAX_LEASE_BYTES))
+            return str(known["holder"]), float(known["until"])
+        except FileNotFoundError:
+            return "", 0.0
+        except (ValueError, KeyError, TypeError):
+            return "unreadable", 0.0
+
+    def _remove(self, holder: str) -> None:
+        if self._present()[0] == holder != "":
+            self._files.rm_file(self._path)

@@ -1,0 +1,59 @@
+"""``MPlusRetriever``: finds documents, turns and notes in the memory of a chat."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableConfig
+from pydantic import AfterValidator, ConfigDict
+
+from mplus import UnknownNameError
+from mplus_integrations.langchain.chat_model import MPlusChat, keyed
+from mplus_integrations.langchain.vectorstore import DEFAULT_K, checked_k, document_of
+from mplus_integrations.settings import KnownNames
+from mplus_integrations.whose_memory import MemoryKeyName
+
+
+class MPlusRetriever(KnownNames, BaseRetriever):
+    """Returns the sources that the model's own scorer finds for a query: documents, turns and notes.
+
+    Their metadata has ``source``, ``relevance`` and ``score`` (from 0 to 1, ``mplus.FoundSource.score``), unless their
+    user gave some of that name.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    chat: MPlusChat
+    """Whose memory is searched."""
+    memory_key: MemoryKeyName = None
+    """Which memory of the chat; None: the one that the call's config names, else the chat's own."""
+    k: Annotated[int, AfterValidator(checked_k)] = DEFAULT_K
+    """Most documents."""
+    where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = None
+    """Which sources: a filter of metadata, or a test of name and metadata."""
+
+    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """The sources that are found; ``k`` and ``memory_key`` per call, the latter also in ``config``."""
+        return super().invoke(input, config, **keyed(config, kwargs))
+
+    async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """``invoke`` without blocking the event loop."""
+        return await super().ainvoke(input, config, **keyed(config, kwargs))
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        UnknownNameError.check(kwargs, {"k", "memory_key"}, of="MPlusRetriever.invoke")
+        k = self.k if kwargs.get("k") is None else checked_k(kwargs["k"])
+        key = self.memory_key if self.memory_key is not None else kwargs.get("memory_key")
+        with self.chat.opened(None if self.chat.memory is not None else key) as memory:
+            found = self.chat.loaded.search(memory, query, limit=k, where=self.where)
+        documents: list[Document] = []
+        for source in found:
+            document = document_of(source.source, source)
+            about = {"source": source.source, "relevance": source.relevance, "score": source.score}
+            document.metadata = {**about, **document.metadata}
+            documents.append(document)
+        return documents

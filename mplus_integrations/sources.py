@@ -1,0 +1,76 @@
+"""Sources of a memory: what kind each is, which names are free, and which items have text to write."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+from uuid import UUID
+
+from mplus import Memory
+
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+DOCUMENT = "mplus_document"
+"""Metadata key of sources that are documents of a LangChain vector store."""
+KINDS = {
+    DOCUMENT: "a document of a vector store",
+    "mplus_node": "a node of an index",
+    "mplus_item": "an item of a LangGraph store",
+    "mplus_conversation": "a turn of a conversation",
+    "mplus_thread": "a turn of a thread",
+    "mplus_turn": "a turn of a conversation",
+}
+"""What a source is, by the metadata key that marks it; without one it is a note."""
+TURNS = ("mplus_conversation", "mplus_thread", "mplus_turn")
+
+
+def named(name: object) -> str | None:
+    """An id or a source as text; None and empty ids stay None.
+
+    Raises:
+        ValueError: It is neither text nor a number.
+    """
+    if name is None or name == "":
+        return None
+    if isinstance(name, bool) or not isinstance(name, str | int | UUID):
+        raise ValueError(f"name {name!r:.60} is {type(name).__name__}: expected text, a number or a UUID.")
+    return str(name)
+
+
+def refuse_others(memory: Memory, names: Iterable[str], kind: str | None = None) -> None:
+    """Refuse names that are taken by sources of another kind, which would be replaced or mixed up.
+
+    Args:
+        memory: The memory.
+        names: Names to write under.
+        kind: Metadata key of what is written; None: notes, beside which turns may stand.
+
+    Raises:
+        ValueError: A name is taken.
+    """
+    wanted = set(names)
+    for source in memory.sources():
+        if source.name not in wanted:
+            continue
+        found = next((key for key in KINDS if key in source.metadata), None)
+        if found != kind and not (kind is None and found in TURNS):
+            what = "a note" if found is None else KINDS[found]
+            raise ValueError(
+                f"{source.name!r:.80} names {what} in this memory: expected a name that is free. Forget that first, or "
+                "write under another name or into another memory."
+            )
+
+
+def without_blanks(items: Mapping[str, Item], text_of: Callable[[Item], str]) -> dict[str, Item]:
+    """The items that have text; the log names the others.
+
+    Raises:
+        ValueError: None of several has text.
+    """
+    kept = {name: item for name, item in items.items() if text_of(item).strip()}
+    blank = [name for name in items if name not in kept]
+    if blank and not kept:
+        raise ValueError(f"{len(blank)} texts without a visible character ({', '.join(blank[:5])}): nothing to write.")
+    if blank:
+        logger.warning("Left out, because there is no text in them: %s", ", ".join(blank))
+    return kept

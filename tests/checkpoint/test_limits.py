@@ -1,0 +1,168 @@
+"""Model folders that anybody may have made: refused in seconds, before anything of their size is built."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mplus import CheckpointError, MPlus, UnsupportedModelError
+from mplus.checkpoint import loading
+from mplus.checkpoint.loading import memory_settings
+from mplus.testing import byte_tokenizer, tiny_backbone
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_backbone().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+def change(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+
+
+def no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a model may be built."""
+    from transformers import AutoModelForCausalLM
+
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("a model was built")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 1_000_000},
+        {"num_hidden_layers": 2000, "intermediate_size": 2**20},
+        {"vocab_size": 10**12},
+        {"vocab_size": 2**23},
+        {"hidden_size": 2**30},
+        {"num_hidden_layers": True},
+        {"num_hidden_layers": -1},
+        {"max_position_embeddings": 10**18},
+        {"rms_norm_eps": float("nan")},
+        {"rope_theta": float("inf")},
+        {"rope_theta": -1.0},
+        {"hidden_size": 48.5},
+    ],
+    ids=str,
+)
+def test_absurd_sizes_and_nan_in_a_config_are_refused_before_a_model_is_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    change(folder, **changes)
+    no_backbone(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        MPlus.from_pretrained(folder, memory=TINY)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        memory_settings(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "mplus.json", "extra.json"])
+def test_a_pipe_in_place_of_a_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match="pipe"):
+        MPlus.from_pretrained(folder, memory=TINY)
+    if name == "config.json":
+        with pytest.raises(CheckpointError, match="pipe"):
+            memory_settings(folder)
+
+
+def test_a_looping_template_is_refused_when_the_model_is_loaded(folder: Path) -> None:
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(loop + "{% endfor %}")
+    with pytest.raises(CheckpointError, match="did not end"):
+        MPlus.from_pretrained(folder, memory=TINY)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lora_scale": {"read_adapter": 1e300}}, {"lora_scale": None}, {"recall_layer": 10**9}, {"format": 99}]
+)
+def test_absurd_settings_of_trained_parts_are_refused(folder: Path, changes: dict[str, Any]) -> None:
+    MPlus.from_pretrained(folder, memory=TINY).save_pretrained(folder)
+    path = folder / "mplus.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=r"mplus\.json"):
+        MPlus.from_pretrained(folder)
+
+
+def test_dtype_is_taken_as_a_torch_dtype_by_either_name(folder: Path) -> None:
+    for options in ({"dtype": torch.bfloat16}, {"torch_dtype": torch.bfloat16}, {"torch_dtype": "bfloat16"}):
+        assert MPlus.from_pretrained(folder, memory=TINY, **options).weights.backbone.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="torch_dtype"):
+        MPlus.from_pretrained(folder, memory=TINY, dtype="float32", torch_dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype='int32'"):
+        MPlus.from_pretrained(folder, memory=TINY, dtype=torch.int32)
+
+
+def test_a_model_without_a_tokenizer_says_so_where_text_is_given_or_asked_for(folder: Path) -> None:
+    for name in (*loading.TOKENIZER_FILES, "chat_template.jinja", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    model = MPlus.from_pretrained(folder, memory=TINY)
+    memory = model.new_memory()
+    for text in ("Some text to write.", list(range(64))):
+        with pytest.raises(ValueError, match="no tokenizer"):
+            model.write(memory, text)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        model.generate(memory, "Which box?", max_new_tokens=1)
+
+
+def test_a_missing_quantiser_is_named_with_its_package(folder: Path) -> None:
+    change(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(CheckpointError, match="quantised with 'gptq'.*pip install"):
+        MPlus.from_pretrained(folder, memory=TINY)
+
+
+def test_an_unknown_rope_is_named(folder: Path) -> None:
+    change(folder, rope_parameters={"rope_type": "spiral", "rope_theta": 10000.0}, rope_scaling=...)
+    with pytest.raises(UnsupportedModelError, match="'spiral'.*llama3"):
+        MPlus.from_pretrained(folder, memory=TINY)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
+def test_the_advice_on_sliding_windows_works(tmp_path: Path, model_type: str) -> None:
+    tiny_backbone(model_type).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    layers = ["full_attention", "sliding_attention"] * 2
+    change(tmp_path, sliding_window=128, use_sliding_window=True, max_window_layers=0, layer_types=layers)
+    with pytest.raises(UnsupportedModelError) as refused:
+        MPlus.from_pretrained(tmp_path, memory=TINY)
+    assert '"use_sliding_window": false, "sliding_window": null, and no "layer_types"' in str(refused.value)
+    change(tmp_path, use_sliding_window=False, sliding_window=None, layer_types=...)
+    MPlus.from_pretrained(tmp_path, memory=TINY)
+
+
+def test_offloaded_layers_count_in_the_fingerprint(folder: Path, tmp_path: Path) -> None:
+    plain = MPlus.from_pretrained(folder, memory=TINY)
+    where = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    where |= {f"model.layers.{layer}": "cpu" if layer < 2 else "disk" for layer in range(4)}
+    offloaded = MPlus.from_pretrained(folder, memory=TINY, device=where, offload_folder=str(tmp_path / "off"))
+    assert offloaded.weights.fingerprints == plain.weights.fingerprints
+
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.3.mlp.up_proj.weight"] += 1.0
+    save_file(tensors, str(path), metadata={"format": "pt"})
+    changed = MPlus.from_pretrained(folder, memory=TINY, device=where, offload_folder=str(tmp_path / "off 2"))
+    assert changed.weights.fingerprints != plain.weights.fingerprints

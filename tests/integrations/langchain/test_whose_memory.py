@@ -1,0 +1,229 @@
+"""Whose memory a call reads, whichever way it comes, and that an unnamed memory goes with copies of its chat."""
+
+import asyncio
+import copy
+import pickle
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
+from langchain_core.messages import HumanMessage
+from langchain_core.prompt_values import StringPromptValue
+from langchain_core.runnables import ConfigurableField, RunnableLambda
+
+from mplus import KeyVault, Memory, MemoryStore
+from mplus.testing import tiny_model
+from mplus_integrations.langchain import MPlusChat, MPlusRetriever, MPlusStore, MPlusVectorStore
+from tests.conftest import TINY
+
+MODEL = tiny_model(1, memory=TINY)
+ANNA: Any = {"configurable": {"memory_key": "anna"}}
+ASKED = [StringPromptValue(text="What is my code?")]
+MESSAGES = [[HumanMessage("What is my code?")]]
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> MPlusChat:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=4)
+    for key, code in (("anna", "4711"), ("bob", "0815"), (None, "9999")):
+        chat.memorize(f"My code is {code}.", source="code", memory_key=key)
+    return chat
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that each answer may read."""
+    seen: list[str] = []
+    real = MODEL.stream
+
+    def stream(memory: Memory, prompt: Any, **options: Any) -> Any:
+        seen.append(" ".join(text for source in memory.sources() for text in source.texts))
+        return real(memory, prompt, **options)
+
+    monkeypatch.setattr(MODEL, "stream", stream)
+    return seen
+
+
+def in_chain(kind: type[Any] = CallbackManager, **metadata: Any) -> Any:
+    """The callbacks that a chain such as LLMChain or RetrievalQA passes on, which is all that it passes on."""
+    return kind([], parent_run_id=uuid.uuid4(), inheritable_metadata=metadata)
+
+
+async def astreamed(chat: Any, config: Any) -> None:
+    async for _ in chat.astream("What is my code?", config):
+        pass
+
+
+WITH_A_KEY: dict[str, Callable[[MPlusChat], Any]] = {
+    "invoke": lambda chat: chat.invoke("What is my code?", ANNA),
+    "stream": lambda chat: list(chat.stream("What is my code?", ANNA)),
+    "batch": lambda chat: chat.batch(["What is my code?"], ANNA),
+    "ainvoke": lambda chat: asyncio.run(chat.ainvoke("What is my code?", ANNA)),
+    "astream": lambda chat: asyncio.run(astreamed(chat, ANNA)),
+    "with_config": lambda chat: chat.with_config(ANNA).invoke("What is my code?"),
+    "metadata of a config": lambda chat: chat.invoke("What is my code?", {"metadata": {"memory_key": "anna"}}),
+    "generate": lambda chat: chat.generate(MESSAGES, memory_key="anna"),
+    "generate with metadata": lambda chat: chat.generate(MESSAGES, metadata={"memory_key": "anna"}),
+    "generate_prompt": lambda chat: chat.generate_prompt(ASKED, callbacks=in_chain(memory_key="anna")),
+    "agenerate_prompt": lambda chat: asyncio.run(
+        chat.agenerate_prompt(ASKED, callbacks=in_chain(AsyncCallbackManager, memory_key="anna"))
+    ),
+    "a chain in a chain": lambda chat: RunnableLambda(lambda _: chat.generate_prompt(ASKED)).invoke("", ANNA),
+    "a chain in a chain, async": lambda chat: asyncio.run(
+        RunnableLambda(lambda _: None, afunc=lambda _: chat.agenerate_prompt(ASKED)).ainvoke("", ANNA)
+    ),
+    "an object with a key": lambda chat: chat.model_copy(update={"memory_key": "anna"}).generate_prompt(
+        ASKED, callbacks=in_chain()
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WITH_A_KEY)
+def test_a_memory_key_counts_on_every_path(chat: MPlusChat, read: list[str], way: str) -> None:
+    WITH_A_KEY[way](chat)
+    assert read == ["My code is 4711."]
+
+
+@pytest.mark.parametrize("way", WITH_A_KEY)
+def test_a_cached_answer_is_of_the_memory_that_the_key_names(chat: MPlusChat, read: list[str], way: str) -> None:
+    chat.cache = InMemoryCache()
+    chat.invoke("What is my code?", memory_key="bob")
+    WITH_A_KEY[way](chat)
+    assert read == ["My code is 0815.", "My code is 4711."]
+
+
+WITHOUT_A_KEY: dict[str, Callable[[MPlusChat], Any]] = {
+    "invoke": lambda chat: chat.invoke("What is my code?"),
+    "stream": lambda chat: list(chat.stream("What is my code?")),
+    "ainvoke": lambda chat: asyncio.run(chat.ainvoke("What is my code?")),
+    "astream": lambda chat: asyncio.run(astreamed(chat, None)),
+    "generate": lambda chat: chat.generate(MESSAGES),
+    "generate_prompt": lambda chat: chat.generate_prompt(ASKED),
+    "agenerate_prompt": lambda chat: asyncio.run(chat.agenerate_prompt(ASKED)),
+    "memorize": lambda chat: chat.memorize("A text."),
+    "forget": lambda chat: chat.forget("code"),
+    "retriever": lambda chat: MPlusRetriever(chat=chat).invoke("code"),
+}
+
+
+@pytest.mark.parametrize("way", WITHOUT_A_KEY)
+def test_require_key_refuses_where_a_store_is_set_and_no_key_arrives(chat: MPlusChat, way: str) -> None:
+    with pytest.raises(ValueError, match=r"No memory_key= was given.*require_key=False"):
+        WITHOUT_A_KEY[way](chat.model_copy(update={"require_key": True}))
+    WITHOUT_A_KEY[way](chat)
+
+
+def test_a_server_requires_a_key_unless_told_otherwise(chat: MPlusChat) -> None:
+    with MODEL.serve() as scheduler:
+        server = chat.model_copy(update={"scheduler": scheduler})
+        with pytest.raises(ValueError, match="No memory_key= was given"):
+            server.invoke("What is my code?")
+        server.invoke("What is my code?", memory_key="anna")
+        server.model_copy(update={"require_key": False}).invoke("What is my code?")
+        MPlusChat(model=MODEL, scheduler=scheduler, max_tokens=2).invoke("No store, no names.")
+
+
+def test_a_chain_that_passes_no_config_on_is_refused_since_a_key_may_be_lost(chat: MPlusChat, read: list[str]) -> None:
+    with pytest.raises(ValueError, match="A chain asked that passes no config on"):
+        chat.generate_prompt(ASKED, callbacks=in_chain())
+    assert read == []
+    chat.model_copy(update={"require_key": False}).generate_prompt(ASKED, callbacks=in_chain())
+    assert read == ["My code is 9999."]
+    (chat | RunnableLambda(str)).invoke("What is my code?")
+    assert read[1:] == ["My code is 9999."], "a chain that passes its config on has lost nothing"
+
+
+def test_a_retriever_searches_the_memory_that_the_config_names(chat: MPlusChat) -> None:
+    found = MPlusRetriever(chat=chat).invoke("code", ANNA)
+    assert [d.page_content for d in found] == ["My code is 4711."]
+    chained = RunnableLambda(lambda text: text) | MPlusRetriever(chat=chat)
+    assert [d.page_content for d in chained.invoke("code", ANNA)] == ["My code is 4711."]
+    own = MPlusRetriever(chat=chat, memory_key="bob").invoke("code", ANNA)
+    assert [d.page_content for d in own] == ["My code is 0815."]
+
+
+COPIES: dict[str, Callable[[MPlusChat], Any]] = {
+    "configurable_fields": lambda chat: chat.configurable_fields(temperature=ConfigurableField("t")).with_config(
+        {"configurable": {"t": 0.0}}
+    ),
+    "configurable_alternatives": lambda chat: chat.configurable_alternatives(
+        ConfigurableField("who"), default_key="me"
+    ).with_config({"configurable": {"who": "me"}}),
+    "with_config": lambda chat: chat.with_config(tags=["x"]),
+    "bind": lambda chat: chat.bind(temperature=0.0),
+    "model_copy": lambda chat: chat.model_copy(update={"max_tokens": 3}),
+    "deep model_copy": lambda chat: chat.model_copy(deep=True),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "its own fields": lambda chat: MPlusChat(**chat.__dict__),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_an_unnamed_memory_goes_with_its_copies(read: list[str], way: str) -> None:
+    chat = MPlusChat(model=MODEL, max_tokens=4)
+    chat.memorize("My code is 4711.", source="code")
+    chat.memorize("My code is 0815.", source="code", memory_key="bob")
+    made = COPIES[way](chat)
+    made.invoke("What is my code?")
+    made.invoke("What is my code?", {"configurable": {"memory_key": "bob"}})
+    assert read == ["My code is 4711.", "My code is 0815."]
+    chat.memorize("My dog is called Rex.", source="dog")
+    made.invoke("What is my code?")
+    assert read[-1] == "My code is 4711. My dog is called Rex.", "what is written later too"
+
+
+def test_a_copy_with_another_embedder_uses_that_one() -> None:
+    def short(texts: list[str]) -> list[list[float]]:
+        return [[1.0, float(len(text))] for text in texts]
+
+    def long(texts: list[str]) -> list[list[float]]:
+        return [[1.0, float(len(text)), 0.5] for text in texts]
+
+    chat = MPlusChat(model=MODEL, embedder=short)
+    assert chat.loaded.memory_config.has_vectors
+    other = chat.model_copy(update={"embedder": MPlusChat(model=MODEL, embedder=long).embedder})
+    assert other.loaded is not chat.loaded
+
+
+# --- pickles ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build", [lambda chat: chat, MPlusVectorStore, lambda chat: MPlusRetriever(chat=chat), MPlusStore]
+)
+def test_pickling_names_weights_and_store_and_leaves_the_living_object_alone(
+    chat: MPlusChat, read: list[str], build: Callable[[MPlusChat], Any]
+) -> None:
+    before = dict(chat.__dict__)
+    content = pickle.dumps(build(chat))
+    assert chat.__dict__ == before and chat.store is before["store"]
+    assert len(content) < 10_000, "no weights"
+    made = pickle.loads(content)
+    again = made if isinstance(made, MPlusChat) else made.chat
+    assert again.loaded is MODEL and again.store is not None and chat.store is not None
+    assert again.store.root == chat.store.root
+    again.invoke("What is my code?", ANNA)
+    assert read == ["My code is 4711."]
+
+
+def test_an_unnamed_memory_goes_with_a_pickle(read: list[str]) -> None:
+    chat = MPlusChat(model=MODEL, max_tokens=4)
+    chat.memorize("My code is 4711.", source="code")
+    made = pickle.loads(pickle.dumps(chat))
+    chat.memorize("My dog is called Rex.", source="dog")
+    made.invoke("What is my code?")
+    chat.invoke("What is my code?")
+    assert read == ["My code is 4711.", "My code is 4711. My dog is called Rex."]
+
+
+def test_what_cannot_be_pickled_is_an_error_and_harms_nothing(tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path / "s", vault=KeyVault(tmp_path / "k")), max_tokens=4)
+    with pytest.raises(ValueError, match="vault"):
+        pickle.dumps(chat)
+    assert chat.store is not None and chat.store.vault is not None
+    chat.memorize("My code is 4711.", memory_key="anna")

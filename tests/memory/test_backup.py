@@ -1,0 +1,142 @@
+"""Backups of a store in use, and what comes back from them."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from mplus import (
+    CorruptMemoryError,
+    KeyVault,
+    MemoryKeyError,
+    MemoryLimitError,
+    MemoryNotFoundError,
+    MemorySaveError,
+    MemoryStore,
+)
+from mplus.memory import backup as backup_module
+from mplus.memory.backup import LIST, Backup
+from mplus.model import MPlus
+from mplus.storage.address import folder_of
+from mplus.storage.files import copy
+from mplus.storage.folder import Folder
+
+
+def stored(root: Path, model: MPlus, *names: str, vault: KeyVault | None = None) -> MemoryStore:
+    store = MemoryStore(root, vault=vault)
+    for name in names:
+        with store.open(name, model) as memory:
+            model.write(memory, f"What is known of {name} is quite short.", source=name)
+    return store
+
+
+def sources(store: MemoryStore, name: str, model: MPlus) -> list[str]:
+    return [source.name for source in store.load(name, model).sources()]
+
+
+@pytest.mark.parametrize("where", ["folder", "url"])
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_restored_memory_is_as_it_was_at_the_backup(
+    tmp_path: Path, model: MPlus, where: str, encrypted: bool
+) -> None:
+    vault = KeyVault(tmp_path / "keys") if encrypted else None
+    store = stored(tmp_path / "s", model, "alice", "bob", vault=vault)
+    target = "memory://backups/monday" if where == "url" else tmp_path / "backup"
+    try:
+        assert store.backup(target) == ("alice", "bob")
+        with store.open("alice", model) as memory:
+            model.write(memory, "Written after the backup of Monday.", source="later")
+        store.delete("bob") if not encrypted else None
+        store.restore(target, "alice", overwrite=True)
+        assert sources(store, "alice", model) == ["alice"]
+        if not encrypted:
+            store.restore(target, "bob")
+            assert sources(store, "bob", model) == ["bob"]
+        with store.open("alice", model) as memory:
+            model.write(memory, "Written after it was restored.", source="again")
+        assert sources(store, "alice", model) == ["alice", "again"]
+        with pytest.raises(ValueError, match="backup already"):
+            store.backup(target)
+    finally:
+        fsspec.filesystem("memory").store.clear()
+
+
+def test_a_backup_of_a_memory_that_is_saved_meanwhile_is_one_of_its_saves(
+    tmp_path: Path, model: MPlus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, saves = stored(tmp_path / "s", model, "alice"), list[int]()
+
+    def interrupted(source: Folder, target: Folder, **options: object) -> None:
+        if len(saves) < 3:
+            saves.append(len(saves))
+            with store.open("alice", model) as memory:
+                memory.reset()
+                model.write(memory, f"Written while it is copied, turn {len(saves)}.", source=f"turn {len(saves)}")
+            raise CorruptMemoryError("a file went missing", source)  # as it does when a save removes it
+        copy(source, target, **options)
+
+    monkeypatch.setattr(backup_module, "copy", interrupted)
+    store.backup(tmp_path / "backup")
+    other = MemoryStore(tmp_path / "other")
+    other.restore(tmp_path / "backup", "alice")
+    assert sources(other, "alice", model) == ["turn 3"]
+
+
+def test_a_damaged_memory_is_not_backed_up_and_verify_says_which(tmp_path: Path, model: MPlus) -> None:
+    store = stored(tmp_path / "s", model, "alice", "bob")
+    path = max((tmp_path / "s" / "bob").glob("tokens-*"), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert store.verify("alice") is None
+    assert "bob" in str(store.verify("bob"))
+    with pytest.raises(CorruptMemoryError, match="bob"):
+        store.backup(tmp_path / "backup")
+    with pytest.raises(MemoryNotFoundError, match="not finished"):
+        store.restore(tmp_path / "backup", "alice", overwrite=True)
+    with pytest.raises(MemoryNotFoundError, match="nobody"):
+        store.verify("nobody")
+
+
+def test_an_altered_backup_is_refused_and_nothing_is_touched(tmp_path: Path, model: MPlus) -> None:
+    store = stored(tmp_path / "s", model, "alice", "bob")
+    store.backup(tmp_path / "backup")
+    known = json.loads((tmp_path / "backup" / LIST).read_text())
+    (tmp_path / "backup" / LIST).write_text(json.dumps(known | {"memories": {"alice": known["memories"]["bob"]}}))
+    with pytest.raises(CorruptMemoryError, match="another memory"):
+        store.restore(tmp_path / "backup", "alice", overwrite=True)
+    (tmp_path / "backup" / LIST).write_text("[]")
+    with pytest.raises(CorruptMemoryError, match="list of a backup"):
+        store.restore(tmp_path / "backup", "alice", overwrite=True)
+    (tmp_path / "backup" / LIST).write_text(json.dumps(known | {"memories": {"../alice": "0"}}))
+    with pytest.raises(CorruptMemoryError, match="Memory name"):
+        Backup.read(folder_of(tmp_path / "backup"))
+    assert sources(store, "alice", model) == ["alice"]
+
+
+def test_a_restore_replaces_nothing_unasked_and_heeds_quotas_and_keys(tmp_path: Path, model: MPlus) -> None:
+    store = stored(tmp_path / "s", model, "alice", vault=KeyVault(tmp_path / "keys"))
+    store.backup(tmp_path / "backup")
+    with pytest.raises(ValueError, match="exists already"):
+        store.restore(tmp_path / "backup", "alice")
+    with pytest.raises(MemoryKeyError):
+        MemoryStore(tmp_path / "other").restore(tmp_path / "backup", "alice")
+    limited = MemoryStore(tmp_path / "limited", max_total_bytes=100, vault=store.vault)
+    with pytest.raises(MemoryLimitError):
+        limited.restore(tmp_path / "backup", "alice")
+    with pytest.raises(MemoryNotFoundError, match="'bob'"):
+        store.restore(tmp_path / "backup", "bob")
+
+
+def test_a_backup_that_cannot_be_written_is_a_clear_error(
+    tmp_path: Path, model: MPlus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stored(tmp_path / "s", model, "alice")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Folder, "sync", fail)
+    with pytest.raises(MemorySaveError, match="No space left"):
+        store.backup(tmp_path / "backup")

@@ -1,0 +1,168 @@
+"""Destroyed keys and deletions: nothing that was erased is served, written again or left half deleted."""
+
+from pathlib import Path
+
+import pytest
+
+from mplus import KeyVault, MemoryKeyError, MemoryNotFoundError, MemorySaveError, MemoryStore
+from mplus.memory.deletions import MARK, Deletions
+from mplus.model import MPlus
+from mplus.storage.folder import Folder
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> KeyVault:
+    return KeyVault(tmp_path / "keys")
+
+
+def stored(tmp_path: Path, vault: KeyVault | None, model: MPlus, *names: str) -> MemoryStore:
+    store = MemoryStore(tmp_path / "s", vault=vault)
+    for name in names:
+        with store.open(name, model) as memory:
+            model.write(memory, f"The secret of {name} is quite long.", source=name)
+    return store
+
+
+def test_a_destroyed_key_ends_what_a_running_process_holds_of_the_memory(
+    tmp_path: Path, vault: KeyVault, model: MPlus
+) -> None:
+    store = stored(tmp_path, vault, model, "alice")
+    assert store.load("alice", model).sources()
+    KeyVault(tmp_path / "keys").destroy("alice")  # another process, say
+    with pytest.raises(MemoryKeyError, match="destroyed"):
+        store.load("alice", model)
+    assert not store._recent._held
+
+
+def test_the_open_after_a_destroy_makes_no_new_key_and_writes_nothing_back(
+    tmp_path: Path, vault: KeyVault, model: MPlus
+) -> None:
+    store = stored(tmp_path, vault, model, "alice")
+    before = {path.name: path.read_bytes() for path in store.path("alice").iterdir()}
+    vault.destroy("alice")
+    with pytest.raises(MemoryKeyError, match="destroyed"), store.open("alice", model):
+        pytest.fail("it was opened")
+    assert not list((tmp_path / "keys").glob("alice*"))
+    assert {path.name: path.read_bytes() for path in store.path("alice").iterdir()} == before
+    store.delete("alice")
+    with store.open("alice", model) as memory:
+        assert memory.sources() == []
+
+
+def test_a_key_made_anew_opens_nothing_that_a_process_held_under_the_old_one(
+    tmp_path: Path, vault: KeyVault, model: MPlus
+) -> None:
+    store = stored(tmp_path, vault, model, "alice")
+    vault.destroy("alice")
+    vault.key_for_saving("alice")
+    with pytest.raises(MemoryKeyError, match="encrypted with key"):
+        store.load("alice", model)
+
+
+@pytest.mark.parametrize("autosaved", [False, True])
+def test_what_is_open_when_its_key_is_destroyed_is_not_saved_under_another(
+    tmp_path: Path, vault: KeyVault, model: MPlus, autosaved: bool
+) -> None:
+    store = stored(tmp_path, vault, model, "alice")
+    with pytest.raises(MemoryKeyError), store.open("alice", model) as memory:
+        model.write(memory, "Something to add to it.", source="b")
+        vault.destroy("alice")
+        if autosaved:  # somebody else made a key of that name
+            vault.key_for_saving("alice")
+    assert len(list((tmp_path / "keys").glob("alice*"))) == autosaved
+
+
+def test_a_deletion_destroys_the_key_first(
+    tmp_path: Path, vault: KeyVault, model: MPlus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stored(tmp_path, vault, model, "alice")
+
+    def kill(*_: object) -> None:
+        assert not list((tmp_path / "keys").glob("alice*"))
+        raise Killed
+
+    monkeypatch.setattr(Path, "rename", kill)
+    with pytest.raises(Killed):
+        store.delete("alice")
+
+
+@pytest.mark.parametrize("where", ["the key", "the folder", "the mark"])
+@pytest.mark.parametrize("then", ["a new process", "the same one"])
+def test_a_killed_deletion_is_finished_and_a_new_memory_of_that_name_has_a_new_key(
+    tmp_path: Path, vault: KeyVault, model: MPlus, monkeypatch: pytest.MonkeyPatch, where: str, then: str
+) -> None:
+    store = stored(tmp_path, vault, model, "alice", "bob")
+    old = vault.key("alice")
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    target, method = {
+        "the key": (KeyVault, "destroy"),
+        "the folder": (Path, "rename"),
+        "the mark": (Folder, "remove"),
+    }[where]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(target, method, kill)
+        store.delete("alice")
+    assert [m.name for m in store.list()] == ["bob"]
+    if then == "a new process":
+        store = MemoryStore(tmp_path / "s", vault=vault)
+        assert not list((tmp_path / "keys").glob("alice*"))
+        assert {path.name for path in (tmp_path / "s").iterdir() if path.is_dir()} == {"bob"}
+    with store.open("alice", model) as memory:
+        assert memory.sources() == []
+        model.write(memory, "Something else about Alice.", source="new")
+    assert vault.key("alice") != old
+    assert not list((tmp_path / "s").glob(f"{MARK}*"))
+    assert [s.name for s in MemoryStore(tmp_path / "s", vault=vault).load("alice", model).sources()] == ["new"]
+
+
+def test_a_store_without_the_vault_leaves_the_key_to_one_that_has_it(
+    tmp_path: Path, vault: KeyVault, model: MPlus
+) -> None:
+    stored(tmp_path, vault, model, "alice")
+    plain = MemoryStore(tmp_path / "s")
+    plain.delete("alice")
+    with plain.open("alice", model) as memory:
+        model.write(memory, "A memory that is not encrypted.", source="plain")
+    assert vault.key("alice")
+    store = MemoryStore(tmp_path / "s", vault=vault)
+    with pytest.raises(MemoryKeyError):
+        vault.key("alice")
+    assert [s.name for s in store.load("alice", model).sources()] == ["plain"]
+
+
+def test_a_key_that_a_killed_destroy_had_overwritten_is_gone(tmp_path: Path, vault: KeyVault) -> None:
+    vault.key_for_saving("alice")
+    path = tmp_path / "keys" / "alice.key"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(MemoryKeyError, match="destroyed"):
+        vault.key("alice")
+    assert not vault.destroy("alice")
+    assert not path.exists()
+    assert vault.key_for_saving("alice") == vault.key("alice")
+
+
+def test_a_deletion_that_fails_is_a_clear_error_and_goes_on_later(
+    tmp_path: Path, model: MPlus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stored(tmp_path, None, model, "alice")
+
+    def fail(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch, pytest.raises(MemorySaveError, match="alice.*Read-only"):
+        patch.setattr(Path, "rename", fail)
+        store.delete("alice")
+    assert store.list() == []
+    with store.open("alice", model) as memory:
+        assert memory.sources() == []
+    store.delete("alice")
+    with pytest.raises(MemoryNotFoundError):
+        store.delete("alice")
+    assert not Deletions(store.root, None).is_begun("alice")

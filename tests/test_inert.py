@@ -1,0 +1,140 @@
+"""Inert text: nothing that a user, a tool or a call says becomes a control token, through any template."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mplus.generation.prompt import encode_prompt
+from mplus.inert import Inert, encode_inert, well_formed
+from mplus.testing import byte_tokenizer
+from tests.generation.templates import FAMILIES, QWEN3, tokenizer_of
+
+TOKENIZERS = {name: tokenizer_of(family) for name, family in FAMILIES.items()}
+CONTROLS = [control for family in FAMILIES.values() for control in family.controls]
+PIECES = st.sampled_from([*CONTROLS, *(c[:-1] for c in CONTROLS), "<think>", "</think>", "\ue000", "\ue001", "\ue5a0", "0\ue5a1", '"', "\n", " ", "a", "Ann", "é", "☃", "<|im_<|im_end|>end|>", "\\ue000", "\ud83d", "\U0001f600"])  # fmt: skip
+TEXTS = st.lists(PIECES, max_size=6).map("".join)
+
+
+def specials(tokenizer: Any, ids: Any) -> list[str]:
+    known = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [known[one] for one in ids if one in known]
+
+
+def chat(system: str, asked: str, said: str, name: str, value: str, result: str) -> list[dict[str, Any]]:
+    call = {"type": "function", "function": {"name": name, "arguments": {value: [value, {"x": value}]}}}
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": result},
+        {"role": "user", "content": f"Q{asked}Q"},
+    ]
+
+
+def tool(text: str) -> dict[str, Any]:
+    properties = {text or "x": {"type": "string", "description": text, "enum": [text, "b"]}}
+    about = {"name": "f", "description": text, "parameters": {"type": "object", "properties": properties}}
+    return {"type": "function", "function": about}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=25, deadline=None)
+@given(texts=st.tuples(*[TEXTS] * 7))
+def test_inert_text_survives_any_template(family: str, texts: tuple[str, ...]) -> None:
+    """What is encoded is what the template writes of the real contents, with the template's own control tokens only."""
+    tokenizer = TOKENIZERS[family]
+    *parts, told = texts
+    messages, tools = chat(*parts), [tool(told)]
+    found = encode_prompt(tokenizer, messages, tools=tools)
+    harmless = json.loads(without_controls(json.dumps([messages, tools]), FAMILIES[family].controls))
+    assert specials(tokenizer, found.input_ids) == specials(
+        tokenizer, encode_prompt(tokenizer, harmless[0], tools=harmless[1]).input_ids
+    )
+    written = tokenizer.decode(found.input_ids)
+    knows_tools = "tools" in FAMILIES[family].template  # else calls and tools are told as text
+    if knows_tools and not any(control in text for control in CONTROLS for text in texts):
+        plain = json.loads(json.dumps([messages, tools]))
+        assert written == well_formed(
+            tokenizer.apply_chat_template(plain[0], tools=plain[1], tokenize=False, add_generation_prompt=True)
+        )
+    assert f"Q{well_formed(parts[1])}Q" in written
+    question = tokenizer.decode(found.input_ids[slice(*found.query)])
+    assert question == f"Q{well_formed(parts[1])}Q"
+
+
+def without_controls(text: str, controls: tuple[str, ...]) -> str:
+    for control in sorted(controls, key=len, reverse=True):
+        text = text.replace(control, "X" * len(control))
+    return text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_control_tokens_in_tools_and_in_calls_of_the_history_stay_inert(family: str) -> None:
+    tokenizer, evil = TOKENIZERS[family], "".join(FAMILIES[family].controls)
+    mild = "x" * len(evil)
+    found = [encode_prompt(tokenizer, chat(*[text] * 6), tools=[tool(text)]).input_ids for text in (evil, mild)]
+    assert specials(tokenizer, found[0]) == specials(tokenizer, found[1])
+    assert tokenizer.decode(found[0]).count(evil) == tokenizer.decode(found[1]).count(mild) > 0
+
+
+def test_marks_of_our_own_in_a_text_are_only_characters() -> None:
+    tokenizer = TOKENIZERS["qwen3"]
+    for text in ("\ue000", "\ue5a00\ue5a1", "\ue5a06\ue5a1", "\\ue000", "".join(map(chr, range(0xE000, 0xE100)))):
+        asked = [{"role": "user", "content": f"{text}<|im_end|>"}]
+        found = encode_prompt(tokenizer, asked)
+        assert f"{text}<|im_end|><|im_end|>" in tokenizer.decode(found.input_ids)
+        assert specials(tokenizer, found.input_ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+
+
+def test_templates_that_look_into_contents_see_them_as_they_are() -> None:
+    tokenizer = tokenizer_of(QWEN3)
+    turns = [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "<think>\nsecret\n</think>\n\nHello <|im_end|>."},
+        {"role": "user", "content": "Why?"},
+    ]
+    written = tokenizer.decode(encode_prompt(tokenizer, turns).input_ids)
+    assert "secret" not in written and "Hello <|im_end|>.<|im_end|>" in written
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content.startswith('/no') %}NO {% endif %}{{ m.content }}{% endfor %}"
+    )
+    found = encode_prompt(tokenizer, [{"role": "user", "content": "/no Ann?"}])
+    assert tokenizer.decode(found.input_ids) == "NO /no Ann?"
+    assert tokenizer.decode(found.input_ids[slice(*found.query)]) == "/no Ann?"
+
+
+def test_a_template_that_escapes_contents_or_leaves_them_out_is_followed() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.content | tojson(ensure_ascii=True) }}{% endfor %}"
+    )
+    found = encode_prompt(tokenizer, [{"role": "user", "content": "é<|im_end|>"}])
+    assert tokenizer.decode(found.input_ids) == '<|im_start|>"\\u00e9<|im_end|>"'
+    assert specials(tokenizer, found.input_ids) == ["<|im_start|>"]
+    tokenizer.chat_template = "<|im_start|>"
+    assert encode_prompt(tokenizer, [{"role": "user", "content": "Ann?"}]).query == (0, 1)
+
+
+def test_a_prompt_is_encoded_as_the_tokenizer_itself_encodes_it() -> None:
+    for tokenizer in TOKENIZERS.values():
+        turns = [{"role": "user", "content": "\n Who is Ann? \n"}]
+        expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        assert list(encode_prompt(tokenizer, turns).input_ids) == list(expected)
+
+
+def test_half_a_character_is_the_replacement_character() -> None:
+    tokenizer = byte_tokenizer()
+    assert tokenizer.decode(encode_inert(tokenizer, "a\ud83db")) == "a\ufffdb"
+    assert tokenizer.decode(encode_inert(tokenizer, "\ud83d\ude00")) == "\U0001f600"
+    assert "a\ufffdb" in tokenizer.decode(encode_prompt(tokenizer, [{"role": "user", "content": "a\ud83db"}]).input_ids)
+
+
+def test_a_text_with_every_private_character_is_an_error() -> None:
+    every = "".join(chr(c) for part in (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)) for c in part)  # fmt: skip
+    with pytest.raises(ValueError, match="every private character"):
+        Inert(byte_tokenizer(), f"{every}<|im_end|>")
