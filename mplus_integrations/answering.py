@@ -195,15 +195,16 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 reads.append(Read(one.name, other, [*of_call, *own, not_pasted_into(said, other)]))
             read, read_where, names = readable(model, reads)
             engine = model if self.scheduler is None or call.model is not None else self.scheduler
-            several = len(read) > 1
+            several, options = len(read) > 1, sampling.model_dump()
+            if processors:
+                options["processors"] = processors
             stream = engine.stream(
                 read if several else read[0],
                 prompt,
                 tools=call.tools,
                 constraint=form.constraint,
                 where=read_where if several else read_where[0],
-                processors=processors,
-                **sampling.model_dump(),
+                **options,
             )
             return stream, names
 

@@ -43,7 +43,7 @@ LATER = {
     "evaluate": "Measure what is remembered: write contexts, then distractors, and ask after more and more of them.",
     "serve": "Serve the model and its memories to many users: OpenAI's API, an API of memories, and MCP.",
     "mcp": "Give an agent a memory by the Model Context Protocol: remember, recall, ask, forget, list.",
-    "keys": "Make, list and revoke the API keys of mplus serve --keys.",
+    "keys": "Make, list and revoke the API keys of mplus serve --keys. A running server sees changes at once.",
 }
 """Commands whose options come from pydantic models, which take longer to import than ``mplus --help`` may last, or that
 need an extra."""

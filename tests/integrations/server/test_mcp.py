@@ -3,6 +3,8 @@
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,15 @@ def told(result: Any) -> Any:
     return result.structured_content
 
 
-async def by_http(served: Served, key: str | None = None) -> Any:
+@asynccontextmanager
+async def by_http(served: Served, key: str | None = None) -> AsyncIterator[Any]:
+    """A client with a key."""
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    http = httpx2.AsyncClient(headers=headers, timeout=60)
-    return Client(streamable_http_client(f"{served.url}/mcp", http_client=http))
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=60) as http,
+        Client(streamable_http_client(f"{served.url}/mcp", http_client=http)) as client,
+    ):
+        yield client
 
 
 async def use(client: Any) -> None:
@@ -47,7 +54,7 @@ async def use(client: Any) -> None:
 
 def test_an_agent_remembers_and_forgets_by_http(served: Served) -> None:
     async def work() -> None:
-        async with await by_http(served) as client:
+        async with by_http(served) as client:
             await use(client)
 
     asyncio.run(work())
@@ -58,7 +65,7 @@ def test_agents_with_keys_have_their_own_memories(serving: Serving, tmp_path: Pa
     (_, anna), (_, bob) = ring.add("anna"), ring.add("bob")
 
     async def work(served: Served) -> None:
-        async with await by_http(served, anna) as hers, await by_http(served, bob) as his:
+        async with by_http(served, anna) as hers, by_http(served, bob) as his:
             told(await hers.call_tool("remember", {"text": "My dog is called Biscuit.", "source": "dog"}))
             told(await his.call_tool("remember", {"text": "My cat is called Waffle.", "source": "cat"}))
             for client, own in ((hers, "dog"), (his, "cat")):
