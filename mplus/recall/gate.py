@@ -38,7 +38,8 @@ class Gate(nn.Module):
     """Probability that a question is about what was told: about the user, or about texts in memory.
 
     A small network sees the mean of the question's states at the recall layer, how well the best chunk matches, how
-    many of its words stand in one chunk, and how many chunks there are. What was never told about the user still needs memory: it is declined there.
+    many of its words stand in one chunk, and how many chunks there are. What was never told about the user still needs
+    memory: it is declined there.
     """
 
     def __init__(self, mean: Float[Tensor, " D"], deviation: Float[Tensor, " D"], hidden: int = 32) -> None:
