@@ -38,7 +38,7 @@ TemplateOptions = Mapping[str, Any] | None
 """Variables of the chat template, such as ``enable_thinking``."""
 MemoryLike = Memory | Sequence[Memory]
 """One memory, or several that are read together."""
-MEMORY_NEEDED = 0.2
+MEMORY_NEEDED = 0.03
 """Least probability that a question needs memory with which it is asked of memory."""
 JOINED_READS = 16
 """Most memories put together that are kept for the next read of the same states."""
