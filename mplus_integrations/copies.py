@@ -84,7 +84,7 @@ class Referring(BaseModel):
         memo[id(self)] = found
         for name, value in self.__dict__.items():
             if name not in REFERRED | OF_THE_PROCESS:
-                found.__dict__[name] = copy.deepcopy(value, memo)
+                vars(found)[name] = copy.deepcopy(value, memo)
         return found
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -106,10 +106,7 @@ class Referring(BaseModel):
         missing = type(self).model_fields.keys() - fields.keys()
         for name in missing:
             fields[name] = type(self).model_fields[name].get_default(call_default_factory=True, validated_data=fields)
-        made = {
-            name: attribute.default if attribute.default_factory is None else attribute.default_factory()
-            for name, attribute in type(self).__private_attributes__.items()
-        }
+        made = {name: attribute.get_default() for name, attribute in type(self).__private_attributes__.items()}
         private = {
             **{name: value for name, value in made.items() if value is not PydanticUndefined},
             **{n: v.found() if isinstance(v, NamedModel) else v for n, v in state["__pydantic_private__"].items()},

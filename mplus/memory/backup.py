@@ -56,7 +56,7 @@ class Backup:
             raise not_read(place, error) from error
         try:
             found: Any = json.loads(text)
-            known = cast("dict[str, str]", found["memories"])
+            known = cast("dict[str, Any]", found["memories"])
             if found["format"] != FORMAT or not all(isinstance(value, str) for value in known.values()):
                 raise ValueError(f"format {found['format']!r:.20}")
             return cls(place, {check_name(name): value for name, value in known.items()})

@@ -105,7 +105,7 @@ def decode(hint: Any, value: Any, find: FindTensor = from_inline) -> Any:
         return typing.cast("dict[str, Any]", value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST:
         return float(value)
-    if hint in (int, str, bool) and type(value) is hint and (hint is not int or abs(value) <= MOST):
+    if hint in (int, str, bool) and type(value) is hint and (type(value) is not int or abs(value) <= MOST):
         return value
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
         return decode_fields(hint, typing.cast("dict[str, Any]", value), find)

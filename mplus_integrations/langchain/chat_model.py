@@ -373,7 +373,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         told = (0, 0)
         for piece in self._pieces(to_chat(messages), call, latents, left, shared=shared):
             if isinstance(piece, Piece):
-                message = AIMessageChunk(str(piece), usage_metadata=usage(piece.tokens, told))
+                message = AIMessageChunk(content=str(piece), usage_metadata=usage(piece.tokens, told))
                 told = piece.tokens
             else:
                 message = to_last_chunk(piece, told)

@@ -220,7 +220,7 @@ class WholeForm(BaseTransformOutputParser[Any]):
             return None
 
     def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
-        whole, shown = AIMessageChunk(""), None
+        whole, shown = AIMessageChunk(content=""), None
         for chunk in input:
             whole += _as_chunk(chunk)
             if (found := self._unfinished(whole)) is not None and found != shown:
@@ -230,7 +230,7 @@ class WholeForm(BaseTransformOutputParser[Any]):
             yield found
 
     async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:
-        whole, shown = AIMessageChunk(""), None
+        whole, shown = AIMessageChunk(content=""), None
         async for chunk in input:
             whole += _as_chunk(chunk)
             if (found := self._unfinished(whole)) is not None and found != shown:
@@ -244,5 +244,5 @@ def _as_chunk(chunk: str | BaseMessage) -> AIMessageChunk:
     if isinstance(chunk, AIMessageChunk):
         return chunk
     if isinstance(chunk, AIMessage):
-        return AIMessageChunk(**{**chunk.model_dump(), "type": "AIMessageChunk"})
+        return AIMessageChunk.model_validate({**chunk.model_dump(), "type": "AIMessageChunk"})
     return AIMessageChunk(content=chunk if isinstance(chunk, str) else chunk.content)

@@ -1,5 +1,7 @@
 """An answer from memory declines only where that is likely enough."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -49,7 +51,7 @@ def test_a_model_s_own_threshold_counts_where_a_call_gives_none_and_only_for_cha
     assert [answer.text == begins for answer in batch] == [False, True]
 
 
-def test_it_is_kept_with_the_trained_parts(tmp_path) -> None:
+def test_it_is_kept_with_the_trained_parts(tmp_path: Path) -> None:
     write_parts(tmp_path, TrainedParts(decline_threshold=0.75))
     assert read_parts(tmp_path).decline_threshold == 0.75
     (tmp_path / "mplus.json").write_text((tmp_path / "mplus.json").read_text().replace("0.75", "1.5"))
