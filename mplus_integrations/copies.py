@@ -8,9 +8,10 @@ import copy
 import pickle
 import tempfile
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -106,7 +107,12 @@ class Referring(BaseModel):
         missing = type(self).model_fields.keys() - fields.keys()
         for name in missing:
             fields[name] = type(self).model_fields[name].get_default(call_default_factory=True, validated_data=fields)
-        made = {name: attribute.get_default() for name, attribute in type(self).__private_attributes__.items()}
+        made = {
+            name: attribute.default
+            if attribute.default_factory is None
+            else cast("Callable[[], Any]", attribute.default_factory)()
+            for name, attribute in type(self).__private_attributes__.items()
+        }
         private = {
             **{name: value for name, value in made.items() if value is not PydanticUndefined},
             **{n: v.found() if isinstance(v, NamedModel) else v for n, v in state["__pydantic_private__"].items()},

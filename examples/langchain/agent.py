@@ -20,11 +20,11 @@ from langgraph.checkpoint.memory import InMemorySaver
 import mplus
 from mplus_integrations.langchain import MPlusChat, MPlusMemoryMiddleware
 
-HOURS = {"museum": "ten to six", "library": "nine to five", "swimming pool": "seven to eight in the evening"}
+HOURS = {"library": "nine to five", "museum": "ten to six", "swimming pool": "seven to eight in the evening"}
 
 
 @tool(return_direct=True)
-def opening_hours(place: Literal["museum", "library", "swimming pool"]) -> str:
+def opening_hours(place: Literal["library", "museum", "swimming pool"]) -> str:
     """When a place opens. place: the place that the question is about."""
     return f"The {place} is open from {HOURS[place]}."
 

@@ -15,7 +15,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.json import parse_partial_json
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 from typing_extensions import is_typeddict
 
 from mplus import Constraint
@@ -164,8 +164,8 @@ class WholeForm(BaseTransformOutputParser[Any]):
         OutputParserException: The answer was cut off, or is not valid; the message names the reason.
     """
 
-    fields: type[BaseModel] | None = None
-    """The class of the result; None: a dictionary."""
+    fields: type[Any] | None = None
+    """The class of the result, of pydantic or of its version 1; None: a dictionary."""
     tool: str | None = None
     """The tool whose arguments are the result; None: the text is."""
 
@@ -196,8 +196,9 @@ class WholeForm(BaseTransformOutputParser[Any]):
         if self.fields is None:
             return found
         try:
-            return self.fields.model_validate(found)
-        except ValidationError as error:
+            is_new = issubclass(self.fields, BaseModel)
+            return self.fields.model_validate(found) if is_new else self.fields.parse_obj(found)
+        except ValueError as error:
             raise OutputParserException(
                 f"The answer does not fit {self.fields.__name__}: {error}", llm_output=said
             ) from error

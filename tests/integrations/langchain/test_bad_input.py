@@ -234,7 +234,7 @@ def test_a_call_of_an_unknown_tool_or_a_bad_choice(stored: MPlusChat) -> None:
     with pytest.raises(ValueError, match="method='yaml'"):
         stored.with_structured_output(OPEN_SCHEMA, method="yaml")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="response_format="):
-        stored.invoke("hi", config=ANNA, response_format={"type": "json_object"})
+        stored.invoke("hi", config=ANNA, response_format={"type": "yaml"})
 
 
 # --- names of memories --------------------------------------------------------------------------------

@@ -353,8 +353,6 @@ def test_two_lines_swap_a_vector_store_index(llm: MPlusLLM, monkeypatch: pytest.
 
 
 def test_bad_arguments_are_named(index: MPlusIndex, llm: MPlusLLM, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="text_qa_template"):
-        index.as_query_engine(text_qa_template=None)
     with pytest.raises(ValueError, match="'top_k'"):
         index.as_query_engine(top_k=3)
     with pytest.raises(ValueError, match="'top_k'"):
