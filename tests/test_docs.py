@@ -95,6 +95,7 @@ def test_a_command_that_a_page_shows_exists(name: str, words: list[str]) -> None
         "python": _is_a_script,
         "accelerate": lambda words: _parses(words[words.index("mplus.cli") :]),
         "MPLUS_RELIABILITY=full": lambda words: None,
+        "export": lambda words: None,
         "curl": lambda words: None,
     }
     assert words[0] in checks, f"{name} shows {words[0]}, which this test does not know"

@@ -50,6 +50,8 @@ class RunSettings(BaseModel):
     """Samples per step and process; None takes the stage's preset."""
     rank: Positive = 16
     """Rank of the adapters."""
+    tune_rank: Positive | None = None
+    """Rank to which tune widens the adapter that it goes on with; None: it keeps its rank."""
     adapters: Positive = 1
     """Read adapters that the reader stage trains, from different seeds; the model gets their mean."""
     broad_texts: Positive = 250

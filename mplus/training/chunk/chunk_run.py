@@ -166,8 +166,8 @@ class ChunkRun:
         learning = _asked_for(replace(TUNED, seed=self.settings.seed), self.settings, "tune")
         samples = self._samples(late_interaction(self.model, start.late), layer, tuning=True)
         adapter = start.read_adapter
-        if rank_of(adapter) < self.settings.rank:
-            adapter = widened(adapter, self.settings.rank, torch.Generator().manual_seed(self.settings.seed))
+        if rank_of(adapter) < (self.settings.tune_rank or 0):
+            adapter = widened(adapter, self.settings.tune_rank or 0, torch.Generator().manual_seed(self.settings.seed))
         reader = Reader(self.computing.weights, self.data.bank, adapter)
         task = ReaderTask(reader, samples, learning, start, name="tune", processes=self.processes)
         return train_task(task, self.accelerator, self.folder.stage("tune"), self.log, self.settings)
