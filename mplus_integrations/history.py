@@ -2,8 +2,9 @@
 
 How many stand there is a property of the model (``MPlus.prompt_turns``). The name of a turn is a hash of the
 conversation up to it, so the same history is recognised in the next call. Turns of the same conversation that are
-no longer in the history (after an edit or a step back) are forgotten. A turn is not written again if it has a
-``source``, under which it was written, or an ``id`` that names a source with its text.
+no longer in the history (after an edit or a step back) are forgotten; a history that has just begun forgets nothing.
+A turn is not written again if it has a ``source``, under which it was written, or an ``id`` that names a source with
+its text.
 """
 
 import hashlib
@@ -69,7 +70,9 @@ def fitted(
     known = {source.name: source for source in memory.sources()}
     names, asked = turn_names(turns), question_place(turns)
     mine = {name for name, s in known.items() if CONVERSATION in s.metadata and names[:1] == [s.metadata[CONVERSATION]]}
-    stale = mine - set(names[:asked]) if forgets else set[str]()  # the question is not memory while it is asked
+    # The question is not memory while it is asked. A history of nothing else has no turn that could be an edit: somebody
+    # who says "Hello" again does not take back what was said after the last one.
+    stale = mine - set(names[:asked]) if forgets and asked else set[str]()
     for place, turn in enumerate(turns):
         source = known.get(turn.get("id", ""))
         if source is not None and source.texts == (turn_text(turn),):

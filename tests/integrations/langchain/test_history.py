@@ -177,6 +177,14 @@ def test_an_edit_of_an_early_turn_forgets_what_followed(first_turn: MPlusChat) -
     assert after[:2] == before[:2] and not set(after[2:]) & set(before) and len(after) == 6
 
 
+def test_a_conversation_that_begins_as_an_earlier_one_forgets_nothing(first_turn: MPlusChat) -> None:
+    history = long_history(3)
+    first_turn.invoke(history)
+    before = written(first_turn)
+    first_turn.invoke(history[:1])
+    assert written(first_turn) == before, "who says hello again does not take back what followed the last hello"
+
+
 def test_turns_memorized_under_their_ids_are_not_written_again(tmp_path: Any) -> None:
     def chat() -> MPlusChat:
         model = tiny_model(memory=TINY, prompt_turns=0)
