@@ -70,8 +70,8 @@ def fitted(
     known = {source.name: source for source in memory.sources()}
     names, asked = turn_names(turns), question_place(turns)
     mine = {name for name, s in known.items() if CONVERSATION in s.metadata and names[:1] == [s.metadata[CONVERSATION]]}
-    # The question is not memory while it is asked. A history of nothing else has no turn that could be an edit: somebody
-    # who says "Hello" again does not take back what was said after the last one.
+    # The question is not memory while it is asked. A history of nothing else has no turn that could be an edit:
+    # somebody who says "Hello" again does not take back what was said after the last one.
     stale = mine - set(names[:asked]) if forgets and asked else set[str]()
     for place, turn in enumerate(turns):
         source = known.get(turn.get("id", ""))
