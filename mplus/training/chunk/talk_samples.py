@@ -4,7 +4,7 @@ Kinds of samples, drawn at random:
 
 * ``told``: a question about what was told, read from memory alone;
 * ``within``: the same in the conversation itself: the latest turns stand in the prompt, the earlier ones in memory;
-* ``unknown``: a question that nothing told answers, declined;
+* ``unknown``: a question that nothing told answers, declined: about what was told, or of a text that is not there;
 * ``reply``: a message that asks nothing, answered as the assistant of the corpus does;
 * ``passage``: a question about a passage of another origin.
 
@@ -13,6 +13,7 @@ of texts that have nothing to do with it.
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -29,17 +30,31 @@ from mplus.training.talk.corpus import PLAIN_WRITERS
 from mplus.training.talk.format import Question as Asked
 
 DECLINED = "I don't know."
-MIXTURE = (("told", 0.60), ("within", 0.03), ("unknown", 0.14), ("reply", 0.02), ("passage", 0.21))
+MIXTURE = (("told", 0.60), ("within", 0.03), ("unknown", 0.15), ("reply", 0.02), ("passage", 0.20))
 SHORT = ("Answer in a few words.", "Answer briefly.", "Just the answer, please.")
 SYSTEMS = ("You are a helpful assistant.", "You are a friendly assistant. Be brief.", "Answer from what you were told.")
 LONGEST = 256
 """Most tokens of a prompt with its reply."""
 PLAIN_SHARE = 0.4
 """So many samples are of plain text, which is a sixth of the corpus."""
+ATTRIBUTE_SHARE = 0.2
+"""So many told questions ask for an attribute (a name, an age, a price), as most of those that nothing answers do."""
+ABSENT_SHARE = 0.5
+"""So many unknown questions are answered by a text that memory does not hold; so their form tells nothing."""
 EXCHANGES = 0.3
 """Share of conversations whose questions and answers are encoded as turns, to be read before later questions."""
 OTHERS = (0, 0, 0, 4, 12, 40, 160)
 """Other texts in the memory."""
+
+
+ATTRIBUTE = re.compile(
+    r"\b(name|called|old|age|costs?|much|many|colou?r|phone|number|address|breed|weigh|big|high|floor|far|long)\b",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"\w{4,}")
+_COMMON = frozenset(
+    "what when where which does have will with that this from there their they your many much were name called".split()
+)
 
 
 class Telling(NamedTuple):
@@ -119,6 +134,7 @@ class TalkSamples:
 
     def __post_init__(self) -> None:
         self.recall = BankRecall(self.bank, self.scorer, self.layer)
+        self._attributes = _attribute_questions(self.tellings)
         talks = [t for t in self.tellings if t.item.kind == "conversation"]
         self._by_plainness = [_by_plainness(self.tellings), _by_plainness(talks)]
 
@@ -138,11 +154,17 @@ class TalkSamples:
         plain, others = self._by_plainness[talks]
         return rng.choice(plain if plain and (not others or rng.random() < PLAIN_SHARE) else others)
 
+    def _telling_and_question(self, rng: random.Random) -> tuple[Telling, int]:
+        """An item and the number of one of its questions."""
+        if self._attributes and rng.random() < ATTRIBUTE_SHARE:
+            return rng.choice(self._attributes)
+        telling = self._telling(rng)
+        return telling, rng.randrange(len(telling.item.ask))
+
     # --- kinds ------------------------------------------------------------------------------------
 
     def _told(self, rng: random.Random) -> Sample:
-        telling = self._telling(rng)
-        number = rng.randrange(len(telling.item.ask))
+        telling, number = self._telling_and_question(rng)
         question = telling.item.ask[number]
         last = self._moment(rng, telling, question)
         before: list[dict[str, str]] = []
@@ -180,11 +202,24 @@ class TalkSamples:
 
     def _unknown(self, rng: random.Random) -> Sample:
         telling = self._telling(rng)
-        text = typed(rng, rng.choice(telling.item.unknown))
+        absent = self._absent(rng, telling) if rng.random() < ABSENT_SHARE else None
+        text = typed(rng, absent or rng.choice(telling.item.unknown))
         last = len(telling.told) - 1
         memory = self.memory(rng, telling, last, [], without=-1)
         read = as_remembered(self.recall, text, memory, self._config(rng))
         return self._asked(rng, read, [], text, DECLINED, DECLINED)
+
+    def _absent(self, rng: random.Random, telling: Telling) -> str | None:
+        """A question that another item answers and this one, which has few of its words, does not; None: found none."""
+        here = set(_WORD.findall(" ".join(message.text for message in telling.item.told).lower()))
+        for _ in range(20):
+            other, number = self._telling_and_question(rng)
+            question = other.item.ask[number]
+            words = set(_WORD.findall(question.q.lower())) - _COMMON
+            is_strange = len(words) > 1 and len(words & here) <= len(words) / 3
+            if other.item.id != telling.item.id and question.kind != "follow-up" and is_strange:
+                return question.q
+        return None
 
     def _reply(self, rng: random.Random) -> Sample | None:
         """What the assistant said to a message, with what was said before in memory."""
@@ -268,6 +303,11 @@ class TalkSamples:
         system = [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < 0.12 else []
         prompt = [*system, *before, {"role": "user", "content": content}]
         return encode_sample(tokenizer, read, prompt, short if is_short else full)
+
+
+def _attribute_questions(tellings: Sequence[Telling]) -> list[tuple[Telling, int]]:
+    """Items with the numbers of their questions for an attribute."""
+    return [(t, n) for t in tellings for n, question in enumerate(t.item.ask) if ATTRIBUTE.search(question.q)]
 
 
 def _by_plainness(tellings: Sequence[Telling]) -> tuple[list[Telling], list[Telling]]:

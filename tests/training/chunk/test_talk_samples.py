@@ -15,7 +15,7 @@ from mplus.training.chunk.as_remembered import as_remembered
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.gate import GateExample, GateSettings, gate_examples, train_gate
-from mplus.training.chunk.talk_samples import DECLINED, TalkSamples, add_tellings, typed
+from mplus.training.chunk.talk_samples import ATTRIBUTE, DECLINED, TalkSamples, add_tellings, typed
 from mplus.training.talk import talk_items
 from mplus.training.talk.corpus import PLAIN_WRITERS
 
@@ -72,6 +72,26 @@ def samples_of(model: MPlus, mixture: Sequence[tuple[str, float]]) -> TalkSample
     tellings = add_tellings(bank, items, 1, random.Random(0))
     passages = bank.add([f"Text number {n} has nothing to do with anything at all." for n in range(3)])
     return TalkSamples(bank, model.weights.scorers["late"], layer, tellings, passages, [], CONFIG, mixture)
+
+
+def test_half_of_what_is_declined_another_text_answers(model: MPlus) -> None:
+    samples = samples_of(model, (("unknown", 1.0),))
+    rng = random.Random(3)
+    known = {question.q: t.item.id for t in samples.tellings for question in t.item.ask}
+    absent = [(t, samples._absent(rng, t)) for t in samples.tellings for _ in range(4)]
+    found = [(t, q) for t, q in absent if q is not None]
+    assert found
+    assert all(known[q] != t.item.id for t, q in found)
+
+
+def test_a_fifth_of_questions_ask_for_an_attribute(model: MPlus) -> None:
+    samples = samples_of(model, (("told", 1.0),))
+    rng = random.Random(0)
+    drawn = [samples._telling_and_question(rng) for _ in range(400)]
+    asked = [t.item.ask[n].q for t, n in drawn]
+    of_all = [question.q for t in samples.tellings for question in t.item.ask]
+    shares = [sum(map(bool, map(ATTRIBUTE.search, questions))) / len(questions) for questions in (asked, of_all)]
+    assert shares[0] == pytest.approx(0.2 + 0.8 * shares[1], abs=0.06)
 
 
 def test_what_is_asked_about_is_read(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
