@@ -12,7 +12,7 @@ from mplus.training.talk.format import QUESTION_KINDS, Item, Question, TalkForma
 from mplus.training.talk.slots import REFERENCE, as_written, drawn, reading, rules, slot_type, texts
 from mplus.training.talk.variety import near_duplicates
 
-NUM_QUESTIONS = {"conversation": (3, 8), "note": (3, 8), "document": (6, 10)}
+NUM_QUESTIONS = {"conversation": (3, 14), "note": (3, 14), "document": (6, 16)}
 NUM_MESSAGES = {"conversation": (4, 30), "note": (1, 30), "document": (1, 40)}
 NUM_UNKNOWN = 2
 LARGEST_SHARE = 0.2
