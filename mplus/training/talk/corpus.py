@@ -11,7 +11,9 @@ DATA = Path(__file__).parent / "data"
 DEV_WRITERS = frozenset({"amber", "jade", "larch", "sage", "slate", "teal"})
 """Writers whose items are never trained on. About a tenth; a list, so that a new writer never moves an old one."""
 
-PLAIN_WRITERS = frozenset({"sage", "topaz", "umber", "vesper", "violet", "willow", "wren", "yarrow"})
+PLAIN_WRITERS = frozenset(
+    "alder briar clover dahlia elder fennel gorse sage topaz umber vesper violet willow wren yarrow".split()
+)
 """Writers of plain text: short, clear statements as most messages and office documents are made of."""
 
 
