@@ -26,7 +26,7 @@ def test_sizes():
     fields["told"] = fields["told"][:3] + [fields["told"][3]] * 30
     fields["unknown"] = ["what?"]
     assert texts_of(fields).split("\n")[:3] == [
-        "found 2; a conversation has 3 to 8",
+        "found 2; a conversation has 3 to 14",
         "found 33; a conversation has 4 to 30",
         "found 1; write at least 2",
     ]
