@@ -35,8 +35,8 @@ SHORT = ("Answer in a few words.", "Answer briefly.", "Just the answer, please."
 SYSTEMS = ("You are a helpful assistant.", "You are a friendly assistant. Be brief.", "Answer from what you were told.")
 LONGEST = 256
 """Most tokens of a prompt with its reply."""
-PLAIN_SHARE = 0.4
-"""So many samples are of plain text, which is a sixth of the corpus."""
+PLAIN_SHARE = 0.55
+"""So many samples are of plain text, which is a quarter of the corpus."""
 ATTRIBUTE_SHARE = 0.2
 """So many told questions ask for an attribute (a name, an age, a price), as most of those that nothing answers do."""
 ABSENT_SHARE = 0.5
