@@ -14,7 +14,7 @@ class KeysValues(NamedTuple):
     """Attention keys (before rotary embedding) and values of packed rows."""
 
     keys: Float[Tensor, "*rows H E"]
-    values: Float[Tensor, "*rows H E"]
+    values: Float[Tensor, "*rows _ _"]
 
     def take(self, rows: Int[Tensor, " n"] | slice) -> "KeysValues":
         """Some of the rows."""
@@ -102,6 +102,8 @@ class Packing:
 
 def project_heads(attention: Any, kind: str, normed: Tensor, head_size: int) -> Tensor:
     """Queries ("q"), keys ("k") or values ("v") of rows, [rows, heads, size], normed if the layer norms them."""
+    if hasattr(attention, "project"):  # of a model whose layers are called as they are
+        return attention.project(kind, normed)
     heads = getattr(attention, f"{kind}_proj")(normed).unflatten(-1, (-1, head_size))
     norm = getattr(attention, f"{kind}_norm", None)
     return heads if norm is None else norm(heads)
