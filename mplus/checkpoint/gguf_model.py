@@ -135,6 +135,13 @@ def _llama3(fields: Mapping[str, Any], factors: Tensor, file: Path) -> dict[str,
     }
 
 
+def plain_weights(model: Any) -> None:
+    """Let a model forget that its file was quantised: its weights no longer are, and it can be saved."""
+    quantiser = getattr(model, "hf_quantizer", None)
+    if quantiser is not None:
+        quantiser.remove_quantization_config(model)
+
+
 def gguf_tokenizer(file: Path) -> Any:
     """The tokenizer of a GGUF file with its chat template, and a pad token in any case.
 

@@ -22,7 +22,7 @@ from mplus.backbone.cpu import is_slow_in
 from mplus.backbone.own_layers import UNKNOWN_WINDOW, OwnLayers
 from mplus.backbone.own_pass import register_own_attention
 from mplus.backbone.quantised import quantise_for_decoding
-from mplus.checkpoint.gguf_model import gguf_config, gguf_tokenizer
+from mplus.checkpoint.gguf_model import gguf_config, gguf_tokenizer, plain_weights
 from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_memory_config, read_parts
 from mplus.checkpoint.published_layout import backbone_config, is_published, published_memory_config, read_published
 from mplus.checkpoint.tensor_files import TensorFiles
@@ -294,6 +294,8 @@ def _load_backbone(
                 model, report = loader.from_pretrained(folder, local_files_only=True, **arguments)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
+    if "gguf_file" in options:
+        plain_weights(model)
     _check_complete(folder, report, tied={"lm_head.weight"} if backbone.tie_word_embeddings else set())
     return model
 
