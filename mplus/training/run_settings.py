@@ -37,6 +37,8 @@ class RunSettings(BaseModel):
     talk: Annotated[int, Field(ge=0)] = 0
     """How many times values are drawn for each item of the package's own conversations, notes and documents, which
     are then learnt from too; with the default model's mixture."""
+    teacher: Path | None = None
+    """Folder of a sentence embedder: the projection also learns how it ranks passages."""
     stages: tuple[str, ...] = DEFAULT_STAGES
     """What is trained, in order: projection, reader, tune (go on with the read adapter there is), gate, scorer; or
     published-1, published-2, published-3 (published: all three)."""
@@ -122,6 +124,8 @@ class RunSettings(BaseModel):
             raise ValueError(
                 "stage 'gate' learns to tell told things from ordinary requests. Give --talk 1 and --broad FOLDER."
             )
+        if self.teacher is not None and "projection" not in self.stages:
+            raise ValueError(f"teacher={str(self.teacher)!r} teaches the projection. Name projection among the stages.")
         if self.device not in ("auto", "cpu"):
             raise ValueError(
                 f"device={self.device!r}: expected 'auto' or 'cpu'. Which GPUs are used is accelerate's choice: "

@@ -19,7 +19,7 @@ from langgraph.store.base import (
     get_text_at_path,
 )
 
-from mplus import Memory
+from mplus import Memory, metadata_filter
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.whose_memory import all_or_nothing, checked_key
 from mplus_integrations.worker import in_thread
@@ -92,11 +92,11 @@ class MPlusStore(BaseStore):
         raise ValueError(f"Operation {op!r:.80}: expected a GetOp, SearchOp, PutOp or ListNamespacesOp.")
 
     def _search(self, memory: Memory, kept: "Mapping[tuple[Namespace, str], _Kept]", op: SearchOp) -> list[SearchItem]:
-        depth = len(op.namespace_prefix)
+        depth, fits = len(op.namespace_prefix), metadata_filter(op.filter or {}, absent=None)
         wanted = {
             one.source: one
             for one in reversed(list(kept.values()))  # the newest first
-            if one.namespace[:depth] == op.namespace_prefix and _matches(one.value, op.filter or {})
+            if one.namespace[:depth] == op.namespace_prefix and fits(one.value)
         }
         if not op.query or not wanted:
             ranked: list[tuple[_Kept, float | None]] = [(one, None) for one in wanted.values()]
@@ -189,35 +189,6 @@ def _text(value: Mapping[str, Any], fields: Sequence[str] | None) -> str:
         name: part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for name, part in value.items()
     }
     return "\n".join(said.values() if len(said) == 1 else (f"{name}: {part}" for name, part in said.items())).strip()
-
-
-def _matches(value: Any, wanted: Any) -> bool:
-    """LangGraph's filters: equality, in nested mappings and lists too, or operators such as ``{"$gt": 3}``."""
-    if isinstance(wanted, Mapping):
-        if any(name.startswith("$") for name in wanted):
-            return all(_compares(value, operator, other) for operator, other in wanted.items())
-        return isinstance(value, Mapping) and all(_matches(value.get(name), part) for name, part in wanted.items())
-    if isinstance(wanted, list | tuple):
-        return (
-            isinstance(value, list | tuple)
-            and len(value) == len(wanted)
-            and all(_matches(part, other) for part, other in zip(value, wanted, strict=True))
-        )
-    return value == wanted
-
-
-def _compares(value: Any, operator: str, other: Any) -> bool:
-    if operator in ("$eq", "$ne"):
-        return (value == other) is (operator == "$eq")
-    if operator not in ("$gt", "$gte", "$lt", "$lte"):
-        raise ValueError(f"Filter operator {operator!r}: expected $eq, $ne, $gt, $gte, $lt or $lte.")
-    try:
-        left, right = float(value), float(other)
-    except (TypeError, ValueError):  # only numbers can be compared by size
-        return False
-    if operator in ("$gt", "$gte"):
-        return left > right or (operator == "$gte" and left == right)
-    return left < right or (operator == "$lte" and left == right)
 
 
 def _namespaces(kept: Iterable[tuple[Namespace, str]], op: ListNamespacesOp) -> list[Namespace]:

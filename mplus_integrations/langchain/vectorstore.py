@@ -304,7 +304,7 @@ class MPlusRetriever(KnownNames, BaseRetriever):
     k: Annotated[int, AfterValidator(checked_k)] = DEFAULT_K
     """Most documents."""
     where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = None
-    """Which sources: metadata that must be equal, or a test of name and metadata."""
+    """Which sources: a filter of metadata, or a test of name and metadata."""
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any

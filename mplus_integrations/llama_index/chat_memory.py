@@ -4,7 +4,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
@@ -14,6 +14,7 @@ from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
 from mplus import Memory, MemoryStore, MPlus, UnknownNameError, prompt_start, question_place
+from mplus_integrations.copies import Referring
 from mplus_integrations.history import turn_name
 from mplus_integrations.llama_index.index_storage import StorePlace
 from mplus_integrations.llama_index.llm import MPlusLLM
@@ -33,7 +34,7 @@ MESSAGE_TOKENS = 4
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
 
 
-class MPlusMemory(KnownNames, BaseMemory):
+class MPlusMemory(KnownNames, Referring, BaseMemory):
     """Memory of one conversation, for agents and chat engines.
 
         memory = MPlusMemory.from_defaults(llm=llm, store=MemoryStore("memories"), memory_key="anna")
@@ -42,8 +43,10 @@ class MPlusMemory(KnownNames, BaseMemory):
     ``put`` writes every turn into latent memory. ``get`` returns the question and the latest turns before it, as many
     as the model answers best with (``MPlus.prompt_turns``); an ``MPlusLLM`` that answers them reads all others as
     latents. JSON contains the history and the name of the latents, no tensors; a restored memory finds its latents by
-    that name.
+    that name. A copy goes on in the same latents.
     """
+
+    _not_pickled: ClassVar[frozenset[str]] = frozenset({"_guard", "_model"})
 
     model: str = "smol-135m"
     """The model that writes and reads."""
@@ -68,6 +71,12 @@ class MPlusMemory(KnownNames, BaseMemory):
     _model: MPlus | None = PrivateAttr(default=None)
     _latents: Latents | None = PrivateAttr(default=None)
     _guard: threading.RLock = PrivateAttr(default_factory=threading.RLock)
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        self._latents = _LIVE.get(self.live_id) or self._latents
+        if self._latents is not None:
+            _LIVE[self.live_id] = self._latents
 
     @classmethod
     def class_name(cls) -> str:
@@ -300,7 +309,7 @@ class MPlusMemory(KnownNames, BaseMemory):
             )
 
 
-class MPlusMemoryBlock(KnownNames, BaseMemoryBlock[str]):
+class MPlusMemoryBlock(KnownNames, Referring, BaseMemoryBlock[str]):
     """Writes the messages that LlamaIndex's ``Memory`` drops into the memory that its LLM reads.
 
         llm = MPlusLLM(store=MemoryStore("memories"), memory_key="anna")
@@ -309,6 +318,8 @@ class MPlusMemoryBlock(KnownNames, BaseMemoryBlock[str]):
     It adds nothing to prompts. LlamaIndex does not call blocks in ``Memory.reset`` and ``Memory.set``: call
     ``forget`` of the block, or use an ``MPlusMemory`` alone.
     """
+
+    _not_pickled: ClassVar[frozenset[str]] = frozenset({"_turns"})
 
     name: str = "mplus"
     description: str | None = "What was said before, in latent memory."

@@ -59,6 +59,12 @@ CHAT = frozenset({"memory", "chat_history", "system_prompt", "verbose", "node_po
 CONDENSE = frozenset({"condense_prompt", "condense_question_prompt"})
 
 
+_COPIES = (
+    "An MPlusIndex is neither copied nor pickled: two of them would write into one memory. Save it with "
+    "persist(folder), and open it there with MPlusIndex.load(folder)."
+)
+
+
 class MPlusIndex(KnownDocumentArguments):
     """Documents in latent memory.
 
@@ -153,6 +159,12 @@ class MPlusIndex(KnownDocumentArguments):
                 f"persist_dir={str(persist_dir)!r} holds a {type(index).__name__}; expected an MPlusIndex."
             )
         return index
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "MPlusIndex":
+        raise ValueError(_COPIES)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise ValueError(_COPIES)
 
     def persist(self, persist_dir: str | Path) -> None:
         """Save text, structure and latents into a folder, as ``storage_context.persist`` does."""

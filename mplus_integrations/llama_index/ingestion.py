@@ -8,6 +8,7 @@ from llama_index.core.schema import BaseNode, TransformComponent
 from pydantic import Field, model_validator
 
 from mplus import Memory, UnknownNameError
+from mplus_integrations.copies import Referring
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE, write_nodes
 from mplus_integrations.settings import KnownNames
@@ -15,7 +16,7 @@ from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothi
 from mplus_integrations.worker import in_thread
 
 
-class MPlusWriter(KnownNames, TransformComponent):
+class MPlusWriter(KnownNames, Referring, TransformComponent):
     """Writes nodes into memory and returns them unchanged.
 
         pipeline = IngestionPipeline(transformations=[SentenceSplitter(), MPlusWriter(llm=llm, memory_key="handbook")])
@@ -76,7 +77,7 @@ class MPlusWriter(KnownNames, TransformComponent):
         """``__call__`` without blocking the event loop."""
         return await in_thread(self.__call__, nodes, **kwargs)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[Any, Any]:
         raise ValueError(
             "An MPlusWriter cannot go to another process: what was written there would be lost. Run the pipeline with "
             "num_workers=None."

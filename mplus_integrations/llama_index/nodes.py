@@ -1,46 +1,78 @@
 """Nodes in a memory: each is a separate source, with its text kept beside its latents."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
-from llama_index.core.utils import get_tqdm_iterable
 
 from mplus import FoundSource, Memory, MPlus, Source
 from mplus_integrations.whose_memory import all_or_nothing
+
+logger = logging.getLogger(__name__)
 
 NODE = "mplus_node"
 """Metadata key of sources that are nodes; its value names their document."""
 
 
 def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show_progress: bool = False) -> list[str]:
-    """Write nodes that have text into a memory; after an error none is written.
+    """Write the texts of nodes into a memory, all in one go; after an error none is written.
+
+    Metadata is kept for filters and citations, and is not read: beside a short text a small model would answer with it.
+    A node without text is left out, and the log names it.
 
     Returns:
-        Their ids. Nodes that the memory holds already with the same text are not written again.
+        The ids of those that have text. Nodes that the memory holds already with the same text are not written again.
+
+    Raises:
+        ValueError: A node has the id of something in this memory that is no node, such as a note.
     """
-    ids: list[str] = []
+    texts = {node.node_id: (node, written_text(node)) for node in nodes}
+    blank = [name for name, (_, text) in texts.items() if not text.strip()]
+    if blank:
+        logger.warning("Nodes without text are left out: %s", ", ".join(map(described, (texts[n][0] for n in blank))))
+    given = {name: found for name, found in texts.items() if name not in blank}
     with all_or_nothing(memory) as fork:
-        known = {source.name: source.texts for source in memory.sources()}
-        for node in get_tqdm_iterable(nodes, show_progress, "Writing into memory"):
-            text = node.get_content(metadata_mode=MetadataMode.LLM)
-            if not node.get_content(metadata_mode=MetadataMode.NONE).strip():
-                continue
-            ids.append(node.node_id)
-            if known.get(node.node_id) == (text,):
-                continue
-            fork.forget(node.node_id)
-            metadata = {**node.metadata, NODE: node.ref_doc_id or ""}
-            model.write(fork, text, source=node.node_id, metadata=metadata, keep_text=True)
-            known[node.node_id] = (text,)
-    return ids
+        known = {source.name: source for source in fork.sources()}
+        _refuse_others(known, given)
+        fresh = {name: found for name, found in given.items() if name not in known or known[name].texts != (found[1],)}
+        for name in fresh.keys() & known.keys():
+            fork.forget(name)
+        if fresh:
+            model.write(
+                fork,
+                [text for _, text in fresh.values()],
+                source=list(fresh),
+                metadata=[{**node.metadata, NODE: node.ref_doc_id or ""} for node, _ in fresh.values()],
+                keep_text=True,
+                progress=show_progress,
+            )
+    return list(given)
+
+
+def written_text(node: BaseNode) -> str:
+    """The text of a node as it is written into memory."""
+    return node.get_content(metadata_mode=MetadataMode.NONE)
+
+
+def described(node: BaseNode) -> str:
+    """A node for a message: its document if it has one, else its id, and where in a file it is."""
+    known = [f"{key}={node.metadata[key]}" for key in ("file_name", "page_label") if key in node.metadata]
+    return " ".join([node.ref_doc_id or node.node_id, *known])
+
+
+def _refuse_others(known: Mapping[str, Source], names: Collection[str]) -> None:
+    other = next((name for name in names if name in known and NODE not in known[name].metadata), None)
+    if other is not None:
+        raise ValueError(
+            f"Node id {other!r:.80} names something else in this memory, such as a note: the node would replace it. Give "
+            "the node another id_, or the index a memory of its own."
+        )
 
 
 def as_node(name: str, source: Source | FoundSource) -> TextNode:
     """A node made of a source in memory."""
     metadata = {key: value for key, value in source.metadata.items() if key != NODE}
     node = TextNode(id_=name, text="\n".join(source.texts), metadata=metadata)
-    # The written text contains the node's metadata already.
-    node.excluded_llm_metadata_keys = node.excluded_embed_metadata_keys = list(metadata)
     document = source.metadata.get(NODE)
     if document:
         node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=document)

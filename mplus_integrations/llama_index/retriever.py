@@ -8,9 +8,9 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.vector_stores import MetadataFilters
-from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
-from mplus import FoundSource
+from mplus import FoundSource, metadata_filter
+from mplus_integrations.filters import of_metadata_filters
 from mplus_integrations.history import Where
 from mplus_integrations.llama_index.index_storage import MPlusStruct
 from mplus_integrations.llama_index.llm import MPlusLLM
@@ -50,7 +50,7 @@ class MPlusIndexRetriever(BaseRetriever):
     Args:
         index: The ``MPlusIndex`` to search.
         similarity_top_k: Most nodes.
-        filters: Metadata that nodes must have.
+        filters: Metadata that nodes must have, with every operator and nested filters.
         node_ids: Only these nodes.
         doc_ids: Only nodes of these documents.
         callback_manager: Notified of every retrieval.
@@ -72,14 +72,14 @@ class MPlusIndexRetriever(BaseRetriever):
             raise ValueError(f"similarity_top_k={similarity_top_k}: expected at least 1.")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
         self.index, self.similarity_top_k = index, similarity_top_k
-        self._filters = filters
+        self._fits = None if filters is None else metadata_filter(of_metadata_filters(filters))
         self._node_ids = None if node_ids is None else frozenset(node_ids)
         self._doc_ids = None if doc_ids is None else frozenset(doc_ids)
 
     @property
     def is_limited(self) -> bool:
         """Whether filters or ids restrict the sources."""
-        return any(limit is not None for limit in (self._filters, self._node_ids, self._doc_ids))
+        return any(limit is not None for limit in (self._fits, self._node_ids, self._doc_ids))
 
     def where(self) -> Where:
         """A test of the sources that may be found."""
@@ -91,7 +91,7 @@ class MPlusIndexRetriever(BaseRetriever):
         def matches(name: str, metadata: Any) -> bool:
             if name not in nodes or (self._node_ids is not None and name not in self._node_ids):
                 return False
-            return build_metadata_filter_fn(lambda _: metadata, self._filters)(name)
+            return self._fits is None or self._fits(metadata)
 
         return matches
 

@@ -14,12 +14,14 @@ from mplus.backbone.adapters import mean_of, rank_of, widened
 from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
+from mplus.evaluation.passage_search import SentenceEmbedder
 from mplus.model import MPlus
 from mplus.recall.gate import Gate
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import spare_processes
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.broad import broad_files, general_questions, read_answered
+from mplus.training.chunk.broad_lessons import broad_lesson, talk_lessons
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.conversations import alike_conversations
 from mplus.training.chunk.gate import GateSettings, gate_examples, train_gate
@@ -127,8 +129,15 @@ class ChunkRun:
             assert settings.dialogues is not None
             talks = alike_conversations(self.model, self.computing, settings.dialogues, layer, rng)
             lessons.append(talks)
+        rng = random.Random(f"{settings.seed}/lessons")
+        if settings.broad:
+            rows = read_answered(broad_files(settings.broad), settings.broad_texts, rng)
+            lessons.append(broad_lesson(self.model, self.computing, rows, layer, rng))
+        if settings.talk:
+            lessons += talk_lessons(self.model, self.computing, talk_items("train"), layer, rng)
         preset = _changed(ProjectionSettings(seed=settings.seed), settings, "projection")
-        trained = train_projection(lessons, layer, base, preset)
+        teacher = SentenceEmbedder(settings.teacher) if settings.teacher is not None else None
+        trained = train_projection(lessons, layer, base, preset, teacher)
         checked = [data.questions[n] for n in measured]
         for done, scorer in ((0, base), (preset.steps, trained)):
             self.log.write("projection", done, BankRecall(data.bank, scorer, layer).figures(checked))

@@ -7,13 +7,15 @@ are the other questions' chunks, other chunks of the same article or topic, and 
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 from torch.nn import functional
 
-from mplus.recall.late_interaction import LateInteraction
+from mplus.recall.late_interaction import COUNTS_ONE, LateInteraction
 from mplus.recall.scorer import with_neighbours
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.questions import Question
@@ -30,12 +32,25 @@ class ProjectionSettings:
     size: int = 96
     """Numbers of a retrieval key."""
     learning_rate: float = 1e-3
+    weights_rate: float = 0.3
+    """Learning rate of the weights of a question's rows, as a share of the projections'."""
     temperature: float = 0.02
+    teacher_temperature: float = 0.05
+    """Of the teacher's cosines."""
     refresh: int = 500
     """Steps between searches for what recall wrongly picks."""
     searched: int = 200
     """Questions of a lesson that are searched for then."""
     seed: int = 0
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A sentence embedder whose order of passages is learnt beside the right answers."""
+
+    def embed(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts size"]:
+        """Unit-length embeddings."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,37 +73,45 @@ class Lesson:
     whole: bool = False
 
 
+class Trained(NamedTuple):
+    """What is trained: both projections, and the vector that weighs a question's rows."""
+
+    query: Tensor
+    key: Tensor
+    weights: Tensor
+
+
 def train_projection(
-    lessons: Sequence[Lesson], layer: int, base: LateInteraction, settings: ProjectionSettings
+    lessons: Sequence[Lesson],
+    layer: int,
+    base: LateInteraction,
+    settings: ProjectionSettings,
+    teacher: Teacher | None = None,
 ) -> LateInteraction:
-    """A late-interaction scorer with trained projections.
+    """A late-interaction scorer with trained projections, and weights of a question's rows.
 
     Args:
         lessons: What is learnt from; each step asks questions of one of them, drawn at random.
         layer: Whose states are scored.
         base: Training-free scorer, for its centring.
         settings: Steps, batch and so on.
+        teacher: A sentence embedder: how it ranks the chunks of a step is learnt as well.
     """
     rng = random.Random(settings.seed)
     torch.manual_seed(settings.seed)
-    learnt = [LessonRows(lesson, layer, base) for lesson in lessons]
+    learnt = [LessonRows(lesson, layer, base, teacher) for lesson in lessons]
     hidden = base.mean.shape[1]
     query = torch.nn.Parameter(torch.randn(settings.size, hidden) / hidden**0.5)
-    key = torch.nn.Parameter(query.detach().clone())
-    optimizer = torch.optim.AdamW([query, key], lr=settings.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.05
-    )
+    trained = Trained(query, torch.nn.Parameter(query.detach().clone()), torch.nn.Parameter(torch.zeros(hidden)))
+    rates = [settings.learning_rate, settings.weights_rate * settings.learning_rate]
+    optimizer = torch.optim.AdamW([{"params": trained[:2]}, {"params": trained[2:]}], lr=rates[0], weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=settings.steps, pct_start=0.05)
     for step in range(settings.steps):
         if step and step % settings.refresh == 0:
             for lesson in learnt:
-                lesson.search(query, key, rng, settings.searched)
+                lesson.search(trained, rng, settings.searched)
         lesson = rng.choice(learnt)
-        batch = lesson.draw(rng, settings)
-        scores = lesson.scores(query, key, batch) / settings.temperature
-        loss = functional.cross_entropy(
-            scores.masked_fill(lesson.barred(batch), float("-inf")), torch.arange(len(batch.questions))
-        )
+        loss = lesson.loss(trained, lesson.draw(rng, settings), settings)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -96,7 +119,11 @@ def train_projection(
         if step % 100 == 0:
             print(f"projection step {step}: loss {loss.item():.3f}", flush=True)
     return LateInteraction(
-        base.mean, base.deviation, query_projection=query.detach(), key_projection=key.detach()
+        base.mean,
+        base.deviation,
+        query_projection=trained.query.detach(),
+        key_projection=trained.key.detach(),
+        query_weights=trained.weights.detach(),
     ).requires_grad_(False)
 
 
@@ -110,7 +137,7 @@ class Batch(NamedTuple):
 class LessonRows:
     """A lesson with its rows in memory, and what recall wrongly picks in it."""
 
-    def __init__(self, lesson: Lesson, layer: int, base: LateInteraction) -> None:
+    def __init__(self, lesson: Lesson, layer: int, base: LateInteraction, teacher: Teacher | None = None) -> None:
         bank = self._bank = lesson.bank
         self._lesson = lesson
         mean, deviation = base.mean[layer], base.deviation[layer]
@@ -123,6 +150,11 @@ class LessonRows:
         self._usable = [number for number, gold in enumerate(self._gold) if gold]
         self._of_group = bank.by_group(lesson.groups)
         self._wrong: dict[int, list[int]] = {}
+        self._taught: tuple[Tensor, Tensor] | None = None
+        """The teacher's embeddings of questions and of chunks."""
+        if teacher is not None:
+            asked = torch.from_numpy(teacher.embed([question.text for question in lesson.questions]))
+            self._taught = asked, torch.from_numpy(teacher.embed(bank.texts))
         print(f"projection: {len(self._usable)} questions, {len(bank.input_ids)} chunks", flush=True)
 
     def draw(self, rng: random.Random, settings: ProjectionSettings) -> Batch:
@@ -136,6 +168,18 @@ class LessonRows:
                 pool.append(rng.choice(hard or self._of_group[self._group(right)]))
         return Batch(questions, pool)
 
+    def loss(self, trained: Trained, batch: Batch, settings: ProjectionSettings) -> Tensor:
+        """That of the right chunks, and how far the order of all is from the teacher's, where there is one."""
+        scores = (self.scores(trained, batch) / settings.temperature).masked_fill(self.barred(batch), float("-inf"))
+        loss = functional.cross_entropy(scores, torch.arange(len(batch.questions)))
+        if self._taught is None:
+            return loss
+        asked, chunks = self._taught
+        cosines = asked[batch.questions] @ chunks[batch.pool].T / settings.teacher_temperature
+        wanted = cosines.masked_fill(scores.isneginf(), float("-inf")).log_softmax(dim=-1)
+        apart = (wanted.exp() * (wanted - scores.log_softmax(dim=-1))).masked_fill(scores.isneginf(), 0.0)
+        return loss + apart.sum(dim=-1).mean()
+
     def barred(self, batch: Batch) -> Tensor:
         """[question, chunk] that are no negatives: the chunk answers the question too, or is somebody else's."""
         barred = torch.zeros(len(batch.questions), len(batch.pool), dtype=torch.bool)
@@ -147,32 +191,36 @@ class LessonRows:
                 barred[row, column] = column != row and (chunk in gold or private)
         return barred
 
-    def scores(self, query: Tensor, key: Tensor, batch: Batch) -> Tensor:
-        """[question, chunk]: mean over question rows of the best cosine in the chunk and its neighbours."""
+    def scores(self, trained: Trained, batch: Batch) -> Tensor:
+        """[question, chunk]: weighted mean over question rows of the best cosine in the chunk and its neighbours."""
         chunks = torch.tensor(batch.pool)
         around = (chunks[:, None] + torch.arange(-1, 2)).clamp(0, len(self._goes_on) - 1).unique()
         asked = self._asked.mask[batch.questions]
         asked = asked[:, : int(asked.sum(dim=1).max())]
-        queries = _project(query, self._asked.rows[batch.questions, : asked.shape[1]])
-        best = _best(queries, _project(key, self._chunks.rows[around]), self._chunks.mask[around])
+        rows = self._asked.rows[batch.questions, : asked.shape[1]]
+        counts = functional.softplus(rows.float() @ trained.weights + COUNTS_ONE) * asked
+        keys = _project(trained.key, self._chunks.rows[around])
+        best = _best(_project(trained.query, rows), keys, self._chunks.mask[around])
         best = with_neighbours(best.flatten(1), self._goes_on_among(around)).view_as(best)
         best = best[torch.searchsorted(around, chunks)]
         # Rows that match every chunk of the batch tell nothing apart; recall makes the same correction.
         best = best - best.mean(dim=0, keepdim=True)
-        return ((best * asked).sum(dim=-1) / asked.sum(dim=-1)).T
+        return ((best * counts).sum(dim=-1) / counts.sum(dim=-1)).T
 
     @torch.inference_mode()
-    def search(self, query: Tensor, key: Tensor, rng: random.Random, count: int) -> None:
+    def search(self, trained: Trained, rng: random.Random, count: int) -> None:
         """Look for what recall wrongly picks for some questions that may be asked of all texts."""
         shared = [n for n in self._usable if self._lesson.questions[n].passages[0] not in self._lesson.private]
-        keys = torch.cat([_project(key, rows).bfloat16() for rows in self._chunks.rows.split(1024)])
+        keys = torch.cat([_project(trained.key, rows).bfloat16() for rows in self._chunks.rows.split(1024)])
         hits = 0
         asked = rng.sample(shared, min(count, len(shared)))
         self._wrong = {}
         for question in asked:
-            rows = _project(query, self._asked.rows[question][self._asked.mask[question]])
-            best = with_neighbours(_best(rows[None], keys, self._chunks.mask)[:, 0], self._goes_on)
-            found = best.mean(dim=1).topk(min(12, len(best))).indices.tolist()
+            rows = self._asked.rows[question][self._asked.mask[question]]
+            counts = functional.softplus(rows.float() @ trained.weights + COUNTS_ONE)
+            queries = _project(trained.query, rows)
+            best = with_neighbours(_best(queries[None], keys, self._chunks.mask)[:, 0], self._goes_on)
+            found = (best @ (counts / counts.sum())).topk(min(12, len(best))).indices.tolist()
             hits += found[0] in self._gold[question]
             if found[0] not in self._gold[question] or self._lesson.whole:
                 self._wrong[question] = [c for c in found if c not in self._gold[question]][:8]

@@ -21,6 +21,7 @@ from mplus.backbone.adapters import Adapter, LoraLinear, LoraWeights, untrained_
 from mplus.backbone.attention import Rotation, rotate
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.inert import encode_inert
+from mplus.training.chunk.side_by_side import SideBySide
 from mplus.weights import Weights
 
 TARGETS = (
@@ -164,10 +165,12 @@ class Reader:
         for leaf in self.parameters().values():
             leaf.requires_grad_(True)
 
+        self._dropped = 0.0
+        self._beside = SideBySide(torch.get_num_threads() if self.device.type == "cpu" else 1)
+
     def drop(self, share: float) -> None:
-        """Leave out a share of the adapter's inputs wherever gradients flow."""
-        for linear in self.linears.values():
-            linear.dropout = share
+        """Leave out a share of the adapter's inputs wherever gradients flow: a fresh choice for each batch."""
+        self._dropped = share
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
@@ -187,6 +190,15 @@ class Reader:
 
     def loss(self, samples: Sequence[Sample]) -> Tensor:
         """Loss of each sample of a batch: cross-entropy on answers, divergence from a teacher where there is one."""
+        for linear in self.linears.values() if self._dropped else ():
+            linear.kept = functional.dropout(linear.down.new_ones(linear.down.shape[1]), self._dropped)
+        parts = self._beside.parts_of(samples)
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return self._losses(samples)
+        _ = self.began, self._bos  # made once, by this thread
+        return self._beside.losses(self._losses, parts, list(self.parameters().values()))
+
+    def _losses(self, samples: Sequence[Sample]) -> Tensor:
         logits = self._logits(samples, self.layers, memory=True)
         losses: list[Tensor] = []
         for sample, mine, teacher in zip(samples, logits, self._taught(samples), strict=True):
@@ -255,21 +267,27 @@ class Reader:
         before = backbone.rotation(placed.clamp(min=0).to(self.device))
         hidden = backbone.embed(padded)
         for index in range(backbone.num_layers):
-            layer: Any = layers[index]
-            normed = layer.input_layernorm(hidden)
-            keys, values = backbone.keys_values(layer, normed)
-            keys = rotate(keys, rotation)
-            if prefix is not None:
-                old_keys, old_values = backbone.keys_values(layer, prefix[0][index])
-                keys = torch.cat([rotate(old_keys, Rotation(*before)), keys], dim=1)
-                values = torch.cat([old_values, values], dim=1)
-            queries = rotate(backbone.queries(layer, normed), rotation)
-            attended = _attend(queries, keys, values, mask, layer.self_attn.scaling)
-            hidden = backbone.finish(layer, hidden, attended)
+            read = None if prefix is None else prefix[0][index]
+            hidden = self._through(layers[index], hidden, read, rotation, Rotation(*before), mask)
         batch, column = self._rows(samples)
         wanted = [len(sample.input_ids) - sample.target for sample in samples]
         logits = backbone.logits(hidden[batch.to(self.device), column.to(self.device)])
         return logits[: sum(wanted)].float().split(wanted)
+
+    def _through(
+        self, layer: Any, hidden: Tensor, read: Tensor | None, rotation: Rotation, before: Rotation, mask: Tensor
+    ) -> Tensor:
+        """Prompts [sample, row, size] through a layer, behind the normed states of what they read."""
+        backbone = self.weights.backbone
+        normed = layer.input_layernorm(hidden)
+        keys, values = backbone.keys_values(layer, normed)
+        keys = rotate(keys, rotation)
+        if read is not None:
+            old_keys, old_values = backbone.keys_values(layer, read)
+            keys = torch.cat([rotate(old_keys, before), keys], dim=1)
+            values = torch.cat([old_values, values], dim=1)
+        queries = rotate(backbone.queries(layer, normed), rotation)
+        return backbone.finish(layer, hidden, _attend(queries, keys, values, mask, layer.self_attn.scaling))
 
     def _prefix(self, samples: Sequence[Sample]) -> tuple[Tensor, list[int]]:
         """Normed states [layer, sample, row, size] of bos and chunks, padded on the left, and their lengths."""

@@ -1,0 +1,52 @@
+"""Parts of a batch on threads of their own: the losses and gradients of the whole batch."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from mplus.training.chunk.side_by_side import SideBySide
+
+
+def losses(scale: Tensor, unused: Tensor, batch: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(scale * sample).square().sum() for sample in batch])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_losses_and_gradients_are_those_of_the_whole_batch(threads: int) -> None:
+    batch = [torch.randn(5) for _ in range(13)]
+    scale, unused = torch.randn(5, requires_grad=True), torch.randn(2, requires_grad=True)
+    whole = losses(scale, unused, batch)
+    expected = torch.autograd.grad(whole.mean(), scale)[0]
+    beside = SideBySide(threads)
+    parts = beside.parts_of(batch)
+    assert len(parts) == threads and sum(map(len, parts)) == len(batch)
+    found = beside.losses(lambda part: losses(scale, unused, part), parts, [scale, unused])
+    found.mean().backward()
+    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(scale.grad, expected)
+    assert unused.grad is None
+
+
+def test_few_samples_are_not_cut() -> None:
+    assert [len(part) for part in SideBySide(8).parts_of(range(9))] == [4, 5]
+    assert [len(part) for part in SideBySide(8).parts_of(range(3))] == [3]
+
+
+def test_losses_that_do_not_count_alike_are_refused() -> None:
+    scale = torch.ones(5, requires_grad=True)
+    beside = SideBySide(2)
+    batch = [torch.randn(5) for _ in range(8)]
+    found = beside.losses(lambda part: losses(scale, scale, part), beside.parts_of(batch), [scale])
+    with pytest.raises(ValueError, match="count alike"):
+        found[0].backward()
+
+
+def test_an_error_in_a_part_is_the_caller_s() -> None:
+    def fails(part: Sequence[Tensor]) -> Tensor:
+        raise ArithmeticError("no loss")
+
+    beside = SideBySide(2)
+    with pytest.raises(ArithmeticError, match="no loss"):
+        beside.losses(fails, beside.parts_of([torch.ones(1)] * 8), [torch.ones(1, requires_grad=True)])
