@@ -23,7 +23,7 @@ from mplus.backbone.backbone import Backbone, HeadShapes
 from mplus.backbone.memory_layer import MemoryLayer, Rotations
 from mplus.backbone.own_pass import OWN_ATTENTION, Pass, PassCache, Window, register_own_attention, run, watch
 from mplus.backbone.passes import ReadAlone, Writing
-from mplus.backbone.survey import FAILURES, surveyed, windows_of
+from mplus.backbone.survey import FAILURES, body_name, surveyed, windows_of
 from mplus.backbone.turning import UnknownTurningError, measured, steady_positions
 from mplus.errors import UnsupportedModelError
 
@@ -146,7 +146,7 @@ class OwnLayers(Backbone):
 
     @cached_property
     def _inner(self) -> nn.Module:
-        return getattr(self.model, self.model.base_model_prefix)
+        return getattr(self.model, body_name(self.model))
 
     @cached_property
     def _head(self) -> nn.Module:
@@ -155,7 +155,7 @@ class OwnLayers(Backbone):
         for name in ("forward", "_hf_hook", "_old_forward"):  # accelerate binds these to the model itself
             head.__dict__.pop(name, None)
         body = _GivenStates(self._inner)
-        head.__dict__["_modules"] = {**self.model._modules, self.model.base_model_prefix: body}
+        head.__dict__["_modules"] = {**self.model._modules, body_name(self.model): body}
         return head
 
     def logits(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:

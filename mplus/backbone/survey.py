@@ -152,9 +152,7 @@ def surveyed(model: Any) -> Survey:
         UnsupportedModelError: No attention of it goes through transformers' cache and attention interface.
     """
     kind = model.config.model_type
-    inner: Any = getattr(model, model.base_model_prefix, None)
-    if inner is None or inner is model:
-        raise UnsupportedModelError(f"Backbone type {kind!r} has no body {model.base_model_prefix!r} under its head.")
+    inner: Any = getattr(model, body_name(model))
     config = model.config.get_text_config(decoder=True)
     device = model.get_input_embeddings().weight.device
     device = torch.device("cpu") if device.type == "meta" else device
@@ -187,6 +185,22 @@ def surveyed(model: Any) -> Survey:
         for hook in hooks:
             hook.remove()
     return Survey(_calls(kind, config, surveying, called, rotary))
+
+
+def body_name(model: Any) -> str:
+    """The name of the part of a causal language model that holds its layers; its head is the rest.
+
+    Raises:
+        UnsupportedModelError: There is no such part.
+    """
+    from transformers import PreTrainedModel
+
+    parts = [name for name, part in model.named_children() if isinstance(part, PreTrainedModel)]
+    if model.base_model_prefix in parts or len(parts) == 1:
+        return model.base_model_prefix if model.base_model_prefix in parts else parts[0]
+    raise UnsupportedModelError(
+        f"Backbone type {model.config.model_type!r} has no body under its head; parts: {parts}."
+    )
 
 
 def _calls(kind: str, config: Any, surveying: _Surveying, called: Sequence[Any], rotary: Sequence[RotaryCall]) -> Any:

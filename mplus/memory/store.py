@@ -89,7 +89,9 @@ class MemoryStore:
             ValueError: The store has a vault, whose keys must not get into a pickle.
         """
         if self.vault is not None:
-            raise ValueError("A MemoryStore with vault= cannot be pickled: keys stay where they are. Open it anew there.")
+            raise ValueError(
+                "A MemoryStore with vault= cannot be pickled: keys stay where they are. Open it anew there."
+            )
         limits = ("max_memory_bytes", "max_total_bytes", "max_resident_bytes")
         return {"root": self.root, **{name: getattr(self, name) for name in limits}}
 

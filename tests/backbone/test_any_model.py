@@ -1,7 +1,6 @@
-"""Every decoder-only text type of the installed transformers: memory is exact with it, or it is refused with the reason.
+"""Decoder-only text types of the installed transformers: memory is exact with them, or they are refused with the reason.
 
-``docs/reference/models.md`` has the table; its rows are the cases here. Types of transformers that are not in it are
-named in ``NOT_HERE``, by what keeps them out.
+``docs/reference/models.md`` has the table; its rows are the cases here.
 """
 
 import re

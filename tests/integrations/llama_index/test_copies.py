@@ -116,6 +116,7 @@ class Pool:
     def starmap(self, work: Any, arguments: Any) -> list[Any]:
         return [work(*pickle.loads(pickle.dumps(one))) for one in arguments]
 
+
 class Context:
     """A context of multiprocessing."""
 
