@@ -47,7 +47,7 @@ class CheckpointError(MPlusError):
 
 
 class UnsupportedModelError(MPlusError):
-    """The backbone is not a full-attention, rotary, decoder-only model."""
+    """Memory would not be exact with this backbone; the message has the difference found."""
 
 
 class PromptTooLongError(MPlusError, ValueError):

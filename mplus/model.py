@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import torch
 
-from mplus.checkpoint import catalog
+from mplus.checkpoint import catalog, gguf_model
 from mplus.checkpoint.initial_memory import initial_state
 from mplus.checkpoint.loading import Loaded, load
 from mplus.checkpoint.parts import TrainedParts, write_parts
@@ -116,12 +116,13 @@ class MPlus:
         embedder: Any = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        gguf_file: str | None = None,
         **options: Any,
     ) -> "MPlus":
         """Load a model by built-in name, local folder or hub repository.
 
         Args:
-            model: "smol-135m", a folder (plain backbone, published M+ checkpoint or our own save), or a
+            model: "smol-135m", a folder (plain backbone, published M+ checkpoint or our own save), a GGUF file, or a
                 Hugging Face repository.
             device: "auto", "cpu", "cuda", "cuda:1", or an accelerate device map.
             dtype: "auto" (float32 on CPU, the checkpoint's own on a GPU), a torch dtype or its name, or "int8":
@@ -132,23 +133,26 @@ class MPlus:
                 ``memory`` says which ``recall``, it is used beside the model's own scorer ("embedding+late").
             revision: Branch, tag or commit of a hub repository.
             local_files_only: Do not use the network.
+            gguf_file: The GGUF file in that folder or repository; its weights are taken out of their quantisation.
             options: Passed on to transformers, such as ``quantization_config`` or ``offload_folder``. ``torch_dtype``
                 is another name of ``dtype``.
 
         Raises:
             ModelNotFoundError: There is no model of that name; the message says how to get it.
             CheckpointError: Weights are missing, of the wrong shape, or would be dropped.
-            UnsupportedModelError: A backbone that is not full-attention, rotary and decoder-only.
+            UnsupportedModelError: A backbone with which memory is not exact; the message has the difference found.
             ValueError: A bad device, dtype or memory layout.
         """
         dtype = _one_dtype(dtype, options)
-        folder = catalog.resolve(str(model), revision=revision, local_files_only=local_files_only)
+        place, gguf_file = gguf_model.named(str(model), gguf_file)
+        folder = catalog.resolve(place, revision=revision, local_files_only=local_files_only, gguf_file=gguf_file)
         loaded: Loaded = load(
             folder,
             device=device,
             dtype=dtype,
             attention=attention,
             trained=catalog.trained_parts(str(model)),
+            gguf_file=gguf_file,
             **options,
         )
         return cls(
@@ -560,6 +564,11 @@ class MPlus:
             )
         if config.read == "text" and self.tokenizer is None:
             raise ValueError('read="text": this model has no tokenizer to decode text with. Use read="latent".')
+        if not config.keeps_chunks and self.weights.backbone.recalls_once:
+            raise ValueError(
+                f"layout={config.layout!r}: this model's layers are called as they are, so recall happens once, before "
+                'them. Use layout="chunk".'
+            )
         if config.encoding == "adapter" and self.weights.write_position is None:
             raise ValueError('encoding="adapter": these weights have no trained write adapter. Use encoding="states".')
         if config.recall_layer is not None and config.recall_layer >= self.weights.backbone.num_layers:

@@ -44,7 +44,7 @@ def byte_tokenizer() -> Any:
 
 
 def tiny_backbone(model_type: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
-    """A tiny random transformers model of one of the supported types, in float32."""
+    """A tiny random transformers model of a type, in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     register_attention()
@@ -111,7 +111,7 @@ def tiny_model(
         seed: Seed of the weights.
         memory: Layout of new memories.
         embedder: Your own embedder, as ``MPlus.from_pretrained`` takes it.
-        model_type: "llama", "mistral", "qwen2" or "qwen3".
+        model_type: A type of transformers, such as "llama", "qwen3" or "gemma2"; all are given the same few sizes.
         prompt_turns: How many turns stand in the prompt before the question; None: as many as fit.
         decline_threshold: Least probability with which an answer from memory declines; None: if that is likeliest.
         changes: Other settings of the transformers config.

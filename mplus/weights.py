@@ -119,4 +119,4 @@ class Weights:
     def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:
         """States at the input of a layer, normed by it."""
         layers = self.backbone.read_layers if reading else self.backbone.write_layers
-        return layers[layer].input_layernorm(states)  # pyright: ignore[reportCallIssue, reportReturnType]
+        return self.backbone.normed(layers, layer, states)

@@ -1,5 +1,6 @@
 """Attention: the pattern of which rows see which, and the kernels that compute it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -7,14 +8,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-GROUPED_ATTENTION = "mplus_grouped_sdpa"
+GROUPED_ATTENTION = "mplus_grouped"
+"""Its name for transformers, which refuses names with "sdpa" in them for models that need another formula."""
 
 
 class KeysValues(NamedTuple):
     """Attention keys (before rotary embedding) and values of packed rows."""
 
     keys: Float[Tensor, "*rows H E"]
-    values: Float[Tensor, "*rows H E"]
+    values: Float[Tensor, "*rows _ _"]
 
     def take(self, rows: Int[Tensor, " n"] | slice) -> "KeysValues":
         """Some of the rows."""
@@ -98,6 +100,10 @@ class Packing:
             self.mask.to(device),
             self.places.to(device),
         )
+
+
+Projection = Callable[[str, Tensor], Tensor]
+"""Makes queries ("q") or keys ("k") of rows, before they turn with position, [rows, heads, size]."""
 
 
 def project_heads(attention: Any, kind: str, normed: Tensor, head_size: int) -> Tensor:

@@ -4,9 +4,9 @@ Departs from transformers in one way: the loop over decoder layers is ours, beca
 leaves at each of them. The layers, norms, rotary embedding and attention kernels are transformers' own.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,22 +17,31 @@ from mplus.backbone.attention import (
     KeysValues,
     LayerInput,
     Packing,
+    Projection,
     Rotation,
     eager_attention,
     grouped_attention,
     project_heads,
     rotate,
 )
-from mplus.errors import UnsupportedModelError
+from mplus.backbone.turning import steady_positions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel
 
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 MERGE_LIMIT_BYTES = 2 * 2**30
 """Merged copies of adapted layers are made up to this size; above it LoRA is applied on the fly."""
+
+
+class HeadShapes(NamedTuple):
+    """Numbers and sizes of the heads whose keys and values a layer keeps."""
+
+    key_heads: int
+    key_size: int
+    value_heads: int
+    value_size: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Backbone:
     read_layers: nn.ModuleList
     bos_states: Float[Tensor, "L D"] = field(repr=False)
     """States of the bos token at the input of each layer; they stand at position 0 of every prefix."""
+    steady: int | None = None
+    """How many positions the rotary embedding turns the same in texts of any length; None: all of the window."""
 
     @classmethod
     def wrap(
@@ -58,13 +69,11 @@ class Backbone:
         bos_states: Float[Tensor, "L D"] | None = None,
         bos_token_id: int = 0,
     ) -> "Backbone":
-        """Make a backbone of a transformers causal language model.
+        """Make a backbone of a transformers causal language model that is like Llama; ``checkpoint/trial.py`` knows.
 
         Raises:
-            UnsupportedModelError: The model is not a full-attention rotary model of the Llama family.
             CheckpointError: An adapter does not fit the model.
         """
-        check_supported(model.config)
         model.requires_grad_(False)
         model.eval()
         causal: Any = model
@@ -79,9 +88,24 @@ class Backbone:
         # The bos states are computed by the backbone, so it must exist first.
         none = torch.zeros(len(layers), int(model.config.hidden_size))
         backbone = cls(model, view(write_adapter), view(read_adapter), none if bos_states is None else bos_states)
+        backbone = replace(
+            backbone, steady=steady_positions(backbone._angles, int(model.config.max_position_embeddings))
+        )
         return (
             backbone if bos_states is not None else replace(backbone, bos_states=backbone._attention_sink(bos_token_id))
         )
+
+    @staticmethod
+    def looks_like_llama(model: "PreTrainedModel") -> bool:
+        """Whether a model has the parts of Llama; whether it computes what Llama computes, only a trial shows."""
+        inner: Any = getattr(model, "model", None)
+        if not all(hasattr(inner, part) for part in ("layers", "norm", "rotary_emb")) or not hasattr(model, "lm_head"):
+            return False
+        return all(_has_parts(layer) for layer in inner.layers)
+
+    def _angles(self, positions: Int[Tensor, " P"]) -> Float[Tensor, "P N"]:
+        rotation = self.rotation(positions.to(self.device))
+        return torch.cat([rotation.cos, rotation.sin], dim=-1).float()
 
     # --- what the model is ------------------------------------------------------------------------
 
@@ -119,7 +143,8 @@ class Backbone:
     @property
     def window(self) -> int:
         """Number of positions that the model was trained for."""
-        return int(self.config.max_position_embeddings)
+        window = int(self.config.max_position_embeddings)
+        return window if self.steady is None else min(window, self.steady)
 
     def room(self, prefix_tokens: int) -> int:
         """Number of positions of the window that a prefix leaves free.
@@ -142,6 +167,23 @@ class Backbone:
         """The device on which a layer computes and its memory is kept."""
         block: Any = self.read_layers[layer]
         return device_of(block.input_layernorm, block)
+
+    def head_shapes(self, layer: int) -> HeadShapes:
+        """Heads of which a layer keeps keys and values."""
+        return HeadShapes(self.num_key_value_heads, self.head_size, self.num_key_value_heads, self.head_size)
+
+    def normed(self, layers: nn.ModuleList, layer: int, states: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """States at the input of a layer as its attention sees them."""
+        return layers[layer].input_layernorm(states)  # pyright: ignore[reportCallIssue, reportReturnType]
+
+    @property
+    def whole_prompts(self) -> bool:
+        """Whether a prompt is read in one piece, and none of an earlier read is kept."""
+        return False
+
+    def new_cache(self) -> Any:
+        """A cache for the states of recurrent layers; None if there are none."""
+        return None
 
     def save(self, folder: "Path") -> None:
         """Save the base weights in transformers' format, without adapters."""
@@ -177,11 +219,36 @@ class Backbone:
         """Rotary cosines and sines of the given positions."""
         causal: Any = self.model
         flat = positions.reshape(1, -1)
+        if not flat.numel():  # embeddings that depend on the highest position have none
+            none = torch.empty(*positions.shape, self.head_size, dtype=self.dtype, device=flat.device)
+            return Rotation(none, none)
         like = torch.empty(0, dtype=self.dtype, device=flat.device)
         cos, sin = causal.model.rotary_emb(like, flat)
         shape = (*positions.shape, cos.shape[-1])
         # accelerate leaves the result on the device of the rotary module.
         return Rotation(cos.reshape(shape).to(flat.device), sin.reshape(shape).to(flat.device))
+
+    @property
+    def recalls_once(self) -> bool:
+        """Whether recall can only happen before the layers, once for all of them."""
+        return False
+
+    @property
+    def scores_by_attention(self) -> bool:
+        """Whether queries and keys of attention are of one size in all layers, so that recall can use them."""
+        return True
+
+    def projections(self) -> list[Projection]:
+        """For each layer, what makes its queries and keys for recall."""
+        return [partial(project_heads, layer.self_attn, head_size=self.head_size) for layer in self.write_layers]
+
+    def rotary_layer(self, layer: int) -> int:
+        """The first layer that turns keys as this one does."""
+        return 0
+
+    def prefix_rotation(self, layer: int, length: int, device: torch.device) -> Any:
+        """Turns a prefix to positions 0, 1, …: cosines and sines here, the same in every layer."""
+        return self.rotation(torch.arange(length, device=device))
 
     def keys_values(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> KeysValues:
         """Keys (before rotary embedding) and values of rows already normed by that layer."""
@@ -254,24 +321,8 @@ class Backbone:
         return torch.stack([state[0].to(self.device) for state in states])
 
 
-def check_supported(config: "PretrainedConfig") -> None:
-    """Check that M+ supports the backbone's attention and positions.
-
-    Raises:
-        UnsupportedModelError: The model type is not supported, or has sliding-window attention.
-    """
-    model_type = getattr(config, "model_type", None)
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        raise UnsupportedModelError(
-            f"Backbone type {model_type!r}: M+ reads and writes full-attention, rotary, decoder-only models "
-            f"of the types {', '.join(SUPPORTED_MODEL_TYPES)}. Choose one of those."
-        )
-    layer_types: Sequence[str] = getattr(config, "layer_types", None) or ()
-    sliding = [kind for kind in layer_types if kind != "full_attention"]
-    window = getattr(config, "sliding_window", None)
-    if sliding or (model_type == "mistral" and window is not None):
-        raise UnsupportedModelError(
-            f"This {model_type} model uses sliding-window attention (sliding_window={window}), which would "
-            "hide memory from most layers. Use a checkpoint with full attention; or, if prompts stay within that "
-            'window, change its config.json: "use_sliding_window": false, "sliding_window": null, and no "layer_types".'
-        )
+def _has_parts(layer: nn.Module) -> bool:
+    """Whether a decoder layer has the parts of Llama's."""
+    attention: Any = getattr(layer, "self_attn", None)
+    parts = all(hasattr(attention, f"{kind}_proj") for kind in "qkvo") and hasattr(attention, "scaling")
+    return parts and all(hasattr(layer, part) for part in ("input_layernorm", "post_attention_layernorm", "mlp"))

@@ -78,8 +78,16 @@ def trained_parts(name: str) -> Path | None:
     return folder if (folder / "mplus.json").exists() else None
 
 
-def resolve(name: str, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+def resolve(
+    name: str, *, revision: str | None = None, local_files_only: bool = False, gguf_file: str | None = None
+) -> Path:
     """The local folder of a model: a built-in name, a folder, or a hub repository.
+
+    Args:
+        name: The model.
+        revision: Branch, tag or commit of a hub repository.
+        local_files_only: Do not use the network.
+        gguf_file: A GGUF file of a hub repository that is fetched too.
 
     Raises:
         ModelNotFoundError: None of these; the message says what was tried and how to get it.
@@ -96,7 +104,7 @@ def resolve(name: str, *, revision: str | None = None, local_files_only: bool = 
             f"model={name!r}: expected a built-in name ({', '.join(BUILT_IN)}), an existing folder, or a hub "
             "repository like 'owner/name'."
         )
-    return _from_hub(name, revision=revision, local_files_only=local_files_only)
+    return _from_hub(name, revision=revision, local_files_only=local_files_only, gguf_file=gguf_file)
 
 
 def is_pulled(name: str) -> bool:
@@ -271,7 +279,7 @@ def _from_hub_into(model: BuiltInModel, target: Path, tried: list[str]) -> bool:
     return True
 
 
-def _from_hub(repository: str, *, revision: str | None, local_files_only: bool) -> Path:
+def _from_hub(repository: str, *, revision: str | None, local_files_only: bool, gguf_file: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -281,7 +289,7 @@ def _from_hub(repository: str, *, revision: str | None, local_files_only: bool) 
                 repository,
                 revision=revision,
                 local_files_only=local_files_only,
-                allow_patterns=list(HUB_FILES),
+                allow_patterns=list(HUB_FILES) if gguf_file is None else ["*.json", "*.jinja", gguf_file],
             )
         )
     except RepositoryNotFoundError as error:

@@ -39,12 +39,23 @@ def check_files(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
-        try:
-            mode = path.stat().st_mode
-        except OSError as error:
-            raise CheckpointError(f"{path}: a link that leads nowhere ({error.strerror}). Fetch it again.") from error
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise CheckpointError(f"{path}: a pipe, socket or device; expected a file. Remove it.")
+        check_file(path)
+
+
+def check_file(path: Path) -> None:
+    """Check that a path is a file or folder, if it is there.
+
+    Raises:
+        CheckpointError: It is something else, or a link that leads nowhere.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if not path.is_symlink():
+            return
+        raise CheckpointError(f"{path}: a link that leads nowhere ({error.strerror}). Fetch it again.") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise CheckpointError(f"{path}: a pipe, socket or device; expected a file. Remove it.")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -82,9 +93,12 @@ def check_config(path: Path, config: Mapping[str, Any], weight_bytes: int) -> No
         CheckpointError: A size is not a whole number or out of bounds, or the weight files are far too small for it.
     """
     for name, most in LIMITS.items():
-        value = config.get(name)
-        if value is not None and (type(value) is not int or not 0 < value <= most):
-            raise CheckpointError(f"{path}: {name}={value!r:.40}; expected a whole number from 1 to {most:,}.")
+        given = config.get(name)
+        for value in (
+            cast("list[Any]", given) if isinstance(given, list) and given else [given]
+        ):  # or one for each layer
+            if value is not None and (type(value) is not int or not 0 < value <= most):
+                raise CheckpointError(f"{path}: {name}={given!r:.40}; expected a whole number from 1 to {most:,}.")
     for name in POSITIVE:
         value = config.get(name)
         if value is not None and (type(value) not in (int, float) or not value > 0):

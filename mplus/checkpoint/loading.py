@@ -17,14 +17,18 @@ from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, LoraWeights
 from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
-from mplus.backbone.backbone import Backbone, check_supported
+from mplus.backbone.backbone import Backbone
 from mplus.backbone.cpu import is_slow_in
+from mplus.backbone.own_layers import UNKNOWN_WINDOW, OwnLayers
+from mplus.backbone.own_pass import register_own_attention
 from mplus.backbone.quantised import quantise_for_decoding
 from mplus.chat_template import EndlessTemplateError, check_ends
-from mplus.checkpoint.limits import check_config, check_files, read_settings
+from mplus.checkpoint.gguf_model import gguf_config, gguf_tokenizer, plain_weights
+from mplus.checkpoint.limits import check_config, check_file, check_files, read_settings
 from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_memory_config, read_parts
 from mplus.checkpoint.published_layout import backbone_config, is_published, published_memory_config, read_published
 from mplus.checkpoint.tensor_files import TensorFiles
+from mplus.checkpoint.trial import TrainedLayers, tried
 from mplus.config import MemoryConfig, Recall
 from mplus.errors import CheckpointError, UnsupportedModelError
 from mplus.recall.attention_scorer import AttentionScorer
@@ -73,6 +77,7 @@ def load(
     dtype: str,
     attention: str,
     trained: Path | None = None,
+    gguf_file: str | None = None,
     **options: Any,
 ) -> Loaded:
     """Load a model folder.
@@ -83,16 +88,22 @@ def load(
         dtype: "auto", a torch dtype by name, or "int8": int8 weights for decoding beside bfloat16, on the CPU.
         attention: "auto", "sdpa", "eager" or "flash_attention_2".
         trained: Where our trained parts are, if not in ``folder``.
+        gguf_file: The GGUF file in the folder that is the backbone.
         options: Passed on to transformers (quantization_config, offload_folder, …).
 
     Raises:
         CheckpointError: Weights are missing, of the wrong shape, or would be dropped.
         UnsupportedModelError: A backbone that M+ cannot read and write.
     """
-    check_files(folder)
     if trained is not None:
         check_files(trained)
-    config = read_config(folder)
+    if gguf_file is None:
+        check_files(folder)
+        config = read_config(folder)
+    else:
+        check_file(folder / gguf_file)
+        config = gguf_config(folder / gguf_file)
+        options = options | {"gguf_file": gguf_file}
     quantised, dtype = dtype == "int8", "bfloat16" if dtype == "int8" else dtype
     if is_published(config):
         state_dict, parts = read_published(folder, config)
@@ -103,7 +114,7 @@ def load(
         parts_folder = trained or folder
         parts = read_parts(parts_folder) if (parts_folder / PARTS_FILE).exists() else TrainedParts()
         model = _load_backbone(folder, config, None, device, dtype, attention, options)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder) if gguf_file is None else gguf_tokenizer(folder / gguf_file)
     weights = assemble(model, tokenizer, parts)
     if is_slow_in(weights.backbone.dtype, weights.backbone.device):
         warnings.warn(
@@ -130,27 +141,32 @@ def memory_settings(folder: Path, trained: Path | None = None) -> MemoryConfig:
     if is_published(config):
         return published_memory_config(config)
     said = read_memory_config(trained or folder)
-    return said or MemoryConfig.for_window(_transformers_config(folder, config).max_position_embeddings)
+    about = _transformers_config(folder, config).get_text_config(decoder=True)
+    return said or MemoryConfig.for_window(int(getattr(about, "max_position_embeddings", None) or UNKNOWN_WINDOW))
 
 
 def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
     """Put a backbone and its trained parts together, calibrating what was not trained."""
     bos = _sink_token(model, tokenizer)
     cast = caster(model)
-    backbone = Backbone.wrap(
+    backbone, _ = tried(
         model,
-        write_adapter=_cast_adapter(parts.write_adapter, cast),
-        read_adapter=_cast_adapter(parts.read_adapter, cast),
-        bos_states=None if parts.bos_states is None else cast(parts.bos_states),
-        bos_token_id=bos,
+        bos,
+        TrainedLayers(
+            _cast_adapter(parts.write_adapter, cast),
+            _cast_adapter(parts.read_adapter, cast),
+            None if parts.bos_states is None else cast(parts.bos_states),
+        ),
     )
+    if isinstance(backbone, OwnLayers):
+        _refuse_adapters(backbone, parts)
     recall_layer = parts.recall_layer
     if recall_layer is None:
         recall_layer = min(max(backbone.num_layers // 5, 1), backbone.num_layers - 1)
-    attentions: list[nn.Module] = [layer.self_attn for layer in backbone.write_layers]  # pyright: ignore[reportAssignmentType]
-    scorers: dict[Recall, Scorer] = {
-        "attention": AttentionScorer(attentions, backbone.num_key_value_heads, backbone.head_size)
-    }
+    scorers: dict[Recall, Scorer] = {}
+    if backbone.scores_by_attention:
+        attentions = backbone.projections()
+        scorers["attention"] = AttentionScorer(attentions, backbone.num_key_value_heads, backbone.head_size)
     if parts.published is not None:
         scorers["published"] = beside_layers(parts.published, backbone)
     scorers["late"] = parts.late if parts.late is not None else calibrated(backbone, tokenizer)
@@ -160,6 +176,15 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
     return Weights(
         backbone, scorers, recall_layer, fingerprints(backbone, parts), position, words, tokenizer, parts.gate
     )
+
+
+def _refuse_adapters(backbone: OwnLayers, parts: TrainedParts) -> None:
+    """Refuse trained parts that change layers, where layers are called as they are."""
+    if parts.write_adapter or parts.read_adapter or parts.bos_states is not None:
+        raise UnsupportedModelError(
+            f"Backbone type {backbone.model.config.model_type!r} is read by its own layers, while adapters or bos "
+            "vectors were trained for it. Remove mplus.json and mplus.safetensors from its folder."
+        )
 
 
 def with_embeddings(scorers: Mapping[Recall, Scorer]) -> dict[Recall, Scorer]:
@@ -195,8 +220,7 @@ def calibrated(backbone: Backbone, tokenizer: Any) -> LateInteraction:
     with torch.no_grad():
         states = backbone.plain_states(torch.tensor(ids), backbone.num_layers - 1)
         normed = [
-            layer.input_layernorm(state).float().cpu()  # pyright: ignore[reportCallIssue]
-            for layer, state in zip(backbone.write_layers, states, strict=True)
+            backbone.normed(backbone.write_layers, layer, state).float().cpu() for layer, state in enumerate(states)
         ]
     # The first rows are attention sinks: far from all other rows, and the same in every text.
     mean = torch.stack([rows[4:].mean(dim=0) for rows in normed])
@@ -243,15 +267,16 @@ def round_rope_frequencies(model: Any) -> None:
     rotary.inv_freq = rotary.inv_freq.bfloat16().float()
 
 
-def _transformers_config(folder: Path, config: dict[str, Any]) -> Any:
+def _transformers_config(folder: Path, config: dict[str, Any], gguf_file: str | None = None) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     known = dict(config)
     model_type = known.pop("model_type", None)
     if model_type is None:
         raise CheckpointError(f"{folder}: config.json has no model_type; expected a transformers config.")
-    path = folder / "config.json"
-    check_config(path, config, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    path = folder / (gguf_file or "config.json")
+    weights = folder.glob("*.safetensors") if gguf_file is None else [path]
+    check_config(path, config, sum(file.stat().st_size for file in weights))
     try:
         found = AutoConfig.for_model(model_type, **known)
     except ValueError as error:
@@ -294,9 +319,9 @@ def _load_backbone(
     from transformers.utils import logging as transformers_logging
 
     register_attention()
+    register_own_attention()
     implementation = GROUPED_ATTENTION if attention in ("auto", "sdpa") else attention
-    backbone = _transformers_config(folder, config)
-    check_supported(backbone)
+    backbone = _transformers_config(folder, config, options.get("gguf_file"))
     device_map = _device_map(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -315,7 +340,8 @@ def _load_backbone(
                 loader: Any = type(AutoModelForCausalLM.from_config(_shrunk(backbone)))
                 model, report = loader.from_pretrained(None, state_dict=state_dict, **arguments)
             else:
-                TensorFiles(folder)
+                if "gguf_file" not in options:
+                    TensorFiles(folder)
                 loader = AutoModelForCausalLM
                 model, report = loader.from_pretrained(folder, local_files_only=True, **arguments)
         except ImportError as error:
@@ -324,6 +350,8 @@ def _load_backbone(
             if not isinstance(error, (OSError, RuntimeError)) and not _quantisation(config):
                 raise
             raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
+    if "gguf_file" in options:
+        plain_weights(model)
     _check_complete(folder, report, tied={"lm_head.weight"} if backbone.tie_word_embeddings else set())
     return model
 

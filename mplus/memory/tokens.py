@@ -60,8 +60,8 @@ class Content:
     Layers are a tuple, not an axis: each layer's tensors may be on that layer's device.
     """
 
-    keys: tuple[Float[Tensor, "T H E"], ...]
-    values: tuple[Float[Tensor, "T H E"], ...]
+    keys: tuple[Float[Tensor, "T _ _"], ...]
+    values: tuple[Float[Tensor, "T _ _"], ...]
     retrieval_keys: RetrievalKeys
     states: tuple[Float[Tensor, "T D"], ...] | None = None
 

@@ -10,6 +10,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from mplus.backbone.attention import KeysValues, Rotation, rotate_into
 from mplus.backbone.backbone import Backbone
+from mplus.backbone.memory_layer import Rotations
 
 SPARE_TOKENS = 256
 """Free columns of a new cache layer; when they are used up, it is copied into a larger one."""
@@ -28,7 +29,7 @@ class PrefixLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(
-        self, keys: Float[Tensor, "B H P E"], values: Float[Tensor, "B H P E"], lengths: Sequence[int]
+        self, keys: Float[Tensor, "B H P E"], values: Float[Tensor, "B _ P _"], lengths: Sequence[int]
     ) -> None:
         """Use buffers in which row n has ``lengths[n]`` filled columns; rows beyond ``lengths`` are free."""
         super().__init__()
@@ -37,15 +38,20 @@ class PrefixLayer(CacheLayerMixin):
         self.is_initialized = True
 
     @classmethod
-    def empty(cls, backbone: Backbone, lengths: Sequence[int], prompt: int, device: torch.device) -> "PrefixLayer":
-        """A layer with room for prefixes of these lengths, prompts of ``prompt`` tokens, and answers."""
-        shape = (len(lengths), backbone.num_key_value_heads, max(lengths) + prompt + SPARE_TOKENS, backbone.head_size)
+    def empty(
+        cls, backbone: Backbone, index: int, lengths: Sequence[int], prompt: int, device: torch.device
+    ) -> "PrefixLayer":
+        """Layer ``index``, with room for prefixes of these lengths, prompts of ``prompt`` tokens, and answers."""
+        columns, heads = max(lengths) + prompt + SPARE_TOKENS, backbone.head_shapes(index)
+        shapes = ((heads.key_heads, heads.key_size), (heads.value_heads, heads.value_size))
         # Rows of different length leave gaps, in which numbers must be finite.
         new = torch.empty if len(lengths) == 1 else torch.zeros
-        keys, values = (new(shape, dtype=backbone.dtype, device=device) for _ in range(2))
+        keys, values = (
+            new((len(lengths), number, columns, size), dtype=backbone.dtype, device=device) for number, size in shapes
+        )
         return cls(keys, values, lengths)
 
-    def write(self, prefixes: Sequence[Prefix], rotation: Rotation, standing: Collection[int] = ()) -> None:
+    def write(self, prefixes: Sequence[Prefix], rotation: Rotation | Rotations, standing: Collection[int] = ()) -> None:
         """Rotate and write prefixes at the beginning of the rows.
 
         Args:
@@ -58,9 +64,13 @@ class PrefixLayer(CacheLayerMixin):
             for number, part in enumerate(prefix):
                 here = slice(position, position + part.keys.shape[0])
                 if number not in standing:
-                    target = self.key_buffer[row, :, here].transpose(0, 1)
-                    rotate_into(target, part.keys, rotation.at(here))
-                    self.value_buffer[row, :, here] = part.values.transpose(0, 1)
+                    values, target = part.values, self.key_buffer[row, :, here].transpose(0, 1)
+                    if isinstance(rotation, Rotation):
+                        rotate_into(target, part.keys, rotation.at(here))
+                    else:
+                        keys, values = rotation.at(here).turned(part)
+                        target.copy_(keys)
+                    self.value_buffer[row, :, here] = values.transpose(0, 1)
                 position = here.stop
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

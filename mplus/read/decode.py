@@ -12,6 +12,8 @@ from transformers.cache_utils import Cache
 
 from mplus.backbone.attention import Rotation
 from mplus.backbone.backbone import Backbone
+from mplus.backbone.own_layers import OwnLayers
+from mplus.backbone.passes import Reads
 from mplus.read.cache_layer import PrefixLayer
 from mplus.recall.choose import Recalled
 from mplus.weights import Weights
@@ -29,11 +31,14 @@ class Reading:
         modules: nn.ModuleList,
         layers: list[PrefixLayer],
         recalled: list[tuple[Recalled, ...]],
+        recurrent: Any = None,
     ) -> None:
         self.weights = weights
         self.modules = modules
         """Decoder layers; with the read adapter if there is a prefix."""
         self.layers = layers
+        self.recurrent = recurrent
+        """States of recurrent layers, of models that have such."""
         self.recalled = recalled
         """For each row, the result of recall of each track."""
         self.when_done: Callable[[], object] = lambda: None
@@ -43,8 +48,9 @@ class Reading:
     def decode(self, tokens: Sequence[int]) -> Float[Tensor, "B V"]:
         """Logits after one more token in every row."""
         backbone = self.weights.backbone
-        hidden = backbone.embed(torch.tensor(tokens)[:, None])
-        hidden = through_layers(backbone, self.modules, self.layers, hidden)
+        hidden = through_model(
+            backbone, self.modules, self.layers, torch.tensor(tokens)[:, None], recurrent=self.recurrent
+        )
         return backbone.logits(hidden[:, -1])
 
     @torch.inference_mode()
@@ -82,6 +88,23 @@ def geometry(backbone: Backbone, size: int, lengths: tuple[int, ...], where: tor
         columns = torch.arange(max(lengths) + size, device=where)
         mask = (columns <= position[:, :, None])[:, None]
     return Geometry(position, backbone.rotation(position), mask)
+
+
+def through_model(
+    backbone: Backbone,
+    modules: nn.ModuleList,
+    layers: list[PrefixLayer],
+    input_ids: Int[Tensor, "B S"],
+    make: Callable[[int, Tensor], PrefixLayer] | None = None,
+    recurrent: Any = None,
+) -> Float[Tensor, "B S D"]:
+    """States of new tokens, from which ``Backbone.logits`` computes logits; arguments as of ``through_layers``."""
+    if not isinstance(backbone, OwnLayers):
+        return through_layers(backbone, modules, layers, backbone.embed(input_ids), make)
+    reads = Reads(backbone, layers, make, *input_ids.shape)
+    hidden = backbone.forward(reads, input_ids, reads.positions, recurrent)
+    assert hidden is not None, "a read goes to the end"
+    return hidden
 
 
 def through_layers(

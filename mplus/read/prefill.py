@@ -8,7 +8,7 @@ A read changes no memory. Several memories are read in one batch, each row with 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import finalize
 
 import torch
@@ -21,7 +21,7 @@ from mplus.layouts.by_config import layout_of
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.together import Member
 from mplus.read.cache_layer import PrefixLayer
-from mplus.read.decode import Reading, through_layers
+from mplus.read.decode import Reading, through_model
 from mplus.read.prefix import TrackPrefix
 from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SPARE_PREFIXES, SparePrefix
 from mplus.recall.choose import Recalled, nothing_recalled, recall
@@ -101,17 +101,18 @@ def prefill_steps(
     longest = prompts.shape[1]
     prefixes = _prefixes(weights, requests, modules, all_logits=all_logits)
     layers: list[PrefixLayer] = []
+    recurrent = backbone.new_cache()
     hidden: list[Tensor] = []
     for start in range(prefixes.kept_tokens, longest, prefixes.block):
         if hidden:
             yield
-        block = backbone.embed(prompts[:, start : start + prefixes.block])
-        hidden.append(through_layers(backbone, modules, layers, block, prefixes.layer))
+        block = prompts[:, start : start + prefixes.block]
+        hidden.append(through_model(backbone, modules, layers, block, prefixes.layer, recurrent))
     sizes = [len(request.input_ids) for request in requests]
     for layer in layers:
         # Prompts are padded on the right to the longest one.
         layer.lengths = [length - longest + size for length, size in zip(layer.lengths, sizes, strict=True)]
-    reading = Reading(weights, modules, layers, prefixes.recalled)
+    reading = Reading(weights, modules, layers, prefixes.recalled, recurrent)
     if (left := prefixes.left_by(layers)) is not None:
         reading.when_done = finalize(reading, SPARE_PREFIXES.keep, left)
         reading.when_done.atexit = False
@@ -131,7 +132,7 @@ def _prefixes(
     """New prefixes; for a single prompt, the kept prefix of an earlier read of the same memory if there is one."""
     known = [_known_before_reading(weights, request) for request in requests]
     request, only = requests[0], known[0]
-    if not _may_share(requests):
+    if not _may_share(weights, requests):
         return _NewPrefixes(weights, requests, modules, known)
     chosen = only.chosen if only is not None else None
     spare = SPARE_PREFIXES.take(request.state.tracks[0].short_term, chosen, request.input_ids)
@@ -141,9 +142,9 @@ def _prefixes(
     return _SamePrefix(request, only.recalled, spare, kept_tokens)
 
 
-def _may_share(requests: Sequence[ReadRequest]) -> bool:
+def _may_share(weights: Weights, requests: Sequence[ReadRequest]) -> bool:
     """Whether a read may reuse kept prefixes and keep its own: only a single prompt that may read all sources."""
-    return len(requests) == 1 and requests[0].sources is None
+    return len(requests) == 1 and requests[0].sources is None and not weights.backbone.whole_prompts
 
 
 class _NewPrefixes:
@@ -176,11 +177,12 @@ class _NewPrefixes:
         self._spare, self._standing = spare, list[int]()  # parts that are in place in the spare prefix already
         self._longest = max(len(request.input_ids) for request in requests)
         # A track that recalls for itself needs the whole question at once.
-        self.block = READ_BLOCK_TOKENS if len(requests) == 1 and known[0] is not None else self._longest
+        whole = len(requests) > 1 or known[0] is None or weights.backbone.whole_prompts
+        self.block = self._longest if whole else READ_BLOCK_TOKENS
         self._tracks: list[list[TrackPrefix]] = [[] for _ in requests]
         """Prefixes of the tracks so far, for each row."""
-        rotation = weights.backbone.rotation
-        self._rotation = cache(lambda length, where: rotation(torch.arange(length, device=where)))
+        backbone = weights.backbone
+        self._rotation = cache(backbone.prefix_rotation)
 
     @property
     def recalled(self) -> list[tuple[Recalled, ...]]:
@@ -189,6 +191,7 @@ class _NewPrefixes:
 
     def layer(self, index: int, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
         """The filled cache layer for layer ``index``, given the prompts' states at its input."""
+        backbone = self._weights.backbone
         tracks = [self._track(row, index, states) for row, states in enumerate(hidden)]
         prefixes = [
             track.parts(index) if has_prefix(request) else []
@@ -197,9 +200,9 @@ class _NewPrefixes:
         lengths = [sum(len(part.keys) for part in prefix) for prefix in prefixes]
         layer, standing = self._left(index, lengths), self._standing
         if layer is None:
-            layer = PrefixLayer.empty(self._weights.backbone, lengths, self._longest, hidden.device)
+            layer = PrefixLayer.empty(backbone, index, lengths, self._longest, hidden.device)
             standing = []
-        layer.write(prefixes, self._rotation(max(lengths), hidden.device), standing)
+        layer.write(prefixes, self._rotation(backbone.rotary_layer(index), max(lengths), hidden.device), standing)
         return layer
 
     def _left(self, index: int, lengths: list[int]) -> PrefixLayer | None:
@@ -219,15 +222,14 @@ class _NewPrefixes:
             known = self._known[row]
             if known is None:
                 track, (begin, end) = request.state.tracks[len(begun)], request.query
-                module: Any = self._modules[index]
-                question = Question(index, module.input_layernorm(hidden[begin:end]))
+                question = Question(index, self._weights.backbone.normed(self._modules, index, hidden[begin:end]))
                 known = _recalling(self._weights, request, track, question)
             begun.append(known)
         return begun[-1]
 
     def left_by(self, layers: Sequence[PrefixLayer]) -> SparePrefix | None:
         """The buffers of this read, now with prefix and prompt, for a later read to reuse."""
-        if not _may_share(self._requests):
+        if not _may_share(self._weights, self._requests):
             return None
         (request,), (tracks,), (known,) = self._requests, self._tracks, self._known
         orders = [track.chosen.order for track in tracks for _ in track.track.layers]

@@ -1,12 +1,12 @@
 """Recall by the model's own attention: needs no training."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from mplus.backbone.attention import project_heads
+from mplus.backbone.attention import Projection
 from mplus.recall.scorer import GoesOn, Normed, Relevance, RetrievalRows, Scorer, equal_weights, sum_of_runs
 from mplus.recall.units import KeyBlock
 
@@ -18,20 +18,20 @@ class AttentionScorer(Scorer):
     relevance), averaged over heads and query rows; a unit has the sum of its tokens.
     """
 
-    def __init__(self, attentions: list[nn.Module], num_key_value_heads: int, head_size: int) -> None:
+    def __init__(self, projections: Sequence[Projection], num_key_value_heads: int, head_size: int) -> None:
+        """Score by what ``Backbone.projections`` makes of each layer's rows."""
         super().__init__()
-        # Held in a plain list, so that torch does not register the backbone's modules as this module's own.
-        self._attentions = attentions
+        self._projections = projections
         self.num_key_value_heads = num_key_value_heads
         self.head_size = head_size
 
     def keys(self, layer: int, normed: Normed) -> Float[Tensor, "S R"]:
         """Attention keys of that layer, heads side by side."""
-        return project_heads(self._attentions[layer], "k", normed, self.head_size).flatten(1)
+        return self._projections[layer]("k", normed).flatten(1)
 
     def queries(self, layer: int, normed: Normed) -> RetrievalRows:
         """Attention queries of that layer, [rows, heads, head size]."""
-        return project_heads(self._attentions[layer], "q", normed, self.head_size)
+        return self._projections[layer]("q", normed)
 
     def relevance(
         self, queries: RetrievalRows, blocks: Iterable[KeyBlock], num_units: int, goes_on: GoesOn | None = None

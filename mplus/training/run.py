@@ -19,6 +19,7 @@ from mplus.checkpoint import catalog
 from mplus.checkpoint.loading import read_config
 from mplus.checkpoint.parts import PARTS_FILE, PARTS_TENSORS, TrainedParts, read_parts, write_parts
 from mplus.checkpoint.published_layout import is_published
+from mplus.errors import UnsupportedModelError
 from mplus.model import MPlus
 from mplus.training.chunk.chunk_run import ChunkRun
 from mplus.training.published.published_run import PublishedRun
@@ -54,6 +55,11 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
     accelerator.wait_for_everyone()
     kind = PublishedRun if settings.is_published else ChunkRun
     training = kind(settings, folder, accelerator)
+    if training.model.weights.backbone.recalls_once:
+        raise UnsupportedModelError(
+            f"model={settings.model!r}: its layers are called as they are (docs/reference/models.md), and only models "
+            "like Llama can be trained. Use one of those."
+        )
     parts = training.model.trained_parts
     for name in settings.stages:
         finished = folder.finished_parts(name)

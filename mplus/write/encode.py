@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mplus.backbone.attention import KeysValues, Packing
 from mplus.backbone.backbone import Backbone
+from mplus.backbone.own_layers import OwnLayers
 from mplus.config import MemoryConfig
 from mplus.memory.state import Context
 from mplus.weights import Weights
@@ -60,6 +61,11 @@ def encode_states(
     """
     backbone = weights.backbone
     num_layers = num_layers or backbone.num_layers
+    if isinstance(backbone, OwnLayers):
+        known = [None if context is None else context.states for context in contexts]
+        joined = [chunk.continues and context is None for chunk, context in zip(chunks, contexts, strict=True)]
+        kept, made = backbone.encode([chunk.input_ids for chunk in chunks], joined, known, num_layers)
+        return Encoded(tuple(kept), tuple(made))
     packing = _packed(backbone, chunks, contexts)
     hidden = backbone.embed(torch.tensor([i for chunk in chunks for i in chunk.input_ids]))
     states: list[Tensor] = []

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from mplus import CheckpointError, MPlus, UnsupportedModelError
+from mplus.backbone.own_layers import OwnLayers
 from mplus.checkpoint import loading
+from mplus.checkpoint.limits import check_config
 from mplus.checkpoint.loading import memory_settings
 from mplus.testing import byte_tokenizer, tiny_backbone
 from tests.conftest import TINY
@@ -139,16 +141,22 @@ def test_an_unknown_rope_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
-def test_the_advice_on_sliding_windows_works(tmp_path: Path, model_type: str) -> None:
+def test_layers_with_a_window_load_and_so_do_they_without_it(tmp_path: Path, model_type: str) -> None:
     tiny_backbone(model_type).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     layers = ["full_attention", "sliding_attention"] * 2
     change(tmp_path, sliding_window=128, use_sliding_window=True, max_window_layers=0, layer_types=layers)
-    with pytest.raises(UnsupportedModelError) as refused:
-        MPlus.from_pretrained(tmp_path, memory=TINY)
-    assert '"use_sliding_window": false, "sliding_window": null, and no "layer_types"' in str(refused.value)
+    assert isinstance(MPlus.from_pretrained(tmp_path, memory=TINY).weights.backbone, OwnLayers)
     change(tmp_path, use_sliding_window=False, sliding_window=None, layer_types=...)
-    MPlus.from_pretrained(tmp_path, memory=TINY)
+    assert not isinstance(MPlus.from_pretrained(tmp_path, memory=TINY).weights.backbone, OwnLayers)
+
+
+def test_a_size_for_each_layer_is_a_list_of_sizes(folder: Path) -> None:
+    path = folder / "config.json"
+    check_config(path, {"intermediate_size": [96, 128]}, 0)
+    for given in ([], [96, 0], [96, 10**9], [96, "128"]):
+        with pytest.raises(CheckpointError, match="intermediate_size"):
+            check_config(path, {"intermediate_size": given}, 0)
 
 
 def test_offloaded_layers_count_in_the_fingerprint(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mplus.backbone.own_layers import OwnLayers
 from mplus.checkpoint.loading import assemble
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
@@ -17,6 +18,7 @@ from mplus.recall.late_interaction import LateInteraction
 from mplus.testing import byte_tokenizer, tiny_backbone, tiny_model
 from mplus.training.chunk.read_adapter import ReaderSettings, new_adapter
 from mplus.training.published.trained_modules import half_precision, new_retriever
+from tests.backbone.tiny_models import tiny_of
 from tests.conftest import TINY
 
 PUBLISHED = Path(__file__).parent.parent / "golden" / "tiny_mplus"
@@ -244,15 +246,23 @@ def test_folders_and_names_that_are_no_model_are_refused(tmp_path: Path) -> None
         MPlus.from_pretrained("nobody/nothing", local_files_only=True)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "changes"), [("gpt2", {}), ("mistral", {"sliding_window": 64}), ("gemma", {"head_dim": 8})]
-)
-def test_backbones_that_cannot_be_read_right_are_refused(tmp_path: Path, model_type: str, changes: dict) -> None:
-    from transformers import AutoConfig
-
-    AutoConfig.for_model(model_type, **changes).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="Choose one|full attention"):
+def test_a_backbone_that_cannot_be_read_right_is_refused_with_the_reason(tmp_path: Path) -> None:
+    tiny_of("gpt2").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="'gpt2'.*by .* of their size"):
         MPlus.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "gpt_oss"])
+def test_a_backbone_with_windows_writes_reads_and_saves(tmp_path: Path, model_type: str) -> None:
+    tiny_of(model_type).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    model = MPlus.from_pretrained(tmp_path, memory=TINY)
+    assert isinstance(model.weights.backbone, OwnLayers)
+    model.save_pretrained(tmp_path / "saved")
+    again = MPlus.from_pretrained(tmp_path / "saved")
+    assert again.weights.fingerprints == model.weights.fingerprints
+    assert answers(again) == answers(model)
 
 
 @pytest.mark.parametrize(("options", "message"), [({"device": "tpu9"}, "device"), ({"dtype": "int9"}, "dtype")])

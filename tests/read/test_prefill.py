@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mplus.backbone.attention import GROUPED_ATTENTION
 from mplus.config import MemoryConfig
 from mplus.layouts.whole_chunks import RIVALS, first_fitting, neighbours, standing_last
 from mplus.model import MPlus
@@ -36,7 +37,7 @@ def test_empty_memory_gives_the_backbones_logits(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
 def test_sdpa_equals_eager(model_type: str, text: str) -> None:
     logits = []
-    for implementation in ("mplus_grouped_sdpa", "eager"):
+    for implementation in (GROUPED_ATTENTION, "eager"):
         model = tiny_model(model_type=model_type, memory=TINY, attn_implementation=implementation)
         memory = model.new_memory()
         model.write(memory, text, source="a")

@@ -1,0 +1,331 @@
+"""The trial of a model at its first load: does memory work with it? No list of names decides.
+
+An empty memory must be the plain model. A memory of one chunk must be the plain model over [bos, chunk, prompt]; where
+layers are recurrent, their states begin anew with the prompt. Two chunks must be what the plain model makes of them,
+each read alone and placed after the other. The way a model is called is the fastest one that passes.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mplus.backbone.adapters import Adapter
+from mplus.backbone.backbone import Backbone
+from mplus.backbone.own_layers import OwnLayers
+from mplus.backbone.survey import FAILURES, windows_of
+from mplus.checkpoint.catalog import cache_root
+from mplus.config import MemoryConfig
+from mplus.errors import UnsupportedModelError
+from mplus.memory.memory import Memory
+from mplus.memory.state import MemoryState
+from mplus.read.prefill import ReadRequest, prefill
+from mplus.recall.late_interaction import LateInteraction
+from mplus.weights import Weights
+from mplus.write.absorb import write_chunks
+from mplus.write.encode import Chunk
+
+TRIAL = 1
+"""Number of this trial; models are tried again when it changes."""
+TOLERANCE = {torch.float32: 2e-3, torch.float64: 2e-3, torch.float16: 3e-2}
+TOLERANCE_OF_OTHERS = 1e-1
+"""Of bfloat16 and of quantised weights."""
+CHUNK, PROMPT, DECODED = 9, 8, 2
+"""Tokens of a chunk, of the prompt, and of the answer."""
+
+KEPT_FROM = 10_000_000
+"""Trials of models with fewer weights are over in an instant, and are not kept in the cache folder."""
+
+Way = Literal["llama", "own"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial found.
+
+    Attributes:
+        way: "llama": our loop over layers like Llama's; "own": the model's own forward.
+        empty: Difference between an empty memory and the plain model, as a share of the size of its logits.
+        chunk: The same of a memory of one chunk; of two chunks, where that is more.
+        refused: Why the model is refused; empty if it is not.
+        kind: What its layers are: "full", "windows" or "recurrent".
+    """
+
+    way: Way
+    empty: float
+    chunk: float
+    refused: str = ""
+    kind: str = "full"
+
+
+class TrainedLayers(NamedTuple):
+    """What was trained for the layers of a model like Llama; the trial itself is of the plain model."""
+
+    write_adapter: Adapter | None = None
+    read_adapter: Adapter | None = None
+    bos_states: Tensor | None = None
+
+
+def tried(model: Any, bos_token_id: int, trained: TrainedLayers | None = None) -> tuple[Backbone, Trial]:
+    """The backbone of a model, called the fastest way that is exact.
+
+    Args:
+        model: A causal language model of transformers.
+        bos_token_id: The token at the beginning of every prefix.
+        trained: Adapters and bos vectors, which only a backbone like Llama carries; None: none.
+
+    Raises:
+        UnsupportedModelError: No way is exact; the message has the difference found.
+    """
+    identity = _identity(model, bos_token_id)
+    known = _TRIED.get(identity) or _kept(identity)
+    if known is not None and known.refused:
+        raise UnsupportedModelError(known.refused)
+    trained = trained or TrainedLayers()
+    if known is not None:
+        _TRIED[identity] = known
+        return _made(model, known.way, bos_token_id, trained), known
+    try:
+        backbone, found = _first_that_is_exact(model, bos_token_id)
+    except UnsupportedModelError as error:
+        _keep(identity, Trial("own", float("nan"), float("nan"), str(error)), model)
+        raise
+    _keep(identity, found, model)
+    if found.way == "llama" and any(part is not None for part in trained):
+        backbone = _made(model, found.way, bos_token_id, trained)
+    return backbone, found
+
+
+def _made(model: Any, way: Way, bos_token_id: int, trained: TrainedLayers) -> Backbone:
+    if way == "llama":
+        return Backbone.wrap(model, bos_token_id=bos_token_id, **trained._asdict())
+    return OwnLayers.discover(model, bos_token_id=bos_token_id)
+
+
+def _first_that_is_exact(model: Any, bos_token_id: int) -> tuple[Backbone, Trial]:
+    config = model.config.get_text_config(decoder=True)
+    windows, recurrent = windows_of(config)
+    kind = "recurrent" if recurrent else "windows" if windows else "full"
+    implementation = model.config._attn_implementation
+    if kind == "full" and Backbone.looks_like_llama(model):
+        with suppress(*FAILURES):  # its parts may have Llama's names and take other arguments
+            backbone = Backbone.wrap(model, bos_token_id=bos_token_id)
+            found = _compared(backbone, bos_token_id, "llama", kind)
+            if not found.refused:
+                return backbone, found
+    try:
+        backbone = OwnLayers.discover(model, bos_token_id=bos_token_id)
+        found = _compared(backbone, bos_token_id, "own", kind)
+    except UnsupportedModelError:
+        model.config._attn_implementation = implementation
+        raise
+    if found.refused:
+        model.config._attn_implementation = implementation
+        raise UnsupportedModelError(found.refused)
+    return backbone, found
+
+
+# --- comparisons --------------------------------------------------------------------------------------
+
+
+def _compared(backbone: Backbone, bos_token_id: int, way: Way, kind: str) -> Trial:
+    """A backbone compared with the plain model."""
+    model = backbone.model
+    name, most = model.config.model_type, _tolerance(model)
+    differs = partial(_difference, backbone, bos_token_id)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            empty = differs(0)
+            chunk = differs(1) if empty <= most else float("nan")
+            if chunk <= most and _room_for_two(backbone):
+                chunk = max(chunk, differs(2))
+    except FAILURES as error:
+        return Trial(way, float("nan"), float("nan"), f"Backbone type {name!r} fails its trial: {error}", kind)
+    refused = ""
+    if not empty <= most:
+        refused = (
+            f"Backbone type {name!r}: with an empty memory its logits differ from the plain model's by {empty:.2g} of "
+            f"their size; expected at most {most:g}."
+        )
+    elif not chunk <= most:
+        refused = (
+            f"Backbone type {name!r}: with a memory of one or two chunks its logits differ from the plain model's over "
+            f"[bos, chunk, prompt] by {chunk:.2g} of their size; expected at most {most:g}."
+        )
+    return Trial(way, empty, chunk, refused, kind)
+
+
+def _tolerance(model: Any) -> float:
+    if getattr(model.config, "quantization_config", None) is not None:
+        return TOLERANCE_OF_OTHERS
+    return TOLERANCE.get(model.dtype, TOLERANCE_OF_OTHERS)
+
+
+def _room_for_two(backbone: Backbone) -> bool:
+    """Whether two chunks and a prompt stand within every window, so that the plain model's cache has all of them."""
+    windows, _ = windows_of(backbone.model.config.get_text_config(decoder=True))
+    needed = 1 + 2 * CHUNK + PROMPT + DECODED
+    return all(window.size is None or window.size > needed for window in windows.values())
+
+
+def _difference(backbone: Backbone, bos_token_id: int, chunks: int) -> float:
+    """How far logits behind a memory of some chunks are from the plain model's."""
+    drawn = torch.Generator().manual_seed(0)
+    high = backbone.vocabulary_size
+    ids = torch.randint(min(300, high // 4), high, (2 * CHUNK + PROMPT + DECODED,), generator=drawn).tolist()
+    parts, rest = [ids[n * CHUNK : (n + 1) * CHUNK] for n in range(chunks)], ids[2 * CHUNK :]
+    ours = _with_memory(backbone, parts, rest)
+    plain = _plain(backbone.model, bos_token_id, parts, rest)
+    ours, plain = ours.float().cpu(), plain.float().cpu()
+    sound = plain.isfinite() & (plain > torch.finfo(torch.bfloat16).min / 2)
+    ours, plain = ours[sound], plain[sound]
+    return float((ours - plain).norm() / (plain - plain.mean()).norm().clamp_min(1e-12))
+
+
+def _with_memory(backbone: Backbone, chunks: Sequence[list[int]], rest: list[int]) -> Tensor:
+    """Logits of the rest behind a memory of these chunks, each of another source: prompt, then token by token."""
+    weights = _bare(backbone)
+    config = MemoryConfig(
+        chunk_tokens=16, tokens_per_write=16, short_term_tokens=64, recalled_tokens=0, minimum_chunk_tokens=1
+    )
+    state: MemoryState = weights.empty_state(config)
+    memory = Memory(config, state, model_fingerprint="")
+    for number, chunk in enumerate(chunks):
+        state, _ = write_chunks(weights, memory, state, [Chunk(chunk, [number] * len(chunk), False)])
+    request = ReadRequest(state, config, rest[:PROMPT], (0, PROMPT))
+    first = prefill(weights, [request], all_logits=True)
+    answer = [first.reading.decode([token]) for token in rest[PROMPT:]]
+    return torch.cat([first.logits[0], *answer])
+
+
+def _bare(backbone: Backbone) -> Weights:
+    """Weights that find nothing, but remember."""
+    size = backbone.hidden_size
+    late = LateInteraction(torch.zeros(backbone.num_layers, size), torch.ones(backbone.num_layers, size))
+    return Weights(backbone, {"late": late}, 0, {"late": ""})
+
+
+def _plain(model: Any, bos: int, chunks: Sequence[list[int]], rest: list[int]) -> Tensor:
+    """Logits of the rest by the plain model, with its own attention, masks and cache."""
+    _, recurrent = windows_of(model.config.get_text_config(decoder=True))
+    with _as_released(model):
+        if not chunks:
+            return _called(model, rest)
+        if len(chunks) == 1 and not recurrent:
+            return _called(model, [bos, *chunks[0], *rest])[-len(rest) :]
+        return _continued(model, bos, chunks, rest)
+
+
+def _called(model: Any, ids: list[int]) -> Tensor:
+    device = model.get_input_embeddings().weight.device
+    given = torch.tensor([ids], device="cpu" if device.type == "meta" else device)
+    return model(input_ids=given, use_cache=False).logits[0]
+
+
+def _continued(model: Any, bos: int, chunks: Sequence[list[int]], rest: list[int]) -> Tensor:
+    """Logits of the rest behind chunks that were read alone, each at the place where it stands."""
+    from transformers.cache_utils import DynamicCache
+
+    config, device = model.config.get_text_config(decoder=True), model.get_input_embeddings().weight.device
+    device = torch.device("cpu") if device.type == "meta" else device
+    read = partial(_read, model, device)
+    kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    start = 0
+    for number, chunk in enumerate(chunks):
+        cache = DynamicCache(config=config)
+        read([bos, *chunk], start, cache)
+        first = 0 if number == 0 else 1
+        for index, layer in enumerate(_layers_of(cache)):
+            keys = getattr(layer, "keys", None)
+            if keys is not None and keys.numel():
+                kept.setdefault(index, []).append((keys[:, :, first:], layer.values[:, :, first:]))
+        start += len(chunk)
+    cache = DynamicCache(config=config)
+    for index, parts in kept.items():
+        _layers_of(cache)[index].update(*(torch.cat(each, dim=2) for each in zip(*parts, strict=True)))
+    return read(rest, start + 1, cache)
+
+
+def _layers_of(cache: Any) -> Sequence[Any]:
+    return cache.layers
+
+
+def _read(model: Any, device: torch.device, ids: list[int], start: int, cache: Any) -> Tensor:
+    from inspect import signature
+
+    name = "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
+    positions = torch.arange(start, start + len(ids), device=device)[None]
+    named = {name: cache, "position_ids": positions, "use_cache": True}
+    return model(input_ids=torch.tensor([ids], device=device), **named).logits[0]
+
+
+@contextmanager
+def _as_released(model: Any) -> Generator[None]:
+    """The model with its own attention function."""
+    implementation = model.config._attn_implementation
+    model.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = implementation
+
+
+# --- what is kept -------------------------------------------------------------------------------------
+
+_TRIED: dict[str, Trial] = {}
+
+
+def _identity(model: Any, bos_token_id: int) -> str:
+    """Hash of all that a trial depends on."""
+    from transformers import __version__
+
+    said: Mapping[str, Any] = model.config.to_dict()
+    config = {name: value for name, value in said.items() if name not in ("_name_or_path", "transformers_version")}
+    about = [TRIAL, __version__, torch.__version__, bos_token_id, str(model.dtype), model.config._attn_implementation]
+    digest = hashlib.sha256(json.dumps([about, config], sort_keys=True, default=str).encode())
+    for name, tensor in model.named_parameters():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if tensor.device.type != "meta" and tensor.is_floating_point():
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(len(flat) // 16, 1)][:16].to(device="cpu", dtype=torch.float32)
+            digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def records() -> Path:
+    """Folder of the results of trials."""
+    return cache_root() / "trials"
+
+
+def _keep(identity: str, found: Trial, model: Any) -> None:
+    _TRIED[identity] = found
+    if sum(parameter.numel() for parameter in model.parameters()) < KEPT_FROM:
+        return
+    try:
+        records().mkdir(parents=True, exist_ok=True)
+        handle, path = tempfile.mkstemp(dir=records(), prefix=".")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"trial": TRIAL, **asdict(found)}, file, indent=2)
+        Path(path).replace(records() / f"{identity}.json")
+    except OSError:
+        return  # other processes try again
+
+
+def _kept(identity: str) -> Trial | None:
+    try:
+        record = json.loads((records() / f"{identity}.json").read_text(encoding="utf-8"))
+        if record.pop("trial") != TRIAL:
+            return None
+        found = Trial(**record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if found.way in ("llama", "own") else None
