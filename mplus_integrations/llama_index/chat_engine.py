@@ -11,7 +11,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import NodeWithScore
 
-from mplus_integrations.history import CONVERSATION
+from mplus_integrations.conversations import CONVERSATION
 from mplus_integrations.llama_index.chat_memory import TURN, MPlusMemory
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import Turn

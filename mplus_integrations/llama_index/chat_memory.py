@@ -14,8 +14,8 @@ from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
 from mplus import Memory, MemoryStore, MPlus, UnknownNameError, prompt_start, question_place
+from mplus_integrations.conversations import turn_name
 from mplus_integrations.copies import Referring
-from mplus_integrations.history import turn_name
 from mplus_integrations.llama_index.index_storage import StorePlace
 from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.messages import ROLES, Turn, spoken

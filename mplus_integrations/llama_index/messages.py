@@ -127,6 +127,8 @@ def _to_chat(message: ChatMessage) -> dict[str, Any]:
         raise ValueError(f"ChatMessage(role='user', content={message.content!r:.40}): expected text. Leave it out.")
     if isinstance(message, Turn) and message.source:
         found["source"], found["stays"] = message.source, message._stays
+    if isinstance(name := message.additional_kwargs.get("id"), str) and name:
+        found["id"] = name
     return found
 
 
