@@ -182,10 +182,11 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             if not isinstance(prompt, str):
                 told = with_told(prompt, form.told)
                 # A memory without a name belongs to nobody: each conversation reads only its own turns.
-                is_alone = self.own.is_unnamed(latents)
-                found = self._fitted(model, [memory, *others], told, call, is_alone=is_alone)
+                thread = call.conversation_id or latents.conversation
+                of = Conversation(thread, call.conversation_part, self.own.is_unnamed(latents))
+                found = self._fitted(model, [memory, *others], told, call, of)
                 said = found.messages
-                if is_alone:
+                if of.is_alone:
                     tests.append(found.where)
                 tests.append(not_standing_in(said))
                 prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in said]
@@ -210,13 +211,12 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             return stream, names
 
     def _fitted(
-        self, model: MPlus, memories: Sequence[Memory], told: list[dict[str, Any]], call: Call, *, is_alone: bool
+        self, model: MPlus, memories: Sequence[Memory], told: list[dict[str, Any]], call: Call, of: Conversation
     ) -> Fitted:
         """The messages that stand in the prompt beside these memories; earlier ones are written into the first."""
         room = model.prompt_room(memories)
         room = max(room - min(call.max_tokens, room // 4), 1)
         turns = call.turns_in_prompt(model)
-        of = Conversation(call.conversation_id, call.conversation_part, is_alone)
         return fitted(model, memories[0], told, room=room, tools=call.tools, prompt_turns=turns, of=of)
 
 

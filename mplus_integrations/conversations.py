@@ -77,12 +77,16 @@ def turn_name(before: str, message: Mapping[str, Any]) -> str:
     return f"turn-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
 
 
+def before_all(thread: str | None) -> str:
+    """What stands for the name before the first turn of a conversation."""
+    return "" if thread is None else f"thread {thread}"
+
+
 def turn_names(messages: Messages, thread: str | None = None) -> list[str]:
     """The name of every turn: its ``source``, else the hash of the conversation's name and of all turns up to it."""
     names: list[str] = []
-    before = "" if thread is None else f"thread {thread}"
     for message in messages:
-        names.append(message.get("source") or turn_name(names[-1] if names else before, message))
+        names.append(message.get("source") or turn_name(names[-1] if names else before_all(thread), message))
     return names
 
 
