@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar, Generic, NamedTuple
+from typing import Any, Generic, NamedTuple
 from uuid import uuid4
 
 from pydantic import Field
@@ -19,10 +19,11 @@ from mplus import (
     parse_tool_calls,
     source_filter,
 )
+from mplus_integrations.conversations import Conversation
 from mplus_integrations.forms import before_calls, form_of, with_told
-from mplus_integrations.history import OURS, Where, fitted, of_conversation
+from mplus_integrations.history import OURS, Fitted, fitted
 from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
-from mplus_integrations.whose_memory import Item, Latents, Remembering, Shared
+from mplus_integrations.whose_memory import Item, Latents, Remembering, Shared, Where
 
 Asked = str | list[dict[str, Any]]
 """Text to continue, or chat messages; ``history`` says what ``source``, ``id`` and ``stays`` of a message mean."""
@@ -70,9 +71,6 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
 
     scheduler: Scheduler | None = Field(default=None, exclude=True)
     """``model.serve()``: requests of many users are batched. None: each request runs on its own."""
-
-    _forgets_edits: ClassVar[bool] = True
-    """Whether turns that a conversation no longer has are forgotten. Its first turn tells it from others."""
 
     def _must_name(self) -> bool:
         return self.scheduler is not None if self.require_key is None else self.require_key
@@ -183,9 +181,13 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             said: list[dict[str, Any]] = [{"content": prompt}] if isinstance(prompt, str) else prompt
             if not isinstance(prompt, str):
                 told = with_told(prompt, form.told)
-                said = self._fitted(model, [memory, *others], told, call)
-                if self.own.is_unnamed(latents):  # the memory has no name: each conversation reads only its own turns
-                    tests.append(of_conversation(told))
+                # A memory without a name belongs to nobody: each conversation reads only its own turns.
+                thread = call.conversation_id or latents.conversation
+                of = Conversation(thread, call.conversation_part, self.own.is_unnamed(latents))
+                found = self._fitted(model, [memory, *others], told, call, of)
+                said = found.messages
+                if of.is_alone:
+                    tests.append(found.where)
                 tests.append(not_standing_in(said))
                 prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in said]
             reads = [Read(self._cited_as(latents), memory, [*tests, not_pasted_into(said, memory)])]
@@ -209,14 +211,13 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             return stream, names
 
     def _fitted(
-        self, model: MPlus, memories: Sequence[Memory], told: list[dict[str, Any]], call: Call
-    ) -> list[dict[str, Any]]:
+        self, model: MPlus, memories: Sequence[Memory], told: list[dict[str, Any]], call: Call, of: Conversation
+    ) -> Fitted:
         """The messages that stand in the prompt beside these memories; earlier ones are written into the first."""
         room = model.prompt_room(memories)
         room = max(room - min(call.max_tokens, room // 4), 1)
         turns = call.turns_in_prompt(model)
-        forgets = self._forgets_edits
-        return fitted(model, memories[0], told, room=room, tools=call.tools, prompt_turns=turns, forgets=forgets)
+        return fitted(model, memories[0], told, room=room, tools=call.tools, prompt_turns=turns, of=of)
 
 
 class Read(NamedTuple):

@@ -1,45 +1,40 @@
 """Histories: earlier turns are written into memory, each once, and the latest also stand in the prompt.
 
-How many stand there is a property of the model (``MPlus.prompt_turns``). The name of a turn is a hash of the
-conversation up to it, so the same history is recognised in the next call. Turns of the same conversation that are
-no longer in the history (after an edit or a step back) are forgotten; a history that has just begun forgets nothing.
-A turn is not written again if it has a ``source``, under which it was written, or an ``id`` that names a source with
-its text.
+How many stand there is a property of the model (``MPlus.prompt_turns``). Turns are recognised when their history comes
+back; ``conversations`` says which of them it has taken back. A turn is not written again if it has a ``source``, under
+which it was written, or an ``id`` that names a source with its text.
 """
 
-import hashlib
-import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mplus import Memory, MPlus, prompt_start, question_place, turn_text
-from mplus_integrations.whose_memory import Where, all_or_nothing
+from mplus_integrations.conversations import CONVERSATION, Compared, Conversation, Messages, compared
+from mplus_integrations.whose_memory import all_or_nothing
 
-CONVERSATION = "mplus_conversation"
 KEPT_SHARE = 0.75
 """Share of the room that the prompt takes after turns have been moved into memory because they did not fit."""
 OURS = frozenset({"source", "id", "stays"})
 """Keys of a message that are not for the model: the name under which it was written, an id that may be such a name,
 and whether a memory chose it for the prompt."""
 
-Messages = Sequence[Mapping[str, Any]]
 
+class Fitted(NamedTuple):
+    """A history of which earlier turns are in memory.
 
-def turn_name(before: str, message: Mapping[str, Any]) -> str:
-    """The name of a turn: a hash of the turn and of the name before it, and so of the conversation up to it."""
-    said = json.dumps(
-        [before.removeprefix("turn-"), message["role"], message["content"], message.get("tool_calls")], sort_keys=True
-    )
-    return f"turn-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
+    Attributes:
+        messages: The messages of the prompt. One that is in memory too has its name there as ``source``.
+        names: The names of all turns of the history.
+    """
 
+    messages: list[dict[str, Any]]
+    names: frozenset[str]
 
-def turn_names(messages: Messages) -> list[str]:
-    """The name of every turn: its ``source``, else the hash of the conversation up to it."""
-    names: list[str] = []
-    for message in messages:
-        names.append(message.get("source") or turn_name(names[-1] if names else "", message))
-    return names
+    def where(self, name: str, metadata: Mapping[str, Any]) -> bool:
+        """A test of sources for a history that shares its memory with others: it excludes their turns."""
+        # A turn's name is a hash of the conversation up to it, so no other conversation has the same name.
+        return CONVERSATION not in metadata or name in self.names
 
 
 def fitted(
@@ -50,8 +45,8 @@ def fitted(
     room: int,
     tools: Sequence[Mapping[str, Any]] | None,
     prompt_turns: int | None = None,
-    forgets: bool = True,
-) -> list[dict[str, Any]]:
+    of: Conversation | None = None,
+) -> Fitted:
     """Write the earlier turns of a history into memory, and choose those that stand in the prompt.
 
     Args:
@@ -61,35 +56,38 @@ def fitted(
         room: Most tokens of the prompt.
         tools: Tools described in the prompt.
         prompt_turns: How many of the latest turns before the question stand in the prompt; None: as many as fit.
-        forgets: Whether turns that the conversation no longer has are forgotten.
-
-    Returns:
-        The messages of the prompt. One that is in memory too has its name there as ``source``.
+        of: What is known about the conversation; turns that it has taken back are forgotten.
     """
     system, turns = parted(messages)
-    known = {source.name: source for source in memory.sources()}
-    names, asked = turn_names(turns), question_place(turns)
-    mine = {name for name, s in known.items() if CONVERSATION in s.metadata and names[:1] == [s.metadata[CONVERSATION]]}
-    # The question is not memory while it is asked. A history of nothing else has no turn that could be an edit:
-    # somebody who says "Hello" again does not take back what was said after the last one.
-    stale = mine - set(names[:asked]) if forgets and asked else set[str]()
-    for place, turn in enumerate(turns):
-        source = known.get(turn.get("id", ""))
-        if source is not None and source.texts == (turn_text(turn),):
-            names[place] = source.name
-    written = {name for name in names if name in known and name not in stale} | {t.get("source") for t in turns}
+    known, of = {source.name: source for source in memory.sources()}, of or Conversation()
+    found, asked = compared(turns, known, of), question_place(turns)
+    names = found.names
+    written = {name for name in names if name in known and name not in found.stale} | {t.get("source") for t in turns}
     start = _start(turns, asked, prompt_turns)
     if prompt_turns is None:  # what was moved once is not moved back
-        start = max([start, *(n + 1 for n in range(asked) if names[n] in mine)])
+        start = max([start, *(n + 1 for n in range(asked) if names[n] in found.mine)])
     start = _fitting(model, memory, system, turns, start, room, tools)
     fresh = [(names[n], turns[n]) for n in range(start) if names[n] not in written and turn_text(turns[n])]
-    if stale or fresh:
-        with all_or_nothing(memory) as fork:
-            for name in sorted(stale):
-                fork.forget(name)
-            write_turns(model, fork, fresh, {CONVERSATION: turn_names(turns)[0]})
+    _change(model, memory, found, fresh, of)
     standing = [{**t, "source": name} if name in written else t for t, name in zip(turns, names, strict=True)][start:]
-    return [*system, *(dict(turn) for turn in turns[:start] if turn["role"] == "system"), *standing]
+    instructions = [dict(turn) for turn in turns[:start] if turn["role"] == "system"]
+    return Fitted([*system, *instructions, *standing], frozenset(names))
+
+
+def _change(
+    model: MPlus,
+    memory: Memory,
+    found: Compared,
+    fresh: Sequence[tuple[str, Mapping[str, Any]]],
+    of: Conversation,
+) -> None:
+    """Forget what a conversation has taken back, and write what is new."""
+    if not found.stale and not fresh:
+        return
+    with all_or_nothing(memory) as fork:
+        for name in sorted(found.stale):
+            fork.forget(name)
+        write_turns(model, fork, [(name, turn, of.metadata(found.root, turn)) for name, turn in fresh])
 
 
 def _start(turns: Messages, asked: int, prompt_turns: int | None) -> int:
@@ -125,17 +123,16 @@ def _fitting(
 
 
 def write_turns(
-    model: MPlus, memory: Memory, turns: Sequence[tuple[str, Mapping[str, Any]]], metadata: Mapping[str, Any]
+    model: MPlus, memory: Memory, turns: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]
 ) -> None:
     """Write turns in one go; those without anything to write are left out.
 
     Args:
         model: The model that writes.
         memory: The memory.
-        turns: Their names and messages.
-        metadata: Metadata of all of them, beside the role.
+        turns: Their names, messages, and metadata beside the role.
     """
-    said = [(name, turn_text(turn), {**metadata, "role": turn["role"]}) for name, turn in turns if turn_text(turn)]
+    said = [(name, turn_text(turn), {**about, "role": turn["role"]}) for name, turn, about in turns if turn_text(turn)]
     if said:
         names, texts, abouts = zip(*said, strict=True)
         model.write(memory, texts, source=names, metadata=abouts, keep_text=True)
@@ -145,10 +142,3 @@ def parted(messages: Messages) -> tuple[list[dict[str, Any]], list[dict[str, Any
     """The system messages that a history begins with, and its turns."""
     first = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
     return [dict(message) for message in messages[:first]], [dict(message) for message in messages[first:]]
-
-
-def of_conversation(messages: Messages) -> Where:
-    """A test of sources for a history that shares its memory with others: it excludes their turns."""
-    names = set(turn_names(parted(messages)[1]))
-    # A turn's name is a hash of the conversation up to it, so no other conversation has the same name.
-    return lambda name, metadata: CONVERSATION not in metadata or name in names

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
+from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mplus import MPlus, SamplingParams, UnknownNameError
 
@@ -106,6 +107,19 @@ class AnswerSettings(KnownNames):
             raise ValueError(f"{name}={wrong['input']!r:.60}: {wrong['msg']}.") from error
 
 
+def _as_id(given: object) -> str | None:
+    """The name of a conversation as text; None where there is none.
+
+    Raises:
+        ValueError: It is neither text, a number nor a UUID.
+    """
+    if given is None or given == "":
+        return None
+    if isinstance(given, bool) or not isinstance(given, str | int | UUID):
+        raise ValueError(f"conversation_id={given!r:.60} is {type(given).__name__}: expected text, a number or a UUID.")
+    return str(given)
+
+
 class Call(AnswerSettings):
     """Arguments of one call: sampling, form of the answer, and memory."""
 
@@ -121,6 +135,10 @@ class Call(AnswerSettings):
     """A JSON schema that the answer follows, as OpenAI describes it."""
     memory_key: Any = None
     """Name of the memory to read."""
+    conversation_id: Annotated[str | None, BeforeValidator(_as_id)] = None
+    """Name of the conversation, which tells it from others in the same memory: what it takes back is forgotten."""
+    conversation_part: str = ""
+    """The part of an application that asks, such as a node of a graph; what others were told is no edit of its own."""
     use_memory: bool = True
     """Whether the call reads and writes memory; without, it sees only its prompt."""
     where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = Field(default=None)

@@ -84,6 +84,8 @@ class Latents:
         self.key = (key or "default") if self.store is not None else None
         self.is_of_index = False
         """Whether it holds the documents of an index, which others read too."""
+        self.conversation: str | None = None
+        """The only conversation that writes its turns here."""
         self._memory = memory
         self._made: dict[str, Memory] = {}
         self._packed: dict[str | None, PackedMemory] = {}
@@ -97,11 +99,12 @@ class Latents:
         with self._guard:
             held: dict[str | None, Memory] = {**self._made, **({None: self._memory} if self._memory else {})}
             packed = {**self._packed, **{name: PackedMemory.of(memory) for name, memory in held.items()}}
-        return {"store": self.store, "key": self.key, "packed": packed, "is_of_index": self.is_of_index}
+        about = {"is_of_index": self.is_of_index, "conversation": self.conversation}
+        return {"store": self.store, "key": self.key, "packed": packed, **about}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(store=state["store"], key=state["key"])
-        self._packed, self.is_of_index = state["packed"], state["is_of_index"]
+        self._packed, self.is_of_index, self.conversation = state["packed"], state["is_of_index"], state["conversation"]
 
     @contextmanager
     def opened(self, model: MPlus) -> Generator[Memory]:

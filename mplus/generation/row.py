@@ -29,7 +29,7 @@ class Generation:
         finish_reason: "stop" (end token or stop string), "length" or "cancelled".
         prompt_tokens: Text tokens of the prompt, including those of memory that is read as text.
         completion_tokens: Tokens generated.
-        recalled: Every source that was read, from any pool, highest share first; where memory is read as text, the
+        recalled: Every source that was read, from any pool, the most relevant first; where memory is read as text, the
             sources of that text.
         prefix_tokens: Number of memory tokens before the prompt; 0 where memory is read as text.
         used_memory: Whether memory was read; else the answer is the plain backbone's, as with an empty memory.

@@ -56,7 +56,10 @@ class _Tokens:
 
 
 def recalled_sources(request: ReadRequest, recalled: Sequence[Recalled]) -> tuple[RecalledSource, ...]:
-    """The sources that a read used, highest share first.
+    """The sources that a read used, most relevant first.
+
+    Those that were not scored come last, and among equals what recall has chosen comes before what short-term memory
+    gives in any case, and the larger share before the smaller.
 
     Args:
         request: The read.
@@ -67,7 +70,8 @@ def recalled_sources(request: ReadRequest, recalled: Sequence[Recalled]) -> tupl
     read, total = counts.sum(dim=0), float(counts.sum())
     relevance = best.where(best > float("-inf"), 0.0)
     newer = _newer(best[:-1], ages[:-1]) if layout_of(request.config).units_are_texts else {}
-    found = [
+    order = [(-float(best[n]), not float(counts[0, n]), -float(read[n]), n) for n in read.nonzero().flatten().tolist()]
+    return tuple(
         RecalledSource(
             records[n].name if n < len(records) else CHECKPOINT,
             float(read[n]) / total,
@@ -77,9 +81,8 @@ def recalled_sources(request: ReadRequest, recalled: Sequence[Recalled]) -> tupl
             _pool(float(counts[1, n]), float(counts[0, n])),
             tuple(records[other].name for other in newer.get(n, ())),
         )
-        for n in read.nonzero().flatten().tolist()
-    ]
-    return tuple(sorted(found, key=lambda source: (-source.share, -source.relevance)))
+        for *_, n in sorted(order)
+    )
 
 
 def relevance_of_sources(request: ReadRequest, recalled: Sequence[Recalled]) -> tuple[float, ...]:

@@ -19,7 +19,6 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams, Langu
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, SecretStr
 
@@ -27,6 +26,7 @@ from mplus import source_filter
 from mplus_integrations.answering import Answering, Piece
 from mplus_integrations.forms import response_format
 from mplus_integrations.history import OURS
+from mplus_integrations.langchain.configs import asked_in
 from mplus_integrations.langchain.messages import to_chat, to_last_chunk, to_message, to_text, usage
 from mplus_integrations.langchain.structured import as_json_schema, as_tool, with_schema, with_tools
 from mplus_integrations.settings import Call
@@ -135,7 +135,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
     # A memory may be chosen by ``config={"configurable": {"memory_key": …}}``, in chains and agents too. Every way to
-    # ask goes through ``keyed``: with the config if there is one, else with the metadata of the callbacks.
+    # ask goes through ``asked_in``: with the config if there is one, else with the metadata of the callbacks.
 
     def generate(
         self,
@@ -172,7 +172,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             ValueError: A chain asks without a name, which it may have been given and lost.
         """
         seen = kwargs.pop(CONFIG_SEEN, False)
-        kwargs = keyed(None, kwargs, callbacks, metadata)
+        kwargs = asked_in(None, kwargs, callbacks, metadata)
         is_in_chain = isinstance(callbacks, BaseCallbackManager) and callbacks.parent_run_id is not None
         has_key = kwargs.get("memory_key") is not None or self.memory_key is not None
         is_free = has_key or kwargs.get("use_memory") is False or self.store is None
@@ -189,7 +189,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """Answer; ``memory_key`` per call or in ``config["configurable"]``."""
-        return super().invoke(input, config, stop=stop, **keyed(config, kwargs), **{CONFIG_SEEN: True})
+        return super().invoke(input, config, stop=stop, **asked_in(config, kwargs), **{CONFIG_SEEN: True})
 
     async def ainvoke(
         self,
@@ -200,7 +200,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """``invoke`` without blocking the event loop; cancelling it stops generation."""
-        return await super().ainvoke(input, config, stop=stop, **keyed(config, kwargs), **{CONFIG_SEEN: True})
+        return await super().ainvoke(input, config, stop=stop, **asked_in(config, kwargs), **{CONFIG_SEEN: True})
 
     def stream(
         self,
@@ -211,7 +211,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
         """Answer piece by piece; leaving the loop stops generation."""
-        yield from super().stream(input, config, stop=stop, **keyed(config, kwargs))
+        yield from super().stream(input, config, stop=stop, **asked_in(config, kwargs))
 
     async def astream(
         self,
@@ -222,7 +222,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
         """``stream`` without blocking the event loop."""
-        async for chunk in super().astream(input, config, stop=stop, **keyed(config, kwargs)):
+        async for chunk in super().astream(input, config, stop=stop, **asked_in(config, kwargs)):
             yield chunk
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -303,7 +303,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         given = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         if isinstance(schema := given.get("response_format"), type):
             given["response_format"] = response_format(schema.__name__, as_json_schema(schema))
-        return self._as_call({"stop": stop or None, **keyed(None, given)})
+        return self._as_call({"stop": stop or None, **asked_in(None, given)})
 
     def _memories_of(self, call: Call) -> tuple[Latents, list[Shared]]:
         """The memory of a call, and those that it reads beside it."""
@@ -378,23 +378,3 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             else:
                 message = to_last_chunk(piece, told)
             yield ChatGenerationChunk(message=message)
-
-
-def keyed(
-    config: RunnableConfig | None,
-    kwargs: dict[str, Any],
-    callbacks: Callbacks = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Arguments of a call, with the name of its memory.
-
-    The first that has one counts: the arguments, the config or that of the running graph or chain, the metadata.
-    """
-    if kwargs.get("memory_key") is not None:
-        return kwargs
-    known = ensure_config(config)
-    places = [known.get("configurable", {}), metadata or {}, known.get("metadata", {})]
-    if isinstance(callbacks, BaseCallbackManager):
-        places += [callbacks.metadata, callbacks.inheritable_metadata]
-    key = next((place["memory_key"] for place in places if place.get("memory_key") is not None), None)
-    return kwargs if key is None else {**kwargs, "memory_key": key}

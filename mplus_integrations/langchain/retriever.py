@@ -10,7 +10,8 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import AfterValidator, ConfigDict
 
 from mplus import UnknownNameError
-from mplus_integrations.langchain.chat_model import MPlusChat, keyed
+from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.langchain.configs import keyed
 from mplus_integrations.langchain.vectorstore import DEFAULT_K, checked_k, document_of
 from mplus_integrations.settings import KnownNames
 from mplus_integrations.whose_memory import MemoryKeyName

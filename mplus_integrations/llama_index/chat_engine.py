@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.callbacks import CallbackManager
@@ -11,7 +12,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import NodeWithScore
 
-from mplus_integrations.history import CONVERSATION
+from mplus_integrations.conversations import CONVERSATION
 from mplus_integrations.llama_index.chat_memory import TURN, MPlusMemory
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import Turn
@@ -23,7 +24,11 @@ from mplus_integrations.worker import in_thread
 
 def latents_of(memory: BaseMemory) -> Latents:
     """The latents of a conversation: those of an ``MPlusMemory``, else new ones, for turns outside the prompt."""
-    return memory.latents if isinstance(memory, MPlusMemory) else Latents()
+    if isinstance(memory, MPlusMemory):
+        return memory.latents
+    found = Latents()
+    found.conversation = uuid4().hex
+    return found
 
 
 def told(memory: BaseMemory, history: Sequence[ChatMessage]) -> list[ChatMessage]:
@@ -90,6 +95,13 @@ class MPlusChatEngine(CondensePlusContextChatEngine):
         )
         self._nodes, self._reader, self._own = retriever, llm, own or latents_of(memory)
         self._llm = llm.without_memory()  # it puts questions into other words
+        self._has_own = own is None and not isinstance(memory, MPlusMemory)
+
+    def reset(self) -> None:
+        """Begin a new conversation. Only an ``MPlusMemory`` remembers those before it."""
+        super().reset()
+        if self._has_own:
+            self._own = latents_of(self._memory)
 
     def _get_nodes(self, message: str) -> list[NodeWithScore]:
         return as_read(self._reader, self._nodes.index.latents, super()._get_nodes(message))

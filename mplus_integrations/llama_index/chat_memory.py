@@ -1,29 +1,28 @@
-"""Conversations in latent memory: ``MPlusMemory``, and ``MPlusMemoryBlock`` for LlamaIndex's own memory."""
+"""``MPlusMemory``: conversations in latent memory."""
 
 import asyncio
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
 from llama_index.core.llms.llm import LLM
-from llama_index.core.memory.memory import BaseMemoryBlock
 from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
-from mplus import Memory, MemoryStore, MPlus, UnknownNameError, prompt_start, question_place
+from mplus import Memory, MemoryStore, MPlus, Source, UnknownNameError, prompt_start, question_place
+from mplus_integrations.conversations import THREAD, before_all
 from mplus_integrations.copies import Referring
-from mplus_integrations.history import turn_name
 from mplus_integrations.llama_index.index_storage import StorePlace
-from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
+from mplus_integrations.llama_index.llm import mplus_llm
 from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
 from mplus_integrations.llama_index.nodes import NODE
+from mplus_integrations.llama_index.turns import as_turn
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import INSTEAD, KnownNames, PromptTurns, turns_in_prompt
-from mplus_integrations.whose_memory import Latents, MemoryKeyName, checked_key, forget_all
-from mplus_integrations.worker import in_thread
+from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, checked_key, forget_all
 
 TURN = "mplus_turn"
 """Metadata key of sources that are turns of a conversation."""
@@ -39,12 +38,18 @@ INSTEAD_OF_MEMORY = {
     "memory_blocks": "nothing: the LLM reads all turns as latents",
     "async_database_uri": "store=mplus.MemoryStore(folder)",
     "table_name": "memory_key",
+    "thread_id": "conversation_id",
     "token_flush_size": "prompt_turns",
     "chat_history_token_ratio": "prompt_turns",
     "tokenizer_fn": "nothing: the model's own tokenizer counts",
     "persist_directory": "store=mplus.MemoryStore(folder)",
 }
 """Ours for arguments of LlamaIndex's memories."""
+
+FROM_DEFAULTS = frozenset(
+    {"chat_history", "llm", "memory", "store", "memory_key", "conversation_id", "prompt_turns", "token_limit"}
+)
+"""Arguments of ``MPlusMemory.from_defaults``."""
 
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
 
@@ -73,6 +78,8 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
     """Their name in the store."""
     live_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     """Name of the latents in this process, if there is no store."""
+    conversation_id: str | None = None
+    """Name of the conversation, which tells it from others in the same latents, also after a restart."""
     is_own: bool = True
     """Whether the latents hold only this conversation, so that they can be made again from the history."""
     prompt_turns: PromptTurns | None = None
@@ -107,6 +114,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         memory: Memory | Latents | None = None,
         store: MemoryStore | None = None,
         memory_key: str | None = None,
+        conversation_id: str | None = None,
         prompt_turns: PromptTurns | None = None,
         token_limit: int | None = None,
         **kwargs: Any,
@@ -120,6 +128,8 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
                 those beside the conversation.
             store: Keeps the latents on disk.
             memory_key: Name of the latents in the store. Conversations that must be separate need different names.
+            conversation_id: Name of the conversation. ``set`` then forgets also what an earlier process wrote and the
+                history has no longer, and no turn is taken for that of a conversation that began alike.
             prompt_turns: How many of the latest turns before the question ``get`` returns; None: as ``llm`` has it.
             token_limit: Most tokens of recent turns that ``get`` returns as messages.
             kwargs: No others are accepted.
@@ -128,8 +138,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             ValueError: The LLM cannot read latents, the name is not allowed, a store has no name, or the latents hold
                 the documents of an index, which others read too.
         """
-        known = ("chat_history", "llm", "memory", "store", "memory_key", "prompt_turns", "token_limit")
-        UnknownNameError.check(kwargs, known, of="MPlusMemory.from_defaults", instead=INSTEAD_OF_MEMORY)
+        UnknownNameError.check(kwargs, FROM_DEFAULTS, of="MPlusMemory.from_defaults", instead=INSTEAD_OF_MEMORY)
         llm = mplus_llm(llm)
         key = checked_key(memory_key if memory_key is not None else llm.memory_key)
         store = store or llm.store
@@ -149,6 +158,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             model=llm.model_name,
             store=None if store is None else StorePlace.of(store),
             memory_key=key,
+            conversation_id=conversation_id,
             is_own=memory is None,
             prompt_turns=llm.prompt_turns if prompt_turns is None and token_limit is None else prompt_turns,
             token_limit=token_limit,
@@ -237,17 +247,33 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         self.put_messages([message])
 
     def put_messages(self, messages: Sequence[ChatMessage]) -> None:
-        """Write turns into memory; after an error none is written."""
+        """Write turns into memory; after an error none is written.
+
+        A message of the history that comes back with other content, a ``Turn`` of its own or one with the same
+        ``additional_kwargs["id"]``, takes the place of the earlier one, which is forgotten.
+        """
         with self._guard:
-            self.chat_history = [*self.chat_history, *self._remembered(messages, self.chat_history, new=True)]
+            said, more, gone = list[ChatMessage](self.chat_history), list[ChatMessage](), set[str]()
+            for message in messages:
+                place = self._place_of(message)
+                if place is None:
+                    more.append(message)
+                else:
+                    gone |= _forgettable([self.chat_history[place]])
+                    said[place] = message
+            self.chat_history = self._remembered(said, more, gone=gone)
 
     def set(self, messages: Sequence[ChatMessage]) -> None:
-        """Replace the history. Turns that are in memory already are not written again, and no turn is forgotten."""
+        """Replace the history.
+
+        Turns that are in memory already are not written again. What this conversation has written and the history says
+        no longer is forgotten; a turn that was in memory before may be another conversation's too, and stays.
+        """
         with self._guard:
-            self.chat_history = self._remembered(messages, [], new=False)
+            self.chat_history = self._remembered(messages, (), gone=None)
 
     def reset(self, forget: bool = False) -> None:
-        """Begin a new conversation.
+        """Begin a new conversation, which has no name. What was said before stays in memory.
 
         Args:
             forget: Also forget all turns of this and earlier conversations; notes and documents stay.
@@ -256,7 +282,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             if forget:
                 with self.latents.opened(self.loaded) as memory:
                     forget_all(memory, [source.name for source in memory.sources() if TURN in source.metadata])
-            self.chat_history = []
+            self.chat_history, self.conversation_id = [], None
 
     async def areset(self, forget: bool = False) -> None:
         """``reset`` without blocking the event loop."""
@@ -290,80 +316,79 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         asked = [n for n, turn in enumerate(turns) if turn.role == MessageRole.USER]
         return next((n for n in asked if n >= start), asked[-1] if asked else min(start, len(turns) - 1))
 
-    def _remembered(self, messages: Sequence[ChatMessage], before: Sequence[Turn], *, new: bool) -> list[Turn]:
-        """The messages as turns; those not yet in memory are written. If one cannot be written, nothing is changed."""
-        said = [spoken(message) for message in messages]
-        name = before[-1].source if before else ""
+    def _place_of(self, message: ChatMessage) -> int | None:
+        """Where the history has an earlier version of a message; None: nowhere."""
+        name, text = message.additional_kwargs.get("id"), spoken(message)
+        source = message.source if isinstance(message, Turn) else ""
+        for place, turn in enumerate(self.chat_history):
+            is_same = (source and turn.source == source) or (name and turn.additional_kwargs.get("id") == name)
+            if is_same and spoken(turn) != text:
+                return place
+        return None
+
+    def _remembered(
+        self, messages: Sequence[ChatMessage], more: Sequence[ChatMessage], *, gone: "set[str] | None"
+    ) -> list[Turn]:
+        """Messages as turns; those that are not in memory are written, all or nothing.
+
+        Args:
+            messages: The present history. Its turns are kept as they are; other messages are recognised.
+            more: What is said now, even if it was said before.
+            gone: Turns that are forgotten, unless they are said; None: all that this conversation has written.
+        """
+        said, kept = [spoken(message) for message in (*messages, *more)], {id(turn) for turn in self.chat_history}
         turns: list[Turn] = []
         fresh: list[Turn] = []
         with self.latents.opened(self.loaded) as memory:
-            written = {source.name: source.texts for source in memory.sources()}
-            for message, text in zip(messages, said, strict=True):
-                known = message.source if isinstance(message, Turn) else ""
-                if new or written.get(known) != (text,):
-                    known = turn_name(name, {"role": ROLES[message.role], "content": text})
-                    known = _free(known, written) if new else known
-                turn = Turn(role=message.role, blocks=list(message.blocks), source=known)
-                turn.additional_kwargs = dict(message.additional_kwargs)
-                if text and known not in written:
+            known = {source.name: source for source in memory.sources()}
+            mine = _forgettable(self.chat_history) | self._of_conversation(known)
+            written = {name: source.texts for name, source in known.items()}
+            for place, (message, text) in enumerate(zip((*messages, *more), said, strict=True)):
+                if isinstance(message, Turn) and id(message) in kept:
+                    turns.append(message)
+                    continue
+                before = turns[-1].source if turns else before_all(self.conversation_id)
+                turn = as_turn(message, text, before, written, is_new=place >= len(messages))
+                turn.is_shared = turn.source in known and turn.source not in mine
+                if text and turn.source not in written:
                     fresh.append(turn)
-                    written[known] = (text,)
+                    written[turn.source] = (text,)
                 turns.append(turn)
-                name = known
-            self._write(memory, fresh)
+            gone = (mine if gone is None else gone) & set(known)
+            self._change(memory, gone - {turn.source for turn in turns}, fresh)
         return turns
+
+    def _of_conversation(self, known: Mapping[str, Source]) -> "set[str]":
+        """Names of the turns in memory that are this conversation's by its name."""
+        about = {name: source.metadata for name, source in known.items() if TURN in source.metadata}
+        return {
+            n
+            for n, data in about.items()
+            if self.conversation_id is not None and data.get(THREAD) == self.conversation_id
+        }
+
+    def _change(self, memory: Memory, gone: "set[str]", fresh: Sequence[Turn]) -> None:
+        with all_or_nothing(memory) as fork:
+            for name in sorted(gone):
+                fork.forget(name)
+            self._write(fork, fresh)
 
     def _write(self, memory: Memory, turns: Sequence[Turn]) -> None:
         said = [(spoken(turn), turn) for turn in turns if spoken(turn)]
+        about = {} if self.conversation_id is None else {THREAD: self.conversation_id}
         if said:
             self.loaded.write(
                 memory,
                 [text for text, _ in said],
                 source=[turn.source for _, turn in said],
-                metadata=[{TURN: True, "role": ROLES[turn.role]} for _, turn in said],
+                metadata=[{TURN: True, **about, "role": ROLES[turn.role]} for _, turn in said],
                 keep_text=True,
             )
 
 
-class MPlusMemoryBlock(KnownNames, Referring, BaseMemoryBlock[str]):
-    """Writes the messages that LlamaIndex's ``Memory`` drops into the memory that its LLM reads.
-
-        llm = MPlusLLM(store=MemoryStore("memories"), memory_key="anna")
-        memory = Memory.from_defaults(memory_blocks=[MPlusMemoryBlock(llm=llm)], token_limit=2000)
-
-    It adds nothing to prompts. LlamaIndex does not call blocks in ``Memory.reset`` and ``Memory.set``: call
-    ``forget`` of the block, or use an ``MPlusMemory`` alone.
-    """
-
-    _not_pickled: ClassVar[frozenset[str]] = frozenset({"_turns"})
-
-    name: str = "mplus"
-    description: str | None = "What was said before, in latent memory."
-    llm: MPlusLLM = Field(exclude=True)
-    """The LLM that reads the block's turns; they are written into its memory."""
-
-    _turns: MPlusMemory | None = PrivateAttr(default=None)
-
-    @property
-    def _conversation(self) -> MPlusMemory:
-        if self._turns is None:
-            self._turns = MPlusMemory.from_defaults(llm=self.llm, memory=self.llm.latents())
-        return self._turns
-
-    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> str:
-        return ""
-
-    async def _aput(self, messages: list[ChatMessage]) -> None:
-        await in_thread(self._put, messages)
-
-    def _put(self, messages: Sequence[ChatMessage]) -> None:
-        conversation = self._conversation
-        conversation.put_messages(messages)
-        conversation.chat_history = conversation.chat_history[-1:]  # needed only for the names of the next turns
-
-    def forget(self) -> None:
-        """Forget all turns that were written."""
-        self._conversation.reset(forget=True)
+def _forgettable(turns: Sequence[Turn]) -> set[str]:
+    """Names of turns that no other conversation may have said too."""
+    return {turn.source for turn in turns if not turn.is_shared}
 
 
 def _refuse_documents(latents: Latents, given: Memory | Latents) -> None:
@@ -373,12 +398,3 @@ def _refuse_documents(latents: Latents, given: Memory | Latents) -> None:
             "memory= holds the documents of an index: turns written there would be read by all who read it. Read them "
             "beside the conversation: index.as_chat_engine(memory=…), or an LLM with MPlusLLM(shared=index.latents)."
         )
-
-
-def _free(name: str, taken: "dict[str, Any]") -> str:
-    """The name, with a number if it is taken: a message that is said again is written again."""
-    number, found = 1, name
-    while found in taken:
-        number += 1
-        found = f"{name}-{number}"
-    return found

@@ -56,6 +56,8 @@ class Turn(ChatMessage):
 
     source: str = ""
     """The name under which it was written."""
+    is_shared: bool = False
+    """Whether it was in memory before, so that another conversation may have said it too."""
 
     _given_by: Remembers | None = PrivateAttr(default=None)
     _stays: bool = PrivateAttr(default=False)
@@ -73,6 +75,7 @@ class Turn(ChatMessage):
             stays: Whether the memory chose it for the prompt.
         """
         turn = Turn(role=self.role, blocks=[b.model_copy() for b in self.blocks], source=self.source)
+        turn.is_shared = self.is_shared
         turn.additional_kwargs = dict(self.additional_kwargs)
         turn._given_by, turn._stays = memory, stays
         return turn
@@ -127,6 +130,8 @@ def _to_chat(message: ChatMessage) -> dict[str, Any]:
         raise ValueError(f"ChatMessage(role='user', content={message.content!r:.40}): expected text. Leave it out.")
     if isinstance(message, Turn) and message.source:
         found["source"], found["stays"] = message.source, message._stays
+    if isinstance(name := message.additional_kwargs.get("id"), str) and name:
+        found["id"] = name
     return found
 
 

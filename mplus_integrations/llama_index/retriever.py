@@ -11,10 +11,9 @@ from llama_index.core.vector_stores import MetadataFilters
 
 from mplus import FoundSource, metadata_filter
 from mplus_integrations.filters import of_metadata_filters
-from mplus_integrations.history import Where
 from mplus_integrations.llama_index.index_storage import MPlusStruct
 from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.whose_memory import Latents
+from mplus_integrations.whose_memory import Latents, Where
 from mplus_integrations.worker import in_thread
 
 DEFAULT_TOP_K = 2

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mplus import CorruptMemoryError, Memory, MemoryNotFoundError, MemoryStore, MPlus, Source, turn_text
-from mplus_integrations.history import turn_names
+from mplus_integrations.conversations import turn_names
 from mplus_integrations.server.problems import Problem
 from mplus_integrations.whose_memory import all_or_nothing
 

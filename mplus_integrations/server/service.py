@@ -8,7 +8,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from mplus import KeyVault, Memory, MemoryStore, MPlus, Scheduler
 from mplus_integrations.answering import Answer, Answering
@@ -39,9 +39,6 @@ class AsSaved(Latents):
 
 class Answers(Answering[str]):
     """The model of a server; the same path to an answer as in LangChain and LlamaIndex."""
-
-    # Clients send no name of a conversation: one that begins as an earlier one did may be an edit or a new one.
-    _forgets_edits: ClassVar[bool] = False
 
     def _cited_as(self, latents: Latents) -> str:
         return latents.key or "own"

@@ -145,7 +145,7 @@ def test_shares_of_recalled_sources_add_up_to_one(model: MPlus, text: str) -> No
         model.write(memory, text[i * 60 : i * 60 + 90], source=f"s{i}")
     answer = model.generate(memory, PROMPT, max_new_tokens=1)
     assert sum(r.share for r in answer.recalled) == pytest.approx(1)
-    assert [r.share for r in answer.recalled] == sorted((r.share for r in answer.recalled), reverse=True)
+    assert [r.relevance for r in answer.recalled] == sorted((r.relevance for r in answer.recalled), reverse=True)
     assert all(-1 <= r.relevance <= 1 for r in answer.recalled)
 
 

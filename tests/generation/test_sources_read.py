@@ -41,10 +41,28 @@ def test_every_source_that_was_read_is_named(model: MPlus, read: Any) -> None:
     assert {"handbook", "mail"} <= found.keys() and found["mail"].pool == "short_term"
     assert found["handbook"].pool == "long_term"
     assert sum(one.share for one in answer.recalled) == pytest.approx(1)
-    assert [one.share for one in answer.recalled] == sorted((one.share for one in answer.recalled), reverse=True)
+    relevance = [one.relevance for one in answer.recalled]
+    assert relevance == sorted(relevance, reverse=True), "what answers comes first, not what was read most"
     if read == "latent":
         held = {s.name for s in memory.sources() if s.tokens.short_term}
         assert held <= found.keys(), "all of short-term memory is read"
+
+
+@pytest.mark.parametrize("read", ["latent", "text"])
+def test_the_source_that_answers_comes_before_one_that_was_merely_read(model: MPlus, read: Any) -> None:
+    config = TINY.model_copy(update={"read": read, "recalled_tokens": 128})
+    memory = told(model, model.new_memory(config=config), ("notes", INNOCENT), ("pears", FILLER * 9))
+    found = model.generate(memory, ASKED, max_new_tokens=2).recalled
+    assert found[0].source == "notes" and found[0].pool == "long_term"
+    if read == "latent":
+        assert found[1].source == "pears" and found[1].share > found[0].share and found[1].pool != "long_term"
+
+
+def test_what_was_not_scored_comes_last_and_what_recall_chose_before_what_is_always_read(model: MPlus) -> None:
+    config = MemoryConfig.model_validate({**TINY.model_dump(), "layout": "token", "recalled_tokens": 8})
+    memory = told(model, model.new_memory(config=config), ("notes", INNOCENT), ("pears", FILLER * 9))
+    pools = [one.pool for one in model.generate(memory, ASKED, max_new_tokens=2).recalled]
+    assert pools == sorted(pools, key=lambda pool: pool == "short_term")
 
 
 @pytest.mark.parametrize("read", ["latent", "text"])

@@ -81,11 +81,80 @@ def test_set_recognises_what_has_been_written(memory: MPlusMemory) -> None:
     memory.set(history)
     memory.set(history)  # as a chat engine does with the history of every request
     memory.put(ChatMessage(role="assistant", content="Since when?"))
-    memory.set(memory.get_all()[2:])  # as an application does that trims
     memory.set([*history, ChatMessage(role="assistant", content="Since when?")])
     assert len(sources(memory)) == 4
-    memory.set([*history[:2], ChatMessage(content="I play the viola.")])
-    assert sources(memory)[4:] == ["User: I play the viola."] and texts(memory.get_all())[2] == "I play the viola."
+
+
+def test_set_forgets_what_the_history_says_no_longer(memory: MPlusMemory) -> None:
+    memory.set(said("I live in Graz.", "How nice!", "I play the cello.", "Since when?"))
+    memory.set(said("I live in Graz.", "How nice!", "I play the viola."))
+    assert sources(memory) == ["User: I live in Graz.", "Assistant: How nice!", "User: I play the viola."]
+    memory.set(memory.get_all()[2:])
+    assert sources(memory) == ["User: I play the viola."]
+    asyncio.run(memory.aset([]))
+    assert sources(memory) == []
+
+
+def test_put_of_an_edited_message_replaces_it(memory: MPlusMemory) -> None:
+    named = ChatMessage(content="I play the cello.", additional_kwargs={"id": "m3"})
+    memory.put_messages([*said("I live in Graz.", "How nice!"), named])
+    edited = memory.get_all()[0]
+    edited.blocks[0].text = "I live in Linz."
+    memory.put(edited)
+    asyncio.run(memory.aput(ChatMessage(content="I play the viola.", additional_kwargs={"id": "m3"})))
+    assert texts(memory.get_all()) == ["I live in Linz.", "How nice!", "I play the viola."]
+    assert sources(memory) == ["Assistant: How nice!", "User: I live in Linz.", "User: I play the viola."]
+
+
+def test_put_writes_nothing_again_that_was_forgotten(memory: MPlusMemory) -> None:
+    memory.put_messages(said("My code is 4719.", "I see."))
+    with memory.latents.opened(MODEL) as latents:
+        latents.forget(memory.get_all()[0].source)  # type: ignore[attr-defined]
+    memory.put(ChatMessage(content="I live in Graz."))
+    assert sources(memory) == ["Assistant: I see.", "User: I live in Graz."]
+
+
+def test_a_new_conversation_after_reset_takes_nothing_back_from_the_one_before(memory: MPlusMemory) -> None:
+    memory.set(said("I live in Graz.", "How nice!"))
+    memory.reset()
+    memory.set(said("I play the cello."))
+    memory.set(said("I play the viola."))
+    assert sources(memory) == ["User: I live in Graz.", "Assistant: How nice!", "User: I play the viola."]
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["unknown", "named"])
+def test_two_conversations_that_begin_alike_in_one_memory_leave_each_other_alone(
+    tmp_path: Path, llm: MPlusLLM, named: bool
+) -> None:
+    begin = ["Hello.", "Hello, how can I help?"]
+
+    def memory(name: str) -> MPlusMemory:
+        place = {"store": MemoryStore(tmp_path), "memory_key": "anna", "conversation_id": name if named else None}
+        return MPlusMemory.from_defaults(llm=llm, **place)
+
+    a, b = memory("a"), memory("b")
+    a.set(said(*begin, "I live in Graz.", "Good."))
+    b.set(said(*begin, "I live in Vienna.", "Fine."))
+    a.put(ChatMessage(content="I have a cat."))
+    b.set(said(*begin, "I live in Linz."))
+    b.set(said("Good day."))
+    kept = {text.partition(": ")[2] for text in sources(memory("c"))}
+    assert kept == {*begin, "I live in Graz.", "Good.", "I have a cat.", "Good day."}
+
+
+def test_a_named_conversation_forgets_what_an_earlier_process_wrote_and_it_says_no_longer(
+    tmp_path: Path, llm: MPlusLLM
+) -> None:
+    def memory(*texts: str) -> MPlusMemory:
+        place = {"store": MemoryStore(tmp_path), "memory_key": "anna", "conversation_id": "monday"}
+        return MPlusMemory.from_defaults(said(*texts), llm=llm, **place)
+
+    memory("I live in Graz.", "How nice!", "I play the cello.")
+    again = memory()
+    again.put(ChatMessage(content="Hm?"))
+    assert len(sources(again)) == 4, "what is said now takes nothing back"
+    again = memory("I live in Graz.", "How nice!", "I play the viola.")
+    assert sources(again) == ["User: I live in Graz.", "Assistant: How nice!", "User: I play the viola."]
 
 
 def test_a_history_is_recognised_by_another_process(tmp_path: Path, llm: MPlusLLM) -> None:

@@ -11,6 +11,7 @@ from llama_index.core import Document, Settings, StorageContext, VectorStoreInde
 from llama_index.core.base.response.schema import AsyncStreamingResponse, PydanticResponse, StreamingResponse
 from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.llms import ChatMessage, MockLLM
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -104,6 +105,19 @@ def test_acceptance_8_chat_engines_answer_from_latent_memory(
     assert asyncio.run(more()) == ("In the hall.", "In the barn.")
     engine.reset()
     assert engine.chat_history == []
+
+
+def test_a_stock_memory_that_is_reset_takes_what_was_said_with_it(index: MPlusIndex, asked: list[Any]) -> None:
+    buffer = ChatMemoryBuffer.from_defaults()
+    engine = index.as_chat_engine(memory=buffer)
+    for question in ("My code is 4719.", "And my dog is Rex."):
+        engine.chat(question)
+    said = engine._own.read(index.llm.loaded).sources()  # type: ignore[attr-defined]
+    assert said or len(asked[-1]) > 1
+    engine.reset()
+    assert engine._own.read(index.llm.loaded).sources() == []  # type: ignore[attr-defined]
+    engine.chat("What is my code?")
+    assert len(asked[-1]) == 1
 
 
 def test_the_simple_chat_engine_is_without_the_documents(index: MPlusIndex) -> None:

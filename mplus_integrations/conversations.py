@@ -1,0 +1,164 @@
+"""Which turns of a memory are those of a history, and which the history has taken back.
+
+Conversations that share a memory may begin alike, so the text alone does not say whether a history is an earlier one
+that was edited, or another one. A turn is forgotten only where it is proven to be taken back: its message comes back
+under the same id with other content, or the conversation is known by name and comes back without it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mplus import Source, question_place, turn_text
+from mplus_integrations.sources import KINDS, TURNS
+
+CONVERSATION = "mplus_conversation"
+"""Metadata key of turns: what tells their history from those that begin otherwise."""
+THREAD = "mplus_conversation_id"
+"""Metadata key of turns: the name of their conversation, if there is one."""
+PART = "mplus_part"
+"""Metadata key of turns: the part of an application that asked first with them."""
+MESSAGE = "mplus_message"
+"""Metadata key of turns: the id of their message, if it has one."""
+
+Messages = Sequence[Mapping[str, Any]]
+Known = Mapping[str, Source]
+
+UUID = re.compile(r"[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
+RUN = re.compile(r"[0-9a-zA-Z]{16,}")
+SWITCH = re.compile(r"[0-9](?=[a-zA-Z])|[a-zA-Z](?=[0-9])")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a caller says about the conversation of a history.
+
+    Attributes:
+        thread: Its name; None: unknown.
+        part: The part of an application that asks, such as a node of a graph; what another one is told is no edit.
+        is_alone: Whether every history brings all of its turns along, and reads no others of its memory. What it has
+            no longer can then be forgotten without loss: a history that still has it brings it again.
+    """
+
+    thread: str | None = None
+    part: str = ""
+    is_alone: bool = False
+
+    def metadata(self, root: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The metadata of a turn whose history begins with ``root``."""
+        about = {THREAD: self.thread, PART: self.part or None, MESSAGE: message.get("id")}
+        return {CONVERSATION: root, **{key: value for key, value in about.items() if value is not None}}
+
+
+class Compared(NamedTuple):
+    """A history beside what is in memory.
+
+    Attributes:
+        names: The name of each turn, in memory or to be written under.
+        root: What tells it from histories that begin otherwise; empty if there is no turn.
+        mine: Names of turns in memory whose history begins with the same turn.
+        stale: Names of turns that are to be forgotten.
+    """
+
+    names: list[str]
+    root: str
+    mine: set[str]
+    stale: set[str]
+
+
+def turn_name(before: str, message: Mapping[str, Any]) -> str:
+    """The name of a turn: a hash of the turn and of the name before it, and so of the conversation up to it."""
+    said = json.dumps(
+        [before.removeprefix("turn-"), message["role"], message["content"], message.get("tool_calls")], sort_keys=True
+    )
+    return f"turn-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
+
+
+def before_all(thread: str | None) -> str:
+    """What stands for the name before the first turn of a conversation."""
+    return "" if thread is None else f"thread {thread}"
+
+
+def turn_names(messages: Messages, thread: str | None = None) -> list[str]:
+    """The name of every turn: its ``source``, else the hash of the conversation's name and of all turns up to it."""
+    names: list[str] = []
+    for message in messages:
+        names.append(message.get("source") or turn_name(names[-1] if names else before_all(thread), message))
+    return names
+
+
+def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
+    """Compare a history with the turns in memory.
+
+    Args:
+        turns: The history without its system messages.
+        known: The sources of the memory by name.
+        of: What is known about its conversation.
+    """
+    names, asked = turn_names(turns, of.thread), question_place(turns)
+    root, of_message, edited = _root(turns, names, of), _by_message(known, of), set[str]()
+    for place, turn in enumerate(turns):
+        versions = of_message.get(turn.get("id") or "", [])
+        same = [source.name for source in versions if source.texts == (turn_text(turn),)]
+        edited |= {source.name for source in versions if source.name not in same}
+        if same and names[place] not in known:
+            names[place] = same[0]
+        if _is_noted(known, turn):
+            names[place] = turn["id"]
+    mine = {name for name, source in known.items() if root and source.metadata.get(CONVERSATION) == root}
+    return Compared(names, root, mine, edited | (_gone(mine, set(names[:asked]), known, of) if asked else set()))
+
+
+def _root(turns: Messages, names: Sequence[str], of: Conversation) -> str:
+    """What tells a history that begins with these turns from others: the id of the first one's message, else its name.
+
+    The id stays when the message is edited. The last few turns of a history begin with another one.
+    """
+    message = turns[0].get("id") if turns and not turns[0].get("source") else None
+    if message and (of.thread is not None or is_unique(message)):
+        return turn_names([{"role": "id", "content": message}], of.thread)[0]
+    return names[0] if names else ""
+
+
+def _gone(mine: set[str], said: set[str], known: Known, of: Conversation) -> set[str]:
+    """Turns that the conversation has no longer; none where nothing says that it is the same conversation.
+
+    The question is not memory while it is asked. Nobody asks for what is gone where the history is nothing but a
+    question: somebody who says "Hello" again does not take back what was said after the last one.
+    """
+    if of.is_alone:
+        return mine - said
+    if of.thread is None:
+        return set()
+    return {name for name in mine - said if known[name].metadata.get(PART, "") == of.part}
+
+
+def _by_message(known: Known, of: Conversation) -> dict[str, list[Source]]:
+    """Turns in memory by the id of their message, as far as it tells them from messages of other conversations."""
+    found: dict[str, list[Source]] = {}
+    for name, source in known.items():
+        is_note = "role" in source.metadata and not any(key in source.metadata for key in (*KINDS, *TURNS))
+        message = name if is_note else source.metadata.get(MESSAGE)
+        if message is None or (source.metadata.get(THREAD) != of.thread and not is_note):
+            continue
+        if (of.thread is not None and not is_note) or is_unique(message):
+            found.setdefault(message, []).append(source)
+    return found
+
+
+def is_unique(message_id: str) -> bool:
+    """Whether no other conversation has this id: it holds a UUID, or 16 letters and digits in a row, well mixed.
+
+    Ids such as "3" or "message-3" are counted anew in every conversation.
+    """
+    runs = RUN.findall(message_id)
+    return UUID.search(message_id) is not None or any(len(SWITCH.findall(run)) >= 4 for run in runs)
+
+
+def _is_noted(known: Known, turn: Mapping[str, Any]) -> bool:
+    """Whether the id of a turn is the name of a source with its text, as ``memorize`` writes it."""
+    source = known.get(turn.get("id") or "")
+    return source is not None and source.texts == (turn_text(turn),)
