@@ -29,6 +29,7 @@ from .filters import metadata_filter as metadata_filter
 from .generation.constrain import Constraint as Constraint
 from .generation.constrain import ToolCall as ToolCall
 from .generation.constrain import parse_tool_calls as parse_tool_calls
+from .generation.passages import ReadPassage as ReadPassage
 from .generation.row import Generation as Generation
 from .generation.sampling import SamplingParams as SamplingParams
 from .generation.scheduler import Scheduler as Scheduler

@@ -34,9 +34,11 @@ class Piece(str):
 
     Attributes:
         tokens: Tokens of the prompt, and of the answer up to here.
+        read: What the answer reads, as ``reading_of`` tells it; only of the first piece, where it is asked for.
     """
 
     tokens: tuple[int, int]
+    read: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, text: str, tokens: tuple[int, int]) -> "Piece":
@@ -103,6 +105,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         where: Where | None = None,
         shared: Sequence[Shared] = (),
         processors: Sequence[Any] = (),
+        passages: bool = False,
     ) -> Generator[Piece | Answer]:
         """Yield the text of an answer as it grows, without tool calls, and finally the whole ``Answer``.
 
@@ -115,19 +118,26 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             where: A test of the sources of ``latents`` to read.
             shared: Memories to read beside it.
             processors: Further logits processors, as ``MPlus.generate`` takes them.
+            passages: Whether a first piece without text tells what is read, and ``Answer.about`` which sentences.
         """
         shown = held = ""
+        told: Piece | None = None
         stream, names = self._begin(prompt, call, latents, where, shared, processors)
         with stream:
             # While a call is held back nothing is yielded, so a caller who leaves must cancel the generation directly.
             stream.cancel_with(left)
             for piece in stream:
+                if passages and told is None:
+                    told = Piece.of("", stream.tokens)
+                    told.read = reading_of(stream, names)
+                    yield told
                 if call.tools:
                     piece, held = before_calls(held + piece)
                 if piece:
                     shown += piece
                     yield Piece.of(piece, stream.tokens)
             generation = stream.generation
+            sentences = {"passages": passages_of(stream, names)} if passages else {}
         text, calls = parse_tool_calls(generation.text) if call.tools else (generation.text, [])
         numbered = [(f"call_{uuid4().hex[:24]}", one) for one in calls]
         good = [one for one in numbered if one[1].arguments is not None]
@@ -137,7 +147,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             good if call.parallel_tool_calls else good[:1],
             [one for one in numbered if one[1].arguments is None],
             generation,
-            about(generation, self._model_of(call).name or self.model_name, names),
+            about(generation, self._model_of(call).name or self.model_name, names) | sentences,
         )
 
     def _answer(
@@ -300,21 +310,51 @@ def about(generation: Generation, model_name: str, memories: Sequence[str]) -> d
         "model_name": model_name,
         "model_provider": "mplus",
         "finish_reason": generation.finish_reason,
-        "recalled": [
-            {
-                "source": recalled.source,
-                "memory": memories[recalled.memory],
-                "share": recalled.share,
-                "relevance": recalled.relevance,
-                "metadata": dict(recalled.metadata),
-                "pool": recalled.pool,
-                "newer_than": list(recalled.newer_than),
-            }
-            for recalled in generation.recalled
-        ],
+        "recalled": recalled_of(generation, memories),
         "prefix_tokens": generation.prefix_tokens,
         "used_memory": generation.used_memory,
         "confidence": generation.confidence,
         "is_calibrated": generation.is_calibrated,
         "abstained": generation.abstained,
+    }
+
+
+def recalled_of(generation: Generation, memories: Sequence[str]) -> list[dict[str, Any]]:
+    """The sources that an answer has read, each with the name of its memory."""
+    return [
+        {
+            "source": recalled.source,
+            "memory": memories[recalled.memory],
+            "share": recalled.share,
+            "relevance": recalled.relevance,
+            "metadata": dict(recalled.metadata),
+            "pool": recalled.pool,
+            "newer_than": list(recalled.newer_than),
+        }
+        for recalled in generation.recalled
+    ]
+
+
+def passages_of(stream: GenerationStream, memories: Sequence[str]) -> list[dict[str, Any]]:
+    """The sentences that an answer reads, the most relevant first, each with its source and the name of its memory."""
+    return [
+        {
+            "source": passage.source,
+            "memory": memories[passage.memory],
+            "sentences": list(passage.sentences),
+            "relevance": passage.relevance,
+            "pool": passage.pool,
+        }
+        for passage in stream.passages()
+    ]
+
+
+def reading_of(stream: GenerationStream, memories: Sequence[str]) -> dict[str, Any]:
+    """What an answer that has begun reads: sources with their shares, and their sentences."""
+    begun = stream.generation
+    return {
+        "recalled": recalled_of(begun, memories),
+        "passages": passages_of(stream, memories),
+        "prefix_tokens": begun.prefix_tokens,
+        "used_memory": begun.used_memory,
     }

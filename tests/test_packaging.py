@@ -75,6 +75,7 @@ def test_both_archives_hold_the_package_and_nothing_else(archives: Path) -> None
     ours = {path for path in tracked.stdout.splitlines() if (ROOT / path).exists()}
     assert {"mplus/py.typed", "mplus/assets/smol-135m/mplus.safetensors", "mplus/__init__.pyi"} <= in_wheel & in_source
     assert ours <= in_wheel & in_source
+    assert {f"mplus_integrations/server/page/{name}" for name in ("index.html", "style.css", "app.js")} <= in_wheel
     assert {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml"} <= in_source
     assert {path.split("/")[0].split("-")[0] for path in in_wheel} == {"mplus", "mplus_integrations", "mplus_memory"}
     assert not [path for path in in_wheel | in_source if "__pycache__" in path or path.startswith("tests")]

@@ -16,6 +16,7 @@ from mplus.errors import EmbedderError, LedgerMissingError, MemoryMismatchError,
 from mplus.forks import renewed_after_fork
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.declining import DeclineThreshold
+from mplus.generation.passages import PassageReader
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.row import Row
 from mplus.generation.sampling import GateChoice, SamplingOptions, SamplingParams
@@ -100,6 +101,7 @@ class Requests:
         self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
         self._decline_threshold = decline_threshold
         self._prefers_text = prefers_text
+        self._passages = PassageReader(tokenizer, weights.words_of)
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
         self._joined = JoinedStates()
 
@@ -144,6 +146,7 @@ class Requests:
             cancelled_by=options.get("cancelled"),
             processors=tuple(processors),
             calibration=self._calibration,
+            reader=self._passages,
         )
 
     def read_request(
@@ -233,7 +236,9 @@ class Requests:
         # Empty pools of its own: buffers of reads are kept by pool.
         bare = replace(state, tracks=self._weights.empty_state(config).tracks)
         told = as_recalled(pieces, state.tracks[0].short_term.provenance.chunks)
-        return ReadRequest(bare, config, whole.input_ids, whole.query, members=read.members, told=told)
+        return ReadRequest(
+            bare, config, whole.input_ids, whole.query, members=read.members, told=told, pieces=tuple(pieces)
+        )
 
     @torch.inference_mode()
     def _pieces(

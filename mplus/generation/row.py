@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from mplus.confidence import Calibration, Evidence, TokenTrace, uncalibrated_confidence
+from mplus.generation.passages import PassageReader, ReadPassage
 from mplus.generation.sampling import SamplingParams
 from mplus.generation.sources_read import RecalledSource, recalled_sources, relevance_of_sources
 from mplus.memory.memory import Memory
@@ -73,6 +74,10 @@ class Row:
     text: str = ""
     finish_reason: FinishReason | None = None
     recalled: tuple[RecalledSource, ...] = ()
+    reader: PassageReader | None = None
+    """Finds the text of what was read."""
+    read: tuple[Recalled, ...] = ()
+    """What each track recalled."""
     chosen_relevance: tuple[float, ...] = ()
     """Relevance of each source that recall chose, which confidence depends on."""
     births: tuple[tuple[torch.Tensor, ...], ...] = ()
@@ -103,6 +108,7 @@ class Row:
         """Store what the read of this prompt recalled; ``place`` is its row in the batch."""
         told = self.request.told
         recalled = reading.recalled[place] if told is None else (told,)
+        self.read = tuple(recalled)
         self.recalled = recalled_sources(self.request, recalled)
         self.chosen_relevance = relevance_of_sources(self.request, recalled)
         self.births = tuple(tuple(_born(member, track) for track in recalled) for member in self.request.members)
@@ -118,6 +124,10 @@ class Row:
             raise self.error
         for memory, births in zip(self.memories, self.births, strict=False):
             memory.note_recalled(births)
+
+    def passages(self) -> tuple[ReadPassage, ...]:
+        """The sentences that are read, the most relevant first; nothing before the prompt has been read."""
+        return self.reader(self.request, self.read) if self.reader is not None and self.read else ()
 
     def generation(self) -> Generation:
         """The answer so far."""

@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Generator, Iterator
 from weakref import finalize
 
+from mplus.generation.passages import ReadPassage
 from mplus.generation.row import Generation, Row
 
 
@@ -23,6 +24,13 @@ class _Answering:
     def generation(self) -> Generation:
         """The answer so far; complete once the stream has ended."""
         return self._row.generation()
+
+    def passages(self) -> tuple[ReadPassage, ...]:
+        """The sentences that the answer reads, the most relevant first, from its first piece on.
+
+        They are decoded anew at each call. Nothing is found where single tokens are kept, or no ledger.
+        """
+        return self._row.passages()
 
     @property
     def tokens(self) -> tuple[int, int]:

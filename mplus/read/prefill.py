@@ -26,6 +26,7 @@ from mplus.read.prefix import TrackPrefix
 from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SPARE_PREFIXES, SparePrefix
 from mplus.recall.choose import Recalled, nothing_recalled, recall
 from mplus.recall.scorer import Question
+from mplus.recall.texts import Piece
 from mplus.weights import Weights
 
 
@@ -43,6 +44,7 @@ class ReadRequest:
         members: The memories that ``state`` was put together from.
         told: What was recalled as text and is in the prompt; ``state`` then has empty pools. None: recall happens when
             the prompt is read.
+        pieces: The same as pieces of text, the most relevant first.
     """
 
     state: MemoryState
@@ -53,6 +55,7 @@ class ReadRequest:
     vector: Float[Tensor, " E"] | None = None
     members: tuple[Member, ...] = ()
     told: Recalled | None = None
+    pieces: tuple[Piece, ...] = ()
 
 
 def has_prefix(request: ReadRequest) -> bool:

@@ -16,7 +16,7 @@ from mplus.layouts.by_config import layout_of
 from mplus.memory.state import Track
 from mplus.memory.together import Together
 from mplus.memory.tokens import Provenance
-from mplus.memory.written import SourceTexts, WordsOf
+from mplus.memory.written import SourceTexts, WordsOf, WrittenChunk
 from mplus.recall.choose import Recalled
 from mplus.recall.scorer import Question, Scorer
 from mplus.recall.units import Candidates
@@ -80,7 +80,7 @@ def recall_pieces(
     (track,) = read.state.tracks
     found: list[Piece] = []
     taken: set[int] = set()
-    held: dict[int, _Held] = {}
+    held: dict[int, HeldChunks] = {}
     for number, source, relevance in _relevant(scorer, track, config, question, sources, wanted.pieces * LOOKED_AT):
         room = wanted.tokens - sum(map(len, found))
         if len(found) == wanted.pieces or room <= 0:
@@ -88,7 +88,7 @@ def recall_pieces(
         if number in taken:
             continue
         if source not in held:
-            held[source] = _Held(read, track, config, source, words_of)
+            held[source] = HeldChunks(read, track, config, source, words_of)
         around = held[source].around(number, taken, min(PIECE_TOKENS, room))
         if around is None:  # its text is not in the ledger
             continue
@@ -136,8 +136,16 @@ def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] |
     return Candidates.of((track.long_term, track.pending, track.short_term), layout_of(config), sources, track.vectors)
 
 
-class _Held:
-    """The chunks of one source that a memory holds, in the order of writing."""
+class HeldChunks:
+    """The chunks of one source that a memory holds, in the order of writing.
+
+    Args:
+        read: What the read sees.
+        track: Its track.
+        config: The memory's layout.
+        source: Row of the source in the table of sources.
+        words_of: Numbers the words of token ids.
+    """
 
     def __init__(self, read: Together, track: Track, config: MemoryConfig, source: int, words_of: WordsOf) -> None:
         mine = _candidates(track, config, torch.tensor([source]))
@@ -147,6 +155,16 @@ class _Held:
         self._provenance = mine.provenance
         self._starts = [0, *mine.sizes.cumsum(0).tolist()]
         self._texts = SourceTexts(read.texts_of(source), self._provenance.words, self.sizes, words_of)
+
+    def text_of(self, number: int) -> WrittenChunk | None:
+        """The text of a chunk by its serial number; None if it is not in the ledger."""
+        return self._texts.chunk(self.numbers.index(number))
+
+    def begins_sentence(self, number: int) -> bool:
+        """Whether a chunk, by its serial number, begins where a sentence does."""
+        place = self.numbers.index(number)
+        chunk = self._texts.chunk(place)
+        return chunk is not None and (chunk.begins or self._ends_sentence(place - 1))
 
     def around(self, number: int, taken: set[int], most_tokens: int) -> range | None:
         """Places of a chunk and of chunks beside it, as far as they go on and fit; None if its text is unknown."""

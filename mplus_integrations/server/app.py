@@ -16,11 +16,13 @@ from starlette.exceptions import HTTPException
 import mplus
 from mplus import MPlus
 from mplus_integrations.server.door import Door
+from mplus_integrations.server.keys import Caller
 from mplus_integrations.server.logs import log, where_of
 from mplus_integrations.server.memories_api import memory_routes
-from mplus_integrations.server.memories_wire import ProblemBody
+from mplus_integrations.server.memories_wire import AccessBody, ProblemBody
 from mplus_integrations.server.metrics import CONTENT_TYPE
 from mplus_integrations.server.openai_api import openai_routes
+from mplus_integrations.server.page import page_routes
 from mplus_integrations.server.problems import invalid, problem_of, response_of
 from mplus_integrations.server.service import Service
 from mplus_integrations.server.settings import ServeSettings
@@ -54,9 +56,27 @@ def create_app(settings: ServeSettings, *, model: MPlus | None = None, service: 
     app.add_exception_handler(RequestValidationError, _told)
     for routes in (openai_routes(served), memory_routes(served)):
         app.include_router(routes, responses=PROBLEMS)
+    if settings.page:
+        app.include_router(page_routes())
+    _add_access(app, served)
     _add_health(app, served)
     _add_mcp(app, served)
     return app
+
+
+def _add_access(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/access", tags=["access"], responses=PROBLEMS)
+    async def access(request: Request) -> AccessBody:
+        """What the key opens, and how the model is called."""
+        caller: Caller = request.state.caller
+        opens = None if caller.may_open is None else sorted(caller.may_open)
+        return AccessBody(
+            memory=caller.memory,
+            opens=opens,
+            reads=sorted(caller.may_read),
+            needs_key=service.settings.needs_key,
+            model=service.settings.model,
+        )
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mplus_integrations.server.logs import log, where_of
+from mplus_integrations.server.page import PREFIX as PAGE_PREFIX
 from mplus_integrations.server.problems import Problem, problem_of, response_of
 from mplus_integrations.server.service import Service
 
@@ -52,7 +53,7 @@ class Door:
         """Check a request before anything of it is read; returns how many bytes it may have."""
         settings, path = self._service.settings, scope["path"]
         self._check_origin(headers)
-        if path in OPEN_PATHS:
+        if path in OPEN_PATHS or path.startswith(PAGE_PREFIX):
             return settings.max_body_bytes
         address = (scope.get("client") or ("", 0))[0]
         caller = self._service.access.caller(headers, address)

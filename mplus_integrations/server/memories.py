@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mplus import CorruptMemoryError, Memory, MemoryNotFoundError, MemoryStore, MPlus, Source, turn_text
+from mplus import CorruptMemoryError, Memory, MemoryNotFoundError, MemoryStore, MPlus, Source, StoredMemory, turn_text
 from mplus_integrations.conversations import turn_names
 from mplus_integrations.server.problems import Problem
 from mplus_integrations.whose_memory import all_or_nothing
@@ -54,6 +54,11 @@ class Memories:
         except MemoryNotFoundError:
             return False
         return True
+
+    def nbytes(self, name: str) -> int | None:
+        """Bytes of a memory on disk; None if there is none."""
+        stored = StoredMemory.of(self.store.path(name))
+        return None if stored is None else stored.nbytes
 
     def list(self) -> Rows:
         """Every memory: its name, bytes on disk and times."""

@@ -9,6 +9,7 @@ from starlette.background import BackgroundTask
 from mplus_integrations.server.access import may_open, may_read
 from mplus_integrations.server.memories import Item, scratch_path
 from mplus_integrations.server.memories_wire import (
+    ActivityBody,
     Forgetting,
     Labelled,
     NewMemory,
@@ -62,10 +63,17 @@ def _add_whole(routes: APIRouter, service: Service) -> None:
         """Tokens and bytes by pool, ages, number of sources."""
         return await service.operate("usage", _own(request, name), service.memories.describe, name)
 
+    @routes.get("/{name}/activity")
+    async def activity(name: str, request: Request) -> ActivityBody:
+        """What was done with it since the server started: how long it took, and its bytes afterwards."""
+        await service.operate("activity", _own(request, name), service.memories.describe, name)
+        return ActivityBody(since=service.activity.since, acts=service.activity.of(name))
+
     @routes.delete("/{name}", status_code=204)
     async def delete(name: str, request: Request) -> Response:
         """Remove a memory for good, its encryption key too."""
         await service.operate("delete", _own(request, name), service.memories.delete, name)
+        service.activity.drop(name)
         return Response(status_code=204)
 
 
@@ -151,8 +159,10 @@ def _add_reading(routes: APIRouter, service: Service) -> None:
         prompt = [{"role": "user", "content": what.question}]
         settings = {"max_tokens": 1, "gate": "always", "where": what.where}
         beside = [one for one in shared if one != name]
-        answer = await service.answer(Question(prompt, settings, name, beside, only_reads=True), "recall")
-        return {key: answer.about[key] for key in ("recalled", "prefix_tokens", "used_memory")}
+        question = Question(prompt, settings, name, beside, only_reads=True, passages=what.passages)
+        answer = await service.answer(question, "recall")
+        told = ("recalled", "prefix_tokens", "used_memory", *(["passages"] if what.passages else []))
+        return {key: answer.about[key] for key in told}
 
 
 def _add_history(routes: APIRouter, service: Service) -> None:

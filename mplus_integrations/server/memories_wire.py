@@ -4,6 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from mplus_integrations.server.activity import Act
 from mplus_integrations.server.memories import Item
 from mplus_integrations.server.wire import Message
 
@@ -115,6 +116,8 @@ class Recalling(Body):
     where: dict[str, Any] | None = None
     shared: list[str] | None = None
     """Memories that are read beside it; by default those that the server shares."""
+    passages: bool = False
+    """Whether the sentences that are read are told too."""
 
 
 class Labelled(Body):
@@ -127,6 +130,30 @@ class OfSnapshot(Body):
     """A snapshot by its id."""
 
     snapshot: Named
+
+
+class AccessBody(BaseModel):
+    """What a key opens."""
+
+    memory: str
+    """The memory that is meant where a request names none."""
+    opens: list[str] | None
+    """Memories that it reads and writes; null: every one."""
+    reads: list[str]
+    """Memories that may also be read beside them."""
+    needs_key: bool
+    """Whether each request needs an API key."""
+    model: str
+    """The name of the model."""
+
+
+class ActivityBody(BaseModel):
+    """What was done with a memory."""
+
+    since: float
+    """Unix time since when acts are kept: the start of the server."""
+    acts: list[Act]
+    """The latest acts, the oldest first."""
 
 
 class ProblemBody(BaseModel):

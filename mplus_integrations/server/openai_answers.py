@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any
 from uuid import uuid4
 
-from mplus_integrations.answering import Answer
+from mplus_integrations.answering import Answer, Piece
 from mplus_integrations.server.problems import Problem, body_of
 from mplus_integrations.server.processors import NoteTokens, TokenNote, token_entry
 
@@ -52,6 +52,8 @@ class Shape:
 
     def chunk(self, text: str, *, is_first: bool = False) -> Json:
         """A piece of an answer."""
+        if isinstance(text, Piece) and text.read is not None:
+            return self.chunk(str(text)) | {"mplus": {"memory": self._memory, **text.read}}
         if not self._is_chat:
             return self._chunk({"text": text})
         return self._chunk({"delta": ({"role": "assistant"} if is_first else {}) | {"content": text}})
@@ -81,7 +83,8 @@ class Shape:
 
     def _about(self, answer: Answer) -> Json:
         names = ("recalled", "prefix_tokens", "used_memory", "confidence", "is_calibrated", "abstained")
-        return {"memory": self._memory, **{name: answer.about[name] for name in names}}
+        passages = {name: answer.about[name] for name in ("passages",) if name in answer.about}
+        return {"memory": self._memory, **{name: answer.about[name] for name in names}, **passages}
 
     def _logprobs(self, answer: Answer) -> Json | None:
         if self._notes is None:

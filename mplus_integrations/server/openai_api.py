@@ -62,6 +62,7 @@ async def _answered(
         memory,
         [name for name in shared if name != memory],
         [*([] if notes is None else [notes]), *_penalties(asked)],
+        passages=bool(asked.passages),
     )
     model, has_usage = _known(service, asked.model), bool(asked.stream_options and asked.stream_options.include_usage)
     tokenizer = service.model.tokenizer

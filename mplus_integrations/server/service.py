@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from mplus import KeyVault, Memory, MemoryStore, MPlus, Scheduler
 from mplus_integrations.answering import Answer, Answering
 from mplus_integrations.server.access import Access
+from mplus_integrations.server.activity import NOTED, Act, Activity
 from mplus_integrations.server.admission import Admission, Rates
 from mplus_integrations.server.memories import SCRATCH, Memories, sweep_scratch
 from mplus_integrations.server.metrics import Metrics, NoMetrics
@@ -55,6 +56,7 @@ class Answers(Answering[str]):
             left,
             shared=[Shared(AsSaved(store=self.store, key=name)) for name in question.shared],
             processors=question.processors,
+            passages=question.passages,
         )
 
 
@@ -69,6 +71,7 @@ class Question:
         shared: Memories that are read beside it.
         processors: Logits processors.
         only_reads: Whether the memory stays as it is; there must be one then.
+        passages: Whether the sentences that are read are told too.
     """
 
     prompt: str | list[dict[str, Any]]
@@ -77,6 +80,7 @@ class Question:
     shared: Sequence[str] = ()
     processors: Sequence[Any] = ()
     only_reads: bool = False
+    passages: bool = False
 
 
 class Service:
@@ -92,6 +96,7 @@ class Service:
         self.access, self.rates = Access(settings), Rates(settings.requests_per_minute)
         self.admission = Admission(settings.max_inside, settings.max_running)
         self.metrics: Any = Metrics() if settings.metrics else NoMetrics()
+        self.activity = Activity()
         self.telemetry = Telemetry(contents=settings.telemetry_contents)
         self.failure: Exception | None = None
         """Why the model could not be loaded."""
@@ -179,17 +184,18 @@ class Service:
         Raises:
             QueueFullError: Too many requests are inside.
         """
-        answers, started, said = self._present()[1], time.monotonic(), False
+        answers, started, said = self._present()[1], time.monotonic(), None
         with self.admission.place(), self.telemetry.answer(kind, self.settings.model, _asked(question)) as span:
             span.content({"gen_ai.input.messages": str(question.prompt), "mplus.memory": question.memory})
             async with aclosing(streamed(partial(answers.pieces, question))) as pieces:
                 try:
                     async for piece in pieces:
-                        if not said:
-                            said = True
-                            self.metrics.first_token.observe(time.monotonic() - started)
+                        if said is None:
+                            said = time.monotonic() - started
+                            self.metrics.first_token.observe(said)
                         if isinstance(piece, Answer):
                             self._note(span, piece)
+                            await self._keep(kind, question.memory, started, said)
                         yield piece
                 except (GeneratorExit, asyncio.CancelledError):  # the client went away
                     self.metrics.cut.inc()
@@ -238,7 +244,20 @@ class Service:
         """
         self._present()
         with self.admission.place(), self.telemetry.memory(operation, name), self._measured(operation):
-            return await in_thread(work, *args, **kw)
+            started, done = time.monotonic(), await in_thread(work, *args, **kw)
+            if name is not None:
+                await self._keep(operation, name, started)
+            return done
+
+    async def _keep(self, operation: str, name: str, started: float, first: float | None = None) -> None:
+        """Keep in mind what was done with a memory."""
+        if operation not in NOTED or self._loaded is None:
+            return
+        seconds, nbytes = time.monotonic() - started, None
+        with suppress(OSError):  # what was done is done, whether or not its size can be told
+            nbytes = await in_thread(self._loaded[0].nbytes, name)
+        act = Act(time=time.time(), operation=operation, seconds=seconds, first_text_seconds=first, nbytes=nbytes)
+        self.activity.note(name, act)
 
     @contextmanager
     def _measured(self, operation: str) -> Generator[None]:

@@ -81,6 +81,8 @@ class ServeSettings(BaseSettings):
 
     shutdown_seconds: Annotated[int, Field(ge=0)] = 30
     """Seconds that running answers have to end when the server stops."""
+    page: bool = True
+    """Whether a page to look into memories stands at /."""
     metrics: bool = True
     """Whether Prometheus metrics stand at /metrics."""
     log: Literal["json", "text"] = "json"

@@ -139,6 +139,9 @@ class Asking(BaseModel):
     """Memories to read beside it; by default those that the server shares."""
     where: dict[str, Any] | None = None
     """Metadata that a source must have to be read."""
+    passages: bool | None = None
+    """Whether ``mplus.passages`` tells the sentences that are read; a stream then tells them, and the sources, at its
+    beginning."""
     top_k: Annotated[int, Field(ge=0)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     gate: Literal["auto", "always", "never"] | None = None

@@ -107,4 +107,5 @@ def served(plain: Served) -> Served:
     store = plain.service.memories.store
     for memory in store.list():
         store.delete(memory.name)
+        plain.service.activity.drop(memory.name)
     return plain

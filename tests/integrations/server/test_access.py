@@ -49,6 +49,7 @@ def test_a_key_opens_its_own_memory_and_no_other_by_any_door(serving: Serving, t
             ("DELETE", "/v1/memories/anna/snapshots/x", None),
             ("POST", "/v1/memories/anna/rollback", {"snapshot": "x"}),
             ("GET", "/v1/memories/anna/diff?before=x", None),
+            ("GET", "/v1/memories/anna/activity", None),
             ("GET", "/v1/memories/anna/export", None),
             ("POST", "/v1/memories/anna/import", None),
             ("POST", "/v1/memories", {"name": "mine", "copy_of": "anna"}),
@@ -62,6 +63,20 @@ def test_a_key_opens_its_own_memory_and_no_other_by_any_door(serving: Serving, t
         with served.client(bob) as http:
             assert [one["name"] for one in http.get("/v1/memories").json()["memories"]] == ["team"]
             assert http.post("/v1/chat/completions", json=ASK).json()["mplus"]["memory"] == "bob"
+
+
+def test_a_key_is_told_what_it_opens(serving: Serving, tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path / "keys.json")
+    (_, bob), (_, admin) = ring.add("bob", opens=["team"]), ring.add("admin", opens=None)
+    with serving(keys=tmp_path / "keys.json", shared=("handbook",)) as served:
+        with served.client(bob) as http:
+            found = http.get("/v1/access").json()
+        assert found == {
+            "memory": "bob", "opens": ["bob", "team"], "reads": ["handbook"], "needs_key": True, "model": MODEL
+        }  # fmt: skip
+        with served.client(admin) as http:
+            assert http.get("/v1/access").json()["opens"] is None
+        assert status(served, "wrong", "GET", "/v1/access") == 401
 
 
 def test_no_key_and_unknown_keys_are_refused_and_a_revoked_one_at_once(serving: Serving, tmp_path: Path) -> None:

@@ -114,3 +114,30 @@ def test_a_quota_is_kept_and_the_memory_stays_as_it_was(serving: Serving) -> Non
         call(served, "POST", "/me/write", {"text": "A short note.", "source": "one"})
         answer = call(served, "POST", "/me/write", {"text": NOTE * 40, "source": "two"}, status=413)
         assert answer["code"] == "memory_limit" and names(served) == ["one"]
+
+
+def test_activity_tells_how_long_and_how_large_and_is_gone_with_the_memory(served: Served) -> None:
+    call(served, "POST", "/me/write", {"text": NOTE, "source": "note"})
+    call(served, "POST", "/me/search", {"query": "key"})
+    call(served, "POST", "/me/forget", {"source": "none"}, status=404)
+    assert served.chat("Where is the key?", memory="me").status_code == 200
+    found = call(served, "GET", "/me/activity")
+    acts = found["acts"]
+    assert [act["operation"] for act in acts] == ["write", "search", "chat"], "what failed, and looking, is left out"
+    assert all(act["seconds"] > 0 and act["nbytes"] > 1000 and act["time"] >= found["since"] for act in acts)
+    assert 0 < acts[2]["first_text_seconds"] <= acts[2]["seconds"] and acts[0]["first_text_seconds"] is None
+    assert "flowerpot" not in str(found)
+    call(served, "DELETE", "/me", status=204)
+    call(served, "GET", "/me/activity", status=404)
+    call(served, "POST", "", {"name": "me"}, status=201)
+    assert [act["operation"] for act in call(served, "GET", "/me/activity")["acts"]] == ["create"]
+
+
+def test_recalled_tells_sentences_where_they_are_asked_for(served: Served) -> None:
+    call(served, "POST", "/me/write", {"text": "The key is under the mat. Pears are green.", "source": "note"})
+    plain = call(served, "POST", "/me/recalled", {"question": "Where is the key?"})
+    told = call(served, "POST", "/me/recalled", {"question": "Where is the key?", "passages": True})
+    assert "passages" not in plain and told.items() >= plain.items()
+    (passage,) = told["passages"]
+    assert passage["sentences"] == ["The key is under the mat.", "Pears are green."]
+    assert (passage["source"], passage["memory"], passage["pool"]) == ("note", "me", "short_term")

@@ -73,6 +73,23 @@ def test_a_stream_is_the_same_answer_piece_by_piece_and_ends_with_usage(served: 
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_a_stream_begins_with_what_it_reads_where_that_is_asked_for(served: Served) -> None:
+    with served.client() as http:
+        http.post("/v1/memories/anna/write", json={"text": "My dog is called Biscuit.", "source": "dog"})
+    ask: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "max_tokens": 4}
+    asked = {"memory": "anna", "passages": True}
+    chunks = list(client(served).chat.completions.create(stream=True, extra_body=asked, **ask))
+    begun = next(n for n, chunk in enumerate(chunks) if getattr(chunk, "mplus", None))
+    assert all(not chunk.choices[0].delta.content for chunk in chunks[: begun + 1]), "before the first text"
+    told = chunks[begun].mplus
+    assert [one["source"] for one in told["recalled"]] == ["dog"] and told["used_memory"]
+    assert told["passages"][0]["sentences"] == ["My dog is called Biscuit."]
+    whole = client(served).chat.completions.create(extra_body=asked, **ask)
+    assert whole.mplus["passages"] == told["passages"] == chunks[-1].mplus["passages"]
+    plain = client(served).chat.completions.create(extra_body={"memory": "anna"}, **ask)
+    assert "passages" not in plain.mplus and plain.choices[0].message.content == whole.choices[0].message.content
+
+
 def test_seed_stop_and_temperature_are_those_of_the_model(served: Served) -> None:
     ask = lambda **more: (
         client(served)
