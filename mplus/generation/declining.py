@@ -12,6 +12,11 @@ DECLINED = "I don't know."
 """How a trained read adapter declines."""
 
 
+def declining_token(tokenizer: Any) -> int:
+    """The first token of declining."""
+    return encode_inert(tokenizer, DECLINED)[0]
+
+
 class DeclineThreshold:
     """A logits processor: the first token is that of declining only where this has a given probability.
 
@@ -25,7 +30,7 @@ class DeclineThreshold:
 
     def __init__(self, tokenizer: Any, threshold: float) -> None:
         self._threshold = threshold
-        self._token = encode_inert(tokenizer, DECLINED)[0]
+        self._token = declining_token(tokenizer)
 
     def __call__(self, token_ids: Sequence[int], scores: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
         """The scores of the next token, given those that were chosen."""

@@ -72,9 +72,12 @@ class Engine:
 
     def step(self) -> Iterator[Piece]:
         """Compute one more token for every row, and one more block of a prompt that is being read."""
+        away: list[Row] = []
         for batch in self._batches:
             yield from batch.step()
+            away += batch.turned_away()
         self._batches = [batch for batch in self._batches if batch.rows]
+        self.add(away)
 
 
 class Joining(NamedTuple):
@@ -89,6 +92,8 @@ class RowDecoder:
 
     def __init__(self, row: Row, tokenizer: Any, stop_token_ids: frozenset[int], device: torch.device) -> None:
         self.row, self.token = row, -1
+        self.is_away = False
+        """Whether the row has turned away from memory, and is answered elsewhere."""
         self._sampler = Sampler(row.params, list(row.request.input_ids), device)
         self._text = TextStream(tokenizer, row.params.stop)
         self._stop_token_ids = stop_token_ids | set(row.params.stop_token_ids)
@@ -106,6 +111,10 @@ class RowDecoder:
         for processor in row.processors:
             scores = processor(row.token_ids, scores)
         self.token = self._sampler(scores, row.token_ids)
+        if row.turns_away(self.token):
+            row.turn_away()
+            self.is_away = True
+            return ""
         row.trace.note(logits, self.token, ends=self.token in self._stop_token_ids)
         if self.token in self._stop_token_ids:
             row.finish_reason = "stop"
@@ -131,12 +140,18 @@ class Batch:
         self._decoders: list[RowDecoder] = []
         """One for each row of ``_reading``, in the same order."""
         self._reading: Reading | None = None
+        self._away: list[Row] = []
 
     @property
     def rows(self) -> list[Row]:
         """Rows that are not finished, including those whose prompts are still being read."""
         joining = self._joining.rows if self._joining is not None else []
-        return [*(decoder.row for decoder in self._decoders), *joining, *self._waiting]
+        return [*(decoder.row for decoder in self._decoders if not decoder.is_away), *joining, *self._waiting]
+
+    def turned_away(self) -> list[Row]:
+        """Rows that turned away from memory in the last step; their places become free in the next one."""
+        away, self._away = self._away, []
+        return away
 
     def takes(self, row: Row) -> bool:
         """Whether a row uses the same layers as the rows of this batch."""
@@ -165,7 +180,7 @@ class Batch:
 
     def _drop_finished(self) -> None:
         for place in reversed(range(len(self._decoders))):
-            if self._decoders[place].row.has_ended():
+            if self._decoders[place].is_away or self._decoders[place].row.has_ended():
                 self._decoders[place] = self._decoders[-1]
                 self._decoders.pop()
                 if self._reading is not None and self._decoders:
@@ -177,6 +192,8 @@ class Batch:
         for decoder, scores in zip(list(decoders), logits, strict=True):
             if not decoder.row.has_ended() and (text := decoder.take(scores)):
                 yield Piece(decoder.row, text)
+            if decoder.is_away:
+                self._away.append(decoder.row)
 
     def _read_on(self) -> Iterator[Piece]:
         """Read the next block of the prompts that are joining; after the last block their rows join."""

@@ -15,7 +15,7 @@ from mplus.config import MemoryConfig
 from mplus.errors import EmbedderError, LedgerMissingError, MemoryMismatchError, PromptTooLongError, UnknownNameError
 from mplus.forks import renewed_after_fork
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
-from mplus.generation.declining import DeclineThreshold
+from mplus.generation.declining import DeclineThreshold, declining_token
 from mplus.generation.passages import PassageReader
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.generation.row import Row
@@ -39,8 +39,9 @@ TemplateOptions = Mapping[str, Any] | None
 """Variables of the chat template, such as ``enable_thinking``."""
 MemoryLike = Memory | Sequence[Memory]
 """One memory, or several that are read together."""
-MEMORY_NEEDED = 0.03
-"""Least probability that a question needs memory with which it is asked of memory."""
+MEMORY_NEEDED, MEMORY_CERTAIN = 0.01, 0.5
+"""Least probability that a question needs memory with which it is asked of memory, and with which memory may decline.
+Between the two, what memory would decline is answered without it."""
 JOINED_READS = 16
 """Most memories put together that are kept for the next read of the same states."""
 ANSWER_ROOM = 128
@@ -145,6 +146,7 @@ class Requests:
             params,
             cancelled_by=options.get("cancelled"),
             processors=tuple(processors),
+            declining=declining_token(self._tokenizer) if request.otherwise is not None else None,
             calibration=self._calibration,
             reader=self._passages,
         )
@@ -161,7 +163,8 @@ class Requests:
     ) -> ReadRequest:
         """The present state of a memory, or of several together, and the encoded prompt.
 
-        Where the gate finds that memory is not needed, the state is that of an empty memory.
+        Where the gate finds that memory is not needed, the state is that of an empty memory. Where it is in doubt, that
+        is what is read if the answer from memory declines.
 
         Raises:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
@@ -174,10 +177,12 @@ class Requests:
         if not ids:
             raise ValueError("prompt='': expected text or chat messages. Pass at least one token.")
         allowed = allowed_sources(read, where)
-        if gate == "never" or (
-            gate == "auto" and not isinstance(prompt, str) and self._spares(read.state, config, encoded, allowed)
-        ):
-            return ReadRequest(self._weights.empty_state(config), config, ids, (begin, end))
+        needed = 0.0 if gate == "never" else 1.0
+        if gate == "auto" and not isinstance(prompt, str):
+            needed = self._needed(read.state, config, encoded, allowed)
+        plain = ReadRequest(self._weights.empty_state(config), config, ids, (begin, end))
+        if needed < MEMORY_NEEDED:
+            return plain
         if self._reads_text(read, config):
             return self._text_request(read, config, prompt, encoded, tools, options, allowed)
         bos = getattr(self._tokenizer, "bos_token_id", None)
@@ -192,7 +197,8 @@ class Requests:
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
         self._check_fits(len(ids), state, config)
         vector = self.vector_of(state, config, ids[begin:end]) if config.recalled_tokens else None
-        return ReadRequest(state, config, ids, (begin, end), allowed, vector, read.members)
+        otherwise = plain if needed < MEMORY_CERTAIN else None
+        return ReadRequest(state, config, ids, (begin, end), allowed, vector, read.members, otherwise=otherwise)
 
     def _reads_text(self, read: Together, config: MemoryConfig) -> bool:
         """Whether memory is read as text. Where it is empty it never is: its answers are the backbone's.
@@ -260,10 +266,10 @@ class Requests:
             )
 
     @torch.inference_mode()
-    def _spares(
+    def _needed(
         self, state: MemoryState, config: MemoryConfig, prompt: Prompt, allowed: Int[Tensor, " n"] | None
-    ) -> bool:
-        """Whether the gate takes a question for an ordinary one, which memory is not needed for."""
+    ) -> float:
+        """Probability that a question needs memory, by the gate; 1 where there is none, or nothing to look at."""
         weights = self._weights
         if (
             weights.gate is None
@@ -271,11 +277,11 @@ class Requests:
             or not config.keeps_chunks
             or not any(map(len, state.tracks))
         ):
-            return False
+            return 1.0
         track = state.tracks[0]
         question = weights.question(prompt.input_ids[slice(*prompt.query)], track.recall_layer)
         best = best_unit(weights.scorers["late"], track, config, question, allowed)
-        return weights.gate.probability(question.normed, best) < MEMORY_NEEDED
+        return weights.gate.probability(question.normed, best)
 
     def check_memory(self, memory: Memory) -> None:
         """Check that a memory belongs to this model, and to its embedder.

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from mplus.confidence import Calibration, Evidence, TokenTrace, uncalibrated_confidence
+from mplus.generation.declining import DeclineThreshold
 from mplus.generation.passages import PassageReader, ReadPassage
 from mplus.generation.sampling import SamplingParams
 from mplus.generation.sources_read import RecalledSource, recalled_sources, relevance_of_sources
@@ -70,6 +71,8 @@ class Row:
     """The caller's event, which may be shared by rows; it is never set here."""
     processors: tuple[Any, ...] = ()
     """Additional logits processors, such as constrained decoding."""
+    declining: int | None = None
+    """The first token of declining, with which the row turns to ``request.otherwise``, if there is such a request."""
     token_ids: list[int] = field(default_factory=list[int])
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -113,6 +116,16 @@ class Row:
         self.chosen_relevance = relevance_of_sources(self.request, recalled)
         self.births = tuple(tuple(_born(member, track) for track in recalled) for member in self.request.members)
         self.prefix_tokens = reading.layers[0].lengths[place] - len(self.request.input_ids)
+
+    def turns_away(self, token: int) -> bool:
+        """Whether the answer from memory begins by declining, and something else is to be read then."""
+        return self.request.otherwise is not None and not self.token_ids and token == self.declining
+
+    def turn_away(self) -> None:
+        """Answer ``request.otherwise`` instead; nothing has been said yet."""
+        assert self.request.otherwise is not None
+        self.request = self.request.otherwise
+        self.processors = tuple(p for p in self.processors if not isinstance(p, DeclineThreshold))
 
     def complete(self) -> None:
         """Raise the error that ended the answer, or raise the recall frequency of the tokens it has used.

@@ -45,6 +45,7 @@ class ReadRequest:
         told: What was recalled as text and is in the prompt; ``state`` then has empty pools. None: recall happens when
             the prompt is read.
         pieces: The same as pieces of text, the most relevant first.
+        otherwise: What is read instead where the answer from memory would decline; None: it declines.
     """
 
     state: MemoryState
@@ -56,6 +57,7 @@ class ReadRequest:
     members: tuple[Member, ...] = ()
     told: Recalled | None = None
     pieces: tuple[Piece, ...] = ()
+    otherwise: "ReadRequest | None" = None
 
 
 def has_prefix(request: ReadRequest) -> bool:
