@@ -21,7 +21,7 @@ from mplus.backbone.backbone import Backbone
 from mplus.backbone.cpu import is_slow_in
 from mplus.backbone.own_layers import UNKNOWN_WINDOW, OwnLayers
 from mplus.backbone.own_pass import register_own_attention
-from mplus.backbone.quantised import quantise_for_decoding
+from mplus.backbone.quantised import dense, quantise_for_decoding
 from mplus.chat_template import EndlessTemplateError, check_ends
 from mplus.checkpoint.gguf_model import gguf_config, gguf_tokenizer, plain_weights
 from mplus.checkpoint.limits import check_config, check_file, check_files, read_settings
@@ -345,9 +345,9 @@ def _load_backbone(
                 loader = AutoModelForCausalLM
                 model, report = loader.from_pretrained(folder, local_files_only=True, **arguments)
         except ImportError as error:
-            raise CheckpointError(_missing_quantiser(folder, config, error)) from error
+            raise CheckpointError(_missing_quantiser(folder, config | options, error)) from error
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            if not isinstance(error, (OSError, RuntimeError)) and not _quantisation(config):
+            if not isinstance(error, (OSError, RuntimeError)) and not _quantisation(config | options):
                 raise
             raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
     if "gguf_file" in options:
@@ -359,7 +359,10 @@ def _load_backbone(
 def _quantisation(config: Mapping[str, Any]) -> str:
     """How the weights of a checkpoint are quantised; empty if they are not."""
     found: Any = config.get("quantization_config")
-    return str(cast("dict[str, Any]", found).get("quant_method", "unknown")) if isinstance(found, dict) else ""
+    if found is None:
+        return ""
+    method = cast("dict[str, Any]", found).get("quant_method") if isinstance(found, dict) else found.quant_method
+    return str(getattr(method, "value", None) or method or "unknown")
 
 
 def _missing_quantiser(folder: Path, config: Mapping[str, Any], error: ImportError) -> str:
@@ -369,7 +372,7 @@ def _missing_quantiser(folder: Path, config: Mapping[str, Any], error: ImportErr
     package = QUANTISERS.get(method, method)
     return (
         f"{folder}: its weights are quantised with {method!r}, which needs a package that is not installed: "
-        f"pip install {package}. Or take a checkpoint without quantization_config. ({error})"
+        f"pip install {package}. Or take a checkpoint or options without quantization_config. ({error})"
     )
 
 
@@ -512,7 +515,7 @@ def _named(kind: str, module: nn.Module | None) -> list[tuple[str, Tensor]]:
 def _sampled(named: Sequence[tuple[str, Tensor]]) -> bytes:
     found: list[bytes] = []
     for name, tensor in named:
-        flat = tensor.detach().flatten()
+        flat = dense(tensor).flatten()
         sample = flat[:: max(len(flat) // 32, 1)][:32].to(device="cpu", dtype=torch.float32)
         found += [f"{name}{tuple(tensor.shape)}".encode(), sample.bfloat16().view(torch.int16).numpy().tobytes()]
     return b"".join(found)
