@@ -114,7 +114,8 @@ def load(
         parts_folder = trained or folder
         parts = read_parts(parts_folder) if (parts_folder / PARTS_FILE).exists() else TrainedParts()
         model = _load_backbone(folder, config, None, device, dtype, attention, options)
-    tokenizer = load_tokenizer(folder) if gguf_file is None else gguf_tokenizer(folder / gguf_file)
+    trusted = bool(options.get("trust_remote_code"))
+    tokenizer = load_tokenizer(folder, trusted=trusted) if gguf_file is None else gguf_tokenizer(folder / gguf_file)
     weights = assemble(model, tokenizer, parts)
     if is_slow_in(weights.backbone.dtype, weights.backbone.device):
         warnings.warn(
@@ -137,10 +138,14 @@ def memory_settings(folder: Path, trained: Path | None = None) -> MemoryConfig:
     Raises:
         CheckpointError: A file is missing or cannot be read.
     """
+    from transformers import CONFIG_MAPPING
+
     config = read_config(folder)
     if is_published(config):
         return published_memory_config(config)
     said = read_memory_config(trained or folder)
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:  # whose code does not run for this
+        return said or MemoryConfig.for_window(int(config.get("max_position_embeddings") or UNKNOWN_WINDOW))
     about = _transformers_config(folder, config).get_text_config(decoder=True)
     return said or MemoryConfig.for_window(int(getattr(about, "max_position_embeddings", None) or UNKNOWN_WINDOW))
 
@@ -240,8 +245,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: no config.json. Expected a folder that transformers or M+ saved.") from error
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
     """The folder's tokenizer; None if it has none, and then nothing can be written or asked.
+
+    Args:
+        folder: The model's folder.
+        trusted: Whether code in it may run.
 
     Raises:
         CheckpointError: It cannot be loaded, or its chat template does not end.
@@ -251,7 +260,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise CheckpointError(f"{folder}: no tokenizer that transformers can load ({error}).") from error
     try:
@@ -267,7 +276,9 @@ def round_rope_frequencies(model: Any) -> None:
     rotary.inv_freq = rotary.inv_freq.bfloat16().float()
 
 
-def _transformers_config(folder: Path, config: dict[str, Any], gguf_file: str | None = None) -> Any:
+def _transformers_config(
+    folder: Path, config: dict[str, Any], gguf_file: str | None = None, *, trusted: bool = False
+) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     known = dict(config)
@@ -277,12 +288,19 @@ def _transformers_config(folder: Path, config: dict[str, Any], gguf_file: str | 
     path = folder / (gguf_file or "config.json")
     weights = folder.glob("*.safetensors") if gguf_file is None else [path]
     check_config(path, config, sum(file.stat().st_size for file in weights))
+    own_code = "auto_map" in config and gguf_file is None
     try:
-        found = AutoConfig.for_model(model_type, **known)
+        if own_code and trusted:
+            found = AutoConfig.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
+        else:
+            found = AutoConfig.for_model(model_type, **known)
     except ValueError as error:
-        if model_type in CONFIG_MAPPING:
+        if model_type in CONFIG_MAPPING or (own_code and trusted):
             raise CheckpointError(f"{path}: transformers refuses it ({error}).") from error
-        raise CheckpointError(f"{folder}: transformers does not know model_type {model_type!r}.") from error
+        advice = " It brings code of its own: if you trust it, pass trust_remote_code=True." if own_code else ""
+        raise CheckpointError(f"{folder}: transformers does not know model_type {model_type!r}.{advice}") from error
+    except (OSError, ImportError) as error:
+        raise CheckpointError(f"{folder}: the code that its config.json names does not load ({error}).") from error
     except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path}: transformers refuses it ({error!r}).") from error
     _check_rope(path, found)
@@ -321,7 +339,8 @@ def _load_backbone(
     register_attention()
     register_own_attention()
     implementation = GROUPED_ATTENTION if attention in ("auto", "sdpa") else attention
-    backbone = _transformers_config(folder, config, options.get("gguf_file"))
+    trusted = bool(options.get("trust_remote_code"))
+    backbone = _transformers_config(folder, config, options.get("gguf_file"), trusted=trusted)
     device_map = _device_map(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

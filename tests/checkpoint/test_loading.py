@@ -51,7 +51,7 @@ def _tokenizer_for_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from mplus.checkpoint import loading
 
     real = loading.load_tokenizer
-    monkeypatch.setattr(loading, "load_tokenizer", lambda folder: real(folder) or word_tokenizer())
+    monkeypatch.setattr(loading, "load_tokenizer", lambda folder, **given: real(folder, **given) or word_tokenizer())
 
 
 def word_tokenizer():
