@@ -41,7 +41,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return read_settings(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{folder}: no config.json. Expected a folder that transformers or M+ saved.") from error
+        files = sorted(path.name for path in folder.glob("*.gguf")) if folder.is_dir() else []
+        advice = f" It has GGUF files: pass gguf_file={files[0]!r}." if files else ""
+        raise CheckpointError(
+            f"{folder}: no config.json. Expected a folder that transformers or M+ saved.{advice}"
+        ) from error
 
 
 def load_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
