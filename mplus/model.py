@@ -117,6 +117,7 @@ class MPlus:
         revision: str | None = None,
         local_files_only: bool = False,
         gguf_file: str | None = None,
+        trust_remote_code: bool = False,
         **options: Any,
     ) -> "MPlus":
         """Load a model by built-in name, local folder or hub repository.
@@ -134,6 +135,8 @@ class MPlus:
             revision: Branch, tag or commit of a hub repository.
             local_files_only: Do not use the network.
             gguf_file: The GGUF file in that folder or repository; its weights are taken out of their quantisation.
+            trust_remote_code: Run the code that the folder or repository brings for its model and tokenizer. Read it
+                first: it can do whatever you can.
             options: Passed on to transformers, such as ``quantization_config`` or ``offload_folder``. ``torch_dtype``
                 is another name of ``dtype``.
 
@@ -145,7 +148,15 @@ class MPlus:
         """
         dtype = _one_dtype(dtype, options)
         place, gguf_file = gguf_model.named(str(model), gguf_file)
-        folder = catalog.resolve(place, revision=revision, local_files_only=local_files_only, gguf_file=gguf_file)
+        folder = catalog.resolve(
+            place,
+            revision=revision,
+            local_files_only=local_files_only,
+            gguf_file=gguf_file,
+            with_code=trust_remote_code,
+        )
+        if trust_remote_code:
+            options["trust_remote_code"] = True
         loaded: Loaded = load(
             folder,
             device=device,

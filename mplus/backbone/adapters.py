@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mplus.backbone.quantised import is_dense
 from mplus.errors import CheckpointError
 
 
@@ -217,7 +218,7 @@ def _adapt(base: nn.Module, name: str, weights: LoraWeights, *, merge: bool) -> 
             f"Adapter for {name!r} maps {weights.down.shape[1]} to {weights.up.shape[0]} numbers, but the "
             f"backbone's layer maps {inputs} to {outputs}. Load it onto the backbone it was trained on."
         )
-    if merge and type(base) is nn.Linear and not hasattr(base, "_hf_hook"):
+    if merge and type(base) is nn.Linear and is_dense(base.weight) and not hasattr(base, "_hf_hook"):
         return merged(base, weights)
     where = device_of(base)
     return LoraLinear(base, LoraWeights(weights.down.to(where), weights.up.to(where), weights.scale))

@@ -24,6 +24,7 @@ from mplus.backbone.attention import (
     project_heads,
     rotate,
 )
+from mplus.backbone.quantised import dense_copy
 from mplus.backbone.turning import steady_positions
 
 if TYPE_CHECKING:
@@ -186,10 +187,16 @@ class Backbone:
         return None
 
     def save(self, folder: "Path") -> None:
-        """Save the base weights in transformers' format, without adapters."""
-        implementation = self.config._attn_implementation
-        self.model.save_pretrained(folder)
-        self.config._attn_implementation = implementation
+        """Save the base weights in transformers' format, without adapters.
+
+        Weights that are quantised in a way that has no file format are saved as the numbers that they stand for.
+        """
+        implementation = self.model.config._attn_implementation
+        quantiser: Any = getattr(self.model, "hf_quantizer", None)
+        keeps = quantiser is None or quantiser.is_serializable()
+        model = self.model if keeps else dense_copy(self.model)
+        model.save_pretrained(folder)
+        self.model.config._attn_implementation = implementation
 
     @property
     def pads_batches(self) -> bool:

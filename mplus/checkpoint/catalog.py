@@ -79,7 +79,12 @@ def trained_parts(name: str) -> Path | None:
 
 
 def resolve(
-    name: str, *, revision: str | None = None, local_files_only: bool = False, gguf_file: str | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    gguf_file: str | None = None,
+    with_code: bool = False,
 ) -> Path:
     """The local folder of a model: a built-in name, a folder, or a hub repository.
 
@@ -88,6 +93,7 @@ def resolve(
         revision: Branch, tag or commit of a hub repository.
         local_files_only: Do not use the network.
         gguf_file: A GGUF file of a hub repository that is fetched too.
+        with_code: Fetch the repository's own code too.
 
     Raises:
         ModelNotFoundError: None of these; the message says what was tried and how to get it.
@@ -104,7 +110,9 @@ def resolve(
             f"model={name!r}: expected a built-in name ({', '.join(BUILT_IN)}), an existing folder, or a hub "
             "repository like 'owner/name'."
         )
-    return _from_hub(name, revision=revision, local_files_only=local_files_only, gguf_file=gguf_file)
+    patterns = list(HUB_FILES) if gguf_file is None else ["*.json", "*.jinja", gguf_file]
+    patterns += ["*.py"] if with_code else []
+    return _from_hub(name, patterns, revision=revision, local_files_only=local_files_only)
 
 
 def is_pulled(name: str) -> bool:
@@ -269,7 +277,7 @@ def _verify(file: Path, model: BuiltInModel, progress: StageProgress | None) -> 
 
 def _from_hub_into(model: BuiltInModel, target: Path, tried: list[str]) -> bool:
     try:
-        folder = _from_hub(model.repository, revision=None, local_files_only=False)
+        folder = _from_hub(model.repository, list(HUB_FILES), revision=None, local_files_only=False)
     except (ModelNotFoundError, DownloadError) as error:
         tried.append(str(error))
         return False
@@ -279,7 +287,7 @@ def _from_hub_into(model: BuiltInModel, target: Path, tried: list[str]) -> bool:
     return True
 
 
-def _from_hub(repository: str, *, revision: str | None, local_files_only: bool, gguf_file: str | None = None) -> Path:
+def _from_hub(repository: str, patterns: list[str], *, revision: str | None, local_files_only: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -289,7 +297,7 @@ def _from_hub(repository: str, *, revision: str | None, local_files_only: bool, 
                 repository,
                 revision=revision,
                 local_files_only=local_files_only,
-                allow_patterns=list(HUB_FILES) if gguf_file is None else ["*.json", "*.jinja", gguf_file],
+                allow_patterns=patterns,
             )
         )
     except RepositoryNotFoundError as error:

@@ -10,24 +10,27 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, LoraWeights
-from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
 from mplus.backbone.backbone import Backbone
 from mplus.backbone.cpu import is_slow_in
 from mplus.backbone.own_layers import UNKNOWN_WINDOW, OwnLayers
-from mplus.backbone.own_pass import register_own_attention
-from mplus.backbone.quantised import quantise_for_decoding
-from mplus.chat_template import EndlessTemplateError, check_ends
-from mplus.checkpoint.gguf_model import gguf_config, gguf_tokenizer, plain_weights
-from mplus.checkpoint.limits import check_config, check_file, check_files, read_settings
+from mplus.backbone.quantised import dense, quantise_for_decoding
+from mplus.checkpoint.backbone_files import (
+    load_backbone,
+    load_tokenizer,
+    read_config,
+    round_rope_frequencies,
+    transformers_config,
+)
+from mplus.checkpoint.gguf_model import gguf_config, gguf_tokenizer
+from mplus.checkpoint.limits import check_file, check_files
 from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_memory_config, read_parts
 from mplus.checkpoint.published_layout import backbone_config, is_published, published_memory_config, read_published
-from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.checkpoint.trial import TrainedLayers, tried
 from mplus.config import MemoryConfig, Recall
 from mplus.errors import CheckpointError, UnsupportedModelError
@@ -40,23 +43,7 @@ from mplus.recall.scorer import Scorer
 from mplus.weights import Weights
 from mplus.words import Words
 
-TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 CALIBRATION_TEXT = Path(__file__).with_name("calibration.txt")
-
-
-QUANTISERS = {
-    "bitsandbytes": "bitsandbytes",
-    "gptq": "gptqmodel",
-    "awq": "gptqmodel",
-    "compressed-tensors": "compressed-tensors",
-    "hqq": "hqq",
-    "quanto": "optimum-quanto",
-    "aqlm": "aqlm",
-    "torchao": "torchao",
-    "eetq": "eetq",
-    "fbgemm_fp8": "fbgemm-gpu",
-}
-"""The package that each way of quantising needs."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +94,15 @@ def load(
     quantised, dtype = dtype == "int8", "bfloat16" if dtype == "int8" else dtype
     if is_published(config):
         state_dict, parts = read_published(folder, config)
-        model = _load_backbone(folder, backbone_config(config), state_dict, device, dtype, attention, options)
+        model = load_backbone(folder, backbone_config(config), state_dict, device, dtype, attention, options)
         if config.get("torch_dtype") == "bfloat16":
             round_rope_frequencies(model)
     else:
         parts_folder = trained or folder
         parts = read_parts(parts_folder) if (parts_folder / PARTS_FILE).exists() else TrainedParts()
-        model = _load_backbone(folder, config, None, device, dtype, attention, options)
-    tokenizer = load_tokenizer(folder) if gguf_file is None else gguf_tokenizer(folder / gguf_file)
+        model = load_backbone(folder, config, None, device, dtype, attention, options)
+    trusted = bool(options.get("trust_remote_code"))
+    tokenizer = load_tokenizer(folder, trusted=trusted) if gguf_file is None else gguf_tokenizer(folder / gguf_file)
     weights = assemble(model, tokenizer, parts)
     if is_slow_in(weights.backbone.dtype, weights.backbone.device):
         warnings.warn(
@@ -137,11 +125,15 @@ def memory_settings(folder: Path, trained: Path | None = None) -> MemoryConfig:
     Raises:
         CheckpointError: A file is missing or cannot be read.
     """
+    from transformers import CONFIG_MAPPING
+
     config = read_config(folder)
     if is_published(config):
         return published_memory_config(config)
     said = read_memory_config(trained or folder)
-    about = _transformers_config(folder, config).get_text_config(decoder=True)
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:  # whose code does not run for this
+        return said or MemoryConfig.for_window(int(config.get("max_position_embeddings") or UNKNOWN_WINDOW))
+    about = transformers_config(folder, config).get_text_config(decoder=True)
     return said or MemoryConfig.for_window(int(getattr(about, "max_position_embeddings", None) or UNKNOWN_WINDOW))
 
 
@@ -228,214 +220,6 @@ def calibrated(backbone: Backbone, tokenizer: Any) -> LateInteraction:
     return LateInteraction(mean, deviation)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
-
-    Raises:
-        CheckpointError: It is missing or not JSON.
-    """
-    try:
-        return read_settings(folder / "config.json")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{folder}: no config.json. Expected a folder that transformers or M+ saved.") from error
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer; None if it has none, and then nothing can be written or asked.
-
-    Raises:
-        CheckpointError: It cannot be loaded, or its chat template does not end.
-    """
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise CheckpointError(f"{folder}: no tokenizer that transformers can load ({error}).") from error
-    try:
-        check_ends(tokenizer)
-    except EndlessTemplateError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    return tokenizer
-
-
-def round_rope_frequencies(model: Any) -> None:
-    """Round rotary frequencies to bfloat16, as the released 8B weights were trained with (spec section 8)."""
-    rotary = model.model.rotary_emb
-    rotary.inv_freq = rotary.inv_freq.bfloat16().float()
-
-
-def _transformers_config(folder: Path, config: dict[str, Any], gguf_file: str | None = None) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    known = dict(config)
-    model_type = known.pop("model_type", None)
-    if model_type is None:
-        raise CheckpointError(f"{folder}: config.json has no model_type; expected a transformers config.")
-    path = folder / (gguf_file or "config.json")
-    weights = folder.glob("*.safetensors") if gguf_file is None else [path]
-    check_config(path, config, sum(file.stat().st_size for file in weights))
-    try:
-        found = AutoConfig.for_model(model_type, **known)
-    except ValueError as error:
-        if model_type in CONFIG_MAPPING:
-            raise CheckpointError(f"{path}: transformers refuses it ({error}).") from error
-        raise CheckpointError(f"{folder}: transformers does not know model_type {model_type!r}.") from error
-    except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path}: transformers refuses it ({error!r}).") from error
-    _check_rope(path, found)
-    return found
-
-
-def _check_rope(path: Path, config: Any) -> None:
-    """Refuse a kind of rotary positions that transformers does not know, before it fails somewhere inside."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    rope: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    if not isinstance(rope, dict):
-        return
-    settings = cast("dict[str, Any]", rope)
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    known = sorted({"default", *ROPE_INIT_FUNCTIONS})
-    if kind not in known:
-        raise UnsupportedModelError(
-            f"{path}: rotary positions of the kind {kind!r:.40}; this version of transformers knows "
-            f"{', '.join(known)}. Update transformers, or take another checkpoint."
-        )
-
-
-def _load_backbone(
-    folder: Path,
-    config: dict[str, Any],
-    state_dict: dict[str, Tensor] | None,
-    device: str | Mapping[str, Any],
-    dtype: str,
-    attention: str,
-    options: dict[str, Any],
-) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    register_attention()
-    register_own_attention()
-    implementation = GROUPED_ATTENTION if attention in ("auto", "sdpa") else attention
-    backbone = _transformers_config(folder, config, options.get("gguf_file"))
-    device_map = _device_map(device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        arguments: dict[str, Any] = {
-            "config": backbone,
-            "dtype": _dtype(dtype, device_map),
-            "device_map": device_map,
-            "attn_implementation": implementation,
-            "ignore_mismatched_sizes": True,  # reported below, by name and shape
-            "output_loading_info": True,
-            **options,
-        }
-        try:
-            transformers_logging.disable_progress_bar()
-            if state_dict is not None:
-                loader: Any = type(AutoModelForCausalLM.from_config(_shrunk(backbone)))
-                model, report = loader.from_pretrained(None, state_dict=state_dict, **arguments)
-            else:
-                if "gguf_file" not in options:
-                    TensorFiles(folder)
-                loader = AutoModelForCausalLM
-                model, report = loader.from_pretrained(folder, local_files_only=True, **arguments)
-        except ImportError as error:
-            raise CheckpointError(_missing_quantiser(folder, config, error)) from error
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            if not isinstance(error, (OSError, RuntimeError)) and not _quantisation(config):
-                raise
-            raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
-    if "gguf_file" in options:
-        plain_weights(model)
-    _check_complete(folder, report, tied={"lm_head.weight"} if backbone.tie_word_embeddings else set())
-    return model
-
-
-def _quantisation(config: Mapping[str, Any]) -> str:
-    """How the weights of a checkpoint are quantised; empty if they are not."""
-    found: Any = config.get("quantization_config")
-    return str(cast("dict[str, Any]", found).get("quant_method", "unknown")) if isinstance(found, dict) else ""
-
-
-def _missing_quantiser(folder: Path, config: Mapping[str, Any], error: ImportError) -> str:
-    method = _quantisation(config)
-    if not method:
-        return f"{folder}: a package that loading it needs is not installed ({error})."
-    package = QUANTISERS.get(method, method)
-    return (
-        f"{folder}: its weights are quantised with {method!r}, which needs a package that is not installed: "
-        f"pip install {package}. Or take a checkpoint without quantization_config. ({error})"
-    )
-
-
-def _check_complete(folder: Path, report: Mapping[str, Any], *, tied: set[str]) -> None:
-    """Refuse a backbone of which transformers would have filled in or dropped a tensor.
-
-    Raises:
-        CheckpointError: Weights are missing, of another shape, or left over.
-    """
-    missing = sorted(set(report["missing_keys"]) - tied)
-    if missing:
-        raise CheckpointError(
-            f"{folder}: {len(missing)} weights are missing, first {missing[0]!r}. Fetch the checkpoint again."
-        )
-    if report.get("mismatched_keys"):
-        name, found, expected = sorted(report["mismatched_keys"])[0]
-        raise CheckpointError(
-            f"{folder}: {name!r} has shape {tuple(found)}, expected {tuple(expected)} from config.json."
-        )
-    unexpected = sorted(key for key in report.get("unexpected_keys") or () if "rotary_emb.inv_freq" not in key)
-    if unexpected:
-        raise CheckpointError(
-            f"{folder}: {len(unexpected)} tensors would be dropped, first {unexpected[0]!r}. The weights belong "
-            "to another config."
-        )
-
-
-def _shrunk(config: Any) -> Any:
-    """The same kind of config, small enough to build only to learn its class."""
-    import copy
-
-    small = copy.deepcopy(config)
-    small.num_hidden_layers, small.vocab_size = 1, 8
-    small.pad_token_id = None
-    small.intermediate_size = 8
-    return small
-
-
-def _device_map(device: str | Mapping[str, Any]) -> Any:
-    if not isinstance(device, str):
-        return dict(device)
-    if device == "auto":
-        return {"": "cuda:0"} if torch.cuda.is_available() else {"": "cpu"}
-    if device in ("balanced", "balanced_low_0", "sequential"):
-        return device
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device={device!r}: expected 'auto', 'cpu', 'cuda', 'cuda:1', or an accelerate device map."
-        ) from error
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but torch sees no GPU. Use device='cpu' or 'auto'.")
-    return {"": device}
-
-
-def _dtype(dtype: str, device_map: Any) -> Any:
-    if dtype == "auto":
-        on_cpu = isinstance(device_map, dict) and all(str(device) in ("cpu", "disk") for device in device_map.values())
-        return torch.float32 if on_cpu or not torch.cuda.is_available() else "auto"
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype={dtype!r}: expected 'auto', 'float32', 'bfloat16', 'float16' or 'int8'.")
-    return found
-
-
 def _sink_token(model: Any, tokenizer: Any) -> int:
     for holder in (tokenizer, model.config):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -512,7 +296,7 @@ def _named(kind: str, module: nn.Module | None) -> list[tuple[str, Tensor]]:
 def _sampled(named: Sequence[tuple[str, Tensor]]) -> bytes:
     found: list[bytes] = []
     for name, tensor in named:
-        flat = tensor.detach().flatten()
+        flat = dense(tensor).flatten()
         sample = flat[:: max(len(flat) // 32, 1)][:32].to(device="cpu", dtype=torch.float32)
         found += [f"{name}{tuple(tensor.shape)}".encode(), sample.bfloat16().view(torch.int16).numpy().tobytes()]
     return b"".join(found)

@@ -22,6 +22,7 @@ from torch import Tensor
 from mplus.backbone.adapters import Adapter
 from mplus.backbone.backbone import Backbone
 from mplus.backbone.own_layers import OwnLayers
+from mplus.backbone.quantised import dense
 from mplus.backbone.survey import FAILURES, windows_of
 from mplus.checkpoint.catalog import cache_root
 from mplus.config import MemoryConfig
@@ -295,7 +296,7 @@ def _identity(model: Any, bos_token_id: int) -> str:
     for name, tensor in model.named_parameters():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         if tensor.device.type != "meta" and tensor.is_floating_point():
-            flat = tensor.detach().flatten()
+            flat = dense(tensor).flatten()
             sample = flat[:: max(len(flat) // 16, 1)][:16].to(device="cpu", dtype=torch.float32)
             digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from mplus.checkpoint import catalog
-from mplus.checkpoint.loading import read_config
+from mplus.checkpoint.backbone_files import read_config
 from mplus.checkpoint.parts import PARTS_FILE, PARTS_TENSORS, TrainedParts, read_parts, write_parts
 from mplus.checkpoint.published_layout import is_published
 from mplus.errors import UnsupportedModelError

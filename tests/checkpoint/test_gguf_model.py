@@ -37,6 +37,15 @@ def test_a_gguf_file_that_is_not_there_or_not_one_is_named(tmp_path: Path) -> No
         named(str(tmp_path / "other.gguf"), "tiny.gguf")
 
 
+def test_a_gguf_folder_needs_no_config_and_may_hold_anything_else(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_llama())
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "gone")
+    assert MPlus.from_pretrained(tmp_path / "tiny.gguf", memory=TINY).fingerprint
+    (tmp_path / "elsewhere").unlink()
+    with pytest.raises(CheckpointError, match=r"gguf_file='tiny\.gguf'"):
+        MPlus.from_pretrained(tmp_path, memory=TINY)
+
+
 def test_rope_scaling_of_gguf_is_said_in_the_config() -> None:
     def said(kind: str, **about) -> dict:
         return {"general.architecture": "qwen2", "qwen2.rope.scaling.type": kind} | {

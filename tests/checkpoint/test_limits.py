@@ -10,7 +10,7 @@ import torch
 
 from mplus import CheckpointError, MPlus, UnsupportedModelError
 from mplus.backbone.own_layers import OwnLayers
-from mplus.checkpoint import loading
+from mplus.checkpoint.backbone_files import TOKENIZER_FILES
 from mplus.checkpoint.limits import check_config
 from mplus.checkpoint.loading import memory_settings
 from mplus.testing import byte_tokenizer, tiny_backbone
@@ -117,7 +117,7 @@ def test_dtype_is_taken_as_a_torch_dtype_by_either_name(folder: Path) -> None:
 
 
 def test_a_model_without_a_tokenizer_says_so_where_text_is_given_or_asked_for(folder: Path) -> None:
-    for name in (*loading.TOKENIZER_FILES, "chat_template.jinja", "special_tokens_map.json"):
+    for name in (*TOKENIZER_FILES, "chat_template.jinja", "special_tokens_map.json"):
         (folder / name).unlink(missing_ok=True)
     model = MPlus.from_pretrained(folder, memory=TINY)
     memory = model.new_memory()

@@ -51,7 +51,7 @@ def _tokenizer_for_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from mplus.checkpoint import loading
 
     real = loading.load_tokenizer
-    monkeypatch.setattr(loading, "load_tokenizer", lambda folder: real(folder) or word_tokenizer())
+    monkeypatch.setattr(loading, "load_tokenizer", lambda folder, **given: real(folder, **given) or word_tokenizer())
 
 
 def word_tokenizer():
@@ -319,7 +319,7 @@ def test_bfloat16_and_a_device_map_with_disk_offload(tmp_path: Path, text: str) 
 
 
 def test_auto_is_float32_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mplus.checkpoint.loading import _dtype
+    from mplus.checkpoint.backbone_files import _dtype
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert _dtype("auto", {"": "cpu"}) == _dtype("auto", {"a": "cpu", "b": "disk"}) == torch.float32

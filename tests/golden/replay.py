@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mplus.checkpoint.backbone_files import round_rope_frequencies
 from mplus.checkpoint.initial_memory import initial_state, stored, tokens_from_states
-from mplus.checkpoint.loading import load, round_rope_frequencies
+from mplus.checkpoint.loading import load
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.layouts.single_tokens import random_eviction
