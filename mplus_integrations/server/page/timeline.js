@@ -1,8 +1,8 @@
-// Timeline: when each source was written and each snapshot taken.
+// Timeline: when each source was written, or said if it was imported with its time, and each snapshot taken.
 
 import { memory } from "./api.js";
 import { $, h, latest } from "./dom.js";
-import { clock, day, plural } from "./words.js";
+import { clock, day, moment, plural } from "./words.js";
 
 const MOST = 500;
 const begin = latest();
@@ -31,7 +31,8 @@ export async function show() {
 }
 
 function ofSource(source) {
-  const size = plural(source.text_tokens, "text token");
+  const size = plural(source.text_tokens, "text token"), said = Date.parse(source.metadata.time) / 1000;
+  if (said) return [{ kind: "said", time: said, name: source.name, about: `${size}, written ${moment(source.first_written)}` }];
   const first = { kind: "written", time: source.first_written, name: source.name, about: size };
   if (source.last_written - source.first_written < 1) return [first];
   return [{ ...first, about: "" }, { kind: "added to", time: source.last_written, name: source.name, about: `${size} in all` }];

@@ -243,9 +243,13 @@ def test_snapshots_are_taken_compared_rolled_back_undone_and_discarded(opening: 
 def test_the_timeline_and_usage_tell_what_was_done_and_how_long_it_took(opening: Opening) -> None:
     seen = opening()
     page = seen.page
-    seen.served.service.memories.snapshot(MEMORY, "today")
+    memories = seen.served.service.memories
+    memories.snapshot(MEMORY, "today")
+    memories.write(MEMORY, [Item("Anna moved to Graz.", "old mail", {"time": "2024-03-05T10:00:00+00:00"})])
     seen.view("timeline")
-    sync_api.expect(page.locator("#days li")).to_have_count(len(NOTES) + 1)
+    sync_api.expect(page.locator("#days li")).to_have_count(len(NOTES) + 2)
+    sync_api.expect(page.locator(".day").last).to_contain_text("5 March 2024")
+    assert "old mail" in page.locator(".day").last.inner_text()
     assert "snapshot" in page.locator("#days li").first.inner_text()
     seen.view("usage")
     sync_api.expect(page.locator("svg.chart")).to_have_count(2)
