@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
 from mplus import FoundSource, Memory, MPlus, Source
-from mplus_integrations.sources import refuse_others
+from mplus_integrations.sources import NODE, refuse_others
 from mplus_integrations.whose_memory import all_or_nothing
 
 logger = logging.getLogger(__name__)
-
-NODE = "mplus_node"
-"""Metadata key of sources that are nodes; its value names their document."""
 
 
 def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show_progress: bool = False) -> list[str]:
