@@ -23,8 +23,10 @@ class StoredMemory:
     """Unix time when it was last opened."""
     encrypted: bool
     id: str
-    """The id for which ``MemoryStore.name_for`` gave the name; the name itself if it is none, or if ``open`` was not told an
-    id that is too long for one."""
+    """The id for which ``MemoryStore.name_for`` gave the name.
+
+    The name itself if it is none, or if ``open`` was not told an id that is too long.
+    """
 
     @classmethod
     def of(cls, folder: Path) -> "StoredMemory | None":
