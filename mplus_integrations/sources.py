@@ -75,14 +75,14 @@ def refuse_others(memory: Memory, names: Iterable[str], kind: str | None = None)
         ValueError: A name is taken.
     """
     wanted = set(names)
-    for source in memory.sources():
-        if source.name not in wanted:
+    for name, told in memory.told().items():
+        if name not in wanted:
             continue
-        found = next((key for key in KINDS if key in source.metadata), None)
+        found = next((key for key in KINDS if key in told.metadata), None)
         if found != kind and not (kind is None and found in TURNS):
             what = "a note" if found is None else KINDS[found]
             raise ValueError(
-                f"{source.name!r:.80} names {what} in this memory: expected a name that is free. Forget that first, or "
+                f"{name!r:.80} names {what} in this memory: expected a name that is free. Forget that first, or "
                 "write under another name or into another memory."
             )
 

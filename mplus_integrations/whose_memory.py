@@ -369,6 +369,7 @@ class Remembering(Referring, Generic[Item]):
                 metadata=[{**own, **(metadata or {})} for _, _, own in texts],
                 keep_text=True,
                 progress=show_progress,
+                later=True,
             ).text_tokens
 
     def _may_be_blank(self, items: Sequence[Any]) -> bool:

@@ -75,11 +75,16 @@ class MPlusWriter(KnownNames, Referring, TransformComponent):
         UnknownNameError.check(kwargs, {"show_progress"}, of="MPlusWriter")
         model = self.llm.loaded
         documents = {node.ref_doc_id for node in nodes} - {None, ""}
-        with self.latents.opened(model) as memory, all_or_nothing(memory) as fork:
-            ids = {node.node_id for node in nodes}
-            old = [s.name for s in fork.sources() if s.metadata.get(NODE) in documents and s.name not in ids]
-            forget_all(fork, old)
-            write_nodes(model, fork, nodes, show_progress=bool(kwargs.get("show_progress")))
+        with self.latents.opened(model) as memory, memory.adding():
+            ids, shows = {node.node_id for node in nodes}, bool(kwargs.get("show_progress"))
+            known = memory.told().items()
+            old = [name for name, told in known if told.metadata.get(NODE) in documents and name not in ids]
+            if not old:
+                write_nodes(model, memory, nodes, show_progress=shows)
+                return nodes
+            with all_or_nothing(memory) as fork:
+                forget_all(fork, old)
+                write_nodes(model, fork, nodes, show_progress=shows)
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
