@@ -130,7 +130,9 @@ class WrittenNodes(BasePydanticVectorStore):
         """
         UnknownNameError.check(delete_kwargs, {"ref_doc_id"}, of="delete")
         with self.client.opened(self._writer.llm.loaded) as memory:
-            names = [source.name for source in memory.sources() if source.metadata.get(NODE) == ref_doc_id]
+            about = {name: told.metadata[NODE] for name, told in memory.told().items() if NODE in told.metadata}
+            # A document that no parser has cut is a node itself.
+            names = [name for name, document in about.items() if ref_doc_id in (document, name)]
             if names:
                 forget_all(memory, names)
 
