@@ -325,6 +325,7 @@ class MPlus:
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         keep_text: bool = False,
         progress: bool | Progress | None = None,
+        later: bool = False,
     ) -> WriteReport:
         """Write text into a memory.
 
@@ -339,6 +340,10 @@ class MPlus:
             metadata: Data about the source, returned when it is recalled; for several texts also one for each.
             keep_text: Keep the text itself beside its latents, for ``search`` and ``Memory.sources``.
             progress: True shows a bar; a callback receives the text tokens written so far and in total; None: silent.
+            later: Let texts with a source wait until anything of the memory is read, changed, copied or saved, or
+                until there are enough for a pass through the model: many small writes then cost what one large does.
+                The report counts only text tokens. Memories with an age limit or an embedder, and those that do not
+                keep chunks of states, are written at once.
 
         Raises:
             ValueError: Empty text, token ids out of range, an empty source name, or another number of names or
@@ -346,6 +351,8 @@ class MPlus:
             MemoryMismatchError: The memory belongs to another model.
         """
         self._requests.check_memory(memory)
+        if later and not progress:
+            return self._writer.write_later(memory, text, source=source, metadata=metadata, keep_text=keep_text)
         with followed(progress, "writing", "tok") as told:
             (report,) = self._writer.write(
                 [memory], [text], sources=[source], metadata=[metadata], keep_text=keep_text, progress=told

@@ -20,7 +20,8 @@ class Words:
 
     A word is a run of letters and digits; case is ignored. Its number is a checksum, never ``NO_WORD``, and is at the
     token in which the word begins. Tokens that only continue a word, or have none, have ``LINE_END`` or
-    ``SENTENCE_END`` if a line or a sentence ends with them, else ``NO_WORD``. One in two billion pairs of
+    ``SENTENCE_END`` if a line or a sentence ends with them, else ``NO_WORD``. None ends with a Markdown heading, which
+    would be taken for the sentence that answers what it only announces. One in two billion pairs of
     words shares a number.
     """
 
@@ -47,9 +48,26 @@ class Words:
         if word:
             found[begin] = numbered(word)
         ends = [place for place, word in enumerate(found) if word == NO_WORD and self._ends.at(input_ids, place)]
-        for place in ends:
+        headings = self._headings(input_ids)
+        for place in (place for place in ends if not headings[place]):
             found[place] = LINE_END if self._piece(input_ids[place]).endswith("\n") else SENTENCE_END
         return torch.tensor(found, dtype=torch.int32)
+
+    def _headings(self, input_ids: Sequence[int]) -> list[bool]:
+        """Whether each token is of a Markdown heading or of blank lines after it.
+
+        A heading is part of the sentence that it stands above.
+        """
+        found: list[bool] = []
+        line, is_heading = "", False
+        for token in input_ids:
+            begun, newline, rest = self._piece(token).rpartition("\n")
+            line += begun if newline else rest
+            if line.strip():
+                is_heading = line.lstrip().startswith("#")
+            found.append(is_heading and not (newline and rest.strip()))
+            line = rest if newline else line.lstrip()[:1]
+        return found
 
 
 def numbered(word: str) -> int:

@@ -23,6 +23,7 @@ from mplus_integrations.conversations import Conversation
 from mplus_integrations.forms import before_calls, form_of, with_told
 from mplus_integrations.history import OURS, Fitted, fitted
 from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
+from mplus_integrations.sources import headings_of
 from mplus_integrations.whose_memory import Item, Latents, Remembering, Shared, Where
 
 Asked = str | list[dict[str, Any]]
@@ -200,11 +201,11 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                     tests.append(found.where)
                 tests.append(not_standing_in(said))
                 prompt = [{key: value for key, value in turn.items() if key not in OURS} for turn in said]
-            reads = [Read(self._cited_as(latents), memory, [*tests, not_pasted_into(said, memory)])]
+            reads = [Read(self._cited_as(latents), memory, [*tests, is_answer(said, memory)])]
             of_call = [] if call.where is None else [source_filter(call.where)]
             for one, other in zip(beside, others, strict=True):
                 own = [one.where] if one.where else []
-                reads.append(Read(one.name, other, [*of_call, *own, not_pasted_into(said, other)]))
+                reads.append(Read(one.name, other, [*of_call, *own, is_answer(said, other)]))
             read, read_where, names = readable(model, reads)
             engine = model if self.scheduler is None or call.model is not None else self.scheduler
             several, options = len(read) > 1, sampling.model_dump()
@@ -267,8 +268,8 @@ MIN_PASTED = 20
 """Fewest characters of a source that is taken for pasted into a prompt; a shorter one may be there by chance."""
 
 
-def not_pasted_into(messages: Sequence[Mapping[str, Any]], memory: Memory) -> Where:
-    """A test of sources that excludes those whose whole text stands in a prompt, so that none is read twice.
+def is_answer(messages: Sequence[Mapping[str, Any]], memory: Memory) -> Where:
+    """A test of sources that excludes headings, and those whose whole text stands in a prompt.
 
     A retriever that returns text and a model that reads the same memory would otherwise give each document two voices.
     """
@@ -280,7 +281,8 @@ def not_pasted_into(messages: Sequence[Mapping[str, Any]], memory: Memory) -> Wh
         and sum(map(len, source.texts)) >= MIN_PASTED
         and all(text.strip() in said for text in source.texts)
     }
-    return lambda name, _: name not in pasted
+    left_out = pasted | headings_of(memory)
+    return lambda name, _: name not in left_out
 
 
 def readable(model: MPlus, reads: Sequence[Read]) -> tuple[list[Memory], list[Where | None], list[str]]:

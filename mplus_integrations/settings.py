@@ -107,7 +107,7 @@ class AnswerSettings(KnownNames):
             raise ValueError(f"{name}={wrong['input']!r:.60}: {wrong['msg']}.") from error
 
 
-def _as_id(given: object) -> str | None:
+def conversation_name(given: object) -> str | None:
     """The name of a conversation as text; None where there is none.
 
     Raises:
@@ -118,6 +118,10 @@ def _as_id(given: object) -> str | None:
     if isinstance(given, bool) or not isinstance(given, str | int | UUID):
         raise ValueError(f"conversation_id={given!r:.60} is {type(given).__name__}: expected text, a number or a UUID.")
     return str(given)
+
+
+ConversationName = Annotated[str | None, BeforeValidator(conversation_name)]
+"""The type of a field that names a conversation."""
 
 
 class Call(AnswerSettings):
@@ -135,7 +139,7 @@ class Call(AnswerSettings):
     """A JSON schema that the answer follows, as OpenAI describes it."""
     memory_key: Any = None
     """Name of the memory to read."""
-    conversation_id: Annotated[str | None, BeforeValidator(_as_id)] = None
+    conversation_id: ConversationName = None
     """Name of the conversation, which tells it from others in the same memory: what it takes back is forgotten."""
     conversation_part: str = ""
     """The part of an application that asks, such as a node of a graph; what others were told is no edit of its own."""

@@ -1,6 +1,7 @@
 """Sources of a memory: what kind each is, which names are free, and which items have text to write."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 from uuid import UUID
@@ -22,6 +23,31 @@ KINDS = {
 }
 """What a source is, by the metadata key that marks it; without one it is a note."""
 TURNS = ("mplus_conversation", "mplus_thread", "mplus_turn")
+
+
+NODE = "mplus_node"
+"""Metadata key of sources that are nodes of a LlamaIndex index; its value names their document."""
+HEADING = re.compile(r" {0,3}#{1,6}([ \t].*)?|<h([1-6])\b[^>]*>.*</h\2>\s*", re.IGNORECASE)
+UNDERLINE = re.compile(r" {0,3}(=+|-+)\s*")
+
+
+def is_heading(text: str) -> bool:
+    """Whether a text is nothing but headings, as Markdown and HTML have them."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) == 2 and UNDERLINE.fullmatch(lines[1]):
+        return True
+    return bool(lines) and all(HEADING.fullmatch(line) for line in lines)
+
+
+def headings_of(memory: Memory) -> set[str]:
+    """Names of documents and nodes that are a heading alone: it announces an answer and is none."""
+    return {
+        source.name
+        for source in memory.sources()
+        if source.texts
+        and (DOCUMENT in source.metadata or NODE in source.metadata)
+        and is_heading("\n".join(source.texts))
+    }
 
 
 def named(name: object) -> str | None:
@@ -49,14 +75,14 @@ def refuse_others(memory: Memory, names: Iterable[str], kind: str | None = None)
         ValueError: A name is taken.
     """
     wanted = set(names)
-    for source in memory.sources():
-        if source.name not in wanted:
+    for name, told in memory.told().items():
+        if name not in wanted:
             continue
-        found = next((key for key in KINDS if key in source.metadata), None)
+        found = next((key for key in KINDS if key in told.metadata), None)
         if found != kind and not (kind is None and found in TURNS):
             what = "a note" if found is None else KINDS[found]
             raise ValueError(
-                f"{source.name!r:.80} names {what} in this memory: expected a name that is free. Forget that first, or "
+                f"{name!r:.80} names {what} in this memory: expected a name that is free. Forget that first, or "
                 "write under another name or into another memory."
             )
 

@@ -110,7 +110,8 @@ class Latents:
     def opened(self, model: MPlus) -> Generator[Memory]:
         """The memory for writing. A memory in a store is locked, and saved at the end."""
         if self.store is not None:
-            with self.store.open(MemoryStore.name_for(self.key or "default"), model) as memory:
+            key = self.key or "default"
+            with self.store.open(MemoryStore.name_for(key), model, id=key) as memory:
                 yield memory
             return
         yield self._in_process(model)
@@ -368,6 +369,7 @@ class Remembering(Referring, Generic[Item]):
                 metadata=[{**own, **(metadata or {})} for _, _, own in texts],
                 keep_text=True,
                 progress=show_progress,
+                later=True,
             ).text_tokens
 
     def _may_be_blank(self, items: Sequence[Any]) -> bool:

@@ -58,3 +58,11 @@ def test_ends_of_sentences_and_lines_are_marked() -> None:
     }
     assert WORDS(encode_inert(TOKENIZER, "The end."))[-1] == SENTENCE_END
     assert min(WORDS(encode_inert(TOKENIZER, "no end")).tolist()) == NO_WORD
+
+
+def test_a_markdown_heading_is_part_of_the_sentence_below_it() -> None:
+    for text in ("## When is it open?\n\nAt nine. On Sundays\n", "Yes.\n\n# Hours\nAt nine. On Sundays\n"):
+        found = WORDS(encode_inert(TOKENIZER, text)).tolist()
+        ends = [text[: place + 1] for place, word in enumerate(found) if word < NO_WORD]
+        assert [end for end in ends if end.rstrip().endswith(("?", "open", "Hours"))] == []
+        assert any(end.endswith("At nine.") for end in ends) and ends[-1] == text

@@ -14,5 +14,9 @@ def memories(as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps([asdict(memory) for memory in stored]))
         return
-    rows = [(one.name, f"{one.nbytes / 2**20:.1f}", moment(one.saved), moment(one.used)) for one in stored]
+    names = [one.name if one.id == one.name else f"{one.name} ({one.id})" for one in stored]
+    rows = [
+        (name, f"{one.nbytes / 2**20:.1f}", moment(one.saved), moment(one.used))
+        for name, one in zip(names, stored, strict=True)
+    ]
     show(("memory", "MiB", "saved", "used"), rows)

@@ -2,10 +2,11 @@
 
 import threading
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -14,12 +15,13 @@ from mplus.errors import LedgerMissingError, MemoryLimitError, MemoryMismatchErr
 from mplus.forks import renewed_after_fork
 from mplus.memory.clock import MemoryClock
 from mplus.memory.forgetting import within_age_limits, without_expired, without_source
-from mplus.memory.ledger import LedgerEntry, Redaction
+from mplus.memory.ledger import LedgerEntry, Redaction, WrittenText
 from mplus.memory.saving import load, save
 from mplus.memory.snapshots import MemoryDiff, Snapshot, difference, latest_base
 from mplus.memory.sources import Source, listed
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.stats import MemoryStats, measured
+from mplus.memory.waiting import Told, Waiting, told
 from mplus.progress import Progress, followed
 from mplus.storage.address import folder_of, place_of, zip_of
 from mplus.storage.encryption import MemoryKey
@@ -61,12 +63,15 @@ class Memory:
         self._snapshots: tuple[Snapshot, ...] = ()
         self._clock: MemoryClock | None = None
         self._saved_clock: MemoryClock | None = None
+        self._waiting: Waiting | None = None
         self.after_fork()
         renewed_after_fork(self)
 
     def after_fork(self) -> None:
         """Begin with a lock of this process."""
         self._lock = threading.RLock()
+        if self._waiting is not None:
+            self._waiting.is_running = False  # the thread that wrote them is the parent's
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -74,20 +79,68 @@ class Memory:
     def state(self) -> MemoryState:
         """The present state: an immutable value that later writes do not touch.
 
-        Tokens past the age limit are never in it.
+        Tokens past the age limit are never in it, and texts that waited are.
         """
+        self._settle()
         self._expire()
         return self._state
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """Snapshots that ``rollback`` takes, in the order in which they were made."""
+        self._settle()
         self._expire()
         return self._snapshots
 
-    def writing(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def writing(self) -> Generator[None]:
         """A lock to hold while a new state is computed from the present one and committed."""
-        return self._lock
+        with self._lock:
+            self._settle()
+            yield
+
+    @contextmanager
+    def adding(self) -> Generator[None]:
+        """A lock to hold while texts are added that may wait; after an error none has been added.
+
+        ``told`` does not write those that wait, other looks at the memory do.
+        """
+        with self._lock:
+            before, waiting = (self._state, self._snapshots), self._waiting
+            texts = [] if waiting is None else [*waiting.texts]
+            try:
+                yield
+            except BaseException:
+                self.restore(*before)
+                self._waiting = None if waiting is None else replace(waiting, texts=texts)
+                raise
+
+    def wait(self, texts: Sequence[WrittenText], write: Callable[[LedgerEntry], None], *, most: int) -> None:
+        """Have texts wait until something of the memory is asked for, or ``most`` text tokens wait."""
+        with self._lock:
+            if self._waiting is None:
+                self._waiting = Waiting(write, self.now())
+            self._waiting.texts += texts
+            if self._waiting.num_tokens >= most:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Write what waits; another thread that does so already is waited for."""
+        if self._waiting is not None:
+            with self._lock:
+                self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        waiting = self._waiting
+        if waiting is not None and not waiting.is_running:
+            waiting.done()
+            self._waiting = None
+
+    def told(self) -> dict[str, Told]:
+        """Metadata and kept texts of every source by name, those that wait to be written included."""
+        with self._lock:
+            self._expire()
+            return told(self._state, () if self._waiting is None else self._waiting.texts)
 
     def commit(self, state: MemoryState) -> None:
         """Make ``state`` the present one."""
@@ -175,14 +228,16 @@ class Memory:
             )
         with fork.writing():
             state, snapshots, clock = fork.state, fork.snapshots, fork.clock
-        with self._lock:
+        with self.writing():
             self.restore(state, snapshots)
             self._clock = clock
             self.config, self._initial = fork.config, fork._initial
 
     def reset(self) -> None:
         """Make the memory empty again: nothing written, no snapshots."""
-        self.restore(self._initial, ())
+        with self._lock:
+            self._waiting = None
+            self.restore(self._initial, ())
 
     # --- history ----------------------------------------------------------------------------------
 

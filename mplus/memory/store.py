@@ -31,7 +31,7 @@ from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import copy
 from mplus.storage.folder import Folder
 from mplus.storage.manifest import is_sealed
-from mplus.storage.names import MANIFEST, check_name, check_spelling, name_for
+from mplus.storage.names import MANIFEST, check_name, check_spelling, forget_id, name_for, note_id
 from mplus.storage.place import not_saved
 from mplus.storage.vault import KeyVault
 
@@ -120,7 +120,13 @@ class MemoryStore:
 
     @contextmanager
     def open(
-        self, name: str, model: MemoryMaker, *, timeout: float = 60.0, autosave_seconds: float | None = None
+        self,
+        name: str,
+        model: MemoryMaker,
+        *,
+        timeout: float = 60.0,
+        autosave_seconds: float | None = None,
+        id: str | None = None,
     ) -> Generator[Memory]:
         """Open a memory for exclusive use in a ``with`` block; changes are saved at the end.
 
@@ -131,6 +137,7 @@ class MemoryStore:
             model: The model that reads and writes it.
             timeout: Seconds to wait while another thread or process has it open.
             autosave_seconds: Also save at this interval if it has changed; None saves only at the end.
+            id: The id for which ``name_for`` gave the name; ``list`` tells it then, however long it is.
 
         Raises:
             ValueError: The name is not allowed.
@@ -157,6 +164,9 @@ class MemoryStore:
             with nullcontext() if autosave_seconds is None else autosaving(save, autosave_seconds):
                 yield memory
             save()
+            if id is not None and _is_saved(self.path(name)):
+                with suppress(OSError):  # a full disk; noted when it is opened again
+                    note_id(self.root, name, id)
 
     def load(self, name: str, model: MemoryMaker) -> Memory:
         """A memory as it was last saved, for reading while another process writes; changes to it are not saved.
@@ -208,6 +218,7 @@ class MemoryStore:
             self._existing(name)
             self._recent.drop(name)
             try:
+                forget_id(self.root, name)
                 self._deletions.delete(name)
             except OSError as error:
                 raise MemorySaveError(

@@ -8,7 +8,7 @@ from mplus.errors import CorruptMemoryError
 from mplus.memory.recent import identity
 from mplus.storage.folder import Folder
 from mplus.storage.manifest import is_sealed
-from mplus.storage.names import MANIFEST, id_of
+from mplus.storage.names import MANIFEST, noted_id
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class StoredMemory:
     used: float
     """Unix time when it was last opened."""
     encrypted: bool
+    id: str
+    """The id for which ``MemoryStore.name_for`` gave the name.
 
-    @property
-    def id(self) -> str:
-        """The id for which ``MemoryStore.name_for`` gave the name; the name itself if it is no such name."""
-        return id_of(self.name)
+    The name itself if it is none, or if ``open`` was not told an id that is too long.
+    """
 
     @classmethod
     def of(cls, folder: Path) -> "StoredMemory | None":
@@ -40,4 +40,11 @@ class StoredMemory:
             used = max(saved, (folder.parent / f".{folder.name}.lock").stat().st_mtime)
         with suppress(CorruptMemoryError):
             encrypted = is_sealed(identity(folder))
-        return cls(folder.name, sum(Folder(folder).sizes().values()), saved, used, encrypted)
+        return cls(
+            folder.name,
+            sum(Folder(folder).sizes().values()),
+            saved,
+            used,
+            encrypted,
+            noted_id(folder.parent, folder.name),
+        )

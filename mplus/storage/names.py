@@ -1,8 +1,11 @@
 """Names of memories that are safe as folder names on any file system, and names of the files of a save."""
 
 import hashlib
+import os
 import re
+import threading
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
 NAME = re.compile(r"[^\W_][\w.@+-]{0,127}")
@@ -13,6 +16,8 @@ ESCAPED = "id+"
 HASHED = "id++h"
 """What it begins with if it stands for an id that is too long; an escaped one never has "+h"."""
 MAX_ESCAPED = 128
+MAX_ID_BYTES = 2**20
+"""Most bytes of an id that are read; a longer one is listed by its name."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9_@-]+")
 MANIFEST = "memory.json"
 MAX_FILES = 2**18
@@ -81,6 +86,30 @@ def id_of(name: str) -> str:
         for part in parts
     )
     return found if name_for(found) == name else name
+
+
+def note_id(root: Path, name: str, id: str) -> None:
+    """Keep the id of a memory beside it, if its name does not tell it."""
+    if not name.startswith(HASHED) or name_for(id) != name:
+        return
+    noted, work = root / f".{name}.id", root / f".{name}.id-{os.getpid()}-{threading.get_ident()}"
+    if not noted.exists():
+        work.write_bytes(_as_bytes(id))
+        work.replace(noted)
+
+
+def forget_id(root: Path, name: str) -> None:
+    """Remove what ``note_id`` has kept."""
+    (root / f".{name}.id").unlink(missing_ok=True)
+
+
+def noted_id(root: Path, name: str) -> str:
+    """The id of a memory: what its name tells, else what ``note_id`` has kept; the name itself if neither is there."""
+    if name.startswith(HASHED):
+        with suppress(OSError, UnicodeDecodeError), (root / f".{name}.id").open("rb") as file:
+            found = file.read(MAX_ID_BYTES).decode("utf-8", "surrogatepass")
+            return found if found.strip() and name_for(found) == name else name
+    return id_of(name)
 
 
 def _as_bytes(text: str) -> bytes:

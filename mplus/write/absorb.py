@@ -27,6 +27,11 @@ WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 needs more to be busy."""
 
 
+def batch_tokens(weights: Weights) -> int:
+    """Text tokens that go through a layer together."""
+    return WRITE_BATCH_TOKENS.get(weights.backbone.device.type, 2048)
+
+
 @dataclass(frozen=True)
 class WriteReport:
     """Result of a write.
@@ -83,7 +88,7 @@ def write_together(
     done = 0
     while any(waiting):
         configs = [writing.memory.config for writing in writings]
-        config, batch = _next_batch(configs, waiting, WRITE_BATCH_TOKENS.get(weights.backbone.device.type, 2048))
+        config, batch = _next_batch(configs, waiting, batch_tokens(weights))
         parts = [Writing(writings[n].memory, states[n], chunks) for n, chunks in batch]
         with torch.inference_mode():
             if config.encoding == "states":

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mplus.config import MemoryConfig
+from mplus.layouts.by_config import layout_of
 from mplus.memory.forgetting import within_age_limits
 from mplus.memory.ledger import LedgerEntry, WrittenText
 from mplus.memory.memory import Memory
@@ -18,7 +19,7 @@ from mplus.metadata import checked_metadata
 from mplus.progress import Progress
 from mplus.sentences import SentenceEnds
 from mplus.weights import Weights
-from mplus.write.absorb import WriteReport, Writing, write_together
+from mplus.write.absorb import WriteReport, Writing, batch_tokens, write_together
 from mplus.write.chunks import TextLike, TokenizedText, named, ready_chunks, tokenized
 from mplus.write.vectors import completed
 
@@ -56,10 +57,7 @@ class Writer:
                 "This model has no tokenizer, so it writes nothing. Put the files of the tokenizer into its folder "
                 "(tokenizer.json, tokenizer_config.json) and load it again."
             )
-        for source in sources:
-            for name in [source] if isinstance(source, str) else source or ():
-                if name is not None and not name.strip():
-                    raise ValueError(f"source={name!r}: expected a name, or None to have one made.")
+        _refuse_blank(sources)
         given = [tokenized(text, self._tokenizer, self._weights.backbone.vocabulary_size) for text in texts]
         started = time.perf_counter()
         with ExitStack() as stack:
@@ -80,10 +78,40 @@ class Writer:
             for (_, report), tokens in zip(done, given, strict=True)
         ]
 
+    def write_later(
+        self, memory: Memory, texts: TextLike, *, source: Names, metadata: Metadata, keep_text: bool
+    ) -> WriteReport:
+        """Have texts wait until something of the memory is asked for, or enough wait to fill a pass through the model.
+
+        A memory whose content depends on when it is written, or whose embedder may fail, is written at once. Takes and
+        raises what ``write`` does.
+        """
+        config = memory.config
+        names = [None] if source is None or isinstance(source, str) else list(source)
+        is_named = isinstance(source, str) or None not in names
+        packs = layout_of(config).writes_together and config.encoding == "states"
+        if not (is_named and packs) or config.has_vectors or config.has_age_limit or self._tokenizer is None:
+            (report,) = self.write(
+                [memory], [texts], sources=[source], metadata=[metadata], keep_text=keep_text, progress=None
+            )
+            return report
+        _refuse_blank([source])
+        given, started = tokenized(texts, self._tokenizer, self._weights.backbone.vocabulary_size), time.perf_counter()
+        entry = self._entry(memory, source, metadata, given, keep_text)
+
+        def write(waited: LedgerEntry) -> None:
+            ((state, _),) = self.written([memory], [memory.state], [waited], None)
+            memory.commit(state)
+
+        memory.wait(entry.texts, write, most=batch_tokens(self._weights))
+        return WriteReport(sum(len(text.input_ids) for text in given), 0, 0, 0, time.perf_counter() - started)
+
     def _entry(
         self, memory: Memory, source: Names, metadata: Metadata, tokens: Sequence[TokenizedText], keep_text: bool
     ) -> LedgerEntry:
-        names = named(memory.state, [None] * len(tokens) if source is None else _each(source, len(tokens), "names"))
+        names: list[Any] = [None] * len(tokens) if source is None else _each(source, len(tokens), "names")
+        if None in names:
+            names = named(memory.state, names)  # which writes what waits
         abouts = [checked_metadata(about) for about in _each(metadata or {}, len(tokens), "metadata")]
         written: list[WrittenText] = []
         for name, about, text in zip(names, abouts, tokens, strict=True):
@@ -131,6 +159,13 @@ class Writer:
                 state = replace(state, ledger=(*state.ledger, entry))
             written.append((within_age_limits(state, memory.config, entry.time), report))
         return written
+
+
+def _refuse_blank(sources: Sequence[Names]) -> None:
+    for source in sources:
+        for name in [source] if isinstance(source, str) else source or ():
+            if name is not None and not name.strip():
+                raise ValueError(f"source={name!r}: expected a name, or None to have one made.")
 
 
 def _each(given: Any, count: int, what: str) -> list[Any]:

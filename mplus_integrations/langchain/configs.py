@@ -30,9 +30,10 @@ def asked_in(
     if isinstance(callbacks, BaseCallbackManager):
         places += [callbacks.metadata, callbacks.inheritable_metadata]
     steps = str(_first(places, ("checkpoint_ns",)) or "").split("|")
+    conversation = _first(places, ("conversation_id", "thread_id", "session_id"))
     found = {
         "memory_key": _first(places, ("memory_key",)),
-        "conversation_id": _first(places, ("conversation_id", "thread_id", "session_id")),
+        "conversation_id": None if conversation is None else str(conversation),
         "conversation_part": "|".join(step.partition(":")[0] for step in steps) or None,
     }
     return {

@@ -63,19 +63,24 @@ class MPlusStore(BaseStore):
         """
         ops = list(ops)
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
-        with self._opened() as memory, memory.writing():
+        with self._opened() as memory, memory.adding():
             kept = {(item.namespace, item.key): item for item in _kept(memory)}
             results = [self._result(memory, kept, op) for op in ops]
             if puts:
                 items = [self._item(op, kept.get(place)) for place, op in puts.items() if op.value is not None]
-                with all_or_nothing(memory) as fork:
-                    for place in puts:
-                        if place in kept:
-                            fork.forget(kept[place].source)
-                    if items:
-                        names, texts, abouts = zip(*items, strict=True)
-                        self.chat.loaded.write(fork, texts, source=names, metadata=abouts, keep_text=True)
+                self._put(memory, [kept[place].source for place in puts if place in kept], items)
         return results
+
+    def _put(self, memory: Memory, gone: Sequence[str], items: Sequence[tuple[str, str, dict[str, Any]]]) -> None:
+        """Replace sources; several calls that only add go through the model together."""
+        if gone:
+            with all_or_nothing(memory) as fork:
+                for name in gone:
+                    fork.forget(name)
+                self._put(fork, (), items)
+        elif items:
+            names, texts, abouts = zip(*items, strict=True)
+            self.chat.loaded.write(memory, texts, source=names, metadata=abouts, keep_text=True, later=True)
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """``batch`` without blocking the event loop."""
@@ -164,11 +169,11 @@ class _Kept(NamedTuple):
 
 
 def _kept(memory: Memory) -> Iterable[_Kept]:
-    for source in memory.sources():
-        item = source.metadata.get(ITEM)
+    for name, told in memory.told().items():
+        item = told.metadata.get(ITEM)
         if item is not None:
             fields: dict[str, Any] = {**item, "namespace": tuple(item["namespace"])}
-            yield _Kept(source.name, **fields)
+            yield _Kept(name, **fields)
 
 
 def _source(namespace: Namespace, key: str) -> str:

@@ -135,20 +135,31 @@ class MPlusVectorStore(VectorStore):
         written = without_blanks(items, lambda item: item[0])
         if not written:
             return []
-        with self.chat.opened(self.memory_key) as memory, all_or_nothing(memory) as fork:
-            refuse_others(fork, written, DOCUMENT)
-            known = {source.name for source in fork.sources()}
-            for name in (name for name in written if name in known):
-                fork.forget(name)
-            self.chat.loaded.write(
-                fork,
-                [text for text, _ in written.values()],
-                source=list(written),
-                metadata=[{**(about or {}), DOCUMENT: True} for _, about in written.values()],
-                keep_text=True,
-                progress=show_progress,
-            )
+        with self.chat.opened(self.memory_key) as memory, memory.adding():
+            refuse_others(memory, written, DOCUMENT)
+            replaced = written.keys() & memory.told().keys()
+            if not replaced:
+                self._write(memory, written, show_progress=show_progress)
+                return list(written)
+            with all_or_nothing(memory) as fork:
+                for name in sorted(replaced):
+                    fork.forget(name)
+                self._write(fork, written, show_progress=show_progress)
         return list(written)
+
+    def _write(
+        self, memory: Memory, written: Mapping[str, tuple[str, Mapping[str, Any]]], *, show_progress: bool
+    ) -> None:
+        """Write texts; several calls in a row go through the model together."""
+        self.chat.loaded.write(
+            memory,
+            [text for text, _ in written.values()],
+            source=list(written),
+            metadata=[{**(about or {}), DOCUMENT: True} for _, about in written.values()],
+            keep_text=True,
+            progress=show_progress,
+            later=True,
+        )
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
         """Write documents into memory under their ids; otherwise as ``add_texts``.

@@ -21,7 +21,7 @@ from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
 from mplus_integrations.llama_index.nodes import NODE
 from mplus_integrations.llama_index.turns import as_turn
 from mplus_integrations.models import by_fingerprint, load
-from mplus_integrations.settings import INSTEAD, KnownNames, PromptTurns, turns_in_prompt
+from mplus_integrations.settings import INSTEAD, ConversationName, KnownNames, PromptTurns, turns_in_prompt
 from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, checked_key, forget_all
 
 TURN = "mplus_turn"
@@ -78,7 +78,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
     """Their name in the store."""
     live_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     """Name of the latents in this process, if there is no store."""
-    conversation_id: str | None = None
+    conversation_id: ConversationName = None
     """Name of the conversation, which tells it from others in the same latents, also after a restart."""
     is_own: bool = True
     """Whether the latents hold only this conversation, so that they can be made again from the history."""

@@ -44,7 +44,7 @@ from mplus_integrations.llama_index.index_storage import (
     saved_folder,
 )
 from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
-from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes
+from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes, written_text
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 from mplus_integrations.settings import INSTEAD
@@ -243,7 +243,6 @@ class MPlusIndex(KnownDocumentArguments):
         check_metadata(nodes)
         with self.latents.opened(model) as memory:
             ids = write_nodes(model, memory, nodes, show_progress=self._show_progress)
-            struct.fingerprint = memory.fingerprint
         documents = {node.node_id: node.ref_doc_id or "" for node in nodes}
         struct.nodes.update({name: documents[name] for name in ids})
 
@@ -274,7 +273,6 @@ class MPlusIndex(KnownDocumentArguments):
         mine = [name for name in node_ids if name in self._index_struct.nodes]
         with self.latents.opened(self.llm.loaded) as memory:
             forget_all(memory, mine)
-            self._index_struct.fingerprint = memory.fingerprint
         for name in mine:
             del self._index_struct.nodes[name]
         super().delete_nodes([], delete_from_docstore=delete_from_docstore)
@@ -501,14 +499,20 @@ def _restored(
     if folder is not None:
         try:
             memory = Memory.load(folder, model)
-            if memory.fingerprint == struct.fingerprint:
+            if _holds(memory, struct, storage_context):
                 return Latents(memory=_as_embedded(memory, model))
         except (MemoryNotFoundError, MemoryMismatchError):  # moved, or now read by another model
             pass
     memory = model.new_memory()
     write_nodes(model, memory, storage_context.docstore.get_nodes(list(struct.nodes)))
-    struct.fingerprint = memory.fingerprint
     return Latents(memory=memory)
+
+
+def _holds(memory: Memory, struct: MPlusStruct, storage_context: StorageContext) -> bool:
+    """Whether a memory has the nodes of an index with their present text."""
+    texts = {name: told.texts for name, told in memory.told().items() if NODE in told.metadata}
+    nodes = {node.node_id: node for node in storage_context.docstore.get_nodes(list(struct.nodes), raise_error=False)}
+    return texts.keys() == struct.nodes.keys() and all(texts[n] == (written_text(node),) for n, node in nodes.items())
 
 
 def _as_embedded(memory: Memory, model: MPlus) -> Memory:

@@ -53,8 +53,6 @@ class MPlusStruct(IndexStruct):
 
     nodes: dict[str, str] = field(default_factory=dict[str, str])
     """Ids of nodes, with the ids of their documents."""
-    fingerprint: str = ""
-    """Fingerprint of the latents."""
     store: dict[str, Any] | None = None
     """The store of the latents; None: they are saved with the index."""
     memory_key: str | None = None

@@ -75,11 +75,16 @@ class MPlusWriter(KnownNames, Referring, TransformComponent):
         UnknownNameError.check(kwargs, {"show_progress"}, of="MPlusWriter")
         model = self.llm.loaded
         documents = {node.ref_doc_id for node in nodes} - {None, ""}
-        with self.latents.opened(model) as memory, all_or_nothing(memory) as fork:
-            ids = {node.node_id for node in nodes}
-            old = [s.name for s in fork.sources() if s.metadata.get(NODE) in documents and s.name not in ids]
-            forget_all(fork, old)
-            write_nodes(model, fork, nodes, show_progress=bool(kwargs.get("show_progress")))
+        with self.latents.opened(model) as memory, memory.adding():
+            ids, shows = {node.node_id for node in nodes}, bool(kwargs.get("show_progress"))
+            known = memory.told().items()
+            old = [name for name, told in known if told.metadata.get(NODE) in documents and name not in ids]
+            if not old:
+                write_nodes(model, memory, nodes, show_progress=shows)
+                return nodes
+            with all_or_nothing(memory) as fork:
+                forget_all(fork, old)
+                write_nodes(model, fork, nodes, show_progress=shows)
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
@@ -125,7 +130,9 @@ class WrittenNodes(BasePydanticVectorStore):
         """
         UnknownNameError.check(delete_kwargs, {"ref_doc_id"}, of="delete")
         with self.client.opened(self._writer.llm.loaded) as memory:
-            names = [source.name for source in memory.sources() if source.metadata.get(NODE) == ref_doc_id]
+            about = {name: told.metadata[NODE] for name, told in memory.told().items() if NODE in told.metadata}
+            # A document that no parser has cut is a node itself.
+            names = [name for name, document in about.items() if ref_doc_id in (document, name)]
             if names:
                 forget_all(memory, names)
 

@@ -27,16 +27,16 @@ from llama_index.core.types import PydanticProgramMode
 from pydantic import PrivateAttr, model_validator
 
 from mplus import Memory, UnknownNameError
-from mplus_integrations.answering import Answer, Answering, Asked
+from mplus_integrations.answering import Answer, Answering, Asked, Piece
 from mplus_integrations.forms import check_form, tool_choice
 from mplus_integrations.llama_index.messages import (
     Prompt,
     Turn,
-    as_message,
     as_prompt,
     described,
     to_chat,
     to_completion,
+    to_piece,
     to_response,
     to_text,
 )
@@ -309,9 +309,9 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         """The answer as it grows; the last item has its calls, and ``raw``."""
         shown = ""
         for piece in self._pieces(asked, call, self._latents_of(prompt, call), left, **self._beside()):
-            if isinstance(piece, str):
+            if isinstance(piece, Piece):
                 shown += piece
-                yield ChatResponse(message=as_message(shown), delta=piece)
+                yield to_piece(shown, piece)
             else:
                 yield to_response(_checked(call, piece), is_last_chunk=True)
 

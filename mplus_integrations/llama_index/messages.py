@@ -21,7 +21,7 @@ from llama_index.core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from mplus import turn_text
-from mplus_integrations.answering import Answer
+from mplus_integrations.answering import Answer, Piece
 from mplus_integrations.whose_memory import Latents
 
 Prompt = str | Sequence[ChatMessage]
@@ -180,12 +180,7 @@ def spoken(message: ChatMessage) -> str:
 
 def to_response(answer: Answer, *, is_last_chunk: bool) -> ChatResponse:
     """Convert a whole answer: calls become blocks, all other details JSON in ``raw``."""
-    generation = answer.generation
-    usage = {
-        "prompt_tokens": generation.prompt_tokens,
-        "completion_tokens": generation.completion_tokens,
-        "total_tokens": generation.prompt_tokens + generation.completion_tokens,
-    }
+    usage = usage_of((answer.generation.prompt_tokens, answer.generation.completion_tokens))
     raw: dict[str, Any] = {**answer.about, "usage": usage}
     if answer.invalid_calls:
         raw["invalid_tool_calls"] = [
@@ -199,6 +194,20 @@ def to_response(answer: Answer, *, is_last_chunk: bool) -> ChatResponse:
     message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
     delta = answer.rest if is_last_chunk else None
     return ChatResponse(message=message, raw=raw, delta=delta, additional_kwargs=dict(usage))
+
+
+def usage_of(tokens: tuple[int, int]) -> dict[str, int]:
+    """Tokens of prompt and answer as LlamaIndex counts them."""
+    prompt, answer = tokens
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+
+def to_piece(shown: str, piece: Piece) -> ChatResponse:
+    """The answer up to a piece. Each says what it has cost until then, so that a stream that is left early does too."""
+    usage = usage_of(piece.tokens)
+    return ChatResponse(
+        message=as_message(shown), delta=str(piece), raw={"usage": usage}, additional_kwargs=dict(usage)
+    )
 
 
 def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:

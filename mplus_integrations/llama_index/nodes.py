@@ -2,18 +2,15 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
 from mplus import FoundSource, Memory, MPlus, Source
-from mplus_integrations.sources import refuse_others
+from mplus_integrations.sources import NODE, refuse_others
 from mplus_integrations.whose_memory import all_or_nothing
 
 logger = logging.getLogger(__name__)
-
-NODE = "mplus_node"
-"""Metadata key of sources that are nodes; its value names their document."""
 
 
 def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show_progress: bool = False) -> list[str]:
@@ -33,22 +30,33 @@ def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show
     if blank:
         logger.warning("Nodes without text are left out: %s", ", ".join(map(described, (texts[n][0] for n in blank))))
     given = {name: found for name, found in texts.items() if name not in blank}
-    with all_or_nothing(memory) as fork:
-        known = {source.name: source for source in fork.sources()}
-        refuse_others(fork, given, NODE)
+    with memory.adding():
+        refuse_others(memory, given, NODE)
+        known = memory.told()
         fresh = {name: found for name, found in given.items() if name not in known or known[name].texts != (found[1],)}
-        for name in fresh.keys() & known.keys():
-            fork.forget(name)
-        if fresh:
-            model.write(
-                fork,
-                [text for _, text in fresh.values()],
-                source=list(fresh),
-                metadata=[{**node.metadata, NODE: node.ref_doc_id or ""} for node, _ in fresh.values()],
-                keep_text=True,
-                progress=show_progress,
-            )
+        replaced = fresh.keys() & known.keys()
+        if not replaced:
+            _write(model, memory, fresh, show_progress=show_progress)
+            return list(given)
+        with all_or_nothing(memory) as fork:
+            for name in sorted(replaced):
+                fork.forget(name)
+            _write(model, fork, fresh, show_progress=show_progress)
     return list(given)
+
+
+def _write(model: MPlus, memory: Memory, fresh: Mapping[str, tuple[BaseNode, str]], *, show_progress: bool) -> None:
+    """Write nodes; several calls in a row go through the model together."""
+    if fresh:
+        model.write(
+            memory,
+            [text for _, text in fresh.values()],
+            source=list(fresh),
+            metadata=[{**node.metadata, NODE: node.ref_doc_id or ""} for node, _ in fresh.values()],
+            keep_text=True,
+            progress=show_progress,
+            later=True,
+        )
 
 
 def check_metadata(nodes: Sequence[BaseNode]) -> None:

@@ -13,6 +13,7 @@ from mplus import FoundSource, metadata_filter
 from mplus_integrations.filters import of_metadata_filters
 from mplus_integrations.llama_index.index_storage import MPlusStruct
 from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.sources import headings_of
 from mplus_integrations.whose_memory import Latents, Where
 from mplus_integrations.worker import in_thread
 
@@ -98,8 +99,10 @@ class MPlusIndexRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         model = self.index.llm.loaded
-        memory = self.index.latents.read(model)
-        found = model.search(memory, query_bundle.query_str, limit=self.similarity_top_k, where=self.where())
+        memory, fits = self.index.latents.read(model), self.where()
+        headings = headings_of(memory)
+        where: Where = lambda name, metadata: name not in headings and fits(name, metadata)
+        found = model.search(memory, query_bundle.query_str, limit=self.similarity_top_k, where=where)
         return [NodeWithScore(node=self.index.node(source), score=source.score) for source in found]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

@@ -132,7 +132,7 @@ class _Growing:
 
     def step(self, response: ChatResponse) -> Any:
         """The object as far as it is known; complete with the last piece, which has a finish reason."""
-        if response.raw is not None:
+        if isinstance(response.raw, dict) and "finish_reason" in response.raw:
             self.found = parsed(self._whole, response)
         else:
             before = None if self.found is None else [self.found]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -14,7 +15,7 @@ from mplus import MemoryStore
 from mplus.testing import tiny_model
 from mplus_integrations.conversations import is_unique
 from mplus_integrations.langchain import MPlusChat
-from mplus_integrations.llama_index import MPlusLLM
+from mplus_integrations.llama_index import MPlusLLM, MPlusMemory
 from tests.conftest import TINY
 
 MODEL = tiny_model(memory=TINY, prompt_turns=0)
@@ -218,6 +219,14 @@ def test_a_conversation_is_named_as_graphs_chains_and_message_histories_name_it(
     for said in (GRAZ, BEGIN):
         chat.invoke(of_langchain(turns([*said, QUESTION])), {place: {key: "a"}})  # pyright: ignore[reportArgumentType]
     assert remembered(store) == sorted(BEGIN)
+
+
+@pytest.mark.parametrize("name", [7, UUID(int=7), 3.5, ("a", 1), ""])
+def test_any_name_of_a_thread_that_others_chose_is_taken(name: Any) -> None:
+    assert MPlusChat(model=MODEL, max_tokens=1).invoke("hello", {"configurable": {"thread_id": name}})
+    if isinstance(name, int | UUID):
+        named = MPlusMemory.from_defaults(llm=MPlusLLM(model=MODEL), conversation_id=name)  # type: ignore[arg-type]
+        assert named.conversation_id == str(name)
 
 
 @pytest.mark.parametrize("wrong", [True, 1.5, ["a"]])

@@ -1,11 +1,14 @@
 """Names of memories: one check for stores, vaults and integrations."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mplus import MemoryStore
 from mplus.storage.names import check_name, id_of, name_for
+from mplus.testing import tiny_model
+from tests.conftest import TINY
 
 
 @pytest.mark.parametrize("name", ["Jürgen", "名前", "anna@example.org", "thread+1", "a" * 128, "b3d1f6a0-1c2d"])
@@ -51,3 +54,19 @@ def test_a_very_long_id_is_hashed() -> None:
 def test_an_empty_id_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one character"):
         name_for(" ")
+
+
+def test_a_very_long_id_is_listed_in_full_and_goes_with_its_memory(tmp_path: Path) -> None:
+    store, model = MemoryStore(tmp_path), tiny_model(memory=TINY)
+    id = "https://example.org/users?name=" + "anna" * 60
+    name = MemoryStore.name_for(id)
+    with store.open(name, model, id=id):
+        pass
+    assert [(one.name, one.id) for one in MemoryStore(tmp_path).list()] == [(name, id)]
+    with store.open("anna", model, id="anna"):
+        pass
+    assert [one.id for one in store.list()] == ["anna", id]
+    (tmp_path / f".{name}.id").write_text("somebody else")
+    assert [one.id for one in store.list()] == ["anna", name], "what was altered is not believed"
+    store.delete(name)
+    assert not list(tmp_path.glob("*.id")) and not list(tmp_path.glob(".*.id*"))

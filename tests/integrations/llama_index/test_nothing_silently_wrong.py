@@ -311,6 +311,19 @@ def test_a_pipeline_that_deletes_forgets_what_it_removed(llm: MPlusLLM, strategy
     assert sorted(texts) == sorted(kept if strategy == DocstoreStrategy.UPSERTS_AND_DELETE else [*kept, DOCUMENTS[2]])
 
 
+def test_a_pipeline_that_deletes_forgets_documents_that_no_parser_has_cut(llm: MPlusLLM) -> None:
+    writer = MPlusWriter(llm=llm, memory=MODEL.new_memory())
+    pipeline = IngestionPipeline(
+        transformations=[writer],
+        vector_store=writer.vector_store,
+        docstore=SimpleDocumentStore(),
+        docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
+    )
+    pipeline.run(documents=[Document(text=text, id_=f"d{n}") for n, text in enumerate(DOCUMENTS)])
+    pipeline.run(documents=[Document(text=DOCUMENTS[1], id_="d1")])
+    assert [source.name for source in writer.latents.read(MODEL).sources()] == ["d1"]
+
+
 def test_what_is_cited_is_what_was_read(llm: MPlusLLM) -> None:
     node = TextNode(text=DOCUMENTS[0], id_="n0", metadata={"window": "A window that was never read."})
     index = MPlusIndex(nodes=[node], llm=llm)
