@@ -12,6 +12,13 @@ from mplus.sentences import SentenceEnds, pieces
 
 NO_WORD = 0
 SENTENCE_END, LINE_END = -1, -2
+
+
+def same_words(first: Tensor, second: Tensor) -> bool:
+    """Whether tokens have the same words; where sentences end depends on what stands before, and on the version."""
+    return torch.equal(first.clamp(min=NO_WORD), second.clamp(min=NO_WORD))
+
+
 """Marks of a token in which no word begins and a sentence (or a line) ends."""
 
 

@@ -23,6 +23,8 @@ PART = "mplus_part"
 """Metadata key of turns: the part of an application that asked first with them."""
 MESSAGE = "mplus_message"
 """Metadata key of turns: the id of their message, if it has one."""
+REPLACED = "mplus_replaces"
+"""Metadata key of turns that were written when others were taken back: they stand behind later turns in memory."""
 
 Messages = Sequence[Mapping[str, Any]]
 Known = Mapping[str, Source]
@@ -47,9 +49,14 @@ class Conversation:
     part: str = ""
     is_alone: bool = False
 
-    def metadata(self, root: str, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The metadata of a turn whose history begins with ``root``."""
-        about = {THREAD: self.thread, PART: self.part or None, MESSAGE: message.get("id")}
+    def metadata(self, root: str, message: Mapping[str, Any], *, replaces: bool = False) -> dict[str, Any]:
+        """The metadata of a turn whose history begins with ``root``; it may be written in place of others."""
+        about = {
+            THREAD: self.thread,
+            PART: self.part or None,
+            MESSAGE: message.get("id"),
+            REPLACED: replaces or None,
+        }
         return {CONVERSATION: root, **{key: value for key, value in about.items() if value is not None}}
 
 
@@ -103,13 +110,15 @@ def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
     for place, turn in enumerate(turns):
         versions = of_message.get(turn.get("id") or "", [])
         same = [source.name for source in versions if source.texts == (turn_text(turn),)]
+        if turn["role"] == "tool" or turn.get("tool_calls"):  # shortened in the prompt to save room, not taken back
+            same = same or [source.name for source in versions]
         edited |= {source.name for source in versions if source.name not in same}
         if same and names[place] not in known:
             names[place] = same[0]
         if _is_noted(known, turn):
             names[place] = turn["id"]
     mine = {name for name, source in known.items() if root and source.metadata.get(CONVERSATION) == root}
-    return Compared(names, root, mine, edited | (_gone(mine, set(names[:asked]), known, of) if asked else set()))
+    return Compared(names, root, mine, edited | (_gone(mine, names[:asked], known, of) if asked else set()))
 
 
 def _root(turns: Messages, names: Sequence[str], of: Conversation) -> str:
@@ -123,17 +132,23 @@ def _root(turns: Messages, names: Sequence[str], of: Conversation) -> str:
     return names[0] if names else ""
 
 
-def _gone(mine: set[str], said: set[str], known: Known, of: Conversation) -> set[str]:
+def _gone(mine: set[str], names: Sequence[str], known: Known, of: Conversation) -> set[str]:
     """Turns that the conversation has no longer; none where nothing says that it is the same conversation.
 
     The question is not memory while it is asked. Nobody asks for what is gone where the history is nothing but a
     question: somebody who says "Hello" again does not take back what was said after the last one.
     """
+    said = set(names)
     if of.is_alone:
         return mine - said
     if of.thread is None:
         return set()
-    return {name for name in mine - said if known[name].metadata.get(PART, "") == of.part}
+    places = {name: place for place, name in enumerate(known)}
+    # What has a later turn that is still there was left out to save room.
+    later = (name for name in mine & set(names[1:]) if not known[name].metadata.get(REPLACED))
+    last = max((places[name] for name in later), default=-1)
+    gone = {name for name in mine - said if places[name] > last}
+    return {name for name in gone if known[name].metadata.get(PART, "") == of.part}
 
 
 def _by_message(known: Known, of: Conversation) -> dict[str, list[Source]]:

@@ -87,7 +87,10 @@ def _change(
     with all_or_nothing(memory) as fork:
         for name in sorted(found.stale):
             fork.forget(name)
-        write_turns(model, fork, [(name, turn, of.metadata(found.root, turn)) for name, turn in fresh])
+        replaces = bool(found.stale)
+        write_turns(
+            model, fork, [(name, turn, of.metadata(found.root, turn, replaces=replaces)) for name, turn in fresh]
+        )
 
 
 def _start(turns: Messages, asked: int, prompt_turns: int | None) -> int:

@@ -104,7 +104,8 @@ class Latents:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(store=state["store"], key=state["key"])
-        self._packed, self.is_of_index, self.conversation = state["packed"], state["is_of_index"], state["conversation"]
+        self._packed, self.is_of_index = state["packed"], state["is_of_index"]
+        self.conversation = state.get("conversation")
 
     @contextmanager
     def opened(self, model: MPlus) -> Generator[Memory]:

@@ -23,7 +23,7 @@ from mplus.backbone.backbone import Backbone, HeadShapes
 from mplus.backbone.memory_layer import MemoryLayer, Rotations
 from mplus.backbone.own_pass import OWN_ATTENTION, Pass, PassCache, Window, register_own_attention, run, watch
 from mplus.backbone.passes import ReadAlone, Writing
-from mplus.backbone.survey import FAILURES, body_name, surveyed, windows_of
+from mplus.backbone.survey import FAILURES, PASSING, body_name, surveyed, windows_of
 from mplus.backbone.turning import UnknownTurningError, measured, steady_positions
 from mplus.errors import UnsupportedModelError
 
@@ -66,6 +66,8 @@ class OwnLayers(Backbone):
                 try:
                     made = call.at_several_positions()
                     keys, values = (measured(heads.transpose(1, 2), call.given_angles) for heads in made[:2])
+                except PASSING:
+                    raise
                 except (UnknownTurningError, *FAILURES) as error:
                     raise UnsupportedModelError(f"Backbone type {kind!r}, layer {number}: {error}.") from error
                 shapes = HeadShapes(made[0].shape[1], made[0].shape[3], made[1].shape[1], made[1].shape[3])

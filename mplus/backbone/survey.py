@@ -18,6 +18,8 @@ POSITIONS = (0, 1, 2, 3, 5, 11, 23, 47)
 
 FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError)
 """What the code of an unknown model may raise where it is called otherwise than it expects."""
+PASSING = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
+"""Of these, what the machine raises: it says nothing about the model."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,8 @@ def surveyed(model: Any) -> Survey:
     arguments = {"input_ids": ids, "position_ids": positions, name: PassCache(config), "use_cache": True}
     try:
         run(surveying, inner, **arguments)
+    except PASSING:
+        raise
     except FAILURES as error:
         raise UnsupportedModelError(
             f"Backbone type {kind!r} cannot be called with a cache of ours: {error}."

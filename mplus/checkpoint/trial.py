@@ -7,10 +7,11 @@ each read alone and placed after the other. The way a model is called is the fas
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from mplus.backbone.adapters import Adapter
 from mplus.backbone.backbone import Backbone
 from mplus.backbone.own_layers import OwnLayers
 from mplus.backbone.quantised import dense
-from mplus.backbone.survey import FAILURES, windows_of
+from mplus.backbone.survey import FAILURES, PASSING, windows_of
 from mplus.checkpoint.catalog import cache_root
 from mplus.config import MemoryConfig
 from mplus.errors import UnsupportedModelError
@@ -76,6 +77,14 @@ class TrainedLayers(NamedTuple):
     bos_states: Tensor | None = None
 
 
+class MeasuredDifferenceError(Exception):
+    """A model that no way of calling it is exact for, by a difference that was measured."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__(trial.refused)
+        self.trial = trial
+
+
 def tried(model: Any, bos_token_id: int, trained: TrainedLayers | None = None) -> tuple[Backbone, Trial]:
     """The backbone of a model, called the fastest way that is exact.
 
@@ -97,9 +106,9 @@ def tried(model: Any, bos_token_id: int, trained: TrainedLayers | None = None) -
         return _made(model, known.way, bos_token_id, trained), known
     try:
         backbone, found = _first_that_is_exact(model, bos_token_id)
-    except UnsupportedModelError as error:
-        _keep(identity, Trial("own", float("nan"), float("nan"), str(error)), model)
-        raise
+    except MeasuredDifferenceError as error:  # other errors may be those of a moment
+        _keep(identity, error.trial, model)
+        raise UnsupportedModelError(error.trial.refused) from None
     _keep(identity, found, model)
     if found.way == "llama" and any(part is not None for part in trained):
         backbone = _made(model, found.way, bos_token_id, trained)
@@ -118,11 +127,15 @@ def _first_that_is_exact(model: Any, bos_token_id: int) -> tuple[Backbone, Trial
     kind = "recurrent" if recurrent else "windows" if windows else "full"
     implementation = model.config._attn_implementation
     if kind == "full" and Backbone.looks_like_llama(model):
-        with suppress(*FAILURES):  # its parts may have Llama's names and take other arguments
+        try:
             backbone = Backbone.wrap(model, bos_token_id=bos_token_id)
             found = _compared(backbone, bos_token_id, "llama", kind)
             if not found.refused:
                 return backbone, found
+        except PASSING:
+            raise
+        except FAILURES:
+            pass  # its parts have Llama's names and take other arguments
     try:
         backbone = OwnLayers.discover(model, bos_token_id=bos_token_id)
         found = _compared(backbone, bos_token_id, "own", kind)
@@ -131,6 +144,8 @@ def _first_that_is_exact(model: Any, bos_token_id: int) -> tuple[Backbone, Trial
         raise
     if found.refused:
         model.config._attn_implementation = implementation
+        if math.isfinite(found.empty):
+            raise MeasuredDifferenceError(found)
         raise UnsupportedModelError(found.refused)
     return backbone, found
 
@@ -149,6 +164,8 @@ def _compared(backbone: Backbone, bos_token_id: int, way: Way, kind: str) -> Tri
             chunk = differs(1) if empty <= most else float("nan")
             if chunk <= most and _room_for_two(backbone):
                 chunk = max(chunk, differs(2))
+    except PASSING:
+        raise
     except FAILURES as error:
         return Trial(way, float("nan"), float("nan"), f"Backbone type {name!r} fails its trial: {error}", kind)
     refused = ""
@@ -311,14 +328,18 @@ def _keep(identity: str, found: Trial, model: Any) -> None:
     _TRIED[identity] = found
     if sum(parameter.numel() for parameter in model.parameters()) < KEPT_FROM:
         return
+    path: str | None = None
     try:
         records().mkdir(parents=True, exist_ok=True)
         handle, path = tempfile.mkstemp(dir=records(), prefix=".")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump({"trial": TRIAL, **asdict(found)}, file, indent=2)
         Path(path).replace(records() / f"{identity}.json")
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         return  # other processes try again
+    finally:
+        if path is not None:
+            Path(path).unlink(missing_ok=True)
 
 
 def _kept(identity: str) -> Trial | None:
@@ -327,6 +348,6 @@ def _kept(identity: str) -> Trial | None:
         if record.pop("trial") != TRIAL:
             return None
         found = Trial(**record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if found.way in ("llama", "own") else None

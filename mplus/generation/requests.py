@@ -146,7 +146,7 @@ class Requests:
             params,
             cancelled_by=options.get("cancelled"),
             processors=tuple(processors),
-            declining=declining_token(self._tokenizer) if request.otherwise is not None else None,
+            declining=declining_token(self._tokenizer) if request.otherwise and constraint is None else None,
             calibration=self._calibration,
             reader=self._passages,
         )

@@ -4,8 +4,6 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 
-from mplus.errors import MPlusError
-
 
 @contextmanager
 def autosaving(save: Callable[[], None], seconds: float) -> Generator[None]:
@@ -19,7 +17,7 @@ def autosaving(save: Callable[[], None], seconds: float) -> Generator[None]:
 
     def work() -> None:
         while not ended.wait(seconds):
-            with suppress(MPlusError, OSError):
+            with suppress(Exception):  # saving may write texts that wait, and so run the model
                 save()
 
     thread = threading.Thread(target=work, name="mplus autosave", daemon=True)

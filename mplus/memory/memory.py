@@ -120,9 +120,15 @@ class Memory:
         with self._lock:
             if self._waiting is None:
                 self._waiting = Waiting(write, self.now())
+            before = [*self._waiting.texts]
             self._waiting.texts += texts
-            if self._waiting.num_tokens >= most:
-                self._settle()
+            try:
+                if self._waiting.num_tokens >= most:
+                    self._settle()
+            except BaseException:
+                if self._waiting is not None:
+                    self._waiting.texts = before
+                raise
 
     def _settle(self) -> None:
         """Write what waits; another thread that does so already is waited for."""

@@ -8,11 +8,11 @@ texts, so their sizes say where each stands. Where chunks between were dropped, 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Int32
 from torch import Tensor
 
 from mplus.memory.ledger import Ledger, WrittenText
+from mplus.words import same_words
 
 WordsOf = Callable[[Sequence[int]], Int32[Tensor, " S"]]
 """Numbers the words of token ids, as was done when they were written."""
@@ -71,7 +71,7 @@ class SourceTexts:
             chunk = self._read(place, len(words))
             # A memory that was saved by a version without words has none; then only sizes speak.
             if len(chunk.input_ids) == len(words) and (
-                torch.equal(self._words_of(chunk.input_ids), words) or not bool(words.any())
+                same_words(self._words_of(chunk.input_ids), words) or not bool(words.any())
             ):
                 return chunk
         return None

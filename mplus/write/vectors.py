@@ -18,6 +18,7 @@ from mplus.memory.vectors import ChunkVectors
 from mplus.recall.embedder import Embedder
 from mplus.sentences import SentenceEnds
 from mplus.weights import Weights
+from mplus.words import same_words
 from mplus.write.chunks import ready_chunks
 from mplus.write.encode import Chunk
 
@@ -149,7 +150,7 @@ def _last_like(chunks: list[WrittenChunk], words: Int32[Tensor, " T"]) -> str | 
     while chunks:
         chunk = chunks.pop()
         # A chunk may have lost its first tokens when long-term memory was full.
-        if len(chunk.words) >= len(words) and torch.equal(chunk.words[len(chunk.words) - len(words) :], words):
+        if len(chunk.words) >= len(words) and same_words(chunk.words[len(chunk.words) - len(words) :], words):
             return chunk.text
     return None
 

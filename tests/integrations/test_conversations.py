@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 from llama_index.core.llms import ChatMessage
 
@@ -182,6 +182,25 @@ def test_other_lists_in_a_named_conversation_forget_nothing(ask: Ask, store: Mem
     for other in (said[-1:], said[2:], turns(["Is this rude?", "No.", "And this?"])):
         ask(other, thread="a")
     assert {*GRAZ} <= set(remembered(store))
+
+
+def test_what_was_left_out_to_save_room_is_kept(store: MemoryStore) -> None:
+    """A trimmed middle, and a tool's result that was shortened under its id."""
+    chat = MPlusChat(model=MODEL, store=store, max_tokens=1)
+    config: Any = {"configurable": {"memory_key": "anna", "thread_id": "one"}}
+    whole = [
+        HumanMessage("Hello there.", id="m1"),
+        AIMessage("", id="m2", tool_calls=[{"name": "look", "args": {"what": "weather"}, "id": "c1"}]),
+        ToolMessage("It is 21 degrees in Graz.", id="m3", tool_call_id="c1"),
+        AIMessage("It is warm.", id="m4"),
+    ]
+    chat.invoke([*whole, HumanMessage("And tomorrow?", id="m5")], config)
+    told = set(remembered(store))
+    cleared = whole[2].model_copy(update={"content": "[cleared]"})
+    chat.invoke([*whole[:2], cleared, whole[3], HumanMessage("And on Sunday?", id="m6")], config)
+    chat.invoke([whole[0], whole[3], HumanMessage("And on Monday?", id="m7")], config)
+    assert told <= set(remembered(store))
+    assert not any("[cleared]" in text for text in remembered(store))
 
 
 def test_what_other_nodes_of_a_graph_are_told_is_no_edit(store: MemoryStore) -> None:

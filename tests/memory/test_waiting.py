@@ -172,3 +172,18 @@ def test_a_reader_in_another_thread_waits_for_them(monkeypatch: pytest.MonkeyPat
     for thread in threads:
         thread.join()
     assert found == [6, 6]
+
+
+def test_a_write_that_fails_leaves_nothing_of_its_own_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MODEL.new_memory()
+    MODEL.write(memory, "The key is blue.", source="key", later=True)
+
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("no room on the device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mplus.write.writer.write_together", failing)
+        patched.setattr("mplus.write.writer.batch_tokens", lambda _: 1)
+        with pytest.raises(RuntimeError, match="no room"):
+            MODEL.write(memory, "The door is red.", source="door", later=True)
+    assert [source.name for source in memory.sources()] == ["key"]

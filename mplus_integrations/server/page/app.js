@@ -27,6 +27,11 @@ async function listed() {
 async function refresh() {
   await listed();
   const all = [...new Set([about.memory, ...(about.opens ?? []), ...names])].sort();
+  if (chosen && !all.includes(chosen)) {
+    // Its conversation stays with it: another memory must not be told what was said to this one.
+    tell(`The memory ${chosen} is gone; this is ${about.memory}.`);
+    chat.anew();
+  }
   if (!all.includes(chosen)) chosen = about.memory;
   $("memory-name").replaceChildren(...all.map((name) => h("option", { value: name, selected: name === chosen }, name)));
   $("memory-name").value = chosen;
