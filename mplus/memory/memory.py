@@ -120,14 +120,13 @@ class Memory:
         with self._lock:
             if self._waiting is None:
                 self._waiting = Waiting(write, self.now())
-            before = [*self._waiting.texts]
-            self._waiting.texts += texts
+            waiting, before = self._waiting, [*self._waiting.texts]
+            waiting.texts += texts
             try:
-                if self._waiting.num_tokens >= most:
+                if waiting.num_tokens >= most:
                     self._settle()
             except BaseException:
-                if self._waiting is not None:
-                    self._waiting.texts = before
+                waiting.texts = before
                 raise
 
     def _settle(self) -> None:
