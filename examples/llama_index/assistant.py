@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.tools import FunctionTool
 
 from mplus import MemoryStore
 from mplus_integrations.llama_index import MPlusLLM, MPlusMemory
@@ -49,7 +50,9 @@ async def booking(folder: Path) -> None:
     """The same assistant with a tool that it must use."""
     llm = MPlusLLM(store=MemoryStore(folder), max_tokens=60)
     memory = MPlusMemory.from_defaults(llm=llm, memory_key="miriam")
-    agent = FunctionAgent(llm=llm, tools=[book], initial_tool_choice="book")
+    # What the tool says is the answer: a small model that is asked once more may call it again.
+    tool = FunctionTool.from_defaults(book, return_direct=True)
+    agent = FunctionAgent(llm=llm, tools=[tool], initial_tool_choice="book")
     answer = await agent.run("Book a visit to the dentist on Thursday.", memory=memory)
     print(f"- booked: {BOOKED}\n  {str(answer).strip()}")
 
