@@ -137,9 +137,31 @@ class WrittenNodes(BasePydanticVectorStore):
                 forget_all(memory, names)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Not here.
+        """Search what was written, as ``MPlusIndex.as_retriever`` does.
+
+        Args:
+            query: Its text, ``similarity_top_k``, ``filters``, ``node_ids`` and ``doc_ids`` count.
+            kwargs: Nothing else is taken.
 
         Raises:
-            NotImplementedError: Always.
+            ValueError: The query has no text, or there is another argument.
         """
-        raise NotImplementedError("Search with MPlusIndex.from_latents(llm=…, memory=writer.latents).as_retriever().")
+        from mplus_integrations.llama_index.index import MPlusIndex  # which imports the nodes of this package
+
+        UnknownNameError.check(kwargs, set(), of="query")
+        if not (query.query_str or "").strip():
+            raise ValueError(
+                f"query_str={query.query_str!r}: expected text; memory is searched by words, not by vectors."
+            )
+        retriever = MPlusIndex.from_latents(self._writer.llm, memory=self.client).as_retriever(
+            similarity_top_k=query.similarity_top_k,
+            filters=query.filters,
+            node_ids=query.node_ids,
+            doc_ids=query.doc_ids,
+        )
+        found = retriever.retrieve(query.query_str or "")
+        return VectorStoreQueryResult(
+            nodes=[one.node for one in found],
+            similarities=[one.get_score() for one in found],
+            ids=[one.node.node_id for one in found],
+        )

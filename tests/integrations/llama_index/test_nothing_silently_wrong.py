@@ -20,6 +20,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import FunctionTool
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.types import VectorStoreQuery
 from pydantic import BaseModel, RootModel
 
 import mplus_integrations
@@ -322,6 +323,18 @@ def test_a_pipeline_that_deletes_forgets_documents_that_no_parser_has_cut(llm: M
     pipeline.run(documents=[Document(text=text, id_=f"d{n}") for n, text in enumerate(DOCUMENTS)])
     pipeline.run(documents=[Document(text=DOCUMENTS[1], id_="d1")])
     assert [source.name for source in writer.latents.read(MODEL).sources()] == ["d1"]
+
+
+def test_the_store_of_a_writer_finds_what_was_written(llm: MPlusLLM) -> None:
+    writer = MPlusWriter(llm=llm, memory=MODEL.new_memory())
+    writer([TextNode(text=text, id_=f"n{n}", metadata={"n": n}) for n, text in enumerate(DOCUMENTS)])
+    found = writer.vector_store.query(VectorStoreQuery(query_str=DOCUMENTS[1], similarity_top_k=2))
+    assert found.ids is not None and found.ids[0] == "n1" and len(found.ids) == 2
+    assert found.nodes is not None and found.nodes[0].get_content() == DOCUMENTS[1]
+    only = MetadataFilters(filters=[MetadataFilter(key="n", value=2)])
+    assert writer.vector_store.query(VectorStoreQuery(query_str=DOCUMENTS[1], filters=only)).ids == ["n2"]
+    with pytest.raises(ValueError, match="query_str=None"):
+        writer.vector_store.query(VectorStoreQuery(query_embedding=[0.0]))
 
 
 def test_what_is_cited_is_what_was_read(llm: MPlusLLM) -> None:
