@@ -180,9 +180,11 @@ class Requests:
         needed = 0.0 if gate == "never" else 1.0
         if gate == "auto" and not isinstance(prompt, str):
             needed = self._needed(read.state, config, encoded, allowed)
-        plain = ReadRequest(self._weights.empty_state(config), config, ids, (begin, end))
-        if needed < MEMORY_NEEDED:
-            return plain
+        plain = None
+        if needed < MEMORY_CERTAIN:
+            plain = ReadRequest(self._weights.empty_state(config), config, ids, (begin, end))
+            if needed < MEMORY_NEEDED:
+                return plain
         if self._reads_text(read, config):
             return self._text_request(read, config, prompt, encoded, tools, options, allowed)
         bos = getattr(self._tokenizer, "bos_token_id", None)
@@ -197,8 +199,7 @@ class Requests:
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
         self._check_fits(len(ids), state, config)
         vector = self.vector_of(state, config, ids[begin:end]) if config.recalled_tokens else None
-        otherwise = plain if needed < MEMORY_CERTAIN else None
-        return ReadRequest(state, config, ids, (begin, end), allowed, vector, read.members, otherwise=otherwise)
+        return ReadRequest(state, config, ids, (begin, end), allowed, vector, read.members, otherwise=plain)
 
     def _reads_text(self, read: Together, config: MemoryConfig) -> bool:
         """Whether memory is read as text. Where it is empty it never is: its answers are the backbone's.
