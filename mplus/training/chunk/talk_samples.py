@@ -64,11 +64,13 @@ class Telling(NamedTuple):
         item: The item, filled in.
         told: Text of each message.
         asked: For each question, the texts of the question and of its full answer, as turns; empty if not encoded.
+        said: The same of questions that were answered wrong or declined: what an assistant said is no fact.
     """
 
     item: Item
     told: list[int]
     asked: list[tuple[int, int]]
+    said: list[tuple[int, int]]
 
 
 def turn_text(role: str, text: str) -> str:
@@ -81,7 +83,7 @@ def add_tellings(bank: ChunkBank, items: Sequence[Item], times: int, rng: random
 
     Messages of conversations are encoded as turns, the paragraphs of documents as one text, notes either way.
     """
-    planned: list[tuple[Item, list[str]]] = []
+    planned: list[tuple[Item, list[str], int]] = []
     for _ in range(times):
         for item in items:
             filled = drawn(item, rng)
@@ -92,19 +94,33 @@ def add_tellings(bank: ChunkBank, items: Sequence[Item], times: int, rng: random
                 texts = [message.text for message in filled.told]
             else:
                 texts = ["\n\n".join(message.text for message in filled.told)]
-            for question in filled.ask if as_turns and rng.random() < EXCHANGES else ():
-                texts += [turn_text("user", question.q), turn_text("assistant", question.full)]
-            planned.append((filled, texts))
-    numbers = iter(bank.add([text for _, texts in planned for text in texts], progress="told texts"))
+            size = len(texts)
+            if as_turns and rng.random() < EXCHANGES:
+                right = [(question.q, question.full) for question in filled.ask]
+                for question, answer in [*right, *_not_facts(filled, drawn(item, rng), rng)]:
+                    texts += [turn_text("user", question), turn_text("assistant", answer)]
+            planned.append((filled, texts, size))
+    numbers = iter(bank.add([text for _, texts, _ in planned for text in texts], progress="told texts"))
     tellings: list[Telling] = []
-    for filled, texts in planned:
+    for filled, texts, size in planned:
         mine = [next(numbers) for _ in texts]
-        count = len(filled.told)
-        if len(texts) == 1:
-            mine *= count
-        turns = mine[count:]
-        tellings.append(Telling(filled, mine[:count], list(zip(turns[::2], turns[1::2], strict=True))))
+        told = mine[:size] if size > 1 else mine[:1] * len(filled.told)
+        turns = list(zip(mine[size::2], mine[size + 1 :: 2], strict=True))
+        count = len(filled.ask)
+        tellings.append(Telling(filled, told, turns[:count], turns[count:]))
     return tellings
+
+
+def _not_facts(item: Item, other: Item, rng: random.Random) -> list[tuple[str, str]]:
+    """Questions with what an assistant might say that is not so: values of another, an answer to something else.
+
+    ``other`` is the same item with other values. Declined questions are among them.
+    """
+    pairs = list(zip(item.ask, other.ask, strict=True))
+    mistaken = [(mine.q, its.full) for mine, its in pairs if not any(s.lower() in its.full.lower() for s in mine.short)]
+    unknown = rng.sample(item.unknown, min(len(item.unknown), 3))
+    said = rng.sample(mistaken, min(len(mistaken), 3)) + [(question, DECLINED) for question in unknown[1:]]
+    return [*said, *((question, rng.choice(item.ask).full) for question in unknown[:1])]
 
 
 @dataclass
@@ -277,6 +293,9 @@ class TalkSamples:
         if asked_before and rng.random() < 0.5:
             for number in rng.sample(asked_before, min(len(asked_before), rng.choice((1, 2, 4)))):
                 own += telling.asked[number]
+        if telling.said and rng.random() < 0.7:
+            for turn in rng.sample(telling.said, min(len(telling.said), rng.choice((1, 2, 4)))):
+                own += turn
         others = rng.sample(list(self.passages), min(rng.choice(OTHERS), len(self.passages)))
         place = rng.choice((0, len(others), rng.randint(0, len(others))))
         return self.bank.chunks_in(dict.fromkeys([*others[:place], *own, *others[place:], *turns]))

@@ -94,6 +94,22 @@ def test_a_fifth_of_questions_ask_for_an_attribute(model: MPlus) -> None:
     assert shares[0] == pytest.approx(0.2 + 0.8 * shares[1], abs=0.06)
 
 
+def test_what_an_assistant_said_wrong_stands_in_memory_too(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mplus.training.chunk.talk_samples.EXCHANGES", 1.0)
+    samples = samples_of(model, ())
+    texts = lambda number: "".join(samples.bank.texts[c] for c in samples.bank.chunks_of[number])
+    for telling in samples.tellings:
+        right = {question.q: question for question in telling.item.ask}
+        said = [(texts(asked).removeprefix("User: "), texts(answer)) for asked, answer in telling.said]
+        wrong = [(q, answer) for q, answer in said if q in right]
+        assert wrong
+        assert all(not any(s.lower() in answer.lower() for s in right[q].short) for q, answer in wrong)
+        assert any(q in telling.item.unknown and DECLINED in answer for q, answer in said)
+    drawn = [samples.memory(random.Random(seed), samples.tellings[0], 99, [], without=0) for seed in range(20)]
+    not_facts = set(samples.bank.chunks_in(n for turn in samples.tellings[0].said for n in turn))
+    assert any(not_facts & set(chunks) for chunks in drawn)
+
+
 def test_what_is_asked_about_is_read(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mplus.training.chunk.talk_samples.LONGEST", 4096)  # the tokenizer counts bytes
     samples = samples_of(model, (("told", 1.0),))
