@@ -30,6 +30,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m mplus.training.talk check
 
 # Tests marked default_model run on real weights, where they can be had. Two processes of one thread each: a small model
 # gains little from a second.

@@ -1,9 +1,5 @@
-import random
-
-import pytest
-
-from mplus.training.talk import DEV_WRITERS, drawn, talk_items
-from mplus.training.talk.checks import problems_of
+from mplus.training.talk import DEV_WRITERS, talk_items
+from mplus.training.talk.checks import problems_in
 from mplus.training.talk.corpus import DATA, writers
 from mplus.training.talk.format import QUESTION_KINDS
 
@@ -22,16 +18,13 @@ def test_files_are_small():
 
 
 def test_nothing_is_to_be_mended():
-    found = [str(problem) for problem in problems_of(talk_items("train") + talk_items("dev")) if not problem.is_note]
+    """`make check` looks at every item; here at some of every writer."""
+    items = talk_items("train") + talk_items("dev")
+    some = [item for writer in writers() for item in [item for item in items if item.writer == writer][::12]]
+    assert len(some) > 200
+    found = [str(problem) for item in some for problem in problems_in(item) if not problem.is_note]
     assert found == []
 
 
 def test_every_kind_of_question_is_asked():
     assert {question.kind for item in talk_items("train") for question in item.ask} == set(QUESTION_KINDS)
-
-
-@pytest.mark.parametrize("split", ["train", "dev"])
-def test_every_item_can_be_drawn_again(split):
-    rng = random.Random(0)
-    for item in talk_items(split):  # three more times in the test before
-        assert drawn(item, rng).id == item.id
