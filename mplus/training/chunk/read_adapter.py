@@ -344,9 +344,10 @@ def encode_sample(
     reply: str,
     *,
     distil: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> Sample:
     """A sample of a prompt and its reply, ended as the model ends a turn."""
-    encoded: Prompt = encode_prompt(tokenizer, prompt)
+    encoded: Prompt = encode_prompt(tokenizer, prompt, tools=tools)
     target = [*encode_inert(tokenizer, reply), tokenizer.eos_token_id]
     ids = (*encoded.input_ids, *target)
     return Sample(tuple(read.chunks), ids, len(encoded.input_ids), distil, order=tuple(read.order))

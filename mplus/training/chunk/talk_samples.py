@@ -6,23 +6,26 @@ Kinds of samples, drawn at random:
 * ``within``: the same in the conversation itself: the latest turns stand in the prompt, the earlier ones in memory;
 * ``unknown``: a question that nothing told answers, declined: about what was told, or of a text that is not there;
 * ``reply``: a message that asks nothing, answered as the assistant of the corpus does;
-* ``passage``: a question about a passage of another origin.
+* ``passage``: a question about a passage of another origin;
+* ``tool``: a question beside tools: answered from a tool's result, by calling one, or from memory that knows.
 
 What is read before each is what recall brings from a memory of the item, of earlier questions with their answers, and
 of texts that have nothing to do with it.
 """
 
+import json
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mplus.config import MemoryConfig
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.chunk.as_remembered import as_remembered
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
+from mplus.training.chunk.offered_tools import call_text, called, offered
 from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
 from mplus.training.talk import Item, drawn
@@ -30,13 +33,22 @@ from mplus.training.talk.corpus import PLAIN_WRITERS
 from mplus.training.talk.format import Question as Asked
 
 DECLINED = "I don't know."
-MIXTURE = (("told", 0.60), ("within", 0.03), ("unknown", 0.15), ("reply", 0.02), ("passage", 0.20))
+MIXTURE = (
+    ("told", 0.59),
+    ("within", 0.03),
+    ("unknown", 0.15),
+    ("reply", 0.02),
+    ("passage", 0.17),
+    ("tool", 0.04),
+)
 SHORT = ("Answer in a few words.", "Answer briefly.", "Just the answer, please.")
 SYSTEMS = ("You are a helpful assistant.", "You are a friendly assistant. Be brief.", "Answer from what you were told.")
-LONGEST = 256
-"""Most tokens of a prompt with its reply."""
+LONGEST, LONGEST_TOOL = 256, 384
+"""Most tokens of a prompt with its reply, and of one that describes tools."""
+RESULT_SHARE, CALL_SHARE = 0.55, 0.25
+"""So many questions beside tools have a result already, and so many are to be looked up."""
 PLAIN_SHARE = 0.55
-"""So many samples are of plain text, which is a quarter of the corpus."""
+"""So many samples are of plain text, which is two fifths of the corpus."""
 ATTRIBUTE_SHARE = 0.2
 """So many told questions ask for an attribute (a name, an age, a price), as most of those that nothing answers do."""
 ABSENT_SHARE = 0.5
@@ -45,8 +57,6 @@ EXCHANGES = 0.3
 """Share of conversations whose questions and answers are encoded as turns, to be read before later questions."""
 OTHERS = (0, 0, 0, 4, 12, 40, 160)
 """Other texts in the memory."""
-
-
 ATTRIBUTE = re.compile(
     r"\b(name|called|old|age|costs?|much|many|colou?r|phone|number|address|breed|weigh|big|high|floor|far|long)\b",
     re.IGNORECASE,
@@ -162,7 +172,7 @@ class TalkSamples:
     def _one(self, rng: random.Random, kind: str) -> Sample:
         while True:
             sample = getattr(self, f"_{kind}")(rng)
-            if sample is not None and len(sample.input_ids) <= LONGEST:
+            if sample is not None and len(sample.input_ids) <= (LONGEST_TOOL if kind == "tool" else LONGEST):
                 return replace(sample, kind=kind)
 
     def _telling(self, rng: random.Random, *, talks: bool = False) -> Telling:
@@ -262,6 +272,40 @@ class TalkSamples:
         gold = set(as_remembered(self.recall, text, needed, self.config).chunks[-1:]) if needed else set[int]()
         read = as_remembered(self.recall, text, memory, self._config(rng), needed=gold)
         return self._asked(rng, read, [], text, question.reply, question.answers[0])
+
+    def _tool(self, rng: random.Random) -> Sample | None:
+        """A question beside tools, with another's text in memory, or the one that it asks about."""
+        telling, number = self._telling_and_question(rng)
+        question = telling.item.ask[number]
+        if question.kind == "follow-up":
+            return None
+        tools = offered(rng)
+        style, last = rng.random(), len(telling.told) - 1
+        is_known = style >= RESULT_SHARE + CALL_SHARE
+        owner = telling if is_known else self._telling(rng)
+        if owner.item.id == telling.item.id and not is_known:
+            return None
+        memory = self.memory(
+            rng, owner, last if is_known else len(owner.told) - 1, [], without=number if is_known else -1
+        )
+        text = typed(rng, question.q)
+        needed = self._needed(telling, question) if is_known else set[int]()
+        read = as_remembered(self.recall, text, memory, self._config(rng), needed=needed)
+        name, call = called(rng, tools, text)
+        prompt: list[dict[str, Any]] = [{"role": "user", "content": text}]
+        if is_known:
+            return encode_sample(self.bank.tokenizer, read, prompt, question.full, tools=tools)
+        if style >= RESULT_SHARE:
+            return encode_sample(self.bank.tokenizer, read, prompt, call_text(name, call), tools=tools)
+        result = " ".join(telling.item.told[n].text for n in question.needs)
+        prompt += [
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name, "arguments": call}}]},
+            {
+                "role": "tool",
+                "content": json.dumps({"result": result}, ensure_ascii=False) if rng.random() < 0.3 else result,
+            },
+        ]
+        return encode_sample(self.bank.tokenizer, read, prompt, question.full, tools=tools)
 
     # --- what a sample is made of -----------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from mplus import MemoryConfig, MPlus
+from mplus import MemoryConfig, MPlus, parse_tool_calls
 from mplus.recall.choose import recall
 from mplus.recall.gate import BestUnit, Gate
 from mplus.recall.late_interaction import LateInteraction
@@ -124,6 +124,23 @@ def test_what_nothing_answers_is_declined(model: MPlus, monkeypatch: pytest.Monk
     monkeypatch.setattr("mplus.training.chunk.talk_samples.LONGEST", 4096)
     for sample in samples_of(model, (("unknown", 1.0),)).draw(random.Random(1), 6):
         assert DECLINED in model.tokenizer.decode(sample.input_ids[sample.target :])
+
+
+def test_questions_beside_tools_are_answered_looked_up_or_known(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mplus.training.chunk.talk_samples.LONGEST_TOOL", 8192)
+    samples = samples_of(model, (("tool", 1.0),))
+    forms: set[str] = set()
+    for sample in samples.draw(random.Random(2), 16):
+        prompt = model.tokenizer.decode(sample.input_ids[: sample.target])
+        target = model.tokenizer.decode(sample.input_ids[sample.target :])
+        assert "You can call these tools" in prompt
+        calls = parse_tool_calls(target.removesuffix(model.tokenizer.eos_token))[1]
+        forms.add("call" if calls else "result" if "<tool_response>" in prompt else "memory")
+        for call in calls:
+            assert call.arguments is not None
+            assert f'"{call.name}"' in prompt
+            assert next(iter(call.arguments.values())) in prompt
+    assert forms == {"call", "result", "memory"}
 
 
 def test_the_same_seed_draws_the_same(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
