@@ -20,7 +20,7 @@ from mplus import (
     source_filter,
 )
 from mplus_integrations.conversations import Conversation
-from mplus_integrations.forms import before_calls, form_of, with_told
+from mplus_integrations.forms import before_calls, form_of, has_result, tool_choice, with_told
 from mplus_integrations.history import OURS, Fitted, fitted
 from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
 from mplus_integrations.sources import headings_of
@@ -110,6 +110,9 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
     ) -> Generator[Piece | Answer]:
         """Yield the text of an answer as it grows, without tool calls, and finally the whole ``Answer``.
 
+        A call that has its result already is not made again where the model is free to answer: it then answers from
+        what it has. Small models would call for ever.
+
         Args:
             prompt: Text or messages to answer. Earlier turns are written into memory, and only the latest stand in the
                 prompt too, as many as ``Call.prompt_turns`` says.
@@ -140,6 +143,21 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             generation = stream.generation
             sentences = {"passages": passages_of(stream, names)} if passages else {}
         text, calls = parse_tool_calls(generation.text) if call.tools else (generation.text, [])
+        if not isinstance(prompt, str) and call.tools and tool_choice(call.tool_choice, call.tools) == "auto":
+            new = [one for one in calls if one.arguments is None or not has_result(prompt, one)]
+            if calls and not new and not text.strip() and not shown:
+                yield from self._pieces(
+                    prompt,
+                    call.model_copy(update={"tool_choice": "none"}),
+                    latents,
+                    left,
+                    where=where,
+                    shared=shared,
+                    processors=processors,
+                    passages=False,
+                )
+                return
+            calls = new
         numbered = [(f"call_{uuid4().hex[:24]}", one) for one in calls]
         good = [one for one in numbered if one[1].arguments is not None]
         yield Answer(

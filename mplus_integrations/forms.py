@@ -126,6 +126,25 @@ def with_told(messages: list[dict[str, Any]], told: str | None) -> list[dict[str
     return [{"role": "system", "content": f"{messages[0]['content']}\n\n{told}"}, *messages[1:]]
 
 
+def has_result(messages: Sequence[Mapping[str, Any]], call: ToolCall) -> bool:
+    """Whether a call with these arguments has a result since the user last said something.
+
+    Args:
+        messages: Chat messages; calls of the assistant's are under ``tool_calls``, results have the role "tool".
+        call: A valid call.
+    """
+    since = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    made: list[tuple[str, Any]] = []
+    results = 0
+    for message in messages[since + 1 :]:
+        results += message["role"] == "tool"
+        for one in message.get("tool_calls") or ():
+            function = one.get("function", one)
+            arguments = function.get("arguments")
+            made.append((function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments))
+    return (call.name, call.arguments) in made[:results]
+
+
 def before_calls(text: str) -> tuple[str, str]:
     """Split text into what can be shown now and what is held back because it is, or may become, a tool call."""
     at = text.find(OPEN_CALL)

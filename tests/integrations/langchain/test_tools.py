@@ -1,14 +1,16 @@
 """Tools and structured output, beyond the acceptance lines."""
 
 import asyncio
+import operator
 import time
 from collections.abc import Callable
+from functools import reduce
 from typing import Annotated, Any, Literal
 
 import pytest
 import torch
 from langchain_core.exceptions import OutputParserException
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
@@ -18,8 +20,14 @@ from mplus_integrations.langchain import MPlusChat
 from mplus_integrations.langchain.structured import WholeForm, as_json_schema, as_tool
 from tests.conftest import TINY
 from tests.integrations.langchain.conftest import add
+from tests.integrations.saying import Saying
 
 MODEL = tiny_model(1, memory=TINY)
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch) -> Saying:
+    return Saying(monkeypatch, MODEL)
 
 
 @pytest.fixture
@@ -103,6 +111,31 @@ def test_words_before_a_call_are_the_same_streamed_or_not(chat: MPlusChat, monke
         total += chunk
     assert answer.content == total.content == "Sure, one moment.\n"
     assert answer.tool_calls[0]["args"] == total.tool_calls[0]["args"] == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_call_that_has_its_result_is_answered_from_it(chat: MPlusChat, say: Saying, way: str) -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+    bound = chat.bind_tools([add])
+
+    def answer(messages: list[Any]) -> Any:
+        if way == "invoke":
+            return bound.invoke(messages)
+        return reduce(operator.add, bound.stream(messages))
+
+    messages: list[Any] = [HumanMessage("What is 1 + 2?")]
+    say(call)
+    messages += [answer(messages), ToolMessage("3", tool_call_id="x")]
+    assert messages[1].tool_calls
+    say(call, "It is 3.")
+    found = answer(messages)
+    assert (found.content, found.tool_calls) == ("It is 3.", [])
+    say(call.replace("2", "5"))  # other arguments: a new call
+    assert answer(messages).tool_calls[0]["args"] == {"a": 1, "b": 5}
+    say(call)
+    assert answer([*messages, AIMessage("It is 3."), HumanMessage("And once more?")]).tool_calls  # asked anew
+    say(call)
+    assert chat.bind_tools([add], tool_choice="add").invoke(messages).tool_calls  # asked for by name
 
 
 def test_a_call_cut_short_is_an_invalid_call(chat: MPlusChat) -> None:

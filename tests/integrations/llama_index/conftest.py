@@ -11,6 +11,7 @@ import mplus
 from mplus.testing import tiny_model
 from mplus_integrations.llama_index import MPlusLLM
 from tests.conftest import TINY
+from tests.integrations.saying import Saying
 
 MODEL = tiny_model(memory=TINY)
 
@@ -69,31 +70,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return prompts
 
 
-class Saying:
-    """Makes the model answer with given texts, one after the other: its form is enforced as for a tool call."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.texts: list[str] = []
-        real = MODEL.stream
-
-        def stream(*args: Any, **kwargs: Any) -> Any:
-            if self.texts:
-                text = self.texts.pop(0)
-                kwargs["constraint"] = mplus.Constraint("start: " + _quoted(text))
-                kwargs["max_new_tokens"] = len(text.encode()) + 1
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(MODEL, "stream", stream)
-
-    def __call__(self, *texts: str) -> None:
-        self.texts += texts
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"\n'
-
-
 @pytest.fixture
 def say(monkeypatch: pytest.MonkeyPatch) -> Saying:
-    return Saying(monkeypatch)
+    return Saying(monkeypatch, MODEL)

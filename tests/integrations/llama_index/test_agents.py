@@ -67,6 +67,14 @@ async def test_acceptance_8_function_agent_runs_with_memory(stored: MPlusLLM, sa
     ]
 
 
+async def test_a_call_that_has_its_result_is_not_made_again(stored: MPlusLLM, say: Saying) -> None:
+    agent = FunctionAgent(llm=stored, tools=[add], system_prompt="Be brief.")
+    say(CALL, CALL, "It is 3.")
+    answer = await agent.run("What is 1 + 2?", memory=conversation(stored, "anna"))
+    assert str(answer) == "It is 3."
+    assert len(answer.tool_calls) == 1
+
+
 async def test_acceptance_8_react_agent_runs_with_memory(stored: MPlusLLM, say: Saying) -> None:
     memory = conversation(stored, "anna")
     agent = ReActAgent(llm=stored, tools=[add])
