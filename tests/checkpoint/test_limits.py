@@ -89,7 +89,8 @@ def test_a_pipe_in_place_of_a_file_is_refused(folder: Path, name: str) -> None:
             memory_settings(folder)
 
 
-def test_a_looping_template_is_refused_when_the_model_is_loaded(folder: Path) -> None:
+def test_a_looping_template_is_refused_when_the_model_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mplus.chat_template.STEPS", 50_000)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x{% endfor %}{% endfor %}"
     (folder / "chat_template.jinja").write_text(loop + "{% endfor %}")
     with pytest.raises(CheckpointError, match="did not end"):
