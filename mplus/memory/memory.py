@@ -23,7 +23,7 @@ from mplus.memory.sources import Source, listed
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.stats import MemoryStats, measured
 from mplus.memory.waiting import Told, Waiting, told
-from mplus.moments import Moment
+from mplus.moments import Moment, seconds_of
 from mplus.progress import Progress, followed
 from mplus.storage.address import folder_of, place_of, zip_of
 from mplus.storage.encryption import MemoryKey
@@ -231,10 +231,7 @@ class Memory:
         Raises:
             ValueError: ``time`` is no moment.
         """
-        if time is None:  # pyright: ignore[reportUnnecessaryComparison]
-            raise ValueError("as_of(None): expected a time. For the present state, use fork().")
-        period, fork = Period.of(as_of=time), self.fork()
-        assert period is not None
+        period, fork = Period(until=seconds_of(time, "as_of", end=True)), self.fork()
         fork.restore(within(fork.state, self.config, period, purged=True), ())
         return fork
 
