@@ -501,16 +501,21 @@ class Memory:
 
     # --- what is in it ----------------------------------------------------------------------------
 
-    def sources(self, *, as_of: Moment | None = None) -> list[Source]:
+    def sources(
+        self, *, since: Moment | None = None, until: Moment | None = None, as_of: Moment | None = None
+    ) -> list[Source]:
         """Every source that was written and not forgotten, in the order of first writing.
 
         Args:
-            as_of: Only what was said up to then, as ``Memory.as_of`` describes.
+            since: Only what was said from then on.
+            until: Only what was said up to then.
+            as_of: The same, as ``Memory.as_of`` describes.
 
         Raises:
-            ValueError: ``as_of`` is no moment.
+            ValueError: One is no moment.
         """
-        return listed(self.state if as_of is None else self.as_of(as_of).state)
+        period, state = Period.of(since, until, as_of), self.state
+        return listed(state if period is None else within(state, self.config, period))
 
     def stats(self) -> MemoryStats:
         """Tokens per pool and layer, bytes, ages, number of sources."""

@@ -42,7 +42,9 @@ class Period:
         if since is None and until is None and as_of is None:
             return None
         begin = -math.inf if since is None else seconds_of(since, "since")
-        ends = [seconds_of(end, name, end=True) for name, end in (("until", until), ("as_of", as_of)) if end is not None]
+        ends = [
+            seconds_of(end, name, end=True) for name, end in (("until", until), ("as_of", as_of)) if end is not None
+        ]
         period = cls(begin, min(ends, default=math.inf))
         if period.until < period.since:
             raise ValueError(
@@ -151,7 +153,7 @@ def _time(text: WrittenText, entry: LedgerEntry) -> float:
 
 
 def _sources_within(state: MemoryState, ledger: Ledger | None, period: Period) -> tuple[SourceRecord, ...]:
-    """The table of sources as the texts of a period made it. Without a ledger, a source is in it whole or not at all."""
+    """The sources as the texts of a period made it; without a ledger, a source is in it whole or not at all."""
     partly = {r.name for r in state.sources if not r.forgotten and not period.holds(r)}
     said: dict[str, list[tuple[WrittenText, float]]] = {name: [] for name in partly}
     for entry in ledger or ():

@@ -145,7 +145,9 @@ class Writer:
             if dated:
                 raise ValueError("dated=True without at: expected when it was said, such as at='2024-03-03'.")
             return given
-        moments: list[Any] = [at] * len(given) if isinstance(at, str | float | int | date) else _each(at, len(given), "times")
+        moments: list[Any] = (
+            [at] * len(given) if isinstance(at, str | float | int | date) else _each(at, len(given), "times")
+        )
         found: list[TokenizedText] = []
         for text, moment in zip(given, moments, strict=True):
             if moment is None:

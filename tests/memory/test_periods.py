@@ -52,8 +52,12 @@ def test_a_read_as_of_a_time_is_that_of_a_memory_that_ends_there(
     assert torch.equal(logits(model, memory, as_of=as_of), logits(model, expected))
     assert torch.equal(logits(model, memory, until=as_of), logits(model, expected))
     assert torch.equal(logits(model, memory.as_of(as_of)), logits(model, expected))
-    found, wanted = (model.search(one, QUESTION, limit=None, **o) for one, o in ((memory, {"as_of": as_of}), (expected, {})))
-    assert [(one.source, one.relevance, one.texts) for one in found] == [(o.source, o.relevance, o.texts) for o in wanted]
+    found, wanted = (
+        model.search(one, QUESTION, limit=None, **o) for one, o in ((memory, {"as_of": as_of}), (expected, {}))
+    )
+    assert [(one.source, one.relevance, one.texts) for one in found] == [
+        (o.source, o.relevance, o.texts) for o in wanted
+    ]
     assert memory.fingerprint == before
     assert names(memory) == list(order)
 
@@ -296,9 +300,7 @@ def test_texts_that_wait_keep_their_times(model: MPlus) -> None:
         ({"dated": True}, r"dated=True without at"),
     ],
 )
-def test_what_is_no_time_is_refused_and_nothing_is_written(
-    model: MPlus, options: dict[str, Any], message: str
-) -> None:
+def test_what_is_no_time_is_refused_and_nothing_is_written(model: MPlus, options: dict[str, Any], message: str) -> None:
     for later in (False, True):
         memory = model.new_memory()
         with pytest.raises(ValueError, match=message):
