@@ -26,7 +26,9 @@ from mplus.generation.where import FoundSource, WhereLike, allowed_sources
 from mplus.inert import encode_inert
 from mplus.memory.ledger import LedgerEntry
 from mplus.memory.memory import Memory
+from mplus.memory.periods import Period
 from mplus.memory.state import MemoryState
+from mplus.moments import Moment, Moments
 from mplus.progress import Progress, followed
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import rank_sources
@@ -326,6 +328,8 @@ class MPlus:
         keep_text: bool = False,
         progress: bool | Progress | None = None,
         later: bool = False,
+        at: Moments = None,
+        dated: bool = False,
     ) -> WriteReport:
         """Write text into a memory.
 
@@ -344,18 +348,31 @@ class MPlus:
                 until there are enough for a pass through the model: many small writes then cost what one large does.
                 The report counts only text tokens. Memories with an age limit or an embedder, and those that do not
                 keep chunks of states, are written at once.
+            at: When it was said: a datetime, a date, ISO 8601 text or Unix seconds, in UTC if it has no zone; for
+                several texts also one for each. Reads choose by it (``since``, ``until``, ``as_of``), and exports keep
+                it. Age limits go by when text was written. None: now.
+            dated: Let the reader see the date: "On 3 March 2024:" is written before each text with a time.
 
         Raises:
-            ValueError: Empty text, token ids out of range, an empty source name, or another number of names or
-                metadata than of texts.
+            ValueError: Empty text, token ids out of range, an empty source name, another number of names, metadata or
+                times than of texts, something that is no time, or ``dated`` without ``at``.
             MemoryMismatchError: The memory belongs to another model.
         """
         self._requests.check_memory(memory)
         if later and not progress:
-            return self._writer.write_later(memory, text, source=source, metadata=metadata, keep_text=keep_text)
+            return self._writer.write_later(
+                memory, text, source=source, metadata=metadata, keep_text=keep_text, at=at, dated=dated
+            )
         with followed(progress, "writing", "tok") as told:
             (report,) = self._writer.write(
-                [memory], [text], sources=[source], metadata=[metadata], keep_text=keep_text, progress=told
+                [memory],
+                [text],
+                sources=[source],
+                metadata=[metadata],
+                keep_text=keep_text,
+                progress=told,
+                at=[at],
+                dated=dated,
             )
         return report
 
@@ -368,6 +385,8 @@ class MPlus:
         metadata: Mapping[str, Any] | None = None,
         keep_text: bool = False,
         progress: bool | Progress | None = None,
+        at: Sequence[Moments] | None = None,
+        dated: bool = False,
     ) -> list[WriteReport]:
         """Write into several memories at once, as ``write`` does into each.
 
@@ -380,17 +399,20 @@ class MPlus:
             metadata: Metadata of all the sources.
             keep_text: Keep the texts beside their latents.
             progress: True shows a bar; a callback receives the text tokens written so far and in total; None: silent.
+            at: For each memory, what ``write`` takes; None: now.
+            dated: Let the reader see the date of each text with a time.
 
         Raises:
-            ValueError: Different numbers of memories, texts and sources, a memory given twice, empty text, or
+            ValueError: Different numbers of memories, texts, sources and times, a memory given twice, empty text, or
                 token ids out of range.
             MemoryMismatchError: A memory belongs to another model.
         """
         names = [None] * len(memories) if sources is None else list(sources)
-        if not len(memories) == len(texts) == len(names):
+        times = [None] * len(memories) if at is None else _each_time(at)
+        if not len(memories) == len(texts) == len(names) == len(times):
             raise ValueError(
-                f"{len(memories)} memories, {len(texts)} texts and {len(names)} sources: expected one text and one "
-                "source per memory."
+                f"{len(memories)} memories, {len(texts)} texts, {len(names)} sources and {len(times)} times: expected "
+                "one text, one source and one time per memory."
             )
         if len(set(memories)) < len(memories):
             raise ValueError("A memory is given more than once: pass its texts as one list.")
@@ -404,6 +426,8 @@ class MPlus:
                 metadata=[metadata] * len(memories),
                 keep_text=keep_text,
                 progress=told,
+                at=times,
+                dated=dated,
             )
 
     def replay(self, memory: Memory, state: MemoryState, entry: LedgerEntry) -> MemoryState:
@@ -437,6 +461,8 @@ class MPlus:
                 chat_template_kwargs: variables of the model's chat template, such as ``{"enable_thinking": False}``.
                 where: the sources to read, from any pool: a filter of metadata, or a test of name and metadata;
                 of all memories, or a list with one for each.
+                since, until: read only what was said from a time on, or up to it; a date is its whole day.
+                as_of: answer as the memory was at that time: nothing that was said later is read.
 
         Raises:
             ValueError: A setting is unknown or out of range, or the prompt is malformed.
@@ -464,6 +490,9 @@ class MPlus:
         prompts: Sequence[PromptLike],
         *,
         where: Sequence[WhereLike] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        as_of: Moment | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Generation]:
         """Answer several prompts at once, each with its own memory.
@@ -472,6 +501,9 @@ class MPlus:
             memories: For each prompt, what ``generate`` takes; the same memory may be given several times.
             prompts: Strings or chat messages.
             where: The sources that each prompt may read, as in ``generate``; None for all.
+            since: When what they read was said, as in ``generate``.
+            until: The same.
+            as_of: The same.
             sampling: How to answer each, as ``SamplingParams`` describes.
 
         Raises:
@@ -487,7 +519,7 @@ class MPlus:
                 f"{len(allowed)} conditions in where for {len(prompts)} prompts: expected one per prompt, None for all."
             )
         rows = [
-            self._requests.row(memory, prompt, where=one, **sampling)
+            self._requests.row(memory, prompt, where=one, since=since, until=until, as_of=as_of, **sampling)
             for memory, prompt, one in zip(memories, prompts, allowed, strict=True)
         ]
         for _ in decode(self.weights, self.tokenizer, rows, self._requests.stop_token_ids()):
@@ -508,7 +540,15 @@ class MPlus:
         return Scheduler(self._requests, engine, max_running=max_running, max_waiting=max_waiting)
 
     def search(
-        self, memory: MemoryLike, query: str, *, limit: int | None = 4, where: WhereLike = None
+        self,
+        memory: MemoryLike,
+        query: str,
+        *,
+        limit: int | None = 4,
+        where: WhereLike = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        as_of: Moment | None = None,
     ) -> list[FoundSource]:
         """The sources that the retriever finds for a query, in any pool, most relevant first.
 
@@ -517,12 +557,16 @@ class MPlus:
             query: Text to search for.
             limit: Most sources; None for all.
             where: The sources to search, as in ``generate``.
+            since: When what is searched was said, as in ``generate``.
+            until: The same.
+            as_of: The same.
 
         Raises:
-            ValueError: An empty query, or a limit below 1.
+            ValueError: An empty query, a limit below 1, or something that is no time.
             MemoryMismatchError: The memory belongs to another model.
         """
-        config, read = memories_of(memory)[0].config, self._requests.present(memory)
+        period = Period.of(since, until, as_of)
+        config, read = memories_of(memory)[0].config, self._requests.present(memory, period)
         ids = encode_inert(self.tokenizer, query) if query.strip() else []
         if not ids:
             raise ValueError(f"query={query!r}: expected text to search for.")
@@ -564,13 +608,17 @@ class MPlus:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         where: WhereLike = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        as_of: Moment | None = None,
     ) -> ReadRequest:
         """The input of one row of a read: the present state of its memory, or of several, and the encoded prompt.
 
         Raises:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
         """
-        return self._requests.read_request(memory, prompt, tools=tools, where=where)
+        period = Period.of(since, until, as_of)
+        return self._requests.read_request(memory, prompt, tools=tools, where=where, period=period)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -601,6 +649,13 @@ class MPlus:
             f"MPlus({self.name or backbone.config.model_type!r}, {backbone.num_layers} layers, "
             f"{backbone.dtype}, {backbone.device})"
         )
+
+
+def _each_time(at: Sequence[Moments]) -> list[Moments]:
+    """The times of the texts of each memory, once it is clear that a list of them was given."""
+    if isinstance(at, str) or not isinstance(at, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"at={at!r:.60}: expected a list with what write takes for each memory.")
+    return list(at)
 
 
 def _one_dtype(dtype: str | torch.dtype, options: dict[str, Any]) -> str:

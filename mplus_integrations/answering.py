@@ -235,6 +235,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 tools=call.tools,
                 constraint=form.constraint,
                 where=read_where if several else read_where[0],
+                **call.times(),
                 **options,
             )
             return stream, names

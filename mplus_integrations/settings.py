@@ -147,8 +147,18 @@ class Call(AnswerSettings):
     """Whether the call reads and writes memory; without, it sees only its prompt."""
     where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = Field(default=None)
     """The sources to read: a filter of metadata, or a test of name and metadata."""
+    since: Any = None
+    """Read only what was said from then on: a datetime, a date (its whole day), ISO 8601 text or Unix seconds."""
+    until: Any = None
+    """Read only what was said up to then."""
+    as_of: Any = None
+    """Answer as the memory was then: nothing that was said later is read, but for turns in the prompt."""
     model: str | MPlus | None = None
     """Another model for this call."""
+
+    def times(self) -> dict[str, Any]:
+        """When what is read was said."""
+        return {"since": self.since, "until": self.until, "as_of": self.as_of}
 
     def turns_in_prompt(self, model: MPlus) -> int | None:
         """How many of the latest turns stand in the prompt; None: as many as fit."""

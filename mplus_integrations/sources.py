@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from mplus import Memory
@@ -27,6 +27,8 @@ TURNS = ("mplus_conversation", "mplus_thread", "mplus_turn")
 
 NODE = "mplus_node"
 """Metadata key of sources that are nodes of a LlamaIndex index; its value names their document."""
+TIMES = ("timestamp", "created_at")
+"""Keys under which messages have the time at which they were said."""
 HEADING = re.compile(r" {0,3}#{1,6}([ \t].*)?|<h([1-6])\b[^>]*>.*</h\2>\s*", re.IGNORECASE)
 UNDERLINE = re.compile(r" {0,3}(=+|-+)\s*")
 
@@ -48,6 +50,18 @@ def headings_of(memory: Memory) -> set[str]:
         and (DOCUMENT in source.metadata or NODE in source.metadata)
         and is_heading("\n".join(source.texts))
     }
+
+
+def time_of(item: object) -> Any:
+    """When a message was said, by what its framework or a provider noted with it; None: nothing is known."""
+    for place in ("additional_kwargs", "response_metadata"):
+        about = getattr(item, place, None)
+        if isinstance(about, Mapping):
+            noted = cast("Mapping[str, Any]", about)
+            found = next((noted[key] for key in TIMES if noted.get(key) is not None), None)
+            if found is not None:
+                return found
+    return None
 
 
 def named(name: object) -> str | None:

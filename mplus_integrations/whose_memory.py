@@ -21,7 +21,7 @@ from pydantic import (
 from mplus import Embedder, Memory, MemoryStore, MPlus
 from mplus_integrations.copies import PackedMemory, Referring
 from mplus_integrations.models import load, loaded_already
-from mplus_integrations.sources import named, refuse_others, without_blanks
+from mplus_integrations.sources import named, refuse_others, time_of, without_blanks
 from mplus_integrations.worker import in_thread
 
 UNLOADED_WINDOW = 4096
@@ -335,6 +335,8 @@ class Remembering(Referring, Generic[Item]):
         metadata: Mapping[str, Any] | None = None,
         memory_key: str | None = None,
         show_progress: bool = False,
+        at: Any = None,
+        dated: bool = False,
     ) -> int:
         """Write texts, documents or messages into memory.
 
@@ -345,6 +347,9 @@ class Remembering(Referring, Generic[Item]):
             metadata: Metadata of the sources, returned when they are recalled.
             memory_key: Name of the memory.
             show_progress: Show a bar, in a terminal or a notebook.
+            at: When they were said, all or each, as ``MPlus.write`` takes it. None: a message's own time where it has
+                one ("timestamp" or "created_at"), else now.
+            dated: Begin each text with a time with its date for the reader.
 
         Returns:
             Text tokens written.
@@ -354,23 +359,26 @@ class Remembering(Referring, Generic[Item]):
         """
         several = isinstance(items, Sequence) and not isinstance(items, str)
         given = list(cast("Sequence[Item]", items)) if several else [cast("Item", items)]
-        texts = [self._to_text(item) for item in given]
+        times = _each_time(at, given)
+        texts = [(*self._to_text(item), time) for item, time in zip(given, times, strict=True)]
         if self._may_be_blank(given):
             numbered = {f"number {n} ({one[1]})": one for n, one in enumerate(texts)}  # several may be of one source
             texts = list(without_blanks(numbered, lambda item: item[0]).values())
         if not texts:
             return 0
-        names = [named(source) or name for _, name, _ in texts]
+        names = [named(source) or name for _, name, _, _ in texts]
         with self.opened(memory_key) as memory:
             refuse_others(memory, filter(None, names))
             return self.loaded.write(
                 memory,
-                [text for text, _, _ in texts],
+                [text for text, *_ in texts],
                 source=names,
-                metadata=[{**own, **(metadata or {})} for _, _, own in texts],
+                metadata=[{**own, **(metadata or {})} for _, _, own, _ in texts],
                 keep_text=True,
                 progress=show_progress,
                 later=True,
+                at=None if all(time is None for *_, time in texts) else [time for *_, time in texts],
+                dated=dated,
             ).text_tokens
 
     def _may_be_blank(self, items: Sequence[Any]) -> bool:
@@ -385,6 +393,8 @@ class Remembering(Referring, Generic[Item]):
         metadata: Mapping[str, Any] | None = None,
         memory_key: str | None = None,
         show_progress: bool = False,
+        at: Any = None,
+        dated: bool = False,
     ) -> int:
         """``memorize`` without blocking the event loop."""
         return await in_thread(
@@ -394,6 +404,8 @@ class Remembering(Referring, Generic[Item]):
             metadata=metadata,
             memory_key=memory_key,
             show_progress=show_progress,
+            at=at,
+            dated=dated,
         )
 
     def forget(self, source: str | int, *, memory_key: str | None = None) -> int:
@@ -408,3 +420,13 @@ class Remembering(Referring, Generic[Item]):
         Raises:
             ValueError: The item has no text.
         """
+
+
+def _each_time(at: Any, items: Sequence[Any]) -> list[Any]:
+    """When each item was said: as given, else its own time."""
+    if isinstance(at, list | tuple):
+        several = list(cast("Sequence[Any]", at))
+        if len(several) != len(items):
+            raise ValueError(f"{len(several)} times for {len(items)} items: expected one for each, or one for all.")
+        return several
+    return [time_of(item) if at is None else at for item in items]

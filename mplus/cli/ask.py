@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mplus.cli.opened import opened
-from mplus.cli.options import JsonOption, MemoryOption, ModelOption
+from mplus.cli.options import AsOfOption, JsonOption, MemoryOption, ModelOption, SinceOption, UntilOption
 
 
 def ask(
@@ -20,6 +20,9 @@ def ask(
     abstain_below: Annotated[
         float | None, typer.Option(help="Say that you do not know where confidence is lower, 0 to 1.")
     ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    as_of: AsOfOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question; the answer comes from memory."""
@@ -31,6 +34,9 @@ def ask(
             temperature=temperature,
             seed=seed,
             abstain_below=abstain_below,
+            since=since,
+            until=until,
+            as_of=as_of,
         )
         for piece in stream:
             if not as_json:

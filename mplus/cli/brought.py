@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mplus.moments import as_text, seconds_of
 from mplus.turns import turn_text
 
 Origin = Literal["chatgpt", "claude", "openwebui", "mem0", "jsonl"]
@@ -21,11 +22,13 @@ class Brought(NamedTuple):
         text: The text.
         source: Its name, the same at every import, so that it is written once.
         metadata: Its origin, its time and what else is known of it.
+        at: Unix time at which it was said; None: nothing is known.
     """
 
     text: str
     source: str
     metadata: dict[str, Any]
+    at: float | None = None
 
 
 def read_export(file: Path, origin: Origin) -> list[Brought]:
@@ -43,7 +46,7 @@ def read_export(file: Path, origin: Origin) -> list[Brought]:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} is not an export of {origin}: {type(error).__name__}: {error}.") from error
     once = {one.source: one for one in found if one.text.strip()}
-    return sorted(once.values(), key=lambda one: one.metadata.get("time", ""))
+    return sorted(once.values(), key=lambda one: -math.inf if one.at is None else one.at)
 
 
 def _parsed(file: Path) -> Any:
@@ -88,16 +91,19 @@ def _openwebui(conversations: Sequence[Mapping[str, Any]]) -> Iterator[Brought]:
 def _mem0(exported: Any) -> Iterator[Brought]:
     memories = exported["results"] if isinstance(exported, Mapping) else exported
     for one in memories:
-        about = {**(one.get("metadata") or {}), "from": "mem0", **_time(one.get("updated_at") or one.get("created_at"))}
-        yield Brought(one["memory"], f"mem0-{one['id']}", about)
+        at = _at(one.get("updated_at") or one.get("created_at"))
+        about = {**(one.get("metadata") or {}), "from": "mem0", **_time(at)}
+        yield Brought(one["memory"], f"mem0-{one['id']}", about, at)
 
 
 def _jsonl(lines: Sequence[Mapping[str, Any]]) -> Iterator[Brought]:
     for line in lines:
-        about = {**_time(line.get("first_written")), **(line.get("metadata") or {}), **_time(line.get("time"))}
+        given = _at(line.get("time"))
+        written = _at(line["at"] if line.get("at") is not None else line.get("first_written"))
+        about = {**_time(written), **(line.get("metadata") or {}), **_time(given)}
         text = line["text"] if "text" in line else turn_text(line)
         made = f"jsonl-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        yield Brought(text, line.get("source") or made, about)
+        yield Brought(text, line.get("source") or made, about, written if given is None else given)
 
 
 READERS: Mapping[str, Callable[[Any], Iterator[Brought]]] = {
@@ -112,8 +118,8 @@ READERS: Mapping[str, Callable[[Any], Iterator[Brought]]] = {
 def _turn(role: str, text: str, name: str, time: Any, about: Mapping[str, Any]) -> Iterator[Brought]:
     """A turn of a conversation; what was never said, such as a system message, is left out."""
     if role in ROLES and text.strip():
-        said = turn_text({"role": ROLES[role], "content": text})
-        yield Brought(said, f"{about['from']}-{name}", {**about, "role": ROLES[role], **_time(time)})
+        said, at = turn_text({"role": ROLES[role], "content": text}), _at(time)
+        yield Brought(said, f"{about['from']}-{name}", {**about, "role": ROLES[role], **_time(at)}, at)
 
 
 def _path(nodes: Mapping[str, Mapping[str, Any]], last: str | None, parent: str) -> list[Mapping[str, Any]]:
@@ -127,13 +133,11 @@ def _path(nodes: Mapping[str, Mapping[str, Any]], last: str | None, parent: str)
     return found[::-1]
 
 
-def _time(given: Any) -> dict[str, str]:
-    """A time as metadata, in UTC; Unix seconds or ISO 8601."""
-    if given is None:
-        return {}
-    if isinstance(given, int | float):
-        moment = datetime.fromtimestamp(given, UTC)
-    else:
-        moment = datetime.fromisoformat(given)
-        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return {"time": moment.isoformat(timespec="seconds")}
+def _at(given: Any) -> float | None:
+    """A time in Unix seconds, from these or ISO 8601; None where there is none."""
+    return None if given is None else seconds_of(given, "time")
+
+
+def _time(at: float | None) -> dict[str, str]:
+    """A time as metadata, in UTC."""
+    return {} if at is None else {"time": as_text(math.floor(at))}

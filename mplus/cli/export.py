@@ -9,6 +9,7 @@ import typer
 
 from mplus.cli.opened import located
 from mplus.cli.options import MemoryOption, ModelOption
+from mplus.moments import as_text
 
 if TYPE_CHECKING:
     from mplus import Memory
@@ -46,4 +47,5 @@ def text_lines(memory: "Memory") -> Iterator[str]:
     for source in memory.sources():
         if source.texts:
             about = {"text": "\n".join(source.texts), "source": source.name, "metadata": dict(source.metadata)}
-            yield json.dumps({**about, "first_written": source.first_written}, ensure_ascii=False, default=str)
+            times = {"first_written": source.first_written, "at": as_text(source.latest)}
+            yield json.dumps({**about, **times}, ensure_ascii=False, default=str)

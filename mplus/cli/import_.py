@@ -1,7 +1,7 @@
 """``mplus import``: a memory out of a portable file, or what another program exported."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,14 +24,19 @@ def import_(
         Origin | None,
         typer.Option("--from", help="Program that exported the file: its conversations or memories are written."),
     ] = None,
+    dated: Annotated[
+        bool, typer.Option("--dated", help="With --from, begin each text with the date on which it was said.")
+    ] = False,
 ) -> None:
     """Keep the memory in a portable file under a name, or write what another program exported."""
     from mplus import Memory, MPlus
 
+    if dated and origin is None:
+        raise ValueError("--dated without --from: a portable file has its texts as they were written. Leave it out.")
     if origin is not None:
         brought = read_export(file, origin)
         with opened(memory, model) as (loaded, held):
-            written, replaced = bring(loaded, held, brought)
+            written, replaced = bring(loaded, held, brought, dated=dated)
             described = repr(held)
         there = len(brought) - written - replaced
         print(f"Wrote {written:,}, replaced {replaced:,}, there already {there:,}. {described}")
@@ -42,16 +47,18 @@ def import_(
     print(f"Imported {memory!r}: {imported!r}")
 
 
-def bring(model: "MPlus", memory: "Memory", brought: list[Brought]) -> tuple[int, int]:
-    """Write what is new or has changed since the last import; returns how many of each."""
-    known = {source.name: source.texts for source in memory.sources()}
-    changed = [one for one in brought if one.source in known and known[one.source] != (one.text,)]
+def bring(model: "MPlus", memory: "Memory", brought: list[Brought], *, dated: bool = False) -> tuple[int, int]:
+    """Write what is new or has changed since the last import, as said at its time; returns how many of each."""
+    known = {source.name: "\n".join(source.texts) for source in memory.sources()}
+    changed = [one for one in brought if one.source in known and known[one.source] != one.text]
     new = [one for one in brought if one.source not in known]
     if changed or new:
         fork = memory.fork()
         for one in changed:
             fork.forget(one.source)
-        texts, sources, metadata = zip(*(one for one in brought if one in changed or one in new), strict=True)
-        model.write(fork, texts, source=sources, metadata=metadata, keep_text=True, progress=is_watched())
+        written = {one.source for one in (*changed, *new)}
+        texts, sources, metadata, at = zip(*(one for one in brought if one.source in written), strict=True)
+        options: dict[str, Any] = {"source": sources, "metadata": metadata, "at": at, "dated": dated}
+        model.write(fork, texts, keep_text=True, progress=is_watched(), **options)
         memory.adopt(fork)
     return len(new), len(changed)

@@ -5,16 +5,23 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mplus.cli.opened import opened
-from mplus.cli.options import JsonOption, MemoryOption, ModelOption
+from mplus.cli.options import AsOfOption, JsonOption, MemoryOption, ModelOption
 from mplus.cli.terminal import moment, show
 
 if TYPE_CHECKING:
     from mplus import Memory
 
 
-def inspect(memory: MemoryOption = "default", model: ModelOption = "smol-135m", as_json: JsonOption = False) -> None:
+def inspect(
+    memory: MemoryOption = "default",
+    model: ModelOption = "smol-135m",
+    as_of: AsOfOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a memory holds: pools, bytes, sources, snapshots."""
     with opened(memory, model) as (_, held):
+        if as_of is not None:
+            held = held.as_of(as_of)
         if as_json:
             print(json.dumps(_described(held), default=str))
         else:

@@ -9,3 +9,8 @@ MemoryOption = Annotated[
     str, typer.Option("--memory", help="Name of a memory kept for you, or a folder (with a slash in it).")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+SinceOption = Annotated[
+    str | None, typer.Option("--since", help="Read only what was said from then on, such as 2024-03-03.")
+]
+UntilOption = Annotated[str | None, typer.Option("--until", help="Read only what was said up to then.")]
+AsOfOption = Annotated[str | None, typer.Option("--as-of", help="The memory as it was then: nothing said later.")]

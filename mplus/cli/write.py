@@ -18,6 +18,10 @@ def write(
     ] = None,
     file: Annotated[list[Path] | None, typer.Option("--file", "-f", help="Text file to remember.")] = None,
     source: Annotated[str | None, typer.Option(help="Name under which it can be recalled and forgotten.")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="When it was said, such as 2024-03-03 or 2024-03-03T10:00:00+01:00; else now.")
+    ] = None,
+    dated: Annotated[bool, typer.Option("--dated", help="With --at, begin each text with the date.")] = False,
     memory: MemoryOption = "default",
     model: ModelOption = "smol-135m",
     as_json: JsonOption = False,
@@ -30,7 +34,8 @@ def write(
     reports: list[dict[str, Any]] = []
     with opened(memory, model) as (loaded, held):
         for text, name in documents:
-            reports.append(vars(loaded.write(held, text, source=name, progress=is_watched())))
+            report = loaded.write(held, text, source=name, progress=is_watched(), at=at, dated=dated)
+            reports.append(vars(report))
         described = repr(held)
     if as_json:
         print(json.dumps(reports))

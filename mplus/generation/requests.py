@@ -1,9 +1,9 @@
 """Turns a memory and a prompt into a row for an engine, and checks that it fits the model's window."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -23,8 +23,10 @@ from mplus.generation.sampling import GateChoice, SamplingOptions, SamplingParam
 from mplus.generation.told import encode_told, text_of
 from mplus.generation.where import WhereLike, allowed_sources
 from mplus.memory.memory import Memory
+from mplus.memory.periods import Period, within
 from mplus.memory.state import MemoryState, Tail
 from mplus.memory.together import Together, alone, together
+from mplus.moments import Moment
 from mplus.read.prefill import ReadRequest, has_prefix
 from mplus.recall.choose import best_unit
 from mplus.recall.embedder import Embedder
@@ -43,7 +45,7 @@ MEMORY_NEEDED, MEMORY_CERTAIN = 0.01, 0.5
 """Least probability that a question needs memory with which it is asked of memory, and with which memory may decline.
 Between the two, what memory would decline is answered without it."""
 JOINED_READS = 16
-"""Most memories put together that are kept for the next read of the same states."""
+"""Most memories put together, and most periods of memories, that are kept for the next read of the same states."""
 ANSWER_ROOM = 128
 """Recalled text leaves at least so many positions of the window to the answer, or an eighth of a small window."""
 
@@ -56,6 +58,9 @@ class GenerationOptions(SamplingOptions, total=False):
     tools: Tools | None
     constraint: Constraint | None
     where: WhereLike
+    since: Moment | None
+    until: Moment | None
+    as_of: Moment | None
     chat_template_kwargs: Mapping[str, Any] | None
 
 
@@ -104,7 +109,8 @@ class Requests:
         self._prefers_text = prefers_text
         self._passages = PassageReader(tokenizer, weights.words_of)
         self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
-        self._joined = JoinedStates()
+        self._joined = MadeOfStates[Together]()
+        self._periods = MadeOfStates[MemoryState]()
 
     def row(self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Row:
         """The row of one prompt; takes the arguments of ``MPlus.generate``.
@@ -129,6 +135,7 @@ class Requests:
             prompt,
             tools=options.get("tools"),
             where=options.get("where"),
+            period=Period.of(options.get("since"), options.get("until"), options.get("as_of")),
             gate=params.gate,
             options=options.get("chat_template_kwargs"),
         )
@@ -158,6 +165,7 @@ class Requests:
         *,
         tools: Tools | None,
         where: WhereLike,
+        period: Period | None = None,
         gate: GateChoice = "always",
         options: TemplateOptions = None,
     ) -> ReadRequest:
@@ -171,7 +179,7 @@ class Requests:
             MemoryMismatchError: A memory belongs to another model, or memories of different layouts are given.
         """
         config = memories_of(memory)[0].config
-        read = self.present(memory)
+        read = self.present(memory, period)
         state, encoded = read.state, self.encoded(prompt, tools, options)
         ids, (begin, end) = list(encoded.input_ids), encoded.query
         if not ids:
@@ -346,8 +354,8 @@ class Requests:
             "tokenizer into its folder (tokenizer.json, tokenizer_config.json) and load it again."
         )
 
-    def present(self, memory: MemoryLike) -> Together:
-        """What a read of a memory, or of several together, sees now.
+    def present(self, memory: MemoryLike, period: Period | None = None) -> Together:
+        """What a read of a memory, or of several together, sees now; only what was said in a period, if one is given.
 
         Raises:
             MemoryMismatchError: A memory belongs to another model, or memories of different layouts are given.
@@ -356,16 +364,27 @@ class Requests:
         for one in memories:
             self.check_memory(one)
         if len(memories) == 1:
-            return alone(self.present_state(memories[0]))
+            return alone(self._present_within(memories[0], period))
         check_alike(memories)
-        states = [one.state for one in memories]
+        states = [one.state if period is None else self._present_within(one, period) for one in memories]
         if (known := self._joined.get(states)) is None:
-            present = [self.present_state(one) for one in memories]
+            present = [self.present_state(one) for one in memories] if period is None else states
             config = memories[0].config
             for track in present[-1].tracks:  # its index is made here, where it is kept for other reads
                 self._weights.scorers[config.recall].prepare(track.long_term, config)
             known = together(present)
             self._joined.put(states, known)
+        return known
+
+    def _present_within(self, memory: Memory, period: Period | None) -> MemoryState:
+        """A memory's state for a read of what was said in a period; kept for the next read of the same state."""
+        state = self.present_state(memory)
+        if period is None:
+            return state
+        if (known := self._periods.get([state], period)) is None:
+            known = within(state, memory.config, period)
+            if known is not state:  # else it would keep itself alive
+                self._periods.put([state], known, period)
         return known
 
     def present_state(self, memory: Memory) -> MemoryState:
@@ -380,9 +399,9 @@ class Requests:
         if known is not None and known[0] is state:
             return known[1]
         last = state.context.sources[-1:].tolist() if state.context is not None else []
-        chunk = Chunk(
-            list(state.tail.input_ids), list(state.tail.sources), last == [state.tail.sources[0]], state.tail.since
-        )
+        tail = state.tail
+        continues = last == [tail.sources[0]] and state.sources[tail.sources[0]].comes_before(tail.time)
+        chunk = Chunk(list(tail.input_ids), list(tail.sources), continues, tail.since, latest=tail.latest)
         whole, _ = write_chunks(self._weights, memory, replace(state, tail=Tail()), [chunk])
         self._states[memory] = (state, whole)
         return whole
@@ -436,11 +455,14 @@ def check_alike(memories: Sequence[Memory]) -> None:
                 )
 
 
-class JoinedStates:
-    """Memories that were put together, kept while all of their states are alive: nothing forgotten is held."""
+Made = TypeVar("Made")
+
+
+class MadeOfStates(Generic[Made]):
+    """What was made of states for reads, kept while all of these are alive: nothing forgotten is held."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, ...], tuple[list[ref[MemoryState]], Together]] = {}
+        self._known: dict[tuple[Hashable, ...], tuple[list[ref[MemoryState]], Made]] = {}
         self.after_fork()
         renewed_after_fork(self)
 
@@ -448,16 +470,16 @@ class JoinedStates:
         """Begin with a lock of this process."""
         self._guard = threading.RLock()  # reentrant: garbage collection can drop a state while the lock is held
 
-    def get(self, states: Sequence[MemoryState]) -> Together | None:
-        """What was made of these states; None if nothing was."""
+    def get(self, states: Sequence[MemoryState], how: Hashable = None) -> Made | None:
+        """What was made of these states in some way; None if nothing was."""
         with self._guard:
-            found = self._known.get(tuple(map(id, states)))
+            found = self._known.get((how, *map(id, states)))
             alive = found is not None and all(r() is s for r, s in zip(found[0], states, strict=True))
             return found[1] if found is not None and alive else None
 
-    def put(self, states: Sequence[MemoryState], made: Together) -> None:
+    def put(self, states: Sequence[MemoryState], made: Made, how: Hashable = None) -> None:
         """Keep what was made of these states; the oldest is dropped beyond ``JOINED_READS``."""
-        key = tuple(map(id, states))
+        key = (how, *map(id, states))
 
         def drop(_: object) -> None:
             with self._guard:

@@ -1,5 +1,6 @@
-"""When each chunk was written: what age limits go by."""
+"""When each chunk was written, which age limits go by, and when it was said."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -36,3 +37,39 @@ class ChunkLog:
     def later(self, num: int) -> "ChunkLog":
         """The log without its first ``num`` chunks."""
         return ChunkLog(self.first + num, self.times[num:], self.ends[num:])
+
+
+@dataclass(frozen=True)
+class ChunkMoments:
+    """When chunks were said of which the log does not tell it: those given with a time, or joined of several texts."""
+
+    chunks: Int[Tensor, " C"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """Serial numbers, ascending."""
+    times: Float[Tensor, " C"] = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    """Unix time at which the latest text of each was said."""
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def append(self, first: int, times: Sequence[float | None]) -> "ChunkMoments":
+        """The moments of further chunks, numbered from ``first`` on; None where the log tells it."""
+        known = [(first + n, time) for n, time in enumerate(times) if time is not None]
+        if not known:
+            return self
+        numbers, moments = zip(*known, strict=True)
+        return ChunkMoments(
+            torch.cat([self.chunks, torch.tensor(numbers)]),
+            torch.cat([self.times, torch.tensor(moments, dtype=torch.float64)]),
+        )
+
+    def keeping(self, chunks: Int[Tensor, " n"]) -> "ChunkMoments":
+        """The moments of some chunks alone."""
+        kept = torch.isin(self.chunks, chunks)
+        return ChunkMoments(self.chunks[kept], self.times[kept])
+
+    def of(self, log: ChunkLog, num_chunks: int) -> Float[Tensor, " n"]:
+        """When each chunk was said, from number 0 on; NaN for those that nothing is known of."""
+        found = torch.full((num_chunks,), float("nan"), dtype=torch.float64)
+        found[log.first : log.first + len(log)] = log.times
+        found[self.chunks] = self.times
+        return found

@@ -84,12 +84,15 @@ def _without(state: MemoryState, config: MemoryConfig, gone: Gone) -> MemoryStat
         last = torch.full_like(context.sources, state.num_chunks - 1)
         kept = (~gone(context.sources, last)).nonzero().flatten()
         context = context.take(kept) if len(kept) else None
-    return replace(state, tracks=tracks, context=context, replayable=False)
+    moments = state.moments
+    if len(moments):
+        moments = moments.keeping(torch.cat([track.chunks for track in tracks]))
+    return replace(state, tracks=tracks, context=context, moments=moments, replayable=False)
 
 
 def _tail_without(tail: Tail, numbers: list[int]) -> Tail:
     left = [(i, s) for i, s in zip(tail.input_ids, tail.sources, strict=True) if s not in numbers]
-    return Tail(tuple(i for i, _ in left), tuple(s for _, s in left), tail.since)
+    return replace(tail, input_ids=tuple(i for i, _ in left), sources=tuple(s for _, s in left))
 
 
 def _blanked(state: MemoryState, numbers: list[int]) -> tuple[SourceRecord, ...]:

@@ -6,13 +6,13 @@ later one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
-from mplus.storage.json_fields import Record
+from mplus.storage.json_fields import LATER, Record
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,8 @@ class WrittenText:
     """Token ids that separate this text from a waiting tail of the same source."""
     kept: tuple[str, ...] = ()
     """The text itself, if ``keep_text`` was set; else empty."""
+    at: float | None = field(default=None, metadata=LATER)
+    """Unix time at which it was said; None: when it was written."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,12 +16,14 @@ from mplus.forks import renewed_after_fork
 from mplus.memory.clock import MemoryClock
 from mplus.memory.forgetting import within_age_limits, without_expired, without_source
 from mplus.memory.ledger import LedgerEntry, Redaction, WrittenText
+from mplus.memory.periods import Period, within
 from mplus.memory.saving import load, save
 from mplus.memory.snapshots import MemoryDiff, Snapshot, difference, latest_base
 from mplus.memory.sources import Source, listed
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.stats import MemoryStats, measured
 from mplus.memory.waiting import Told, Waiting, told
+from mplus.moments import Moment, seconds_of
 from mplus.progress import Progress, followed
 from mplus.storage.address import folder_of, place_of, zip_of
 from mplus.storage.encryption import MemoryKey
@@ -213,6 +215,24 @@ class Memory:
         with self._lock:
             fork.restore(self.state, self._snapshots)
             fork._clock, fork._saved_clock = self._clock, self._saved_clock
+        return fork
+
+    def as_of(self, time: Moment) -> "Memory":
+        """What the memory held at a time, as a memory of its own without snapshots; this one is not changed.
+
+        A text counts from when it was said (``write(..., at=…)``), else from when it was written. In the chunk layout
+        reads, searches and sources are those of a memory into which nothing later was ever written. Short texts that
+        were written at several times, without ``at``, and joined to one chunk count from the last of them. What was
+        forgotten since does not come back; snapshots keep what was dropped otherwise.
+
+        Args:
+            time: A datetime, a date (its whole day), ISO 8601 text or Unix seconds; without a zone, in UTC.
+
+        Raises:
+            ValueError: ``time`` is no moment.
+        """
+        period, fork = Period(until=seconds_of(time, "as_of", end=True)), self.fork()
+        fork.restore(within(fork.state, self.config, period, purged=True), ())
         return fork
 
     def is_unchanged_since(self, fork: "Memory") -> bool:
@@ -481,9 +501,21 @@ class Memory:
 
     # --- what is in it ----------------------------------------------------------------------------
 
-    def sources(self) -> list[Source]:
-        """Every source that was written and not forgotten, in the order of first writing."""
-        return listed(self.state)
+    def sources(
+        self, *, since: Moment | None = None, until: Moment | None = None, as_of: Moment | None = None
+    ) -> list[Source]:
+        """Every source that was written and not forgotten, in the order of first writing.
+
+        Args:
+            since: Only what was said from then on.
+            until: Only what was said up to then.
+            as_of: The same, as ``Memory.as_of`` describes.
+
+        Raises:
+            ValueError: One is no moment.
+        """
+        period, state = Period.of(since, until, as_of), self.state
+        return listed(state if period is None else within(state, self.config, period))
 
     def stats(self) -> MemoryStats:
         """Tokens per pool and layer, bytes, ages, number of sources."""

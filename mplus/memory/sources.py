@@ -41,6 +41,10 @@ class Source:
     """Whether the source is kept regardless of age limits, capacity and disuse."""
     texts: tuple[str, ...]
     """The written texts, if they were kept (``write(..., keep_text=True)``)."""
+    earliest: float = 0.0
+    """Unix time at which its earliest text was said: as given (``write(..., at=…)``), else when it was written."""
+    latest: float = 0.0
+    """Unix time at which its latest text was said."""
 
 
 def listed(state: MemoryState) -> list[Source]:
@@ -68,6 +72,7 @@ def listed(state: MemoryState) -> list[Source]:
             int(oldest[number]),
             record.name in state.pinned,
             record.texts,
+            *record.span,
         )
         for number, record in enumerate(state.sources)
         if not record.forgotten

@@ -16,14 +16,14 @@ from torch import Tensor
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.layouts.layout import Eviction
-from mplus.memory.chunk_log import ChunkLog
+from mplus.memory.chunk_log import ChunkLog, ChunkMoments
 from mplus.memory.ledger import Ledger
 from mplus.memory.long_term import LongTermMemory, survivors
 from mplus.memory.placement import placed
 from mplus.memory.tiers import Segment, SegmentTier
 from mplus.memory.tokens import Provenance, Tokens
 from mplus.memory.vectors import ChunkVectors
-from mplus.storage.json_fields import Record
+from mplus.storage.json_fields import LATER, Record
 
 SEGMENT_TOKENS = 4096
 """Long-term memory is kept in segments of about this many tokens."""
@@ -62,6 +62,15 @@ class Tail:
     sources: tuple[int, ...] = ()
     since: float = 0.0
     """Unix time at which its first text was given."""
+    latest: float | None = field(default=None, metadata=LATER)
+    """Unix time at which its last text was said; None: ``since``."""
+    is_dated: bool = field(default=False, metadata=LATER)
+    """Whether its texts were given with the time at which they were said."""
+
+    @property
+    def time(self) -> float:
+        """Unix time at which its last text was said."""
+        return self.since if self.latest is None else self.latest
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,20 @@ class SourceRecord(Record):
     forgotten: bool = False
     texts: tuple[str, ...] = ()
     """The written texts, if ``keep_text`` was set."""
+    earliest: float | None = field(default=None, metadata=LATER)
+    """Unix time at which its earliest text was said; None: ``first_written``."""
+    latest: float | None = field(default=None, metadata=LATER)
+    """Unix time at which its latest text was said; None: ``last_written``."""
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Unix times at which its earliest and its latest text were said."""
+        first = self.first_written if self.earliest is None else self.earliest
+        return first, self.last_written if self.latest is None else self.latest
+
+    def comes_before(self, time: float) -> bool:
+        """Whether nothing of it was said after a time, so that what was said then may continue it."""
+        return self.latest is None or self.latest <= time
 
     @classmethod
     def blank(cls) -> "SourceRecord":
@@ -166,19 +189,20 @@ class Track:
         compact = long_term.compacted(size=SEGMENT_TOKENS)
         return replace(self, pending=LongTermMemory.empty(), long_term=compact)._with_held_vectors()
 
-    def keeping(self, keeps: Keeps, config: MemoryConfig) -> "Track":
-        """The track with only the tokens that ``keeps`` selects; no pool and no tensor holds another."""
+    def keeping(self, keeps: Keeps, config: MemoryConfig, *, purged: bool = True) -> "Track":
+        """The track with only the tokens that ``keeps`` selects.
+
+        Args:
+            keeps: Selects them.
+            config: The memory's layout.
+            purged: Whether no tensor may hold another token; else long-term memory shares its tensors with this one's.
+        """
         kept = keeps(self.short_term.provenance).nonzero().flatten()
-        return (
-            replace(
-                self,
-                short_term=self.short_term.take(kept),
-                pending=self.pending.where(keeps(self.pending.provenance)).purged(),
-                long_term=self.long_term.where(keeps(self.long_term.provenance)).purged(),
-            )
-            ._refilled(config)
-            ._with_held_vectors()
-        )
+        pending, long_term = (store.where(keeps(store.provenance)) for store in (self.pending, self.long_term))
+        if purged:
+            pending, long_term = pending.purged(), long_term.purged()
+        track = replace(self, short_term=self.short_term.take(kept), pending=pending, long_term=long_term)
+        return track._refilled(config, purged=purged)._with_held_vectors()
 
     @property
     def chunks(self) -> Int[Tensor, " U"]:
@@ -189,7 +213,7 @@ class Track:
         """The track without vectors of chunks that no pool holds."""
         return replace(self, vectors=self.vectors.keeping(self.chunks)) if len(self.vectors) else self
 
-    def _refilled(self, config: MemoryConfig) -> "Track":
+    def _refilled(self, config: MemoryConfig, *, purged: bool) -> "Track":
         """Move the newest evicted tokens back into short-term memory if forgetting made room."""
         track = self
         for pool in ("pending", "long_term"):
@@ -200,7 +224,8 @@ class Track:
             if count:
                 content = store.content(returning, track.dtype, track.devices)
                 back = Tokens(content, store.provenance.take(returning))
-                left = {pool: store.take(staying).purged()}
+                rest = store.take(staying)
+                left = {pool: rest.purged() if purged else rest}
                 track = replace(track, short_term=Tokens.cat([back, track.short_term]), **left)
             if len(staying):
                 break
@@ -224,6 +249,8 @@ class MemoryState:
     waiting_tokens: int = 0
     """Memory tokens written since the last consolidation (published: update_step)."""
     chunk_log: ChunkLog = field(default_factory=ChunkLog)
+    moments: ChunkMoments = field(default_factory=ChunkMoments)
+    """When chunks were said, where that is not when they were written."""
     pinned: frozenset[str] = frozenset()
     """Names of sources that are kept regardless of age, capacity and disuse."""
     ledger: Ledger | None = None

@@ -76,6 +76,8 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
     records: dict[str, list[str] | None] = {}
     for name, hint in plain_fields().items():
         value = getattr(state, name)
+        if name == "moments" and not len(value):
+            continue  # earlier versions do not know it
         if _record_type(hint) is None:
             values[name] = encode(value, keep)
         else:
@@ -272,3 +274,8 @@ def _check_sources(state: MemoryState) -> None:
     log = state.chunk_log
     if log.first < 0 or len(log.times) != len(log.ends) or not bool(log.times.isfinite().all()):
         raise CorruptMemoryError("its log of chunks has no time for each of them")
+    said = state.moments
+    if len(said) != len(said.times) or not bool(said.times.isfinite().all()):
+        raise CorruptMemoryError("its moments do not have a time for each of them")
+    if len(said) and not 0 <= int(said.chunks.min()) <= int(said.chunks.max()) < state.num_chunks:
+        raise CorruptMemoryError("it tells when a chunk was said that was never written")

@@ -25,6 +25,8 @@ from mplus.storage.shards import as_bytes
 
 METADATA = "metadata"
 """The field of a dataclass whose values keep their types."""
+LATER: Mapping[str, bool] = {"later": True}
+"""Metadata of a field of a dataclass that earlier versions do not know: it is left out where it has its default."""
 MOST = 2**60
 """Largest number that a field may have; no NaN is below it."""
 
@@ -67,6 +69,7 @@ def encode(value: Any, keep: KeepTensor = inline) -> Any:
             if field.name == METADATA
             else encode(getattr(value, field.name), keep)
             for field in fields(value)
+            if not (field.metadata == LATER and getattr(value, field.name) == field.default)
         }
     if isinstance(value, Mapping):
         return {str(key): encode(item, keep) for key, item in typing.cast("Mapping[Any, Any]", value).items()}

@@ -162,6 +162,7 @@ def absorb(
         num_chunks=state.num_chunks + len(chunks),
         waiting_tokens=state.waiting_tokens + num_new,
         chunk_log=state.chunk_log.append(times, ends),
+        moments=state.moments.append(state.num_chunks, [chunk.latest for chunk in chunks]),
         digest=digest,
     )
     state, moved = state.consolidated_when_due(config)

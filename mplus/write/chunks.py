@@ -24,6 +24,8 @@ class TokenizedText(NamedTuple):
     """Token ids that separate this text from a waiting tail of the same source."""
     original: str
     """The given text; empty if token ids were given."""
+    at: float | None = None
+    """Unix time at which it was said; None: now."""
 
 
 def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[TokenizedText]:
@@ -106,16 +108,23 @@ class _Cutting:
 
     def add(self, text: WrittenText) -> None:
         """The chunks of a text that are ready; a rest that is too short waits in the tail of the state."""
+        # Rows of sources are added at the end, so the table before tells what was known of this one and of the tail's.
+        before, now = self.state.sources, self._now if text.at is None else text.at
         self.state, source = _with_source(self.state, text, self._now)
-        tail, ids, since = self.state.tail, text.input_ids.tolist(), self._now
-        sources = [source] * len(ids)
-        if tail.input_ids and (tail.sources[-1] == source or self._config.encoding == "adapter"):
+        tail, ids, since, latest = self.state.tail, text.input_ids.tolist(), self._now, text.at
+        sources, is_dated = [source] * len(ids), text.at is not None
+        if tail.input_ids and self._joins(tail, source, text):
             ids = [*tail.input_ids, *text.joined_by, *ids]
             sources = [*tail.sources, *([source] * len(text.joined_by)), *sources]
-            since = tail.since
+            since, is_dated = tail.since, is_dated or tail.is_dated
+            said = max(tail.time, now)
+            latest = said if is_dated or said != since else None
         elif tail.input_ids:
-            # Another source follows. These chunks never mix sources, so that each source can be forgotten exactly.
-            self._chunk(list(tail.input_ids), list(tail.sources), tail.since)
+            if not before[tail.sources[0]].comes_before(tail.time):
+                self._last = []
+            self._chunk(list(tail.input_ids), list(tail.sources), tail.since, tail.latest)
+        if source < len(before) and not before[source].comes_before(now):
+            self._last = []  # nothing may attend to what was said after it
         cuts = cut(
             ids,
             self._ends,
@@ -123,13 +132,26 @@ class _Cutting:
             minimum_chunk_tokens=self._config.minimum_chunk_tokens,
         )
         for start, stop in cuts.chunks:
-            self._chunk(ids[start:stop], sources[start:stop], since)
-            since = self._now
+            self._chunk(ids[start:stop], sources[start:stop], since, latest)
+            since, latest = self._now, text.at
         start, stop = cuts.tail
-        self.state = replace(self.state, tail=Tail(tuple(ids[start:stop]), tuple(sources[start:stop]), since))
+        tail = Tail(tuple(ids[start:stop]), tuple(sources[start:stop]), since)
+        self.state = replace(self.state, tail=replace(tail, latest=latest, is_dated=is_dated) if start < stop else tail)
 
-    def _chunk(self, ids: list[int], sources: list[int], since: float) -> None:
-        self.chunks.append(Chunk(ids, sources, self._last == sources[:1], since))
+    def _joins(self, tail: Tail, source: int, text: WrittenText) -> bool:
+        """Whether a text may stand in one chunk with the waiting tail.
+
+        Chunks of states never mix sources, so that each can be forgotten exactly, nor times that were given, so that
+        reads as of a time see all that was said by then and nothing else.
+        """
+        if self._config.encoding == "adapter":
+            return True
+        if tail.sources[-1] != source:
+            return False
+        return tail.latest == text.at if tail.is_dated or text.at is not None else True
+
+    def _chunk(self, ids: list[int], sources: list[int], since: float, latest: float | None) -> None:
+        self.chunks.append(Chunk(ids, sources, self._last == sources[:1], since, latest=latest))
         self._last = sources[-1:]
 
 
@@ -137,7 +159,10 @@ def _with_source(state: MemoryState, text: WrittenText, now: float) -> tuple[Mem
     """The state with the text's source added or updated, and the source's row number."""
     number = state.source_number(text.source)
     if number is None:
-        record = SourceRecord(text.source, dict(text.metadata), now, now, len(text.input_ids), texts=text.kept)
+        size, kept = len(text.input_ids), text.kept
+        record = SourceRecord(
+            text.source, dict(text.metadata), now, now, size, texts=kept, earliest=text.at, latest=text.at
+        )
         return replace(state, sources=(*state.sources, record)), len(state.sources)
     known = state.sources[number]
     record = replace(
@@ -147,6 +172,9 @@ def _with_source(state: MemoryState, text: WrittenText, now: float) -> tuple[Mem
         text_tokens=known.text_tokens + len(text.input_ids),
         texts=known.texts + text.kept,
     )
+    if text.at is not None or known.latest is not None:
+        said, (first, last) = now if text.at is None else text.at, known.span
+        record = replace(record, earliest=min(first, said), latest=max(last, said))
     sources = (*state.sources[:number], record, *state.sources[number + 1 :])
     return replace(state, sources=sources), number
 

@@ -32,6 +32,8 @@ class Chunk(NamedTuple):
     """Unix time at which its first text was given."""
     vector: Float[Tensor, " E"] | None = None
     """Its vector by the user's embedder, if one scores chunks."""
+    latest: float | None = None
+    """Unix time at which its last text was said; None: ``since``."""
 
 
 class Encoded(NamedTuple):

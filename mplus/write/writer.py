@@ -4,11 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import torch
 
 from mplus.config import MemoryConfig
+from mplus.inert import encode_inert
 from mplus.layouts.by_config import layout_of
 from mplus.memory.forgetting import within_age_limits
 from mplus.memory.ledger import LedgerEntry, WrittenText
@@ -16,6 +18,7 @@ from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.vectors import ChunkVectors
 from mplus.metadata import checked_metadata
+from mplus.moments import Moments, heading_of, seconds_of
 from mplus.progress import Progress
 from mplus.sentences import SentenceEnds
 from mplus.weights import Weights
@@ -45,12 +48,24 @@ class Writer:
         metadata: Sequence[Metadata],
         keep_text: bool,
         progress: Progress | None,
+        at: Sequence[Moments] = (),
+        dated: bool = False,
     ) -> list[WriteReport]:
         """Write one or several texts into each memory; memories change once everything has been written.
 
+        Args:
+            memories: The memories.
+            texts: What to write into each.
+            sources: Their names.
+            metadata: Their metadata.
+            keep_text: Whether the texts are kept.
+            progress: Receives the text tokens written so far and in total.
+            at: When the texts of each were said; empty: now.
+            dated: Whether each text begins with the date on which it was said.
+
         Raises:
-            ValueError: The model has no tokenizer; or empty text, token ids out of range, an empty source name, or
-                another number of names or metadata than of texts.
+            ValueError: The model has no tokenizer; or empty text, token ids out of range, an empty source name, another
+                number of names, metadata or times than of texts, or something that is no time.
         """
         if self._tokenizer is None:
             raise ValueError(
@@ -58,7 +73,9 @@ class Writer:
                 "(tokenizer.json, tokenizer_config.json) and load it again."
             )
         _refuse_blank(sources)
-        given = [tokenized(text, self._tokenizer, self._weights.backbone.vocabulary_size) for text in texts]
+        given = [
+            self._tokenized(text, one, dated=dated) for text, one in zip(texts, at or [None] * len(texts), strict=True)
+        ]
         started = time.perf_counter()
         with ExitStack() as stack:
             # Memories are always locked in the same order, so that two batches cannot deadlock.
@@ -79,7 +96,15 @@ class Writer:
         ]
 
     def write_later(
-        self, memory: Memory, texts: TextLike, *, source: Names, metadata: Metadata, keep_text: bool
+        self,
+        memory: Memory,
+        texts: TextLike,
+        *,
+        source: Names,
+        metadata: Metadata,
+        keep_text: bool,
+        at: Moments = None,
+        dated: bool = False,
     ) -> WriteReport:
         """Have texts wait until something of the memory is asked for, or enough wait to fill a pass through the model.
 
@@ -92,11 +117,18 @@ class Writer:
         packs = layout_of(config).writes_together and config.encoding == "states"
         if not (is_named and packs) or config.has_vectors or config.has_age_limit or self._tokenizer is None:
             (report,) = self.write(
-                [memory], [texts], sources=[source], metadata=[metadata], keep_text=keep_text, progress=None
+                [memory],
+                [texts],
+                sources=[source],
+                metadata=[metadata],
+                keep_text=keep_text,
+                progress=None,
+                at=[at],
+                dated=dated,
             )
             return report
         _refuse_blank([source])
-        given, started = tokenized(texts, self._tokenizer, self._weights.backbone.vocabulary_size), time.perf_counter()
+        given, started = self._tokenized(texts, at, dated=dated), time.perf_counter()
         entry = self._entry(memory, source, metadata, given, keep_text)
 
         def write(waited: LedgerEntry) -> None:
@@ -105,6 +137,29 @@ class Writer:
 
         memory.wait(entry.texts, write, most=batch_tokens(self._weights))
         return WriteReport(sum(len(text.input_ids) for text in given), 0, 0, 0, time.perf_counter() - started)
+
+    def _tokenized(self, texts: TextLike, at: Moments, *, dated: bool) -> list[TokenizedText]:
+        """Texts as token ids, each with when it was said, and beginning with the date if it is ``dated``."""
+        given = tokenized(texts, self._tokenizer, self._weights.backbone.vocabulary_size)
+        if at is None:
+            if dated:
+                raise ValueError("dated=True without at: expected when it was said, such as at='2024-03-03'.")
+            return given
+        moments: list[Any] = (
+            [at] * len(given) if isinstance(at, str | float | int | date) else _each(at, len(given), "times")
+        )
+        found: list[TokenizedText] = []
+        for text, moment in zip(given, moments, strict=True):
+            if moment is None:
+                found.append(text)
+                continue
+            ids = text.input_ids
+            if dated:
+                heading = heading_of(moment)
+                whole = encode_inert(self._tokenizer, f"{heading} {text.original}")
+                ids = whole if text.original else [*encode_inert(self._tokenizer, f"{heading}\n"), *ids]
+            found.append(text._replace(input_ids=ids, at=seconds_of(moment, "at")))
+        return found
 
     def _entry(
         self, memory: Memory, source: Names, metadata: Metadata, tokens: Sequence[TokenizedText], keep_text: bool
@@ -117,7 +172,7 @@ class Writer:
         for name, about, text in zip(names, abouts, tokens, strict=True):
             ids = torch.tensor(text.input_ids, dtype=torch.int32)
             kept = (text.original or self._tokenizer.decode(text.input_ids),) if keep_text else ()
-            written.append(WrittenText(name, about, ids, tuple(text.joined_by), kept))
+            written.append(WrittenText(name, about, ids, tuple(text.joined_by), kept, text.at))
         return LedgerEntry(tuple(written), memory.now())
 
     def recalling(self, config: MemoryConfig, states: Sequence[MemoryState]) -> list[MemoryState]:

@@ -34,6 +34,12 @@ class MPlusRetriever(KnownNames, BaseRetriever):
     """Most documents."""
     where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = None
     """Which sources: a filter of metadata, or a test of name and metadata."""
+    since: Any = None
+    """Only what was said from then on, as ``MPlus.search`` takes it."""
+    until: Any = None
+    """Only what was said up to then."""
+    as_of: Any = None
+    """The memory as it was then."""
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         """The sources that are found; ``k`` and ``memory_key`` per call, the latter also in ``config``."""
@@ -50,7 +56,8 @@ class MPlusRetriever(KnownNames, BaseRetriever):
         k = self.k if kwargs.get("k") is None else checked_k(kwargs["k"])
         key = self.memory_key if self.memory_key is not None else kwargs.get("memory_key")
         with self.chat.opened(None if self.chat.memory is not None else key) as memory:
-            found = self.chat.loaded.search(memory, query, limit=k, where=self.where)
+            times = {"since": self.since, "until": self.until, "as_of": self.as_of}
+            found = self.chat.loaded.search(memory, query, limit=k, where=self.where, **times)
         documents: list[Document] = []
         for source in found:
             document = document_of(source.source, source)

@@ -25,7 +25,8 @@ Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
 DEFAULT_K = 4
 """Most documents of a search, as for LangChain's own stores."""
-MAKING = frozenset({"chat", "memory_key", "recall"})
+MAKING = frozenset({"chat", "memory_key", "recall", "time_key"})
+TIMES = frozenset({"since", "until", "as_of"})
 INSTEAD_OF_STORES = {
     **INSTEAD,
     "persist_directory": "chat=MPlusChat(store=mplus.MemoryStore(folder)) with memory_key=",
@@ -58,6 +59,8 @@ class MPlusVectorStore(VectorStore):
         memory_key: Which memory of the chat's store.
         recall: What a search returns for a prompt: "hybrid" (the default) and "text" documents with their text;
             "latent" documents whose text is a reference, for a model that reads the same memory.
+        time_key: Key of the metadata that says when a document was said, such as "date"; those without it count from
+            when they are written. Searches and answers choose by it: ``since``, ``until``, ``as_of``.
 
     Raises:
         ValueError: Another argument; for those of other vector stores the message says what to write instead.
@@ -69,6 +72,7 @@ class MPlusVectorStore(VectorStore):
         *,
         memory_key: str | None = None,
         recall: RecallMode | None = None,
+        time_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         UnknownNameError.check(kwargs, MAKING, of="MPlusVectorStore", instead=INSTEAD_OF_STORES)
@@ -78,6 +82,7 @@ class MPlusVectorStore(VectorStore):
         self.chat = chat or MPlusChat()
         self.memory_key = checked_key(memory_key)
         self.recall: RecallMode = recall
+        self.time_key = time_key
 
     @property
     def latents(self) -> Latents:
@@ -151,6 +156,8 @@ class MPlusVectorStore(VectorStore):
         self, memory: Memory, written: Mapping[str, tuple[str, Mapping[str, Any]]], *, show_progress: bool
     ) -> None:
         """Write texts; several calls in a row go through the model together."""
+        key = self.time_key
+        at = None if key is None else [(about or {}).get(key) for _, about in written.values()]
         self.chat.loaded.write(
             memory,
             [text for text, _ in written.values()],
@@ -159,6 +166,7 @@ class MPlusVectorStore(VectorStore):
             keep_text=True,
             progress=show_progress,
             later=True,
+            at=at,
         )
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
@@ -277,14 +285,14 @@ class MPlusVectorStore(VectorStore):
             query: What is searched for.
             k: Most documents, at least 1; None: 4.
             filter: A filter of metadata (``mplus.metadata_filter``), or a test of the document.
-            kwargs: No others are accepted.
+            kwargs: since, until, as_of: when the documents were said, as ``MPlus.search`` takes it.
 
         Raises:
-            ValueError: An argument that does not exist, or k below 1.
+            ValueError: An argument that does not exist, k below 1, or something that is no time.
         """
-        UnknownNameError.check(kwargs, {"k", "filter"}, of="A search", instead=INSTEAD_OF_STORES)
+        UnknownNameError.check(kwargs, {"k", "filter", *TIMES}, of="A search", instead=INSTEAD_OF_STORES)
         k = checked_k(k)
-        found = self._found(query, filter)
+        found = self._found(query, filter, kwargs)
         if self.recall == "text":  # shared words raise the rank
             words = set(WORD.findall(query.lower()))
             found = sorted(found, key=lambda f: -f[1] - 0.2 * _shared(words, f[0].page_content))
@@ -310,9 +318,9 @@ class MPlusVectorStore(VectorStore):
         self, query: str, k: int | None = DEFAULT_K, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """Relevant documents that differ from each other; similarity is the share of common words."""
-        UnknownNameError.check(kwargs, {"k", "fetch_k", "lambda_mult", "filter"}, of="A search")
+        UnknownNameError.check(kwargs, {"k", "fetch_k", "lambda_mult", "filter", *TIMES}, of="A search")
         k, fetch_k = checked_k(k), checked_k(fetch_k, "fetch_k")
-        left = self._found(query, kwargs.get("filter"))[:fetch_k]
+        left = self._found(query, kwargs.pop("filter", None), kwargs)[:fetch_k]
         words = {document.id: set(WORD.findall(document.page_content.lower())) for document, _ in left}
         chosen: list[Document] = []
         while left and len(chosen) < k:
@@ -327,10 +335,10 @@ class MPlusVectorStore(VectorStore):
             chosen.append(best[0])
         return [self._shown(document) for document in chosen]
 
-    def _found(self, query: str, wanted: Filter | None) -> list[tuple[Document, float]]:
+    def _found(self, query: str, wanted: Filter | None, times: Mapping[str, Any]) -> list[tuple[Document, float]]:
         fits = document_filter(wanted)
         with self.chat.opened(self.memory_key) as memory:
-            found = self.chat.loaded.search(memory, query, limit=None, where={DOCUMENT: True})
+            found = self.chat.loaded.search(memory, query, limit=None, where={DOCUMENT: True}, **times)
         documents = [(document_of(source.source, source), source.score) for source in found]
         return [(document, score) for document, score in documents if fits(document)]
 

@@ -53,9 +53,11 @@ from mplus_integrations.worker import in_thread
 
 RecallMode = Literal["latent", "hybrid", "text"]
 
-MAKING = frozenset({"nodes", "llm", "memory", "store", "memory_key", "embed_model", "storage_context", "show_progress"})
+MAKING = frozenset(
+    {"nodes", "llm", "memory", "store", "memory_key", "embed_model", "storage_context", "show_progress", "time_key"}
+)
 PASSED_ON = frozenset({"objects", "callback_manager", "transformations"})
-RETRIEVER = frozenset({"similarity_top_k", "filters", "node_ids", "doc_ids"})
+RETRIEVER = frozenset({"similarity_top_k", "filters", "node_ids", "doc_ids", "since", "until", "as_of"})
 LATENT_ENGINE = frozenset({"node_postprocessors", "callback_manager", "streaming", "output_cls"})
 TEXT_ENGINE = frozenset(inspect.signature(RetrieverQueryEngine.from_args).parameters) - {"retriever", "llm", "kwargs"}
 INSTEAD_OF_SEARCH = {
@@ -114,6 +116,8 @@ class MPlusIndex(KnownDocumentArguments):
         memory_key: Name of the latents in the store.
         embed_model: Finds nodes beside the model's own scorer: a ``BaseEmbedding``, or a function from texts to
             vectors. None: the LLM's own ``embedder``, if it has one.
+        time_key: Key of the metadata that says when a node was said, such as "creation_date"; kept with the index.
+            Nodes without it count from when they are written. Retrievers choose by it: ``since``, ``until``, ``as_of``.
         kwargs: Arguments of LlamaIndex's ``BaseIndex``.
     """
 
@@ -132,12 +136,14 @@ class MPlusIndex(KnownDocumentArguments):
         storage_context: StorageContext | None = None,
         persist_dir: str | Path | None = None,
         show_progress: bool = False,
+        time_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex", instead=INSTEAD_OF_INDEX)
         self.llm = _embedding_with(mplus_llm(llm), embed_model)
         storage_context = storage_context or StorageContext.from_defaults()
         struct = index_struct or MPlusStruct()
+        struct.time_key = struct.time_key if time_key is None else time_key
         if memory is not None and memory_key is not None:
             raise ValueError(f"memory= and memory_key={memory_key!r:.60}: expected one of them, not both.")
         if struct.store is not None and store is None and memory is None:
@@ -242,7 +248,7 @@ class MPlusIndex(KnownDocumentArguments):
         model = self.llm.loaded
         check_metadata(nodes)
         with self.latents.opened(model) as memory:
-            ids = write_nodes(model, memory, nodes, show_progress=self._show_progress)
+            ids = write_nodes(model, memory, nodes, show_progress=self._show_progress, time_key=struct.time_key)
         documents = {node.node_id: node.ref_doc_id or "" for node in nodes}
         struct.nodes.update({name: documents[name] for name in ids})
 
@@ -303,7 +309,7 @@ class MPlusIndex(KnownDocumentArguments):
         """A retriever that returns nodes with scores.
 
         Args:
-            kwargs: similarity_top_k, filters, node_ids, doc_ids, callback_manager, verbose.
+            kwargs: similarity_top_k, filters, node_ids, doc_ids, since, until, as_of, callback_manager, verbose.
 
         Raises:
             ValueError: There is another argument.
@@ -321,7 +327,8 @@ class MPlusIndex(KnownDocumentArguments):
             llm: Another LLM to answer with. If it is not an ``MPlusLLM``, it gets text.
             recall: "latent": the question is asked alone and the documents are read as memory; "text": the text
                 of the retrieved nodes is put into the prompt, as in RAG; "hybrid": both.
-            kwargs: For the retriever (similarity_top_k, filters, node_ids, doc_ids) and for the engine.
+            kwargs: For the retriever (similarity_top_k, filters, node_ids, doc_ids, since, until, as_of) and for the
+                engine.
 
         Raises:
             ValueError: An argument is unknown, or is for text in the prompt and ``recall`` is "latent".
@@ -504,7 +511,7 @@ def _restored(
         except (MemoryNotFoundError, MemoryMismatchError):  # moved, or now read by another model
             pass
     memory = model.new_memory()
-    write_nodes(model, memory, storage_context.docstore.get_nodes(list(struct.nodes)))
+    write_nodes(model, memory, storage_context.docstore.get_nodes(list(struct.nodes)), time_key=struct.time_key)
     return Latents(memory=memory)
 
 

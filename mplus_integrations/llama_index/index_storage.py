@@ -57,6 +57,8 @@ class MPlusStruct(IndexStruct):
     """The store of the latents; None: they are saved with the index."""
     memory_key: str | None = None
     """Name of the latents in the store."""
+    time_key: str | None = None
+    """Key of the metadata that says when a node was said."""
 
     @classmethod
     def get_type(cls) -> IndexStructType:

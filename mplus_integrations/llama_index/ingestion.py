@@ -36,6 +36,8 @@ class MPlusWriter(KnownNames, Referring, TransformComponent):
     """Takes the nodes; None: the LLM's memory of that name."""
     memory_key: MemoryKeyName = None
     """Which memory of the LLM."""
+    time_key: str | None = None
+    """Key of the metadata that says when a node was said; nodes without it count from when they are written."""
 
     @model_validator(mode="after")
     def _one_memory(self) -> Self:
@@ -80,11 +82,11 @@ class MPlusWriter(KnownNames, Referring, TransformComponent):
             known = memory.told().items()
             old = [name for name, told in known if told.metadata.get(NODE) in documents and name not in ids]
             if not old:
-                write_nodes(model, memory, nodes, show_progress=shows)
+                write_nodes(model, memory, nodes, show_progress=shows, time_key=self.time_key)
                 return nodes
             with all_or_nothing(memory) as fork:
                 forget_all(fork, old)
-                write_nodes(model, fork, nodes, show_progress=shows)
+                write_nodes(model, fork, nodes, show_progress=shows, time_key=self.time_key)
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:

@@ -13,11 +13,19 @@ from mplus_integrations.whose_memory import all_or_nothing
 logger = logging.getLogger(__name__)
 
 
-def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show_progress: bool = False) -> list[str]:
+def write_nodes(
+    model: MPlus,
+    memory: Memory,
+    nodes: Sequence[BaseNode],
+    *,
+    show_progress: bool = False,
+    time_key: str | None = None,
+) -> list[str]:
     """Write the texts of nodes into a memory, all in one go; after an error none is written.
 
     Metadata is kept for filters and citations, and is not read: beside a short text a small model would answer with it.
-    A node without text is left out, and the log names it.
+    A node without text is left out, and the log names it. ``time_key`` is the key of metadata that says when a node was
+    said.
 
     Returns:
         The ids of those that have text. Nodes that the memory holds already with the same text are not written again.
@@ -36,16 +44,23 @@ def write_nodes(model: MPlus, memory: Memory, nodes: Sequence[BaseNode], *, show
         fresh = {name: found for name, found in given.items() if name not in known or known[name].texts != (found[1],)}
         replaced = fresh.keys() & known.keys()
         if not replaced:
-            _write(model, memory, fresh, show_progress=show_progress)
+            _write(model, memory, fresh, time_key, show_progress=show_progress)
             return list(given)
         with all_or_nothing(memory) as fork:
             for name in sorted(replaced):
                 fork.forget(name)
-            _write(model, fork, fresh, show_progress=show_progress)
+            _write(model, fork, fresh, time_key, show_progress=show_progress)
     return list(given)
 
 
-def _write(model: MPlus, memory: Memory, fresh: Mapping[str, tuple[BaseNode, str]], *, show_progress: bool) -> None:
+def _write(
+    model: MPlus,
+    memory: Memory,
+    fresh: Mapping[str, tuple[BaseNode, str]],
+    time_key: str | None,
+    *,
+    show_progress: bool,
+) -> None:
     """Write nodes; several calls in a row go through the model together."""
     if fresh:
         model.write(
@@ -56,6 +71,7 @@ def _write(model: MPlus, memory: Memory, fresh: Mapping[str, tuple[BaseNode, str
             keep_text=True,
             progress=show_progress,
             later=True,
+            at=None if time_key is None else [node.metadata.get(time_key) for node, _ in fresh.values()],
         )
 
 

@@ -55,6 +55,9 @@ class MPlusIndexRetriever(BaseRetriever):
         filters: Metadata that nodes must have, with every operator and nested filters.
         node_ids: Only these nodes.
         doc_ids: Only nodes of these documents.
+        since: Only nodes that were said from then on, as ``MPlus.search`` takes it.
+        until: Only nodes that were said up to then.
+        as_of: The same as ``until``.
         callback_manager: Notified of every retrieval.
         verbose: LlamaIndex's setting.
     """
@@ -67,6 +70,9 @@ class MPlusIndexRetriever(BaseRetriever):
         filters: MetadataFilters | None = None,
         node_ids: Collection[str] | None = None,
         doc_ids: Collection[str] | None = None,
+        since: Any = None,
+        until: Any = None,
+        as_of: Any = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
@@ -77,11 +83,13 @@ class MPlusIndexRetriever(BaseRetriever):
         self._fits = None if filters is None else metadata_filter(of_metadata_filters(filters))
         self._node_ids = None if node_ids is None else frozenset(node_ids)
         self._doc_ids = None if doc_ids is None else frozenset(doc_ids)
+        self._times = {"since": since, "until": until, "as_of": as_of}
 
     @property
     def is_limited(self) -> bool:
         """Whether filters or ids restrict the sources."""
-        return any(limit is not None for limit in (self._fits, self._node_ids, self._doc_ids))
+        limits = (self._fits, self._node_ids, self._doc_ids, *self._times.values())
+        return any(limit is not None for limit in limits)
 
     def where(self) -> Where:
         """A test of the sources that may be found."""
@@ -89,6 +97,9 @@ class MPlusIndexRetriever(BaseRetriever):
         if self._doc_ids is not None:
             infos = self.index.ref_doc_info
             nodes = {n for doc in self._doc_ids if doc in infos for n in infos[doc].node_ids if n in nodes}
+        if any(time is not None for time in self._times.values()):
+            memory = self.index.latents.read(self.index.llm.loaded)
+            nodes = {source.name for source in memory.sources(**self._times) if source.name in nodes}
 
         def matches(name: str, metadata: Any) -> bool:
             if name not in nodes or (self._node_ids is not None and name not in self._node_ids):

@@ -27,11 +27,26 @@ class Item(NamedTuple):
         text: The text.
         source: The name under which it can be recalled and forgotten; None: a name is made.
         metadata: Data about it.
+        at: When it was said, as ``MPlus.write`` takes it; None: now.
+        dated: Whether it begins with the date for the reader.
     """
 
     text: str
     source: str | None
     metadata: Mapping[str, Any]
+    at: str | float | None = None
+    dated: bool = False
+
+
+class Times(NamedTuple):
+    """When what is read was said, as ``MPlus.generate`` takes it."""
+
+    since: str | float | None = None
+    until: str | float | None = None
+    as_of: str | float | None = None
+
+
+ANY_TIME = Times()
 
 
 class Memories:
@@ -90,22 +105,33 @@ class Memories:
             stats[pool]["tokens"] = max(stats[pool]["tokens"], default=0)
         return {"name": name, **stats, "num_snapshots": len(memory.snapshots)}
 
-    def sources(self, name: str, *, source: str | None = None, texts: bool = False) -> Rows:
+    def sources(self, name: str, *, source: str | None = None, texts: bool = False, times: Times = ANY_TIME) -> Rows:
         """Its sources, or the one of a name.
 
         Args:
             name: The memory.
             source: The name of one source; None: all.
             texts: Whether the written texts are given too.
+            times: When it was said.
         """
-        found = [one for one in self._read(name).sources() if source is None or one.name == source]
+        held = self._read(name).sources(**times._asdict())
+        found = [one for one in held if source is None or one.name == source]
         if source is not None and not found:
             raise _no_source(name, source)
         return [_described(one, texts=texts) for one in found]
 
-    def search(self, names: Sequence[str], query: str, *, limit: int | None, where: Mapping[str, Any] | None) -> Rows:
+    def search(
+        self,
+        names: Sequence[str],
+        query: str,
+        *,
+        limit: int | None,
+        where: Mapping[str, Any] | None,
+        times: Times = ANY_TIME,
+    ) -> Rows:
         """The sources that are found for a query, most relevant first; of several memories together."""
-        found = self.model.search([self._read(name) for name in names], query, limit=limit, where=where)
+        memories = [self._read(name) for name in names]
+        found = self.model.search(memories, query, limit=limit, where=where, **times._asdict())
         return [
             {
                 "source": one.source,
@@ -128,10 +154,12 @@ class Memories:
         with self.store.open(name, self.model, timeout=LOCK_SECONDS) as memory:
             return self._write(memory, items, keep_text=keep_text)
 
-    def write_messages(self, name: str, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def write_messages(
+        self, name: str, messages: Sequence[Mapping[str, Any]], at: str | float | None = None, *, dated: bool = False
+    ) -> dict[str, Any]:
         """Write the turns of a conversation, each under a name of its own; those in memory already stay."""
         names = turn_names(messages)
-        turns = [Item(turn_text(m), n, {"role": m["role"]}) for n, m in zip(names, messages, strict=True)]
+        turns = [Item(turn_text(m), n, {"role": m["role"]}, at, dated) for n, m in zip(names, messages, strict=True)]
         with self.store.open(name, self.model, timeout=LOCK_SECONDS) as memory:
             known = {source.name for source in memory.sources()}
             return self._write(memory, [one for one in turns if one.text and one.source not in known], keep_text=True)
@@ -246,8 +274,12 @@ class Memories:
         before = _sizes(memory.sources())
         report: dict[str, Any] = {"text_tokens": 0, "memory_tokens": 0, "evicted": 0, "consolidated": 0, "seconds": 0.0}
         if items:
-            texts, names, metadata = zip(*items, strict=True)
-            report = asdict(self.model.write(memory, texts, source=names, metadata=metadata, keep_text=keep_text))
+            texts, names, metadata, at, dated = zip(*items, strict=True)
+            report = asdict(
+                self.model.write(
+                    memory, texts, source=names, metadata=metadata, keep_text=keep_text, at=at, dated=any(dated)
+                )
+            )
         after = _sizes(memory.sources())
         return {**report, "sources": [name for name in after if after[name] != before.get(name)]}
 

@@ -7,7 +7,7 @@ from fastapi.responses import FileResponse, Response
 from starlette.background import BackgroundTask
 
 from mplus_integrations.server.access import may_open, may_read
-from mplus_integrations.server.memories import Item, scratch_path
+from mplus_integrations.server.memories import Item, Times, scratch_path
 from mplus_integrations.server.memories_wire import (
     ActivityBody,
     Forgetting,
@@ -84,7 +84,8 @@ def _add_writing(routes: APIRouter, service: Service) -> None:
         _own(request, name)
         if writing.messages is not None:
             turns = to_chat(writing.messages)
-            return _told(service, await service.operate("write", name, service.memories.write_messages, name, turns))
+            work, at, dated = service.memories.write_messages, writing.at, writing.dated
+            return _told(service, await service.operate("write", name, work, name, turns, at, dated=dated))
         items, keep = writing.items(), writing.keep_text
         return _told(service, await service.operate("write", name, service.memories.write, name, items, keep_text=keep))
 
@@ -134,10 +135,8 @@ def _add_reading(routes: APIRouter, service: Service) -> None:
     async def search(name: str, what: Searching, request: Request) -> Json:
         """The sources that are found for a query, most relevant first."""
         names = [_own(request, name), *(n for n in may_read(request.state.caller, what.shared) if n != name)]
-        work = service.memories.search
-        return {
-            "found": await service.operate("search", name, work, names, what.query, limit=what.limit, where=what.where)
-        }
+        work, options = service.memories.search, {"limit": what.limit, "where": what.where, "times": what.times()}
+        return {"found": await service.operate("search", name, work, names, what.query, **options)}
 
     @routes.get("/{name}/sources")
     async def sources(
@@ -145,10 +144,14 @@ def _add_reading(routes: APIRouter, service: Service) -> None:
         request: Request,
         source: Annotated[str | None, Query(description="Only the source of this name.")] = None,
         texts: Annotated[bool, Query(description="Whether the written texts are given too.")] = False,
+        since: Annotated[str | None, Query(description="Only what was said from then on.")] = None,
+        until: Annotated[str | None, Query(description="Only what was said up to then.")] = None,
+        as_of: Annotated[str | None, Query(description="The memory as it was then.")] = None,
     ) -> Json:
         """Its sources: tokens by pool, ages, times, metadata."""
         _own(request, name)
-        found = await service.operate("sources", name, service.memories.sources, name, source=source, texts=texts)
+        options: Json = {"source": source, "texts": texts, "times": Times(since, until, as_of)}
+        found = await service.operate("sources", name, service.memories.sources, name, **options)
         return {"sources": found}
 
     @routes.post("/{name}/recalled")
@@ -157,7 +160,7 @@ def _add_reading(routes: APIRouter, service: Service) -> None:
         _own(request, name)
         shared = service.settings.shared if what.shared is None else may_read(request.state.caller, what.shared)
         prompt = [{"role": "user", "content": what.question}]
-        settings = {"max_tokens": 1, "gate": "always", "where": what.where}
+        settings = {"max_tokens": 1, "gate": "always", "where": what.where, **what.times()._asdict()}
         beside = [one for one in shared if one != name]
         question = Question(prompt, settings, name, beside, only_reads=True, passages=what.passages)
         answer = await service.answer(question, "recall")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mplus_integrations.server.activity import Act
-from mplus_integrations.server.memories import Item
+from mplus_integrations.server.memories import Item, Times
 from mplus_integrations.server.wire import Message
 
 
@@ -17,6 +17,23 @@ class Body(BaseModel):
 
 Text = Annotated[str, Field(min_length=1)]
 Named = Annotated[str, Field(min_length=1, max_length=4096)]
+When = str | float | None
+"""A time: ISO 8601 text, where a date is its whole day, or Unix seconds."""
+
+
+class Timed(Body):
+    """A request to read what was said at some time."""
+
+    since: When = None
+    """Only what was said from then on."""
+    until: When = None
+    """Only what was said up to then."""
+    as_of: When = None
+    """The memory as it was then: nothing that was said later."""
+
+    def times(self) -> Times:
+        """When what is read was said."""
+        return Times(self.since, self.until, self.as_of)
 
 
 class Document(Body):
@@ -27,10 +44,8 @@ class Document(Body):
     """Name under which it can be recalled and forgotten; by default one is made."""
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Data about it, returned when it is recalled."""
-
-    def item(self) -> Item:
-        """The document as it is written."""
-        return Item(self.text, self.source, self.metadata)
+    at: When = None
+    """When it was said; by default now."""
 
 
 class NewMemory(Body):
@@ -54,6 +69,10 @@ class Writing(Body):
     """Turns of a conversation; those that are in memory already stay as they are."""
     keep_text: bool = True
     """Whether the text itself is kept, so that search and sources can show it."""
+    at: When = None
+    """When it was said, also that of documents without a time of their own; by default now."""
+    dated: bool = False
+    """Whether each text with a time begins with the date for the reader."""
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
@@ -62,13 +81,25 @@ class Writing(Body):
             raise ValueError(f"{' and '.join(given) or 'nothing'} to write: expected text, documents or messages.")
         if self.messages is not None and (self.source is not None or self.metadata is not None):
             raise ValueError("source or metadata beside messages: each turn has a name of its own. Leave them out.")
+        times = [self.at, *(one.at for one in self.documents or ())]
+        if self.dated and all(time is None for time in times):
+            raise ValueError("dated without at: expected when it was said, such as '2024-03-03'.")
         return self
 
     def items(self) -> list[Item]:
         """The text or documents as they are written."""
         documents = self.documents or [Document(text=self.text or "")]
         about = self.metadata or {}
-        return [Item(one.text, one.source or self.source, {**about, **one.metadata}) for one in documents]
+        return [
+            Item(
+                one.text,
+                one.source or self.source,
+                {**about, **one.metadata},
+                self.at if one.at is None else one.at,
+                self.dated,
+            )
+            for one in documents
+        ]
 
 
 class Replacing(Body):
@@ -79,10 +110,14 @@ class Replacing(Body):
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Data about it, in place of that of the old text."""
     keep_text: bool = True
+    at: When = None
+    """When it was said; by default now."""
+    dated: bool = False
+    """Whether it begins with the date for the reader."""
 
     def item(self) -> Item:
         """The source as it is written."""
-        return Item(self.text, self.source, self.metadata)
+        return Item(self.text, self.source, self.metadata, self.at, self.dated)
 
 
 class OfSource(Body):
@@ -98,7 +133,7 @@ class Forgetting(OfSource):
     """Write everything after it once more, as if it had never been written."""
 
 
-class Searching(Body):
+class Searching(Timed):
     """What is searched for."""
 
     query: Text
@@ -109,7 +144,7 @@ class Searching(Body):
     """Memories that are searched beside it."""
 
 
-class Recalling(Body):
+class Recalling(Timed):
     """A question, to see what an answer to it would read."""
 
     question: Text

@@ -139,6 +139,12 @@ class Asking(BaseModel):
     """Memories to read beside it; by default those that the server shares."""
     where: dict[str, Any] | None = None
     """Metadata that a source must have to be read."""
+    since: str | float | None = None
+    """Read only what was said from then on: ISO 8601, where a date is its whole day, or Unix seconds."""
+    until: str | float | None = None
+    """Read only what was said up to then."""
+    as_of: str | float | None = None
+    """Answer as the memory was then: nothing that was said later is read."""
     passages: bool | None = None
     """Whether ``mplus.passages`` tells the sentences that are read; a stream then tells them, and the sources, at its
     beginning."""
@@ -155,7 +161,7 @@ class Asking(BaseModel):
         """The settings of the answer."""
         names = (
             "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed", "gate",
-            "abstain_below", "abstain_reply", "decline_threshold", "where",
+            "abstain_below", "abstain_reply", "decline_threshold", "where", "since", "until", "as_of",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

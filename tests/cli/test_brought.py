@@ -126,6 +126,7 @@ def test_conversations_are_read_with_their_times_and_only_what_is_shown(
         "time": "2023-11-14T22:13:20+00:00",
     }
     assert said[1].metadata["time"] == "2023-11-14T22:14:20+00:00"
+    assert [one.at for one in said] == [1700000000.5 if origin == "chatgpt" else 1700000000, 1700000060]
 
 
 def test_a_zip_file_is_read_and_memories_of_mem0_and_lines_of_json(tmp_path: Path) -> None:
@@ -134,7 +135,8 @@ def test_a_zip_file_is_read_and_memories_of_mem0_and_lines_of_json(tmp_path: Pat
     assert len(read_export(tmp_path / "export.zip", "chatgpt")) == 2
     (tmp_path / "mem0.json").write_text(json.dumps(MEM0))
     (one,) = read_export(tmp_path / "mem0.json", "mem0")
-    assert one == ("Has a dog.", "mem0-a", {"by": "me", "from": "mem0", "time": "2023-11-14T22:13:20+00:00"})
+    about = {"by": "me", "from": "mem0", "time": "2023-11-14T22:13:20+00:00"}
+    assert one == ("Has a dog.", "mem0-a", about, 1700000000.0)
     lines = [{"text": "Plums.", "time": 5}, {"role": "user", "content": "Pears.", "source": "p"}]
     (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
     pears, plums = read_export(tmp_path / "lines.jsonl", "jsonl")
@@ -166,3 +168,38 @@ def test_what_is_imported_twice_is_written_once_and_what_changed_is_replaced(tmp
     texts = {source.name: source.texts for source in again.sources()}
     assert texts["claude-m1"] == ("User: My dog is called Waffle.",)
     assert {s.name: s.metadata for s in again.sources()}["claude-m1"]["time"] == "2023-11-14T22:13:20+00:00"
+
+
+def test_what_is_imported_is_read_as_of_its_own_time(tmp_path: Path) -> None:
+    model, file = tiny_model(memory=TINY, num_hidden_layers=1), tmp_path / "claude.json"
+    file.write_text(json.dumps(CLAUDE))
+    memory = model.new_memory()
+    bring(model, memory, read_export(file, "claude"), dated=True)
+    assert [s.latest for s in memory.sources()] == [1700000000, 1700000060]
+    assert [s.name for s in memory.as_of("2023-11-14T22:14:00Z").sources()] == ["claude-m1"]
+    ids = (memory.state.ledger or ())[0].texts[0].input_ids
+    assert model.tokenizer.decode(ids) == "On 14 November 2023: User: My dog is called Biscuit."
+    before = memory.fingerprint
+    assert bring(model, memory, read_export(file, "claude"), dated=True) == (0, 0) and memory.fingerprint == before
+    (tmp_path / "texts.jsonl").write_text("\n".join(text_lines(memory)))
+    again = model.new_memory()
+    bring(model, again, read_export(tmp_path / "texts.jsonl", "jsonl"))
+    assert [(s.name, s.latest) for s in again.sources()] == [(s.name, s.latest) for s in memory.sources()]
+    assert bring(model, memory, read_export(tmp_path / "texts.jsonl", "jsonl")) == (0, 0)
+
+
+def test_texts_of_a_source_that_was_written_in_parts_come_back_as_one(tmp_path: Path) -> None:
+    model = tiny_model(memory=TINY, num_hidden_layers=1)
+    memory, file = model.new_memory(), tmp_path / "texts.jsonl"
+    for day in ("2024-01-01", "2024-01-02"):
+        model.write(memory, f"It is {day}.", source="diary", at=day, keep_text=True)
+    file.write_text("\n".join(text_lines(memory)))
+    (one,) = read_export(file, "jsonl")
+    assert (one.text, one.at) == ("It is 2024-01-01.\nIt is 2024-01-02.", memory.sources()[0].latest)
+    assert bring(model, memory, [one]) == (0, 0)
+
+
+def test_a_time_that_is_none_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"text": "Plums.", "time": "last week"}')
+    with pytest.raises(ValueError, match=r"lines.jsonl is not an export of jsonl: ValueError: time='last week'"):
+        read_export(tmp_path / "lines.jsonl", "jsonl")

@@ -141,3 +141,27 @@ def test_recalled_tells_sentences_where_they_are_asked_for(served: Served) -> No
     (passage,) = told["passages"]
     assert passage["sentences"] == ["The key is under the mat.", "Pears are green."]
     assert (passage["source"], passage["memory"], passage["pool"]) == ("note", "me", "short_term")
+
+
+def test_what_is_written_with_a_time_is_read_by_it(served: Served) -> None:
+    old = {"text": "The key is with Anna.", "source": "old", "at": "2023-05-01"}
+    call(served, "POST", "/me/write", {"documents": [old, {"text": "Pears are green.", "source": "now"}]})
+    call(served, "POST", "/me/write", {"text": NOTE, "source": "new", "at": 1714521600, "dated": True})
+    call(served, "POST", "/me/write", {"messages": [{"role": "user", "content": "Hello."}], "at": "2023-05-02"})
+    params = {"as_of": "2023-12-31", "texts": "true"}
+    first, turn = call(served, "GET", "/me/sources", params=params)["sources"]
+    assert (first["name"], first["earliest"], turn["texts"]) == ("old", 1682899200, ["User: Hello."])
+    asked = {"query": "key", "since": "2024-05-01T00:00:00Z", "until": "2024-05-01"}
+    assert [one["source"] for one in call(served, "POST", "/me/search", asked)["found"]] == ["new"]
+    recalled = call(served, "POST", "/me/recalled", {"question": "Where is the key?", "as_of": "2023-05-01"})
+    assert [one["source"] for one in recalled["recalled"]] == ["old"]
+    body = {"model": "m", "messages": [{"role": "user", "content": "Where?"}], "max_tokens": 2, "gate": "always"}
+    with served.client() as http:
+        answer = http.post("/v1/chat/completions", json={**body, "memory": "me", "as_of": "2023-05-01"}).json()
+    assert {one["source"] for one in answer["mplus"]["recalled"]} == {"old"}
+    call(served, "POST", "/me/replace", {"text": "The key is lost.", "source": "old", "at": "2025-01-01"})
+    assert names(served) == ["now", "new", turn["name"], "old"]
+    for wrong in ({"at": "soon"}, {"dated": True}, {"at": True}):
+        call(served, "POST", "/me/write", {"text": "x", **wrong}, status=400)
+    call(served, "POST", "/me/search", {"query": "key", "since": 2, "until": 1}, status=400)
+    call(served, "GET", "/me/sources", params={"as_of": "then"}, status=400)
