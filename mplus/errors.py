@@ -139,7 +139,8 @@ class UnknownNameError(MPlusError, ValueError):
             given: The names that were used.
             known: The names that exist.
             of: What takes the names, for the message.
-            instead: What to write instead of names that other libraries use.
+            instead: What to write instead of names that other libraries use; a bare name that does not exist here
+                either is left out.
 
         Raises:
             UnknownNameError: A name does not exist. The message has the nearest name and all that exist.
@@ -148,7 +149,9 @@ class UnknownNameError(MPlusError, ValueError):
         unknown = next((name for name in given if name not in known), None)
         if unknown is None:
             return
-        nearest = (instead or {}).get(unknown) or next(iter(get_close_matches(unknown, known, n=1)), None)
+        nearest = (instead or {}).get(unknown)
+        if nearest is None or (nearest.isidentifier() and nearest not in known):
+            nearest = next(iter(get_close_matches(unknown, known, n=1)), None)
         hint = "" if nearest is None else f" Use {nearest}."
         takes = f"It takes: {', '.join(known)}." if known else "It takes nothing here."
         raise cls(f"{of} does not take {unknown!r}.{hint} {takes}")

@@ -22,6 +22,7 @@ class _Absent:
 
 
 ABSENT: Final = _Absent()
+MAX_DEPTH = 32
 JOINS = ("$and", "$or", "$nor", "$not")
 OPERATORS = (
     *("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$between", "$in", "$nin", "$all"),
@@ -44,9 +45,22 @@ def metadata_filter(wanted: Mapping[str, Any], *, absent: Any = ABSENT) -> Calla
             ``$not``, ``$exists`` and ``$empty`` can hold.
 
     Raises:
-        ValueError: An operator is unknown, or its operand is of the wrong kind.
+        ValueError: It is no mapping, an operator is unknown, its operand is of the wrong kind, or it is nested deeper
+            than 32 levels.
     """
+    if not isinstance(wanted, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"filter {wanted!r:.60}: expected a mapping, such as {{'author': 'Anna'}}, or a test.")
+    _check_depth(wanted, 1)
     return _of_mapping(wanted, absent)
+
+
+def _check_depth(value: Any, depth: int) -> None:
+    """Refuse a filter that is nested too deeply, as one that contains itself is."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"filter: expected at most {MAX_DEPTH} levels of values in values; does it contain itself?")
+    parts = cast("Mapping[Any, Any]", value).values() if isinstance(value, Mapping) else value
+    for part in cast("Sequence[Any]", parts) if isinstance(value, Mapping | list | tuple) else ():
+        _check_depth(part, depth + 1)
 
 
 def _of_mapping(wanted: Mapping[str, Any], absent: Any) -> Test:

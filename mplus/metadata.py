@@ -44,9 +44,11 @@ def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
             tuples, sets and mappings of them. Numbers of numpy and torch become numbers of Python.
 
     Raises:
-        ValueError: A name is no text, a value is of another type, or values are nested deeper than 32 levels, as they
-            are where one contains itself.
+        ValueError: It is no mapping, a name is no text, a value is of another type, or values are nested deeper than 32
+            levels, as they are where one contains itself.
     """
+    if not isinstance(metadata, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"metadata={metadata!r:.60}: expected a mapping, such as {{'author': 'Anna'}}.")
     return {_name(name, "metadata"): _checked(value, f"metadata[{name!r:.40}]", 1) for name, value in metadata.items()}
 
 

@@ -38,7 +38,7 @@ from mplus.self_check import HowRead, SelfCheck
 from mplus.weights import Weights
 from mplus.write.absorb import WriteReport
 from mplus.write.chunks import TextLike
-from mplus.write.writer import Writer
+from mplus.write.writer import Names, Writer
 
 
 class MPlus:
@@ -323,7 +323,7 @@ class MPlus:
         memory: Memory,
         text: TextLike,
         *,
-        source: str | Sequence[str | None] | None = None,
+        source: Names = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         keep_text: bool = False,
         progress: bool | Progress | None = None,
@@ -340,7 +340,7 @@ class MPlus:
             memory: The memory to write into; changed only when everything has been written.
             text: One text, several, or token ids of one.
             source: Name under which this can be recalled, inspected and forgotten; for several texts also one for
-                each, written in one go. None: a name is made, "text-1", "text-2", ….
+                each, written in one go. Numbers and UUIDs count as their text. None: a name is made, "text-1", ….
             metadata: Data about the source, returned when it is recalled; for several texts also one for each.
             keep_text: Keep the text itself beside its latents, for ``search`` and ``Memory.sources``.
             progress: True shows a bar; a callback receives the text tokens written so far and in total; None: silent.
@@ -354,8 +354,8 @@ class MPlus:
             dated: Let the reader see the date: "On 3 March 2024:" is written before each text with a time.
 
         Raises:
-            ValueError: Empty text, token ids out of range, an empty source name, another number of names, metadata or
-                times than of texts, something that is no time, or ``dated`` without ``at``.
+            ValueError: Empty text, token ids out of range, an empty source name or one of another type, another number
+                of names, metadata or times than of texts, something that is no time, or ``dated`` without ``at``.
             MemoryMismatchError: The memory belongs to another model.
         """
         self._requests.check_memory(memory)
@@ -381,7 +381,7 @@ class MPlus:
         memories: Sequence[Memory],
         texts: Sequence[TextLike],
         *,
-        sources: Sequence[str | Sequence[str | None] | None] | None = None,
+        sources: Sequence[Names] | None = None,
         metadata: Mapping[str, Any] | None = None,
         keep_text: bool = False,
         progress: bool | Progress | None = None,
@@ -570,8 +570,8 @@ class MPlus:
         ids = encode_inert(self.tokenizer, query) if query.strip() else []
         if not ids:
             raise ValueError(f"query={query!r}: expected text to search for.")
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit={limit}: expected at least 1, or None for all.")
+        if limit is not None and (not isinstance(limit, int) or limit < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"limit={limit!r}: expected at least 1, as a whole number, or None for all.")
         with torch.inference_mode():
             # If every layer recalls for itself, the layer that one choice for all layers would use is searched.
             track, _ = read.state.track_of(self.weights.recall_layer)

@@ -1,7 +1,7 @@
 """Answers conversations, the same for both frameworks, whose adapters only translate inputs and outputs."""
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, NamedTuple
 from uuid import uuid4
@@ -22,7 +22,7 @@ from mplus import (
 from mplus_integrations.conversations import Conversation
 from mplus_integrations.forms import before_calls, form_of, has_result, tool_choice, with_told
 from mplus_integrations.history import OURS, Fitted, fitted
-from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
+from mplus_integrations.settings import AnswerSettings, Call, instead_where
 from mplus_integrations.sources import headings_of
 from mplus_integrations.whose_memory import Item, Latents, Remembering, Shared, Where
 
@@ -88,7 +88,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         Raises:
             ValueError: A setting is unknown or out of range.
         """
-        UnknownNameError.check(given, Call.model_fields, of=f"A call of {type(self).__name__}", instead=INSTEAD)
+        known, own = Call.model_fields, type(self).__name__
+        UnknownNameError.check(given, known, of=f"A call of {own}", instead=instead_where(known, of=own))
         named = {name: value for name, value in given.items() if value is not None}
         return Call.model_validate({**self._own_settings(), **named})
 
@@ -107,6 +108,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         shared: Sequence[Shared] = (),
         processors: Sequence[Any] = (),
         passages: bool = False,
+        spent: Callable[[tuple[int, int]], object] = lambda tokens: None,
     ) -> Generator[Piece | Answer]:
         """Yield the text of an answer as it grows, without tool calls, and finally the whole ``Answer``.
 
@@ -123,11 +125,14 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             shared: Memories to read beside it.
             processors: Further logits processors, as ``MPlus.generate`` takes them.
             passages: Whether a first piece without text tells what is read, and ``Answer.about`` which sentences.
+            spent: Called with the tokens of prompt and answer once generation has ended, also if the caller has left.
         """
         shown = held = ""
         told: Piece | None = None
         stream, names = self._begin(prompt, call, latents, where, shared, processors)
-        with stream:
+        with ExitStack() as ending:
+            ending.callback(lambda: spent(stream.tokens))
+            ending.enter_context(stream)
             # While a call is held back nothing is yielded, so a caller who leaves must cancel the generation directly.
             stream.cancel_with(left)
             for piece in stream:

@@ -1,6 +1,6 @@
 """Settings of answers, the same in both frameworks. An unknown name is an error, and None stands for the default."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -30,6 +30,27 @@ INSTEAD = {
 """Our names for settings that other libraries, or M+ itself, call differently."""
 
 
+def instead_where(known: Collection[str], *, of: str = "") -> dict[str, str]:
+    """What to write instead of names that other libraries use, where these names are known.
+
+    What is not known there may be a setting of what answers: ``chat=MPlusChat(store=…)``.
+
+    Args:
+        known: The names.
+        of: The class of the object that has the others; empty: the one whose argument is known.
+    """
+    holder = f"{of}({{}})" if of else next((text for name, text in HOLDERS.items() if name in known), "")
+    given = dict(INSTEAD)
+    for name, ours in INSTEAD.items():
+        if ours.isidentifier() and ours not in known and holder:
+            given[name] = holder.format(VALUES.get(ours, f"{ours}=…"))
+    return given
+
+
+HOLDERS = {"chat": "chat=MPlusChat({})", "llm": "llm=MPlusLLM({})"}
+VALUES = {"store": "store=mplus.MemoryStore(folder)"}
+
+
 PromptTurns = Annotated[int, Field(ge=0, strict=True)] | Literal["all"]
 """How many of the latest turns before a question stand in the prompt; "all": as many as fit."""
 
@@ -44,7 +65,7 @@ class KnownNames(BaseModel):
             return given
         names = {name: value for name, value in given.items() if name != "class_name"}  # LlamaIndex's JSON contains it
         known = {*cls.model_fields, *(field.alias for field in cls.model_fields.values() if field.alias)}
-        UnknownNameError.check(names, known, of=cls.__name__, instead=INSTEAD)
+        UnknownNameError.check(names, known, of=cls.__name__, instead=instead_where(known))
         return {name: value for name, value in names.items() if value is not None}
 
 

@@ -366,6 +366,8 @@ class Remembering(Referring, Generic[Item]):
             texts = list(without_blanks(numbered, lambda item: item[0]).values())
         if not texts:
             return 0
+        if metadata is not None and not isinstance(metadata, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"metadata={metadata!r:.60}: expected a mapping, such as {{'author': 'Anna'}}.")
         names = [named(source) or name for _, name, _, _ in texts]
         with self.opened(memory_key) as memory:
             refuse_others(memory, filter(None, names))
@@ -408,10 +410,14 @@ class Remembering(Referring, Generic[Item]):
             dated=dated,
         )
 
-    def forget(self, source: str | int, *, memory_key: str | None = None) -> int:
-        """Remove a source from memory for good; returns how many memory tokens were removed."""
+    def forget(self, source: str | int | UUID, *, memory_key: str | None = None) -> int:
+        """Remove a source from memory for good; returns how many memory tokens were removed.
+
+        Raises:
+            ValueError: The name is neither text, a number nor a UUID; or as for ``latents``.
+        """
         with self.opened(memory_key) as memory:
-            return memory.forget(str(source))
+            return memory.forget(source)
 
     @abstractmethod
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:

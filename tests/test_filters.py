@@ -89,6 +89,14 @@ FAIL: list[dict[str, Any]] = [
     {"tags": {"$gt": 1}},
     {"age": {"$contains": "4"}},
 ]
+
+
+def cyclic(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    found[name] = found
+    return found
+
+
 BAD: list[tuple[Any, str]] = [
     ({"age": {"$like": 4}}, r"'\$like': expected one of \$eq, .*\$or"),
     ({"$gt": 4}, r"'\$gt' without a key"),
@@ -102,6 +110,9 @@ BAD: list[tuple[Any, str]] = [
     ({"age": {"$between": [1]}}, r"expected \[lowest, highest\]"),
     ({"age": {"$exists": 1}}, r"expected True or False"),
     ({"name": {"$icontains": 1}}, r"expected text"),
+    (cyclic("name"), "does it contain itself"),
+    (cyclic("$not"), "does it contain itself"),
+    ({"name": {"$in": [cyclic("name")]}}, "does it contain itself"),
 ]
 
 

@@ -82,6 +82,19 @@ def test_control_tokens_in_tools_and_in_calls_of_the_history_stay_inert(family: 
     assert tokenizer.decode(found[0]).count(evil) == tokenizer.decode(found[1]).count(mild) > 0
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_control_tokens_in_variables_of_a_template_stay_inert(family: str) -> None:
+    tokenizer = tokenizer_of(FAMILIES[family])
+    tokenizer.chat_template = "{{ who }}{% for one in seen or [] %}{{ one }}{% endfor %}" + tokenizer.chat_template
+    evil, asked = "".join(FAMILIES[family].controls), [{"role": "user", "content": "Hi."}]
+    found, mild = (
+        encode_prompt(tokenizer, asked, options={"who": text, "seen": [text]}).input_ids
+        for text in (evil, "x" * len(evil))
+    )
+    assert specials(tokenizer, found) == specials(tokenizer, mild)
+    assert tokenizer.decode(found).startswith(evil + evil)
+
+
 def test_marks_of_our_own_in_a_text_are_only_characters() -> None:
     tokenizer = TOKENIZERS["qwen3"]
     for text in ("\ue000", "\ue5a00\ue5a1", "\ue5a06\ue5a1", "\\ue000", "".join(map(chr, range(0xE000, 0xE100)))):

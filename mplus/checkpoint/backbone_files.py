@@ -12,7 +12,7 @@ from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
 from mplus.backbone.own_pass import register_own_attention
 from mplus.chat_template import EndlessTemplateError, check_ends
 from mplus.checkpoint.gguf_model import plain_weights
-from mplus.checkpoint.limits import check_config, read_settings
+from mplus.checkpoint.limits import LIMITS, check_config, check_weights, read_settings
 from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.errors import CheckpointError, UnsupportedModelError
 
@@ -102,7 +102,7 @@ def transformers_config(
         raise CheckpointError(f"{folder}: config.json has no model_type; expected a transformers config.")
     path = folder / (gguf_file or "config.json")
     weights = folder.glob("*.safetensors") if gguf_file is None else [path]
-    check_config(path, config, sum(file.stat().st_size for file in weights))
+    check_config(path, config)
     own_code = "auto_map" in config and gguf_file is None
     try:
         if own_code and trusted:
@@ -118,6 +118,9 @@ def transformers_config(
         raise CheckpointError(f"{folder}: the code that its config.json names does not load ({error}).") from error
     except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path}: transformers refuses it ({error!r}).") from error
+    text = found.get_text_config(decoder=True)
+    described = {**text.to_dict(), **{name: getattr(text, name, None) for name in LIMITS}}
+    check_weights(path, described, sum(file.stat().st_size for file in weights))
     _check_rope(path, found)
     return found
 

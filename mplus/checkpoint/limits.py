@@ -6,6 +6,7 @@ weight files can hold.
 
 import json
 import math
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,17 @@ LIMITS = {
     "vocab_size": 2**24,
     "max_position_embeddings": 2**30,
 }
+OTHER_NAMES = (
+    (re.compile(r"(.*_)?(n_?)?layers?|depth"), MAX_LAYERS),
+    (re.compile(r"(num|n)_(.*_)?experts?"), 2**14),
+    (re.compile(r"(num|n)_(.*_)?heads?"), 2**12),
+)
+"""Most of what other families call by other names; it is made one by one, so that a large number takes for ever."""
+MOST = 2**53
+"""Most of any other whole number."""
+MAX_DEPTH = 16
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+COMPUTED_POSITIONS = re.compile(r"rope|rotary|alibi|partial_rotary")
 POSITIVE = ("rope_theta", "rms_norm_eps")
 LEAST_BITS = 1
 """Bits of a weight in the most tightly quantised checkpoint."""
@@ -81,28 +93,30 @@ def read_settings(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", found)
 
 
-def check_config(path: Path, config: Mapping[str, Any], weight_bytes: int) -> None:
-    """Check the sizes in a config.json before a model of these sizes is built.
+def check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Check the sizes in a config.json before anything of these sizes is built, the config of transformers included.
 
     Args:
         path: The file, for messages.
         config: Its content.
+
+    Raises:
+        CheckpointError: A size is not a whole number or out of bounds.
+    """
+    _check_sizes(path, config, 0)
+
+
+def check_weights(path: Path, config: Mapping[str, Any], weight_bytes: int) -> None:
+    """Check that weight files can hold the model that a config describes by the names of Llama.
+
+    Args:
+        path: The config, for messages.
+        config: What it says; other families' names have been translated.
         weight_bytes: Bytes of all weight files; 0 if they are not there yet.
 
     Raises:
-        CheckpointError: A size is not a whole number or out of bounds, or the weight files are far too small for it.
+        CheckpointError: They are far too small.
     """
-    for name, most in LIMITS.items():
-        given = config.get(name)
-        for value in (
-            cast("list[Any]", given) if isinstance(given, list) and given else [given]
-        ):  # or one for each layer
-            if value is not None and (type(value) is not int or not 0 < value <= most):
-                raise CheckpointError(f"{path}: {name}={given!r:.40}; expected a whole number from 1 to {most:,}.")
-    for name in POSITIVE:
-        value = config.get(name)
-        if value is not None and (type(value) not in (int, float) or not value > 0):
-            raise CheckpointError(f"{path}: {name}={value!r:.40}; expected a number above 0.")
     described = num_weights(config)
     if weight_bytes and described * LEAST_BITS > 8 * weight_bytes:
         raise CheckpointError(
@@ -111,13 +125,42 @@ def check_config(path: Path, config: Mapping[str, Any], weight_bytes: int) -> No
         )
 
 
+def _check_sizes(path: Path, config: Mapping[str, Any], depth: int) -> None:
+    """Check every number of a config, also of the configs in it, such as ``text_config``."""
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"{path}: configs in configs, more than {MAX_DEPTH} deep. Fetch it again.")
+    for name, given in config.items():
+        if isinstance(given, Mapping):
+            _check_sizes(path, cast("Mapping[str, Any]", given), depth + 1)
+            continue
+        most = _most(name)
+        values = cast("list[Any]", given) if isinstance(given, list) and given else [given]  # or one for each layer
+        for value in values:
+            if name in LIMITS and value is not None and (type(value) is not int or not 0 < value <= most):
+                raise CheckpointError(f"{path}: {name}={given!r:.40}; expected a whole number from 1 to {most:,}.")
+            if type(value) is int and abs(value) > most:
+                raise CheckpointError(f"{path}: {name}={given!r:.40}; expected a whole number up to {most:,}.")
+        if name in POSITIVE and given is not None and (type(given) not in (int, float) or not given > 0):
+            raise CheckpointError(f"{path}: {name}={given!r:.40}; expected a number above 0.")
+
+
+def _most(name: str) -> int:
+    """The most that a whole number of that name may be."""
+    if name in LIMITS:
+        return LIMITS[name]
+    return next((most for pattern, most in OTHER_NAMES if pattern.fullmatch(name)), MOST)
+
+
 def num_weights(config: Mapping[str, Any]) -> int:
-    """At least how many weights a model of the Llama family with this config has; 0 if the config lacks sizes."""
-    sizes = [config.get(name) for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")]
-    if any(type(size) is not int for size in sizes):
-        return 0
-    layers, hidden, inner, vocabulary = cast("list[int]", sizes)
-    return vocabulary * hidden + layers * 3 * hidden * inner
+    """At least how many weights a model with this config has; 0 if the config lacks sizes."""
+    layers, hidden, inner, vocabulary = (
+        size if type(size) is int else 0
+        for size in map(config.get, ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"))
+    )
+    # Positions that are computed take no weights, nor does a table of them.
+    is_computed = any(COMPUTED_POSITIONS.search(name) for name in config)
+    positions = 0 if is_computed else max((n for n in map(config.get, POSITIONS) if type(n) is int), default=0)
+    return (vocabulary + positions) * hidden + layers * hidden * max(hidden, 3 * inner) if hidden else 0
 
 
 def _refuse(number: str) -> Any:

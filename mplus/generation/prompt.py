@@ -42,7 +42,8 @@ def encode_prompt(
 ) -> Prompt:
     """Token ids of a prompt: a string is completed as it is, messages go through the chat template.
 
-    Special-token strings in any content are encoded as plain text; only those of the template are control tokens.
+    Special-token strings in any content, tool or option are encoded as plain text; only those of the template are
+    control tokens.
     ``tools`` are described by the template, or in a system message if it does not support tools. Calls in earlier
     assistant messages are under ``tool_calls``, results in messages with role "tool". Where the template takes no
     system message, or no two messages of one role after each other, they are merged. ``options`` are variables of
@@ -114,8 +115,8 @@ def _encode_chat(
 ) -> Prompt:
     """Render the template with the real contents, then encode what it wrote, in which no content has control tokens."""
     messages = [{**message, "content": message.get("content") or ""} for message in messages]
-    inert = Inert(tokenizer, [messages, tools])
-    messages, tools = inert.marked(messages), inert.marked(tools)
+    inert = Inert(tokenizer, [messages, tools, options])
+    messages, tools, options = (inert.marked(given) for given in (messages, tools, options))
     question = messages[asked]["content"].strip()
     own = None if tokenizer.chat_template else PLAIN_TEMPLATE
     fewer = fitting(tokenizer, messages, template=own, tools=tools, options=options)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryNotFoundError, MemoryReadError
@@ -17,7 +17,7 @@ from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import SAVE_TIMEOUT, copy, verify
 from mplus.storage.folder import Folder
 from mplus.storage.manifest import key_id, read_manifest
-from mplus.storage.names import MANIFEST, check_name
+from mplus.storage.names import MANIFEST, check_name, name_for
 from mplus.storage.place import Place, not_read
 
 LIST = "backup.json"
@@ -34,10 +34,12 @@ class Backup:
     Attributes:
         place: Where it is.
         memories: SHA-256 of the manifest of every memory, by name.
+        ids: The ids of those memories whose names do not tell them.
     """
 
     place: Place
     memories: dict[str, str]
+    ids: dict[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
     def read(cls, place: Place) -> "Backup":
@@ -59,13 +61,18 @@ class Backup:
             known = cast("dict[str, Any]", found["memories"])
             if found["format"] != FORMAT or not all(isinstance(value, str) for value in known.values()):
                 raise ValueError(f"format {found['format']!r:.20}")
-            return cls(place, {check_name(name): value for name, value in known.items()})
+            ids = cast("dict[str, Any]", found.get("ids", {}))
+            return cls(
+                place,
+                {check_name(name): value for name, value in known.items()},
+                {name: id for name, id in ids.items() if isinstance(id, str) and id.strip() and name_for(id) == name},
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptMemoryError(f"not the list of a backup ({error!r:.100}). Make another.", place) from error
 
     def write(self) -> None:
         """Write the list."""
-        described = {"format": FORMAT, "made": time.time(), "memories": self.memories}
+        described = {"format": FORMAT, "made": time.time(), "memories": self.memories, "ids": self.ids}
         with self.place.lock(SAVE_TIMEOUT):
             self.place.exchange(LIST, json.dumps(described, indent=1).encode())
             self.place.sync()

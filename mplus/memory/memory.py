@@ -13,6 +13,7 @@ import torch
 from mplus.config import MemoryConfig
 from mplus.errors import LedgerMissingError, MemoryLimitError, MemoryMismatchError
 from mplus.forks import renewed_after_fork
+from mplus.ids import Id, id_text
 from mplus.memory.clock import MemoryClock
 from mplus.memory.forgetting import within_age_limits, without_expired, without_source
 from mplus.memory.ledger import LedgerEntry, Redaction, WrittenText
@@ -330,7 +331,7 @@ class Memory:
 
     # --- forgetting and keeping -------------------------------------------------------------------
 
-    def forget(self, source: str, *, rebuild: Replays | None = None, progress: bool | Progress | None = None) -> int:
+    def forget(self, source: Id, *, rebuild: Replays | None = None, progress: bool | Progress | None = None) -> int:
         """Remove a source from every pool, tier and snapshot, for good; from disk with the next save.
 
         In the chunk layout reads of the memory then equal those of a memory that never had the source (chunks
@@ -338,7 +339,7 @@ class Memory:
         earlier ones when they were written, so they may hold traces of the source: ``rebuild`` removes those.
 
         Args:
-            source: Name of the source.
+            source: Name of the source; numbers and UUIDs count as their text.
             rebuild: The model. All texts written since the last snapshot before the source are then written again
                 without it, so that every read equals, bit for bit, that of a memory that never had the source.
                 This takes as long as writing those texts did.
@@ -349,10 +350,11 @@ class Memory:
             no such source.
 
         Raises:
-            ValueError: ``rebuild`` is not a model.
+            ValueError: ``rebuild`` is not a model, or the name is of another type.
             LedgerMissingError: ``rebuild`` is given, but the memory keeps no ledger.
             MemoryMismatchError: ``rebuild`` is another model than the memory's own.
         """
+        source = id_text(source, "source")
         if rebuild is not None and not isinstance(rebuild, Replays):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
                 f"rebuild={rebuild!r:.60}: expected the model that writes this memory, as in "
@@ -409,14 +411,14 @@ class Memory:
         again = {s.id: replace(s, state=clean(s.state)) for s in taken}
         return clean(self._state), tuple(again[s.id] for s in self._snapshots)
 
-    def pin(self, source: str) -> None:
+    def pin(self, source: Id) -> None:
         """Keep a source regardless of age limits, capacity and disuse, until ``unpin``; ``forget`` still removes it.
 
         Raises:
             ValueError: There is no such source, or the memory keeps no long-term memory.
         """
         with self._lock:
-            state = self.state
+            state, source = self.state, id_text(source, "source")
             if state.source_number(source) is None:
                 known = ", ".join(repr(s.name) for s in state.sources if not s.forgotten) or "none"
                 raise ValueError(f"pin({source!r:.60}): this memory has no such source; it has: {known:.200}.")
@@ -427,10 +429,10 @@ class Memory:
                 )
             self.commit(replace(state, pinned=state.pinned | {source}))
 
-    def unpin(self, source: str) -> None:
+    def unpin(self, source: Id) -> None:
         """Undo ``pin``: the source can be forgotten again, and its tokens past the age limit are removed at once."""
         with self._lock:
-            state = replace(self.state, pinned=self._state.pinned - {source})
+            state = replace(self.state, pinned=self._state.pinned - {id_text(source, "source")})
             self.commit(without_expired(state, self.config) if self.config.has_age_limit else state)
 
     def note_recalled(self, births: tuple[torch.Tensor, ...]) -> None:

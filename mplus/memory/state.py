@@ -39,7 +39,8 @@ def arrival_tier(config: MemoryConfig) -> SegmentTier:
 
 def chained(digest: str, *facts: object) -> str:
     """The digest of a state after something happened to it."""
-    return hashlib.sha256("\x1f".join([digest, *map(str, facts)]).encode()).hexdigest()
+    said = "\x1f".join([digest, *map(str, facts)])
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mplus.errors import (
     MemoryNotFoundError,
     MemorySaveError,
 )
+from mplus.ids import Id
 from mplus.memory.autosave import autosaving
 from mplus.memory.backup import LIST, Backup, copy_in_use, damage, is_encrypted
 from mplus.memory.clear_errors import clear_errors
@@ -29,13 +30,15 @@ from mplus.memory.stored import StoredMemory
 from mplus.storage.address import folder_of
 from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import copy
-from mplus.storage.folder import Folder
+from mplus.storage.folder import UNFINISHED, Folder
 from mplus.storage.manifest import is_sealed
-from mplus.storage.names import MANIFEST, check_name, check_spelling, forget_id, name_for, note_id
+from mplus.storage.names import MANIFEST, check_name, check_spelling, forget_id, id_of, name_for, note_id
 from mplus.storage.place import not_saved
 from mplus.storage.vault import KeyVault
 
 COPYING = ".copying-"
+LEFT_SECONDS = 86_400.0
+"""A file that is not whole after so long was left by a killed process; writing one takes far less."""
 
 
 class MemoryStore:
@@ -126,7 +129,7 @@ class MemoryStore:
         *,
         timeout: float = 60.0,
         autosave_seconds: float | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Generator[Memory]:
         """Open a memory for exclusive use in a ``with`` block; changes are saved at the end.
 
@@ -288,16 +291,17 @@ class MemoryStore:
             MemorySaveError: The copy cannot be written.
         """
         place = folder_of(target)
-        if LIST in place.sizes():
-            raise ValueError(f"{str(target)!r}: there is a backup already. Name an empty folder.")
-        made: dict[str, str] = {}
+        made, ids = dict[str, str](), dict[str, str]()
         try:
+            if LIST in place.sizes():
+                raise ValueError(f"{str(target)!r}: there is a backup already. Name an empty folder.")
             for stored in self.list():
                 source = self.path(stored.name)
                 copied = folder_of(f"{place}/{stored.name}")
                 with suppress(MemoryNotFoundError):  # it was deleted meanwhile
                     made[stored.name] = copy_in_use(Folder(source), copied, lambda source=source: self._key(source))
-            Backup(place, made).write()
+                    ids |= {} if stored.id == id_of(stored.name) else {stored.name: stored.id}
+            Backup(place, made, ids).write()
         except MemorySaveError:
             raise
         except OSError as error:
@@ -332,6 +336,8 @@ class MemoryStore:
                 with self._quotas.held():
                     self._quotas.check(name, sum(place.sizes().values()))
                     copy(place, Folder(self.path(name)), key=key, new_key=key)
+                    if name in backup.ids:
+                        note_id(self.root, name, backup.ids[name])
                     Folder(self.root).sync()
             except OSError as error:
                 raise not_saved(self.path(name), error) from error
@@ -435,13 +441,17 @@ class MemoryStore:
 
     @clear_errors
     def _sweep(self) -> None:
-        """Remove the leftovers of deletes and copies that were killed."""
+        """Remove the leftovers of deletes, copies and notes that were killed."""
         self._deletions.sweep(lambda name: self._locks.held(name, 0.0))
         for path in self.root.glob(f"{COPYING}*-*"):
             name = path.name.removeprefix(COPYING).rpartition("-")[0]
             # If it is locked, another process is still copying.
             with suppress(MemoryLockedError, MemorySaveError), self._locks.held(name, 0.0):
                 shutil.rmtree(path, ignore_errors=True)
+        for path in self.root.glob(f"{UNFINISHED}*"):
+            with suppress(FileNotFoundError):  # another process sweeps too
+                if path.stat().st_mtime < time.time() - LEFT_SECONDS:
+                    path.unlink()
 
 
 def _under(key: MemoryKey | None, saved_as: bytes) -> bytes:

@@ -49,8 +49,17 @@ class Lease:
                 time.sleep(min(POLL_SECONDS, max(ends - time.monotonic(), 0.0)))
 
     def renew(self) -> None:
-        """Take the lease for longer if a third of its time is over."""
+        """Take the lease for longer if a third of its time is over.
+
+        Raises:
+            MemoryLockedError: It had ended, as after a pause of the machine, and somebody else has it.
+        """
         if time.time() > self._until - LEASE_SECONDS * 2 / 3:
+            if self._present()[0] not in ("", self._holder):
+                raise MemoryLockedError(
+                    f"{self._place}: this save took so long between two files that its lease ended, and another save "
+                    "began. What was saved there before is intact. Save again."
+                )
             self._files.pipe_file(self._path, self._text())
 
     def give_back(self) -> None:
@@ -66,6 +75,9 @@ class Lease:
             if self._present()[0]:
                 return False
             self._files.pipe_file(self._path, self._text())
+        except Exception:
+            if not self._present()[0]:  # else it was made and the answer lost, or this is how it says that there is one
+                raise
         return self._present()[0] == self._holder  # two may have made it at once where that is not one step
 
     def _text(self) -> bytes:

@@ -1,12 +1,13 @@
 """Names of memories that are safe as folder names on any file system, and names of the files of a save."""
 
 import hashlib
-import os
 import re
-import threading
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
+
+from mplus.ids import Id, id_text
+from mplus.storage.folder import Folder
 
 NAME = re.compile(r"[^\W_][\w.@+-]{0,127}")
 RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
@@ -54,15 +55,16 @@ def check_name(name: object, argument: str = "Memory name ") -> str:
     return name
 
 
-def name_for(id: str) -> str:
+def name_for(id: Id) -> str:
     """The name of a memory for an id that somebody else chose, such as "telegram:12345" or "auth0|x".
 
     An id that is a name already stays as it is. Any other is escaped, so that ``id_of`` finds it again; a very long one
-    is hashed.
+    is hashed. Numbers and UUIDs count as their text.
 
     Raises:
-        ValueError: The id is empty, or only spaces.
+        ValueError: The id is empty, only spaces, or of another type.
     """
+    id = id_text(id, "id")
     if not id.strip():
         raise ValueError(f"id {id!r:.40}: expected at least one character that is no space.")
     if not id.startswith(ESCAPED):
@@ -88,25 +90,33 @@ def id_of(name: str) -> str:
     return found if name_for(found) == name else name
 
 
-def note_id(root: Path, name: str, id: str) -> None:
-    """Keep the id of a memory beside it, if its name does not tell it."""
-    if not name.startswith(HASHED) or name_for(id) != name:
+def note_id(root: Path, name: str, id: Id) -> None:
+    """Keep the id of a memory beside it, if its name does not tell it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    id = id_text(id, "id")
+    if not name.startswith(HASHED) or name_for(id) != name or noted_id(root, name) == id:
         return
-    noted, work = root / f".{name}.id", root / f".{name}.id-{os.getpid()}-{threading.get_ident()}"
-    if not noted.exists():
-        work.write_bytes(_as_bytes(id))
-        work.replace(noted)
+    place = Folder(root)
+    place.exchange(_note(root, name).name, _as_bytes(id))
+    place.sync()
+
+
+def _note(root: Path, name: str) -> Path:
+    return root / f".{name}.id"
 
 
 def forget_id(root: Path, name: str) -> None:
     """Remove what ``note_id`` has kept."""
-    (root / f".{name}.id").unlink(missing_ok=True)
+    _note(root, name).unlink(missing_ok=True)
 
 
 def noted_id(root: Path, name: str) -> str:
     """The id of a memory: what its name tells, else what ``note_id`` has kept; the name itself if neither is there."""
     if name.startswith(HASHED):
-        with suppress(OSError, UnicodeDecodeError), (root / f".{name}.id").open("rb") as file:
+        with suppress(OSError, UnicodeDecodeError), _note(root, name).open("rb") as file:
             found = file.read(MAX_ID_BYTES).decode("utf-8", "surrogatepass")
             return found if found.strip() and name_for(found) == name else name
     return id_of(name)

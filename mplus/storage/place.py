@@ -4,6 +4,7 @@ A file is written completely or not at all, and never changes afterwards; only t
 All writes happen inside ``lock``.
 """
 
+import errno
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -139,7 +140,7 @@ def not_saved(place: Place | Path, error: OSError) -> MemorySaveError:
     """A ``MemorySaveError`` that says what happened and what to do."""
     reason = error.strerror or str(error)
     return MemorySaveError(
-        error.errno,
+        error.errno or errno.EIO,
         f"{place}: the memory was not saved ({reason}); what was saved there before is intact. Free space or allow "
         "writing there, or save to another folder",
     )
@@ -148,4 +149,6 @@ def not_saved(place: Place | Path, error: OSError) -> MemorySaveError:
 def not_read(place: Place, error: OSError) -> MemoryReadError:
     """A ``MemoryReadError`` for a place that cannot be reached, or for too little room for the fetched files."""
     reason = error.strerror or str(error)
-    return MemoryReadError(error.errno, f"{place}: the memory could not be read ({reason}). Try again, or check access")
+    return MemoryReadError(
+        error.errno or errno.EIO, f"{place}: the memory could not be read ({reason}). Try again, or check access"
+    )

@@ -139,12 +139,14 @@ class Url(Place):
         """
         with _transport():
             self._files.makedirs(self._root, exist_ok=True)
-            self._lease = Lease(self._files, f"{self._root}/{LEASE}", str(self))
-            self._lease.take(timeout)
+        lease = Lease(self._files, f"{self._root}/{LEASE}", str(self))
         try:
+            with _transport():
+                lease.take(timeout)
+            self._lease = lease
             yield
         finally:
-            lease, self._lease = self._lease, None
+            self._lease = None
             with suppress(Exception):
                 lease.give_back()
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mplus.config import MemoryConfig
+from mplus.ids import Id, id_text
 from mplus.inert import encode_inert
 from mplus.layouts.by_config import layout_of
 from mplus.memory.forgetting import within_age_limits
@@ -26,7 +27,7 @@ from mplus.write.absorb import WriteReport, Writing, batch_tokens, write_togethe
 from mplus.write.chunks import TextLike, TokenizedText, named, ready_chunks, tokenized
 from mplus.write.vectors import completed
 
-Names = str | Sequence[str | None] | None
+Names = Id | Sequence[Id | None] | None
 """The source of all texts of one memory, or one for each; None has a name made."""
 Metadata = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 """Metadata of all texts of one memory, or one mapping for each."""
@@ -72,7 +73,7 @@ class Writer:
                 "This model has no tokenizer, so it writes nothing. Put the files of the tokenizer into its folder "
                 "(tokenizer.json, tokenizer_config.json) and load it again."
             )
-        _refuse_blank(sources)
+        sources = [_as_texts(source) for source in sources]
         given = [
             self._tokenized(text, one, dated=dated) for text, one in zip(texts, at or [None] * len(texts), strict=True)
         ]
@@ -111,7 +112,7 @@ class Writer:
         A memory whose content depends on when it is written, or whose embedder may fail, is written at once. Takes and
         raises what ``write`` does.
         """
-        config = memory.config
+        config, source = memory.config, _as_texts(source)
         names = [None] if source is None or isinstance(source, str) else list(source)
         is_named = isinstance(source, str) or None not in names
         packs = layout_of(config).writes_together and config.encoding == "states"
@@ -127,7 +128,6 @@ class Writer:
                 dated=dated,
             )
             return report
-        _refuse_blank([source])
         given, started = self._tokenized(texts, at, dated=dated), time.perf_counter()
         entry = self._entry(memory, source, metadata, given, keep_text)
 
@@ -216,11 +216,22 @@ class Writer:
         return written
 
 
-def _refuse_blank(sources: Sequence[Names]) -> None:
-    for source in sources:
-        for name in [source] if isinstance(source, str) else source or ():
-            if name is not None and not name.strip():
-                raise ValueError(f"source={name!r}: expected a name, or None to have one made.")
+def _as_texts(source: Names) -> str | list[str | None] | None:
+    """Names of sources as text.
+
+    Raises:
+        ValueError: One is blank, or neither text, a number nor a UUID.
+    """
+    if isinstance(source, Sequence) and not isinstance(source, str | bytes | bytearray):
+        return [None if name is None else _as_text(name) for name in source]
+    return None if source is None else _as_text(source)
+
+
+def _as_text(name: Any) -> str:
+    text = id_text(name, "source")
+    if not text.strip():
+        raise ValueError(f"source={text!r}: expected a name, or None to have one made.")
+    return text
 
 
 def _each(given: Any, count: int, what: str) -> list[Any]:

@@ -19,8 +19,9 @@ from langgraph.store.base import (
     get_text_at_path,
 )
 
-from mplus import Memory, metadata_filter
+from mplus import Memory, UnknownNameError, metadata_filter
 from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.settings import instead_where
 from mplus_integrations.whose_memory import all_or_nothing, checked_key
 from mplus_integrations.worker import in_thread
 
@@ -29,6 +30,13 @@ ITEM = "mplus_item"
 
 DEFAULT_KEY = "langgraph-store"
 """The memory that items are in where no other is named."""
+
+INSTEAD_OF_STORES = {
+    "conn": "chat=MPlusChat(store=mplus.MemoryStore(folder))",
+    "index": "fields, and chat=MPlusChat(embedder=…) for an embedder",
+    "ttl": "a memory with MemoryConfig(age_limit_seconds=…)",
+}
+"""Ours for arguments of other stores of LangGraph."""
 
 Namespace = tuple[str, ...]
 
@@ -48,9 +56,19 @@ class MPlusStore(BaseStore):
         memory_key: The memory's name; None: "langgraph-store". Give a user's own, and that user's answers read
             the items too.
         fields: Paths into a value that are searched, as in LangGraph's ``index={"fields": …}``; None: all of it.
+        others: No others are accepted; for those of other stores the error says what to write instead.
     """
 
-    def __init__(self, chat: MPlusChat, *, memory_key: str | None = None, fields: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        chat: MPlusChat,
+        *,
+        memory_key: str | None = None,
+        fields: Sequence[str] | None = None,
+        **others: Any,
+    ) -> None:
+        known = {"chat", "memory_key", "fields"}
+        UnknownNameError.check(others, known, of="MPlusStore", instead={**instead_where(known), **INSTEAD_OF_STORES})
         self.chat = chat
         self.memory_key = checked_key(memory_key) or DEFAULT_KEY
         self.fields = fields

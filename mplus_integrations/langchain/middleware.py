@@ -11,11 +11,20 @@ from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.config import get_config
 from langgraph.runtime import Runtime
 
+from mplus import UnknownNameError
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
+from mplus_integrations.settings import instead_where
 from mplus_integrations.whose_memory import all_or_nothing, forget_all
 from mplus_integrations.worker import in_thread
 
+INSTEAD_OF_THREADS = {
+    **instead_where({"chat"}),
+    **dict.fromkeys(
+        ("memory_key", "session_id", "thread_id", "user_id"), "config={'configurable': {'memory_key': …}} of a call"
+    ),
+}
+"""What to write instead of arguments of other memories."""
 THREAD = "mplus_thread"
 """Metadata key of sources that are turns of a LangGraph thread; its value is the thread's id."""
 
@@ -42,11 +51,13 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
     Args:
         chat: The model; give it a ``MemoryStore`` if memories should outlive the process.
         tools: Also offer the agent ``remember``, ``recall`` and ``forget``.
+        others: No others are accepted; for those of other memories the error says what to write instead.
     """
 
     state_schema = MemoryState
 
-    def __init__(self, chat: MPlusChat, *, tools: bool = False) -> None:
+    def __init__(self, chat: MPlusChat, *, tools: bool = False, **others: Any) -> None:
+        UnknownNameError.check(others, {"chat", "tools"}, of="MPlusMemoryMiddleware", instead=INSTEAD_OF_THREADS)
         super().__init__()
         self.chat = chat
         self.tools = memory_tools(chat) if tools else []

@@ -17,7 +17,7 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from mplus import FoundSource, Memory, UnknownNameError, metadata_filter
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.settings import INSTEAD
+from mplus_integrations.settings import instead_where
 from mplus_integrations.sources import DOCUMENT, named, refuse_others, without_blanks
 from mplus_integrations.whose_memory import Latents, all_or_nothing, checked_key, forget_all
 
@@ -28,7 +28,7 @@ DEFAULT_K = 4
 MAKING = frozenset({"chat", "memory_key", "recall", "time_key"})
 TIMES = frozenset({"since", "until", "as_of"})
 INSTEAD_OF_STORES = {
-    **INSTEAD,
+    **instead_where(MAKING),
     "persist_directory": "chat=MPlusChat(store=mplus.MemoryStore(folder)) with memory_key=",
     "persist_path": "chat=MPlusChat(store=mplus.MemoryStore(folder)) with memory_key=",
     "collection_name": "memory_key",
@@ -303,7 +303,7 @@ class MPlusVectorStore(VectorStore):
         if self.recall != "latent":
             return document
         # Text of its own, because retrievers such as EnsembleRetriever take documents of the same text for one.
-        name = hashlib.sha256(str(document.id).encode()).hexdigest()[:8]
+        name = hashlib.sha256(str(document.id).encode("utf-8", "surrogatepass")).hexdigest()[:8]
         return document.model_copy(update={"page_content": f"(document {name}, read from memory)"})
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
@@ -370,12 +370,12 @@ def checked_k(k: int | None, name: str = "k") -> int:
     """The most documents of a search; None: the default.
 
     Raises:
-        ValueError: Below 1.
+        ValueError: Below 1, or no whole number.
     """
     if k is None:
         return DEFAULT_K
-    if k < 1:
-        raise ValueError(f"{name}={k}: expected at least 1.")
+    if not isinstance(k, int) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"{name}={k!r}: expected at least 1, as a whole number.")
     return k
 
 

@@ -9,7 +9,7 @@ from llama_index.core.schema import Document
 
 from mplus import UnknownNameError
 from mplus_integrations.llama_index.index_storage import MPlusStruct
-from mplus_integrations.llama_index.nodes import described, written_text
+from mplus_integrations.llama_index.nodes import check_ids, check_metadata, described, written_text
 from mplus_integrations.worker import in_thread
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,8 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     """What every index does with whole documents, checked before anything is changed.
 
     Raises:
-        ValueError: An argument that does not exist, of every member. Nothing is changed then.
+        ValueError: An argument that does not exist, an empty id, or metadata that cannot be kept, of every member.
+            Nothing is changed then.
     """
 
     @classmethod
@@ -31,8 +32,9 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
         """Write documents into a new index. One without text, such as a blank page, is left out, and the log names it.
 
         Raises:
-            ValueError: None of them has text.
+            ValueError: None of them has text, an id is empty, or metadata cannot be kept.
         """
+        check(documents)
         blank = blanks(documents)
         if blank and len(blank) == len(documents):
             raise ValueError(f"{len(blank)} documents, none of them with text ({', '.join(blank[:5])}): expected some.")
@@ -41,12 +43,14 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Write a document."""
         UnknownNameError.check(insert_kwargs, {"document"}, of="insert")
+        check([document])
         blanks([document])
         super().insert(document)
 
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
         """``insert`` without blocking the event loop."""
         UnknownNameError.check(insert_kwargs, {"document"}, of="ainsert")
+        check([document])
         await super().ainsert(document)
 
     def delete(self, doc_id: str, **delete_kwargs: Any) -> None:
@@ -66,22 +70,36 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Write a document in place of what was written of it."""
         _check(update_kwargs, UPDATE, of="update_ref_doc")
+        check([document])
         super().update_ref_doc(document)
 
     async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """``update_ref_doc`` without blocking the event loop."""
         _check(update_kwargs, UPDATE, of="aupdate_ref_doc")
+        check([document])
         await super().aupdate_ref_doc(document)
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Write the documents that are new or have changed; says of each whether it was written."""
         _check(update_kwargs, REFRESH, of="refresh_ref_docs")
+        check(documents)
         return super().refresh_ref_docs(documents)
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """``refresh_ref_docs`` without blocking the event loop."""
         _check(update_kwargs, REFRESH, of="arefresh_ref_docs")
+        check(documents)
         return await super().arefresh_ref_docs(documents)
+
+
+def check(documents: Sequence[Document]) -> None:
+    """Check ids and metadata before LlamaIndex looks at them: it makes a hash of metadata.
+
+    Raises:
+        ValueError: An id is empty, or metadata cannot be kept.
+    """
+    check_ids(documents)
+    check_metadata(documents)
 
 
 def blanks(documents: Sequence[Document]) -> list[str]:

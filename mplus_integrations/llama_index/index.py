@@ -1,7 +1,6 @@
 """``MPlusIndex``: replaces a ``VectorStoreIndex``; an embedding model is not needed, but can be used."""
 
-import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,6 +34,21 @@ from mplus import (
 from mplus_integrations.llama_index.chat_engine import MPlusChatEngine, MPlusQuestionChatEngine, latents_of
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.documents import KnownDocumentArguments
+from mplus_integrations.llama_index.index_arguments import (
+    ABOUT_TEXT,
+    CHAT_OF_MODE,
+    INSTEAD_OF_CHAT,
+    INSTEAD_OF_INDEX,
+    INSTEAD_OF_SEARCH,
+    LATENT_ENGINE,
+    MAKING,
+    ONE_CALL,
+    PASSED_ON,
+    RETRIEVER,
+    TEXT_ENGINE,
+    given,
+    refuse_about_text,
+)
 from mplus_integrations.llama_index.index_storage import (
     STRUCT_TYPES,
     LatentsBesideIndex,
@@ -47,54 +61,10 @@ from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes, written_text
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
-from mplus_integrations.settings import INSTEAD
 from mplus_integrations.whose_memory import Latents, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
 RecallMode = Literal["latent", "hybrid", "text"]
-
-MAKING = frozenset(
-    {"nodes", "llm", "memory", "store", "memory_key", "embed_model", "storage_context", "show_progress", "time_key"}
-)
-PASSED_ON = frozenset({"objects", "callback_manager", "transformations"})
-RETRIEVER = frozenset({"similarity_top_k", "filters", "node_ids", "doc_ids", "since", "until", "as_of"})
-LATENT_ENGINE = frozenset({"node_postprocessors", "callback_manager", "streaming", "output_cls"})
-TEXT_ENGINE = frozenset(inspect.signature(RetrieverQueryEngine.from_args).parameters) - {"retriever", "llm", "kwargs"}
-INSTEAD_OF_SEARCH = {
-    "similarity_cutoff": "node_postprocessors=[SimilarityPostprocessor(similarity_cutoff=…)]",
-    "where": "filters",
-    "top_k": "similarity_top_k",
-    "k": "similarity_top_k",
-}
-INSTEAD_OF_INDEX = {
-    **INSTEAD,
-    "persist_dir": "MPlusIndex.load(folder) to open a saved index, and storage_context.persist(folder) to save one",
-    "persist_directory": "store=mplus.MemoryStore(folder) with memory_key=, or persist(folder)",
-    "collection_name": "memory_key= with store=mplus.MemoryStore(folder)",
-    "index_name": "memory_key= with store=mplus.MemoryStore(folder)",
-    "vector_store": "store=mplus.MemoryStore(folder) with memory_key=",
-    "service_context": "llm=MPlusLLM()",
-}
-"""Ours for arguments of other indices."""
-CHAT = frozenset({"memory", "chat_history", "system_prompt"})
-FOUND = RETRIEVER | {"node_postprocessors"}
-CHAT_OF_MODE = {
-    ChatMode.SIMPLE: CHAT,
-    ChatMode.BEST: CHAT | FOUND | {"verbose"},
-    ChatMode.CONTEXT: CHAT | FOUND | {"verbose"},
-    ChatMode.CONDENSE_PLUS_CONTEXT: CHAT | FOUND | {"verbose", "condense_prompt"},
-    ChatMode.CONDENSE_QUESTION: CHAT | FOUND | {"verbose", "condense_question_prompt"},
-}
-"""What each mode of a chat engine takes."""
-ONE_CALL = frozenset({"verbose", "use_async"})
-ABOUT_TEXT = frozenset(
-    {
-        *("context_prompt", "context_refine_prompt", "context_template", "prefix_messages"),
-        *(TEXT_ENGINE - LATENT_ENGINE - ONE_CALL - {"response_synthesizer"}),
-    }
-)
-"""Arguments that say how text is put into prompts."""
-
 
 _COPIES = (
     "An MPlusIndex is neither copied nor pickled: two of them would write into one memory. Save it with "
@@ -194,8 +164,25 @@ class MPlusIndex(KnownDocumentArguments):
     def load(
         cls, persist_dir: str | Path, llm: LLM | None = None, *, index_id: str | None = None, **kwargs: Any
     ) -> "MPlusIndex":
-        """An index that was persisted, with its latents."""
-        context = StorageContext.from_defaults(persist_dir=str(persist_dir))
+        """An index that was persisted, with its latents.
+
+        Args:
+            persist_dir: The folder.
+            llm: As for a new index.
+            index_id: Which index, if there are several.
+            kwargs: Other arguments of the constructor.
+
+        Raises:
+            MemoryNotFoundError: There is no index.
+            ValueError: There is another kind of index, or an argument does not exist.
+        """
+        UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex.load", instead=INSTEAD_OF_INDEX)
+        try:
+            context = StorageContext.from_defaults(persist_dir=str(persist_dir))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MemoryNotFoundError(
+                f"{persist_dir}: no saved index. Expected a folder that index.persist(folder) has written."
+            ) from error
         index = load_index_from_storage(context, index_id=index_id, llm=llm, persist_dir=persist_dir, **kwargs)
         if not isinstance(index, cls):
             raise ValueError(
@@ -339,9 +326,9 @@ class MPlusIndex(KnownDocumentArguments):
             raise ValueError(f"recall={recall!r}: expected 'latent', 'hybrid' or 'text'.")
         if recall != "text" and not isinstance(reader, MPlusLLM):
             raise ValueError(f"recall={recall!r} with {type(reader).__name__}: only an MPlusLLM reads latents.")
-        kwargs = _given(kwargs, RETRIEVER | TEXT_ENGINE | ABOUT_TEXT)
+        kwargs = given(kwargs, RETRIEVER | TEXT_ENGINE | ABOUT_TEXT)
         if recall == "latent":
-            _refuse_about_text(kwargs, "or use recall='hybrid'")
+            refuse_about_text(kwargs, "or use recall='hybrid'")
         takes = RETRIEVER | (LATENT_ENGINE if recall == "latent" else TEXT_ENGINE)
         UnknownNameError.check(kwargs, takes, of="as_query_engine", instead=INSTEAD_OF_SEARCH)
         retriever = self.as_retriever(**{k: v for k, v in kwargs.items() if k in RETRIEVER})
@@ -385,9 +372,9 @@ class MPlusIndex(KnownDocumentArguments):
                 "For an agent, give a FunctionAgent or ReActAgent this index's query engine as a tool."
             )
         every = frozenset[str]().union(*CHAT_OF_MODE.values())
-        kwargs = _given(kwargs, every | ABOUT_TEXT | ONE_CALL)
-        _refuse_about_text(kwargs, "or build LlamaIndex's own chat engine on as_retriever()")
-        UnknownNameError.check(kwargs, every, of="as_chat_engine", instead=INSTEAD_OF_SEARCH)
+        kwargs = given(kwargs, every | ABOUT_TEXT | ONE_CALL)
+        refuse_about_text(kwargs, "or build LlamaIndex's own chat engine on as_retriever()")
+        UnknownNameError.check(kwargs, every, of="as_chat_engine", instead=INSTEAD_OF_CHAT)
         takes = CHAT_OF_MODE[ChatMode(chat_mode)]
         UnknownNameError.check(kwargs, takes, of=f"as_chat_engine with {ChatMode(chat_mode).name}")
         reader = self.llm if llm is None else mplus_llm(self._as_embedding(resolve_llm(llm, self._callback_manager)))
@@ -462,28 +449,6 @@ class MPlusQueryEngine(RetrieverQueryEngine):
         """
         UnknownNameError.check(prompts_dict, self.get_prompts(), of="update_prompts of this engine")
         super().update_prompts(prompts_dict)
-
-
-def _given(kwargs: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """Arguments without those that ask for the default."""
-    return {n: v for n, v in kwargs.items() if n not in known or not (v is None or v is False)}
-
-
-def _refuse_about_text(kwargs: Mapping[str, Any], instead: str) -> None:
-    """Refuse arguments that have no meaning for answers from latents.
-
-    Raises:
-        ValueError: There is one.
-    """
-    if about_text := sorted(kwargs.keys() & ABOUT_TEXT):
-        raise ValueError(
-            f"{about_text[0]}= says how text is put into prompts, and answers from latents have none in them. "
-            f"Leave it out, {instead}."
-        )
-    if "use_async" in kwargs:
-        raise ValueError(
-            "use_async=True: an answer from latents is one call of the LLM. Leave it out, or await aquery."
-        )
 
 
 def _embedding_with(llm: MPlusLLM, embed_model: Any) -> MPlusLLM:

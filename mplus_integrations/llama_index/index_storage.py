@@ -15,7 +15,7 @@ from llama_index.core.storage import StorageContext
 from llama_index.core.vector_stores.simple import SimpleVectorStore
 from pydantic import BaseModel, PrivateAttr
 
-from mplus import Memory, MemoryStore
+from mplus import Memory, MemoryKeyError, MemoryStore
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ class StorePlace(BaseModel):
     root: str
     max_memory_bytes: int | None = None
     max_total_bytes: int | None = None
+    encrypted: bool = False
+    """Whether it had a vault; keys are never written down here."""
 
     @classmethod
     def of(cls, store: MemoryStore) -> "StorePlace":
@@ -40,10 +42,21 @@ class StorePlace(BaseModel):
             root=str(store.root.absolute()),
             max_memory_bytes=store.max_memory_bytes,
             max_total_bytes=store.max_total_bytes,
+            encrypted=store.vault is not None,
         )
 
     def opened(self) -> MemoryStore:
-        """The store with these settings."""
+        """The store with these settings.
+
+        Raises:
+            MemoryKeyError: It had a vault, without which nothing there can be read, and new memories would be plain.
+        """
+        if self.encrypted:
+            raise MemoryKeyError(
+                f"{self.root}: this store encrypts its memories, and the keys are kept in its vault only. Open it with "
+                "store=mplus.MemoryStore(folder, vault=mplus.KeyVault(…)) and memory_key=…: "
+                "MPlusIndex.load(folder, store=…, memory_key=…), MPlusMemory.from_defaults(store=…, memory_key=…)."
+            )
         return MemoryStore(self.root, max_memory_bytes=self.max_memory_bytes, max_total_bytes=self.max_total_bytes)
 
 
@@ -72,7 +85,8 @@ for _name in STRUCT_TYPES:
 
 def namespace(index_id: str) -> str:
     """The name of an index's latents among the vector stores of a ``StorageContext``, and on disk."""
-    return f"mplus-{hashlib.sha256(index_id.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(index_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"mplus-{digest[:16]}"
 
 
 class LatentsBesideIndex(SimpleVectorStore):

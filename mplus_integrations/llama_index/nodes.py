@@ -31,8 +31,10 @@ def write_nodes(
         The ids of those that have text. Nodes that the memory holds already with the same text are not written again.
 
     Raises:
-        ValueError: A node has the id of something in this memory that is no node, such as a note.
+        ValueError: A node has the id of something in this memory that is no node, such as a note; or its document has
+            an empty id.
     """
+    check_ids(nodes)
     texts = {node.node_id: (node, written_text(node)) for node in nodes}
     blank = [name for name, (_, text) in texts.items() if not text.strip()]
     if blank:
@@ -92,6 +94,20 @@ def check_metadata(nodes: Sequence[BaseNode]) -> None:
                     f"Metadata {key!r:.60} of {described(node)} is {type(value).__name__}: an index keeps its nodes as "
                     "JSON, from which it would not come back. Give it as text, number, list or mapping of texts."
                 )
+
+
+def check_ids(nodes: Sequence[BaseNode]) -> None:
+    """Check that nodes and their documents have ids by which they are found again, updated and deleted.
+
+    Raises:
+        ValueError: An id is empty.
+    """
+    for place, node in enumerate(nodes):
+        if node.node_id == "" or node.ref_doc_id == "":
+            raise ValueError(
+                f"Number {place} ({written_text(node)!r:.40}) has the id '': expected at least one character, by which "
+                "it can be updated and deleted. Leave the id out to have one made."
+            )
 
 
 def written_text(node: BaseNode) -> str:

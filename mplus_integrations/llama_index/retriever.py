@@ -76,8 +76,8 @@ class MPlusIndexRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
-        if similarity_top_k < 1:
-            raise ValueError(f"similarity_top_k={similarity_top_k}: expected at least 1.")
+        if not isinstance(similarity_top_k, int) or similarity_top_k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"similarity_top_k={similarity_top_k!r}: expected at least 1, as a whole number.")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
         self.index, self.similarity_top_k = index, similarity_top_k
         self._fits = None if filters is None else metadata_filter(of_metadata_filters(filters))

@@ -47,8 +47,10 @@ class Answers(Answering[str]):
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
         return str(item), None, {}
 
-    def pieces(self, question: "Question", left: threading.Event) -> Generator[str | Answer]:
-        """The text of an answer as it grows, and at last the whole ``Answer``."""
+    def pieces(
+        self, question: "Question", spent: Callable[[tuple[int, int]], object], left: threading.Event
+    ) -> Generator[str | Answer]:
+        """The text of an answer as it grows, and at last the whole ``Answer``; ``spent`` is told the tokens it took."""
         yield from self._pieces(
             question.prompt,
             self._as_call(question.settings),
@@ -57,6 +59,7 @@ class Answers(Answering[str]):
             shared=[Shared(AsSaved(store=self.store, key=name)) for name in question.shared],
             processors=question.processors,
             passages=question.passages,
+            spent=spent,
         )
 
 
@@ -187,7 +190,13 @@ class Service:
         answers, started, said = self._present()[1], time.monotonic(), None
         with self.admission.place(), self.telemetry.answer(kind, self.settings.model, _asked(question)) as span:
             span.content({"gen_ai.input.messages": str(question.prompt), "mplus.memory": question.memory})
-            async with aclosing(streamed(partial(answers.pieces, question))) as pieces:
+
+            def spent(tokens: tuple[int, int]) -> None:
+                self.metrics.tokens.labels("prompt").inc(tokens[0])
+                self.metrics.tokens.labels("answer").inc(tokens[1])
+                span.note({"gen_ai.usage.input_tokens": tokens[0], "gen_ai.usage.output_tokens": tokens[1]})
+
+            async with aclosing(streamed(partial(answers.pieces, question, spent))) as pieces:
                 try:
                     async for piece in pieces:
                         if said is None:
@@ -211,16 +220,12 @@ class Service:
 
     def _note(self, span: Span, answer: Answer) -> None:
         made = answer.generation
-        self.metrics.tokens.labels("prompt").inc(made.prompt_tokens)
-        self.metrics.tokens.labels("answer").inc(made.completion_tokens)
         if made.finish_reason == "cancelled":
             self.metrics.cut.inc()
         span.note(
             {
                 "gen_ai.response.model": self.settings.model,
                 "gen_ai.response.finish_reasons": [made.finish_reason],
-                "gen_ai.usage.input_tokens": made.prompt_tokens,
-                "gen_ai.usage.output_tokens": made.completion_tokens,
                 "mplus.prefix_tokens": made.prefix_tokens,
                 "mplus.used_memory": made.used_memory,
             }

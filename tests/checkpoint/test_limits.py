@@ -77,6 +77,42 @@ def test_absurd_sizes_and_nan_in_a_config_are_refused_before_a_model_is_built(
         memory_settings(folder)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("gpt2", {"n_layer": 1_000_000}),
+        ("gpt2", {"n_embd": 2**30, "n_head": 2}),
+        ("gpt2", {"n_positions": 2**28}),
+        ("gpt_neox", {"num_hidden_layers": 10**6}),
+        ("mixtral", {"num_local_experts": 10**7}),
+        ("qwen3_moe", {"num_experts": 10**7}),
+        ("gemma3", {"text_config": {"num_hidden_layers": 10**6}}),
+        ("gemma3", {"text_config": {"model_type": "gemma3_text", "vocab_size": 2**24}}),
+        ("gemma3", {"vision_config": {"num_hidden_layers": 10**9}}),
+        ("llama", {"something_else": 10**30}),
+    ],
+    ids=str,
+)
+def test_absurd_sizes_of_any_family_are_refused_before_a_model_is_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, changes: dict[str, Any]
+) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **changes}))
+    no_backbone(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"config\.json: (describes a model|\w+=)"):
+        MPlus.from_pretrained(folder, memory=TINY)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        memory_settings(folder)
+
+
+def test_a_config_in_configs_without_end_is_refused(folder: Path) -> None:
+    config: dict[str, Any] = {"model_type": "llama"}
+    for _ in range(500):
+        config = {"model_type": "llama", "text_config": config}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="deep"):
+        MPlus.from_pretrained(folder, memory=TINY)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "mplus.json", "extra.json"])
 def test_a_pipe_in_place_of_a_file_is_refused(folder: Path, name: str) -> None:
@@ -154,10 +190,10 @@ def test_layers_with_a_window_load_and_so_do_they_without_it(tmp_path: Path, mod
 
 def test_a_size_for_each_layer_is_a_list_of_sizes(folder: Path) -> None:
     path = folder / "config.json"
-    check_config(path, {"intermediate_size": [96, 128]}, 0)
+    check_config(path, {"intermediate_size": [96, 128]})
     for given in ([], [96, 0], [96, 10**9], [96, "128"]):
         with pytest.raises(CheckpointError, match="intermediate_size"):
-            check_config(path, {"intermediate_size": given}, 0)
+            check_config(path, {"intermediate_size": given})
 
 
 def test_offloaded_layers_count_in_the_fingerprint(folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Arguments of what is built around a model: none that does not exist, none out of range, and None for the default."""
 
 import asyncio
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +13,11 @@ from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.llms import ChatMessage
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from mplus import UnknownNameError
+from mplus import MemoryNotFoundError, UnknownNameError
 from mplus.testing import tiny_model
 from mplus_integrations import MPlusChat, MPlusIndex, MPlusLLM, MPlusMemory, MPlusRetriever, MPlusVectorStore
-from mplus_integrations.langchain import MPlusStore
-from mplus_integrations.llama_index import MPlusWriter
+from mplus_integrations.langchain import MPlusMemoryMiddleware, MPlusStore
+from mplus_integrations.llama_index import MPlusMemoryBlock, MPlusWriter
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 from tests.conftest import TINY
 
@@ -203,3 +205,42 @@ def test_a_form_beside_tools_is_refused_where_the_tools_could_never_be_called(bu
     for ask in (built.llm.chat, built.llm.stream_chat):
         with pytest.raises(ValueError, match="tools= beside response_format=: the tools could never be called"):
             ask([ChatMessage("Hello?")], tools=[tool], response_format=form)
+
+
+PLACES: dict[str, Callable[..., Any]] = {
+    "MPlusChat": lambda on, **given: MPlusChat(model=MODEL, **given),
+    "MPlusVectorStore": lambda on, **given: MPlusVectorStore(on.chat, **given),
+    "MPlusRetriever": lambda on, **given: MPlusRetriever(chat=on.chat, **given),
+    "MPlusStore": lambda on, **given: MPlusStore(on.chat, **given),
+    "MPlusMemoryMiddleware": lambda on, **given: MPlusMemoryMiddleware(on.chat, **given),
+    "invoke": lambda on, **given: on.chat.invoke("Hi", **given),
+    "MPlusLLM": lambda on, **given: MPlusLLM(model=MODEL, **given),
+    "complete": lambda on, **given: on.llm.complete("Hi", **given),
+    "MPlusMemory": lambda on, **given: MPlusMemory.from_defaults(llm=on.llm, **given),
+    "MPlusMemoryBlock": lambda on, **given: MPlusMemoryBlock(llm=on.llm, **given),
+    "MPlusIndex": lambda on, **given: MPlusIndex.from_documents([CHANGED], llm=on.llm, **given),
+    "MPlusIndex.load": lambda on, **given: MPlusIndex.load("nowhere", llm=on.llm, **given),
+    "MPlusWriter": lambda on, **given: MPlusWriter(llm=on.llm, **given),
+    "as_query_engine": lambda on, **given: on.index.as_query_engine(**given),
+    "as_chat_engine": lambda on, **given: on.index.as_chat_engine(**given),
+}
+
+
+@pytest.mark.parametrize("name", ["persist_directory", "collection_name", "session_id", "chat_store"])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_other_libraries_call_otherwise_is_answered_with_what_to_write(
+    built: "Built", place: str, name: str
+) -> None:
+    """And what is to be written exists there."""
+    with pytest.raises(ValueError, match=f"does not take '{name}'") as refused:
+        PLACES[place](built, **{name: "x"})
+    said = re.search(rf"does not take '{name}'\. Use (.*?)\. It takes: (.*?)\.", str(refused.value))
+    assert said is not None, refused.value
+    advice, takes = said[1], said[2].split(", ")
+    assert not advice.isidentifier() or advice in takes
+    assert any(word in advice for word in ("memory_key", "store", "Store"))
+
+
+def test_a_folder_without_a_saved_index_is_named(built: "Built", tmp_path: Path) -> None:
+    with pytest.raises(MemoryNotFoundError, match="no saved index"):
+        MPlusIndex.load(tmp_path, llm=built.llm)

@@ -1,9 +1,13 @@
 import threading
+import uuid
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mplus.config import MemoryConfig
+from mplus.memory.memory import Memory
 from mplus.model import MPlus
 from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
@@ -43,6 +47,19 @@ def test_forgetting_a_source_equals_never_having_had_it(model: MPlus, text: str,
     assert len(forgot.state.tracks[0].short_term) == len(never.state.tracks[0].short_term)
     for prompt in (QUESTION, "SENTENCE 1 SAYS"):
         torch.testing.assert_close(logits(model, forgot, prompt), logits(model, never, prompt), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["\ud83d", "\x00", 12, uuid.UUID(int=7), "☃" * 3000], ids=lambda name: f"{name!r:.20}")
+def test_a_source_of_any_name_is_written_pinned_saved_and_forgotten(model: MPlus, tmp_path: Path, name: Any) -> None:
+    memory = model.new_memory()
+    model.write(memory, "Ann has a box.", source=name)
+    model.write(memory, ["Bob has a cat.", "Cat."], source=[name, None], later=True)
+    memory.pin(name)
+    memory.unpin(name)
+    memory.save(tmp_path / "m")
+    again = Memory.load(tmp_path / "m", model)
+    assert next(iter(again.sources())).name == str(name)
+    assert again.forget(name) > 0 and str(name) not in [source.name for source in again.sources()]
 
 
 def test_forgotten_text_is_in_no_tensor(model: MPlus, text: str) -> None:

@@ -11,11 +11,12 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mplus import Memory, MemoryConflictError, MemoryLockedError, MemoryReadError
+from mplus import Memory, MemoryConflictError, MemoryLockedError, MemoryReadError, MemorySaveError, MemoryStore
 from mplus.memory.saving import save
 from mplus.model import MPlus
 from mplus.storage import url as url_module
 from mplus.storage.address import folder_of
+from mplus.storage.lease import Lease
 from mplus.storage.url import LEASE, Url
 from tests.memory.saves import written
 
@@ -76,6 +77,64 @@ def test_the_lease_of_a_dead_writer_ends(model: MPlus, left: bytes) -> None:
     fsspec.filesystem("memory").pipe_file(f"/bucket/alice/{LEASE}", left)
     save(model.new_memory(), folder_of(URL), timeout=0.5)
     Memory.load(URL, model)
+
+
+def test_a_save_that_cannot_begin_leaves_no_lease(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, answers = MemoryFileSystem.cat_file, iter([True])
+
+    def cat_file(files: Any, path: str, *given: Any, **options: Any) -> bytes:
+        if path.endswith(LEASE) and next(answers, False):
+            raise Refused("the connection was reset")
+        return real(files, path, *given, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    with pytest.raises(MemorySaveError, match="the connection was reset"):
+        save(model.new_memory(), folder_of(URL), timeout=0.5)
+    save(model.new_memory(), folder_of(URL), timeout=0.5)
+    assert Memory.load(URL, model) is not None
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_lease_whose_answer_was_lost_has_been_taken(
+    model: MPlus, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    real, answers = MemoryFileSystem.pipe_file, iter([True])
+
+    def pipe_file(files: Any, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        lost = path.endswith(LEASE) and next(answers, False)
+        if made or not lost:
+            real(files, path, value, mode, **options)
+        if lost:
+            raise Refused("no answer")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    if not made:
+        with pytest.raises(MemorySaveError, match="no answer"):
+            save(model.new_memory(), folder_of(URL), timeout=0.5)
+    else:
+        save(model.new_memory(), folder_of(URL), timeout=0.5)
+        assert Memory.load(URL, model) is not None
+
+
+def test_a_lease_that_ended_is_not_taken_from_who_has_it_now(
+    model: MPlus, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, memory = fsspec.filesystem("memory"), written(model, text[:200])
+    memory.save(URL)
+    before = files.cat_file("/bucket/alice/memory.json")
+    model.write(memory, "Something more to save.", source="b")
+    real = Lease.renew
+
+    def slept(held: Lease) -> None:  # the machine, for longer than the lease
+        held._until = 0.0
+        files.pipe_file(f"/bucket/alice/{LEASE}", lease(time.time() + 60))
+        real(held)
+
+    monkeypatch.setattr(Lease, "renew", slept)
+    with pytest.raises(MemoryLockedError, match="lease ended"):
+        memory.save(URL)
+    assert json.loads(files.cat_file(f"/bucket/alice/{LEASE}"))["holder"] == "somebody"
+    assert files.cat_file("/bucket/alice/memory.json") == before
 
 
 def test_files_that_another_writer_may_need_are_not_removed(model: MPlus, text: str) -> None:
@@ -174,3 +233,21 @@ def test_the_age_of_a_file_is_read_as_file_systems_tell_it() -> None:
         assert not url_module._is_old({name: datetime.now(UTC)})
     assert not url_module._is_old({})
     assert not url_module._is_old({"mtime": "yesterday"})
+
+
+@pytest.mark.parametrize("call", ["ls", "pipe_file", "makedirs", "open"])
+def test_a_backup_to_a_url_that_fails_is_a_clear_error(
+    tmp_path: Path, model: MPlus, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    store = MemoryStore(tmp_path)
+    with store.open("alice", model):
+        pass
+    with monkeypatch.context() as patched:
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise Refused("no route to host")
+
+        patched.setattr(MemoryFileSystem, call, fail)
+        with pytest.raises(MemorySaveError, match="memory://bucket/backup.*no route to host"):
+            store.backup("memory://bucket/backup")
+    assert store.backup("memory://bucket/again") == ("alice",)

@@ -85,6 +85,29 @@ def test_a_client_that_leaves_ends_its_answer(served: Served, steps: Steps, stre
     assert served.service.admission.inside == 0
 
 
+@pytest.mark.parametrize("held_back", [False, True])
+def test_a_stream_that_is_left_early_has_its_tokens_counted(serving: Serving, steps: Steps, held_back: bool) -> None:
+    body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 2000}
+    if held_back:  # a call is told when it is whole, so nothing has been sent when the client goes
+        function = {"name": "f", "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}
+        body |= {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    with serving() as served, served.client() as http:
+        if held_back:
+            with pytest.raises(httpx.ReadTimeout):
+                http.post("/v1/chat/completions", json={**body, "stream": True}, timeout=1.0)
+        else:
+            with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
+                next(answer.iter_lines())
+        end = time.monotonic() + 60
+        while served.service.admission.inside and time.monotonic() < end:
+            time.sleep(0.05)
+        shown = http.get("/metrics").text
+    tokens = {
+        kind: float(shown.split(f'mplus_tokens_total{{kind="{kind}"}} ')[1].split()[0]) for kind in ("prompt", "answer")
+    }
+    assert tokens["prompt"] > 10 and 0 < tokens["answer"] < 1500
+
+
 def test_a_full_queue_is_a_429_that_says_when_to_come_again(serving: Serving, steps: Steps) -> None:
     with serving(max_running=1, max_waiting=0, max_tokens=3000) as served:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 3000, "stream": True}
