@@ -150,6 +150,12 @@ def eager_attention(
     return output.flatten(2, 3), None
 
 
+def stacked_mask(mask: Bool[Tensor, "B 1 Q P"], groups: int, dtype: torch.dtype) -> Float[Tensor, "B 1 GQ P"]:
+    """A mask as a summand, for the queries of ``groups`` heads stacked as rows of one head."""
+    summand = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+    return summand.repeat(1, 1, groups, 1) if mask.shape[2] > 1 else summand.expand(-1, -1, groups, -1)
+
+
 def grouped_attention(
     module: nn.Module,
     query: Tensor,
@@ -164,7 +170,7 @@ def grouped_attention(
 
     The queries that share a key-value head are stacked as rows of one head. transformers' own
     sdpa path copies keys and values once per query head as soon as a mask is given, which over a long
-    prefix costs more than attention itself.
+    prefix costs more than attention itself. A mask is for the rows of one head, or for the stacked rows.
     """
     batch, heads, rows, size = query.shape
     if attention_mask is None and rows > 1:
@@ -174,13 +180,14 @@ def grouped_attention(
     groups = heads // key.shape[1]
     if groups > 1:
         query = query.reshape(batch, key.shape[1], groups * rows, size)
-        if attention_mask is not None and rows > 1:
-            attention_mask = attention_mask.repeat(1, 1, groups, 1)
-        elif attention_mask is not None:
-            attention_mask = attention_mask.expand(-1, -1, groups, -1)
+        if attention_mask is not None and attention_mask.shape[2] != groups * rows:
+            wide = attention_mask.repeat(1, 1, groups, 1) if rows > 1 else attention_mask.expand(-1, -1, groups, -1)
+            attention_mask = wide
     output = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=False
     )
+    if rows == 1:
+        return output.reshape(batch, 1, heads, -1), None
     return output.reshape(batch, heads, rows, -1).transpose(1, 2), None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, adapter_nbytes, device_of, with_adapter
 from mplus.backbone.attention import (
+    GROUPED_ATTENTION,
     KeysValues,
     LayerInput,
     Packing,
@@ -23,6 +24,7 @@ from mplus.backbone.attention import (
     grouped_attention,
     project_heads,
     rotate,
+    stacked_mask,
 )
 from mplus.backbone.quantised import dense_copy
 from mplus.backbone.turning import steady_positions
@@ -207,7 +209,12 @@ class Backbone:
         """A mask in the form that transformers' layers take for this attention implementation."""
         if mask is None or not self.pads_batches:
             return None  # flash kernels mask causally on their own, aligned bottom-right
-        if self.config._attn_implementation == "eager":
+        kind = self.config._attn_implementation
+        if kind == GROUPED_ATTENTION:
+            # As attention needs it, so that not every layer makes the same of it again.
+            groups = self.config.num_attention_heads // self.num_key_value_heads
+            return stacked_mask(mask, groups, self.dtype)
+        if kind == "eager":
             return torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
         return mask
 

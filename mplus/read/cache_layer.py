@@ -1,10 +1,10 @@
 """The cache layer of a read: every row starts with a prefix and grows in place; rows can be added and removed."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
@@ -16,6 +16,14 @@ SPARE_TOKENS = 256
 """Free columns of a new cache layer; when they are used up, it is copied into a larger one."""
 Prefix = Sequence[KeysValues]
 """The prefix of one layer in parts, each still where it is stored."""
+
+
+class Slots(NamedTuple):
+    """Where new keys and values are put: an index for each of the first three dimensions of a buffer."""
+
+    rows: Int[Tensor, "B 1 1"]
+    heads: Int[Tensor, "1 H 1"]
+    columns: Int[Tensor, "B 1 S"]
 
 
 class PrefixLayer(CacheLayerMixin):
@@ -34,6 +42,8 @@ class PrefixLayer(CacheLayerMixin):
         """Use buffers in which row n has ``lengths[n]`` filled columns; rows beyond ``lengths`` are free."""
         super().__init__()
         self.key_buffer, self.value_buffer, self.lengths = keys, values, list(lengths)
+        self.slots: Slots | None = None
+        """Where the next tokens go, if that was worked out for all layers at once."""
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
 
@@ -81,13 +91,15 @@ class PrefixLayer(CacheLayerMixin):
         rows, new = len(self.lengths), key_states.shape[2]
         end = self.get_seq_length() + new
         self._reserve(rows, end)
-        if min(self.lengths) + new == end:
-            self.key_buffer[:rows, :, end - new : end] = key_states
-            self.value_buffer[:rows, :, end - new : end] = value_states
-        else:
-            for row, length in enumerate(self.lengths):
-                self.key_buffer[row, :, length : length + new] = key_states[row]
-                self.value_buffer[row, :, length : length + new] = value_states[row]
+        slots, self.slots = self.slots, None
+        for buffer, states in ((self.key_buffer, key_states), (self.value_buffer, value_states)):
+            if slots is not None and states.dtype == buffer.dtype:
+                buffer.index_put_(slots, states)
+            elif min(self.lengths) + new == end:
+                buffer[:rows, :, end - new : end] = states
+            else:
+                columns = torch.tensor(self.lengths)[:, None] + torch.arange(new)
+                buffer[torch.arange(rows)[:, None], :, columns] = states.transpose(1, 2).to(buffer.dtype)
         self.lengths = [length + new for length in self.lengths]
         self.keys, self.values = self.key_buffer[:rows, :, :end], self.value_buffer[:rows, :, :end]
         return self.keys, self.values

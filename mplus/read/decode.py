@@ -6,7 +6,7 @@ from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -14,7 +14,7 @@ from mplus.backbone.attention import Rotation
 from mplus.backbone.backbone import Backbone
 from mplus.backbone.own_layers import OwnLayers
 from mplus.backbone.passes import Reads
-from mplus.read.cache_layer import PrefixLayer
+from mplus.read.cache_layer import PrefixLayer, Slots
 from mplus.recall.choose import Recalled
 from mplus.weights import Weights
 
@@ -72,22 +72,27 @@ class Reading:
 
 
 class Geometry(NamedTuple):
-    """Positions of new tokens, and the mask of the columns that they see."""
+    """Positions of new tokens, where they go in the cache, and the mask of the columns that they see."""
 
     position: Int[Tensor, "B S"]
     rotation: Rotation
-    mask: Bool[Tensor, "B 1 S P"] | None
-    """None if all columns are seen."""
+    slots: Slots | None
+    """None if all go into the same columns, many at a time."""
+    mask: Tensor | None
+    """As decoder layers take it; None if all columns are seen."""
 
 
 def geometry(backbone: Backbone, size: int, lengths: tuple[int, ...], where: torch.device) -> Geometry:
     """Geometry of ``size`` new tokens in every row after ``lengths`` columns; a column is a position."""
     position = torch.tensor(lengths, device=where)[:, None] + torch.arange(size, device=where)
-    mask = None
-    if size > 1 or len(set(lengths)) > 1:
+    unequal, mask, slots = len(set(lengths)) > 1, None, None
+    if size > 1 or unequal:
         columns = torch.arange(max(lengths) + size, device=where)
-        mask = (columns <= position[:, :, None])[:, None]
-    return Geometry(position, backbone.rotation(position), mask)
+        mask = backbone.layer_mask((columns <= position[:, :, None])[:, None])
+    if size == 1 or unequal:
+        rows, heads = (torch.arange(n, device=where) for n in (len(lengths), backbone.num_key_value_heads))
+        slots = Slots(rows[:, None, None], heads[None, :, None], position[:, None])
+    return Geometry(position, backbone.rotation(position), slots, mask)
 
 
 def through_model(
@@ -125,13 +130,15 @@ def through_layers(
     """
     at = cache(partial(geometry, backbone, hidden.shape[1]))
     for index, module in enumerate(modules):
-        hidden = hidden.to(backbone.layer_device(index))
+        if hidden.device != (device := backbone.layer_device(index)):
+            hidden = hidden.to(device)
         if make is not None and index == len(layers):
             layers.append(make(index, hidden))
         place = at(tuple(layers[index].lengths), hidden.device)
+        layers[index].slots = place.slots
         output: Any = module(
             hidden,
-            attention_mask=backbone.layer_mask(place.mask),
+            attention_mask=place.mask,
             position_ids=place.position,
             use_cache=True,
             position_embeddings=place.rotation,
