@@ -45,12 +45,12 @@ def memory_agent_bench(path: Path, questions: int, unanswerable: int, rng: rando
         if not named:
             raise ValueError(f"{where}: the context is empty.")
         contexts |= named
-        asked, accepted = (cast("list[Any]", field_of(record, name, path)) for name in ("questions", "answers"))
+        asked, accepted = (field_of(record, name, path) for name in ("questions", "answers"))
         if not isinstance(asked, list) or not isinstance(accepted, list) or len(asked) != len(accepted):
             raise ValueError(f"{where}: expected questions and answers as lists of one length.")
         ability = next((kind for begin, kind in ABILITIES if source.lower().startswith(begin)), "retrieval")
         mine: list[Question] = []
-        for place, (text, given) in enumerate(zip(asked, accepted, strict=True)):
+        for place, (text, given) in enumerate(zip(cast("list[Any]", asked), cast("list[Any]", accepted), strict=True)):
             answers = answer_texts(given)
             if not answers:
                 raise ValueError(f"{where}: question {place} has no answer.")

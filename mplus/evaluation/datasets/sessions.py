@@ -49,9 +49,7 @@ def _history(record: dict[str, Any], where: str, path: Path) -> tuple[dict[str, 
     Raises:
         ValueError: There is another number of ids or dates than of sessions, or a session is no list of turns.
     """
-    ids, dates, sessions = (
-        cast("list[Any]", field_of(record, f"haystack_{name}", path)) for name in ("session_ids", "dates", "sessions")
-    )
+    ids, dates, sessions = (field_of(record, f"haystack_{name}", path) for name in ("session_ids", "dates", "sessions"))
     if not all(isinstance(one, list) for one in (ids, dates, sessions)) or not len(ids) == len(dates) == len(sessions):
         raise ValueError(f"{where}: expected haystack_session_ids, haystack_dates and haystack_sessions of one length.")
     answered, gold = set(map(str, field_of(record, "answer_session_ids", path))), list[str]()
