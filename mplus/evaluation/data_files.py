@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON lines file, or of a JSON file that holds a list of them.
+    """Objects of a JSON lines file, of a JSON file that holds a list of them, or rows of a parquet file.
 
     Raises:
         ValueError: Not readable; a line that is not a JSON object, by its number.
@@ -52,6 +53,9 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """What ``read_records`` reads, each with the number of its line."""
+    if path.suffix == ".parquet":
+        yield from enumerate(_rows_of_table(path), 1)
+        return
     text = read_text(path)
     if text.lstrip().startswith("["):
         records: list[Any] = read_json(path)
@@ -69,6 +73,26 @@ def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(record, dict):
             raise ValueError(f"{path}, record {number}: {record!r:.60} is no JSON object.")
         yield number, record
+
+
+def _rows_of_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet file.
+
+    Raises:
+        ValueError: It cannot be read, or the package that reads it is not installed.
+    """
+    try:
+        parquet = import_module("pyarrow.parquet")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path}: a parquet file is read by pyarrow (pip install pyarrow), or as JSON lines."
+        ) from error
+    try:
+        return parquet.read_table(path).to_pylist()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file. Pass the path of a data file; none are shipped.") from error
+    except (OSError, ValueError) as error:  # pyarrow's own errors are of these
+        raise ValueError(f"{path}: not a parquet file ({error}).") from error
 
 
 def field_of(record: dict[str, Any], name: str, path: Path) -> Any:

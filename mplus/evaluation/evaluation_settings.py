@@ -25,9 +25,24 @@ class EvaluationSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     task: Literal[
-        "facts", "squad", "nq", "rows", "dialogue", "babi", "locomo", "longdoc", "talk", "common", "perplexity", "suite"
+        "facts",
+        "squad",
+        "nq",
+        "rows",
+        "dialogue",
+        "babi",
+        "locomo",
+        "longmemeval",
+        "memoryagentbench",
+        "beam",
+        "longdoc",
+        "talk",
+        "common",
+        "perplexity",
+        "suite",
     ]
-    """What is asked: facts, squad, nq, rows, dialogue, babi, locomo, longdoc, talk, common, perplexity or suite."""
+    """What is asked: facts, squad, nq, rows, dialogue, babi, locomo, longmemeval, memoryagentbench, beam, longdoc,
+    talk, common, perplexity or suite."""
     data: Path | None = None
     """File of the task, folder of a suite; facts are generated, talk has conversations and documents of its own."""
     common: tuple[Path, ...] = ()

@@ -14,7 +14,9 @@ EXPECTED = (
     "JSON lines of talk (told, ask), NQ (question, answers, ctxs), dialogues (turns, facts), rows (text, question, "
     "answers), common questions (question, answers), LongBench (context, input) or texts (text); SQuAD's JSON (data, "
     "paragraphs), "
-    "LoCoMo's (conversation, qa); bAbI's numbered lines, a folder or archive of them; or plain text as .txt or .md"
+    "LoCoMo's (conversation, qa), LongMemEval's (haystack_sessions, answer_session_ids), MemoryAgentBench's (context, "
+    "questions) or BEAM's (chat, probing_questions), these two also as .parquet; bAbI's numbered lines, a folder or "
+    "archive of them; or plain text as .txt or .md"
 )
 BY_FIELDS: tuple[tuple[frozenset[str], str], ...] = tuple(
     (frozenset(fields.split()), task)
@@ -23,6 +25,9 @@ BY_FIELDS: tuple[tuple[frozenset[str], str], ...] = tuple(
         ("question answers ctxs", "nq"),
         ("turns facts", "dialogue"),
         ("conversation qa", "locomo"),
+        ("haystack_sessions answer_session_ids", "longmemeval"),
+        ("context questions answers", "memoryagentbench"),
+        ("chat probing_questions", "beam"),
         ("context input", "longdoc"),
     )
 )
@@ -43,6 +48,8 @@ def recognised(path: Path) -> str:
         return _archive(path)
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     kind = suffixes[-1] if suffixes else ""
+    if kind == ".parquet":
+        return _of_records(path)
     if kind in (".json", ".jsonl"):
         return _of_json(path)
     if kind not in (".txt", ".md"):
@@ -65,6 +72,10 @@ def _of_json(path: Path) -> str:
         whole = read_json(path)
         if "data" in whole and "paragraphs" in json.dumps(whole["data"][:1]):
             return "squad"
+    return _of_records(path)
+
+
+def _of_records(path: Path) -> str:
     records = list(read_records(path))
     if not records:
         raise _unknown(path, "no record")

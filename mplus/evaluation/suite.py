@@ -38,7 +38,7 @@ FAR_TASKS = ("squad", "nq", "rows", "dialogue")
 SPLITS = {"dev": "dev", "valid": "dev", "validation": "dev", "test": "test", "train": "train"}
 """What words in the path of a file say about it."""
 EVERYTHING = 1_000_000_000
-DATA_SUFFIXES = (".json", ".jsonl", ".gz", ".txt", ".md", ".tar", ".tgz")
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".gz", ".txt", ".md", ".tar", ".tgz")
 Number = Annotated[int, Field(ge=0)]
 
 
@@ -53,7 +53,22 @@ class DataSet(BaseModel):
 
     file: Path
     name: str = ""
-    format: Literal["", "squad", "nq", "rows", "dialogue", "babi", "locomo", "longdoc", "talk", "common", "texts"] = ""
+    format: Literal[
+        "",
+        "squad",
+        "nq",
+        "rows",
+        "dialogue",
+        "babi",
+        "locomo",
+        "longmemeval",
+        "memoryagentbench",
+        "beam",
+        "longdoc",
+        "talk",
+        "common",
+        "texts",
+    ] = ""
     split: Literal["", "dev", "test", "train"] = ""
     levels: tuple[Number, ...] | None = None
     questions: Number | None = None

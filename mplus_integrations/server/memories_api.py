@@ -135,7 +135,7 @@ def _add_reading(routes: APIRouter, service: Service) -> None:
     async def search(name: str, what: Searching, request: Request) -> Json:
         """The sources that are found for a query, most relevant first."""
         names = [_own(request, name), *(n for n in may_read(request.state.caller, what.shared) if n != name)]
-        work, options = service.memories.search, {"limit": what.limit, "where": what.where, "times": what.times()}
+        work, options = service.memories.search, Json(limit=what.limit, where=what.where, times=what.times())
         return {"found": await service.operate("search", name, work, names, what.query, **options)}
 
     @routes.get("/{name}/sources")

@@ -13,7 +13,7 @@ from mplus.cli.app import app
 from mplus.evaluation.opening import open_model
 from mplus.model import MPlus
 from mplus.training.talk.corpus import DEV_WRITERS
-from tests.evaluation.data import filler_file, squad_file, talk_file, trivia_file
+from tests.evaluation.data import LONGMEMEVAL, filler_file, squad_file, talk_file, trivia_file
 from tests.evaluation.run_folders import run_folder
 
 
@@ -46,6 +46,20 @@ def test_squad_from_a_file(folder: Path, tmp_path: Path) -> None:
     figures = json.loads(again.stdout)
     assert [line["level"] for line in figures] == [0, 400]
     assert len((out / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == len(rows)
+
+
+def test_sessions_are_scored_without_a_judge(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "longmemeval_oracle.json"
+    path.write_text(json.dumps(LONGMEMEVAL), encoding="utf-8")
+    asked = ["longmemeval", path, "--model", folder, "--questions", 3, "--unanswerable", 1, "--max-new-tokens", 2]
+    result = evaluate(*asked, "--mode", "mplus,rag-bm25", "--top", 1, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    mplus, bm25 = json.loads(result.stdout)
+    for figures in (mplus, bm25):
+        assert figures["questions"] == 3 and set(figures["found"]) == {"1", "3", "10"}
+        assert figures["found"]["10"]["mean"] == 1.0  # three sessions each, of its own history alone
+        assert set(figures["by_kind"]) == {"single-session-user", "temporal-reasoning"}
+    assert bm25["found"]["1"]["mean"] > 0
 
 
 def test_costly_ways_of_answering_are_asked_fewer_questions(folder: Path, tmp_path: Path) -> None:

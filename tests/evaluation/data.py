@@ -134,3 +134,88 @@ LOCOMO = [
     }
     for n in range(2)
 ]
+
+
+def _question(name: str, kind: str, text: str, answer: Any) -> dict[str, Any]:
+    """A question of LongMemEval with its history."""
+    return {
+        "question_id": name,
+        "question_type": kind,
+        "question": text,
+        "answer": answer,
+        "question_date": "2023/05/24 (Wed) 09:00",
+        "haystack_session_ids": ["chat_7", "answer_1", "chat_7"],
+        "haystack_dates": ["2023/05/20 (Sat) 02:21", "2023/05/21 (Sun) 10:00", "2023/05/22 (Mon) 11:00"],
+        "haystack_sessions": [
+            [{"role": "user", "content": "Which bread keeps longest?"}, {"role": "assistant", "content": "Rye."}],
+            [
+                {"role": "user", "content": "My dog is called Rex.", "has_answer": True},
+                {"role": "assistant", "content": "A fine name.", "has_answer": False},
+            ],
+            [{"role": "user", "content": "And which cheese?"}],
+        ],
+        "answer_session_ids": ["answer_1"],
+    }
+
+
+LONGMEMEVAL: list[dict[str, Any]] = [
+    _question("user-0", "single-session-user", "What is my dog called?", "Rex"),
+    _question("user-1", "single-session-user", "Who is Rex?", "Your dog"),
+    _question("when-0", "temporal-reasoning", "How many days ago did I name him?", 3),
+    _question("cat_abs", "single-session-user", "What is my cat called?", "You did not mention a cat."),
+]
+
+AGENT_BENCH: list[dict[str, Any]] = [
+    {
+        "context": "Here is a list of facts:\n"
+        + "\n".join(
+            f"{n}. The capital of Land{n % 30} is Town{n}, a town with {n} gates and {n + 1} towers." for n in range(45)
+        ),
+        "questions": ["What is the capital of Land3?", "What is the capital of Land20?"],
+        "answers": [["Town33"], ["Town20", "The town Town20"]],
+        "metadata": {"source": "factconsolidation_sh_6k", "qa_pair_ids": ["a", "b"]},
+    },
+    {
+        "context": "Document 1: "
+        + "Ships come and go. " * 60
+        + "The harbour master is Ida Berg. "
+        + "Gulls cry. " * 60,
+        "questions": ["Who is the harbour master?"],
+        "answers": [["Ida Berg"]],
+        "metadata": {"source": "ruler_qa1_197K", "qa_pair_ids": ["c"]},
+    },
+]
+
+BEAM: dict[str, Any] = {
+    "conversation_id": "4",
+    "chat": [
+        [
+            {"id": 0, "role": "user", "content": "The launch is on 14 May.", "time_anchor": "March-15-2024"},
+            {"id": 1, "role": "assistant", "content": "Noted.", "time_anchor": None},
+            {"id": 2, "role": "user", "content": "Write dates in words."},
+            {"id": 3, "role": "assistant", "content": "I will."},
+        ],
+        [
+            {"id": 4, "role": "user", "content": "The launch is on 20 May now.", "time_anchor": "April-02-2024"},
+            {"id": 5, "role": "assistant", "content": "Changed."},
+        ],
+    ],
+    "probing_questions": {
+        "abstention": [{"question": "Who pays for it?", "ideal_response": "Nothing says who.", "rubric": []}],
+        "information_extraction": [{"question": "When was it first?", "answer": "14 May", "source_chat_ids": [0]}],
+        "knowledge_update": [
+            {
+                "question": "When is the launch?",
+                "answer": "20 May",
+                "source_chat_ids": {"original_info": [0], "updated_info": [4]},
+            }
+        ],
+        "instruction_following": [
+            {
+                "question": "When do we meet?",
+                "expected_compliance": "Dates with the month in words.",
+                "source_chat_ids": {"instruction": [2]},
+            }
+        ],
+    },
+}

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import sys
 import tarfile
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 
 from mplus.evaluation.data_files import passages
 from mplus.evaluation.datasets import READERS
+from mplus.evaluation.formats import recognised
 from mplus.evaluation.metrics import contains_answer, exact_match
 from mplus.evaluation.tasks import Task
-from tests.evaluation.data import LOCOMO, filler_file, lines_file, squad_file
+from tests.evaluation.data import AGENT_BENCH, BEAM, LOCOMO, LONGMEMEVAL, filler_file, lines_file, squad_file
 
 
 def read(name: str, path: Path, questions: int, unanswerable: int = 0, seed: int = 0) -> Task:
@@ -192,6 +194,137 @@ def test_locomo(tmp_path: Path) -> None:
     assert task.levels == (0,)
 
 
+def test_longmemeval(tmp_path: Path) -> None:
+    path = tmp_path / "longmemeval_s.json"
+    path.write_text(json.dumps(LONGMEMEVAL), encoding="utf-8")
+    task = read("longmemeval", path, 3, 1)
+    assert task.levels == (0,) and {q.kind for q in task.questions} == {
+        *("single-session-user", "temporal-reasoning", "abstention")
+    }
+    by_id = {q.id: q for q in task.questions}
+    asked = by_id["user-0"]
+    assert asked.answers == ("Rex",) and asked.gold == ("user-0/answer_1",)
+    assert asked.contexts == ("user-0/chat_7", "user-0/answer_1", "user-0/chat_7-2")  # a session may be there twice
+    said = task.contexts["user-0/answer_1"]
+    assert said == "Conversation on 2023/05/21 (Sun) 10:00.\nUser: My dog is called Rex.\nAssistant: A fine name."
+    assert contains_answer(said, asked.answers)
+    assert by_id["when-0"].answers == ("3",)  # a number in the file
+    assert by_id["when-0"].text == "Today is 2023/05/24 (Wed) 09:00. How many days ago did I name him?"
+    assert not by_id["cat_abs"].is_answerable and by_id["cat_abs"].contexts
+
+
+BAD_SESSIONS: list[tuple[dict[str, object], str]] = [
+    ({"haystack_dates": []}, "record 1: expected haystack_session_ids.* of one length"),
+    ({"haystack_sessions": [["hi"], [], []]}, "record 1, session chat_7: 'hi' is no turn"),
+    ({"haystack_sessions": [[{"role": "user"}], [], []]}, "is no turn; expected role and content"),
+    ({"haystack_sessions": [[], [], []]}, "no session has a turn"),
+    ({"haystack_sessions": None}, "of one length"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_SESSIONS)
+def test_a_broken_history_is_named(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = lines_file(tmp_path, "broken.json", [{**LONGMEMEVAL[0], **changes}])
+    with pytest.raises(ValueError, match=f"broken.json.*{message}"):
+        READERS["longmemeval"](path, 1, 0, random.Random(0))
+
+
+def test_memory_agent_bench(tmp_path: Path) -> None:
+    path = lines_file(tmp_path, "conflict.jsonl", AGENT_BENCH)
+    task = read("memoryagentbench", path, 3)
+    assert {(q.kind, q.group) for q in task.questions} == {
+        ("factconsolidation_sh_6k", "selective forgetting"),
+        ("ruler_qa1_197K", "retrieval"),
+    }
+    for question in task.questions:
+        written = says(task, question.contexts)
+        assert question.gold and len(question.gold) < len(question.contexts)
+        assert all(contains_answer(task.contexts[name], question.answers) for name in question.gold)
+        assert contains_answer(written, question.answers)
+        assert list(question.contexts) == [name for name in task.contexts if name in question.contexts]
+    facts = next(q for q in task.questions if q.group == "selective forgetting")
+    # What is said first and what replaces it stand in the order of the file.
+    assert says(task, facts.contexts).split() == str(AGENT_BENCH[0]["context"]).split()
+    assert all(len(text.split()) <= 120 for text in task.contexts.values())
+    with pytest.raises(ValueError, match="Leave it out"):
+        read("memoryagentbench", path, 1, 1)
+    with pytest.raises(ValueError, match="4 questions wanted, but it has 3"):
+        read("memoryagentbench", path, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answers": [["a"]]}, "record 1: expected questions and answers as lists of one length"),
+        ({"answers": [["a"], []]}, "question 1 has no answer"),
+        ({"context": " "}, "the context is empty"),
+        ({"questions": "What?"}, "as lists of one length"),
+    ],
+)
+def test_a_broken_row_of_memory_agent_bench_is_named(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = lines_file(tmp_path, "broken.jsonl", [{**AGENT_BENCH[0], **changes}])
+    with pytest.raises(ValueError, match=f"broken.jsonl.*{message}"):
+        READERS["memoryagentbench"](path, 1, 0, random.Random(0))
+
+
+@pytest.mark.parametrize("form", ["table", "batches", "plans"])
+def test_beam(form: str, tmp_path: Path) -> None:
+    record = dict(BEAM)
+    if form == "table":  # as text, the way Python writes it
+        record["probing_questions"] = repr(BEAM["probing_questions"])
+    if form == "batches":
+        record["chat"] = [{"batch_number": 1, "time_anchor": "March-15-2024", "turns": batch} for batch in BEAM["chat"]]
+    if form == "plans":
+        record["chat"] = [{"plan-1": BEAM["chat"][:1]}, {"plan-2": BEAM["chat"][1:]}]
+    task = read("beam", lines_file(tmp_path, "beam.jsonl", [record]), 3, 1)
+    assert {q.kind for q in task.questions} == {
+        *("information_extraction", "knowledge_update", "instruction_following", "abstention")
+    }
+    by_kind = {q.kind: q for q in task.questions}
+    assert len(task.contexts) == 3
+    asked = by_kind["information_extraction"]
+    assert asked.answers == ("14 May",) and asked.gold == ("4/0",)
+    assert by_kind["knowledge_update"].gold == ("4/0", "4/2")
+    first, last = task.contexts["4/0"], task.contexts["4/2"]
+    assert first == "Conversation on March-15-2024.\nUser: The launch is on 14 May.\nAssistant: Noted."
+    assert last.endswith("User: The launch is on 20 May now.\nAssistant: Changed.")
+    assert by_kind["instruction_following"].answers == ("Dates with the month in words.",)
+
+
+BAD_BEAM: list[tuple[dict[str, object], str]] = [
+    ({"chat": []}, "record 1: chat has no message"),
+    ({"chat": ["hello"]}, "'hello' in chat"),
+    ({"probing_questions": "{x"}, "neither JSON nor a literal"),
+    ({"probing_questions": ["q"]}, "as lists by ability"),
+    ({"probing_questions": {"event_ordering": ["q"]}}, "event_ordering has 'q'"),
+    ({"probing_questions": {"event_ordering": [{"question": "q"}]}}, "expected one of answer, ideal_answer"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_BEAM)
+def test_a_broken_record_of_beam_is_named(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = lines_file(tmp_path, "broken.jsonl", [{**BEAM, **changes}])
+    with pytest.raises(ValueError, match=f"broken.jsonl.*{message}"):
+        READERS["beam"](path, 1, 0, random.Random(0))
+
+
+def test_tables_are_read_as_they_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "conflict.parquet"
+    path.write_bytes(b"PAR1 and no more")
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "pyarrow.parquet", None)
+        with pytest.raises(ValueError, match=r"conflict.parquet: .*pip install pyarrow"):
+            READERS["memoryagentbench"](path, 1, 0, random.Random(0))
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    with pytest.raises(ValueError, match=r"conflict.parquet: not a parquet file"):
+        READERS["memoryagentbench"](path, 1, 0, random.Random(0))
+    parquet.write_table(pyarrow.Table.from_pylist(AGENT_BENCH), path)
+    assert read("memoryagentbench", path, 3) == read(
+        "memoryagentbench", lines_file(tmp_path, "x.jsonl", AGENT_BENCH), 3
+    )
+    assert recognised(path) == "memoryagentbench"
+
+
 def test_long_documents(tmp_path: Path) -> None:
     longbench = [
         {"input": "Who?", "context": "A long tale of Ida.", "answers": ["Ida", "Miss Ida"], "dataset": "narrativeqa"},
@@ -222,6 +355,9 @@ def test_long_documents(tmp_path: Path) -> None:
         ("dialogue", '{"id": "x"}\n', "no 'turns'"),
         ("locomo", '[{"sample_id": "x"}]', "no 'conversation'"),
         ("longdoc", '{"input": "q"}\n', "no 'context'"),
+        ("longmemeval", '{"question_id": "x"}\n', "no 'question_type'"),
+        ("memoryagentbench", '{"questions": []}\n', "no 'context'"),
+        ("beam", '{"probing_questions": {}}\n', "no 'chat'"),
         ("babi", "Mary went home.\n", "does not begin with a number"),
     ],
 )

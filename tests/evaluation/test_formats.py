@@ -9,12 +9,25 @@ from typing import Any
 import pytest
 
 from mplus.evaluation.formats import recognised
-from tests.evaluation.data import LOCOMO, filler_file, lines_file, squad_file, talk_file, trivia_file
+from tests.evaluation.data import (
+    AGENT_BENCH,
+    BEAM,
+    LOCOMO,
+    LONGMEMEVAL,
+    filler_file,
+    lines_file,
+    squad_file,
+    talk_file,
+    trivia_file,
+)
 
 RECORDS: dict[str, dict[str, Any]] = {
     "nq": {"question": "q", "answers": ["a"], "ctxs": [{"text": "t"}]},
     "dialogue": {"id": "d", "turns": [["u", "hi"]], "facts": []},
     "longdoc": {"context": "c", "input": "q", "answers": ["a"]},
+    "longmemeval": LONGMEMEVAL[0],
+    "memoryagentbench": AGENT_BENCH[0],
+    "beam": BEAM,
     "rows": {"source": "s", "text_id": "1", "text": "t", "question": "q", "answers": ["a"], "kind": "k"},
     "common": {"source": "s", "text_id": "", "text": "", "question": "q", "answers": ["a"], "kind": "request"},
     "texts": {"source": "s", "text_id": "1", "text": "t", "question": "title", "answers": [], "kind": "text"},

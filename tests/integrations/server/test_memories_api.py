@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import mplus
-from tests.integrations.server.conftest import Served, Serving
+from tests.integrations.server.conftest import MODEL, Served, Serving
 
 NOTE = "The key is under the third flowerpot by the door. " * 3
 
@@ -155,7 +155,7 @@ def test_what_is_written_with_a_time_is_read_by_it(served: Served) -> None:
     assert [one["source"] for one in call(served, "POST", "/me/search", asked)["found"]] == ["new"]
     recalled = call(served, "POST", "/me/recalled", {"question": "Where is the key?", "as_of": "2023-05-01"})
     assert [one["source"] for one in recalled["recalled"]] == ["old"]
-    body = {"model": "m", "messages": [{"role": "user", "content": "Where?"}], "max_tokens": 2, "gate": "always"}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Where?"}], "max_tokens": 2, "gate": "always"}
     with served.client() as http:
         answer = http.post("/v1/chat/completions", json={**body, "memory": "me", "as_of": "2023-05-01"}).json()
     assert {one["source"] for one in answer["mplus"]["recalled"]} == {"old"}
