@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import SURVIVAL_FREQUENCY
-from mplus.memory.precision import Plane
+from mplus.memory.precision import Plane, side_by_side
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance
 from mplus.memory.transfer import HOST
@@ -219,21 +219,21 @@ def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Se
     """
     on_device = all(segment.tier == "device" for segment in segments)
 
-    def planes(parts: Sequence[tuple[Plane, ...]]) -> tuple[Plane, ...]:
+    def planes(parts: Sequence[Sequence[Plane]]) -> tuple[Plane, ...]:
         result: list[Plane] = []
         for layer in zip(*parts, strict=True):
             taken = [plane.take(row) for plane, row in zip(layer, rows, strict=True)]
             if not on_device:
                 taken = [plane.to(HOST) for plane in taken]
             scales = [plane.scale for plane in taken if plane.scale is not None]
-            made = Plane(torch.cat([plane.data for plane in taken]), torch.cat(scales) if scales else None)
-            result.append(made if on_device else made.in_host_memory())
-        return tuple(result)
+            result.append(Plane(torch.cat([plane.data for plane in taken]), torch.cat(scales) if scales else None))
+        return side_by_side(result, in_host_memory=not on_device)
 
     states = [s.states for s in segments if s.states is not None]
+    made = planes([[plane for pair in zip(s.keys, s.values, strict=True) for plane in pair] for s in segments])
     return Segment(
-        planes([s.keys for s in segments]),
-        planes([s.values for s in segments]),
+        made[::2],
+        made[1::2],
         planes([(s.retrieval_keys,) for s in segments])[0],
         planes(states) if len(states) == len(segments) else None,
         "device" if on_device else "host",

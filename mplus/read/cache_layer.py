@@ -11,11 +11,12 @@ from transformers.cache_utils import CacheLayerMixin
 from mplus.backbone.attention import KeysValues, Rotation, rotate_into
 from mplus.backbone.backbone import Backbone
 from mplus.backbone.memory_layer import Rotations
+from mplus.memory.stacks import stacked
 
 SPARE_TOKENS = 256
 """Free columns of a new cache layer; when they are used up, it is copied into a larger one."""
 Prefix = Sequence[KeysValues]
-"""The prefix of one layer in parts, each still where it is stored."""
+"""The prefix of some layers in parts, [layers, rows, heads, size], each still where it is stored."""
 
 
 class Slots(NamedTuple):
@@ -49,39 +50,18 @@ class PrefixLayer(CacheLayerMixin):
 
     @classmethod
     def empty(
-        cls, backbone: Backbone, index: int, lengths: Sequence[int], prompt: int, device: torch.device
-    ) -> "PrefixLayer":
-        """Layer ``index``, with room for prefixes of these lengths, prompts of ``prompt`` tokens, and answers."""
-        columns, heads = max(lengths) + prompt + SPARE_TOKENS, backbone.head_shapes(index)
+        cls, backbone: Backbone, layers: Sequence[int], lengths: Sequence[int], prompt: int, device: torch.device
+    ) -> "list[PrefixLayer]":
+        """Layers that are alike, with room for prefixes of these lengths, prompts of ``prompt`` tokens, and answers."""
+        columns, heads = max(lengths) + prompt + SPARE_TOKENS, backbone.head_shapes(layers[0])
         shapes = ((heads.key_heads, heads.key_size), (heads.value_heads, heads.value_size))
         # Rows of different length leave gaps, in which numbers must be finite.
         new = torch.empty if len(lengths) == 1 else torch.zeros
         keys, values = (
-            new((len(lengths), number, columns, size), dtype=backbone.dtype, device=device) for number, size in shapes
+            new((len(layers), len(lengths), number, columns, size), dtype=backbone.dtype, device=device)
+            for number, size in shapes
         )
-        return cls(keys, values, lengths)
-
-    def write(self, prefixes: Sequence[Prefix], rotation: Rotation | Rotations, standing: Collection[int] = ()) -> None:
-        """Rotate and write prefixes at the beginning of the rows.
-
-        Args:
-            prefixes: One for each row.
-            rotation: For every position of the longest prefix.
-            standing: Parts of the only prefix that are in place already and are not written.
-        """
-        for row, prefix in enumerate(prefixes):
-            position = 0
-            for number, part in enumerate(prefix):
-                here = slice(position, position + part.keys.shape[0])
-                if number not in standing:
-                    values, target = part.values, self.key_buffer[row, :, here].transpose(0, 1)
-                    if isinstance(rotation, Rotation):
-                        rotate_into(target, part.keys, rotation.at(here))
-                    else:
-                        keys, values = rotation.at(here).turned(part)
-                        target.copy_(keys)
-                    self.value_buffer[row, :, here] = values.transpose(0, 1)
-                position = here.stop
+        return [cls(*pair, lengths) for pair in zip(keys.unbind(0), values.unbind(0), strict=True)]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Does nothing: a prefix layer is initialised when it is made."""
@@ -153,3 +133,52 @@ class PrefixLayer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         """No maximum (the name in transformers before 5.20)."""
         return -1
+
+
+def write_prefixes(
+    layers: Sequence[PrefixLayer],
+    prefixes: Sequence[Prefix],
+    rotation: Rotation | Rotations,
+    standing: Collection[int] = (),
+) -> None:
+    """Rotate and write prefixes at the beginning of the rows of some layers, all in one step if they lie side by side.
+
+    Args:
+        layers: Layers that are alike.
+        prefixes: One for each row.
+        rotation: For every position of the longest prefix.
+        standing: Parts of the only prefix that are in place already and are not written.
+    """
+    keys, values = (stacked([getattr(layer, name) for layer in layers]) for name in ("key_buffer", "value_buffer"))
+    if keys is not None and values is not None and isinstance(rotation, Rotation):
+        _write(keys, values, prefixes, rotation, standing)
+        return
+    for place, layer in enumerate(layers):
+        here = slice(place, place + 1)
+        own = [[KeysValues(part.keys[here], part.values[here]) for part in prefix] for prefix in prefixes]
+        _write(layer.key_buffer[None], layer.value_buffer[None], own, rotation, standing)
+
+
+def _write(
+    keys: Float[Tensor, "L B H P E"],
+    values: Float[Tensor, "L B _ P _"],
+    prefixes: Sequence[Prefix],
+    rotation: Rotation | Rotations,
+    standing: Collection[int],
+) -> None:
+    keys, values = keys.transpose(2, 3), values.transpose(2, 3)
+    for row, prefix in enumerate(prefixes):
+        position = 0
+        for number, part in enumerate(prefix):
+            here = slice(position, position + part.keys.shape[1])
+            position = here.stop
+            if number in standing:
+                continue
+            turned = part.values
+            if isinstance(rotation, Rotation):
+                rotate_into(keys[:, row, here], part.keys, rotation.at(here))
+            else:
+                one = rotation.at(here).turned(KeysValues(part.keys[0], part.values[0]))
+                keys[:, row, here] = one.keys
+                turned = one.values
+            values[:, row, here] = turned
