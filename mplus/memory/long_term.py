@@ -157,15 +157,23 @@ class LongTermMemory:
 
     def retrieval_keys(self, index: Index | slice, device: torch.device = HOST) -> Float[Tensor, "T R"]:
         """Retrieval keys of some tokens, in ascending order, as numbers on a device."""
+        if isinstance(index, slice):
+            places = self.derived(("rows", index.start, index.stop), lambda: self._rows(index))
+        else:
+            places = self._rows(index)
+        parts = [self.segments[number].retrieval_keys.take(rows) for number, rows in places]
+        return Plane.cat(parts, torch.float32, device)
+
+    def _rows(self, index: Index | slice) -> list[tuple[int, Index | slice]]:
+        """Segments of some tokens, in ascending order, and their rows in each; a slice if they are a run."""
         segment, row = self.segment[index], self.row[index]
         numbers, counts = segment.unique_consecutive(return_counts=True)
-        parts: list[Tensor] = []
-        for number, rows in zip(numbers.tolist(), row.split(counts.tolist()), strict=True):
-            first, last = int(rows[0]), int(rows[-1])
-            together = last - first + 1 == len(rows)
-            keys = self.segments[number].retrieval_keys
-            parts.append(keys.rows(slice(first, last + 1) if together else rows, torch.float32, device))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        ends = counts.cumsum(0)
+        firsts, lasts, sizes = row[ends - counts].tolist(), row[ends - 1].tolist(), counts.tolist()
+        found: list[tuple[int, Index | slice]] = []
+        for number, rows, first, last in zip(numbers.tolist(), row.split(sizes), firsts, lasts, strict=True):
+            found.append((number, slice(first, last + 1) if last - first + 1 == len(rows) else rows))
+        return found
 
     def compacted(self, *, size: int, waste: float = 0.5) -> "LongTermMemory":
         """The store without rows of removed tokens in segments where they are more than the share ``waste``.

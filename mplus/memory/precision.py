@@ -53,6 +53,16 @@ class Plane:
         turned = torch.cat([data & 15, data >> 4], dim=-1).to(dtype).sub_(8).mul_(scale)
         return turned @ spread(turned.shape[-1]).T.to(turned)
 
+    @staticmethod
+    def cat(parts: "Sequence[Plane]", dtype: torch.dtype, device: torch.device) -> Float[Tensor, "T ..."]:
+        """The rows of all parts, in order, as numbers of ``dtype``; one conversion if all are stored alike."""
+        if len({(part.data.dtype, part.data.device) for part in parts}) > 1:
+            return torch.cat([part.rows(slice(None), dtype, device) for part in parts])
+        data = torch.cat([part.data for part in parts]) if len(parts) > 1 else parts[0].data
+        scales = [part.scale for part in parts if part.scale is not None]
+        scale = torch.cat(scales) if len(scales) > 1 else next(iter(scales), None)
+        return Plane(data, scale).rows(slice(None), dtype, device)
+
     def take(self, index: Int[Tensor, " T"] | slice) -> "Plane":
         """The rows at ``index`` in their stored form, without another conversion."""
         return Plane(self.data[index], None if self.scale is None else self.scale[index])

@@ -1,8 +1,8 @@
 """Memory tokens and their provenance: parallel arrays that are always filtered together."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Int32
@@ -102,6 +102,7 @@ class Tokens:
 
     content: Content
     provenance: Provenance
+    _derived: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.provenance)
@@ -120,8 +121,10 @@ class Tokens:
         return (0, len(self))
 
     def derived(self, name: Hashable, make: Callable[[], Made]) -> Made:
-        """Computed at each call, because a pool of fixed capacity is small."""
-        return make()
+        """The value of this name for these tokens; ``make`` computes it on the first call."""
+        if name not in self._derived:
+            self._derived[name] = make()
+        return self._derived[name]
 
     def take(self, index: Index) -> "Tokens":
         """The rows at ``index``, in that order."""

@@ -113,7 +113,7 @@ def prefill_steps(
         if hidden:
             yield
         block = prompts[:, start : start + prefixes.block]
-        hidden.append(through_model(backbone, modules, layers, block, prefixes.layer, recurrent))
+        hidden.append(through_model(backbone, modules, layers, block, prefixes.layers, recurrent))
     sizes = [len(request.input_ids) for request in requests]
     for layer in layers:
         # Prompts are padded on the right to the longest one.
@@ -189,8 +189,6 @@ class _NewPrefixes:
         """Prefixes of the tracks so far, for each row."""
         backbone = weights.backbone
         self._rotation = cache(backbone.prefix_rotation)
-        self._made: dict[int, PrefixLayer] = {}
-        """Layers of the present stretch that are still to come."""
         self._parts: dict[int, tuple[tuple[int, ...], Prefix]] = {}
         """For each row, the prefix of a stretch of layers that is not written yet."""
 
@@ -199,14 +197,11 @@ class _NewPrefixes:
         """For each row, the result of recall of each track."""
         return [tuple(track.recalled for track in tracks) for tracks in self._tracks]
 
-    def layer(self, index: int, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
-        """The filled cache layer for layer ``index``, given the prompts' states at its input."""
-        if index not in self._made:
-            self._fill(index, hidden)
-        return self._made.pop(index)
+    def layers(self, index: int, hidden: Float[Tensor, "B S D"]) -> list[PrefixLayer]:
+        """Filled cache layers from layer ``index`` on, given the prompts' states at its input.
 
-    def _fill(self, index: int, hidden: Float[Tensor, "B S D"]) -> None:
-        """Make the layers of the stretch that begins here; only one if rows divide their layers differently."""
+        They are those of one stretch, or only the first if rows divide their layers differently.
+        """
         backbone = self._weights.backbone
         tracks = [self._track(row, index, states) for row, states in enumerate(hidden)]
         common = {track.stretch_of(index) for track in tracks}
@@ -218,7 +213,7 @@ class _NewPrefixes:
             made, standing = PrefixLayer.empty(backbone, layers, lengths, self._longest, hidden.device), []
         rotation = self._rotation(backbone.rotary_layer(index), max(lengths), hidden.device)
         write_prefixes(made, prefixes, rotation, standing)
-        self._made = dict(zip(layers, made, strict=True))
+        return made
 
     def _prefix(self, row: int, track: TrackPrefix, layers: Sequence[int]) -> Prefix:
         """The prefix of a row in some layers of one stretch."""
@@ -278,9 +273,9 @@ class _SamePrefix:
         self.kept_tokens = kept_tokens
         """Number of prompt tokens that the earlier read has processed already."""
 
-    def layer(self, index: int, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
-        """The cache layer of the earlier read."""
-        return self._spare.layer(index, self.kept_tokens)
+    def layers(self, index: int, hidden: Float[Tensor, "B S D"]) -> list[PrefixLayer]:
+        """The cache layers of the earlier read."""
+        return [self._spare.layer(number, self.kept_tokens) for number in range(index, len(self._spare.buffers))]
 
     def left_by(self, layers: Sequence[PrefixLayer]) -> SparePrefix:
         """The same prefix followed by this prompt."""
