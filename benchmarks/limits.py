@@ -74,9 +74,8 @@ def gather_over_random_reads(model: mplus.MPlus, tokens: int, runs: int) -> dict
             index = (chosen[:, None] * 64 + torch.arange(64)).flatten()
             _make_cold(files)
             started = time.perf_counter()
-            rows = RecalledRows((store,), index, torch.float32, (HOST,) * shape[0])
-            for layer in range(shape[0]):
-                rows.take(layer)
+            rows = RecalledRows((store,), index, torch.float32, (HOST,) * shape[0], [range(shape[0])])
+            rows.take(0)
             mine.append(time.perf_counter() - started)
             _make_cold(files)
             other.append(_random_reads(files, requests, per_read, generator))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mplus.backbone.backbone import Backbone
 from mplus.config import MemoryConfig, Recall
 from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
+from mplus.memory.stacks import paired, side_by_side, unpaired
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.tokens import Content, Provenance, Tokens
 from mplus.recall.embedder import Embedder
@@ -45,6 +47,22 @@ class Weights:
     """Whether a question needs memory; None: every question does."""
     embedder: Embedder | None = None
     """The embedder that the user brings."""
+
+    @cached_property
+    def bos(self) -> tuple[KeysValues, ...]:
+        """Keys (before rotary embedding) and values of bos in each layer, the same in every read."""
+        backbone = self.backbone
+        with torch.inference_mode(False), torch.no_grad():
+            states = backbone.bos_states.to(backbone.dtype)
+            made = [
+                backbone.keys_values(
+                    backbone.read_layers[layer],
+                    self.norm(layer, states[layer : layer + 1].to(backbone.layer_device(layer)), reading=True),
+                )
+                for layer in range(backbone.num_layers)
+            ]
+        layers = side_by_side(paired([one.keys for one in made], [one.values for one in made]))
+        return tuple(map(KeysValues, *unpaired(layers)))
 
     def words_of(self, input_ids: Sequence[int]) -> Int32[Tensor, " S"]:
         """Number of the word that begins in each token of a text."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, adapter_nbytes, device_of, with_adapter
@@ -279,9 +279,12 @@ class Backbone:
         queries: Float[Tensor, "B A Q E"],
         keys: Float[Tensor, "B H P E"],
         values: Float[Tensor, "B H P E"],
-        mask: Bool[Tensor, "B #H Q P"] | None,
+        mask: Shaped[Tensor, "B #H _ P"] | None,
     ) -> Float[Tensor, "B Q AE"]:
-        """Attention of rotated queries over rotated keys, before the output projection."""
+        """Attention of rotated queries over rotated keys, before the output projection.
+
+        The mask is for the queries of one head, or as ``layer_mask`` gives it.
+        """
         attention: Any = layer.self_attn
         kernel = eager_attention if self.config._attn_implementation == "eager" else grouped_attention
         output, _ = kernel(attention, queries, keys, values, mask, scaling=attention.scaling)
@@ -318,13 +321,21 @@ class Backbone:
     def plain_states(self, input_ids: Int[Tensor, " S"], num_layers: int) -> list[Float[Tensor, "S D"]]:
         """States of a text read alone, at the input of layers 0 … ``num_layers`` (inclusive)."""
         hidden = self.embed(input_ids)
-        packing = Packing.single(self.rotation(torch.arange(len(hidden), device=hidden.device)))
+        rows = torch.arange(len(hidden), device=hidden.device)
+        rotation, mask = self.rotation(rows), self.layer_mask((rows <= rows[:, None])[None, None])
         states = [hidden]
         for index in range(num_layers):
-            where = self.layer_device(index)
-            packing = packing.to(where)
-            layer = self.write_layers[index]
-            states.append(self.layer_output(layer, self.layer_input(layer, states[-1].to(where)), packing))
+            where, layer = self.layer_device(index), self.write_layers[index]
+            if hidden.device != where:
+                hidden, rotation, mask = hidden.to(where), rotation.on(where), None if mask is None else mask.to(where)
+            given = self.layer_input(layer, hidden)
+            # Queries and keys turn in one step; every row has a query.
+            queries = self.queries(layer, given.normed)
+            turned = rotate(torch.cat([queries, given.keys], dim=1), rotation).transpose(0, 1)[None]
+            queries, keys = turned[:, : queries.shape[1]], turned[:, queries.shape[1] :]
+            attended = self.attend(layer, queries, keys, given.values.transpose(0, 1)[None], mask)
+            hidden = self.finish(layer, hidden, attended[0])
+            states.append(hidden)
         return states
 
     @torch.inference_mode(False)

@@ -123,11 +123,11 @@ class Reads(Pass):
     """New tokens over the cache layers of a read."""
 
     def __init__(
-        self, backbone: Any, layers: list[Any], make: Callable[[int, Tensor], Any] | None, rows: int, size: int
+        self, backbone: Any, layers: list[Any], make: Callable[[int, Tensor], list[Any]] | None, rows: int, size: int
     ) -> None:
         self.windows, self._backbone, self._layers, self._make = backbone.windows, backbone, layers, make
         if make is not None and not layers:
-            layers.append(make(0, torch.empty(rows, 0, 0, device=backbone.layer_device(0))))
+            layers += make(0, torch.empty(rows, 0, 0, device=backbone.layer_device(0)))
         self._lengths = list(layers[0].lengths)
         starts = torch.tensor(self._lengths, device=backbone.device)
         self.positions = starts[:, None] + torch.arange(size, device=backbone.device)
@@ -137,7 +137,7 @@ class Reads(Pass):
         """Attention of a layer is given rows."""
         index = self._backbone.memory_layer(layer)
         if index == len(self._layers) and self._make is not None:
-            self._layers.append(self._make(index, rows))
+            self._layers += self._make(index, rows)
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of a layer has made keys and values."""

@@ -7,6 +7,7 @@ A layout decides from chunk numbers, ages and relevance alone; it holds no token
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -30,14 +31,19 @@ class Units:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def take(self, index: Int[Tensor, " u"]) -> "Units":
+    @cached_property
+    def num_tokens(self) -> int:
+        """Number of all their tokens."""
+        return int(self.sizes.sum()) if len(self) else 0
+
+    def take(self, index: Int[Tensor, " u"] | slice) -> "Units":
         """The units at ``index``, in that order."""
         return Units(self.starts[index], self.sizes[index])
 
     def tokens(self) -> Index:
         """Positions of all their tokens in the pool."""
         first = self.sizes.cumsum(0) - self.sizes
-        return torch.arange(int(self.sizes.sum())) + (self.starts - first).repeat_interleave(self.sizes)
+        return torch.arange(self.num_tokens) + (self.starts - first).repeat_interleave(self.sizes)
 
 
 class Eviction(NamedTuple):

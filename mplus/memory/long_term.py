@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mplus.config import SURVIVAL_FREQUENCY
-from mplus.memory.precision import Plane
+from mplus.memory.precision import Plane, side_by_side
 from mplus.memory.tiers import Segment
 from mplus.memory.tokens import Content, Provenance
 from mplus.memory.transfer import HOST
@@ -157,15 +157,23 @@ class LongTermMemory:
 
     def retrieval_keys(self, index: Index | slice, device: torch.device = HOST) -> Float[Tensor, "T R"]:
         """Retrieval keys of some tokens, in ascending order, as numbers on a device."""
+        if isinstance(index, slice):
+            places = self.derived(("rows", index.start, index.stop), lambda: self._rows(index))
+        else:
+            places = self._rows(index)
+        parts = [self.segments[number].retrieval_keys.take(rows) for number, rows in places]
+        return Plane.cat(parts, torch.float32, device)
+
+    def _rows(self, index: Index | slice) -> list[tuple[int, Index | slice]]:
+        """Segments of some tokens, in ascending order, and their rows in each; a slice if they are a run."""
         segment, row = self.segment[index], self.row[index]
         numbers, counts = segment.unique_consecutive(return_counts=True)
-        parts: list[Tensor] = []
-        for number, rows in zip(numbers.tolist(), row.split(counts.tolist()), strict=True):
-            first, last = int(rows[0]), int(rows[-1])
-            together = last - first + 1 == len(rows)
-            keys = self.segments[number].retrieval_keys
-            parts.append(keys.rows(slice(first, last + 1) if together else rows, torch.float32, device))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        ends = counts.cumsum(0)
+        firsts, lasts, sizes = row[ends - counts].tolist(), row[ends - 1].tolist(), counts.tolist()
+        found: list[tuple[int, Index | slice]] = []
+        for number, rows, first, last in zip(numbers.tolist(), row.split(sizes), firsts, lasts, strict=True):
+            found.append((number, slice(first, last + 1) if last - first + 1 == len(rows) else rows))
+        return found
 
     def compacted(self, *, size: int, waste: float = 0.5) -> "LongTermMemory":
         """The store without rows of removed tokens in segments where they are more than the share ``waste``.
@@ -219,21 +227,21 @@ def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Se
     """
     on_device = all(segment.tier == "device" for segment in segments)
 
-    def planes(parts: Sequence[tuple[Plane, ...]]) -> tuple[Plane, ...]:
+    def planes(parts: Sequence[Sequence[Plane]]) -> tuple[Plane, ...]:
         result: list[Plane] = []
         for layer in zip(*parts, strict=True):
             taken = [plane.take(row) for plane, row in zip(layer, rows, strict=True)]
             if not on_device:
                 taken = [plane.to(HOST) for plane in taken]
             scales = [plane.scale for plane in taken if plane.scale is not None]
-            made = Plane(torch.cat([plane.data for plane in taken]), torch.cat(scales) if scales else None)
-            result.append(made if on_device else made.in_host_memory())
-        return tuple(result)
+            result.append(Plane(torch.cat([plane.data for plane in taken]), torch.cat(scales) if scales else None))
+        return side_by_side(result, in_host_memory=not on_device)
 
     states = [s.states for s in segments if s.states is not None]
+    made = planes([[plane for pair in zip(s.keys, s.values, strict=True) for plane in pair] for s in segments])
     return Segment(
-        planes([s.keys for s in segments]),
-        planes([s.values for s in segments]),
+        made[::2],
+        made[1::2],
         planes([(s.retrieval_keys,) for s in segments])[0],
         planes(states) if len(states) == len(segments) else None,
         "device" if on_device else "host",

@@ -1,5 +1,6 @@
 """The precision of stored content: plain, or in 8 or 4 bits with a scale per token and head."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mplus.config import StorageDtype
+from mplus.memory import stacks
 from mplus.memory.transfer import in_pinned_memory, moved
 
 
@@ -51,6 +53,16 @@ class Plane:
         turned = torch.cat([data & 15, data >> 4], dim=-1).to(dtype).sub_(8).mul_(scale)
         return turned @ spread(turned.shape[-1]).T.to(turned)
 
+    @staticmethod
+    def cat(parts: "Sequence[Plane]", dtype: torch.dtype, device: torch.device) -> Float[Tensor, "T ..."]:
+        """The rows of all parts, in order, as numbers of ``dtype``; one conversion if all are stored alike."""
+        if len({(part.data.dtype, part.data.device) for part in parts}) > 1:
+            return torch.cat([part.rows(slice(None), dtype, device) for part in parts])
+        data = torch.cat([part.data for part in parts]) if len(parts) > 1 else parts[0].data
+        scales = [part.scale for part in parts if part.scale is not None]
+        scale = torch.cat(scales) if len(scales) > 1 else next(iter(scales), None)
+        return Plane(data, scale).rows(slice(None), dtype, device)
+
     def take(self, index: Int[Tensor, " T"] | slice) -> "Plane":
         """The rows at ``index`` in their stored form, without another conversion."""
         return Plane(self.data[index], None if self.scale is None else self.scale[index])
@@ -76,6 +88,19 @@ class Plane:
         """The same plane in host memory, pinned if a GPU will read its rows."""
         data, scale = self.data, self.scale
         return Plane(in_pinned_memory(data), None if scale is None else in_pinned_memory(scale))
+
+
+def side_by_side(planes: Sequence[Plane], *, in_host_memory: bool = True) -> tuple[Plane, ...]:
+    """The same planes, side by side where they are alike, so that rows of all of them are gathered at once.
+
+    Args:
+        planes: Planes in memory.
+        in_host_memory: Bring them into host memory, pinned if a GPU will read their rows; else leave them in place.
+    """
+    place = in_pinned_memory if in_host_memory else lambda stack: stack
+    data = stacks.side_by_side([plane.data for plane in planes], place)
+    scales = stacks.side_by_side([plane.scale for plane in planes if plane.scale is not None], place)
+    return tuple(map(Plane, data, scales or [None] * len(data)))
 
 
 def _scale(tensor: Float[Tensor, "*rows E"], steps: int) -> Float[Tensor, "*rows 1"]:

@@ -6,6 +6,7 @@ form its tensors are stored.
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,7 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mplus.config import StorageDtype
-from mplus.memory.precision import Plane
+from mplus.memory.precision import Plane, side_by_side
+from mplus.memory.stacks import paired
 from mplus.memory.tokens import Content
 from mplus.memory.transfer import HOST
 
@@ -39,17 +41,16 @@ class Segment:
         # A model on the CPU has its layers in host memory, so there is no other device.
         beside = tier == "device" and content.keys[0].device.type != "cpu"
 
-        def planes(layers: tuple[Tensor, ...], kind: StorageDtype) -> tuple[Plane, ...]:
-            made = (Plane.store(layer, kind) for layer in layers)
-            return tuple(made if beside else (plane.in_host_memory() for plane in made))
+        def planes(layers: Sequence[Tensor], kind: StorageDtype) -> tuple[Plane, ...]:
+            return side_by_side([Plane.store(layer, kind) for layer in layers], in_host_memory=not beside)
 
         # Retrieval keys decide recall and are of one layer only (chunk layout), so int4 is too coarse for them.
         scored = Plane.store(content.retrieval_keys, "int8" if dtype == "int4" else dtype)
-        keys = planes(content.keys, dtype)
+        made = planes(paired(content.keys, content.values), dtype)
         return cls(
-            keys,
-            planes(content.values, dtype),
-            scored.to(keys[0].data.device) if beside else scored.in_host_memory(),
+            made[::2],
+            made[1::2],
+            scored.to(made[0].data.device) if beside else scored.in_host_memory(),
             None if content.states is None else planes(content.states, "auto"),
             "device" if beside else "host",
         )
@@ -59,15 +60,13 @@ class Segment:
         if self.tier == "host":
             return self
 
-        def planes(layers: tuple[Plane, ...]) -> tuple[Plane, ...]:
-            return tuple(plane.in_host_memory() for plane in layers)
-
+        made = side_by_side([plane for pair in zip(self.keys, self.values, strict=True) for plane in pair])
         return replace(
             self,
-            keys=planes(self.keys),
-            values=planes(self.values),
+            keys=made[::2],
+            values=made[1::2],
             retrieval_keys=self.retrieval_keys.in_host_memory(),
-            states=None if self.states is None else planes(self.states),
+            states=None if self.states is None else side_by_side(self.states),
             tier="host",
         )
 

@@ -1,13 +1,14 @@
 """Memory tokens and their provenance: parallel arrays that are always filtered together."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
+from mplus.memory.stacks import joined_rows, paired, rows_of, unpaired
 from mplus.shapes import Ages, Index, RetrievalKeys
 from mplus.words import no_words
 
@@ -57,7 +58,8 @@ class Provenance:
 class Content:
     """Keys and values that reads attend to, and retrieval keys that recall scores, for the layers of one track.
 
-    Layers are a tuple, not an axis: each layer's tensors may be on that layer's device.
+    Layers are a tuple, not an axis: each layer's tensors may be on that layer's device. Those of one device mostly lie
+    side by side (``mplus.memory.stacks``).
     """
 
     keys: tuple[Float[Tensor, "T _ _"], ...]
@@ -70,12 +72,9 @@ class Content:
 
     def take(self, index: Index) -> "Content":
         """The rows at ``index``, in that order."""
-
-        def rows(layers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(layer[index.to(layer.device)] for layer in layers)
-
-        (retrieval_keys,) = rows((self.retrieval_keys,))
-        return Content(rows(self.keys), rows(self.values), retrieval_keys, self.states and rows(self.states))
+        keys, values = unpaired(rows_of(paired(self.keys, self.values), index))
+        (retrieval_keys,) = rows_of([self.retrieval_keys], index)
+        return Content(keys, values, retrieval_keys, self.states and rows_of(self.states, index))
 
     @staticmethod
     def cat(parts: Sequence["Content"]) -> "Content":
@@ -83,11 +82,12 @@ class Content:
         if len(parts) == 1:
             return parts[0]
         states = [p.states for p in parts if p.states is not None]
+        keys, values = unpaired(joined_rows([paired(p.keys, p.values) for p in parts]))
         return Content(
-            tuple(torch.cat(layer) for layer in zip(*(p.keys for p in parts), strict=True)),
-            tuple(torch.cat(layer) for layer in zip(*(p.values for p in parts), strict=True)),
+            keys,
+            values,
             torch.cat([p.retrieval_keys for p in parts]),
-            tuple(torch.cat(layer) for layer in zip(*states, strict=True)) if len(states) == len(parts) else None,
+            joined_rows(states) if len(states) == len(parts) else None,
         )
 
     @property
@@ -102,6 +102,7 @@ class Tokens:
 
     content: Content
     provenance: Provenance
+    _derived: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.provenance)
@@ -120,8 +121,10 @@ class Tokens:
         return (0, len(self))
 
     def derived(self, name: Hashable, make: Callable[[], Made]) -> Made:
-        """Computed at each call, because a pool of fixed capacity is small."""
-        return make()
+        """The value of this name for these tokens; ``make`` computes it on the first call."""
+        if name not in self._derived:
+            self._derived[name] = make()
+        return self._derived[name]
 
     def take(self, index: Index) -> "Tokens":
         """The rows at ``index``, in that order."""

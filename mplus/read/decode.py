@@ -14,7 +14,7 @@ from mplus.backbone.attention import Rotation
 from mplus.backbone.backbone import Backbone
 from mplus.backbone.own_layers import OwnLayers
 from mplus.backbone.passes import Reads
-from mplus.read.cache_layer import PrefixLayer, Slots
+from mplus.read.cache_layer import PrefixLayer, Slots, join, leave, prepare
 from mplus.recall.choose import Recalled
 from mplus.weights import Weights
 
@@ -57,16 +57,14 @@ class Reading:
     def join(self, other: "Reading") -> None:
         """Append the rows of another batch to this one."""
         assert self.modules is other.modules, "rows with and without a prefix are read apart"
-        for layer, more in zip(self.layers, other.layers, strict=True):
-            layer.join(more)
+        join(self.layers, other.layers)
         self.recalled += other.recalled
         self.when_done()
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
         """Remove a row; the last row takes its place."""
-        for layer in self.layers:
-            layer.leave(row)
+        leave(self.layers, row)
         self.recalled[row] = self.recalled[-1]
         self.recalled.pop()
 
@@ -77,7 +75,7 @@ class Geometry(NamedTuple):
     position: Int[Tensor, "B S"]
     rotation: Rotation
     slots: Slots | None
-    """None if all go into the same columns, many at a time."""
+    """None if all go into the same columns."""
     mask: Tensor | None
     """As decoder layers take it; None if all columns are seen."""
 
@@ -89,9 +87,8 @@ def geometry(backbone: Backbone, size: int, lengths: tuple[int, ...], where: tor
     if size > 1 or unequal:
         columns = torch.arange(max(lengths) + size, device=where)
         mask = backbone.layer_mask((columns <= position[:, :, None])[:, None])
-    if size == 1 or unequal:
-        rows, heads = (torch.arange(n, device=where) for n in (len(lengths), backbone.num_key_value_heads))
-        slots = Slots(rows[:, None, None], heads[None, :, None], position[:, None])
+    if unequal:
+        slots = Slots.after(lengths, size, backbone.num_key_value_heads, where)
     return Geometry(position, backbone.rotation(position), slots, mask)
 
 
@@ -100,7 +97,7 @@ def through_model(
     modules: nn.ModuleList,
     layers: list[PrefixLayer],
     input_ids: Int[Tensor, "B S"],
-    make: Callable[[int, Tensor], PrefixLayer] | None = None,
+    make: Callable[[int, Tensor], list[PrefixLayer]] | None = None,
     recurrent: Any = None,
 ) -> Float[Tensor, "B S D"]:
     """States of new tokens, from which ``Backbone.logits`` computes logits; arguments as of ``through_layers``."""
@@ -117,7 +114,7 @@ def through_layers(
     modules: nn.ModuleList,
     layers: list[PrefixLayer],
     hidden: Float[Tensor, "B S D"],
-    make: Callable[[int, Tensor], PrefixLayer] | None = None,
+    make: Callable[[int, Tensor], list[PrefixLayer]] | None = None,
 ) -> Float[Tensor, "B S D"]:
     """Hidden states of new tokens after all decoder layers, each over its cache layer.
 
@@ -126,16 +123,17 @@ def through_layers(
         modules: Its decoder layers.
         layers: The cache layers, to which the new tokens are appended; missing layers are made and added.
         hidden: Embeddings of the new tokens.
-        make: Makes a cache layer from its number and the states at the input of its decoder layer.
+        make: Makes a cache layer, and some that follow it, from its number and the states at its decoder layer's input.
     """
     at = cache(partial(geometry, backbone, hidden.shape[1]))
     for index, module in enumerate(modules):
         if hidden.device != (device := backbone.layer_device(index)):
             hidden = hidden.to(device)
         if make is not None and index == len(layers):
-            layers.append(make(index, hidden))
+            layers += make(index, hidden)
         place = at(tuple(layers[index].lengths), hidden.device)
-        layers[index].slots = place.slots
+        if layers[index].step is None:
+            prepare(layers[index:], hidden.shape[1], place.slots)
         output: Any = module(
             hidden,
             attention_mask=place.mask,

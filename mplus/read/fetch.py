@@ -1,88 +1,63 @@
-"""Fetches recalled rows to the devices of the layers that read them, one layer ahead of the computation."""
+"""Fetches recalled rows to the devices of the layers that read them, some layers ahead of the computation."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from mplus.backbone.attention import KeysValues
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.precision import Plane
+from mplus.memory.stacks import stacked
 from mplus.memory.tiers import Segment
-from mplus.memory.transfer import moved, side_stream
+from mplus.memory.transfer import side_stream
 from mplus.shapes import Index
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one segment, and their places among all recalled rows."""
+    """Rows of one segment, in ascending order, and their places among all recalled rows."""
 
     segment: Segment
     rows: Index | slice
-    places: Index | slice
+    """A run of rows is a slice, since copying a run costs far less."""
+    places: Index
+
+    @property
+    def kind(self) -> tuple[bool, torch.dtype]:
+        """What must be alike in rows that are copied together: whether they are on the device, and their dtype."""
+        return self.segment.tier == "device", self.segment.keys[0].dtype
 
 
 def located(stores: Sequence[LongTermMemory], index: Index) -> list[Rows]:
-    """Segments and rows of the tokens at ``index`` in the concatenation of some stores; chunks are runs of rows."""
-    found: list[Rows] = []
+    """Segments and rows of the tokens at ``index`` in the concatenation of some stores; rows of one kind together."""
+    segments: list[Segment] = []
+    numbers, rows = torch.empty_like(index), torch.empty_like(index)
+    low = 0
     for store in stores:
-        inside = ((index >= 0) & (index < len(store))).nonzero().flatten()
-        segment, row = store.segment[index[inside]], store.row[index[inside]]
-        for number in segment.unique().tolist():
-            here = (segment == number).nonzero().flatten()
-            found += _runs(store.segments[number], row[here], inside[here])
-        index = index - len(store)
-    return found
-
-
-def _runs(segment: Segment, rows: Index, places: Index) -> list[Rows]:
-    """Slices if most rows are in runs, since copying a run costs far less; else one list of rows."""
-    ends = ((rows.diff() != 1) | (places.diff() != 1)).nonzero().flatten() + 1
-    if len(ends) >= len(rows) // 8:
-        return [Rows(segment, rows, places)]
-    return [
-        Rows(segment, slice(int(r[0]), int(r[-1]) + 1), slice(int(p[0]), int(p[-1]) + 1))
-        for r, p in zip(rows.tensor_split(ends), places.tensor_split(ends), strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows stored on one device in one dtype; they are copied together, once for each layer and kind of tensor."""
-
-    parts: list[Rows]
-    """Rows with their places among the rows of the group."""
-    places: Index | None
-    """Places of the group's rows among all recalled rows; None if the group has all of them."""
-
-
-def grouped(parts: Sequence[Rows]) -> list[Group]:
-    """Group rows by device and dtype, keeping their order."""
-    alike: dict[Hashable, list[Rows]] = {}
-    for part in parts:
-        alike.setdefault((part.segment.tier == "device", part.segment.keys[0].dtype), []).append(part)
-    if len(alike) == 1:
-        return [Group(list(parts), None)]
-    groups: list[Group] = []
-    for some in alike.values():
-        numbers = [_numbers(part.places) for part in some]
-        places = torch.cat(numbers).sort().values
-        own = [torch.searchsorted(places, one) for one in numbers]
-        # Rows that are consecutive among all rows are consecutive within the group too.
-        inside = [
-            slice(int(at[0]), int(at[-1]) + 1) if isinstance(part.places, slice) else at
-            for part, at in zip(some, own, strict=True)
-        ]
-        groups.append(Group([replace(p, places=at) for p, at in zip(some, inside, strict=True)], places))
-    return groups
-
-
-def _numbers(places: Index | slice) -> Index:
-    return torch.arange(places.start, places.stop) if isinstance(places, slice) else places
+        inside = ((index >= low) & (index < low + len(store))).nonzero().flatten()
+        if len(inside):
+            at = index[inside] - low
+            numbers[inside], rows[inside] = store.segment[at] + len(segments), store.row[at]
+        segments += store.segments
+        low += len(store)
+    # In the order in which they are stored: by segment, then by row.
+    order = rows.argsort(stable=True)
+    order = order[numbers[order].argsort(stable=True)]
+    counts = torch.bincount(numbers, minlength=len(segments)).tolist()
+    found: list[Rows] = []
+    for segment, mine, places in zip(segments, rows[order].split(counts), order.split(counts), strict=True):
+        if len(mine):
+            here = mine.tolist()
+            is_run = here == list(range(here[0], here[0] + len(here)))
+            found.append(Rows(segment, slice(here[0], here[0] + len(here)) if is_run else mine, places))
+    kinds = list(dict.fromkeys(part.kind for part in found))
+    return sorted(found, key=lambda part: kinds.index(part.kind))
 
 
 class Arrival(NamedTuple):
@@ -93,11 +68,11 @@ class Arrival(NamedTuple):
 
 
 class RecalledRows:
-    """Keys and values of the rows that one track recalled, layer by layer.
+    """Keys and values of the rows that one track recalled, some layers at a time.
 
-    ``start`` begins to fetch a layer's rows and ``take`` waits for them, so that disk and bus work while the
-    layer before computes. Only the recalled rows are read and moved, in their stored form, and are converted on
-    the device that uses them.
+    ``start`` begins to fetch the rows of some layers and ``take`` waits for them, so that disk and bus work while the
+    layers before compute. Only the recalled rows are read and moved, in their stored form, and are converted on
+    the device that uses them: one copy for each segment, whatever the number of layers, and one conversion.
     """
 
     def __init__(
@@ -106,79 +81,109 @@ class RecalledRows:
         index: Int[Tensor, " T"],
         dtype: torch.dtype,
         devices: Sequence[torch.device],
+        stretches: Sequence[range],
+        *,
+        is_paired: bool = True,
     ) -> None:
-        self.count, self.dtype, self.devices = len(index), dtype, devices
-        self._parts = located(stores, index)
+        """Prepare to fetch.
+
+        Args:
+            stores: Where the rows are.
+            index: Rows of the concatenation of the stores.
+            dtype: Dtype in which they are read.
+            devices: The device of each layer.
+            stretches: Layers whose rows are fetched together, in order; those of one stretch are on one device.
+            is_paired: Whether keys and values have the same shape.
+        """
+        self.dtype, self.devices, self.stretches, self._is_paired = dtype, devices, stretches, is_paired
+        parts = located(stores, index)
+        self._kinds = [list(run) for _, run in groupby(parts, lambda part: part.kind)]
+        self.order: Index = torch.cat([part.places for kind in self._kinds for part in kind])
+        """For each fetched row, its place in ``index``: rows come in the order in which they are stored."""
         self._streams = {d: side_stream(d) for d in set(devices) if d.type == "cuda"}
         for device, stream in self._streams.items():
             stream.wait_stream(torch.cuda.current_stream(device))  # its rows may still be being computed
-        waits = bool(self._streams) or any(part.segment.tier == "disk" for part in self._parts)
+        waits = bool(self._streams) or any(part.segment.tier == "disk" for part in parts)
         # Rows in host memory need no waiting, and a second thread would only occupy a core.
-        self._worker = ThreadPoolExecutor(1, "mplus-rows") if waits and len(devices) > 1 else None
+        self._worker = ThreadPoolExecutor(1, "mplus-rows") if waits and len(stretches) > 1 else None
         self._coming: dict[int, Future[Arrival]] = {}
-        self._groups = grouped(self._parts)
-        for part in self._parts if waits else ():
+        for part in parts if waits else ():
             for plane in (*part.segment.keys, *part.segment.values):
                 plane.prefetch(part.rows)
 
-    def start(self, at: int) -> None:
-        """Begin to fetch the rows of a layer; does nothing for rows in host memory that stay there."""
-        if self._worker is not None and at < len(self.devices) and at not in self._coming:
-            self._coming[at] = self._worker.submit(self._fetch, at)
+    def start(self, number: int) -> None:
+        """Begin to fetch the rows of a stretch; does nothing for rows in host memory that stay there."""
+        if self._worker is not None and number < len(self.stretches) and number not in self._coming:
+            self._coming[number] = self._worker.submit(self._fetch, number)
 
-    def take(self, at: int) -> KeysValues:
-        """The rows of a layer, ready on its device; begins to fetch the rows of the next layer."""
-        coming = self._coming.pop(at, None)
-        arrival = self._fetch(at) if coming is None else coming.result()
-        if self._worker is not None and at + 1 == len(self.devices):
+    def take(self, number: int) -> KeysValues:
+        """The rows of a stretch, [layers, rows, heads, size], on its device; begins to fetch those of the next."""
+        coming = self._coming.pop(number, None)
+        arrival = self._fetch(number) if coming is None else coming.result()
+        if self._worker is not None and number + 1 == len(self.stretches):
             self._worker.shutdown(wait=False)
         else:
-            self.start(at + 1)
+            self.start(number + 1)
         if arrival.event is not None:
-            here = torch.cuda.current_stream(self.devices[at])
+            here = torch.cuda.current_stream(self.devices[self.stretches[number][0]])
             here.wait_event(arrival.event)
             for tensor in arrival.rows:
                 tensor.record_stream(here)
         return arrival.rows
 
     @torch.no_grad()
-    def _fetch(self, at: int) -> Arrival:
-        device = self.devices[at]
+    def _fetch(self, number: int) -> Arrival:
+        layers = self.stretches[number]
+        device = self.devices[layers[0]]
         if device.type != "cuda":
-            return Arrival(self._gather(at, device), None)
+            return Arrival(self._gather(layers, device), None)
         stream = self._streams[device]
         with torch.cuda.stream(stream):
-            rows = self._gather(at, device)
+            rows = self._gather(layers, device)
             return Arrival(rows, stream.record_event())
 
-    def _gather(self, at: int, device: torch.device) -> KeysValues:
-        return KeysValues(
-            self._kind(lambda segment: segment.keys[at], device), self._kind(lambda segment: segment.values[at], device)
-        )
+    def _gather(self, layers: range, device: torch.device) -> KeysValues:
+        if not self._is_paired:
+            return KeysValues(*(self._rows(layers, device, kinds) for kinds in (("keys",), ("values",))))
+        both = self._rows(layers, device, ("keys", "values")).unflatten(0, (len(layers), 2))
+        return KeysValues(both[:, 0], both[:, 1])
 
-    def _kind(self, plane: Callable[[Segment], Plane], device: torch.device) -> Float[Tensor, "T H E"]:
-        gathered: Tensor | None = None
-        for group in self._groups:
-            taken = [plane(part.segment).take(part.rows) for part in group.parts]
-            scales = [found.scale for found in taken if found.scale is not None]
-            scale = _laid_together(scales, group.parts, device) if scales else None
-            data = _laid_together([found.data for found in taken], group.parts, device)
-            rows = Plane(data, scale).rows(slice(None), self.dtype, device)
-            if group.places is None:
-                return rows
-            gathered = rows.new_empty(self.count, *rows.shape[1:]) if gathered is None else gathered
-            gathered[moved(group.places, device)] = rows
-        assert gathered is not None, "something was recalled"
-        return gathered
+    def _rows(self, layers: range, device: torch.device, kinds: tuple[str, ...]) -> Tensor:
+        found: list[Tensor] = []
+        for parts in self._kinds:
+            taken: list[Plane] = []
+            for part in parts:
+                planes = [getattr(part.segment, kind)[layer] for layer in layers for kind in kinds]
+                taken.append(_taken(planes, part.rows))
+            scales = [plane.scale for plane in taken if plane.scale is not None]
+            scale = _together(scales, device) if scales else None
+            data = _together([plane.data for plane in taken], device)
+            found.append(Plane(data, scale).rows(slice(None), self.dtype, device))
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
-def _laid_together(found: Sequence[Tensor], parts: Sequence[Rows], device: torch.device) -> Tensor:
-    """Rows of a group in one tensor, in pinned memory if they are copied to a GPU."""
+def _taken(planes: Sequence[Plane], rows: Index | slice) -> Plane:
+    """Rows of several planes of one segment as one, [planes, rows, …]; planes in a file are read one by one."""
+    if all(type(plane) is Plane for plane in planes):
+        data, given = stacked([plane.data for plane in planes]), [p.scale for p in planes if p.scale is not None]
+        scale = stacked(given) if given else None
+        if data is not None and (scale is not None or not given):
+            return Plane(_at(data, rows), None if scale is None else _at(scale, rows))
+    taken = [plane.take(rows) for plane in planes]
+    scales = [plane.scale for plane in taken if plane.scale is not None]
+    return Plane(torch.stack([plane.data for plane in taken]), torch.stack(scales) if scales else None)
+
+
+def _at(stack: Tensor, rows: Index | slice) -> Tensor:
+    return stack[:, rows] if isinstance(rows, slice) else stack.index_select(1, rows.to(stack.device))
+
+
+def _together(found: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Rows of several segments as one, in pinned memory if they are copied to a GPU."""
     if len(found) == 1:
         return found[0]
-    first, count = found[0], sum(map(len, found))
-    pin = device.type == "cuda" and first.device.type == "cpu"
-    together = torch.empty(count, *first.shape[1:], dtype=first.dtype, device=first.device, pin_memory=pin)
-    for part, rows in zip(parts, found, strict=True):
-        together[part.places] = rows
-    return together
+    first = found[0]
+    if device.type != "cuda" or first.device.type != "cpu":
+        return torch.cat(list(found), dim=1)
+    shape = (first.shape[0], sum(rows.shape[1] for rows in found), *first.shape[2:])
+    return torch.cat(list(found), dim=1, out=torch.empty(shape, dtype=first.dtype, pin_memory=True))

@@ -16,11 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from mplus.backbone.attention import KeysValues
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.together import Member
-from mplus.read.cache_layer import PrefixLayer
+from mplus.read.cache_layer import Prefix, PrefixLayer, write_prefixes
 from mplus.read.decode import Reading, through_model
 from mplus.read.prefix import TrackPrefix
 from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SPARE_PREFIXES, SparePrefix
@@ -112,7 +113,7 @@ def prefill_steps(
         if hidden:
             yield
         block = prompts[:, start : start + prefixes.block]
-        hidden.append(through_model(backbone, modules, layers, block, prefixes.layer, recurrent))
+        hidden.append(through_model(backbone, modules, layers, block, prefixes.layers, recurrent))
     sizes = [len(request.input_ids) for request in requests]
     for layer in layers:
         # Prompts are padded on the right to the longest one.
@@ -188,37 +189,56 @@ class _NewPrefixes:
         """Prefixes of the tracks so far, for each row."""
         backbone = weights.backbone
         self._rotation = cache(backbone.prefix_rotation)
+        self._parts: dict[int, tuple[tuple[int, ...], Prefix]] = {}
+        """For each row, the prefix of a stretch of layers that is not written yet."""
 
     @property
     def recalled(self) -> list[tuple[Recalled, ...]]:
         """For each row, the result of recall of each track."""
         return [tuple(track.recalled for track in tracks) for tracks in self._tracks]
 
-    def layer(self, index: int, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
-        """The filled cache layer for layer ``index``, given the prompts' states at its input."""
+    def layers(self, index: int, hidden: Float[Tensor, "B S D"]) -> list[PrefixLayer]:
+        """Filled cache layers from layer ``index`` on, given the prompts' states at its input.
+
+        They are those of one stretch, or only the first if rows divide their layers differently.
+        """
         backbone = self._weights.backbone
         tracks = [self._track(row, index, states) for row, states in enumerate(hidden)]
-        prefixes = [
-            track.parts(index) if has_prefix(request) else []
-            for track, request in zip(tracks, self._requests, strict=True)
-        ]
-        lengths = [sum(len(part.keys) for part in prefix) for prefix in prefixes]
-        layer, standing = self._left(index, lengths), self._standing
-        if layer is None:
-            layer = PrefixLayer.empty(backbone, index, lengths, self._longest, hidden.device)
-            standing = []
-        layer.write(prefixes, self._rotation(backbone.rotary_layer(index), max(lengths), hidden.device), standing)
-        return layer
+        common = {track.stretch_of(index) for track in tracks}
+        layers = next(iter(common)) if len(common) == 1 else (index,)
+        prefixes = [self._prefix(row, track, layers) for row, track in enumerate(tracks)]
+        lengths = [sum(part.keys.shape[1] for part in prefix) for prefix in prefixes]
+        made, standing = self._left(layers, lengths), self._standing
+        if made is None:
+            made, standing = PrefixLayer.empty(backbone, layers, lengths, self._longest, hidden.device), []
+        rotation = self._rotation(backbone.rotary_layer(index), max(lengths), hidden.device)
+        write_prefixes(made, prefixes, rotation, standing)
+        return made
 
-    def _left(self, index: int, lengths: list[int]) -> PrefixLayer | None:
-        """The layer of the spare prefix if the new prefix fits into it, else None."""
+    def _prefix(self, row: int, track: TrackPrefix, layers: Sequence[int]) -> Prefix:
+        """The prefix of a row in some layers of one stretch."""
+        if not has_prefix(self._requests[row]):
+            return []
+        stretch = track.stretch_of(layers[0])
+        if self._parts.get(row, ((), ()))[0] != stretch:
+            self._parts[row] = (stretch, track.parts(stretch))
+        parts, first = self._parts[row][1], stretch.index(layers[0])
+        if layers[-1] == stretch[-1]:
+            del self._parts[row]
+        if len(layers) == len(stretch):
+            return parts
+        here = slice(first, first + len(layers))
+        return [KeysValues(part.keys[here], part.values[here]) for part in parts]
+
+    def _left(self, layers: Sequence[int], lengths: list[int]) -> list[PrefixLayer] | None:
+        """The layers of the spare prefix if the new prefix fits into them, else None."""
         if self._spare is None:
             return None
         track = self._tracks[0][-1]
-        if index == track.track.layers[0]:
-            self._standing = self._spare.standing(index, track.chosen.order)
-        left = self._spare.layer(index)
-        return left if left.lengths == lengths else None
+        if layers[0] == track.track.layers[0]:
+            self._standing = self._spare.standing(layers[0], track.order)
+        left = [self._spare.layer(index) for index in layers]
+        return left if all(layer.lengths == lengths for layer in left) else None
 
     def _track(self, row: int, index: int, hidden: Float[Tensor, "S D"]) -> TrackPrefix:
         """The prefix of the track that a layer belongs to; a track starts after the last layer of the one before."""
@@ -253,9 +273,9 @@ class _SamePrefix:
         self.kept_tokens = kept_tokens
         """Number of prompt tokens that the earlier read has processed already."""
 
-    def layer(self, index: int, hidden: Float[Tensor, "B S D"]) -> PrefixLayer:
-        """The cache layer of the earlier read."""
-        return self._spare.layer(index, self.kept_tokens)
+    def layers(self, index: int, hidden: Float[Tensor, "B S D"]) -> list[PrefixLayer]:
+        """The cache layers of the earlier read."""
+        return [self._spare.layer(number, self.kept_tokens) for number in range(index, len(self._spare.buffers))]
 
     def left_by(self, layers: Sequence[PrefixLayer]) -> SparePrefix:
         """The same prefix followed by this prompt."""

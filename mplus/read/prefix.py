@@ -1,19 +1,28 @@
 """The prefix of a prompt: bos, then recalled and short-term tokens in the order that recall gives."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from mplus.backbone.attention import KeysValues
+from mplus.backbone.backbone import Backbone
+from mplus.memory.stacks import stacked
 from mplus.memory.state import Track
 from mplus.read.cache_layer import Prefix
 from mplus.read.fetch import RecalledRows
 from mplus.recall.choose import Recalled
 from mplus.shapes import Index
 from mplus.weights import Weights
+
+STRETCH_BYTES = 2**28
+"""Most bytes of the prefix of layers that are filled together, since they are fetched and converted together."""
+USUAL_PREFIX = 4096
+"""Length of a prefix for which that is worked out; rows that are read together must divide layers alike."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +40,12 @@ class ReadingOrder:
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
         """Runs of consecutive rows within either part: first and last-plus-one row."""
-        rows, first = self.rows, self.num_recalled
-        cuts = (rows.diff() != 1) | (rows[1:] == first)
-        return [(int(run[0]), int(run[-1]) + 1) for run in rows.tensor_split(cuts.nonzero().flatten() + 1) if len(run)]
+        if not len(self.rows):
+            return []
+        cuts = (self.rows.diff() != 1) | (self.rows[1:] == self.num_recalled)
+        bounds = [0, *(cuts.nonzero().flatten() + 1).tolist(), len(self.rows)]
+        firsts = self.rows[bounds[:-1]].tolist()
+        return [(row, row + stop - start) for row, (start, stop) in zip(firsts, pairwise(bounds), strict=True)]
 
     def shared(self, other: "ReadingOrder") -> list[bool]:
         """For each run, whether it has short-term tokens that have the same places in the other order."""
@@ -41,8 +53,17 @@ class ReadingOrder:
             return [False] * len(self.runs)
         ours, theirs = self.rows - self.num_recalled, other.rows - other.num_recalled
         same = (ours >= 0) & (ours == theirs)
-        sizes = [stop - start for start, stop in self.runs]
-        return [bool(part.all()) for part in same.split(sizes)]
+        sizes = torch.tensor([stop - start for start, stop in self.runs])
+        ends = sizes.cumsum(0)
+        alike = torch.cat([same.new_zeros(1, dtype=torch.int64), same.cumsum(0)])
+        return (alike[ends] - alike[ends - sizes] == sizes).tolist()
+
+    def with_recalled(self, places: Int[Tensor, " T"]) -> "ReadingOrder":
+        """The same order where the recalled tokens stand otherwise: row n is that of the token at ``places[n]``."""
+        row = torch.empty_like(places)
+        row[places] = torch.arange(len(places))
+        recent = torch.arange(self.num_recalled, int(self.rows.max()) + 1)
+        return ReadingOrder(self.num_recalled, torch.cat([row, recent])[self.rows])
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,27 @@ class Chosen:
         if other is None or not torch.equal(self.index, other.index):
             return False
         return torch.equal(self.order.rows, other.order.rows)
+
+
+def stretches(backbone: Backbone, track: Track) -> list[range]:
+    """Layers of a track, by their places in it, whose prefixes are made in one step.
+
+    They are on one device and alike, and their prefixes do not take more than ``STRETCH_BYTES`` at a usual length.
+    """
+    made: list[range] = []
+    kinds = [
+        (device, backbone.head_shapes(layer), backbone.rotary_layer(layer))
+        for layer, device in zip(track.layers, track.devices, strict=True)
+    ]
+    for place, kind in enumerate(kinds):
+        heads = kind[1]
+        numbers = heads.key_heads * heads.key_size + heads.value_heads * heads.value_size
+        most = max(STRETCH_BYTES // (USUAL_PREFIX * numbers * backbone.dtype.itemsize), 1)
+        if made and kinds[made[-1].start] == kind and len(made[-1]) < most:
+            made[-1] = range(made[-1].start, place + 1)
+        else:
+            made.append(range(place, place + 1))
+    return made
 
 
 class TrackPrefix:
@@ -86,38 +128,58 @@ class TrackPrefix:
             recent = len(track.short_term) if self._recent is None else len(self._recent)
             order = torch.arange(len(recalled.index) + recent)
         self.chosen = Chosen(recalled.index, ReadingOrder(len(recalled.index), order))
+        self.stretches = stretches(weights.backbone, track)
 
     @cached_property
     def _rows(self) -> RecalledRows | None:
-        """The recalled rows, being fetched for the track's first layer."""
+        """The recalled rows, being fetched for the track's first layers."""
         if not len(self.recalled.index):
             return None
-        stores = (self.track.long_term, self.track.pending)
-        rows = RecalledRows(stores, self.recalled.index, self._weights.backbone.dtype, self.track.devices)
+        stores, content = (self.track.long_term, self.track.pending), self.track.short_term.content
+        is_paired = content.keys[0].shape == content.values[0].shape
+        dtype, devices = self._weights.backbone.dtype, self.track.devices
+        rows = RecalledRows(stores, self.recalled.index, dtype, devices, self.stretches, is_paired=is_paired)
         rows.start(0)
         return rows
 
-    def parts(self, layer: int) -> Prefix:
-        """Parts of the prefix in one layer of the track, in order: keys before rotary embedding, and values.
+    @cached_property
+    def order(self) -> ReadingOrder:
+        """The reading order, with recalled tokens numbered as they are fetched."""
+        return self.chosen.order if self._rows is None else self.chosen.order.with_recalled(self._rows.order)
 
-        Call it once for each layer, in order.
+    def stretch_of(self, layer: int) -> tuple[int, ...]:
+        """The layers that are made in one step with a layer of the track."""
+        place = self.track.layers.index(layer)
+        return next(self.track.layers[part.start : part.stop] for part in self.stretches if place in part)
+
+    def parts(self, stretch: Sequence[int]) -> Prefix:
+        """Parts of the prefix in the layers of a stretch, in order: keys before rotary embedding, and values.
+
+        Call it once for each stretch, in order.
         """
-        at, num_recalled = self.track.layers.index(layer), self.chosen.order.num_recalled
-        recalled = self._rows.take(at) if self._rows is not None else None
+        first = self.track.layers.index(stretch[0])
+        places, num_recalled = range(first, first + len(stretch)), self.order.num_recalled
+        number = self.stretches.index(places)
+        recalled = self._rows.take(number) if self._rows is not None else None
         content = self.track.short_term.content
-        recent = KeysValues(content.keys[at], content.values[at])
+        recent = _stack([KeysValues(content.keys[place], content.values[place]) for place in places])
         if self._recent is not None:
-            recent = recent.take(self._recent)
-        parts = [self._bos(layer)]
-        for start, stop in self.chosen.order.runs:
-            if recalled is not None and start < num_recalled:
-                parts.append(recalled.take(slice(start, stop)))
-            else:
-                parts.append(recent.take(slice(start - num_recalled, stop - num_recalled)))
+            rows = self._recent.to(recent.keys.device)
+            recent = KeysValues(recent.keys.index_select(1, rows), recent.values.index_select(1, rows))
+        bos = _stack([self._weights.bos[self.track.layers[place]] for place in places])
+        parts = [KeysValues(*(part.to(recent.keys.device) for part in bos))]
+        for start, stop in self.order.runs:
+            whole, first = (recent, num_recalled) if recalled is None or start >= num_recalled else (recalled, 0)
+            here = slice(start - first, stop - first)
+            parts.append(KeysValues(whole.keys[:, here], whole.values[:, here]))
         return parts
 
-    def _bos(self, layer: int) -> KeysValues:
-        backbone = self._weights.backbone
-        state = backbone.bos_states[layer : layer + 1].to(backbone.layer_device(layer))
-        normed = self._weights.norm(layer, state, reading=True)
-        return backbone.keys_values(backbone.read_layers[layer], normed)
+
+def _stack(layers: Sequence[KeysValues]) -> KeysValues:
+    """Keys and values of several layers, [layers, rows, heads, size]; copied only if they do not lie side by side."""
+    both = [tensor for layer in layers for tensor in layer]
+    if (stack := stacked(both)) is not None:
+        pairs = stack.unflatten(0, (len(layers), 2))
+        return KeysValues(pairs[:, 0], pairs[:, 1])
+    kinds = (both[::2], both[1::2])
+    return KeysValues(*(torch.stack(kind) if (stack := stacked(kind)) is None else stack for kind in kinds))

@@ -119,7 +119,7 @@ class LateInteraction(Scorer):
         Only the first pool has an index. The relevance of a usual unit is estimated from a sample of all chunks.
         """
         every = candidates.units[0]
-        if not candidates.layout.units_are_texts or int(every.sizes.sum()) <= config.exact_recall_tokens:
+        if not candidates.layout.units_are_texts or every.num_tokens <= config.exact_recall_tokens:
             return Shortlist(candidates)
         store = candidates.long_term
         index, serials = coarse_index(store), store.provenance.chunks[every.starts]

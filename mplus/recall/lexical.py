@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mplus.recall.scorer import Relevance, with_neighbours
+from mplus.recall.scorer import with_neighbours
 from mplus.recall.units import Candidates
 from mplus.words import NO_WORD
 
@@ -49,14 +49,9 @@ def share_of_words(words: Int32[Tensor, " S"], candidates: Candidates) -> Float[
 
 def _times_said(asked: Int32[Tensor, " W"], candidates: Candidates) -> Float[Tensor, "U W"]:
     """How often each unit contains each word; ``asked`` is in ascending order."""
-    counts: list[Relevance] = []
-    for pool, units in zip(candidates.pools, candidates.units, strict=True):
-        said = pool.provenance.words
-        if int(units.sizes.sum()) != len(said):
-            said = said[units.tokens()]
-        hits = torch.isin(said, asked).nonzero().flatten()
-        word = torch.searchsorted(asked, said[hits])
-        unit = torch.searchsorted(units.sizes.cumsum(0), hits, right=True)
-        count = torch.bincount(unit * len(asked) + word, minlength=len(units) * len(asked))
-        counts.append(count.view(len(units), len(asked)).float())
-    return torch.cat(counts)
+    said, num_units = candidates.words, len(candidates)
+    hits = torch.isin(said, asked).nonzero().flatten()
+    word = torch.searchsorted(asked, said[hits])
+    unit = torch.searchsorted(candidates.sizes.cumsum(0), hits, right=True)
+    count = torch.bincount(unit * len(asked) + word, minlength=num_units * len(asked))
+    return count.view(num_units, len(asked)).float()

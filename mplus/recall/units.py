@@ -4,11 +4,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from mplus.layouts.layout import Layout, Units
@@ -17,6 +17,7 @@ from mplus.memory.tokens import Provenance, Tokens
 from mplus.memory.transfer import moved, side_stream
 from mplus.memory.vectors import ChunkVectors
 from mplus.shapes import Index
+from mplus.words import no_words
 
 BLOCK_TOKENS = 4096
 """Number of keys scored at a time: few enough that they and their scores stay in a core's cache."""
@@ -87,7 +88,7 @@ class Candidates:
             return None
         return torch.cat([pool.provenance.chunks[units.starts] for pool, units in self._pairs()])
 
-    @property
+    @cached_property
     def sources(self) -> Int[Tensor, " U"]:
         """Source of every unit, as a row of the table of sources."""
         return torch.cat([pool.provenance.sources[units.starts] for pool, units in self._pairs()])
@@ -104,7 +105,14 @@ class Candidates:
     @property
     def provenance(self) -> Provenance:
         """Provenance of all tokens of the units."""
-        return Provenance.cat([pool.provenance.take(units.tokens()) for pool, units in self._pairs()])
+        pools = (pool for pool, units in self._pairs() if len(units))
+        parts = [pool.provenance.take(tokens) for pool, tokens in zip(pools, self._inside, strict=True)]
+        return parts[0] if len(parts) == 1 else Provenance.cat([Provenance.none(), *parts])
+
+    @cached_property
+    def _inside(self) -> list[Index]:
+        """Positions of the tokens of the units in each pool that has any."""
+        return [units.tokens() for units in self.units if len(units)]
 
     def __len__(self) -> int:
         return sum(map(len, self.units))
@@ -115,20 +123,30 @@ class Candidates:
 
     def take(self, index: Int[Tensor, " u"]) -> "Candidates":
         """The candidates at ``index``, which is in ascending order."""
-        bounds = torch.tensor([0, *map(len, self.units)]).cumsum(0)
+        bounds = [0, *accumulate(map(len, self.units))]
+        cuts = torch.searchsorted(index, torch.tensor(bounds)).tolist()
         inside = [
-            units.take(index[(index >= low) & (index < high)] - low)
-            for units, (low, high) in zip(self.units, pairwise(bounds.tolist()), strict=True)
+            units.take(index[start:stop] - low if stop > start else slice(0))
+            for units, low, (start, stop) in zip(self.units, bounds, pairwise(cuts), strict=False)
         ]
         return replace(self, units=tuple(inside))
 
     def tokens(self) -> Index:
         """Positions of all tokens in the concatenation of the pools."""
-        shift, places = 0, []
-        for pool, units in self._pairs():
-            places.append(units.tokens() + shift)
-            shift += len(pool.provenance)
-        return torch.cat(places)
+        shifts = [0, *accumulate(len(pool.provenance) for pool in self.pools)]
+        filled = [shift for shift, units in zip(shifts, self.units, strict=False) if len(units)]
+        places = [tokens + shift for tokens, shift in zip(self._inside, filled, strict=True)]
+        return torch.cat(places) if places else torch.empty(0, dtype=torch.int64)
+
+    @cached_property
+    def words(self) -> Int32[Tensor, " T"]:
+        """Word number of every token of the units."""
+        said = [
+            pool.provenance.words if units.num_tokens == len(pool.provenance) else pool.provenance.words[units.tokens()]
+            for pool, units in self._pairs()
+            if len(units)
+        ]
+        return torch.cat(said) if said else no_words(0)
 
     def _pairs(self) -> Iterator[tuple[Pool, Units]]:
         return zip(self.pools, self.units, strict=True)
@@ -169,27 +187,43 @@ class Blocks:
     def _all(self) -> Iterator[KeyBlock]:
         first = 0
         for pool, units in zip(self.candidates.pools, self.candidates.units, strict=True):
-            whole = int(units.sizes.sum()) == len(pool.provenance)
+            if not len(units):
+                continue
+            whole = units.num_tokens == len(pool.provenance)
             for block in (_whole if whole else _chosen)(pool, units, self.device):
                 yield block._replace(first=block.first + first)
             first += len(units)
 
 
 def key_slices(pool: Pool) -> Iterator[slice]:
-    """Slices of a whole pool, cut at the bounds of its key tensors and into blocks."""
-    for low, high in pairwise(pool.key_bounds()):
-        for start in range(low, high, BLOCK_TOKENS):
-            yield slice(start, min(start + BLOCK_TOKENS, high))
+    """Slices of a whole pool, in blocks that end where key tensors end if these are not larger."""
+    begin = last = 0
+    for end in pool.key_bounds()[1:]:
+        if end - begin > BLOCK_TOKENS and last > begin:
+            yield slice(begin, last)
+            begin = last
+        while end - begin > BLOCK_TOKENS:
+            yield slice(begin, begin + BLOCK_TOKENS)
+            begin += BLOCK_TOKENS
+        last = end
+    if last > begin:
+        yield slice(begin, last)
 
 
 def _whole(pool: Pool, units: Units, device: torch.device) -> Iterator[KeyBlock]:
-    """All units of a pool in blocks. Blocks end where key tensors end, so a unit may continue in the next block."""
-    ends = units.starts + units.sizes
-    for place in key_slices(pool):
-        first = int(torch.searchsorted(ends, place.start, right=True))
-        last = int(torch.searchsorted(units.starts, place.stop))
-        edges = units.starts[first:last].clamp(min=place.start)
-        sizes = torch.diff(edges, append=torch.tensor([place.stop]))
+    """All units of a pool in blocks. A unit may continue in the next block."""
+
+    def plan() -> list[tuple[slice, Int[Tensor, " u"], int]]:
+        found: list[tuple[slice, Tensor, int]] = []
+        ends = units.starts + units.sizes
+        for place in key_slices(pool):
+            first = int(torch.searchsorted(ends, place.start, right=True))
+            last = int(torch.searchsorted(units.starts, place.stop))
+            edges = units.starts[first:last].clamp(min=place.start)
+            found.append((place, torch.diff(edges, append=torch.tensor([place.stop])), first))
+        return found
+
+    for place, sizes, first in pool.derived(("blocks", len(units)), plan):
         yield KeyBlock(pool.retrieval_keys(place, device), sizes, first)
 
 
