@@ -7,7 +7,7 @@ linear layer with the sum.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,30 +32,68 @@ class LoraWeights:
         return LoraWeights(self.down.float(), self.up.float(), self.scale)
 
 
+MERGE_LIMIT_BYTES = 2 * 2**30
+"""Merged copies of adapted layers are made up to this size; above it LoRA is applied on the fly."""
+
 Adapter = Mapping[str, LoraWeights]
 """Adapted linear layers by module name below the decoder layers, as in ``0.self_attn.q_proj``."""
 
 
 def untrained_adapter(
-    layers: nn.ModuleList, targets: Sequence[str], rank: int, alpha: float, generator: torch.Generator
+    layers: nn.ModuleList, names: Sequence[str], rank: int, alpha: float, generator: torch.Generator
 ) -> Adapter:
     """A new adapter, which does not change the output of any layer until it is trained.
 
     Args:
         layers: The decoder layers.
-        targets: Names of the linear layers within each that it adapts.
+        names: The linear layers within them that it adapts.
         rank: Rank of the two matrices.
         alpha: The adapter's scale times its rank.
         generator: Draws the initial weights.
     """
     modules = dict(layers.named_modules())
     adapter: dict[str, LoraWeights] = {}
-    for layer in range(len(layers)):
-        for target in targets:
-            linear: Any = modules[f"{layer}.{target}"]
-            down = torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5
-            adapter[f"{layer}.{target}"] = LoraWeights(down, torch.zeros(linear.out_features, rank), alpha / rank)
+    for name in names:
+        linear: Any = modules[name]
+        down = torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5
+        adapter[name] = LoraWeights(down, torch.zeros(linear.out_features, rank), alpha / rank)
     return adapter
+
+
+def called_linears(layers: nn.ModuleList, call: Callable[[], object], *, rank: int) -> list[str]:
+    """Names of the linear layers that map rows to rows when a model is called, in the order of its modules.
+
+    Routers that return choices, projections whose weight another module uses by itself, and maps as narrow as an
+    adapter of this rank are none of them.
+
+    Args:
+        layers: The decoder layers.
+        call: Calls the model.
+        rank: Of the adapter.
+    """
+    called: set[nn.Module] = set()
+
+    def note(module: nn.Module, given: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.shape[-1] == module.out_features:
+            called.add(module)
+
+    linears = {name: module for name, module in layers.named_modules() if _is_linear(module)}
+    hooks = [module.register_forward_hook(note) for module in linears.values()]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [
+        name for name, one in linears.items() if one in called and min(int(one.in_features), int(one.out_features)) > rank
+    ]
+
+
+def _is_linear(module: Any) -> bool:
+    """Whether a module is a linear layer, whichever library made it."""
+    return isinstance(getattr(module, "in_features", None), int) and isinstance(
+        getattr(module, "out_features", None), int
+    )
 
 
 def rank_of(adapter: Adapter) -> int:
@@ -179,13 +217,45 @@ def with_adapter(layers: nn.ModuleList, adapter: Adapter, *, merge: bool) -> nn.
         CheckpointError: The adapter changes a layer that the backbone does not have, or that has another
             shape.
     """
-    adapted: set[str] = set()
+    view = _View(adapter, merge=merge)
+    result = nn.ModuleList([view.of(layer, str(index)) for index, layer in enumerate(layers)])
+    view.check()
+    return result
 
-    def view(module: nn.Module, name: str) -> nn.Module:
-        if name in adapter:
-            adapted.add(name)
-            return _adapt(module, name, adapter[name], merge=merge)
-        if not any(key.startswith(f"{name}.") for key in adapter):
+
+def seen_through(body: nn.Module, layers: str, adapter: Adapter, *, merge: bool) -> nn.Module:
+    """A module that holds decoder layers, seen through an adapter of these; base modules are shared, not copied.
+
+    Args:
+        body: The module.
+        layers: Where in it the list of decoder layers stands.
+        adapter: Names linear layers below that list.
+        merge: Copy the layers that it changes, rather than change their outputs.
+
+    Raises:
+        CheckpointError: The adapter changes a layer that the module does not have, or that has another shape.
+    """
+    view = _View(adapter, merge=merge, within=f"{layers}.")
+    result = view.of(body, "")
+    view.check()
+    return result
+
+
+class _View:
+    """Makes containers around the modules that an adapter does not change, and notes which layers it changed."""
+
+    def __init__(self, adapter: Adapter, *, merge: bool, within: str = "") -> None:
+        self._adapter = {f"{within}{name}": weights for name, weights in adapter.items()}
+        self._merge, self._within = merge, within
+        self._adapted: set[str] = set()
+
+    def of(self, module: nn.Module, name: str) -> nn.Module:
+        """A module of this name, seen through the adapter."""
+        if name in self._adapter:
+            self._adapted.add(name)
+            return _adapt(module, name.removeprefix(self._within), self._adapter[name], merge=self._merge)
+        below = f"{name}." if name else ""
+        if not any(key.startswith(below) for key in self._adapter):
             return module
         container = copy.copy(module)
         # accelerate binds a hook to one module, so the copy needs a hook of its own.
@@ -193,7 +263,7 @@ def with_adapter(layers: nn.ModuleList, adapter: Adapter, *, merge: bool) -> nn.
         container.__dict__.pop("_old_forward", None)
         if hook is not None:
             container.__dict__.pop("forward", None)
-        children = {key: view(child, f"{name}.{key}") for key, child in module.named_children()}
+        children = {key: self.of(child, f"{below}{key}") for key, child in module.named_children()}
         container.__dict__["_modules"] = children
         if hook is not None:
             from accelerate.hooks import add_hook_to_module
@@ -201,14 +271,21 @@ def with_adapter(layers: nn.ModuleList, adapter: Adapter, *, merge: bool) -> nn.
             add_hook_to_module(container, hook)
         return container
 
-    result = nn.ModuleList([view(layer, str(index)) for index, layer in enumerate(layers)])
-    if missing := sorted(set(adapter) - adapted):
-        raise CheckpointError(
-            f"The adapter changes {len(missing)} linear layers that the backbone does not have, "
-            f"first {missing[0]!r}; expected names like '0.self_attn.q_proj'. Load it onto the backbone "
-            "it was trained on."
-        )
-    return result
+    def check(self) -> None:
+        """Raise if the adapter changes what is not there."""
+        if missing := sorted(set(self._adapter) - self._adapted):
+            raise CheckpointError(
+                f"The adapter changes {len(missing)} linear layers that the backbone does not have, first "
+                f"{missing[0].removeprefix(self._within)!r}; expected names like '0.self_attn.q_proj'. Load it onto "
+                "the backbone it was trained on."
+            )
+
+
+def with_children(module: nn.Module, **children: nn.Module) -> Any:
+    """A module that shares everything with another one except some children."""
+    shallow = copy.copy(module)
+    shallow.__dict__["_modules"] = {**module._modules, **children}
+    return shallow
 
 
 def _adapt(base: nn.Module, name: str, weights: LoraWeights, *, merge: bool) -> nn.Module:
@@ -224,8 +301,8 @@ def _adapt(base: nn.Module, name: str, weights: LoraWeights, *, merge: bool) -> 
     return LoraLinear(base, LoraWeights(weights.down.to(where), weights.up.to(where), weights.scale))
 
 
-def adapter_nbytes(layers: nn.ModuleList, adapter: Adapter) -> int:
-    """Bytes that a merged copy of the adapted linear layers would take."""
+def is_merged(layers: nn.ModuleList, adapter: Adapter) -> bool:
+    """Whether an adapter of decoder layers is small enough for copies of the layers that it changes."""
     modules = dict(layers.named_modules())
     weights = [getattr(modules.get(name), "weight", None) for name in adapter]
-    return sum(w.nbytes for w in weights if isinstance(w, torch.Tensor))
+    return sum(w.nbytes for w in weights if isinstance(w, Tensor)) <= MERGE_LIMIT_BYTES

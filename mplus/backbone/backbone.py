@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from mplus.backbone.adapters import Adapter, adapter_nbytes, device_of, with_adapter
+from mplus.backbone.adapters import Adapter, LoraLinear, called_linears, device_of, is_merged, with_adapter, with_children
 from mplus.backbone.attention import (
     GROUPED_ATTENTION,
     KeysValues,
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel
-
-MERGE_LIMIT_BYTES = 2 * 2**30
-"""Merged copies of adapted layers are made up to this size; above it LoRA is applied on the fly."""
-
 
 class HeadShapes(NamedTuple):
     """Numbers and sizes of the heads whose keys and values a layer keeps."""
@@ -83,10 +79,7 @@ class Backbone:
         layers: nn.ModuleList = causal.model.layers
 
         def view(adapter: Adapter | None) -> nn.ModuleList:
-            if not adapter:
-                return layers
-            merge = adapter_nbytes(layers, adapter) <= MERGE_LIMIT_BYTES
-            return with_adapter(layers, adapter, merge=merge)
+            return with_adapter(layers, adapter, merge=is_merged(layers, adapter)) if adapter else layers
 
         # The bos states are computed by the backbone, so it must exist first.
         none = torch.zeros(len(layers), int(model.config.hidden_size))
@@ -105,6 +98,45 @@ class Backbone:
         if not all(hasattr(inner, part) for part in ("layers", "norm", "rotary_emb")) or not hasattr(model, "lm_head"):
             return False
         return all(_has_parts(layer) for layer in inner.layers)
+
+    # --- adapters ---------------------------------------------------------------------------------
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The layers whose linear layers an adapter changes, without an adapter."""
+        causal: Any = self.model
+        return causal.model.layers
+
+    def reading_through(self, adapter: Adapter, *, merge: bool) -> "Backbone":
+        """The same backbone, which reads memory through an adapter; base weights are shared.
+
+        Raises:
+            CheckpointError: The adapter does not fit the model.
+        """
+        return replace(self, read_layers=with_adapter(self.write_layers, adapter, merge=merge))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def linears(self, rank: int) -> list[str]:
+        """Names, below the decoder layers, of the linear layers that an adapter of some rank changes."""
+        ids = torch.arange(8) % self.vocabulary_size
+        return called_linears(self.decoder_layers, lambda: self.plain_states(ids, self.num_layers), rank=rank)
+
+    def adapted_linears(self) -> dict[str, LoraLinear]:
+        """The linear layers that reading changes on the fly, by name below the decoder layers."""
+        named = self.read_layers.named_modules()
+        return {name: module for name, module in named if isinstance(module, LoraLinear)}
+
+    @property
+    def reading_model(self) -> Any:
+        """The causal language model with the layers that read, as transformers calls it."""
+        causal: Any = self.model
+        return with_children(causal, model=with_children(causal.model, layers=self.read_layers))
+
+    @property
+    def trees(self) -> list[nn.Module]:
+        """Modules that together hold every linear layer, those of adapters too."""
+        return [self.model, self.write_layers, self.read_layers]
 
     def _angles(self, positions: Int[Tensor, " P"]) -> Float[Tensor, "P N"]:
         rotation = self.rotation(positions.to(self.device))

@@ -3,7 +3,7 @@
 Departs from ``Backbone`` in what it knows of a layer: nothing. Keys and values are taken where attention makes them,
 and how they turn with position is measured (``turning.py``). A memory layer is one whose attention keeps keys and
 values; recurrent layers and layers that reuse another's keys are none, and read the prompt alone. The state of a token
-in a memory layer is what its attention is given.
+in a memory layer is what its attention is given. A read adapter changes linear layers of a second view of the body.
 """
 
 import copy
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from mplus.backbone.adapters import Adapter, LoraLinear, seen_through, with_children
 from mplus.backbone.attention import KeysValues, Projection
 from mplus.backbone.backbone import Backbone, HeadShapes
 from mplus.backbone.memory_layer import MemoryLayer, Rotations
@@ -37,13 +38,18 @@ UNKNOWN_WINDOW = 32_768
 
 @dataclass(frozen=True)
 class OwnLayers(Backbone):
-    """A backbone that calls the model's own forward. ``write_layers`` are the attention modules of memory layers."""
+    """A backbone that calls the model's own forward. ``write_layers`` are the attention modules of memory layers.
+
+    ``read_layers`` are these modules as the read adapter changes them; the same ones where there is no adapter.
+    """
 
     memory_layers: tuple[MemoryLayer, ...] = field(default=(), repr=False)
     windows: Mapping[int, Window] = field(default_factory=dict, repr=False)
     recurrent: bool = False
     """Whether some layers keep a state instead of keys and values."""
     bos_token_id: int = 0
+    read_body: nn.Module | None = field(default=None, repr=False)
+    """The body as the read adapter changes it; None: there is no adapter."""
 
     @classmethod
     def discover(cls, model: "PreTrainedModel", *, bos_token_id: int = 0) -> "OwnLayers":
@@ -86,6 +92,64 @@ class OwnLayers(Backbone):
         with torch.inference_mode(False), torch.no_grad():
             states = backbone.plain_states(torch.tensor([bos_token_id]), len(layers) - 1)
         return replace(backbone, bos_states=torch.cat([state.to(backbone.device) for state in states]))
+
+    # --- adapters ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        """Where the attention modules of memory layers stand in the body."""
+        names = {module: name for name, module in self._inner.named_modules()}
+        return [names[attention] for attention in self.write_layers]
+
+    @cached_property
+    def _layers_path(self) -> str:
+        """Where the list of decoder layers stands in the body."""
+        for name, module in self._inner.named_modules():
+            if isinstance(module, nn.ModuleList) and all(path.startswith(f"{name}.") for path in self._paths):
+                return name
+        raise UnsupportedModelError(
+            f"Backbone type {self.model.config.model_type!r}: its layers are in no common list, so an adapter cannot "
+            f"name them; attention stands at {self._paths[0]!r}."
+        )
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The layers whose linear layers an adapter changes, without an adapter."""
+        layers = self._inner.get_submodule(self._layers_path)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    def reading_through(self, adapter: Adapter, *, merge: bool) -> "OwnLayers":
+        """The same backbone, which reads memory through an adapter; base weights are shared.
+
+        Raises:
+            CheckpointError: The adapter does not fit the model.
+            UnsupportedModelError: Its layers are in no common list.
+        """
+        body = seen_through(self._inner, self._layers_path, adapter, merge=merge)
+        attentions = nn.ModuleList([body.get_submodule(path) for path in self._paths])
+        return replace(self, read_layers=attentions, read_body=body)
+
+    def adapted_linears(self) -> dict[str, LoraLinear]:
+        """The linear layers that reading changes on the fly, by name below the decoder layers."""
+        if self.read_body is None:
+            return {}
+        named = self.read_body.get_submodule(self._layers_path).named_modules()
+        return {name: module for name, module in named if isinstance(module, LoraLinear)}
+
+    @property
+    def reading_model(self) -> Any:
+        """The causal language model with the body that reads, as transformers calls it."""
+        return with_children(self.model, **{body_name(self.model): self.read_body or self._inner})
+
+    @property
+    def trees(self) -> list[nn.Module]:
+        """Modules that together hold every linear layer, those of adapters too."""
+        return [self.model] if self.read_body is None else [self.model, self.read_body]
+
+    def heads(self, layer: nn.Module, rows: Float[Tensor, "B S D"], positions: Int[Tensor, " S"]) -> KeysValues:
+        """Keys and values, [B, H, S, E], that a layer's attention makes of what it is given at some positions."""
+        return KeysValues(*self._layer_of(layer).call.heads(rows, positions)[:2])
 
     # --- what the model is ------------------------------------------------------------------------
 
@@ -167,20 +231,44 @@ class OwnLayers(Backbone):
         return logits.reshape(*hidden.shape[:-1], -1)
 
     def forward(
-        self, current: Pass, input_ids: Int[Tensor, "B S"], positions: Int[Tensor, "B S"], cache: PassCache
+        self,
+        current: Pass,
+        input_ids: Int[Tensor, "B S"],
+        positions: Int[Tensor, "B S"],
+        cache: PassCache,
+        *,
+        reading: bool = False,
     ) -> Tensor | None:
-        """Token ids through the model's own layers, within a pass; None if it had enough before the end."""
+        """Token ids through the model's own layers, within a pass; None if it had enough before the end.
+
+        Args:
+            current: The pass.
+            input_ids: Token ids.
+            positions: Their positions.
+            cache: For the states of recurrent layers.
+            reading: Through the read adapter, where there is one.
+        """
         name = "cache" if "cache" in signature(type(self._inner).forward).parameters else "past_key_values"
         arguments: dict[str, Any] = {name: cache, "position_ids": positions.to(self.device), "use_cache": True}
-        output = run(current, self._inner, input_ids=input_ids.to(self.device), **arguments)
+        body = self.read_body if reading and self.read_body is not None else self._inner
+        output = run(current, body, input_ids=input_ids.to(self.device), **arguments)
         return None if output is None else output.last_hidden_state
 
     def new_cache(self) -> PassCache:
         """An empty cache for the states of recurrent layers."""
         return PassCache(self.config)
 
+    @cached_property
+    def _by_attention(self) -> dict[nn.Module, MemoryLayer]:
+        """Memory layers by their attention, and as the read adapter changes it."""
+        found = {layer.attention: layer for layer in self.memory_layers}
+        for layer, attention in zip(self.memory_layers, self.read_layers, strict=True):
+            call = replace(layer.call, attention=attention)
+            found.setdefault(attention, replace(layer, attention=attention, call=call))
+        return found
+
     def _layer_of(self, attention: nn.Module) -> MemoryLayer:
-        return next(layer for layer in self.memory_layers if layer.attention is attention)
+        return self._by_attention[attention]
 
     def keys_values(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> KeysValues:
         """Keys and values, before they turn, of rows that the layer's attention is given."""

@@ -158,3 +158,53 @@ class Reads(Pass):
     def length(self) -> int:
         """Columns before the new tokens."""
         return max(self._lengths)
+
+
+class Behind(Pass):
+    """Prompts behind the states of memory, with gradients: what ``Reads`` reads from a cache, computed anew.
+
+    Prompts and what they read are padded on the right, where nothing before sees them.
+    """
+
+    def __init__(self, backbone: Any, states: Tensor | None, lengths: Sequence[int], size: int) -> None:
+        """Prepare a pass.
+
+        Args:
+            backbone: An ``OwnLayers``, read through its read adapter.
+            states: States of the prefixes, [memory layer, row, position, size]; None: there are none.
+            lengths: Of each row's prefix.
+            size: Of the longest prompt.
+        """
+        self.windows, self._backbone, self._states = backbone.windows, backbone, states
+        device = backbone.device
+        starts = torch.tensor(list(lengths), device=device)[:, None]
+        self.places = torch.arange(0 if states is None else states.shape[2], device=device)
+        self.positions = starts + torch.arange(size, device=device)
+        self._key_positions = torch.cat([torch.where(self.places < starts, self.places, -1), self.positions], dim=1)
+        self._read: dict[int, KeysValues] = {}
+        self._masks: dict[Any, Tensor] = {}
+
+    def enters(self, layer: int, rows: Tensor, given: Mapping[str, Any]) -> None:
+        """Attention of a layer is given rows."""
+        index = self._backbone.memory_layer(layer)
+        if index is not None and self._states is not None:
+            attention = self._backbone.read_layers[index]
+            self._read[layer] = self._backbone.heads(attention, self._states[index], self.places)
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention of a layer has made keys and values."""
+        read = self._read.pop(layer, None)
+        if read is None:
+            return keys, values
+        return torch.cat([read.keys.to(keys.dtype), keys], dim=2), torch.cat([read.values.to(values.dtype), values], 2)
+
+    def mask(self, layer: int, rows: int, columns: int) -> Tensor:
+        """Which columns each row sees."""
+        window = self.windows.get(layer, Window())
+        if window not in self._masks:
+            self._masks[window] = window.sees(self.positions, self._key_positions)
+        return self._masks[window]
+
+    def length(self) -> int:
+        """Columns before the prompts."""
+        return len(self.places)

@@ -111,7 +111,7 @@ def load(
             stacklevel=2,
         )
     if quantised:
-        quantise_for_decoding([weights.backbone.model, weights.backbone.write_layers, weights.backbone.read_layers])
+        quantise_for_decoding(weights.backbone.trees)
     return Loaded(weights, tokenizer, parts.memory or MemoryConfig.for_window(weights.backbone.window), parts)
 
 
@@ -151,7 +151,7 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
         ),
     )
     if isinstance(backbone, OwnLayers):
-        _refuse_adapters(backbone, parts)
+        _refuse_writing_parts(backbone, parts)
     recall_layer = parts.recall_layer
     if recall_layer is None:
         recall_layer = min(max(backbone.num_layers // 5, 1), backbone.num_layers - 1)
@@ -170,12 +170,12 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
     )
 
 
-def _refuse_adapters(backbone: OwnLayers, parts: TrainedParts) -> None:
-    """Refuse trained parts that change layers, where layers are called as they are."""
-    if parts.write_adapter or parts.read_adapter or parts.bos_states is not None:
+def _refuse_writing_parts(backbone: OwnLayers, parts: TrainedParts) -> None:
+    """Refuse trained parts of the published write, where layers are called as they are."""
+    if parts.write_adapter or parts.bos_states is not None:
         raise UnsupportedModelError(
-            f"Backbone type {backbone.model.config.model_type!r} is read by its own layers, while adapters or bos "
-            "vectors were trained for it. Remove mplus.json and mplus.safetensors from its folder."
+            f"Backbone type {backbone.model.config.model_type!r} is read by its own layers, while a write adapter or "
+            "bos vectors were trained for it. Remove mplus.json and mplus.safetensors from its folder."
         )
 
 

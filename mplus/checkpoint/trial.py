@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mplus.backbone.adapters import Adapter
+from mplus.backbone.adapters import Adapter, is_merged
 from mplus.backbone.backbone import Backbone
 from mplus.backbone.own_layers import OwnLayers
 from mplus.backbone.quantised import dense
@@ -70,7 +70,7 @@ class Trial:
 
 
 class TrainedLayers(NamedTuple):
-    """What was trained for the layers of a model like Llama; the trial itself is of the plain model."""
+    """What was trained for a model's layers; the trial itself is of the plain model."""
 
     write_adapter: Adapter | None = None
     read_adapter: Adapter | None = None
@@ -91,7 +91,7 @@ def tried(model: Any, bos_token_id: int, trained: TrainedLayers | None = None) -
     Args:
         model: A causal language model of transformers.
         bos_token_id: The token at the beginning of every prefix.
-        trained: Adapters and bos vectors, which only a backbone like Llama carries; None: none.
+        trained: Adapters and bos vectors; only a backbone like Llama carries others than a read adapter. None: none.
 
     Raises:
         UnsupportedModelError: No way is exact; the message has the difference found.
@@ -112,13 +112,21 @@ def tried(model: Any, bos_token_id: int, trained: TrainedLayers | None = None) -
     _keep(identity, found, model)
     if found.way == "llama" and any(part is not None for part in trained):
         backbone = _made(model, found.way, bos_token_id, trained)
-    return backbone, found
+    return _reading(backbone, trained), found
 
 
 def _made(model: Any, way: Way, bos_token_id: int, trained: TrainedLayers) -> Backbone:
     if way == "llama":
         return Backbone.wrap(model, bos_token_id=bos_token_id, **trained._asdict())
-    return OwnLayers.discover(model, bos_token_id=bos_token_id)
+    return _reading(OwnLayers.discover(model, bos_token_id=bos_token_id), trained)
+
+
+def _reading(backbone: Backbone, trained: TrainedLayers) -> Backbone:
+    """A backbone of its own layers with the read adapter; one like Llama has it already."""
+    if not isinstance(backbone, OwnLayers) or not trained.read_adapter:
+        return backbone
+    merge = is_merged(backbone.decoder_layers, trained.read_adapter)
+    return backbone.reading_through(trained.read_adapter, merge=merge)
 
 
 def _first_that_is_exact(model: Any, bos_token_id: int) -> tuple[Backbone, Trial]:

@@ -104,7 +104,8 @@ def through_model(
     if not isinstance(backbone, OwnLayers):
         return through_layers(backbone, modules, layers, backbone.embed(input_ids), make)
     reads = Reads(backbone, layers, make, *input_ids.shape)
-    hidden = backbone.forward(reads, input_ids, reads.positions, recurrent)
+    reading = modules is backbone.read_layers
+    hidden = backbone.forward(reads, input_ids, reads.positions, recurrent, reading=reading)
     assert hidden is not None, "a read goes to the end"
     return hidden
 

@@ -43,7 +43,7 @@ def test_reading_is_trained_in_what_the_cpu_computes_itself(
     settings = ReaderSettings(steps=1, batch=1, rank=2)
     reader = Reader(model.weights, bank, new_adapter(model.weights, settings))
     seen: list[torch.dtype] = []
-    reader.layers[0].self_attn.q_proj.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    reader.backbone.read_layers[0].self_attn.q_proj.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
 
     class Source:
         def draw(self, rng: object, count: int) -> list[Sample]:

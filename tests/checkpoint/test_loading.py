@@ -132,10 +132,10 @@ def test_a_read_adapter_leaves_an_empty_memory_to_the_backbone() -> None:
 
 
 def test_an_adapter_on_the_fly_equals_a_merged_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    import mplus.backbone.backbone
+    import mplus.backbone.adapters
 
     merged = answers(trained_model())
-    monkeypatch.setattr(mplus.backbone.backbone, "MERGE_LIMIT_BYTES", 0)
+    monkeypatch.setattr(mplus.backbone.adapters, "MERGE_LIMIT_BYTES", 0)
     model = trained_model()
     assert any("LoraLinear" in type(m).__name__ for m in model.weights.backbone.read_layers.modules())
     assert answers(model) == merged

@@ -6,7 +6,6 @@ is false in them does no harm: to be read is what they are for. A question count
 turn, finds the answer it was asked for.
 """
 
-import copy
 import json
 import random
 import re
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mplus.backbone.adapters import Adapter, with_adapter
+from mplus.backbone.adapters import Adapter
+from mplus.backbone.backbone import Backbone
 from mplus.evaluation.metrics import token_f1
 from mplus.generation.prompt import encode_prompt
 from mplus.model import MPlus
@@ -106,7 +106,7 @@ class Inventor:
         ]
         say(f"invented: {len(passages)} of {count} passages are fit to be asked about")
         tokenizer = self._model.tokenizer
-        with Generator(self._model, with_adapter(backbone.write_layers, self._asker, merge=True)) as asker:
+        with Generator(self._model, backbone.reading_through(self._asker, merge=True)) as asker:
             tried = [passage for passage in passages for _ in range(ATTEMPTS)]
             asked = asker.sampled(
                 [encode_prompt(tokenizer, asking(p)).input_ids for p in tried], QUESTION_TOKENS, temperature=0.8
@@ -160,18 +160,16 @@ def fitting(passages: Iterable[str], asked: Iterable[str]) -> Iterator[tuple[str
 
 
 class Generator:
-    """transformers' own generation with other decoder layers, while it is open.
+    """transformers' own generation without memory, while it is open.
 
     Args:
-        model: The backbone.
-        layers: To generate with; None: its own.
+        model: The model.
+        through: Whose layers that read generate; None: the layers as they are without an adapter.
     """
 
-    def __init__(self, model: MPlus, layers: nn.ModuleList | None) -> None:
+    def __init__(self, model: MPlus, through: Backbone | None) -> None:
         self._backbone, self._tokenizer = model.weights.backbone, model.tokenizer
-        self._model: Any = self._backbone.model
-        if layers is not None:
-            self._model = _with_children(self._model, model=_with_children(self._model.model, layers=layers))
+        self._model: Any = self._backbone.model if through is None else through.reading_model
 
     def __enter__(self) -> "Generator":
         self._implementation: Any = self._backbone.config._attn_implementation
@@ -203,13 +201,6 @@ class Generator:
                 row = row[: row.index(end)] if end in row else row
                 replies[number] = self._tokenizer.decode(row, skip_special_tokens=True)
         return replies
-
-
-def _with_children(module: Any, **children: nn.Module) -> Any:
-    """A module that shares everything with another one except some children."""
-    shallow = copy.copy(module)
-    shallow.__dict__["_modules"] = {**module._modules, **children}
-    return shallow
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:

@@ -17,23 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mplus.backbone.adapters import Adapter, LoraLinear, LoraWeights, untrained_adapter, with_adapter
-from mplus.backbone.attention import Rotation, rotate
+from mplus.backbone.adapters import Adapter, LoraLinear, LoraWeights, untrained_adapter
+from mplus.backbone.backbone import Backbone
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.inert import encode_inert
+from mplus.training.chunk.forward import ReadStates, last_states, pads_left
 from mplus.training.chunk.side_by_side import SideBySide
 from mplus.weights import Weights
-
-TARGETS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-
 
 # Padded to multiples of these, batches come in few shapes: a CPU kernel is built per shape.
 PROMPT_STEP = 16
@@ -126,9 +116,10 @@ class SampleSource(Protocol):
 
 
 def new_adapter(weights: Weights, settings: ReaderSettings) -> Adapter:
-    """An adapter that changes nothing yet."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    return untrained_adapter(weights.backbone.write_layers, TARGETS, settings.rank, settings.alpha, generator)
+    """An adapter of all linear layers that changes nothing yet."""
+    generator, backbone = torch.Generator().manual_seed(settings.seed), weights.backbone
+    names = backbone.linears(settings.rank)
+    return untrained_adapter(backbone.decoder_layers, names, settings.rank, settings.alpha, generator)
 
 
 def leaves(linears: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:
@@ -158,10 +149,8 @@ class Reader:
         self.device = weights.backbone.device
         adapter = in_full(adapter, self.device)
         self._began = copy.deepcopy(adapter)
-        self.layers = with_adapter(weights.backbone.write_layers, adapter, merge=False)
-        self.linears: dict[str, LoraLinear] = {
-            name: module for name, module in self.layers.named_modules() if isinstance(module, LoraLinear)
-        }
+        self.backbone = weights.backbone.reading_through(adapter, merge=False)
+        self.linears = self.backbone.adapted_linears()
         for leaf in self.parameters().values():
             leaf.requires_grad_(True)
 
@@ -177,9 +166,9 @@ class Reader:
         return leaves(self.linears)
 
     @cached_property
-    def began(self) -> nn.ModuleList:
+    def began(self) -> Backbone:
         """The backbone with the adapter that training started from."""
-        return with_adapter(self.weights.backbone.write_layers, self._began, merge=True)
+        return self.weights.backbone.reading_through(self._began, merge=True)
 
     @cached_property
     def _bos(self) -> Tensor:
@@ -199,7 +188,7 @@ class Reader:
         return self._beside.losses(self._losses, parts, list(self.parameters().values()))
 
     def _losses(self, samples: Sequence[Sample]) -> Tensor:
-        logits = self._logits(samples, self.layers, memory=True)
+        logits = self._logits(samples, self.backbone, memory=True)
         losses: list[Tensor] = []
         for sample, mine, teacher in zip(samples, logits, self._taught(samples), strict=True):
             if teacher is None:
@@ -223,109 +212,61 @@ class Reader:
         """Logarithms of the probabilities that each sample's teacher gives; None where its tokens are learnt."""
         wanted: list[Tensor | None] = [None] * len(samples)
         teachers = (
-            ([n for n, s in enumerate(samples) if s.distil], self.weights.backbone.write_layers, False),
+            ([n for n, s in enumerate(samples) if s.distil], self.weights.backbone, False),
             ([n for n, s in enumerate(samples) if s.clean], self.began, True),
         )
-        for numbers, layers, memory in teachers:
+        for numbers, backbone, memory in teachers:
             if not numbers:
                 continue
             taught = [replace(samples[n], chunks=samples[n].clean, order=()) for n in numbers]
-            for number, logits in zip(numbers, self._logits(taught, layers, memory=memory), strict=True):
+            for number, logits in zip(numbers, self._logits(taught, backbone, memory=memory), strict=True):
                 wanted[number] = logits.log_softmax(dim=-1)
         return wanted
 
-    @staticmethod
-    def _rows(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    def _rows(self, samples: Sequence[Sample], longest: int) -> tuple[Tensor, Tensor]:
         """Batch and column of every row whose next token is part of a target."""
-        longest = _whole(max(len(sample.input_ids) for sample in samples), PROMPT_STEP)
         batch: list[int] = []
         column: list[int] = []
         for number, sample in enumerate(samples):
-            shift = longest - len(sample.input_ids)
-            wanted = range(shift + sample.target - 1, longest - 1)
+            shift = longest - len(sample.input_ids) if pads_left(self.backbone) else 0
+            wanted = range(shift + sample.target - 1, shift + len(sample.input_ids) - 1)
             batch += [number] * len(wanted)
             column += list(wanted)
         spare = _whole(len(batch), PROMPT_STEP) - len(batch)
         return torch.tensor(batch + [0] * spare), torch.tensor(column + [longest - 1] * spare)
 
-    def _logits(self, samples: Sequence[Sample], layers: nn.ModuleList, *, memory: bool) -> tuple[Tensor, ...]:
-        """For each sample the logits of its target, in float32."""
-        backbone = self.weights.backbone
-        sizes = [len(sample.input_ids) for sample in samples]
-        longest = _whole(max(sizes), PROMPT_STEP)
-        padded = torch.zeros(len(samples), longest, dtype=torch.int64)
-        for row, sample in enumerate(samples):
-            padded[row, longest - sizes[row] :] = torch.tensor(sample.input_ids)
-        columns = torch.arange(longest) - (longest - torch.tensor(sizes))[:, None]
-        prefix = self._prefix(samples) if memory else None
-        lengths = tuple(prefix[1]) if prefix is not None else (0,) * len(samples)
-        widest = prefix[0].shape[2] if prefix is not None else 0
-        position, mask = _left_padded(torch.tensor(lengths), columns, widest)
-        rotation = backbone.rotation(position.to(self.device))
-        mask = torch.zeros(mask.shape, dtype=self._precision).masked_fill_(~mask, float("-inf")).to(self.device)
-        placed = torch.arange(widest) - (widest - torch.tensor(lengths))[:, None]
-        before = backbone.rotation(placed.clamp(min=0).to(self.device))
-        hidden = backbone.embed(padded)
-        for index in range(backbone.num_layers):
-            read = None if prefix is None else prefix[0][index]
-            hidden = self._through(layers[index], hidden, read, rotation, Rotation(*before), mask)
-        batch, column = self._rows(samples)
+    def _logits(self, samples: Sequence[Sample], backbone: Backbone, *, memory: bool) -> tuple[Tensor, ...]:
+        """For each sample the logits of its target, in float32; without memory also without the adapter."""
+        longest = _whole(max(len(sample.input_ids) for sample in samples), PROMPT_STEP)
+        read = self._read(samples) if memory else None
+        prompts = [sample.input_ids for sample in samples]
+        hidden = last_states(backbone, prompts, longest, read, self._precision, plain=not memory)
+        batch, column = self._rows(samples, longest)
         wanted = [len(sample.input_ids) - sample.target for sample in samples]
         logits = backbone.logits(hidden[batch.to(self.device), column.to(self.device)])
         return logits[: sum(wanted)].float().split(wanted)
 
-    def _through(
-        self, layer: Any, hidden: Tensor, read: Tensor | None, rotation: Rotation, before: Rotation, mask: Tensor
-    ) -> Tensor:
-        """Prompts [sample, row, size] through a layer, behind the normed states of what they read."""
-        backbone = self.weights.backbone
-        normed = layer.input_layernorm(hidden)
-        keys, values = backbone.keys_values(layer, normed)
-        keys = rotate(keys, rotation)
-        if read is not None:
-            old_keys, old_values = backbone.keys_values(layer, read)
-            keys = torch.cat([rotate(old_keys, before), keys], dim=1)
-            values = torch.cat([old_values, values], dim=1)
-        queries = rotate(backbone.queries(layer, normed), rotation)
-        return backbone.finish(layer, hidden, _attend(queries, keys, values, mask, layer.self_attn.scaling))
-
-    def _prefix(self, samples: Sequence[Sample]) -> tuple[Tensor, list[int]]:
-        """Normed states [layer, sample, row, size] of bos and chunks, padded on the left, and their lengths."""
+    def _read(self, samples: Sequence[Sample]) -> ReadStates | None:
+        """Normed states of bos and chunks of each sample; None if no sample reads any."""
         backbone, bank = self.weights.backbone, self.bank
         lengths = [
             1 + (len(s.order) or sum(len(bank.input_ids[c]) for c in s.chunks)) if s.chunks else 0 for s in samples
         ]
         widest = _whole(max(lengths), PREFIX_STEP)
+        if not widest:
+            return None
         shape = (backbone.num_layers, len(samples), widest, backbone.hidden_size)
         states = torch.zeros(shape, dtype=backbone.dtype, device=self.device)
         for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
             if not length:
                 continue
-            at = widest - length
-            states[:, row, at] = self._bos
-            at += 1
+            first = widest - length if pads_left(backbone) else 0
+            states[:, row, first] = self._bos
             parts = torch.cat([bank.states[chunk] for chunk in sample.chunks], dim=1)
             if sample.order:
                 parts = parts[:, torch.tensor(sample.order, device=parts.device)]
-            states[:, row, at:] = parts
-        return states, lengths
-
-
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Attention by plain products: for few queries over a long prefix, backward is far quicker than fused.
-
-    Queries [batch, query, head, size], keys and values [batch, row, key head, size], mask [batch, 1, query, row], 0 or
-    minus infinity in their precision → [batch, query, width]. A kernel takes softmax in float32 whatever it is given.
-    """
-    batch, asked, heads, size = queries.shape
-    shared = keys.shape[2]
-    grouped = queries.view(batch, asked, shared, heads // shared, size).permute(0, 2, 3, 1, 4)
-    grouped = grouped.reshape(batch, shared, -1, size) * scaling
-    scores = (grouped @ keys.permute(0, 2, 3, 1)).view(batch, shared, heads // shared, asked, -1)
-    weights = scores.add_(mask[:, None]).view(batch, shared, heads // shared * asked, -1).softmax(dim=-1)
-    mixed = weights.to(values.dtype) @ values.transpose(1, 2)
-    mixed = mixed.view(batch, shared, heads // shared, asked, size).permute(0, 3, 1, 2, 4)
-    return mixed.reshape(batch, asked, heads * size)
+            states[:, row, first + 1 : first + length] = parts
+        return ReadStates(states, lengths)
 
 
 def pooled_batches(samples: SampleSource, settings: ReaderSettings, pool: int) -> list[list[Sample]]:
@@ -351,17 +292,3 @@ def encode_sample(
     target = [*encode_inert(tokenizer, reply), tokenizer.eos_token_id]
     ids = (*encoded.input_ids, *target)
     return Sample(tuple(read.chunks), ids, len(encoded.input_ids), distil, order=tuple(read.order))
-
-
-def _left_padded(lengths: Tensor, columns: Tensor, widest: int) -> tuple[Tensor, Tensor]:
-    """Positions and mask of prompts behind prefixes of these lengths, both padded on the left.
-
-    ``columns`` counts prompt tokens; padding is negative.
-    """
-    before = torch.arange(widest) >= (widest - lengths)[:, None]
-    own = columns >= 0
-    causal = columns[:, :, None] >= columns[:, None, :]
-    mask = torch.cat([before[:, None].expand(-1, columns.shape[1], -1), causal & own[:, None]], dim=2)
-    # A padding row sees itself, so that its softmax is not empty.
-    mask[:, :, widest:] |= torch.eye(columns.shape[1], dtype=torch.bool)
-    return (lengths[:, None] + columns).clamp(min=0), mask[:, None]

@@ -87,8 +87,9 @@ class TrainableParts:
         generator = torch.Generator().manual_seed(seed)
         self.roles: dict[str, dict[str, LoraLinear]] = {}
         views: dict[str, nn.ModuleList] = {}
+        names = [f"{number}.{target}" for number in range(len(layers)) for target in TARGETS]
         for role, given in (("write_adapter", start.write_adapter), ("read_adapter", start.read_adapter)):
-            adapter = given or untrained_adapter(layers, TARGETS, sizes.rank, sizes.alpha, generator)
+            adapter = given or untrained_adapter(layers, names, sizes.rank, sizes.alpha, generator)
             views[role] = with_adapter(layers, in_full(adapter, device), merge=False)
             named = dict(views[role].named_modules())
             self.roles[role] = {n: m for n in adapter if isinstance(m := named[n], LoraLinear)}

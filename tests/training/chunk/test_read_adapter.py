@@ -47,7 +47,7 @@ def test_the_training_pass_equals_a_read(model: MPlus, bank: ChunkBank, text: st
     reader = Reader(model.weights, bank, new_adapter(model.weights, ReaderSettings(rank=2)))
     ids = tuple(b"Which box? The blue one.")
     samples = [Sample(tuple(bank.chunks_of[0]), ids, 10), Sample(tuple(bank.chunks_of[1]), ids[:15], 10)]
-    logits = reader._logits(samples, reader.layers, memory=True)
+    logits = reader._logits(samples, reader.backbone, memory=True)
     # The bank keeps states in bfloat16 once; write the same texts and read with the same prompt.
     for part, sample, found in zip((text[:90], text[200:260]), samples, logits, strict=True):
         memory = model.new_memory()
