@@ -46,6 +46,7 @@ from .memory.sources import SourceTokens as SourceTokens
 from .memory.stats import MemoryStats as MemoryStats
 from .memory.store import MemoryStore as MemoryStore
 from .memory.stored import StoredMemory as StoredMemory
+from .memory.url_store import UrlStore as UrlStore
 from .model import MPlus as MPlus
 from .recall.embedder import Embedder as Embedder
 from .self_check import HowRead as HowRead

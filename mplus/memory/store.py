@@ -221,8 +221,7 @@ class MemoryStore:
             self._existing(name)
             self._recent.drop(name)
             try:
-                forget_id(self.root, name)
-                self._deletions.delete(name)
+                self._erase(name)
             except OSError as error:
                 raise MemorySaveError(
                     error.errno,
@@ -253,6 +252,7 @@ class MemoryStore:
                     copy(Folder(folder), Folder(work), key=self._key(folder), new_key=key)
                     work.rename(self.path(new_name))
                     Folder(self.root).sync()
+                    self._publish(new_name)
                 except OSError as error:
                     raise not_saved(self.root / new_name, error) from error
                 finally:
@@ -339,6 +339,7 @@ class MemoryStore:
                     if name in backup.ids:
                         note_id(self.root, name, backup.ids[name])
                     Folder(self.root).sync()
+                    self._publish(name)
             except OSError as error:
                 raise not_saved(self.path(name), error) from error
             finally:
@@ -381,6 +382,7 @@ class MemoryStore:
         try:
             with self._quotas.held():
                 save(memory, Folder(folder), key=key, check_size=lambda nbytes: self._quotas.check(name, nbytes))
+                self._publish(name)
         except (MemorySaveError, MemoryLimitError):
             self._recent.drop(name)
             if dispensable is None or not _reads_alike(memory, dispensable):
@@ -388,6 +390,14 @@ class MemoryStore:
             return
         if model is not None:
             self._recent.put(name, model, _under(key, identity(folder)), memory)
+
+    def _publish(self, name: str) -> None:
+        """Called when a memory was saved in the folder, by its holder."""
+
+    def _erase(self, name: str) -> None:
+        """Delete a memory whose lock is held."""
+        forget_id(self.root, name)
+        self._deletions.delete(name)
 
     @clear_errors
     def _key(self, folder: Path) -> MemoryKey | None:

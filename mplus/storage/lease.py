@@ -22,10 +22,11 @@ class Lease:
         files: The ``fsspec`` file system.
         path: Where the lease is.
         place: What it is on, for messages.
+        seconds: How long it lasts unless it is renewed.
     """
 
-    def __init__(self, files: Any, path: str, place: str) -> None:
-        self._files, self._path, self._place = files, path, place
+    def __init__(self, files: Any, path: str, place: str, seconds: float = LEASE_SECONDS) -> None:
+        self._files, self._path, self._place, self._seconds = files, path, place, seconds
         self._holder, self._until = secrets.token_hex(16), 0.0
 
     def take(self, timeout: float) -> None:
@@ -54,7 +55,7 @@ class Lease:
         Raises:
             MemoryLockedError: It had ended, as after a pause of the machine, and somebody else has it.
         """
-        if time.time() > self._until - LEASE_SECONDS * 2 / 3:
+        if time.time() > self._until - self._seconds * 2 / 3:
             if self._present()[0] not in ("", self._holder):
                 raise MemoryLockedError(
                     f"{self._place}: this save took so long between two files that its lease ended, and another save "
@@ -81,7 +82,7 @@ class Lease:
         return self._present()[0] == self._holder  # two may have made it at once where that is not one step
 
     def _text(self) -> bytes:
-        self._until = time.time() + LEASE_SECONDS
+        self._until = time.time() + self._seconds
         return json.dumps({"holder": self._holder, "until": self._until}).encode()
 
     def _present(self) -> tuple[str, float]:

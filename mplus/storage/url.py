@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mplus.errors import MPlusError
-from mplus.storage.lease import Lease
+from mplus.storage.lease import LEASE_SECONDS, Lease
 from mplus.storage.place import Place, Sink, not_read
 
 LEASE = ".lock"
@@ -21,6 +21,8 @@ class Url(Place):
     def __init__(self, url: str, file_system: Any, root: str) -> None:
         self._url, self._files, self._root = url.rstrip("/"), file_system, root
         self._lease: Lease | None = None
+        self.lease_seconds = LEASE_SECONDS
+        """How long others are kept out when a writer dies."""
 
     def __str__(self) -> str:
         return self._url
@@ -52,6 +54,21 @@ class Url(Place):
             except FileNotFoundError:
                 return {}
         return {str(e["name"]).rpartition("/")[2]: e["size"] for e in entries if e["type"] == "file"}
+
+    def folders(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """What is known of every file in every folder in it, by their names."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        with _transport():
+            self._files.invalidate_cache(self._root)
+            try:
+                entries: dict[str, dict[str, Any]] = self._files.find(self._root, maxdepth=2, detail=True)
+            except FileNotFoundError:
+                return {}
+        for path, about in entries.items():
+            folder, _, name = path.removeprefix(self._root).strip("/").partition("/")
+            if name:
+                found.setdefault(folder, {})[name] = about
+        return found
 
     @contextmanager
     def open(self, name: str) -> Generator[BinaryIO]:
@@ -139,7 +156,7 @@ class Url(Place):
         """
         with _transport():
             self._files.makedirs(self._root, exist_ok=True)
-        lease = Lease(self._files, f"{self._root}/{LEASE}", str(self))
+        lease = Lease(self._files, f"{self._root}/{LEASE}", str(self), self.lease_seconds)
         try:
             with _transport():
                 lease.take(timeout)
@@ -151,14 +168,20 @@ class Url(Place):
                 lease.give_back()
 
 
-def _is_old(entry: Mapping[str, Any]) -> bool:
-    """Whether a file was made more than ``ORPHAN_SECONDS`` ago; unknown counts as no."""
+def moment(entry: Mapping[str, Any]) -> float | None:
+    """Unix time when a file was made, as the file system tells it; None if it does not."""
     found = next((entry[name] for name in ("LastModified", "mtime", "updated", "created") if name in entry), None)
     if isinstance(found, str):
         with suppress(ValueError):
             found = datetime.fromisoformat(found)
     made = found.timestamp() if isinstance(found, datetime) else found
-    return isinstance(made, (int, float)) and made < time.time() - ORPHAN_SECONDS
+    return float(made) if isinstance(made, (int, float)) else None
+
+
+def _is_old(entry: Mapping[str, Any]) -> bool:
+    """Whether a file was made more than ``ORPHAN_SECONDS`` ago; unknown counts as no."""
+    made = moment(entry)
+    return made is not None and made < time.time() - ORPHAN_SECONDS
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """``mplus serve``, ``mplus mcp`` and ``mplus keys``; the ``mplus`` command imports them when they are called."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,9 +21,15 @@ LOCAL = "127.0.0.1"
 def serve(*, config: ConfigOption = None, **options: Any) -> None:
     """Serve the model and its memories to many users: OpenAI's API, an API of memories, and MCP."""
     settings = read_settings(given_settings(ServeSettings, options), config)
-    from mplus_integrations.server.running import run
-
-    run(settings)
+    # By name: the cluster is built on this package.
+    where = "mplus_integrations.cluster.running" if settings.ray else "mplus_integrations.server.running"
+    try:
+        running = import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ImportError("mplus serve --ray needs Ray, which is not installed: pip install 'mplus-memory[cluster]'") from error
+    running.run(settings)
 
 
 def mcp(

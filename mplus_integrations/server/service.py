@@ -113,6 +113,8 @@ class Service:
 
     def load(self) -> None:
         """Load the model and open the store; until then every request is told to come back later."""
+        if self._loaded is not None:
+            return
         settings = self.settings
         model = self._given or MPlus.from_pretrained(settings.model, device=settings.device)
         store = MemoryStore(

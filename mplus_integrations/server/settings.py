@@ -79,6 +79,18 @@ class ServeSettings(BaseSettings):
     max_total_bytes: Annotated[int, Field(ge=0)] | None = None
     """Most bytes of all memories; no limit by default."""
 
+    ray: bool = False
+    """Whether replicas of the model answer, each in a process of its own, as a Ray Serve application (extra cluster).
+    """
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Copies of the model with --ray."""
+    max_replicas: Annotated[int, Field(ge=1)] | None = None
+    """Most copies of the model with --ray, if many ask at the same time; by default as many as replicas says."""
+    replica_cpus: Annotated[float, Field(gt=0)] = 1.0
+    """CPU cores of each replica."""
+    replica_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of each replica; 0.5 lets two share one."""
+
     shutdown_seconds: Annotated[int, Field(ge=0)] = 30
     """Seconds that running answers have to end when the server stops."""
     page: bool = True
@@ -104,6 +116,14 @@ class ServeSettings(BaseSettings):
     def _keys_are_needed(self) -> Self:
         if self.keys is not None and self.require_key is False:
             raise ValueError("require_key=False beside keys: without keys anyone opens every memory. Leave one out.")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_fit(self) -> Self:
+        if not self.ray and (self.replicas > 1 or self.max_replicas is not None):
+            raise ValueError("replicas without ray: one process has one model. Add ray=True (--ray).")
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas={self.max_replicas}: expected replicas={self.replicas} or more.")
         return self
 
     @property
