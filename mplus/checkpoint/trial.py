@@ -34,7 +34,7 @@ from mplus.read.prefill import ReadRequest, prefill
 from mplus.recall.late_interaction import LateInteraction
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
-from mplus.write.encode import Chunk
+from mplus.encode import Chunk
 
 TRIAL = 1
 """Number of this trial; models are tried again when it changes."""

@@ -26,12 +26,13 @@ from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Tail
 from mplus.memory.together import Together, alone, together
 from mplus.read.prefill import ReadRequest, has_prefix
+from mplus.read.warming import warmed_state
 from mplus.recall.choose import best_unit
 from mplus.recall.embedder import Embedder
 from mplus.recall.texts import MOST_PIECES, Piece, Wanted, as_recalled, recall_pieces
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
-from mplus.write.encode import Chunk
+from mplus.encode import Chunk
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]
@@ -375,15 +376,15 @@ class Requests:
         """
         state = memory.state
         if not state.tail.input_ids or memory.config.encoding == "adapter":
-            return state
+            return warmed_state(self._weights, state)
         known = self._states.get(memory)
         if known is not None and known[0] is state:
             return known[1]
         last = state.context.sources[-1:].tolist() if state.context is not None else []
-        chunk = Chunk(
-            list(state.tail.input_ids), list(state.tail.sources), last == [state.tail.sources[0]], state.tail.since
-        )
-        whole, _ = write_chunks(self._weights, memory, replace(state, tail=Tail()), [chunk])
+        continues = last == [state.tail.sources[0]]
+        chunk = Chunk(list(state.tail.input_ids), list(state.tail.sources), continues, state.tail.since)
+        whole, _ = write_chunks(self._weights, memory, replace(state.beside_tail(), tail=Tail()), [chunk])
+        whole = warmed_state(self._weights, whole)
         self._states[memory] = (state, whole)
         return whole
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from mplus.config import SURVIVAL_FREQUENCY
@@ -167,6 +167,17 @@ class LongTermMemory:
             parts.append(keys.rows(slice(first, last + 1) if together else rows, torch.float32, device))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def input_ids(self, index: Index) -> Int32[Tensor, " T"]:
+        """Token ids of the tokens at ``index``, in that order, of a memory that keeps them."""
+        segment, row = self.segment[index], self.row[index]
+        found = torch.empty(len(index), dtype=torch.int32)
+        for number in segment.unique().tolist():
+            place = (segment == number).nonzero().flatten()
+            plane = self.segments[number].input_ids
+            assert plane is not None, "a segment with keys and values"
+            found[place] = plane.take(row[place]).data
+        return found
+
     def compacted(self, *, size: int, waste: float = 0.5) -> "LongTermMemory":
         """The store without rows of removed tokens in segments where they are more than the share ``waste``.
 
@@ -231,12 +242,14 @@ def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Se
         return tuple(result)
 
     states = [s.states for s in segments if s.states is not None]
+    ids = [(s.input_ids,) for s in segments if s.input_ids is not None]
     return Segment(
         planes([s.keys for s in segments]),
         planes([s.values for s in segments]),
         planes([(s.retrieval_keys,) for s in segments])[0],
         planes(states) if len(states) == len(segments) else None,
         "device" if on_device else "host",
+        planes(ids)[0] if len(ids) == len(segments) else None,
     )
 
 
@@ -266,3 +279,11 @@ def survivors(
         order = claims.argsort(descending=True, stable=True)
         staying = newest_first[order[: max(capacity, int(pinned.sum()))]].sort().values
     return provenance, staying
+
+
+def whole_chunks(chunks: Int[Tensor, " T"], staying: Int[Tensor, " S"]) -> Int[Tensor, " _"]:
+    """Those of the tokens that stay whose whole chunk stays."""
+    stays = torch.zeros(len(chunks), dtype=torch.bool).index_fill_(0, staying, True)
+    _, run, sizes = chunks.unique_consecutive(return_inverse=True, return_counts=True)
+    left = torch.zeros_like(sizes).index_add_(0, run, stays.long())
+    return (stays & (left == sizes)[run]).nonzero().flatten()

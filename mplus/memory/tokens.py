@@ -64,6 +64,8 @@ class Content:
     values: tuple[Float[Tensor, "T _ _"], ...]
     retrieval_keys: RetrievalKeys
     states: tuple[Float[Tensor, "T D"], ...] | None = None
+    input_ids: Int32[Tensor, " T"] | None = None
+    """Token ids, of a memory that keeps them; there are then no keys and values until a read needs them."""
 
     def __len__(self) -> int:
         return self.retrieval_keys.shape[0]
@@ -75,7 +77,8 @@ class Content:
             return tuple(layer[index.to(layer.device)] for layer in layers)
 
         (retrieval_keys,) = rows((self.retrieval_keys,))
-        return Content(rows(self.keys), rows(self.values), retrieval_keys, self.states and rows(self.states))
+        ids = None if self.input_ids is None else self.input_ids[index]
+        return Content(rows(self.keys), rows(self.values), retrieval_keys, self.states and rows(self.states), ids)
 
     @staticmethod
     def cat(parts: Sequence["Content"]) -> "Content":
@@ -83,17 +86,31 @@ class Content:
         if len(parts) == 1:
             return parts[0]
         states = [p.states for p in parts if p.states is not None]
+        ids = [p.input_ids for p in parts if p.input_ids is not None]
         return Content(
             tuple(torch.cat(layer) for layer in zip(*(p.keys for p in parts), strict=True)),
             tuple(torch.cat(layer) for layer in zip(*(p.values for p in parts), strict=True)),
             torch.cat([p.retrieval_keys for p in parts]),
             tuple(torch.cat(layer) for layer in zip(*states, strict=True)) if len(states) == len(parts) else None,
+            torch.cat(ids) if len(ids) == len(parts) else None,
         )
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether keys and values have to be made before a read."""
+        return not self.keys
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which it is read."""
+        return (self.keys or (self.retrieval_keys,))[0].dtype
 
     @property
     def nbytes(self) -> int:
         """Bytes of every tensor held."""
-        return sum(rows.nbytes for rows in (*self.keys, *self.values, self.retrieval_keys, *(self.states or ())))
+        ids = () if self.input_ids is None else (self.input_ids,)
+        held = (*self.keys, *self.values, self.retrieval_keys, *(self.states or ()), *ids)
+        return sum(rows.nbytes for rows in held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +131,11 @@ class Tokens:
     def retrieval_keys(self, index: Index | slice, device: torch.device) -> RetrievalKeys:
         """Retrieval keys of the rows at ``index``, as numbers on a device."""
         return self.content.retrieval_keys[index].to(device).float()
+
+    def input_ids(self, index: Index) -> Int32[Tensor, " T"]:
+        """Token ids of the rows at ``index``, of a memory that keeps them."""
+        assert self.content.input_ids is not None, "a memory that keeps keys and values"
+        return self.content.input_ids[index]
 
     def key_bounds(self) -> tuple[int, ...]:
         """The first and last bound only, because retrieval keys are in one tensor."""

@@ -11,6 +11,7 @@ from mplus.backbone.attention import KeysValues
 from mplus.memory.state import Track
 from mplus.read.cache_layer import Prefix
 from mplus.read.fetch import RecalledRows
+from mplus.read.warming import warmed_rows
 from mplus.recall.choose import Recalled
 from mplus.shapes import Index
 from mplus.weights import Weights
@@ -92,8 +93,8 @@ class TrackPrefix:
         """The recalled rows, being fetched for the track's first layer."""
         if not len(self.recalled.index):
             return None
-        stores = (self.track.long_term, self.track.pending)
-        rows = RecalledRows(stores, self.recalled.index, self._weights.backbone.dtype, self.track.devices)
+        stores, index = warmed_rows(self._weights, self.track, self.recalled)
+        rows = RecalledRows(stores, index, self._weights.backbone.dtype, self.track.devices)
         rows.start(0)
         return rows
 

@@ -11,7 +11,7 @@ from mplus.inert import encode_inert
 from mplus.memory.ledger import LedgerEntry, WrittenText
 from mplus.memory.state import MemoryState, SourceRecord, Tail
 from mplus.sentences import SentenceEnds
-from mplus.write.encode import Chunk
+from mplus.encode import Chunk
 
 TextLike = str | Sequence[str] | Sequence[int] | torch.Tensor
 
@@ -129,7 +129,8 @@ class _Cutting:
         self.state = replace(self.state, tail=Tail(tuple(ids[start:stop]), tuple(sources[start:stop]), since))
 
     def _chunk(self, ids: list[int], sources: list[int], since: float) -> None:
-        self.chunks.append(Chunk(ids, sources, self._last == sources[:1], since))
+        continues = self._last == sources[:1] and not self._config.encodes_apart
+        self.chunks.append(Chunk(ids, sources, continues, since))
         self._last = sources[-1:]
 
 

@@ -20,7 +20,7 @@ from mplus.sentences import SentenceEnds
 from mplus.weights import Weights
 from mplus.words import same_words
 from mplus.write.chunks import ready_chunks
-from mplus.write.encode import Chunk
+from mplus.encode import Chunk
 
 
 class Embedded(NamedTuple):

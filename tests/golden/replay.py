@@ -36,7 +36,7 @@ from mplus.recall.choose import Recalled, nothing_recalled
 from mplus.recall.scorer import Question, Scorer, Shortlist
 from mplus.recall.units import Candidates
 from mplus.weights import Weights
-from mplus.write.encode import encode_adapter
+from mplus.encode import encode_adapter
 
 OVERRIDES = {
     "update_ltm_frequency": "consolidate_every",

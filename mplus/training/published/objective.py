@@ -28,7 +28,7 @@ from mplus.training.published.trained_modules import TrainableParts, retriever_l
 from mplus.training.task import StepLoss
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
-from mplus.write.encode import Chunk, encode_adapter
+from mplus.encode import Chunk, encode_adapter
 
 Kind = Literal["direct", "full", "replay", "plain"]
 Front = Callable[[int, Float[Tensor, "S D"]], Float[Tensor, "T D"]]
