@@ -59,7 +59,8 @@ class MemoryConfig(BaseModel):
     """What a memory token is: each text token's own state, or K vectors made by a write adapter."""
     chunk_context: ChunkContext = "auto"
     """What a chunk is encoded with: "previous", the chunk that it continues; "none", nothing, in a pass of its own, so
-    that its memory tokens depend on its text alone. "auto": "previous", but "none" where ``long_term_keep`` needs it."""
+    that its memory tokens depend on its text alone. "auto": "none" where ``long_term_keep`` needs it, else "previous".
+    """
     short_term_tokens: ReadTokens = 512
     """Capacity of short-term memory [N]; every read attends to all of it."""
     recalled_tokens: ReadTokens = 512
@@ -129,9 +130,9 @@ class MemoryConfig(BaseModel):
     "int4" takes half the bytes of "int8" and costs some accuracy; retrieval keys stay in int8 with it."""
 
     long_term_keep: Keep = "latents"
-    """What is kept of a chunk: "latents", keys and values of all layers; "ids", token ids and retrieval keys, from which
-    a read makes keys and values when it needs them, bit for bit the same; "auto", ids too, but a write makes keys
-    and values at once while there is room for them. Needs the chunk layout."""
+    """What is kept of a chunk: "latents", keys and values of all layers; "ids", token ids and retrieval keys, and a
+    read makes keys and values when it needs them, bit for bit the same; "auto", ids too, but a write makes keys and
+    values at once while there is room for them. "ids" and "auto" need the chunk layout."""
     long_term_latent_bytes: NonNegativeInt = 2**28
     """Most bytes of keys and values that a memory of token ids holds for later reads; the least recently used are
     dropped first. They are not saved."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk
 from mplus.errors import EmbedderError, LedgerMissingError, MemoryMismatchError, PromptTooLongError, UnknownNameError
 from mplus.forks import renewed_after_fork
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
@@ -32,7 +33,6 @@ from mplus.recall.embedder import Embedder
 from mplus.recall.texts import MOST_PIECES, Piece, Wanted, as_recalled, recall_pieces
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
-from mplus.encode import Chunk
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]

@@ -16,7 +16,6 @@ from mplus.memory.tokens import Content
 from mplus.memory.vectors import ChunkVectors, VectorBlock
 from mplus.storage.shards import OpenShard, write_shard
 
-
 INPUT_IDS = "input_ids"
 """Name of token ids in a file."""
 

@@ -348,7 +348,9 @@ class Memory:
             else:
                 with followed(progress, "writing again", "tok") as told:
                     state, snapshots = self._rebuilt(redaction, rebuild, told)
-            if state is not before or any(s.state is not t.state for s, t in zip(snapshots, self._snapshots, strict=True)):
+            if state is not before or any(
+                s.state is not t.state for s, t in zip(snapshots, self._snapshots, strict=True)
+            ):
                 # What was made of a forgotten text may be held for any state, so all begin with nothing.
                 state = state.cooled()
                 snapshots = tuple(replace(s, state=s.state.sharing_rooms(state)) for s in snapshots)

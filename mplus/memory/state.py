@@ -220,7 +220,7 @@ class Track:
         return track
 
 
-def _warm_without(warm: Warm, gone: Sequence[tuple[Tokens | LongTermMemory, Bool[Tensor, " T"]]]) -> Warm:
+def _warm_without(warm: Warm, gone: Sequence[tuple[Tokens | LongTermMemory, Bool[Tensor, " _"]]]) -> Warm:
     """Room without the chunks that go."""
     assert isinstance(warm, WarmChunks), "memories that are read together do not change"
     return warm.without({key for pool, rows in gone for key in chunk_keys(pool, rows.nonzero().flatten())})

@@ -77,14 +77,12 @@ class WarmChunks:
     def get(self, key: bytes, dtype: StorageDtype) -> Segment | None:
         """A chunk's keys and values in a storage dtype; None if they have to be made.
 
-        Those held in the model's own dtype are brought into another one as they would be in long-term memory, and then
-        held in that one.
+        Those held in the model's own dtype are brought into another one as they would be in long-term memory.
         """
         with self._guard:
             found = self._held.get((key, dtype))
             if found is None and dtype != "auto" and (plain := self._held.get((key, "auto"))) is not None:
                 found = plain.converted(dtype)
-                self._nbytes -= self._held.pop((key, "auto")).nbytes
                 self.put(key, dtype, found)
             elif found is not None:
                 self._held.move_to_end((key, dtype))
@@ -111,8 +109,12 @@ class WarmChunks:
 
     def settle(self, keys: Collection[bytes]) -> None:
         """Bring chunks that moved to long-term memory into its storage dtype, if they are held."""
-        for key in keys if self._held and self.dtype != "auto" else ():
-            self.get(key, self.dtype)
+        with self._guard:
+            for key in keys if self.dtype != "auto" else ():
+                if (key, "auto") in self._held:
+                    self.get(key, self.dtype)
+                    plain = self._held.pop((key, "auto"), None)
+                    self._nbytes -= 0 if plain is None else plain.nbytes
 
     def keep_short_term(self, pool: Tokens, whole: Tokens) -> None:
         """Hold a short-term pool with its keys and values for as long as the pool itself is held."""

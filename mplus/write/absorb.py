@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk, Encoded, encode_adapter, encode_states
 from mplus.layouts.by_config import layout_of
 from mplus.memory.memory import Memory
 from mplus.memory.state import Context, MemoryState, Track, chained
@@ -19,7 +20,6 @@ from mplus.memory.tokens import Provenance, Tokens
 from mplus.progress import Progress
 from mplus.weights import Weights
 from mplus.words import no_words
-from mplus.encode import Chunk, Encoded, encode_adapter, encode_states
 from mplus.write.apart import provenance_of, tokens_apart
 from mplus.write.vectors import with_vectors
 

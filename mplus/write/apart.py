@@ -13,9 +13,7 @@ from mplus.memory.warm import WarmChunks, chunk_key
 from mplus.weights import Weights
 
 
-def provenance_of(
-    weights: Weights, config: MemoryConfig, state: MemoryState, chunks: Sequence[Chunk]
-) -> Provenance:
+def provenance_of(weights: Weights, config: MemoryConfig, state: MemoryState, chunks: Sequence[Chunk]) -> Provenance:
     """Provenance of the tokens of chunks, in the numbering of the memory that they are written into."""
     sizes = torch.tensor([len(chunk.input_ids) for chunk in chunks])
     total = int(sizes.sum())
@@ -28,9 +26,7 @@ def provenance_of(
     )
 
 
-def tokens_apart(
-    weights: Weights, config: MemoryConfig, state: MemoryState, chunks: Sequence[Chunk]
-) -> list[Tokens]:
+def tokens_apart(weights: Weights, config: MemoryConfig, state: MemoryState, chunks: Sequence[Chunk]) -> list[Tokens]:
     """New tokens of every track. A memory of token ids gets no keys and values, unless there is room to hold them."""
     provenance = provenance_of(weights, config, state, chunks)
     if config.keeps_ids:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk
 from mplus.inert import encode_inert
 from mplus.memory.ledger import LedgerEntry, WrittenText
 from mplus.memory.state import MemoryState, SourceRecord, Tail
 from mplus.sentences import SentenceEnds
-from mplus.encode import Chunk
 
 TextLike = str | Sequence[str] | Sequence[int] | torch.Tensor
 
