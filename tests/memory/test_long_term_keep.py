@@ -88,6 +88,23 @@ def test_answers_are_those_of_latents(model: MPlus, keep: str, dtype: str) -> No
     assert model.generate(ours, QUESTION, **asked).token_ids == model.generate(theirs, QUESTION, **asked).token_ids
 
 
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2"])
+def test_of_other_backbones_too(model_type: str) -> None:
+    model = tiny_model(model_type=model_type, memory=SMALL, num_hidden_layers=2)
+    ours, theirs = (new(model, keep, recall_layer=1) for keep in ("ids", "latents"))
+    for memory in (ours, theirs):
+        model.write(memory, TEXT[:200], source="boxes")
+    assert torch.equal(logits(model, ours), logits(model, theirs))
+
+
+def test_chunks_apart_in_the_token_layout(model: MPlus) -> None:
+    memory = model.new_memory(config=keeping("latents", layout="token", recall="late"))
+    for n in range(2):
+        model.write(memory, TEXT[:100], source=f"{n}")
+    assert memory.state.context is None
+    assert torch.isfinite(logits(model, memory)).all()
+
+
 def test_what_is_written_in_pieces_is_what_is_written_at_once(model: MPlus) -> None:
     whole, pieces = new(model, "ids"), new(model, "ids")
     model.write(whole, [TEXT, "More of it."], source="a")
