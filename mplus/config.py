@@ -21,6 +21,8 @@ EMBEDDING = "embedding"
 Read = Literal["auto", "latent", "text"]
 Tier = Literal["auto", "cpu", "cuda", "disk"]
 StorageDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
+Keep = Literal["latents", "ids", "auto"]
+ChunkContext = Literal["auto", "previous", "none"]
 
 # The upper limits are far above anything of use: settings may come from a file that somebody else made.
 PositiveInt = Annotated[int, Field(ge=1, le=2**50, strict=True)]
@@ -55,6 +57,10 @@ class MemoryConfig(BaseModel):
     """Memory tokens made per chunk and layer [K]; also how many earlier tokens a write attends to."""
     encoding: Encoding = "states"
     """What a memory token is: each text token's own state, or K vectors made by a write adapter."""
+    chunk_context: ChunkContext = "auto"
+    """What a chunk is encoded with: "previous", the chunk that it continues; "none", nothing, in a pass of its own, so
+    that its memory tokens depend on its text alone. "auto": "none" where ``long_term_keep`` needs it, else "previous".
+    """
     short_term_tokens: ReadTokens = 512
     """Capacity of short-term memory [N]; every read attends to all of it."""
     recalled_tokens: ReadTokens = 512
@@ -123,6 +129,14 @@ class MemoryConfig(BaseModel):
     """Dtype of long-term keys and values. "auto": int8 in the chunk layout, the model's dtype in the token layout.
     "int4" takes half the bytes of "int8" and costs some accuracy; retrieval keys stay in int8 with it."""
 
+    long_term_keep: Keep = "latents"
+    """What is kept of a chunk: "latents", keys and values of all layers; "ids", token ids and retrieval keys, and a
+    read makes keys and values when it needs them, bit for bit the same; "auto", ids too, but a write makes keys and
+    values at once while there is room for them. "ids" and "auto" need the chunk layout."""
+    long_term_latent_bytes: NonNegativeInt = 2**28
+    """Most bytes of keys and values that a memory of token ids holds for later reads; the least recently used are
+    dropped first. They are not saved."""
+
     @model_validator(mode="after")
     def _check(self) -> "MemoryConfig":
         if self.minimum_chunk_tokens > self.chunk_tokens:
@@ -153,12 +167,44 @@ class MemoryConfig(BaseModel):
                 f"recall={self.recall!r} compares chunks of text, but layout={self.layout!r} keeps single tokens. Use "
                 f'layout="chunk", or recall={self.token_recall!r}.'
             )
+        self._check_keep()
         if self.encoding == "adapter" and self.short_term_tokens < self.tokens_per_write:
             raise ValueError(
                 f"short_term_tokens={self.short_term_tokens}: a write adapter reads the last "
                 f"tokens_per_write={self.tokens_per_write} short-term tokens, so that many must be kept."
             )
         return self
+
+    def _check_keep(self) -> None:
+        if self.keeps_ids and not self.keeps_chunks:
+            raise ValueError(
+                f'long_term_keep="{self.long_term_keep}" makes whole chunks again from their token ids, but layout='
+                f'"{self.layout}" keeps single tokens. Use layout="chunk", or long_term_keep="latents".'
+            )
+        if self.keeps_ids and self.chunk_context == "previous":
+            raise ValueError(
+                f'long_term_keep="{self.long_term_keep}" makes a chunk again from its own token ids, but chunk_context='
+                '"previous" encodes it with the chunk before it. Use chunk_context="none", or long_term_keep="latents".'
+            )
+        if self.keeps_ids and self.keep_states:
+            raise ValueError(
+                f'keep_states=True keeps hidden states, which long_term_keep="{self.long_term_keep}" does not. Use '
+                'long_term_keep="latents" with it.'
+            )
+        if self.encoding == "adapter" and self.chunk_context == "none":
+            raise ValueError(
+                'chunk_context="none": a write adapter always reads short-term memory. Use chunk_context="previous".'
+            )
+
+    @property
+    def keeps_ids(self) -> bool:
+        """Whether a chunk is kept as token ids and retrieval keys."""
+        return self.long_term_keep != "latents"
+
+    @property
+    def encodes_apart(self) -> bool:
+        """Whether a chunk is encoded by itself, in a pass of its own."""
+        return self.keeps_ids or self.chunk_context == "none"
 
     @property
     def keeps_chunks(self) -> bool:

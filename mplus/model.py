@@ -1,6 +1,7 @@
 """``MPlus``: one loaded model that writes and reads any number of memories."""
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from mplus.memory.state import MemoryState
 from mplus.moments import Moment, Moments
 from mplus.progress import Progress, followed
 from mplus.read.prefill import ReadRequest
+from mplus.read.warming import warm_ahead
 from mplus.recall.choose import rank_sources
 from mplus.recall.embedder import Embedder
 from mplus.relevance_scale import RelevanceScales
@@ -278,7 +280,7 @@ class MPlus:
         # Buffers of finished reads are kept by short-term pool. Each memory gets a pool object of its own, even while
         # empty, so that two users never share buffers.
         own = tuple(replace(track, short_term=replace(track.short_term)) for track in initial.tracks)
-        initial = replace(initial, tracks=own)
+        initial = replace(initial, tracks=own).cooled()
         return Memory(config, initial, model_fingerprint=self.weights.fingerprints[config.recall], seed=seed)
 
     def with_recall(self, memory: Memory, recall: Recall) -> Memory:
@@ -429,6 +431,25 @@ class MPlus:
                 at=times,
                 dated=dated,
             )
+
+    def warm(self, memory: Memory, *, seconds: float | None = None) -> int:
+        """Make keys and values of what a memory keeps as token ids, the newest first, so that reads find them made.
+
+        For idle moments: an answer makes what it needs by itself. Does nothing for ``long_term_keep="latents"``.
+
+        Args:
+            memory: The memory.
+            seconds: Stop after so many seconds; None: when ``long_term_latent_bytes`` are held, or all chunks are.
+
+        Returns:
+            How many text tokens were encoded.
+
+        Raises:
+            MemoryMismatchError: The memory belongs to another model.
+        """
+        self._requests.check_memory(memory)
+        end = None if seconds is None else time.monotonic() + seconds
+        return warm_ahead(self.weights, memory.state, lambda: end is None or time.monotonic() < end)
 
     def replay(self, memory: Memory, state: MemoryState, entry: LedgerEntry) -> MemoryState:
         """The state after an entry of a memory's ledger has been written again; the memory itself is unchanged.

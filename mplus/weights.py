@@ -15,11 +15,13 @@ from mplus.config import MemoryConfig, Recall
 from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.stacks import paired, side_by_side, unpaired
-from mplus.memory.state import MemoryState, Track
+from mplus.memory.state import MemoryState, Track, arrival_tier
 from mplus.memory.tokens import Content, Provenance, Tokens
+from mplus.memory.warm import WarmChunks
 from mplus.recall.embedder import Embedder
 from mplus.recall.gate import Gate
 from mplus.recall.scorer import Question, Scorer
+from mplus.shapes import RetrievalKeys
 from mplus.words import Words, no_words
 
 QUESTION_TOKENS = 256
@@ -81,20 +83,47 @@ class Weights:
     def empty_state(self, config: MemoryConfig) -> MemoryState:
         """The state of a memory in which nothing has been written."""
         tracks = tuple(
-            Track(layers, layer, self.no_tokens(layers, layer, config), LongTermMemory.empty(), LongTermMemory.empty())
+            Track(
+                layers,
+                layer,
+                self.no_tokens(layers, layer, config),
+                LongTermMemory.empty(),
+                LongTermMemory.empty(),
+                warm=WarmChunks.of(config, arrival_tier(config)),
+            )
             for layers, layer in self.tracks(config)
         )
         digest = f"{self.fingerprints[config.recall]}/{config.model_dump_json()}"
         return MemoryState(tracks, digest=digest, ledger=() if config.ledger else None)
 
     def no_tokens(self, layers: tuple[int, ...], recall_layer: int, config: MemoryConfig) -> Tokens:
-        """An empty pool with the shapes, dtype and devices of some layers."""
+        """An empty pool with the shapes, dtype and devices of some layers; without them if it keeps token ids."""
         backbone = self.backbone
+        if config.keeps_ids:
+            where = backbone.layer_device(recall_layer)
+            row = torch.empty(0, backbone.hidden_size, dtype=backbone.dtype, device=where)
+            keys = self.scored(recall_layer, row, config)
+            return Tokens(Content((), (), keys, None, torch.empty(0, dtype=torch.int32)), Provenance.none())
         states = tuple(
             torch.empty(0, backbone.hidden_size, dtype=backbone.dtype, device=backbone.layer_device(layer))
             for layer in layers
         )
         return Tokens(self.content(layers, recall_layer, states, config), Provenance.none())
+
+    @property
+    def latent_bytes(self) -> int:
+        """Bytes of keys and values of one token in all layers, in the model's own dtype."""
+        shapes = [self.backbone.head_shapes(layer) for layer in range(self.backbone.num_layers)]
+        numbers = sum(s.key_heads * s.key_size + s.value_heads * s.value_size for s in shapes)
+        return numbers * self.backbone.dtype.itemsize
+
+    def no_latents(self, layers: tuple[int, ...], retrieval_keys: RetrievalKeys) -> Content:
+        """Content of no tokens, with the shapes, dtype and devices of some layers."""
+        backbone = self.backbone
+        shapes = [(backbone.head_shapes(layer), backbone.layer_device(layer)) for layer in layers]
+        keys = (torch.empty(0, s.key_heads, s.key_size, dtype=backbone.dtype, device=d) for s, d in shapes)
+        values = (torch.empty(0, s.value_heads, s.value_size, dtype=backbone.dtype, device=d) for s, d in shapes)
+        return Content(tuple(keys), tuple(values), retrieval_keys)
 
     def content(
         self,
@@ -108,19 +137,32 @@ class Weights:
 
         ``written`` has their keys and values of the write layers, which are used if reading has no adapter of its own.
         """
-        read = written
-        if read is None or self.backbone.read_layers is not self.backbone.write_layers:
-            read = [
-                self.backbone.keys_values(self.backbone.read_layers[layer], self.norm(layer, rows, reading=True))
-                for layer, rows in zip(layers, states, strict=True)
-            ]
-        scored = self.norm(recall_layer, states[layers.index(recall_layer)], reading=False)
+        read = self.latents(layers, states, written)
         return Content(
             tuple(rows.keys for rows in read),
             tuple(rows.values for rows in read),
-            self.scorers[config.recall].keys(recall_layer, scored).cpu(),
+            self.scored(recall_layer, states[layers.index(recall_layer)], config),
             states if config.keep_states else None,
         )
+
+    def latents(
+        self,
+        layers: tuple[int, ...],
+        states: tuple[Float[Tensor, "T D"], ...],
+        written: Sequence[KeysValues] | None = None,
+    ) -> Sequence[KeysValues]:
+        """Keys and values for reading of memory tokens; takes what ``content`` does."""
+        if written is not None and self.backbone.read_layers is self.backbone.write_layers:
+            return written
+        return [
+            self.backbone.keys_values(self.backbone.read_layers[layer], self.norm(layer, rows, reading=True))
+            for layer, rows in zip(layers, states, strict=True)
+        ]
+
+    def scored(self, recall_layer: int, states: Float[Tensor, "T D"], config: MemoryConfig) -> RetrievalKeys:
+        """Retrieval keys of memory tokens, in host memory, from their states at the recall layer."""
+        normed = self.norm(recall_layer, states, reading=False)
+        return self.scorers[config.recall].keys(recall_layer, normed).cpu()
 
     def question(self, input_ids: Sequence[int], layer: int, vector: Float[Tensor, " E"] | None = None) -> Question:
         """The input of recall for a question that is read alone; only its last tokens are used.

@@ -27,6 +27,7 @@ from mplus.backbone.quantised import dense
 from mplus.backbone.survey import FAILURES, PASSING, windows_of
 from mplus.checkpoint.catalog import cache_root
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk
 from mplus.errors import UnsupportedModelError
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
@@ -34,7 +35,6 @@ from mplus.read.prefill import ReadRequest, prefill
 from mplus.recall.late_interaction import LateInteraction
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
-from mplus.write.encode import Chunk
 
 TRIAL = 1
 """Number of this trial; models are tried again when it changes."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk
 from mplus.errors import EmbedderError, LedgerMissingError, MemoryMismatchError, PromptTooLongError, UnknownNameError
 from mplus.forks import renewed_after_fork
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
@@ -28,12 +29,12 @@ from mplus.memory.state import MemoryState, Tail
 from mplus.memory.together import Together, alone, together
 from mplus.moments import Moment
 from mplus.read.prefill import ReadRequest, has_prefix
+from mplus.read.warming import warmed_state
 from mplus.recall.choose import best_unit
 from mplus.recall.embedder import Embedder
 from mplus.recall.texts import MOST_PIECES, Piece, Wanted, as_recalled, recall_pieces
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
-from mplus.write.encode import Chunk
 
 PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
 Tools = Sequence[Mapping[str, Any]]
@@ -394,7 +395,7 @@ class Requests:
         """
         state = memory.state
         if not state.tail.input_ids or memory.config.encoding == "adapter":
-            return state
+            return warmed_state(self._weights, state)
         known = self._states.get(memory)
         if known is not None and known[0] is state:
             return known[1]
@@ -402,7 +403,8 @@ class Requests:
         tail = state.tail
         continues = last == [tail.sources[0]] and state.sources[tail.sources[0]].comes_before(tail.time)
         chunk = Chunk(list(tail.input_ids), list(tail.sources), continues, tail.since, latest=tail.latest)
-        whole, _ = write_chunks(self._weights, memory, replace(state, tail=Tail()), [chunk])
+        whole, _ = write_chunks(self._weights, memory, replace(state.beside_tail(), tail=Tail()), [chunk])
+        whole = warmed_state(self._weights, whole)
         self._states[memory] = (state, whole)
         return whole
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from mplus.config import SURVIVAL_FREQUENCY
@@ -175,6 +175,17 @@ class LongTermMemory:
             found.append((number, slice(first, last + 1) if last - first + 1 == len(rows) else rows))
         return found
 
+    def input_ids(self, index: Index) -> Int32[Tensor, " T"]:
+        """Token ids of the tokens at ``index``, in that order, of a memory that keeps them."""
+        segment, row = self.segment[index], self.row[index]
+        found = torch.empty(len(index), dtype=torch.int32)
+        for number in segment.unique().tolist():
+            place = (segment == number).nonzero().flatten()
+            plane = self.segments[number].input_ids
+            assert plane is not None, "a segment with keys and values"
+            found[place] = plane.take(row[place]).data
+        return found
+
     def compacted(self, *, size: int, waste: float = 0.5) -> "LongTermMemory":
         """The store without rows of removed tokens in segments where they are more than the share ``waste``.
 
@@ -239,12 +250,14 @@ def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Se
 
     states = [s.states for s in segments if s.states is not None]
     made = planes([[plane for pair in zip(s.keys, s.values, strict=True) for plane in pair] for s in segments])
+    ids = [(s.input_ids,) for s in segments if s.input_ids is not None]
     return Segment(
         made[::2],
         made[1::2],
         planes([(s.retrieval_keys,) for s in segments])[0],
         planes(states) if len(states) == len(segments) else None,
         "device" if on_device else "host",
+        planes(ids)[0] if len(ids) == len(segments) else None,
     )
 
 
@@ -274,3 +287,11 @@ def survivors(
         order = claims.argsort(descending=True, stable=True)
         staying = newest_first[order[: max(capacity, int(pinned.sum()))]].sort().values
     return provenance, staying
+
+
+def whole_chunks(chunks: Int[Tensor, " T"], staying: Int[Tensor, " S"]) -> Int[Tensor, " _"]:
+    """Those of the tokens that stay whose whole chunk stays."""
+    stays = torch.zeros(len(chunks), dtype=torch.bool).index_fill_(0, staying, True)
+    _, run, sizes = chunks.unique_consecutive(return_inverse=True, return_counts=True)
+    left = torch.zeros_like(sizes).index_add_(0, run, stays.long())
+    return (stays & (left == sizes)[run]).nonzero().flatten()

@@ -16,6 +16,9 @@ from mplus.memory.tokens import Content
 from mplus.memory.vectors import ChunkVectors, VectorBlock
 from mplus.storage.shards import OpenShard, write_shard
 
+INPUT_IDS = "input_ids"
+"""Name of token ids in a file."""
+
 
 class ShardPlane(Plane):
     """A plane in a shard file: rows are read, and checked or decrypted, when they are used."""
@@ -84,7 +87,8 @@ def named_parts(held: Content | Segment) -> dict[str, Any]:
     """Tensors of content, or planes of a segment, under their names in a file."""
     kinds = {"keys": held.keys, "values": held.values, "states": held.states or ()}
     layers = {f"{kind}.{layer}": rows for kind, found in kinds.items() for layer, rows in enumerate(found)}
-    return {"retrieval_keys": held.retrieval_keys, **layers}
+    ids = {} if held.input_ids is None else {INPUT_IDS: held.input_ids}
+    return {"retrieval_keys": held.retrieval_keys, **ids, **layers}
 
 
 def opened_segment(shard: OpenShard, like: Content, *, name: str) -> Segment:
@@ -108,7 +112,8 @@ def _in_shard(shard: OpenShard, like: Content | Segment, scored: Plane, name: st
         return tuple(ShardPlane(shard, f"{kind}.{layer}") for layer in range(len(layers)))
 
     states = None if like.states is None else planes("states", like.states)
-    return Segment(planes("keys", like.keys), planes("values", like.values), scored, states, "disk", name)
+    ids = None if like.input_ids is None else ShardPlane(shard, INPUT_IDS)
+    return Segment(planes("keys", like.keys), planes("values", like.values), scored, states, "disk", ids, name)
 
 
 def read_content(shard: OpenShard, like: Content) -> Content:
@@ -130,6 +135,7 @@ def read_content(shard: OpenShard, like: Content) -> Content:
         layers("values", like.values),
         shard.whole("retrieval_keys").clone().to(device=like.retrieval_keys.device, dtype=like.retrieval_keys.dtype),
         layers("states", like.states) if like.states is not None else None,
+        shard.whole(INPUT_IDS).clone() if like.input_ids is not None else None,
     )
 
 
@@ -165,7 +171,7 @@ def read_vectors(embedder: str, shards: Sequence[OpenShard]) -> ChunkVectors:
 def _check_shapes(shard: OpenShard, like: Content) -> None:
     expected = {name: tuple(pattern.shape[1:]) for name, pattern in named_parts(like).items()}
     held = shard.table.tensors
-    length = held["keys.0"].shape[0] if "keys.0" in held else -1
+    length = held["retrieval_keys"].shape[0] if "retrieval_keys" in held else -1
     for name, shape in expected.items():
         tensor = held.get(name)
         found = None if tensor is None else tensor.shape
@@ -173,6 +179,10 @@ def _check_shapes(shard: OpenShard, like: Content) -> None:
             found = (*tensor.shape[:-1], 2 * tensor.shape[-1])  # four bits, two to a byte
         if tensor is None or found != (length, *shape):
             raise CorruptMemoryError(f"{name} has shape {found}, expected {(length, *shape)}", shard.path)
+        if name == INPUT_IDS:
+            if tensor.dtype != torch.int32:
+                raise CorruptMemoryError(f"{name} is {tensor.dtype}, expected torch.int32", shard.path)
+            continue
         scale = held.get(f"{name}.scale")
         if not tensor.dtype.is_floating_point and scale is None:
             raise CorruptMemoryError(f"{name} is {tensor.dtype} without scales", shard.path)

@@ -263,7 +263,7 @@ class Memory:
         """Make the memory empty again: nothing written, no snapshots."""
         with self._lock:
             self._waiting = None
-            self.restore(self._initial, ())
+            self.restore(self._initial.cooled(), ())
 
     # --- history ----------------------------------------------------------------------------------
 
@@ -370,6 +370,12 @@ class Memory:
             else:
                 with followed(progress, "writing again", "tok") as told:
                     state, snapshots = self._rebuilt(redaction, rebuild, told)
+            if state is not before or any(
+                s.state is not t.state for s, t in zip(snapshots, self._snapshots, strict=True)
+            ):
+                # What was made of a forgotten text may be held for any state, so all begin with nothing.
+                state = state.cooled()
+                snapshots = tuple(replace(s, state=s.state.sharing_rooms(state)) for s in snapshots)
             self.restore(state, snapshots)
         removed = [s.memory_tokens + s.tail_tokens for s in listed(before) if s.name == source]
         return sum(removed)
@@ -382,7 +388,7 @@ class Memory:
         def is_clean(state: MemoryState) -> bool:
             return state.replayable and state.source_number(redaction.source) is None
 
-        bases = [self._initial, *(s.state for s in self._snapshots if is_clean(s.state))]
+        bases = [self._initial.cooled(), *(s.state for s in self._snapshots if is_clean(s.state))]
         done = 0
 
         def clean(state: MemoryState) -> MemoryState:
@@ -453,6 +459,15 @@ class Memory:
                 provenance = replace(known, recall_frequencies=frequencies)
                 tracks[number] = replace(track, long_term=replace(track.long_term, provenance=provenance))
             self._state = replace(self._state, tracks=tuple(tracks))
+
+    def drop_latents(self) -> None:
+        """Drop keys and values that were made of token ids, for this memory and its forks; reads make them again.
+
+        Does nothing for ``long_term_keep="latents"``, whose keys and values are all there is.
+        """
+        for track in self.state.tracks:
+            if track.warm is not None:
+                track.warm.drop()
 
     # --- on disk ----------------------------------------------------------------------------------
 

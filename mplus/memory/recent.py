@@ -86,7 +86,7 @@ def resident_bytes(state: MemoryState) -> int:
     """Bytes of host and device memory that a state takes; tensors in a file count as none."""
     total = 0
     for track in state.tracks:
-        total += track.short_term.nbytes + track.vectors.nbytes
+        total += track.short_term.nbytes + track.vectors.nbytes + (0 if track.warm is None else track.warm.nbytes)
         for segment in (*track.pending.segments, *track.long_term.segments):
             total += sum(plane.nbytes for plane in segment.planes if not isinstance(plane, ShardPlane))
     return total

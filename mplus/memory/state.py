@@ -5,7 +5,7 @@ diverges, a failed operation changes nothing, and a read never sees half of a wr
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,11 +18,12 @@ from mplus.layouts.by_config import layout_of
 from mplus.layouts.layout import Eviction
 from mplus.memory.chunk_log import ChunkLog, ChunkMoments
 from mplus.memory.ledger import Ledger
-from mplus.memory.long_term import LongTermMemory, survivors
+from mplus.memory.long_term import LongTermMemory, survivors, whole_chunks
 from mplus.memory.placement import placed
 from mplus.memory.tiers import Segment, SegmentTier
 from mplus.memory.tokens import Provenance, Tokens
 from mplus.memory.vectors import ChunkVectors
+from mplus.memory.warm import Warm, WarmChunks, chunk_key, chunk_keys
 from mplus.storage.json_fields import LATER, Record
 
 SEGMENT_TOKENS = 4096
@@ -118,6 +119,8 @@ class Track:
     long_term: LongTermMemory
     vectors: ChunkVectors = field(default_factory=ChunkVectors)
     """Vectors of the chunks in all pools; none unless the user's embedder scores them."""
+    warm: Warm | None = None
+    """Keys and values that were made of token ids; None if the pools hold them."""
 
     def __len__(self) -> int:
         return sum(map(len, self.pools))
@@ -135,7 +138,7 @@ class Track:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype in which content is read."""
-        return self.short_term.content.keys[0].dtype
+        return self.short_term.content.dtype
 
     def write(self, new: Tokens, config: MemoryConfig, generator: torch.Generator) -> "tuple[Track, int]":
         """The track with new tokens in short-term memory; evicted tokens are added to the pending ones.
@@ -184,11 +187,17 @@ class Track:
             required=config.recalled_tokens,
             pinned=torch.isin(long_term.provenance.sources, pinned),
         )
-        long_term = replace(long_term, provenance=provenance)
+        long_term, warm = replace(long_term, provenance=provenance), self.warm
+        if isinstance(warm, WarmChunks) and len(warm):
+            warm.settle(chunk_keys(self.pending, everything))
         if len(staying) < len(long_term):
+            if warm is not None:  # a chunk is made again from all of its token ids
+                staying = whole_chunks(provenance.chunks, staying)
+                gone = torch.ones(len(long_term), dtype=torch.bool).index_fill_(0, staying, False)
+                warm = _warm_without(warm, [(long_term, gone)])
             long_term = long_term.take(staying)
         compact = long_term.compacted(size=SEGMENT_TOKENS)
-        return replace(self, pending=LongTermMemory.empty(), long_term=compact)._with_held_vectors()
+        return replace(self, pending=LongTermMemory.empty(), long_term=compact, warm=warm)._with_held_vectors()
 
     def keeping(self, keeps: Keeps, config: MemoryConfig, *, purged: bool = True) -> "Track":
         """The track with only the tokens that ``keeps`` selects.
@@ -198,11 +207,20 @@ class Track:
             config: The memory's layout.
             purged: Whether no tensor may hold another token; else long-term memory shares its tensors with this one's.
         """
-        kept = keeps(self.short_term.provenance).nonzero().flatten()
-        pending, long_term = (store.where(keeps(store.provenance)) for store in (self.pending, self.long_term))
+        kept = [keeps(pool.provenance) for pool in self.pools]
+        short_term, pending, long_term = kept
+        warm, stores = self.warm, (self.pending.where(pending), self.long_term.where(long_term))
         if purged:
-            pending, long_term = pending.purged(), long_term.purged()
-        track = replace(self, short_term=self.short_term.take(kept), pending=pending, long_term=long_term)
+            stores = (stores[0].purged(), stores[1].purged())
+            if warm is not None:
+                warm = _warm_without(warm, [(pool, ~rows) for pool, rows in zip(self.pools, kept, strict=True)])
+        track = replace(
+            self,
+            short_term=self.short_term.take(short_term.nonzero().flatten()),
+            pending=stores[0],
+            long_term=stores[1],
+            warm=warm,
+        )
         return track._refilled(config, purged=purged)._with_held_vectors()
 
     @property
@@ -231,6 +249,12 @@ class Track:
             if len(staying):
                 break
         return track
+
+
+def _warm_without(warm: Warm, gone: Sequence[tuple[Tokens | LongTermMemory, Bool[Tensor, " _"]]]) -> Warm:
+    """Room without the chunks that go."""
+    assert isinstance(warm, WarmChunks), "memories that are read together do not change"
+    return warm.without({key for pool, rows in gone for key in chunk_keys(pool, rows.nonzero().flatten())})
 
 
 @dataclass(frozen=True)
@@ -263,6 +287,26 @@ class MemoryState:
         """Rows of the sources of these names that are not forgotten."""
         rows = [n for n, s in enumerate(self.sources) if s.name in names and not s.forgotten] if names else []
         return torch.tensor(rows, dtype=torch.int64)
+
+    def cooled(self) -> "MemoryState":
+        """The state with room for keys and values of its own, and nothing in it."""
+        return self._with_rooms(lambda room: room.anew())
+
+    def beside_tail(self) -> "MemoryState":
+        """The state for a write of its tail that no other state sees."""
+        key = chunk_key(torch.tensor(self.tail.input_ids, dtype=torch.int32))
+        return self._with_rooms(lambda room: room.beside(key))
+
+    def sharing_rooms(self, other: "MemoryState") -> "MemoryState":
+        """The state with the room for keys and values that another state of the memory has."""
+        rooms = iter([track.warm for track in other.tracks if isinstance(track.warm, WarmChunks)])
+        return self._with_rooms(lambda _: next(rooms))
+
+    def _with_rooms(self, change: Callable[[WarmChunks], WarmChunks]) -> "MemoryState":
+        if all(track.warm is None for track in self.tracks):
+            return self
+        tracks = [replace(t, warm=change(t.warm)) if isinstance(t.warm, WarmChunks) else t for t in self.tracks]
+        return replace(self, tracks=tuple(tracks))
 
     def track_of(self, layer: int) -> tuple[Track, int]:
         """The track of a layer, and the layer's index within it."""

@@ -201,7 +201,7 @@ class StateReader:
         pending = store("pending", entry.pending, entry.num_pending)
         long_term = store("long_term", entry.long_term, entry.num_long_term)
         vectors = read_vectors(entry.embedder, [self._files.shard(name) for name in entry.vectors])
-        track = Track(like.layers, like.recall_layer, short_term, pending, long_term, vectors)
+        track = Track(like.layers, like.recall_layer, short_term, pending, long_term, vectors, like.warm)
         if len(vectors) and not bool(torch.isin(track.chunks, vectors.chunks).all()):
             raise CorruptMemoryError("a chunk has no vector")
         return track

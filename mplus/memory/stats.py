@@ -32,6 +32,8 @@ class MemoryStats:
     num_sources: int
     nbytes: int
     """Bytes of all pools and of the vectors of chunks."""
+    warm_nbytes: int = 0
+    """Bytes of keys and values that were made of token ids and are held for later reads; ``nbytes`` is without them."""
 
 
 def measured(state: MemoryState) -> MemoryStats:
@@ -52,4 +54,5 @@ def measured(state: MemoryState) -> MemoryStats:
         oldest_age=int(max(ages)) if ages else 0,
         num_sources=sum(not s.forgotten for s in state.sources),
         nbytes=sum(pool.nbytes for pool in pools) + sum(track.vectors.nbytes for track in tracks),
+        warm_nbytes=sum(track.warm.nbytes for track in tracks if track.warm is not None),
     )

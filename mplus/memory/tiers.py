@@ -33,13 +33,15 @@ class Segment:
     """On the layer's device in the device tier, else in host memory, since recall scores all of them."""
     states: tuple[Plane, ...] | None
     tier: SegmentTier = "host"
+    input_ids: Plane | None = None
+    """Token ids, if keys and values are made from them when a read needs them."""
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
     def store(cls, content: Content, dtype: StorageDtype, tier: SegmentTier = "host") -> "Segment":
         """Bring content into its stored form, in host memory or, on the device tier, where its layers are."""
         # A model on the CPU has its layers in host memory, so there is no other device.
-        beside = tier == "device" and content.keys[0].device.type != "cpu"
+        beside = tier == "device" and bool(content.keys) and content.keys[0].device.type != "cpu"
 
         def planes(layers: Sequence[Tensor], kind: StorageDtype) -> tuple[Plane, ...]:
             return side_by_side([Plane.store(layer, kind) for layer in layers], in_host_memory=not beside)
@@ -53,7 +55,26 @@ class Segment:
             scored.to(made[0].data.device) if beside else scored.in_host_memory(),
             None if content.states is None else planes(content.states, "auto"),
             "device" if beside else "host",
+            None if content.input_ids is None else Plane(content.input_ids, None),
         )
+
+    @classmethod
+    def of_latents(
+        cls, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], dtype: StorageDtype, tier: SegmentTier
+    ) -> "Segment":
+        """Keys and values alone, in their stored form: what a read fetches."""
+        nothing = torch.empty(len(keys[0]), 0)
+        made = cls.store(Content(keys, values, nothing), "auto", tier)
+        return made if dtype == "auto" else made.converted(dtype)
+
+    def converted(self, dtype: StorageDtype) -> "Segment":
+        """Keys and values, kept in the model's own dtype, in another one."""
+
+        def planes(layers: tuple[Plane, ...]) -> tuple[Plane, ...]:
+            made = tuple(Plane.store(plane.data, dtype) for plane in layers)
+            return made if self.tier == "device" else tuple(plane.in_host_memory() for plane in made)
+
+        return replace(self, keys=planes(self.keys), values=planes(self.values))
 
     def in_host_memory(self) -> "Segment":
         """The same segment in host memory."""
@@ -80,12 +101,19 @@ class Segment:
             tuple(p.rows(index, dtype, d) for p, d in zip(self.values, devices, strict=True)),
             self.retrieval_keys.rows(index, dtype, HOST),
             tuple(p.rows(index, dtype, d) for p, d in zip(self.states, devices, strict=True)) if self.states else None,
+            None if self.input_ids is None else self.input_ids.take(index).data,
         )
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether keys and values have to be made before a read."""
+        return not self.keys
 
     @property
     def planes(self) -> tuple[Plane, ...]:
         """All planes of the segment."""
-        return (*self.keys, *self.values, *(self.states or ()), self.retrieval_keys)
+        ids = () if self.input_ids is None else (self.input_ids,)
+        return (*self.keys, *self.values, *(self.states or ()), self.retrieval_keys, *ids)
 
     @property
     def nbytes(self) -> int:

@@ -14,6 +14,7 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Tail, Track, chained
 from mplus.memory.tokens import Provenance, Tokens
 from mplus.memory.vectors import ChunkVectors
+from mplus.memory.warm import JoinedWarm
 from mplus.memory.written import texts_of
 
 
@@ -101,7 +102,9 @@ def together(states: Sequence[MemoryState]) -> Together:
         pending, long_term = (LongTermMemory.side_by_side(stores) for stores in stored)
         vectors = ChunkVectors.side_by_side([(t.vectors, first_chunk[n]) for n, t in own])
         pools = {"short_term": _filled(short), "pending": pending, "long_term": long_term}
-        tracks.append(replace(track, **pools, vectors=vectors))
+        rooms = tuple((first_source[n], t.warm) for n, t in own if not isinstance(t.warm, JoinedWarm))
+        warm = JoinedWarm(rooms) if any(room is not None for _, room in rooms) else None
+        tracks.append(replace(track, **pools, vectors=vectors, warm=warm))
     tail = Tail(
         tuple(i for number in order for i in states[number].tail.input_ids),
         tuple(source + first_source[number] for number in order for source in states[number].tail.sources),

@@ -66,6 +66,8 @@ class Content:
     values: tuple[Float[Tensor, "T _ _"], ...]
     retrieval_keys: RetrievalKeys
     states: tuple[Float[Tensor, "T D"], ...] | None = None
+    input_ids: Int32[Tensor, " T"] | None = None
+    """Token ids, of a memory that keeps them; there are then no keys and values until a read needs them."""
 
     def __len__(self) -> int:
         return self.retrieval_keys.shape[0]
@@ -74,7 +76,8 @@ class Content:
         """The rows at ``index``, in that order."""
         keys, values = unpaired(rows_of(paired(self.keys, self.values), index))
         (retrieval_keys,) = rows_of([self.retrieval_keys], index)
-        return Content(keys, values, retrieval_keys, self.states and rows_of(self.states, index))
+        ids = None if self.input_ids is None else self.input_ids[index]
+        return Content(keys, values, retrieval_keys, self.states and rows_of(self.states, index), ids)
 
     @staticmethod
     def cat(parts: Sequence["Content"]) -> "Content":
@@ -83,17 +86,31 @@ class Content:
             return parts[0]
         states = [p.states for p in parts if p.states is not None]
         keys, values = unpaired(joined_rows([paired(p.keys, p.values) for p in parts]))
+        ids = [p.input_ids for p in parts if p.input_ids is not None]
         return Content(
             keys,
             values,
             torch.cat([p.retrieval_keys for p in parts]),
             joined_rows(states) if len(states) == len(parts) else None,
+            torch.cat(ids) if len(ids) == len(parts) else None,
         )
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether keys and values have to be made before a read."""
+        return not self.keys
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which it is read."""
+        return (self.keys or (self.retrieval_keys,))[0].dtype
 
     @property
     def nbytes(self) -> int:
         """Bytes of every tensor held."""
-        return sum(rows.nbytes for rows in (*self.keys, *self.values, self.retrieval_keys, *(self.states or ())))
+        ids = () if self.input_ids is None else (self.input_ids,)
+        held = (*self.keys, *self.values, self.retrieval_keys, *(self.states or ()), *ids)
+        return sum(rows.nbytes for rows in held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +132,11 @@ class Tokens:
     def retrieval_keys(self, index: Index | slice, device: torch.device) -> RetrievalKeys:
         """Retrieval keys of the rows at ``index``, as numbers on a device."""
         return self.content.retrieval_keys[index].to(device).float()
+
+    def input_ids(self, index: Index) -> Int32[Tensor, " T"]:
+        """Token ids of the rows at ``index``, of a memory that keeps them."""
+        assert self.content.input_ids is not None, "a memory that keeps keys and values"
+        return self.content.input_ids[index]
 
     def key_bounds(self) -> tuple[int, ...]:
         """The first and last bound only, because retrieval keys are in one tensor."""

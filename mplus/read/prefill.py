@@ -6,7 +6,7 @@ A read changes no memory. Several memories are read in one batch, each row with 
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 from weakref import finalize
@@ -25,6 +25,7 @@ from mplus.read.cache_layer import Prefix, PrefixLayer, write_prefixes
 from mplus.read.decode import Reading, through_model
 from mplus.read.prefix import TrackPrefix
 from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SPARE_PREFIXES, SparePrefix
+from mplus.read.warming import warmed_state
 from mplus.recall.choose import Recalled, nothing_recalled, recall
 from mplus.recall.scorer import Question
 from mplus.recall.texts import Piece
@@ -100,6 +101,7 @@ def prefill_steps(
 ) -> Generator[None, None, Prefill]:
     """``prefill`` as a generator that yields after every block of a long prompt, so that others get their turn."""
     backbone = weights.backbone
+    requests = [replace(request, state=warmed_state(weights, request.state)) for request in requests]
     prefixed = [has_prefix(request) for request in requests]
     assert all(prefixed) or not any(prefixed), "rows with and without a prefix are read apart"
     modules = backbone.read_layers if prefixed[0] else backbone.write_layers

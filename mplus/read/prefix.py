@@ -15,6 +15,7 @@ from mplus.memory.stacks import stacked
 from mplus.memory.state import Track
 from mplus.read.cache_layer import Prefix
 from mplus.read.fetch import RecalledRows
+from mplus.read.warming import warmed_rows
 from mplus.recall.choose import Recalled
 from mplus.shapes import Index
 from mplus.weights import Weights
@@ -135,10 +136,11 @@ class TrackPrefix:
         """The recalled rows, being fetched for the track's first layers."""
         if not len(self.recalled.index):
             return None
-        stores, content = (self.track.long_term, self.track.pending), self.track.short_term.content
-        is_paired = content.keys[0].shape == content.values[0].shape
+        stores, index = warmed_rows(self._weights, self.track, self.recalled)
+        content = self.track.short_term.content
+        is_paired = not content.keys or content.keys[0].shape == content.values[0].shape
         dtype, devices = self._weights.backbone.dtype, self.track.devices
-        rows = RecalledRows(stores, self.recalled.index, dtype, devices, self.stretches, is_paired=is_paired)
+        rows = RecalledRows(stores, index, dtype, devices, self.stretches, is_paired=is_paired)
         rows.start(0)
         return rows
 

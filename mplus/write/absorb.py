@@ -1,6 +1,6 @@
 """Write: turns text into new memory tokens, which enter short-term memory and evict older ones.
 
-``encode.py`` computes the tokens of a chunk.
+``mplus.encode`` computes the tokens of a chunk.
 """
 
 import time
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk, Encoded, encode_adapter, encode_states
 from mplus.layouts.by_config import layout_of
 from mplus.memory.memory import Memory
 from mplus.memory.state import Context, MemoryState, Track, chained
@@ -19,7 +20,7 @@ from mplus.memory.tokens import Provenance, Tokens
 from mplus.progress import Progress
 from mplus.weights import Weights
 from mplus.words import no_words
-from mplus.write.encode import Chunk, Encoded, encode_adapter, encode_states
+from mplus.write.apart import provenance_of, tokens_apart
 from mplus.write.vectors import with_vectors
 
 WRITE_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
@@ -91,7 +92,9 @@ def write_together(
         config, batch = _next_batch(configs, waiting, batch_tokens(weights))
         parts = [Writing(writings[n].memory, states[n], chunks) for n, chunks in batch]
         with torch.inference_mode():
-            if config.encoding == "states":
+            if config.encodes_apart:
+                encoded = [(tokens_apart(weights, config, part.state, part.chunks), None) for part in parts]
+            elif config.encoding == "states":
                 encoded = _encode_states(weights, config, parts)
             else:
                 ((_, state, (chunk,)),) = parts
@@ -132,7 +135,7 @@ def absorb(
     config: MemoryConfig,
     new: Sequence[Tokens],
     generator: torch.Generator,
-    context: Context,
+    context: Context | None,
     chunks: Sequence[Chunk],
 ) -> tuple[MemoryState, int, int]:
     """Add new tokens to every track. Returns the state, and the tokens evicted and consolidated per layer."""
@@ -218,7 +221,7 @@ def _encode_states(
         # Later chunks of the same part continue the chunk before them.
         contexts += [part.state.context if part.chunks[0].continues else None, *[None] * (len(part.chunks) - 1)]
     encoded = encode_states(weights, chunks, contexts)
-    provenances = [_provenance(weights, config, part) for part in parts]
+    provenances = [provenance_of(weights, config, part.state, part.chunks) for part in parts]
     everything = Provenance.cat(provenances) if len(parts) > 1 else provenances[0]
     together = _tokens(weights, config, encoded, everything)
     found: list[tuple[list[Tokens], Context]] = []
@@ -232,19 +235,6 @@ def _encode_states(
         last = tuple(layer[end - keep : end].clone() for layer in encoded.states)
         found.append((own, Context(last, provenance.sources[-keep:].clone())))
     return found
-
-
-def _provenance(weights: Weights, config: MemoryConfig, part: Writing) -> Provenance:
-    """Provenance of the tokens of a part, in the numbering of its memory."""
-    sizes = torch.tensor([len(chunk.input_ids) for chunk in part.chunks])
-    total = int(sizes.sum())
-    return Provenance(
-        ages=torch.arange(total - 1, -1, -1),
-        recall_frequencies=torch.full((total,), config.initial_recall_frequency, dtype=torch.float64),
-        sources=torch.tensor([source for chunk in part.chunks for source in chunk.sources]),
-        chunks=torch.arange(len(part.chunks)).repeat_interleave(sizes) + part.state.num_chunks,
-        words=torch.cat([weights.words_of(chunk.input_ids) for chunk in part.chunks]),
-    )
 
 
 # --- K compressed tokens per chunk --------------------------------------------------------------------

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk
 from mplus.inert import encode_inert
 from mplus.memory.ledger import LedgerEntry, WrittenText
 from mplus.memory.state import MemoryState, SourceRecord, Tail
 from mplus.sentences import SentenceEnds
-from mplus.write.encode import Chunk
 
 TextLike = str | Sequence[str] | Sequence[int] | torch.Tensor
 
@@ -151,7 +151,8 @@ class _Cutting:
         return tail.latest == text.at if tail.is_dated or text.at is not None else True
 
     def _chunk(self, ids: list[int], sources: list[int], since: float, latest: float | None) -> None:
-        self.chunks.append(Chunk(ids, sources, self._last == sources[:1], since, latest=latest))
+        continues = self._last == sources[:1] and not self._config.encodes_apart
+        self.chunks.append(Chunk(ids, sources, continues, since, latest=latest))
         self._last = sources[-1:]
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Int32
 from torch import Tensor
 
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk
 from mplus.errors import EmbedderError, LedgerMissingError, MemoryMismatchError
 from mplus.memory.forgetting import within_age_limits
 from mplus.memory.ledger import Ledger
@@ -20,7 +21,6 @@ from mplus.sentences import SentenceEnds
 from mplus.weights import Weights
 from mplus.words import same_words
 from mplus.write.chunks import ready_chunks
-from mplus.write.encode import Chunk
 
 
 class Embedded(NamedTuple):

@@ -24,6 +24,7 @@ from mplus.checkpoint.backbone_files import round_rope_frequencies
 from mplus.checkpoint.initial_memory import initial_state, stored, tokens_from_states
 from mplus.checkpoint.loading import load
 from mplus.config import MemoryConfig
+from mplus.encode import encode_adapter
 from mplus.layouts.by_config import layout_of
 from mplus.layouts.single_tokens import random_eviction
 from mplus.memory.long_term import LongTermMemory
@@ -36,7 +37,6 @@ from mplus.recall.choose import Recalled, nothing_recalled
 from mplus.recall.scorer import Question, Scorer, Shortlist
 from mplus.recall.units import Candidates
 from mplus.weights import Weights
-from mplus.write.encode import encode_adapter
 
 OVERRIDES = {
     "update_ltm_frequency": "consolidate_every",

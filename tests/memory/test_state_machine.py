@@ -18,9 +18,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 import mplus
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk, encode_states
 from mplus.memory.state import MemoryState
 from mplus.testing import tiny_model
-from mplus.write.encode import Chunk, encode_states
 
 CHUNK, MINIMUM, SHORT_TERM = 8, 4, 20
 EXAMPLES = 1000 if os.environ.get("MPLUS_RELIABILITY") == "full" else 30

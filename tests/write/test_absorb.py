@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mplus.encode import Chunk, encode_states
 from mplus.errors import MemoryMismatchError
 from mplus.model import MPlus
 from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
-from mplus.write.encode import Chunk, encode_states
 from tests.comparisons import assert_same
 from tests.conftest import TINY
 

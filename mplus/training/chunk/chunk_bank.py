@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk, encode_states
 from mplus.inert import encode_inert
 from mplus.sentences import SentenceEnds
 from mplus.training.chunk.questions import Question
 from mplus.weights import Weights
 from mplus.write.chunks import cut
-from mplus.write.encode import Chunk, encode_states
 
 CPU_BATCH, GPU_BATCH = 2048, 16_384
 """Tokens that are encoded at a time."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from mplus.backbone.attention import Rotation, rotate
 from mplus.config import MemoryConfig
+from mplus.encode import Chunk, encode_adapter
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState, Track
 from mplus.recall.choose import recall
@@ -28,7 +29,6 @@ from mplus.training.published.trained_modules import TrainableParts, retriever_l
 from mplus.training.task import StepLoss
 from mplus.weights import Weights
 from mplus.write.absorb import write_chunks
-from mplus.write.encode import Chunk, encode_adapter
 
 Kind = Literal["direct", "full", "replay", "plain"]
 Front = Callable[[int, Float[Tensor, "S D"]], Float[Tensor, "T D"]]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mplus.checkpoint.loading import assemble
+from mplus.encode import Chunk, encode_adapter
 from mplus.generation.prompt import Prompt
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
@@ -18,7 +19,6 @@ from mplus.training.published.objective import PublishedObjective, read_target, 
 from mplus.training.published.stages import Stage
 from mplus.training.published.trained_modules import PartSizes, TrainableParts, retriever_loss
 from mplus.write.absorb import write_chunks
-from mplus.write.encode import Chunk, encode_adapter
 from tests.training.published.stages import episodes, stage
 
 SIZES = PartSizes(rank=3, dropout=0.0, retriever_size=8)

@@ -85,6 +85,26 @@ def encode_states(
     return Encoded(tuple(states), tuple(base))
 
 
+def encode_apart(weights: Weights, input_ids: Sequence[int], *, num_layers: int | None = None) -> Encoded:
+    """One chunk in a pass of its own, without the chunk before it: the same bits whenever and beside whatever it is.
+
+    Args:
+        weights: The model.
+        input_ids: Token ids of the chunk.
+        num_layers: Encode only the first layers; None: all.
+    """
+    return encode_states(weights, [Chunk(list(input_ids), [], False)], [None], num_layers=num_layers)
+
+
+def latents_apart(
+    weights: Weights, layers: tuple[int, ...], input_ids: Sequence[int]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Keys and values for reading of one chunk, by layer, as ``encode_apart`` makes them."""
+    encoded = encode_apart(weights, input_ids)
+    rows = weights.latents(layers, encoded.states, encoded.base)
+    return tuple(one.keys for one in rows), tuple(one.values for one in rows)
+
+
 def _packed(backbone: Backbone, chunks: Sequence[Chunk], contexts: Sequence[Context | None]) -> Packing:
     """The attention pattern of rows of [bos ; contexts written earlier ; chunks], laid out as [chunk, row]."""
     sizes = torch.tensor([len(chunk.input_ids) for chunk in chunks])
