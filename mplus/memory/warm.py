@@ -163,7 +163,8 @@ class _Beside(WarmChunks):
         return self._whole.room
 
     def get(self, key: bytes, dtype: StorageDtype) -> Segment | None:
-        return (super().get(key, dtype) if key == self._key else None) or self._whole.get(key, dtype)
+        own = super().get(key, dtype) if key == self._key else None
+        return self._whole.get(key, dtype) if own is None else own
 
     def put(self, key: bytes, dtype: StorageDtype, segment: Segment) -> None:
         super().put(key, dtype, segment) if key == self._key else self._whole.put(key, dtype, segment)

@@ -114,7 +114,8 @@ class _Rows:
     """Rows of several segments, put in the order in which they were recalled."""
 
     def __init__(self) -> None:
-        self._segments, self._segment, self._row, self._places = list[Segment](), list[Tensor](), list[Tensor](), []
+        self._segments = list[Segment]()
+        self._segment, self._row, self._places = list[Tensor](), list[Tensor](), list[Tensor]()
 
     def add(self, segment: Segment, rows: Index, places: Index) -> None:
         """Rows of a segment, and their places among all."""
