@@ -71,9 +71,7 @@ def test_what_is_saved_is_behind_the_url_and_nothing_else(model: MPlus, here: Ur
     assert sources(UrlStore(URL, tmp_path / "new"), model) == ["a", "b"]
 
 
-def test_a_warm_memory_is_not_fetched_again(
-    model: MPlus, here: UrlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warm_memory_is_not_fetched_again(model: MPlus, here: UrlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     write(here, model, "a")
     fetched: list[str] = []
     real = Url.open

@@ -38,7 +38,10 @@ class Replicas:
 
     async def __call__(self, memory: str | None, passed: Passed) -> AsyncGenerator[Message]:
         self.asked.append((memory, passed))
-        parts = [start(self.kind), *({"type": "http.response.body", "body": b"x", "more_body": m} for m in (True, False))]
+        parts = [
+            start(self.kind),
+            *({"type": "http.response.body", "body": b"x", "more_body": m} for m in (True, False)),
+        ]
         for number, part in enumerate(parts):
             if len(self.asked) <= self.lost and number == self.after:
                 raise ReplicaLostError
@@ -110,7 +113,9 @@ async def test_a_change_whose_replica_died_is_not_made_twice_and_the_client_is_t
     async with client(replicas) as http:
         answer = await http.post(f"/v1/memories/anna/{path}", json={"text": "x"})
     assert len(replicas.asked) == 1
-    assert answer.status_code == 503 and answer.json()["code"] == "replica_lost" and answer.headers["retry-after"] == "1"
+    assert (
+        answer.status_code == 503 and answer.json()["code"] == "replica_lost" and answer.headers["retry-after"] == "1"
+    )
     assert answer.headers["content-type"] == "application/problem+json"
 
 
