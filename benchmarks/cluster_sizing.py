@@ -2,10 +2,10 @@
 
     python benchmarks/cluster_sizing.py [--users 10000 10000000] [--minutes 60]
 
-The figures of one replica are those of the lab book (``Measured``). The simulation knows nothing of the formula: requests
-of random users come at random moments, each goes to its memory's owner by the hashing that the cluster uses, and takes a random
-time there; replicas are simulated one by one, with one of them down. Of a large cluster some replicas are simulated, each with
-the users that hashing gives it.
+The figures of one replica are those of the lab book (``Measured``). The simulation knows nothing of the formula:
+requests of random users come at random moments, each goes to its memory's owner by the hashing that the cluster uses,
+and takes a random time there; replicas are simulated one by one, with one of them down. Of a large cluster some
+replicas are simulated, each with the users that hashing gives it.
 """
 
 import argparse
@@ -74,8 +74,8 @@ def main() -> None:
         print(
             f"| {users:,} | {found.replicas:,} | {found.answers_per_second:,.1f} | {found.used:.2f} | "
             f"{found.stored_bytes / 1e12:,.1f} TB | {found.sent_bytes_per_day / 1e12:,.2f} TB | "
-            f"{found.storage_requests_per_second:,.0f} | {found.warm_memories:,.0f}, {found.warm_bytes / 1e9:,.0f} GB | "
-            f"{late:.4f} |"
+            f"{found.storage_requests_per_second:,.0f} | "
+            f"{found.warm_memories:,.0f}, {found.warm_bytes / 1e9:,.0f} GB | {late:.4f} |"
         )
 
 
