@@ -1,5 +1,8 @@
 """The Ray Serve application: a front that lets requests in, and replicas of the model that answer them."""
 
+# pyright: reportMissingImports=false
+# Ray is checked where it is installed.
+
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing

@@ -1,5 +1,8 @@
 """``mplus serve --ray``: the Ray Serve application on this machine alone, until it is told to stop."""
 
+# pyright: reportMissingImports=false
+# Ray is checked where it is installed.
+
 import os
 import signal
 import socket
