@@ -2,10 +2,11 @@
 
     python benchmarks/cluster.py [--seconds 300] [--replicas 3] [--memories 20] [--kill-every 10] [--restart]
 
-Starts ``mplus serve --ray`` with a tiny random model on this machine. Clients write, read back and chat; every few seconds a
-replica is killed (SIGKILL). In the end every memory is opened from disk and compared with what was acknowledged. Locality is the
-share of answers that came from the replica which gave the memory's answer before, so a memory was warm there.
-``--restart`` replaces all replicas one after the other at the end, under load. Counts, no seconds: any machine will do.
+Starts ``mplus serve --ray`` with a tiny random model on this machine. Clients write, read back and chat; every few
+seconds a replica is killed (SIGKILL). In the end every memory is opened from disk and compared with what was
+acknowledged. Locality is the share of answers that came from the replica which gave the memory's answer before, so
+that the memory was warm there. ``--restart`` replaces all replicas one after the other at the end, under load. Counts,
+no seconds: any machine will do.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from typing import Any
 
 import httpx
 from ray import serve
+from ray.exceptions import RayError
 
 import mplus
 from mplus_integrations.cluster.application import NAME, application
@@ -118,7 +120,8 @@ class Client:
         except httpx.HTTPError as error:
             notes.statuses[f"{kind} {type(error).__name__}"] += 1
             return None
-        code = answer.json().get("code", "") if answer.status_code >= 400 else ""
+        is_ours = "json" in answer.headers.get("content-type", "")
+        code = answer.json().get("code", "") if answer.status_code >= 400 and is_ours else ""
         notes.statuses[f"{kind} {answer.status_code} {code}".strip()] += 1
         if answer.status_code != 200:
             time.sleep(0.2)
@@ -181,10 +184,14 @@ def main() -> None:
     parser.add_argument("--memories", type=int, default=20)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--kill-every", type=float, default=10)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--restart", action="store_true", help="replace all replicas at the end, under load")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mplus-cluster-") as folder:
-        print(json.dumps(measure(Path(folder), options), indent=1))
+        text = json.dumps(measure(Path(folder), options), indent=1)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(text + "\n")
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -220,7 +227,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 one.result()
         during = statuses(memories) - before
     finally:
-        end()
+        with suppress(RayError):
+            end()
     asked = [notes for notes in memories.values() if notes.acknowledged]
     opened, wrong = on_disk(folder / "memories", {name: n for name, n in memories.items() if n.acknowledged})
     pairs = sum(max(len(notes.answered_by) - 1, 0) for notes in asked)

@@ -1,5 +1,8 @@
 """The Ray Serve application: a front that lets requests in, and replicas of the model that answer them."""
 
+# pyright: reportMissingImports=false
+# Ray is checked where it is installed.
+
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -10,6 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
@@ -27,6 +31,10 @@ from mplus_integrations.server.settings import ServeSettings, read_settings
 NAME = "mplus"
 HEALTH_SECONDS = 2.0
 """How often each replica is asked whether it lives; one that was killed is replaced after so long."""
+
+QUIET = LoggingConfig(enable_access_log=False)
+"""Requests are logged by the replicas, as those of ``mplus serve`` are."""
+
 Loader = Callable[[], MPlus]
 
 
@@ -128,6 +136,7 @@ def application(settings: ServeSettings, *, load: Loader | None = None) -> serve
         request_router_config=RequestRouterConfig(request_router_class=OwnerRouter),
         ray_actor_options={"num_cpus": settings.replica_cpus, "num_gpus": settings.replica_gpus},
         health_check_period_s=HEALTH_SECONDS,
+        logging_config=QUIET,
         graceful_shutdown_timeout_s=float(settings.shutdown_seconds),
         graceful_shutdown_wait_loop_s=0.5,
     )
@@ -137,6 +146,7 @@ def application(settings: ServeSettings, *, load: Loader | None = None) -> serve
         max_ongoing_requests=settings.max_inside * max(settings.replicas, settings.max_replicas or 1),
         ray_actor_options={"num_cpus": min(0.1, settings.replica_cpus)},
         health_check_period_s=HEALTH_SECONDS,
+        logging_config=QUIET,
         graceful_shutdown_timeout_s=float(settings.shutdown_seconds),
     )
     return entrance.bind(given, replicas.bind(given, load))

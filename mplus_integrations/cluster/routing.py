@@ -1,5 +1,8 @@
 """Ray Serve's choice of a replica: always the owner of the memory that a request means."""
 
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+# Ray is checked where it is installed.
+
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica

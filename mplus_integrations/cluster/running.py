@@ -1,5 +1,8 @@
 """``mplus serve --ray``: the Ray Serve application on this machine alone, until it is told to stop."""
 
+# pyright: reportMissingImports=false
+# Ray is checked where it is installed.
+
 import os
 import signal
 import socket
@@ -16,7 +19,7 @@ from mplus_integrations.server.settings import ServeSettings
 OBJECT_BYTES = 2**29
 """Host memory for requests and answers that are too large for a message between processes."""
 SURROUNDINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-"""How Ray runs here unless the environment says otherwise: it tells nobody, and replicas compute as eagerly as others."""
+"""How Ray runs here unless the environment says otherwise: it tells nobody, and replicas are as eager as others."""
 
 
 def run(settings: ServeSettings, *, load: Loader | None = None) -> None:

@@ -28,7 +28,9 @@ def serve(*, config: ConfigOption = None, **options: Any) -> None:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise ImportError("mplus serve --ray needs Ray, which is not installed: pip install 'mplus-memory[cluster]'") from error
+        raise ImportError(
+            "mplus serve --ray needs Ray, which is not installed: pip install 'mplus-memory[cluster]'"
+        ) from error
     running.run(settings)
 
 

@@ -32,6 +32,7 @@ STATUSES: Sequence[tuple[type[Exception], int, str]] = (
     (mplus.SchedulerClosedError, 503, "stopping"),
     (mplus.MemoryNotFoundError, 404, "memory_not_found"),
     (mplus.MemoryLockedError, 409, "memory_in_use"),
+    (mplus.MemoryConflictError, 409, "memory_conflict"),
     (mplus.MemoryMismatchError, 409, "memory_of_another_model"),
     (mplus.LedgerMissingError, 409, "ledger_missing"),
     (mplus.MemoryLimitError, 413, "memory_limit"),
@@ -44,7 +45,7 @@ STATUSES: Sequence[tuple[type[Exception], int, str]] = (
     (ValueError, 400, "invalid_request"),
 )
 """The first that an error is one of counts."""
-AGAIN = frozenset({"queue_full", "stopping", "memory_in_use", "not_reachable"})
+AGAIN = frozenset({"queue_full", "stopping", "memory_in_use", "memory_conflict", "not_reachable"})
 """What may work a little later."""
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from mplus import KeyVault, Memory, MemoryStore, MPlus, Scheduler
+from mplus import KeyVault, Memory, MemoryStore, MPlus, Scheduler, UrlStore
 from mplus_integrations.answering import Answer, Answering
 from mplus_integrations.server.access import Access
 from mplus_integrations.server.activity import NOTED, Act, Activity
@@ -117,12 +117,7 @@ class Service:
             return
         settings = self.settings
         model = self._given or MPlus.from_pretrained(settings.model, device=settings.device)
-        store = MemoryStore(
-            settings.memories or usual_folder(),
-            max_memory_bytes=settings.max_memory_bytes,
-            max_total_bytes=settings.max_total_bytes,
-            vault=None if settings.vault is None else KeyVault(settings.vault),
-        )
+        store = opened_store(settings)
         sweep_scratch(store.root / SCRATCH)
         for name in settings.shared:
             with store.open(name, model):
@@ -277,6 +272,27 @@ class Service:
         finally:
             self.metrics.operations.labels(operation, result).inc()
             self.metrics.operation_seconds.labels(operation).observe(time.monotonic() - started)
+
+
+def opened_store(settings: ServeSettings) -> MemoryStore:
+    """The memories that the settings name: in a folder, or behind a url.
+
+    Raises:
+        MemoryReadError: They cannot be reached.
+        ValueError: No file system for such urls is installed.
+    """
+    folder = settings.memories or usual_folder()
+    vault = None if settings.vault is None else KeyVault(settings.vault)
+    if settings.memories_url is None:
+        most, total = settings.max_memory_bytes, settings.max_total_bytes
+        return MemoryStore(folder, max_memory_bytes=most, max_total_bytes=total, vault=vault)
+    return UrlStore(
+        settings.memories_url,
+        folder,
+        max_memory_bytes=settings.max_memory_bytes,
+        max_local_bytes=settings.max_local_bytes,
+        vault=vault,
+    )
 
 
 def usual_folder() -> Path:

@@ -41,6 +41,10 @@ class ServeSettings(BaseSettings):
     """Further names by which clients may call the model, separated by commas."""
     memories: Path | None = None
     """Folder of the memories; by default that of the other mplus commands."""
+    memories_url: str | None = None
+    """Url of the memories, such as s3://bucket/memories, which many machines share; the folder then holds copies."""
+    max_local_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Most bytes of copies of memories behind a url; no limit by default."""
     vault: Path | None = None
     """Folder of a key for each memory, with which it is encrypted; by default memories are not encrypted."""
     shared: Names = ()
@@ -116,6 +120,14 @@ class ServeSettings(BaseSettings):
     def _keys_are_needed(self) -> Self:
         if self.keys is not None and self.require_key is False:
             raise ValueError("require_key=False beside keys: without keys anyone opens every memory. Leave one out.")
+        return self
+
+    @model_validator(mode="after")
+    def _url_fits(self) -> Self:
+        if self.memories_url is None and self.max_local_bytes is not None:
+            raise ValueError("max_local_bytes without memories_url: there are no copies. Leave it out.")
+        if self.memories_url is not None and self.max_total_bytes is not None:
+            raise ValueError("max_total_bytes with memories_url: machines do not count together. Leave it out.")
         return self
 
     @model_validator(mode="after")

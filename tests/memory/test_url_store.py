@@ -4,9 +4,11 @@ import pickle
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from mplus import (
     KeyVault,
@@ -20,6 +22,7 @@ from mplus import (
 from mplus.model import MPlus
 from mplus.storage.names import MANIFEST
 from mplus.storage.url import LEASE, Url
+from mplus_integrations.cluster.sizing import Measured
 
 URL = "memory://bucket/memories"
 
@@ -79,6 +82,27 @@ def test_a_warm_memory_is_not_fetched_again(model: MPlus, here: UrlStore, monkey
     sources(here, model)
     write(here, model, "b")
     assert fetched == []
+
+
+def test_a_warm_save_takes_some_twenty_requests_and_a_warm_read_one(
+    model: MPlus, here: UrlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(here, model, "a")
+    write(here, model, "b")
+    asked: list[str] = []
+    for name in ("cat_file", "pipe_file", "open", "ls", "rm_file"):
+        real = getattr(MemoryFileSystem, name)
+
+        def noted(*given: Any, name: str = name, real: Any = real, **options: Any) -> Any:
+            asked.append(name)
+            return real(*given, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, name, noted)
+    here.load("alice", model)
+    assert asked == ["cat_file"]
+    asked.clear()
+    write(here, model, "c")
+    assert 10 <= len(asked) <= Measured().requests_per_save + 4, asked
 
 
 def test_of_two_machines_that_write_at_once_the_second_is_refused(

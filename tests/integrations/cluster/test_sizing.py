@@ -1,0 +1,77 @@
+"""What many users need: replicas that keep the wait, bytes that add up, and mistakes that are told."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mplus_integrations.cluster.sizing import Demand, Measured, most_used, needed
+
+
+def test_replicas_are_as_few_as_keep_the_wait_and_one_more() -> None:
+    demand, measured = Demand(users=10_000), Measured()
+    found = needed(demand, measured)
+    patience = demand.wait_seconds / found.busy_seconds
+
+    def late(replicas: int) -> float:
+        used = found.answers_per_second * found.busy_seconds / replicas
+        return used * math.exp(-(1 - used) * patience) if used < 1 else 1.0
+
+    assert late(found.replicas - 1) <= 0.01
+    assert late(found.replicas - 3) > 0.01, "two fewer would not do"
+
+
+def test_a_thousand_times_the_users_need_about_a_thousand_times_as_much() -> None:
+    few, many = needed(Demand(users=10_000)), needed(Demand(users=10_000_000))
+    assert many.stored_bytes == pytest.approx(1000 * few.stored_bytes)
+    assert many.answers_per_second == pytest.approx(1000 * few.answers_per_second)
+    assert 800 < (many.replicas - 1) / (few.replicas - 1) < 1200
+
+
+def test_bytes_and_requests_are_those_of_the_figures() -> None:
+    measured = Measured(bytes_per_token=10, bytes_per_save=1000, requests_per_read=1, requests_per_save=5)
+    demand = Demand(users=100, active=0.5, answers=2, written_tokens=30, saves=3, kept_tokens=7, busiest=2)
+    found = needed(demand, measured)
+    assert found.stored_bytes == 100 * 7 * 10
+    assert found.sent_bytes_per_day == 50 * 30 * 10 + 50 * 3 * 1000
+    assert found.answers_per_second == pytest.approx(50 * 2 * 2 / 86_400)
+    assert found.storage_requests_per_second == pytest.approx((50 * 2 + 50 * 3 * 5) * 2 / 86_400)
+
+
+@given(st.integers(1, 10**8), st.floats(0.01, 1), st.floats(0.1, 100), st.floats(0.1, 60))
+def test_more_users_never_need_less_and_no_replica_is_overloaded(
+    users: int, active: float, answers: float, wait: float
+) -> None:
+    found = needed(Demand(users=users, active=active, answers=answers, wait_seconds=wait))
+    more = needed(Demand(users=2 * users, active=active, answers=answers, wait_seconds=wait))
+    assert found.used < 1 and found.replicas >= 2 and more.replicas >= found.replicas
+
+
+@pytest.mark.parametrize("patience", [0.5, 3.0, 20.0])
+def test_the_formula_of_waiting_is_that_of_a_simulated_queue(patience: float) -> None:
+    used, draw = most_used(patience, late=0.1), random.Random(0)
+    wait, late, requests = 0.0, 0, 100_000
+    for _ in range(requests):  # Lindley's recursion, one second of work for a request
+        wait = max(wait + draw.expovariate(1.0) - draw.expovariate(used), 0.0)
+        late += wait > patience
+    assert late / requests == pytest.approx(0.1, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"users": 0}, "users=0"),
+        ({"users": 10, "active": 1.5}, "active=1.5"),
+        ({"users": 10, "answers": -1}, "answers"),
+    ],
+)
+def test_demands_that_cannot_be_are_refused(given: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Demand(**given)  # type: ignore[arg-type]
+
+
+def test_figures_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="tokens_per_second=0"):
+        Measured(tokens_per_second=0)
