@@ -9,19 +9,20 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig
 from pydantic import AfterValidator, ConfigDict
 
-from mplus import UnknownNameError
+from mplus import UnknownNameError, source_filter
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.langchain.configs import keyed
 from mplus_integrations.langchain.vectorstore import DEFAULT_K, checked_k, document_of
 from mplus_integrations.settings import KnownNames
-from mplus_integrations.whose_memory import MemoryKeyName
+from mplus_integrations.sources import headings_of
+from mplus_integrations.whose_memory import MemoryKeyName, Where
 
 
 class MPlusRetriever(KnownNames, BaseRetriever):
     """Returns the sources that the model's own scorer finds for a query: documents, turns and notes.
 
-    Their metadata has ``source``, ``relevance`` and ``score`` (from 0 to 1, ``mplus.FoundSource.score``), unless their
-    user gave some of that name.
+    A document that is nothing but a heading is never returned. Their metadata has ``source``, ``relevance`` and
+    ``score`` (from 0 to 1, ``mplus.FoundSource.score``), unless their user gave some of that name.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
@@ -57,7 +58,9 @@ class MPlusRetriever(KnownNames, BaseRetriever):
         key = self.memory_key if self.memory_key is not None else kwargs.get("memory_key")
         with self.chat.opened(None if self.chat.memory is not None else key) as memory:
             times = {"since": self.since, "until": self.until, "as_of": self.as_of}
-            found = self.chat.loaded.search(memory, query, limit=k, where=self.where, **times)
+            headings, fits = headings_of(memory), None if self.where is None else source_filter(self.where)
+            where: Where = lambda name, about: name not in headings and (fits is None or bool(fits(name, about)))
+            found = self.chat.loaded.search(memory, query, limit=k, where=where, **times)
         documents: list[Document] = []
         for source in found:
             document = document_of(source.source, source)

@@ -18,8 +18,8 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from mplus import FoundSource, Memory, UnknownNameError, metadata_filter
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.settings import instead_where
-from mplus_integrations.sources import DOCUMENT, named, refuse_others, without_blanks
-from mplus_integrations.whose_memory import Latents, all_or_nothing, checked_key, forget_all
+from mplus_integrations.sources import DOCUMENT, headings_of, named, refuse_others, without_blanks
+from mplus_integrations.whose_memory import Latents, Where, all_or_nothing, checked_key, forget_all
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
@@ -270,7 +270,10 @@ class MPlusVectorStore(VectorStore):
         return [known[name] for name in map(named, ids) if name in known]
 
     def similarity_search(self, query: str, k: int | None = DEFAULT_K, **kwargs: Any) -> list[Document]:
-        """The documents that the model's retriever finds for a query, most relevant first."""
+        """The documents that the model's retriever finds for a query, most relevant first.
+
+        A document that is nothing but a heading is never found: it announces an answer and is none.
+        """
         return [document for document, _ in self.similarity_search_with_score(query, k, **kwargs)]
 
     def similarity_search_with_score(
@@ -338,7 +341,9 @@ class MPlusVectorStore(VectorStore):
     def _found(self, query: str, wanted: Filter | None, times: Mapping[str, Any]) -> list[tuple[Document, float]]:
         fits = document_filter(wanted)
         with self.chat.opened(self.memory_key) as memory:
-            found = self.chat.loaded.search(memory, query, limit=None, where={DOCUMENT: True}, **times)
+            headings = headings_of(memory)
+            where: Where = lambda name, metadata: DOCUMENT in metadata and name not in headings
+            found = self.chat.loaded.search(memory, query, limit=None, where=where, **times)
         documents = [(document_of(source.source, source), source.score) for source in found]
         return [(document, score) for document, score in documents if fits(document)]
 

@@ -14,7 +14,7 @@ from llama_index.core.schema import TextNode
 from mplus import MemoryStore
 from mplus.testing import tiny_model
 from mplus.write import absorb
-from mplus_integrations.langchain import MPlusChat, MPlusStore, MPlusVectorStore
+from mplus_integrations.langchain import MPlusChat, MPlusRetriever, MPlusStore, MPlusVectorStore
 from mplus_integrations.llama_index import MPlusIndex, MPlusLLM, MPlusWriter
 from mplus_integrations.sources import is_heading
 from tests.conftest import TINY
@@ -41,8 +41,17 @@ def test_the_source_that_answers_is_named_before_one_that_was_merely_read(framew
 def test_a_heading_alone_is_never_the_answer(heading: str) -> None:
     texts = {"h": heading, "text": "Invoices are paid to account 1111, says Biscuit."}
     chat = MPlusChat(model=MODEL, max_tokens=1)
-    MPlusVectorStore(chat).add_texts(list(texts.values()), ids=list(texts))
+    store = MPlusVectorStore(chat)
+    store.add_texts(list(texts.values()), ids=list(texts))
     answer = chat.invoke("Which account?")
+    for retriever in (
+        store.as_retriever(),
+        store.as_retriever(search_type="mmr"),
+        MPlusRetriever(chat=chat),
+        MPlusRetriever(chat=chat, where=lambda name, _: True),
+    ):
+        assert [one.id for one in retriever.invoke("Which account?")] == ["text"]
+    assert store.get_by_ids(["h"])[0].page_content == heading
     nodes = [TextNode(text=text, id_=name) for name, text in texts.items()]
     index = MPlusIndex(nodes, llm=MPlusLLM(model=MODEL, max_tokens=1))
     assert [one["source"] for one in answer.response_metadata["recalled"]] == ["text"]

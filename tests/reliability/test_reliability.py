@@ -18,6 +18,8 @@ KILLS = 200 if FULL else 60
 MUTATIONS = 500
 STRESS_SECONDS = float(os.environ.get("MPLUS_STRESS_SECONDS", "120" if FULL else "4"))
 
+SOAK_SECONDS = float(os.environ.get("MPLUS_SOAK_SECONDS", "1200" if FULL else "6"))
+
 
 def run(script: str, *arguments: object, prefix: tuple[str, ...] = ()) -> Any:
     command = [*prefix, sys.executable, "-m", f"tests.reliability.{script}", *map(str, arguments)]
@@ -108,3 +110,16 @@ def test_a_power_cut_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
     found = run("power", tmp_path, "--cuts", 700 if FULL else 140)
     assert found["wrong"] == []
     assert all(outcomes["new"] >= 1 for outcomes in found["outcomes"].values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for memory, threads and files")
+@pytest.mark.timeout(SOAK_SECONDS + 600)
+def test_eight_users_for_a_long_time_cross_nothing_and_take_no_more_and_more(tmp_path: Path) -> None:
+    found = run("soak", tmp_path, "--seconds", SOAK_SECONDS)
+    assert found["turns"] >= 8
+    assert found["crossed"] == []
+    assert found["failed"] == []
+    assert found["threads"][0] == found["threads"][1]
+    assert found["files"][0] == found["files"][1]
+    second, last = (found[f"resident MB in the {quarter} quarter"] for quarter in ("second", "last"))
+    assert last <= 1.05 * second + 16
