@@ -226,7 +226,9 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             yield chunk
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Tokens of the model's own tokenizer."""
+        """Tokens of the model's own tokenizer, or of ``custom_get_token_ids``."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
         return self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def get_num_tokens_from_messages(
@@ -310,6 +312,12 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         if not call.use_memory:
             return Latents(), []
         return self.latents(call.memory_key), self.shared_memories()
+
+    def _present_key(self, memory_key: str | None) -> str | None:
+        # A step of a chain or graph writes into the memory that its answers read.
+        if memory_key is not None or self.memory is not None:
+            return memory_key
+        return asked_in(None, {}).get("memory_key")
 
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
         return to_text(item)

@@ -32,6 +32,8 @@ class StorePlace(BaseModel):
     root: str
     max_memory_bytes: int | None = None
     max_total_bytes: int | None = None
+    has_vault: bool = False
+    """Whether its memories are encrypted; their keys are not in the JSON."""
 
     @classmethod
     def of(cls, store: MemoryStore) -> "StorePlace":
@@ -40,10 +42,20 @@ class StorePlace(BaseModel):
             root=str(store.root.absolute()),
             max_memory_bytes=store.max_memory_bytes,
             max_total_bytes=store.max_total_bytes,
+            has_vault=store.vault is not None,
         )
 
     def opened(self) -> MemoryStore:
-        """The store with these settings."""
+        """The store with these settings.
+
+        Raises:
+            ValueError: Its memories are encrypted. Without their keys, new ones would be written as plain text.
+        """
+        if self.has_vault:
+            raise ValueError(
+                f"The store {self.root!r} has a vault, whose keys are not saved here. Make this object again with "
+                "store=MemoryStore(folder, vault=KeyVault(…)) and memory_key=."
+            )
         return MemoryStore(self.root, max_memory_bytes=self.max_memory_bytes, max_total_bytes=self.max_total_bytes)
 
 
