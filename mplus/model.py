@@ -603,8 +603,8 @@ class MPlus:
 
     def __getstate__(self) -> object:
         raise ValueError(
-            f"An MPlus is not pickled: its weights are large, and have a name. Pass {self.name or 'the folder'!r} on, and "
-            "call MPlus.from_pretrained there."
+            f"An MPlus is not pickled: its weights are large, and have a name. Pass {self.name or 'its folder'!r} on, "
+            "and call MPlus.from_pretrained there."
         )
 
     def __repr__(self) -> str:

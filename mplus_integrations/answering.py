@@ -20,7 +20,7 @@ from mplus import (
     source_filter,
 )
 from mplus_integrations.conversations import Conversation
-from mplus_integrations.forms import before_calls, form_of, with_told
+from mplus_integrations.forms import before_calls, form_of, may_hold_calls, with_told
 from mplus_integrations.history import OURS, Fitted, fitted
 from mplus_integrations.settings import INSTEAD, AnswerSettings, Call
 from mplus_integrations.sources import headings_of
@@ -139,7 +139,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                     yield Piece.of(piece, stream.tokens)
             generation = stream.generation
             sentences = {"passages": passages_of(stream, names)} if passages else {}
-        text, calls = parse_tool_calls(generation.text) if call.tools else (generation.text, [])
+        said = generation.text
+        text, calls = parse_tool_calls(said) if may_hold_calls(call, said) else (said, [])
         numbered = [(f"call_{uuid4().hex[:24]}", one) for one in calls]
         good = [one for one in numbered if one[1].arguments is not None]
         yield Answer(

@@ -70,6 +70,8 @@ def checked_once(items: Iterable[tuple[str, Item]], name: str, same: Callable[[I
     found: dict[str, Item] = {}
     for one, item in items:
         if one in found and not same(found[one], item):
-            raise ValueError(f"{name} has {one!r:.60} twice, with different contents: expected a name for each of them.")
+            raise ValueError(
+                f"{name} has {one!r:.60} twice, with different contents: expected a name for each of them."
+            )
         found[one] = item
     return found

@@ -207,14 +207,6 @@ def test_a_call_cannot_be_asked_for_without_tools(built: Built, choice: Any) -> 
         assert built.llm.chat_with_tools([], "Hello?", tool_choice=nothing) is not None
 
 
-def test_a_form_beside_tools_is_refused_where_the_tools_could_never_be_called(built: Built) -> None:
-    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
-    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": {"type": "integer"}}}
-    for ask in (built.llm.chat, built.llm.stream_chat):
-        with pytest.raises(ValueError, match="tools= beside response_format=: the tools could never be called"):
-            ask([ChatMessage("Hello?")], tools=[tool], response_format=form)
-
-
 # --- values of another type ---------------------------------------------------------------------------
 
 GREEN = MetadataFilter(key="kind", value="pear")
@@ -369,7 +361,10 @@ def test_settings_of_a_call_are_no_values_of_a_prompt(lasting: Built) -> None:
 
 
 def test_a_structured_llm_takes_no_argument_that_it_would_drop(lasting: Built) -> None:
-    for name, says in (("max_tokens", r"Use an argument of its calls.*max_tokens="), ("system_prompt", "does not take")):
+    for name, says in (
+        ("max_tokens", r"Use an argument of its calls.*max_tokens="),
+        ("system_prompt", "does not take"),
+    ):
         with pytest.raises(UnknownNameError, match=says):
             lasting.llm.as_structured_llm(Fruit, **{name: 5})
     with pytest.raises(UnknownNameError, match="'foo'"):

@@ -130,9 +130,9 @@ WITH_A_KEY: dict[str, Callable[[MPlusChat], Any]] = {
     "bind": lambda chat: chat.bind(memory_key="anna").invoke("What is my code?"),
     "bind_tools": lambda chat: chat.bind_tools([spell]).invoke("What is my code?", ANNA),
     "with_structured_output": lambda chat: chat.with_structured_output(Code, include_raw=True).invoke("Code?", ANNA),
-    "a key bound to a form": lambda chat: chat.with_structured_output(
-        Code, include_raw=True, memory_key="anna"
-    ).invoke("Code?"),
+    "a key bound to a form": lambda chat: chat.with_structured_output(Code, include_raw=True, memory_key="anna").invoke(
+        "Code?"
+    ),
     "with_retry": lambda chat: chat.with_retry().invoke("What is my code?", ANNA),
     "with_fallbacks": lambda chat: RunnableLambda(failing).with_fallbacks([chat]).invoke("What is my code?", ANNA),
     "RunnableParallel": lambda chat: RunnableParallel(one=chat).invoke("What is my code?", ANNA),
@@ -143,9 +143,9 @@ WITH_A_KEY: dict[str, Callable[[MPlusChat], Any]] = {
     ),
     "RunnableWithMessageHistory": lambda chat: with_history(chat).invoke(MESSAGES[0], IN_SESSION),
     "RunnableWithMessageHistory, streamed": lambda chat: list(with_history(chat).stream(MESSAGES[0], IN_SESSION)),
-    "a node of LangGraph": lambda chat: graph(
-        lambda state: {"messages": [chat.invoke(state["messages"])]}
-    ).invoke({"messages": MESSAGES[0]}, ANNA),
+    "a node of LangGraph": lambda chat: graph(lambda state: {"messages": [chat.invoke(state["messages"])]}).invoke(
+        {"messages": MESSAGES[0]}, ANNA
+    ),
     "an async node": lambda chat: asyncio.run(graph(anode(chat)).ainvoke({"messages": MESSAGES[0]}, ANNA)),
     "a node that asks by generate": lambda chat: graph(
         lambda state: {"messages": [chat.generate([state["messages"]]).generations[0][0].message]}
