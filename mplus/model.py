@@ -664,6 +664,18 @@ class MPlus:
                 f"{self.weights.backbone.num_layers - 1}."
             )
 
+    def __copy__(self) -> "MPlus":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "MPlus":
+        return self  # it never changes
+
+    def __getstate__(self) -> object:
+        raise ValueError(
+            f"An MPlus is not pickled: its weights are large, and have a name. Pass {self.name or 'its folder'!r} on, "
+            "and call MPlus.from_pretrained there."
+        )
+
     def __repr__(self) -> str:
         backbone = self.weights.backbone
         return (

@@ -20,7 +20,7 @@ from mplus import (
     source_filter,
 )
 from mplus_integrations.conversations import Conversation
-from mplus_integrations.forms import before_calls, form_of, has_result, tool_choice, with_told
+from mplus_integrations.forms import before_calls, form_of, has_result, may_hold_calls, tool_choice, with_told
 from mplus_integrations.history import OURS, Fitted, fitted
 from mplus_integrations.settings import AnswerSettings, Call, instead_where
 from mplus_integrations.sources import headings_of
@@ -147,7 +147,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                     yield Piece.of(piece, stream.tokens)
             generation = stream.generation
             sentences = {"passages": passages_of(stream, names)} if passages else {}
-        text, calls = parse_tool_calls(generation.text) if call.tools else (generation.text, [])
+        said = generation.text
+        text, calls = parse_tool_calls(said) if may_hold_calls(call, said) else (said, [])
         if not isinstance(prompt, str) and call.tools and tool_choice(call.tool_choice, call.tools) == "auto":
             new = [one for one in calls if one.arguments is None or not has_result(prompt, one)]
             if calls and not new and not text.strip() and not shown:

@@ -28,13 +28,14 @@ def form_of(call: Call) -> Form:
     Raises:
         ValueError: A schema, tool or choice cannot be enforced.
     """
-    choice = tool_choice(call.tool_choice, call.tools)
-    if call.response_format is not None:
-        if call.response_format.get("type") == "json_object":
-            return Form(Constraint.json_object(), "Answer with a JSON object.")
-        schema = response_schema(call.response_format)
-        told = f"Answer with JSON of this schema: {json.dumps(schema, ensure_ascii=False)}"
-        return Form(Constraint.json_schema(schema), told)
+    choice, wanted = tool_choice(call.tool_choice, call.tools), call.response_format
+    schema = None if wanted is None or wanted.get("type") == "json_object" else response_schema(wanted)
+    if wanted is not None and choice in ("auto", "none"):  # else a call is asked for
+        form = "a JSON object." if schema is None else f"JSON of this schema: {json.dumps(schema, ensure_ascii=False)}"
+        if call.tools and choice == "auto":
+            return Form(Constraint.tool_calls_or_json(call.tools, schema), f"If you call no tool, answer with {form}")
+        told = f"Answer with {form}"
+        return Form(Constraint.json_object() if schema is None else Constraint.json_schema(schema), told)
     return Form(Constraint.tool_calls(call.tools, choice) if call.tools and choice != "none" else None, None)
 
 
@@ -100,7 +101,7 @@ def check_form(call: Call, generation: Generation, calls: Sequence[ToolCall], in
     """
     why = f"The answer ended because of {generation.finish_reason!r} after {generation.completion_tokens} tokens."
     more = f"{why} Allow it more max_tokens, leave stop= out, or give fields a limit."
-    if call.response_format is not None and not _is_whole(generation):
+    if call.response_format is not None and not (calls or invalid) and not _is_whole(generation):
         raise ValueError(f"{generation.text!r:.120} is not whole JSON. {more}")
     if invalid and not calls:
         raise ValueError(f"The call {invalid[0].text!r:.120} is not valid: {invalid[0].error}. {more}")
@@ -115,6 +116,11 @@ def _is_whole(generation: Generation) -> bool:
     except ValueError:
         return False
     return generation.finish_reason == "stop" or not isinstance(value, int | float) or isinstance(value, bool)
+
+
+def may_hold_calls(call: Call, text: str) -> bool:
+    """Whether an answer may hold tool calls. JSON that follows a schema may have their marks in its texts."""
+    return bool(call.tools) and (call.response_format is None or text.startswith(OPEN_CALL))
 
 
 def with_told(messages: list[dict[str, Any]], told: str | None) -> list[dict[str, Any]]:

@@ -68,6 +68,15 @@ class KnownNames(BaseModel):
         UnknownNameError.check(names, known, of=cls.__name__, instead=instead_where(known))
         return {name: value for name, value in names.items() if value is not None}
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, with other values of some fields.
+
+        Raises:
+            UnknownNameError: There is no field of that name.
+        """
+        UnknownNameError.check(update or {}, type(self).model_fields, of=type(self).__name__, instead=INSTEAD)
+        return super().model_copy(update=update, deep=deep)
+
 
 class AnswerSettings(KnownNames):
     """How answers are generated; ranges are checked by ``mplus.SamplingParams``."""

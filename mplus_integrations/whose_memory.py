@@ -141,6 +141,18 @@ class Latents:
             return memory if self.store is None else memory.fork()
 
 
+def check_memory(memory: object, store: object) -> None:
+    """Check that arguments are a memory and a store, where they are given.
+
+    Raises:
+        ValueError: One is something else.
+    """
+    if memory is not None and not isinstance(memory, Memory | Latents):
+        raise ValueError(f"memory={memory!r:.40} is {type(memory).__name__}: expected a Memory, or another's latents.")
+    if store is not None and not isinstance(store, MemoryStore):
+        raise ValueError(f"store={store!r:.40} is {type(store).__name__}: expected mplus.MemoryStore(folder).")
+
+
 class OwnMemories:
     """The memories of an object without a store, by name; every copy of the object has the same ones."""
 
@@ -369,7 +381,7 @@ class Remembering(Referring, Generic[Item]):
         if metadata is not None and not isinstance(metadata, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"metadata={metadata!r:.60}: expected a mapping, such as {{'author': 'Anna'}}.")
         names = [named(source) or name for _, name, _, _ in texts]
-        with self.opened(memory_key) as memory:
+        with self.opened(self._present_key(memory_key)) as memory:
             refuse_others(memory, filter(None, names))
             return self.loaded.write(
                 memory,
@@ -416,8 +428,12 @@ class Remembering(Referring, Generic[Item]):
         Raises:
             ValueError: The name is neither text, a number nor a UUID; or as for ``latents``.
         """
-        with self.opened(memory_key) as memory:
+        with self.opened(self._present_key(memory_key)) as memory:
             return memory.forget(source)
+
+    def _present_key(self, memory_key: str | None) -> str | None:
+        """The name of the memory to change: the given one, or one that a framework knows."""
+        return memory_key
 
     @abstractmethod
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:

@@ -64,30 +64,13 @@ class Constraint:
         Raises:
             ValueError: There are no tools, the name is unknown, or a tool allows any parameters.
         """
-        if not tools:
-            raise ValueError("tools=[]: expected at least one tool to call.")
-        functions = [tool_function(tool) for tool in tools]
+        functions = _functions(tools)
         names = [function["name"] for function in functions]
         if choice not in ("auto", "required"):
             if choice not in names:
                 raise ValueError(f"tool choice {choice!r}: expected 'auto', 'required' or one of {', '.join(names)}.")
             functions = [function for function in functions if function["name"] == choice]
-        # References to definitions start at the root of a schema, so each tool is a grammar of its own.
-        calls = [
-            {
-                "type": "object",
-                "properties": {"name": {"const": function["name"]}, "arguments": {"$ref": "#/$defs/arguments"}},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-                "$defs": {"arguments": _nested(_parameters(function), "arguments")},
-                "x-guidance": SPACING,
-            }
-            for function in functions
-        ]
-        rules = "\n".join(
-            f'call_{number}: "\\n" %json {json.dumps(call)} "\\n{CLOSE_CALL}"' for number, call in enumerate(calls)
-        )
-        call = f"({' | '.join(f'call_{number}' for number in range(len(calls)))})"
+        call, rules = _calls(functions)
         if choice == "auto":
             # The lazy part ends free text as soon as a call begins; only further calls may follow a call.
             start = f'start: TEXT | lead {call} more*\nlead[lazy]: TEXT "{OPEN_CALL}"\nTEXT: /(.|\\n)*/\n'
@@ -95,6 +78,51 @@ class Constraint:
         else:
             grammar = f'start: "{OPEN_CALL}" {call}\n{rules}\n'
         return _validated(Constraint(grammar), [function["name"] for function in functions])
+
+    @staticmethod
+    def tool_calls_or_json(tools: Sequence[Schema], schema: Schema | None) -> "Constraint":
+        """Calls of any tools, or else one JSON value.
+
+        Args:
+            tools: As for ``tool_calls``.
+            schema: Of the value, as for ``json_schema``; None: any object.
+
+        Raises:
+            ValueError: There are no tools, or a tool or the schema allows any properties.
+        """
+        functions = _functions(tools)
+        answer = {"type": "object"} if schema is None else closed_schema(schema)
+        call, rules = _calls(functions)
+        start = f'start: "{OPEN_CALL}" {call} more* | answer\nmore: "\\n{OPEN_CALL}" {call}\n'
+        grammar = f"{start}answer: %json {json.dumps({**answer, 'x-guidance': SPACING})}\n{rules}\n"
+        return _validated(Constraint(grammar), [function["name"] for function in functions])
+
+
+def _functions(tools: Sequence[Schema]) -> list[dict[str, Any]]:
+    if not tools:
+        raise ValueError("tools=[]: expected at least one tool to call.")
+    return [tool_function(tool) for tool in tools]
+
+
+def _calls(functions: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """A call of one of the functions, behind its opening mark, and the rules that it refers to."""
+    # References to definitions start at the root of a schema, so each tool is a grammar of its own.
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": function["name"]}, "arguments": {"$ref": "#/$defs/arguments"}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+            "$defs": {"arguments": _nested(_parameters(function), "arguments")},
+            "x-guidance": SPACING,
+        }
+        for function in functions
+    ]
+    rules = "\n".join(
+        f'call_{number}: "\\n" %json {json.dumps(call)} "\\n{CLOSE_CALL}"' for number, call in enumerate(calls)
+    )
+    call = f"({' | '.join(f'call_{number}' for number in range(len(calls)))})"
+    return call, rules
 
 
 def _validated(constraint: Constraint, what: object) -> Constraint:

@@ -236,6 +236,18 @@ class Memory:
         fork.restore(within(fork.state, self.config, period, purged=True), ())
         return fork
 
+    def __copy__(self) -> "Memory":
+        return self.fork()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Memory":
+        return self.fork()
+
+    def __getstate__(self) -> object:
+        raise ValueError(
+            "A Memory is not pickled: its file is its portable form. Use memory.export(file) and Memory.load(file, "
+            "model), or a MemoryStore."
+        )
+
     def is_unchanged_since(self, fork: "Memory") -> bool:
         """Whether state and history are still those that ``fork`` was made from."""
         return self.state is fork.state and self.snapshots is fork.snapshots

@@ -88,6 +88,9 @@ class MemoryStore:
     def _make(self) -> None:
         Folder(self.root).make()
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "MemoryStore":
+        return self  # a folder, of which there is one
+
     def __getstate__(self) -> dict[str, object]:
         """Folder and limits, for another process.
 

@@ -23,12 +23,12 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, SecretStr
 
 from mplus import source_filter
-from mplus_integrations.answering import Answering, Piece
-from mplus_integrations.forms import response_format
+from mplus_integrations.answering import Answer, Answering, Piece
+from mplus_integrations.forms import check_form, response_format
 from mplus_integrations.history import OURS
 from mplus_integrations.langchain.configs import asked_in
 from mplus_integrations.langchain.messages import to_chat, to_last_chunk, to_message, to_text, usage
-from mplus_integrations.langchain.structured import as_json_schema, as_tool, with_schema, with_tools
+from mplus_integrations.langchain.structured import FORM, as_json_schema, as_tool, with_schema, with_tools
 from mplus_integrations.settings import Call
 from mplus_integrations.whose_memory import Latents, Shared
 from mplus_integrations.worker import answered, in_thread, streamed
@@ -40,7 +40,7 @@ CONFIG_SEEN = "mplus_config_seen"
 WITHOUT_EFFECT = frozenset(
     {
         *("strict", "stream", "stream_usage", "ls_structured_output_format", "structured_output_format"),
-        *(MEMORY_STATE, CONFIG_SEEN),
+        *(MEMORY_STATE, CONFIG_SEEN, FORM),
     }
 )
 """Arguments that LangChain and its agents pass to every chat model; they have no effect here. Forms are always
@@ -226,7 +226,9 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             yield chunk
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Tokens of the model's own tokenizer."""
+        """Tokens of the model's own tokenizer, or of ``custom_get_token_ids``."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
         return self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def get_num_tokens_from_messages(
@@ -265,7 +267,8 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             tools: Functions, Pydantic classes, LangChain tools or OpenAI tool descriptions.
             tool_choice: None or "auto" (free text or a call), "any" / "required" / True (some call), a
                 tool's name or ``{"type": "function", "function": {"name": …}}`` (that call), "none".
-            kwargs: Bound as well; ``response_format`` may stand alone, without tools.
+            kwargs: Bound as well. With ``response_format`` an answer that calls no tool has that form; it may stand
+                alone, without tools.
 
         Raises:
             ValueError: The choice is unknown, or a tool allows any parameters.
@@ -311,6 +314,12 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             return Latents(), []
         return self.latents(call.memory_key), self.shared_memories()
 
+    def _present_key(self, memory_key: str | None) -> str | None:
+        # A step of a chain or graph writes into the memory that its answers read.
+        if memory_key is not None or self.memory is not None:
+            return memory_key
+        return asked_in(None, {}).get("memory_key")
+
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
         return to_text(item)
 
@@ -337,7 +346,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
     ) -> ChatResult:
         call = self._call(stop, kwargs)
         latents, shared = self._memories_of(call)
-        answer = self._answer(to_chat(messages), call, latents, left, shared=shared)
+        answer = _checked(call, kwargs, self._answer(to_chat(messages), call, latents, left, shared=shared))
         return ChatResult(generations=[ChatGeneration(message=to_message(answer))])
 
     def _stream(
@@ -376,5 +385,12 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
                 message = AIMessageChunk(content=str(piece), usage_metadata=usage(piece.tokens, told))
                 told = piece.tokens
             else:
-                message = to_last_chunk(piece, told)
+                message = to_last_chunk(_checked(call, kwargs, piece), told)
             yield ChatGenerationChunk(message=message)
+
+
+def _checked(call: Call, kwargs: Mapping[str, Any], answer: Answer) -> Answer:
+    """The answer. JSON, and a form of an agent, must be whole where no parser of ours checks it."""
+    if kwargs.get(FORM, "chat" if call.response_format is not None else "parser") == "chat":
+        check_form(call, answer.generation, [one for _, one in answer.calls], [one for _, one in answer.invalid_calls])
+    return answer

@@ -20,6 +20,7 @@ from langgraph.store.base import (
 )
 
 from mplus import Memory, UnknownNameError, metadata_filter
+from mplus_integrations.arguments import checked_several
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.settings import instead_where
 from mplus_integrations.whose_memory import all_or_nothing, checked_key
@@ -71,7 +72,7 @@ class MPlusStore(BaseStore):
         UnknownNameError.check(others, known, of="MPlusStore", instead={**instead_where(known), **INSTEAD_OF_STORES})
         self.chat = chat
         self.memory_key = checked_key(memory_key) or DEFAULT_KEY
-        self.fields = fields
+        self.fields = _checked_fields(fields, "fields")
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Carry out operations. Reads see the store before the puts; after an error nothing is put.
@@ -120,6 +121,11 @@ class MPlusStore(BaseStore):
         raise ValueError(f"Operation {op!r:.80}: expected a GetOp, SearchOp, PutOp or ListNamespacesOp.")
 
     def _search(self, memory: Memory, kept: "Mapping[tuple[Namespace, str], _Kept]", op: SearchOp) -> list[SearchItem]:
+        if isinstance(op.namespace_prefix, str) or min(op.limit, op.offset) < 0:
+            raise ValueError(
+                f"namespace_prefix={op.namespace_prefix!r:.40}, limit={op.limit}, offset={op.offset}: expected a tuple "
+                "of labels, such as ('users', 'anna'), and numbers that are not negative."
+            )
         depth, fits = len(op.namespace_prefix), metadata_filter(op.filter or {}, absent=None)
         wanted = {
             one.source: one
@@ -139,14 +145,9 @@ class MPlusStore(BaseStore):
         """The name, text and metadata of the source that is written for an item."""
         if not op.key:
             raise ValueError(f"Key {op.key!r} in namespace {op.namespace}: expected a string that is not empty.")
-        try:
-            value = json.loads(json.dumps(op.value, allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"Value of {op.key!r} in namespace {op.namespace} is not JSON ({error}): expected a dict of strings, "
-                "numbers, booleans, lists and dicts."
-            ) from error
-        text = _text(value, self.fields if op.index is None else op.index or None)
+        value = _as_json(op)
+        fields = self.fields if op.index is None else _checked_fields(op.index, "index")
+        text = _text(value, fields or None)
         now = datetime.now(UTC).isoformat()
         item = {
             "namespace": list(op.namespace),
@@ -184,6 +185,32 @@ class _Kept(NamedTuple):
 
     def found(self, score: float | None) -> SearchItem:
         return SearchItem(**self._parts(), score=score)
+
+
+def _as_json(op: PutOp) -> dict[str, Any]:
+    """A copy of the value of an item, which comes back from a file as it is.
+
+    Raises:
+        ValueError: It is no mapping, or something in it is not of JSON, such as a tuple, which would become a list.
+    """
+    what = f"Value of {op.key!r:.60} in namespace {op.namespace}"
+    expected = "expected a dict of strings, numbers, booleans, lists and dicts whose keys are strings"
+    try:
+        value = json.loads(json.dumps(op.value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not JSON ({error}): {expected}.") from error
+    if not isinstance(op.value, Mapping) or value != op.value:
+        raise ValueError(f"{what} is not JSON, from which it would come back as {value!r:.60}: {expected}.")
+    return value
+
+
+def _checked_fields(given: Any, name: str) -> list[str] | None:
+    """Paths into values; False stands for none.
+
+    Raises:
+        ValueError: It is a single path, not several.
+    """
+    return None if given is None or given is False else checked_several(given, name, str)
 
 
 def _kept(memory: Memory) -> Iterable[_Kept]:

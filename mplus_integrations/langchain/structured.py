@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.output_parsers import BaseTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.tools import BaseTool
+from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.json import parse_partial_json
 from langchain_core.utils.pydantic import is_basemodel_subclass
@@ -28,6 +28,8 @@ CUT_OFF = {
     "cancelled": "it was cut off when its timeout was over or it was cancelled",
 }
 """Why an answer ended early, by its finish reason."""
+FORM = "mplus_form"
+"""Argument that says who checks that an answer has its form: "parser", or "chat" where nobody would."""
 Method = Literal["json_schema", "function_calling", "json_mode"]
 
 
@@ -41,6 +43,8 @@ def with_tools(
         if chosen != "none":
             Constraint.tool_calls(formatted, chosen)
         kwargs = {"tools": formatted, "tool_choice": chosen, **kwargs}
+        if any(isinstance(tool, StructuredTool) and tool.func is None and tool.coroutine is None for tool in tools):
+            kwargs = {FORM: "chat", **kwargs}  # a form of ``ToolStrategy``: an agent ends without it, and says nothing
     return cast("Runnable[LanguageModelInput, AIMessage]", chat.bind(**kwargs))
 
 
@@ -60,12 +64,14 @@ def with_schema(
     fields = cast("type[BaseModel]", schema) if is_class else None
     if method == "function_calling":
         name = as_tool(schema)["function"]["name"]
-        model = chat.bind_tools([schema], tool_choice=name, ls_structured_output_format=note, **kwargs)
+        checked = {FORM: "parser", "ls_structured_output_format": note}
+        model = chat.bind_tools([schema], tool_choice=name, **checked, **kwargs)
         parser = WholeForm(fields=fields, tool=name)
     elif method in ("json_schema", "json_mode"):
         Constraint.json_schema(wanted)
         form = response_format(wanted.get("title", "answer"), wanted)
-        model = chat.bind(response_format=form, ls_structured_output_format=note, **kwargs)
+        checked = {FORM: "parser", "ls_structured_output_format": note}
+        model = chat.bind(response_format=form, **checked, **kwargs)
         parser = WholeForm(fields=fields)
     else:
         raise ValueError(f"method={method!r}: expected 'json_schema', 'function_calling' or 'json_mode'.")

@@ -16,10 +16,12 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from mplus import FoundSource, Memory, UnknownNameError, metadata_filter
+from mplus_integrations.arguments import checked_count, checked_once, checked_several, checked_switch, checked_text
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.settings import instead_where
 from mplus_integrations.sources import DOCUMENT, headings_of, named, refuse_others, without_blanks
 from mplus_integrations.whose_memory import Latents, Where, all_or_nothing, checked_key, forget_all
+from mplus_integrations.worker import in_thread
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
@@ -121,22 +123,24 @@ class MPlusVectorStore(VectorStore):
             The ids of the texts that were written.
 
         Raises:
-            ValueError: All texts are blank, lists have different lengths, an id names something else in this memory,
-                metadata cannot be kept, or an argument does not exist; nothing is written.
+            ValueError: All texts are blank, lists have different lengths, an id names two of the texts or something
+                else in this memory, metadata cannot be kept, or an argument does not exist or is of another type;
+                nothing is written.
         """
         UnknownNameError.check(
             kwargs, {*INDEXING, "metadatas", "ids", "show_progress"}, of="add_texts", instead=INSTEAD_OF_STORES
         )
-        texts, abouts = list(texts), list(metadatas or [])
-        given = list(ids or [])
+        texts = checked_several(texts, "texts", str)
+        told = [about or {} for about in checked_several(metadatas or [], "metadatas")]
+        abouts = [dict(about) for about in checked_several(told, "metadatas", Mapping)]
+        given = checked_several(ids or [], "ids")
         if len(abouts) not in (0, len(texts)) or (ids is not None and len(given) != len(texts)):
             raise ValueError(
                 f"{len(texts)} texts, {len(abouts)} metadatas, {len(given)} ids: expected one of each per text."
             )
-        items = {
-            named(name) or str(uuid.uuid4()): (text, about)
-            for name, text, about in zip(given or [None] * len(texts), texts, abouts or [{}] * len(texts), strict=True)
-        }
+        names = [named(name) or str(uuid.uuid4()) for name in given or [None] * len(texts)]
+        pairs = zip(names, zip(texts, abouts or [{}] * len(texts), strict=True), strict=True)
+        items = checked_once(pairs, "ids", lambda one, other: one == other)
         written = without_blanks(items, lambda item: item[0])
         if not written:
             return []
@@ -162,7 +166,7 @@ class MPlusVectorStore(VectorStore):
             memory,
             [text for text, _ in written.values()],
             source=list(written),
-            metadata=[{**(about or {}), DOCUMENT: True} for _, about in written.values()],
+            metadata=[{**about, DOCUMENT: True} for _, about in written.values()],
             keep_text=True,
             progress=show_progress,
             later=True,
@@ -175,7 +179,8 @@ class MPlusVectorStore(VectorStore):
         Raises:
             ValueError: As for ``add_texts``.
         """
-        ids = kwargs.pop("ids", None) or [document.id for document in documents]
+        documents, ids = checked_several(documents, "documents", Document), kwargs.pop("ids", None)
+        ids = [document.id for document in documents] if ids is None else ids
         return self.add_texts([d.page_content for d in documents], [d.metadata for d in documents], ids=ids, **kwargs)
 
     def delete(
@@ -195,10 +200,12 @@ class MPlusVectorStore(VectorStore):
             kwargs: No others are accepted.
 
         Raises:
-            ValueError: Nothing says which documents, or there is another argument; nothing is forgotten.
+            ValueError: Nothing says which documents, an argument is of another type, or there is another one; nothing
+                is forgotten.
         """
         UnknownNameError.check(kwargs, {"ids", "filter", "delete_all"}, of="delete", instead=INSTEAD_OF_STORES)
-        if isinstance(ids, str | bytes) or (ids is not None and delete_all):
+        checked_switch(delete_all, "delete_all")
+        if ids is not None and delete_all:
             raise ValueError(f"ids={ids!r:.60}, delete_all={delete_all}: expected a list of ids, or delete_all=True.")
         if ids is None and not filter and not delete_all:
             raise ValueError(
@@ -206,7 +213,7 @@ class MPlusVectorStore(VectorStore):
                 "delete_all=True."
             )
         fits = document_filter(filter)
-        wanted = None if ids is None else {named(name) for name in ids}
+        wanted = None if ids is None else {named(name) for name in checked_several(ids, "ids")}
         with self.chat.opened(self.memory_key) as memory:
             doomed = [str(d.id) for d in _documents(memory) if (wanted is None or d.id in wanted) and fits(d)]
             if doomed:
@@ -248,6 +255,24 @@ class MPlusVectorStore(VectorStore):
         store.add_documents(documents, **writing)
         return store
 
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings | None = None,
+        metadatas: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> "MPlusVectorStore":
+        """``from_texts`` without blocking the event loop."""
+        return await in_thread(cls.from_texts, texts, embedding, metadatas, **kwargs)
+
+    @classmethod
+    async def afrom_documents(
+        cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
+    ) -> "MPlusVectorStore":
+        """``from_documents`` without blocking the event loop."""
+        return await in_thread(cls.from_documents, documents, embedding, **kwargs)
+
     # --- reading ----------------------------------------------------------------------------------
 
     def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
@@ -264,10 +289,15 @@ class MPlusVectorStore(VectorStore):
         return super().as_retriever(**kwargs)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """The documents of these ids; unknown ids are skipped."""
+        """The documents of these ids; unknown ids are skipped.
+
+        Raises:
+            ValueError: It is a single id, not several.
+        """
+        wanted = [named(name) for name in checked_several(ids, "ids")]
         with self.chat.opened(self.memory_key) as memory:
             known = {document.id: document for document in _documents(memory)}
-        return [known[name] for name in map(named, ids) if name in known]
+        return [known[name] for name in wanted if name in known]
 
     def similarity_search(self, query: str, k: int | None = DEFAULT_K, **kwargs: Any) -> list[Document]:
         """The documents that the model's retriever finds for a query, most relevant first.
@@ -320,9 +350,15 @@ class MPlusVectorStore(VectorStore):
     def max_marginal_relevance_search(
         self, query: str, k: int | None = DEFAULT_K, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
-        """Relevant documents that differ from each other; similarity is the share of common words."""
+        """Relevant documents that differ from each other; similarity is the share of common words.
+
+        Raises:
+            ValueError: An argument that does not exist, is of another type or out of range.
+        """
         UnknownNameError.check(kwargs, {"k", "fetch_k", "lambda_mult", "filter", *TIMES}, of="A search")
         k, fetch_k = checked_k(k), checked_k(fetch_k, "fetch_k")
+        if isinstance(lambda_mult, bool) or not isinstance(lambda_mult, int | float) or not 0 <= lambda_mult <= 1:
+            raise ValueError(f"lambda_mult={lambda_mult!r:.40}: expected 0 (only diversity) to 1 (only relevance).")
         left = self._found(query, kwargs.pop("filter", None), kwargs)[:fetch_k]
         words = {document.id: set(WORD.findall(document.page_content.lower())) for document, _ in left}
         chosen: list[Document] = []
@@ -339,6 +375,7 @@ class MPlusVectorStore(VectorStore):
         return [self._shown(document) for document in chosen]
 
     def _found(self, query: str, wanted: Filter | None, times: Mapping[str, Any]) -> list[tuple[Document, float]]:
+        query = checked_text(query, "query")
         fits = document_filter(wanted)
         with self.chat.opened(self.memory_key) as memory:
             headings = headings_of(memory)
@@ -377,11 +414,7 @@ def checked_k(k: int | None, name: str = "k") -> int:
     Raises:
         ValueError: Below 1, or no whole number.
     """
-    if k is None:
-        return DEFAULT_K
-    if not isinstance(k, int) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"{name}={k!r}: expected at least 1, as a whole number.")
-    return k
+    return DEFAULT_K if k is None else checked_count(k, name)
 
 
 def _documents(memory: Memory) -> list[Document]:

@@ -13,6 +13,7 @@ from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
 from mplus import Memory, MemoryStore, MPlus, Source, UnknownNameError, prompt_start, question_place
+from mplus_integrations.arguments import checked_several, checked_switch
 from mplus_integrations.conversations import THREAD, before_all
 from mplus_integrations.copies import Referring
 from mplus_integrations.llama_index.index_storage import StorePlace
@@ -22,7 +23,14 @@ from mplus_integrations.llama_index.nodes import NODE
 from mplus_integrations.llama_index.turns import as_turn
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import INSTEAD, ConversationName, KnownNames, PromptTurns, turns_in_prompt
-from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, checked_key, forget_all
+from mplus_integrations.whose_memory import (
+    Latents,
+    MemoryKeyName,
+    all_or_nothing,
+    check_memory,
+    checked_key,
+    forget_all,
+)
 
 TURN = "mplus_turn"
 """Metadata key of sources that are turns of a conversation."""
@@ -141,6 +149,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         UnknownNameError.check(kwargs, FROM_DEFAULTS, of="MPlusMemory.from_defaults", instead=INSTEAD_OF_MEMORY)
         llm = mplus_llm(llm)
         key = checked_key(memory_key if memory_key is not None else llm.memory_key)
+        check_memory(memory, store)
         store = store or llm.store
         if memory is not None:
             if memory_key is not None:
@@ -252,6 +261,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         A message of the history that comes back with other content, a ``Turn`` of its own or one with the same
         ``additional_kwargs["id"]``, takes the place of the earlier one, which is forgotten.
         """
+        messages = checked_several(messages, "messages", ChatMessage)
         with self._guard:
             said, more, gone = list[ChatMessage](self.chat_history), list[ChatMessage](), set[str]()
             for message in messages:
@@ -269,6 +279,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         Turns that are in memory already are not written again. What this conversation has written and the history says
         no longer is forgotten; a turn that was in memory before may be another conversation's too, and stays.
         """
+        messages = checked_several(messages, "messages", ChatMessage)
         with self._guard:
             self.chat_history = self._remembered(messages, (), gone=None)
 
@@ -279,7 +290,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             forget: Also forget all turns of this and earlier conversations; notes and documents stay.
         """
         with self._guard:
-            if forget:
+            if checked_switch(forget, "forget"):
                 with self.latents.opened(self.loaded) as memory:
                     forget_all(memory, [source.name for source in memory.sources() if TURN in source.metadata])
             self.chat_history, self.conversation_id = [], None

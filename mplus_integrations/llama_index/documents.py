@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from llama_index.core.indices.base import BaseIndex
-from llama_index.core.schema import Document
+from llama_index.core.schema import BaseNode, Document
 
 from mplus import UnknownNameError
+from mplus_integrations.arguments import checked_several, checked_switch
 from mplus_integrations.llama_index.index_storage import MPlusStruct
 from mplus_integrations.llama_index.nodes import check_ids, check_metadata, described, written_text
 from mplus_integrations.worker import in_thread
@@ -32,8 +33,9 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
         """Write documents into a new index. One without text, such as a blank page, is left out, and the log names it.
 
         Raises:
-            ValueError: None of them has text, an id is empty, or metadata cannot be kept.
+            ValueError: None of them has text, they are no documents, an id is empty, or metadata cannot be kept.
         """
+        documents = checked_several(documents, "documents", BaseNode)
         check(documents)
         blank = blanks(documents)
         if blank and len(blank) == len(documents):
@@ -43,6 +45,7 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Write a document."""
         UnknownNameError.check(insert_kwargs, {"document"}, of="insert")
+        checked_several([document], "document", BaseNode)
         check([document])
         blanks([document])
         super().insert(document)
@@ -61,6 +64,7 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
         """Forget a document: neither latents nor, unless asked to keep it, text stay; a refresh takes it again."""
         UnknownNameError.check(delete_kwargs, {"ref_doc_id", "delete_from_docstore"}, of="delete_ref_doc")
+        checked_switch(delete_from_docstore, "delete_from_docstore")
         super().delete_ref_doc(ref_doc_id, delete_from_docstore=delete_from_docstore)
 
     async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
@@ -70,6 +74,7 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Write a document in place of what was written of it."""
         _check(update_kwargs, UPDATE, of="update_ref_doc")
+        checked_several([document], "document", BaseNode)
         check([document])
         super().update_ref_doc(document)
 
@@ -82,6 +87,7 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Write the documents that are new or have changed; says of each whether it was written."""
         _check(update_kwargs, REFRESH, of="refresh_ref_docs")
+        documents = checked_several(documents, "documents", BaseNode)
         check(documents)
         return super().refresh_ref_docs(documents)
 

@@ -31,6 +31,7 @@ from mplus import (
     MPlus,
     UnknownNameError,
 )
+from mplus_integrations.arguments import checked_several, checked_switch
 from mplus_integrations.llama_index.chat_engine import MPlusChatEngine, MPlusQuestionChatEngine, latents_of
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.documents import KnownDocumentArguments
@@ -61,7 +62,7 @@ from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes, written_text
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
-from mplus_integrations.whose_memory import Latents, checked_key, forget_all
+from mplus_integrations.whose_memory import Latents, check_memory, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
 RecallMode = Literal["latent", "hybrid", "text"]
@@ -114,6 +115,7 @@ class MPlusIndex(KnownDocumentArguments):
         storage_context = storage_context or StorageContext.from_defaults()
         struct = index_struct or MPlusStruct()
         struct.time_key = struct.time_key if time_key is None else time_key
+        check_memory(memory, store)
         if memory is not None and memory_key is not None:
             raise ValueError(f"memory= and memory_key={memory_key!r:.60}: expected one of them, not both.")
         if struct.store is not None and store is None and memory is None:
@@ -260,9 +262,11 @@ class MPlusIndex(KnownDocumentArguments):
         """Forget nodes: reads of the memory then equal those of one that never had them.
 
         Raises:
-            ValueError: An argument does not exist; nothing is forgotten.
+            ValueError: An argument does not exist or is of another type; nothing is forgotten.
         """
         UnknownNameError.check(delete_kwargs, {"node_ids", "delete_from_docstore"}, of="delete_nodes")
+        node_ids = checked_several(node_ids, "node_ids", str)
+        checked_switch(delete_from_docstore, "delete_from_docstore")
         mine = [name for name in node_ids if name in self._index_struct.nodes]
         with self.latents.opened(self.llm.loaded) as memory:
             forget_all(memory, mine)

@@ -9,6 +9,7 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore, Vector
 from pydantic import Field, PrivateAttr, model_validator
 
 from mplus import Memory, UnknownNameError
+from mplus_integrations.arguments import checked_several
 from mplus_integrations.copies import Referring
 from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, write_nodes
@@ -75,7 +76,7 @@ class MPlusWriter(KnownNames, Referring, TransformComponent):
             ValueError: Another argument.
         """
         UnknownNameError.check(kwargs, {"show_progress"}, of="MPlusWriter")
-        model = self.llm.loaded
+        nodes, model = checked_several(nodes, "nodes", BaseNode), self.llm.loaded
         documents = {node.ref_doc_id for node in nodes} - {None, ""}
         with self.latents.opened(model) as memory, memory.adding():
             ids, shows = {node.node_id for node in nodes}, bool(kwargs.get("show_progress"))

@@ -268,8 +268,6 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         """The given prompt, the converted prompt and the settings of the call. Errors are raised before generation."""
         names = {"allow_parallel_tool_calls": "parallel_tool_calls"}
         call = self._as_call({names.get(name, name): value for name, value in kwargs.items()})
-        if call.tools and call.response_format is not None:
-            raise ValueError("tools= beside response_format=: the tools could never be called. Give one of them.")
         if isinstance(prompt, str):
             return prompt, prompt, call
         prompt = self._with_system_prompt(prompt)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
 from mplus import FoundSource, Memory, MPlus, Source
+from mplus_integrations.arguments import checked_once, checked_several
 from mplus_integrations.sources import NODE, refuse_others
 from mplus_integrations.whose_memory import all_or_nothing
 
@@ -31,28 +32,33 @@ def write_nodes(
         The ids of those that have text. Nodes that the memory holds already with the same text are not written again.
 
     Raises:
-        ValueError: A node has the id of something in this memory that is no node, such as a note; or its document has
-            an empty id.
+        ValueError: A node has the id of another one of them, or of something in this memory that is no node, such as a
+            note; its document has an empty id; or it is no node at all.
     """
+    nodes = checked_several(nodes, "nodes", BaseNode)
     check_ids(nodes)
-    texts = {node.node_id: (node, written_text(node)) for node in nodes}
+    texts = checked_once([(node.node_id, (node, written_text(node))) for node in nodes], "nodes", _is_same)
     blank = [name for name, (_, text) in texts.items() if not text.strip()]
     if blank:
         logger.warning("Nodes without text are left out: %s", ", ".join(map(described, (texts[n][0] for n in blank))))
-    given = {name: found for name, found in texts.items() if name not in blank}
+    kept = {name: found for name, found in texts.items() if name not in blank}
     with memory.adding():
-        refuse_others(memory, given, NODE)
+        refuse_others(memory, kept, NODE)
         known = memory.told()
-        fresh = {name: found for name, found in given.items() if name not in known or known[name].texts != (found[1],)}
+        fresh = {name: found for name, found in kept.items() if name not in known or known[name].texts != (found[1],)}
         replaced = fresh.keys() & known.keys()
         if not replaced:
             _write(model, memory, fresh, time_key, show_progress=show_progress)
-            return list(given)
+            return list(kept)
         with all_or_nothing(memory) as fork:
             for name in sorted(replaced):
                 fork.forget(name)
             _write(model, fork, fresh, time_key, show_progress=show_progress)
-    return list(given)
+    return list(kept)
+
+
+def _is_same(one: tuple[BaseNode, str], other: tuple[BaseNode, str]) -> bool:
+    return one[1] == other[1] and one[0].metadata == other[0].metadata
 
 
 def _write(
@@ -81,9 +87,9 @@ def check_metadata(nodes: Sequence[BaseNode]) -> None:
     """Check that metadata is what LlamaIndex's document stores can save: they keep nodes as JSON.
 
     Raises:
-        ValueError: A value would come back as something else, or cannot be saved.
+        ValueError: A value would come back as something else, or cannot be saved; or one of them is no node.
     """
-    for node in nodes:
+    for node in checked_several(nodes, "nodes", BaseNode):
         for key, value in node.metadata.items():
             try:
                 is_kept = json.loads(json.dumps(value, allow_nan=False)) == value

@@ -5,11 +5,13 @@ from typing import Any, Protocol
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.vector_stores import MetadataFilters
 
-from mplus import FoundSource, metadata_filter
+from mplus import FoundSource, UnknownNameError, metadata_filter
+from mplus_integrations.arguments import checked_count, checked_several
 from mplus_integrations.filters import of_metadata_filters
 from mplus_integrations.llama_index.index_storage import MPlusStruct
 from mplus_integrations.llama_index.llm import MPlusLLM
@@ -60,6 +62,9 @@ class MPlusIndexRetriever(BaseRetriever):
         as_of: The same as ``until``.
         callback_manager: Notified of every retrieval.
         verbose: LlamaIndex's setting.
+
+    Raises:
+        ValueError: A number below 1, an unknown operator, or an argument of another type.
     """
 
     def __init__(
@@ -76,14 +81,21 @@ class MPlusIndexRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
-        if not isinstance(similarity_top_k, int) or similarity_top_k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"similarity_top_k={similarity_top_k!r}: expected at least 1, as a whole number.")
+        similarity_top_k = checked_count(similarity_top_k, "similarity_top_k")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
         self.index, self.similarity_top_k = index, similarity_top_k
         self._fits = None if filters is None else metadata_filter(of_metadata_filters(filters))
-        self._node_ids = None if node_ids is None else frozenset(node_ids)
-        self._doc_ids = None if doc_ids is None else frozenset(doc_ids)
+        self._node_ids = None if node_ids is None else frozenset(checked_several(node_ids, "node_ids", str))
+        self._doc_ids = None if doc_ids is None else frozenset(checked_several(doc_ids, "doc_ids", str))
         self._times = {"since": since, "until": until, "as_of": as_of}
+
+    def update_prompts(self, prompts_dict: PromptDictType) -> None:
+        """Refused: a retriever has no prompts.
+
+        Raises:
+            ValueError: There is one.
+        """
+        UnknownNameError.check(prompts_dict, (), of="update_prompts of a retriever, which has no prompt,")
 
     @property
     def is_limited(self) -> bool:

@@ -1,9 +1,9 @@
 """Answers that are objects of a Pydantic class, by constrained decoding."""
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import Any
 
-from llama_index.core.base.llms.types import ChatResponse
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.instrumentation import get_dispatcher  # pyright: ignore[reportPrivateImportUsage]
 from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictEndEvent,
@@ -11,13 +11,20 @@ from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictStartEvent,
 )
 from llama_index.core.llms.llm import LLM
+from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.program.utils import create_flexible_model, process_streaming_objects
 from llama_index.core.prompts import BasePromptTemplate
 from pydantic import BaseModel, ValidationError
 
+from mplus import UnknownNameError
 from mplus_integrations.forms import response_format
+from mplus_integrations.settings import INSTEAD, Call
 
 dispatcher = get_dispatcher(__name__)
+OF_A_CALL = {
+    name: f"an argument of its calls, such as chat(messages, {name}=…)" for name in (*Call.model_fields, *INSTEAD)
+}
+"""Settings of a call, with what to write where they have no meaning."""
 
 
 class StructuredPredict(LLM):
@@ -25,6 +32,27 @@ class StructuredPredict(LLM):
 
     The form is enforced token by token, so an answer is invalid only if it was cut off.
     """
+
+    def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
+        """This LLM, whose answers are objects of a class.
+
+        Args:
+            output_cls: The class.
+            kwargs: ``callback_manager``. Settings of answers are arguments of its calls, such as ``max_tokens``.
+
+        Raises:
+            UnknownNameError: Another argument.
+        """
+        UnknownNameError.check(kwargs, {"callback_manager"}, of="as_structured_llm", instead=OF_A_CALL)
+        return super().as_structured_llm(output_cls, **kwargs)
+
+    def _get_prompt(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        _refuse_settings(prompt, prompt_args)
+        return super()._get_prompt(prompt, **prompt_args)
+
+    def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
+        _refuse_settings(prompt, prompt_args)
+        return super()._get_messages(prompt, **prompt_args)
 
     @dispatcher.span
     def structured_predict(
@@ -91,6 +119,22 @@ class StructuredPredict(LLM):
             _done(growing.found)
 
         return objects()
+
+
+def _refuse_settings(prompt: BasePromptTemplate, given: Mapping[str, Any]) -> None:
+    """Refuse settings of a call where values of a template belong, which would drop them.
+
+    Raises:
+        UnknownNameError: The template has no variable of that name.
+    """
+    maps = (prompt.template_var_mappings, prompt.function_mappings, prompt.kwargs)
+    variables = {*prompt.template_vars, *(name for names in maps for name in names or {})}
+    lost = next((name for name in given if name in OF_A_CALL and name not in variables), None)
+    if lost is not None:
+        raise UnknownNameError(
+            f"The prompt has no variable {lost!r}, and settings of a call are none. Use llm_kwargs={{{lost!r}: …}} of "
+            f"structured_predict, or model_copy(update={{{lost!r}: …}}) of the LLM."
+        )
 
 
 def _start(

@@ -11,7 +11,10 @@ from langchain_core.documents import Document as LangChainDocument
 from llama_index.core import Document
 from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.llms import ChatMessage
+from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
+from pydantic import BaseModel
 
 from mplus import MemoryNotFoundError, UnknownNameError
 from mplus.testing import tiny_model
@@ -45,6 +48,13 @@ class Built:
         self.memory = MPlusMemory.from_defaults(llm=self.llm)
         self.writer = MPlusWriter(llm=self.llm)
         self.retriever = MPlusRetriever(chat=self.chat)
+        self.items = MPlusStore(MPlusChat(model=MODEL))
+
+
+class Fruit(BaseModel):
+    """A fruit."""
+
+    name: str = ""
 
 
 NODE = TextNode(text="Plums are blue.", id_="plum")
@@ -199,14 +209,6 @@ def test_a_call_cannot_be_asked_for_without_tools(built: Built, choice: Any) -> 
         assert built.llm.chat_with_tools([], "Hello?", tool_choice=nothing) is not None
 
 
-def test_a_form_beside_tools_is_refused_where_the_tools_could_never_be_called(built: Built) -> None:
-    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
-    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": {"type": "integer"}}}
-    for ask in (built.llm.chat, built.llm.stream_chat):
-        with pytest.raises(ValueError, match="tools= beside response_format=: the tools could never be called"):
-            ask([ChatMessage("Hello?")], tools=[tool], response_format=form)
-
-
 PLACES: dict[str, Callable[..., Any]] = {
     "MPlusChat": lambda on, **given: MPlusChat(model=MODEL, **given),
     "MPlusVectorStore": lambda on, **given: MPlusVectorStore(on.chat, **given),
@@ -244,3 +246,177 @@ def test_what_other_libraries_call_otherwise_is_answered_with_what_to_write(
 def test_a_folder_without_a_saved_index_is_named(built: "Built", tmp_path: Path) -> None:
     with pytest.raises(MemoryNotFoundError, match="no saved index"):
         MPlusIndex.load(tmp_path, llm=built.llm)
+
+
+# --- values of another type ---------------------------------------------------------------------------
+
+GREEN = MetadataFilter(key="kind", value="pear")
+WRONG: dict[str, tuple[Callable[[Built], Any], str]] = {
+    "delete_all=": (lambda on: on.store.delete(delete_all="no"), "delete_all='no': expected True or False"),
+    "delete_all=1": (lambda on: on.store.delete(delete_all=1), "delete_all=1: expected True or False"),
+    "delete of one id": (lambda on: on.store.delete("pear"), r"ids='pear' is str: expected a list; .* in \[\]"),
+    "delete of a number": (lambda on: on.store.delete(5), "ids=5 is int: expected a list"),
+    "get_by_ids of one id": (lambda on: on.store.get_by_ids("pear"), "ids='pear' is str"),
+    "a text for texts": (lambda on: on.store.add_texts("Hello."), "texts='Hello.' is str: expected a list"),
+    "a number for a text": (lambda on: on.store.add_texts([5]), r"texts has 5 \(int\) in it: expected a list of str"),
+    "a text for ids": (lambda on: on.store.add_texts(["a", "b"], ids="ab"), "ids='ab' is str"),
+    "a mapping for metadatas": (lambda on: on.store.add_texts(["a"], {"a": 1}), "metadatas={'a': 1} is dict"),
+    "a number for metadata": (lambda on: on.store.add_texts(["a"], [5]), r"metadatas has 5 \(int\)"),
+    "texts for documents": (lambda on: on.store.add_documents(["a"]), "documents has 'a' .*list of Document"),
+    "no ids for documents": (
+        lambda on: on.store.add_documents([LangChainDocument("More.")], ids=[]),
+        "1 texts, 1 metadatas, 0 ids",
+    ),
+    "one id for two texts": (lambda on: on.store.add_texts(["One.", "Two."], ids=["x", "x"]), "ids has 'x' twice"),
+    "k": (lambda on: on.store.similarity_search("pears", k=2.5), "k=2.5: expected at least 1, as a whole number"),
+    "k as text": (lambda on: on.retriever.invoke("pears", k="2"), "k='2': expected at least 1, as a whole"),
+    "k of a retriever": (lambda on: MPlusRetriever(chat=on.chat, k=True), "k=True: expected at least 1, as a whole"),
+    "lambda_mult": (
+        lambda on: on.store.max_marginal_relevance_search("pears", lambda_mult=5),
+        "lambda_mult=5: expected 0",
+    ),
+    "no query": (lambda on: on.store.similarity_search(None), "query=None is NoneType: expected text"),
+    "no query for a retriever": (lambda on: on.retriever.invoke(5), "query=5 is int: expected text"),
+    "a namespace as text": (lambda on: on.items.search("users"), "namespace_prefix='users'.*a tuple of labels"),
+    "a negative limit": (lambda on: on.items.search((), limit=-1), "limit=-1.*not negative"),
+    "a tuple in a value": (lambda on: on.items.put(("a",), "k", {"t": (1, 2)}), r"come back as {'t': \[1, 2\]}"),
+    "a number as a key": (lambda on: on.items.put(("a",), "k", {1: "x"}), "come back as {'1': 'x'}"),
+    "a text as a value": (lambda on: on.items.put(("a",), "k", "x"), "come back as 'x'"),
+    "one field": (lambda on: on.items.put(("a",), "k", {"a": "x"}, index="a"), "index='a' is str"),
+    "one field of all": (lambda on: MPlusStore(on.chat, fields="a"), "fields='a' is str"),
+    "similarity_top_k": (
+        lambda on: on.index.as_retriever(similarity_top_k=2.5),
+        "similarity_top_k=2.5: expected at least 1, as a whole number",
+    ),
+    "one node id": (lambda on: on.index.as_retriever(node_ids="pear"), "node_ids='pear' is str"),
+    "one document id": (lambda on: on.index.as_query_engine(doc_ids="pear"), "doc_ids='pear' is str"),
+    "a mapping as filters": (
+        lambda on: on.index.as_retriever(filters={"kind": "pear"}),
+        "is dict: expected MetadataFilters.*from_dict",
+    ),
+    "a list as filters": (lambda on: on.index.as_retriever(filters=[GREEN]), "is list: expected MetadataFilters"),
+    "any of a text": (lambda on: on.index.as_retriever(filters=filtered("any", "ab")), "'any' expects a list"),
+    "any of a number": (lambda on: on.index.as_retriever(filters=filtered("any", 5)), "'any' expects a list"),
+    "all of a text": (lambda on: on.index.as_retriever(filters=filtered("all", "ab")), "expected a list of values"),
+    "a number in a text": (
+        lambda on: on.index.as_retriever(filters=filtered("text_match", 5)),
+        "'text_match' expects text",
+    ),
+    "one node to delete": (lambda on: on.index.delete_nodes("pear"), "node_ids='pear' is str"),
+    "delete_from_docstore": (
+        lambda on: on.index.delete_ref_doc("pear", delete_from_docstore="no"),
+        "delete_from_docstore='no': expected True or False",
+    ),
+    "texts as documents": (lambda on: MPlusIndex.from_documents(["a"], llm=on.llm), "documents has 'a'"),
+    "a text as documents": (lambda on: MPlusIndex.from_documents("a", llm=on.llm), "documents='a' is str"),
+    "a text to insert": (lambda on: on.index.insert("a"), "document has 'a'"),
+    "texts as nodes": (lambda on: on.index.insert_nodes(["a"]), "nodes has 'a'"),
+    "a text to refresh": (lambda on: on.index.refresh_ref_docs(["a"]), "documents has 'a'"),
+    "texts for the writer": (lambda on: on.writer(["a"]), "nodes has 'a'"),
+    "two nodes of one id": (
+        lambda on: on.index.insert_nodes([NODE, TextNode(text="Plums are red.", id_="plum")]),
+        "nodes has 'plum' twice",
+    ),
+    "a text as memory": (lambda on: MPlusIndex(nodes=[], llm=on.llm, memory="x"), "memory='x' is str"),
+    "a folder as store": (
+        lambda on: MPlusIndex(nodes=[], llm=on.llm, store="x", memory_key="a"),
+        r"store='x' is str: expected mplus.MemoryStore\(folder\)",
+    ),
+    "a text as chat memory": (lambda on: MPlusMemory.from_defaults(llm=on.llm, memory="x"), "memory='x' is str"),
+    "forget=": (lambda on: on.memory.reset(forget="no"), "forget='no': expected True or False"),
+    "a text as a message": (lambda on: on.memory.put("Hello."), "messages has 'Hello.'"),
+    "a text as a history": (lambda on: on.memory.set("Hello."), "messages='Hello.' is str"),
+}
+
+
+def filtered(operator: str, value: Any) -> MetadataFilters:
+    return MetadataFilters(filters=[MetadataFilter(key="kind", operator=FilterOperator(operator), value=value)])
+
+
+@pytest.fixture(scope="module")
+def lasting() -> Built:
+    return Built()
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_value_of_another_type_is_named_and_nothing_is_changed(lasting: Built, case: str) -> None:
+    def state() -> list[str]:
+        on = lasting
+        return [one.read(MODEL).fingerprint for one in (on.index.latents, on.llm.latents(), on.chat.latents())]
+
+    before = state()
+    way, says = WRONG[case]
+    with pytest.raises(ValueError, match=says):
+        way(lasting)
+    assert state() == before and lasting.items.get(("a",), "k") is None
+
+
+def test_what_comes_twice_with_the_same_content_is_taken_once(built: Built) -> None:
+    assert built.store.add_texts(["More.", "More."], ids=["m", "m"]) == ["m"]
+    built.index.insert_nodes([NODE, NODE])
+    assert [s.texts for s in built.index.latents.read(MODEL).sources()][-1] == ("Plums are blue.",)
+
+
+def test_the_async_makers_of_a_store_take_what_the_others_take(built: Built) -> None:
+    for made in (
+        asyncio.run(MPlusVectorStore.afrom_texts(["A text."], chat=MPlusChat(model=MODEL))),
+        asyncio.run(MPlusVectorStore.afrom_documents([LangChainDocument("A text.")], chat=MPlusChat(model=MODEL))),
+    ):
+        assert [d.page_content for d in made.similarity_search("text")] == ["A text."]
+    for maker in (MPlusVectorStore.afrom_texts, MPlusVectorStore.afrom_documents):
+        with pytest.raises(UnknownNameError, match="does not take 'foo'"):
+            asyncio.run(maker([], chat=built.chat, foo=1))
+
+
+# --- copies, prompts ----------------------------------------------------------------------------------
+
+COPIED: dict[str, Callable[[Built], Any]] = {
+    "chat": lambda on: on.chat,
+    "llm": lambda on: on.llm,
+    "retriever": lambda on: on.retriever,
+    "memory": lambda on: on.memory,
+    "writer": lambda on: on.writer,
+}
+
+
+@pytest.mark.parametrize("kind", COPIED)
+def test_a_copy_has_no_fields_that_do_not_exist(lasting: Built, kind: str) -> None:
+    made = COPIED[kind](lasting)
+    with pytest.raises(UnknownNameError, match=f"{type(made).__name__} does not take 'max_new_tokens'"):
+        made.model_copy(update={"max_new_tokens": 3})
+    assert made.model_copy(update={"memory_key": "anna"}).memory_key == "anna"
+
+
+def test_settings_of_a_call_are_no_values_of_a_prompt(lasting: Built) -> None:
+    llm, prompt = lasting.llm, PromptTemplate("Hello {model}?")
+    for way in (
+        lambda: llm.predict(prompt, max_tokens=2),
+        lambda: list(llm.stream(prompt, max_tokens=2)),
+        lambda: asyncio.run(llm.apredict(prompt, max_tokens=2)),
+        lambda: llm.structured_predict(Fruit, prompt, max_tokens=200),
+        lambda: list(llm.stream_structured_predict(Fruit, prompt, temperature=0.5)),
+    ):
+        with pytest.raises(UnknownNameError, match=r"no variable 'm|no variable 'temperature'.*llm_kwargs"):
+            way()
+    assert llm.predict(prompt, model="there", colour="red"), "it has this one, and LlamaIndex lets others be"
+
+
+def test_a_structured_llm_takes_no_argument_that_it_would_drop(lasting: Built) -> None:
+    for name, says in (
+        ("max_tokens", r"Use an argument of its calls.*max_tokens="),
+        ("system_prompt", "does not take"),
+    ):
+        with pytest.raises(UnknownNameError, match=says):
+            lasting.llm.as_structured_llm(Fruit, **{name: 5})
+    with pytest.raises(UnknownNameError, match="'foo'"):
+        lasting.llm.as_structured_llm(Fruit).chat([ChatMessage("Hello?")], foo=1)
+
+
+def test_a_retriever_has_no_prompts_to_update(lasting: Built) -> None:
+    with pytest.raises(UnknownNameError, match="a retriever, which has no prompt"):
+        lasting.index.as_retriever().update_prompts({"text_qa_template": PromptTemplate("x")})
+
+
+def test_a_tokenizer_of_the_users_own_counts(lasting: Built) -> None:
+    chat = lasting.chat.model_copy(update={"custom_get_token_ids": lambda text: [len(text)]})
+    assert chat.get_token_ids("four") == [4] and chat.get_num_tokens("four") == 1

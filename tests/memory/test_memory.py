@@ -1,3 +1,5 @@
+import copy
+import pickle
 import threading
 import uuid
 from pathlib import Path
@@ -6,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from mplus import KeyVault, MemoryStore
 from mplus.config import MemoryConfig
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
@@ -198,3 +201,19 @@ def test_readers_never_see_half_of_a_write(model: MPlus, text: str) -> None:
         thread.join()
     assert wrong == []
     assert len(memory.sources()) == 9
+
+
+def test_copies_are_independent_and_a_pickle_says_what_to_do_instead(model: MPlus, tmp_path: Path) -> None:
+    memory = model.new_memory()
+    model.write(memory, "The key is under the pot.", source="note", keep_text=True)
+    for made in (copy.copy(memory), copy.deepcopy(memory), copy.deepcopy({"memory": memory})["memory"]):
+        assert made.fingerprint == memory.fingerprint
+        made.forget("note")
+        assert [source.name for source in memory.sources()] == ["note"]
+    before = memory.fingerprint
+    for living, says in ((memory, "memory.export"), (model, "MPlus.from_pretrained")):
+        with pytest.raises(ValueError, match=says):
+            pickle.dumps(living)
+    assert memory.fingerprint == before and copy.deepcopy([model])[0] is model
+    store = MemoryStore(tmp_path / "memories", vault=KeyVault(tmp_path / "keys"))
+    assert copy.deepcopy({"store": store})["store"] is store

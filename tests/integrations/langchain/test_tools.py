@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+from langchain.agents import create_agent
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
@@ -16,6 +18,7 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from mplus.testing import tiny_model
+from mplus_integrations.forms import response_format
 from mplus_integrations.langchain import MPlusChat
 from mplus_integrations.langchain.structured import WholeForm, as_json_schema, as_tool
 from tests.conftest import TINY
@@ -266,3 +269,74 @@ def test_a_stream_that_is_left_early_has_told_what_it_used(chat: MPlusChat, proc
     assert total.usage_metadata is not None
     assert total.usage_metadata["input_tokens"] == chat.get_num_tokens_from_messages([HumanMessage("Hello there.")])
     assert 5 <= total.usage_metadata["output_tokens"] < 20
+
+
+# --- tools beside a form, and forms that an agent asks for --------------------------------------------
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+ANNA = '{"name": "Anna", "city": "Graz", "age": 33}'
+
+
+@pytest.fixture
+def say(processed: Callable[..., None]) -> Callable[..., None]:
+    """Has the model answer with texts, one after the other, as far as the form of its answer allows them."""
+    left: list[list[int]] = []
+
+    def dictate(tokens: list[int], logits: Any) -> Any:
+        if not left:
+            return logits
+        wanted = left[0][len(tokens)]
+        if wanted == MODEL.tokenizer.eos_token_id:
+            left.pop(0)
+        return torch.full_like(logits, float("-inf")).index_fill(0, torch.tensor([wanted]), 0.0)
+
+    def told(*texts: str) -> None:
+        left.extend([*MODEL.tokenizer(text)["input_ids"], MODEL.tokenizer.eos_token_id] for text in texts)
+
+    processed(MODEL, dictate)
+    return told
+
+
+@pytest.mark.parametrize("form", [Person, ProviderStrategy(Person)], ids=["class", "ProviderStrategy"])
+def test_an_agent_that_answers_in_a_form_can_call_its_tools(say: Callable[..., None], form: Any) -> None:
+    chat = MPlusChat(model=MODEL, max_tokens=200)
+    say(CALL, ANNA)
+    found = create_agent(chat, [add], response_format=form).invoke({"messages": [HumanMessage("Who?")]})
+    assert found["structured_response"] == Person(name="Anna", city="Graz", age=33)
+    assert [m.content for m in found["messages"] if isinstance(m, ToolMessage)] == ["3"]
+
+
+def test_a_form_beside_tools_is_of_answers_that_call_none(say: Callable[..., None]) -> None:
+    chat = MPlusChat(model=MODEL, max_tokens=200)
+    form = response_format("person", convert_to_json_schema(Person))
+    marked = ANNA.replace("Graz", "<tool_call>")
+    say(CALL, marked, marked, CALL)
+    bound = chat.bind_tools([add], response_format=form)
+    assert bound.invoke("Who?").tool_calls[0]["args"] == {"a": 1, "b": 2}
+    for answer in (bound.invoke("Who?"), chat.bind_tools([add], tool_choice="none", response_format=form).invoke("?")):
+        assert answer.content == marked and not answer.tool_calls and not answer.invalid_tool_calls
+    forced = chat.bind_tools([add], tool_choice="any", response_format=form).invoke("Who?")
+    assert forced.tool_calls[0]["name"] == "add"
+    with pytest.raises(ValueError, match="response_format="):
+        chat.bind_tools([add], tool_choice="any", response_format={"type": "yaml"}).invoke("Who?")
+
+
+@pytest.mark.parametrize(
+    "form", [ProviderStrategy(Person), ToolStrategy(Person), Person], ids=lambda f: type(f).__name__
+)
+@pytest.mark.parametrize("tools", [[], [add]], ids=["alone", "beside a tool"])
+def test_a_cut_form_of_an_agent_raises_and_names_the_reason(form: Any, tools: list[Any]) -> None:
+    for few in (4, 30):
+        agent = create_agent(MPlusChat(model=MODEL, max_tokens=few), tools, response_format=form)
+        with pytest.raises(ValueError, match=r"'length' after \d+ tokens.*max_tokens"):
+            agent.invoke({"messages": [HumanMessage("Who?")]})
+
+
+def test_a_cut_answer_in_json_raises_and_names_the_reason(chat: MPlusChat) -> None:
+    for form in (response_format("person", convert_to_json_schema(Person)), {"type": "json_object"}):
+        for ask in (
+            chat.bind(response_format=form).invoke,
+            lambda text, form=form: list(chat.stream(text, response_format=form)),
+        ):
+            with pytest.raises(ValueError, match="is not whole JSON.*'length'"):
+                ask("Who?")

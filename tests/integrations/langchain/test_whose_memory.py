@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
+from langchain_core.chat_history import InMemoryChatMessageHistory
+from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage
 from langchain_core.prompt_values import StringPromptValue
-from langchain_core.runnables import ConfigurableField, RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel
+from langchain_core.runnables.history import RunnableWithMessageHistory
+from langgraph.graph import START, MessagesState, StateGraph
+from pydantic import BaseModel
 
 from mplus import KeyVault, Memory, MemoryStore
 from mplus.testing import tiny_model
@@ -58,6 +63,48 @@ async def astreamed(chat: Any, config: Any) -> None:
         pass
 
 
+async def events(chat: Any, config: Any) -> None:
+    async for _ in chat.astream_events("What is my code?", config, version="v2"):
+        pass
+
+
+def spell(text: str) -> str:
+    """Spell."""
+    return text
+
+
+class Code(BaseModel):
+    """A code."""
+
+    digits: str
+
+
+def failing(_: Any) -> Any:
+    raise ValueError("not today")
+
+
+IN_SESSION: Any = {"configurable": {"memory_key": "anna", "session_id": "first"}}
+
+
+def with_history(chat: MPlusChat) -> Any:
+    said = InMemoryChatMessageHistory()
+    return RunnableWithMessageHistory(chat, lambda session_id: said)
+
+
+def graph(node: Any) -> Any:
+    built: Any = StateGraph(MessagesState)
+    built.add_node("answer", node)
+    built.add_edge(START, "answer")
+    return built.compile()
+
+
+def anode(chat: MPlusChat) -> Any:
+    async def answer(state: Any) -> Any:
+        return {"messages": [await chat.ainvoke(state["messages"])]}
+
+    return answer
+
+
 WITH_A_KEY: dict[str, Callable[[MPlusChat], Any]] = {
     "invoke": lambda chat: chat.invoke("What is my code?", ANNA),
     "stream": lambda chat: list(chat.stream("What is my code?", ANNA)),
@@ -76,6 +123,36 @@ WITH_A_KEY: dict[str, Callable[[MPlusChat], Any]] = {
     "a chain in a chain, async": lambda chat: asyncio.run(
         RunnableLambda(lambda _: None, afunc=lambda _: chat.agenerate_prompt(ASKED)).ainvoke("", ANNA)
     ),
+    "batch with configs": lambda chat: chat.batch(["What is my code?"], [ANNA]),
+    "abatch": lambda chat: asyncio.run(chat.abatch(["What is my code?"], ANNA)),
+    "batch_as_completed": lambda chat: list(chat.batch_as_completed(["What is my code?"], [ANNA])),
+    "astream_events": lambda chat: asyncio.run(events(chat, ANNA)),
+    "bind": lambda chat: chat.bind(memory_key="anna").invoke("What is my code?"),
+    "bind_tools": lambda chat: chat.bind_tools([spell]).invoke("What is my code?", ANNA),
+    "with_structured_output": lambda chat: chat.with_structured_output(Code, include_raw=True).invoke("Code?", ANNA),
+    "a key bound to a form": lambda chat: chat.with_structured_output(Code, include_raw=True, memory_key="anna").invoke(
+        "Code?"
+    ),
+    "with_retry": lambda chat: chat.with_retry().invoke("What is my code?", ANNA),
+    "with_fallbacks": lambda chat: RunnableLambda(failing).with_fallbacks([chat]).invoke("What is my code?", ANNA),
+    "RunnableParallel": lambda chat: RunnableParallel(one=chat).invoke("What is my code?", ANNA),
+    "configurable_fields": lambda chat: (
+        chat.configurable_fields(memory_key=ConfigurableField("who"))
+        .with_config(configurable={"who": "anna"})
+        .invoke("What is my code?")
+    ),
+    "RunnableWithMessageHistory": lambda chat: with_history(chat).invoke(MESSAGES[0], IN_SESSION),
+    "RunnableWithMessageHistory, streamed": lambda chat: list(with_history(chat).stream(MESSAGES[0], IN_SESSION)),
+    "a node of LangGraph": lambda chat: graph(lambda state: {"messages": [chat.invoke(state["messages"])]}).invoke(
+        {"messages": MESSAGES[0]}, ANNA
+    ),
+    "an async node": lambda chat: asyncio.run(graph(anode(chat)).ainvoke({"messages": MESSAGES[0]}, ANNA)),
+    "a node that asks by generate": lambda chat: graph(
+        lambda state: {"messages": [chat.generate([state["messages"]]).generations[0][0].message]}
+    ).invoke({"messages": MESSAGES[0]}, ANNA),
+    "a graph in a graph": lambda chat: graph(
+        graph(lambda state: {"messages": [chat.invoke(state["messages"])]})
+    ).invoke({"messages": MESSAGES[0]}, ANNA),
     "an object with a key": lambda chat: chat.model_copy(update={"memory_key": "anna"}).generate_prompt(
         ASKED, callbacks=in_chain()
     ),
@@ -83,12 +160,14 @@ WITH_A_KEY: dict[str, Callable[[MPlusChat], Any]] = {
 
 
 @pytest.mark.parametrize("way", WITH_A_KEY)
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainDeprecationWarning")
 def test_a_memory_key_counts_on_every_path(chat: MPlusChat, read: list[str], way: str) -> None:
     WITH_A_KEY[way](chat)
     assert read == ["My code is 4711."]
 
 
 @pytest.mark.parametrize("way", WITH_A_KEY)
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainDeprecationWarning")
 def test_a_cached_answer_is_of_the_memory_that_the_key_names(chat: MPlusChat, read: list[str], way: str) -> None:
     chat.cache = InMemoryCache()
     chat.invoke("What is my code?", memory_key="bob")
@@ -142,8 +221,41 @@ def test_a_retriever_searches_the_memory_that_the_config_names(chat: MPlusChat) 
     assert [d.page_content for d in found] == ["My code is 4711."]
     chained = RunnableLambda(lambda text: text) | MPlusRetriever(chat=chat)
     assert [d.page_content for d in chained.invoke("code", ANNA)] == ["My code is 4711."]
-    own = MPlusRetriever(chat=chat, memory_key="bob").invoke("code", ANNA)
-    assert [d.page_content for d in own] == ["My code is 0815."]
+    own = MPlusRetriever(chat=chat, memory_key="bob")
+    assert [d.page_content for d in own.invoke("code", ANNA)] == ["My code is 0815."]
+    assert [d.page_content for d in own.invoke("code", memory_key="anna")] == ["My code is 4711."], "of this call"
+    with pytest.raises(ValueError, match="was made with memory="):
+        MPlusRetriever(chat=MPlusChat(model=MODEL, memory=MODEL.new_memory()), memory_key="bob").invoke("code")
+
+
+def test_a_retriever_finds_the_same_without_blocking(chat: MPlusChat) -> None:
+    async def found() -> list[list[Document]]:
+        retriever = MPlusRetriever(chat=chat)
+        (batched,) = await retriever.abatch(["code"], ANNA)
+        in_chain = await (RunnableLambda(str) | retriever).ainvoke("code", ANNA)
+        bob = await retriever.ainvoke("code", memory_key="bob", k=1)
+        return [batched, in_chain, await retriever.bind(memory_key="anna").ainvoke("code"), bob]
+
+    texts = [[d.page_content for d in documents] for documents in asyncio.run(found())]
+    assert texts == [["My code is 4711."]] * 3 + [["My code is 0815."]]
+
+
+def test_what_a_step_of_a_chain_memorizes_or_forgets_is_of_the_memory_that_the_config_names(chat: MPlusChat) -> None:
+    def texts(key: str) -> set[str]:
+        return {text for source in chat.latents(key).read(MODEL).sources() for text in source.texts}
+
+    async def anote(_: Any) -> Any:
+        return await chat.amemorize("My dog is called Rex.", source="dog")
+
+    RunnableLambda(lambda _: chat.memorize("My cat is called Mimi.", source="cat")).invoke("", ANNA)
+    asyncio.run(RunnableLambda(lambda _: None, afunc=anote).ainvoke("", ANNA))
+    assert texts("anna") == {"My code is 4711.", "My cat is called Mimi.", "My dog is called Rex."}
+    RunnableLambda(lambda _: chat.forget("code")).invoke("", ANNA)
+    assert texts("anna") == {"My cat is called Mimi.", "My dog is called Rex."}
+    RunnableLambda(lambda _: chat.memorize("A note.", memory_key="bob")).invoke("", ANNA)
+    assert texts("bob") == {"My code is 0815.", "A note."} and texts("default") == {"My code is 9999."}
+    single = MPlusChat(model=MODEL, memory=MODEL.new_memory())
+    assert RunnableLambda(lambda _: single.memorize("A note.")).invoke("", ANNA) > 0, "it has no names"
 
 
 COPIES: dict[str, Callable[[MPlusChat], Any]] = {

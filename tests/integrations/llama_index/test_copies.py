@@ -131,3 +131,17 @@ def test_a_pipeline_with_workers_leaves_the_llm_whole(tmp_path: Path, monkeypatc
     documents = [Document(text=f"Text {n}.") for n in range(2)]
     IngestionPipeline(transformations=[extractor]).run(documents=documents, num_workers=2)
     assert extractor.llm is llm and llm.store is not None and llm.model is MODEL and held(llm) == [TOLD]
+
+
+def test_a_saved_object_never_opens_an_encrypted_store_without_its_keys(tmp_path: Path) -> None:
+    store = MemoryStore(tmp_path / "memories", vault=KeyVault(tmp_path / "keys"))
+    llm = MPlusLLM(model=MODEL, store=store, memory_key="anna")
+    saved = MPlusMemory.from_defaults(llm=llm).to_json()  # before anything is written
+    with pytest.raises(ValueError, match=r"has a vault, whose keys are not saved here.*vault=KeyVault"):
+        MPlusMemory.from_json(saved).put(ChatMessage(content=TOLD))
+    index = MPlusIndex.from_documents([Document(text=TOLD)], llm=llm, store=store, memory_key="handbook")
+    index.persist(tmp_path / "saved")
+    with pytest.raises(ValueError, match="has a vault"):
+        MPlusIndex.load(tmp_path / "saved", llm=llm)
+    again = MPlusIndex.load(tmp_path / "saved", llm=llm, store=store, memory_key="handbook")
+    assert again.as_retriever().retrieve("key")

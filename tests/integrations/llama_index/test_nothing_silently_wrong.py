@@ -156,6 +156,22 @@ def test_a_forced_tool_with_few_tokens_raises(llm: MPlusLLM) -> None:
                 way()
 
 
+def test_a_form_beside_tools_is_of_answers_that_call_none(llm: MPlusLLM, say: Saying) -> None:
+    tools = [described(FunctionTool.from_defaults(add))]
+    form = Constraint.tool_calls_or_json(tools, Person.model_json_schema())
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "x"}}\n</tool_call>'
+    marked = '{"name": "Anna", "city": "<tool_call>"}'
+    assert accepts(form, call) and accepts(form, f"{call}\n{call}") and accepts(form, marked)
+    assert not accepts(form, "Sure") and not accepts(form, '{"nom": "Anna"}') and not accepts(form, call[:20] + "sub")
+    say(call, marked)
+    asked: dict[str, Any] = {"tools": tools, "response_format": _form(Person)}
+    called = llm.chat([ChatMessage(content="x")], **asked)
+    assert [c.tool_kwargs for c in llm.get_tool_calls_from_response(called)] == [{"a": 1, "b": "x"}]
+    assert list(llm.stream_chat([ChatMessage(content="x")], **asked))[-1].message.content == marked
+    with pytest.raises(ValueError, match="'length'"):
+        llm.chat([ChatMessage(content="x")], max_tokens=5, **asked)
+
+
 # --- 8: settings that were dropped --------------------------------------------------------------------
 
 
