@@ -40,7 +40,9 @@ class WarmChunks:
     """
 
     def __init__(self, dtype: StorageDtype, tier: SegmentTier, max_bytes: int) -> None:
-        self.dtype, self.tier, self.max_bytes = dtype, tier, max_bytes
+        self.dtype: StorageDtype = dtype
+        self.tier: SegmentTier = tier
+        self.max_bytes = max_bytes
         self.encoded_tokens = 0
         """Text tokens that went through all layers for reads."""
         self._held: OrderedDict[tuple[bytes, StorageDtype], Segment] = OrderedDict()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.schema import BaseNode, Document
@@ -35,7 +35,7 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
         Raises:
             ValueError: None of them has text, they are no documents, an id is empty, or metadata cannot be kept.
         """
-        documents = checked_several(documents, "documents", BaseNode)
+        documents = cast(list[Document], checked_several(documents, "documents", BaseNode))
         check(documents)
         blank = blanks(documents)
         if blank and len(blank) == len(documents):
@@ -87,7 +87,7 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Write the documents that are new or have changed; says of each whether it was written."""
         _check(update_kwargs, REFRESH, of="refresh_ref_docs")
-        documents = checked_several(documents, "documents", BaseNode)
+        documents = cast(list[Document], checked_several(documents, "documents", BaseNode))
         check(documents)
         return super().refresh_ref_docs(documents)
 

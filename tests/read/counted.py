@@ -6,8 +6,10 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NO_KERNEL = frozenset(
-    ["empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like", "resize_", "set_", "_unsafe_view"]
-    + ["detach", "detach_", "alias", "lift_fresh", "_reshape_alias", "_local_scalar_dense"]
+    {
+        *("empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like", "resize_", "set_", "_unsafe_view"),
+        *("detach", "detach_", "alias", "lift_fresh", "_reshape_alias", "_local_scalar_dense"),
+    }
 )
 """Operations that compute nothing, beside views."""
 WAITS = frozenset(("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "equal"))

@@ -29,7 +29,7 @@ MODEL = tiny_model(1, memory=TINY)
 
 
 @pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch) -> Saying:
+def saying(monkeypatch: pytest.MonkeyPatch) -> Saying:
     return Saying(monkeypatch, MODEL)
 
 
@@ -117,7 +117,7 @@ def test_words_before_a_call_are_the_same_streamed_or_not(chat: MPlusChat, monke
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_a_call_that_has_its_result_is_answered_from_it(chat: MPlusChat, say: Saying, way: str) -> None:
+def test_a_call_that_has_its_result_is_answered_from_it(chat: MPlusChat, saying: Saying, way: str) -> None:
     call = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
     bound = chat.bind_tools([add])
 
@@ -127,17 +127,17 @@ def test_a_call_that_has_its_result_is_answered_from_it(chat: MPlusChat, say: Sa
         return reduce(operator.add, bound.stream(messages))
 
     messages: list[Any] = [HumanMessage("What is 1 + 2?")]
-    say(call)
+    saying(call)
     messages += [answer(messages), ToolMessage("3", tool_call_id="x")]
     assert messages[1].tool_calls
-    say(call, "It is 3.")
+    saying(call, "It is 3.")
     found = answer(messages)
     assert (found.content, found.tool_calls) == ("It is 3.", [])
-    say(call.replace("2", "5"))  # other arguments: a new call
+    saying(call.replace("2", "5"))  # other arguments: a new call
     assert answer(messages).tool_calls[0]["args"] == {"a": 1, "b": 5}
-    say(call)
+    saying(call)
     assert answer([*messages, AIMessage("It is 3."), HumanMessage("And once more?")]).tool_calls  # asked anew
-    say(call)
+    saying(call)
     assert chat.bind_tools([add], tool_choice="add").invoke(messages).tool_calls  # asked for by name
 
 
