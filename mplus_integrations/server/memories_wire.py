@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mplus_integrations.server.activity import Act
 from mplus_integrations.server.memories import Item, Times
-from mplus_integrations.server.wire import Message
+from mplus_integrations.server.wire import Message, When
 
 
 class Body(BaseModel):
@@ -17,8 +17,6 @@ class Body(BaseModel):
 
 Text = Annotated[str, Field(min_length=1)]
 Named = Annotated[str, Field(min_length=1, max_length=4096)]
-When = str | float | None
-"""A time: ISO 8601 text, where a date is its whole day, or Unix seconds."""
 
 
 class Timed(Body):

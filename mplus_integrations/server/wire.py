@@ -15,6 +15,8 @@ WITHOUT_EFFECT = (
 """Fields that clients send to every server, and that change nothing here."""
 ROLES = {"developer": "system"}
 """Roles that this model knows by another name."""
+When = str | Annotated[float, Field(strict=True)] | None
+"""A time: ISO 8601 text, where a date is its whole day, or Unix seconds."""
 
 
 class Part(BaseModel):
@@ -139,11 +141,11 @@ class Asking(BaseModel):
     """Memories to read beside it; by default those that the server shares."""
     where: dict[str, Any] | None = None
     """Metadata that a source must have to be read."""
-    since: str | float | None = None
+    since: When = None
     """Read only what was said from then on: ISO 8601, where a date is its whole day, or Unix seconds."""
-    until: str | float | None = None
+    until: When = None
     """Read only what was said up to then."""
-    as_of: str | float | None = None
+    as_of: When = None
     """Answer as the memory was then: nothing that was said later is read."""
     passages: bool | None = None
     """Whether ``mplus.passages`` tells the sentences that are read; a stream then tells them, and the sources, at its
