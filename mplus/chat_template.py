@@ -86,12 +86,25 @@ def rendered(
 
     Raises:
         EndlessTemplateError: The template does not end.
+        LargeTemplateError: It makes more text than any prompt needs.
         ValueError: It refuses these messages, or is no valid template.
     """
     from jinja2 import TemplateError
 
-    with limited_steps(STEPS + STEPS_PER_MESSAGE * len(messages)):
+    from mplus.template_limits import LargeTemplateError, compiled, limited_room
+
+    given = len(str([messages, tools, options]))
+    with limited_steps(STEPS + STEPS_PER_MESSAGE * len(messages)), limited_room(given):
         try:
+            own = None if _has_own_way(tokenizer) else compiled(tokenizer.get_chat_template(template, tools))
+            if own is not None:
+                return own.render(
+                    messages=[{key: _plain(it) for key, it in turn.items() if it is not None} for turn in messages],
+                    tools=None if tools is None else [_plain(_described(tool)) for tool in tools],
+                    documents=None,
+                    add_generation_prompt=True,
+                    **{**tokenizer.special_tokens_map, **_plain(options or {})},
+                )
             return tokenizer.apply_chat_template(
                 list(messages),
                 tools=tools,
@@ -100,23 +113,49 @@ def rendered(
                 add_generation_prompt=True,
                 **(options or {}),
             )
-        except EndlessTemplateError:
+        except (EndlessTemplateError, LargeTemplateError):
             raise
-        except (TemplateError, TypeError, ValueError, RecursionError, OverflowError, MemoryError) as error:
+        except (TemplateError, TypeError, ValueError, SyntaxError, RuntimeError, OverflowError, MemoryError) as error:
             raise ValueError(f"The chat template refuses these messages: {error}") from error
 
 
+def _described(tool: Any) -> Any:
+    """A tool as its description; a function is described by its hints and docstring."""
+    from transformers.utils.chat_template_utils import get_json_schema
+
+    return tool if isinstance(tool, Mapping) else get_json_schema(tool)
+
+
+def _plain(value: Any) -> Any:
+    """A value of JSON. A template could call the methods of anything else."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in cast("list[Any]", value)]
+    return value if value is None or type(value) in (str, bool, int, float) else str(value)
+
+
+def _has_own_way(tokenizer: Any) -> bool:
+    """Whether a tokenizer renders messages in its own way, without a template of Jinja's."""
+    from transformers import PreTrainedTokenizerBase
+
+    return type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+
+
 def check_ends(tokenizer: Any) -> None:
-    """Check that a tokenizer's chat template ends, with one message.
+    """Check that a tokenizer's chat template ends, with one message, and makes no more text than prompts need.
 
     Raises:
-        EndlessTemplateError: It does not.
+        EndlessTemplateError: It does not end.
+        LargeTemplateError: It makes more.
     """
+    from mplus.template_limits import LargeTemplateError
+
     if not getattr(tokenizer, "chat_template", None):
         return
     try:
         rendered(tokenizer, [{"role": "user", "content": "Hello"}], template=None)
-    except EndlessTemplateError:
+    except (EndlessTemplateError, LargeTemplateError):
         raise
     except ValueError:
         return  # What else is wrong with it is said when it is used.
@@ -170,13 +209,15 @@ def fitting(
 
     Raises:
         EndlessTemplateError: The template does not end.
+        LargeTemplateError: It makes more text than any prompt needs.
         ValueError: It refuses the merged messages too; the error is that of the messages as they were.
     """
+    from mplus.template_limits import LargeTemplateError
 
     def refusal(turns: list[Message]) -> ValueError | None:
         try:
             rendered(tokenizer, turns, template=template, tools=tools, options=options)
-        except EndlessTemplateError:
+        except (EndlessTemplateError, LargeTemplateError):
             raise
         except ValueError as error:
             return error

@@ -113,8 +113,8 @@ class MPlus:
         cls,
         model: str | Path = catalog.DEFAULT_MODEL,
         *,
-        device: str | Mapping[str, Any] = "auto",
-        dtype: str | torch.dtype = "auto",
+        device: str | Mapping[str, Any] | None = "auto",
+        dtype: str | torch.dtype | None = "auto",
         memory: MemoryConfig | None = None,
         attention: str = "auto",
         embedder: Any = None,
@@ -129,9 +129,9 @@ class MPlus:
         Args:
             model: "smol-135m", a folder (plain backbone, published M+ checkpoint or our own save), a GGUF file, or a
                 Hugging Face repository.
-            device: "auto", "cpu", "cuda", "cuda:1", or an accelerate device map.
-            dtype: "auto" (float32 on CPU, the checkpoint's own on a GPU), a torch dtype or its name, or "int8":
-                int8 weights for decoding beside bfloat16, for the CPU.
+            device: "auto" (as None), "cpu", "cuda", "cuda:1", or an accelerate device map.
+            dtype: "auto" (as None: float32 on CPU, the checkpoint's own on a GPU), a torch dtype or its name, or
+                "int8": int8 weights for decoding beside bfloat16, for the CPU.
             memory: Layout of new memories; None takes the checkpoint's, else a preset for the backbone.
             attention: "auto", "sdpa", "eager" or "flash_attention_2".
             embedder: Your own embedder, to find what a question is about: an ``Embedder``, or what that takes. Unless
@@ -163,7 +163,7 @@ class MPlus:
             options["trust_remote_code"] = True
         loaded: Loaded = load(
             folder,
-            device=device,
+            device="auto" if device is None else device,
             dtype=dtype,
             attention=attention,
             trained=catalog.trained_parts(str(model)),
@@ -691,7 +691,7 @@ def _each_time(at: Sequence[Moments]) -> list[Moments]:
     return list(at)
 
 
-def _one_dtype(dtype: str | torch.dtype, options: dict[str, Any]) -> str:
+def _one_dtype(dtype: str | torch.dtype | None, options: dict[str, Any]) -> str:
     """The name of the dtype. Older code calls it ``torch_dtype``, which is taken out of ``options``."""
     name, other = (str(given or "auto").removeprefix("torch.") for given in (dtype, options.pop("torch_dtype", None)))
     if "auto" not in (name, other) and name != other:

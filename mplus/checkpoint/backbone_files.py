@@ -1,5 +1,6 @@
 """The files of a model folder that transformers reads: config, tokenizer, weights; refused with what is wrong."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from mplus.chat_template import EndlessTemplateError, check_ends
 from mplus.checkpoint.gguf_model import plain_weights
 from mplus.checkpoint.limits import LIMITS, check_config, check_weights, read_settings
 from mplus.checkpoint.tensor_files import TensorFiles
-from mplus.errors import CheckpointError, UnsupportedModelError
+from mplus.errors import CheckpointError, UnknownNameError, UnsupportedModelError
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 QUANTISERS = {
@@ -30,6 +31,16 @@ QUANTISERS = {
     "fbgemm_fp8": "fbgemm-gpu",
 }
 """The package that each way of quantising needs."""
+ROPE_ABOVE_ZERO = frozenset(
+    {"factor", "rope_theta", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "beta_fast"}
+)
+UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+INSTEAD = {
+    "load_in_4bit": "quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True)",
+    "load_in_8bit": "quantization_config=transformers.BitsAndBytesConfig(load_in_8bit=True)",
+    "use_flash_attention_2": "attention='flash_attention_2'",
+}
+"""What to write instead of options that models once took."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -60,6 +71,8 @@ def load_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
+    from mplus.template_limits import LargeTemplateError
+
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
     try:
@@ -68,7 +81,7 @@ def load_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
         raise CheckpointError(f"{folder}: no tokenizer that transformers can load ({error}).") from error
     try:
         check_ends(tokenizer)
-    except EndlessTemplateError as error:
+    except (EndlessTemplateError, LargeTemplateError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
     return tokenizer
 
@@ -116,8 +129,8 @@ def transformers_config(
         raise CheckpointError(f"{folder}: transformers does not know model_type {model_type!r}.{advice}") from error
     except (OSError, ImportError) as error:
         raise CheckpointError(f"{folder}: the code that its config.json names does not load ({error}).") from error
-    except (TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path}: transformers refuses it ({error!r}).") from error
+    except Exception as error:  # each version of transformers raises others
+        raise CheckpointError(f"{path}: transformers refuses it ({error!r:.300}).") from error
     text = found.get_text_config(decoder=True)
     described = {**text.to_dict(), **{name: getattr(text, name, None) for name in LIMITS}}
     check_weights(path, described, sum(file.stat().st_size for file in weights))
@@ -126,20 +139,26 @@ def transformers_config(
 
 
 def _check_rope(path: Path, config: Any) -> None:
-    """Refuse a kind of rotary positions that transformers does not know, before it fails somewhere inside."""
+    """Refuse rotary positions that transformers does not know or would divide by zero for; it only logs a line."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if not isinstance(rope, dict):
         return
-    settings = cast("dict[str, Any]", rope)
-    kind = settings.get("rope_type", settings.get("type", "default"))
     known = sorted({"default", *ROPE_INIT_FUNCTIONS})
-    if kind not in known:
-        raise UnsupportedModelError(
-            f"{path}: rotary positions of the kind {kind!r:.40}; this version of transformers knows "
-            f"{', '.join(known)}. Update transformers, or take another checkpoint."
-        )
+    settings = cast("dict[str, Any]", rope)
+    # There may be settings for each type of layer.
+    for one in (settings, *(part for part in settings.values() if isinstance(part, dict))):
+        kind = one.get("rope_type", one.get("type", "default"))
+        if kind not in known:
+            raise UnsupportedModelError(
+                f"{path}: rotary positions of the kind {kind!r:.40}; this version of transformers knows "
+                f"{', '.join(known)}. Update transformers, or take another checkpoint."
+            )
+        for name in ROPE_ABOVE_ZERO & one.keys():
+            value = one[name]
+            if value is not None and (type(value) not in (int, float) or not value > 0):
+                raise CheckpointError(f"{path}: {name}={value!r:.40} of rotary positions; expected a number above 0.")
 
 
 def load_backbone(
@@ -174,7 +193,9 @@ def load_backbone(
     register_own_attention()
     implementation = GROUPED_ATTENTION if attention in ("auto", "sdpa") else attention
     trusted = bool(options.get("trust_remote_code"))
+    UnknownNameError.check(options.keys() & INSTEAD.keys(), (), of="from_pretrained", instead=INSTEAD)
     backbone = transformers_config(folder, config, options.get("gguf_file"), trusted=trusted)
+    _check_quantiser(folder, config)
     device_map = _device_map(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -200,6 +221,12 @@ def load_backbone(
         except ImportError as error:
             raise CheckpointError(_missing_quantiser(folder, config | options, error)) from error
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            unknown = UNEXPECTED.search(str(error)) if isinstance(error, TypeError) else None
+            if unknown is not None and unknown[1] in options:
+                raise UnknownNameError(
+                    f"from_pretrained does not take {unknown[1]!r}, nor do models of {type(backbone).__name__}. "
+                    "Leave it out."
+                ) from error
             if not isinstance(error, (OSError, RuntimeError)) and not _quantisation(config | options):
                 raise
             raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
@@ -216,6 +243,23 @@ def _quantisation(config: Mapping[str, Any]) -> str:
         return ""
     method = cast("dict[str, Any]", found).get("quant_method") if isinstance(found, dict) else found.quant_method
     return str(getattr(method, "value", None) or method or "unknown")
+
+
+def _check_quantiser(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse weights that are quantised in a way that transformers would pass over with a line in the log."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    found: Any = config.get("quantization_config")
+    if not isinstance(found, dict):
+        return
+    method, settings = _quantisation(config), cast("dict[str, Any]", found)
+    bits = [number for number in ("4bit", "8bit") if settings.get(f"load_in_{number}")]
+    if (f"bitsandbytes_{bits[0]}" if bits else method) not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        known = ", ".join(sorted(map(str, AUTO_QUANTIZATION_CONFIG_MAPPING)))
+        raise CheckpointError(
+            f"{folder}: its weights are quantised with {method!r:.40}; this version of transformers knows {known}. "
+            "Update transformers, or take another checkpoint."
+        )
 
 
 def _missing_quantiser(folder: Path, config: Mapping[str, Any], error: ImportError) -> str:

@@ -89,7 +89,8 @@ def warm_ahead(weights: Weights, state: MemoryState, goes_on: Callable[[], bool]
     before = sum(room.encoded_tokens for room in rooms)
     warmed_state(weights, state)
     for track, room in zip(state.tracks, rooms, strict=False):
-        for store, dtype in ((track.pending, "auto"), (track.long_term, room.dtype)):
+        stores: list[tuple[LongTermMemory, StorageDtype]] = [(track.pending, "auto"), (track.long_term, room.dtype)]
+        for store, dtype in stores:
             for run in reversed(runs(store.provenance.chunks)):
                 if room.room < len(run) * weights.latent_bytes or not goes_on():
                     break

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mplus import CheckpointError, MPlus, UnsupportedModelError
+from mplus import CheckpointError, MPlus, UnknownNameError, UnsupportedModelError
 from mplus.backbone.own_layers import OwnLayers
 from mplus.checkpoint.backbone_files import TOKENIZER_FILES
 from mplus.checkpoint.limits import check_config
@@ -168,6 +168,53 @@ def test_a_model_without_a_tokenizer_says_so_where_text_is_given_or_asked_for(fo
 def test_a_missing_quantiser_is_named_with_its_package(folder: Path) -> None:
     change(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(CheckpointError, match="quantised with 'gptq'.*pip install"):
+        MPlus.from_pretrained(folder, memory=TINY)
+
+
+@pytest.mark.parametrize("method", ["weird", "bitsandbytes", None])
+def test_an_unknown_quantiser_is_refused_and_not_passed_over(folder: Path, method: str | None) -> None:
+    change(folder, quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(CheckpointError, match="quantised with .*this version of transformers knows"):
+        MPlus.from_pretrained(folder, memory=TINY)
+
+
+def test_options_that_no_model_takes_are_answered_with_what_to_write(folder: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"'load_in_4bit'\. Use quantization_config=.*BitsAndBytesConfig"):
+        MPlus.from_pretrained(folder, memory=TINY, load_in_4bit=True)
+    with pytest.raises(UnknownNameError, match="does not take 'nonsense'"):
+        MPlus.from_pretrained(folder, memory=TINY, nonsense=1)
+    assert MPlus.from_pretrained(folder, memory=TINY, device=None, dtype=None).weights.backbone.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 0},
+        {"rope_type": "linear", "factor": -1.0},
+        {"rope_type": "linear", "factor": "a"},
+        {"full_attention": {"rope_type": "linear", "factor": 0.0}},
+        {"rope_type": "yarn"},
+        "x",
+        3,
+    ],
+    ids=str,
+)
+def test_rotary_positions_that_would_give_no_numbers_are_refused(folder: Path, rope: Any) -> None:
+    for name in ("rope_parameters", "rope_scaling"):
+        change(folder, **{"rope_parameters": ..., "rope_scaling": ..., name: rope})
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            MPlus.from_pretrained(folder, memory=TINY)
+
+
+def test_an_unknown_rope_of_one_type_of_layer_is_named(folder: Path) -> None:
+    change(folder, rope_parameters={"full_attention": {"rope_type": "spiral"}}, rope_scaling=...)
+    with pytest.raises(UnsupportedModelError, match="'spiral'"):
+        MPlus.from_pretrained(folder, memory=TINY)
+
+
+def test_a_template_that_takes_all_memory_is_refused_when_the_model_is_loaded(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ 'x' * (10**10) }}")
+    with pytest.raises(CheckpointError, match="more than any prompt needs"):
         MPlus.from_pretrained(folder, memory=TINY)
 
 
