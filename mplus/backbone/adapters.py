@@ -77,7 +77,7 @@ def called_linears(layers: nn.ModuleList, call: Callable[[], object], *, rank: i
         if isinstance(output, Tensor) and output.shape[-1] == module.out_features:
             called.add(module)
 
-    linears = {name: module for name, module in layers.named_modules() if _is_linear(module)}
+    linears: dict[str, Any] = {name: module for name, module in layers.named_modules() if _is_linear(module)}
     hooks = [module.register_forward_hook(note) for module in linears.values()]
     try:
         call()

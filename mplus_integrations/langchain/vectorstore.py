@@ -357,7 +357,7 @@ class MPlusVectorStore(VectorStore):
         """
         UnknownNameError.check(kwargs, {"k", "fetch_k", "lambda_mult", "filter", *TIMES}, of="A search")
         k, fetch_k = checked_k(k), checked_k(fetch_k, "fetch_k")
-        given: object = lambda_mult
+        given: Any = lambda_mult
         if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
             raise ValueError(f"lambda_mult={lambda_mult!r:.40}: expected 0 (only diversity) to 1 (only relevance).")
         left = self._found(query, kwargs.pop("filter", None), kwargs)[:fetch_k]
