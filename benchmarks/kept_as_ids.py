@@ -23,8 +23,9 @@ from torch import Tensor
 
 import mplus
 import mplus.encode
-from mplus.evaluation.facts import Fact, persona
+from mplus.evaluation.facts import Fact
 from mplus.evaluation.metrics import contains_answer
+from mplus.evaluation.personas import persona
 from mplus.memory.state import MemoryState
 from mplus.memory.tokens import Provenance
 from mplus.memory.warm import WarmChunks
