@@ -3,7 +3,7 @@
     python benchmarks/cluster.py [--seconds 300] [--replicas 3] [--memories 20] [--kill-every 10] [--restart]
 
 Starts ``mplus serve --ray`` with a tiny random model on this machine. Clients write, read back and chat; every few
-seconds a replica is killed (SIGKILL). In the end every memory is opened from disk and compared with what was
+seconds a replica is killed (SIGKILL), if another one has its model loaded. In the end every memory is opened from disk and compared with what was
 acknowledged. Locality is the share of answers that came from the replica which gave the memory's answer before, so
 that the memory was warm there. ``--restart`` replaces all replicas one after the other at the end, under load. Counts,
 no seconds: any machine will do.
@@ -46,7 +46,7 @@ SMALL = mplus.MemoryConfig(
 
 @dataclass(frozen=True)
 class TinyModel:
-    """Loads the tiny model, and notes the process in a folder."""
+    """Loads the tiny model, and notes the process in a folder when it has it."""
 
     processes: str
 
@@ -56,8 +56,9 @@ class TinyModel:
         from mplus.testing import tiny_model
 
         torch.set_num_threads(1)
+        model = tiny_model(memory=SMALL)
         Path(self.processes, str(os.getpid())).touch()
-        return tiny_model(memory=SMALL)
+        return model
 
     def living(self) -> list[int]:
         return [pid for pid in map(int, os.listdir(self.processes)) if _lives(pid)]
@@ -158,12 +159,12 @@ def on_disk(folder: Path, memories: dict[str, Notes]) -> tuple[int, list[str]]:
 
 
 def kill(tiny: TinyModel, seconds: float, every: float) -> int:
-    """Kill a replica every few seconds; returns how many."""
+    """Kill a replica every few seconds, as long as another one is left to answer; returns how many."""
     killed, ends = 0, time.monotonic() + seconds
     while time.monotonic() < ends:
         time.sleep(min(every, max(ends - time.monotonic(), 0.0)))
         living = tiny.living()
-        if time.monotonic() < ends and living:
+        if time.monotonic() < ends and len(living) > 1:
             os.kill(random.choice(living), signal.SIGKILL)
             killed += 1
     return killed
