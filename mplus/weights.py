@@ -28,6 +28,10 @@ QUESTION_TOKENS = 256
 """Recall uses at most this many tokens of a question, the last ones."""
 
 
+LATEST_QUESTIONS = 16
+"""Questions whose states are kept."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """Backbone, retriever and the vectors that writing adds."""
@@ -172,9 +176,20 @@ class Weights:
             layer: The layer whose states are compared.
             vector: Its vector by the embedder.
         """
-        ids = list(input_ids[-QUESTION_TOKENS:])
-        states = self.backbone.plain_states(torch.tensor(ids), layer)
-        return Question(layer, self.norm(layer, states[-1], reading=False), self.words_of(ids), vector)
+        ids = tuple(input_ids[-QUESTION_TOKENS:])
+        # What the gate has looked at is read next, and an answer may be asked for again.
+        key = (ids, layer, torch.is_inference_mode_enabled())
+        normed = next((rows for known, rows in self._asked[0] if known == key), None)
+        if normed is None:
+            states = self.backbone.plain_states(torch.tensor(ids), layer)
+            normed = self.norm(layer, states[-1], reading=False)
+            self._asked[0] = ((key, normed), *self._asked[0][: LATEST_QUESTIONS - 1])
+        return Question(layer, normed, self.words_of(ids), vector)
+
+    @cached_property
+    def _asked(self) -> list[tuple[tuple[Any, Tensor], ...]]:
+        """The latest questions and their states; one tuple that is exchanged, so that threads need no lock."""
+        return [()]
 
     def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:
         """States at the input of a layer, normed by it."""

@@ -120,13 +120,28 @@ def rotate(heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> Float[Tenso
     return heads * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def rotate_into(target: Float[Tensor, "*rows H E"], heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> None:
-    """``rotate`` into ``target`` without temporary tensors, for prefixes of many thousand rows."""
-    half = heads.shape[-1] // 2
-    cos, sin = rotation.cos.unsqueeze(-2)[..., :half], rotation.sin.unsqueeze(-2)[..., :half]
-    first, second = heads[..., :half], heads[..., half:]
-    torch.mul(first, cos, out=target[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=target[..., half:]).addcmul_(first, sin)
+class RotatedHeads(NamedTuple):
+    """Buffers into which ``rotate`` writes without temporary tensors, for prefixes of many thousand rows."""
+
+    first: Float[Tensor, "L B P H _"]
+    """The first half of every head."""
+    second: Float[Tensor, "L B P H _"]
+    cos: Float[Tensor, "P 1 _"]
+    sin: Float[Tensor, "P 1 _"]
+
+    @classmethod
+    def of(cls, buffer: Float[Tensor, "L B P H E"], rotation: Rotation) -> "RotatedHeads":
+        """The halves of a buffer, and the rotation of its positions."""
+        half = buffer.shape[-1] // 2
+        cos, sin = rotation.cos[:, None, :half], rotation.sin[:, None, :half]
+        return cls(buffer[..., :half], buffer[..., half:], cos, sin)
+
+    def write(self, row: int, here: slice, heads: Float[Tensor, "L T H E"]) -> None:
+        """Rotate heads and write them to some positions of a row."""
+        cos, sin = self.cos[here], self.sin[here]
+        first, second = heads.chunk(2, dim=-1)
+        torch.mul(first, cos, out=self.first[:, row, here]).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=self.second[:, row, here]).addcmul_(first, sin)
 
 
 def eager_attention(

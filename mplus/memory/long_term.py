@@ -164,13 +164,13 @@ class LongTermMemory:
         parts = [self.segments[number].retrieval_keys.take(rows) for number, rows in places]
         return Plane.cat(parts, torch.float32, device)
 
-    def _rows(self, index: Index | slice) -> list[tuple[int, Index | slice]]:
+    def _rows(self, index: Index | slice) -> list[tuple[int, Tensor | slice]]:
         """Segments of some tokens, in ascending order, and their rows in each; a slice if they are a run."""
         segment, row = self.segment[index], self.row[index]
         numbers, counts = segment.unique_consecutive(return_counts=True)
         ends = counts.cumsum(0)
         firsts, lasts, sizes = row[ends - counts].tolist(), row[ends - 1].tolist(), counts.tolist()
-        found: list[tuple[int, Index | slice]] = []
+        found: list[tuple[int, Tensor | slice]] = []
         for number, rows, first, last in zip(numbers.tolist(), row.split(sizes), firsts, lasts, strict=True):
             found.append((number, slice(first, last + 1) if last - first + 1 == len(rows) else rows))
         return found

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from mplus.backbone.attention import KeysValues, Rotation, rotate_into
+from mplus.backbone.attention import KeysValues, RotatedHeads, Rotation
 from mplus.backbone.backbone import Backbone
 from mplus.backbone.memory_layer import Rotations
 from mplus.memory.stacks import stacked
@@ -251,6 +251,7 @@ def _write(
     standing: Collection[int],
 ) -> None:
     keys, values = keys.transpose(2, 3), values.transpose(2, 3)
+    rotated = RotatedHeads.of(keys, rotation) if isinstance(rotation, Rotation) else None
     for row, prefix in enumerate(prefixes):
         position = 0
         for number, part in enumerate(prefix):
@@ -259,9 +260,10 @@ def _write(
             if number in standing:
                 continue
             turned = part.values
-            if isinstance(rotation, Rotation):
-                rotate_into(keys[:, row, here], part.keys, rotation.at(here))
+            if rotated is not None:
+                rotated.write(row, here, part.keys)
             else:
+                assert isinstance(rotation, Rotations)
                 one = rotation.at(here).turned(KeysValues(part.keys[0], part.values[0]))
                 keys[:, row, here] = one.keys
                 turned = one.values

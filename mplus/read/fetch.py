@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -37,25 +38,25 @@ class Rows:
 def located(stores: Sequence[LongTermMemory], index: Index) -> list[Rows]:
     """Segments and rows of the tokens at ``index`` in the concatenation of some stores; rows of one kind together."""
     segments: list[Segment] = []
-    numbers, rows = torch.empty_like(index), torch.empty_like(index)
+    asked = index.numpy()
+    numbers, rows = np.empty_like(asked), np.empty_like(asked)
     low = 0
     for store in stores:
-        inside = ((index >= low) & (index < low + len(store))).nonzero().flatten()
-        if len(inside):
-            at = index[inside] - low
-            numbers[inside], rows[inside] = store.segment[at] + len(segments), store.row[at]
+        inside = (asked >= low) & (asked < low + len(store))
+        at = asked[inside] - low
+        numbers[inside], rows[inside] = store.segment.numpy()[at] + len(segments), store.row.numpy()[at]
         segments += store.segments
         low += len(store)
     # In the order in which they are stored: by segment, then by row.
-    order = rows.argsort(stable=True)
-    order = order[numbers[order].argsort(stable=True)]
-    counts = torch.bincount(numbers, minlength=len(segments)).tolist()
+    order = np.lexsort((rows, numbers))
+    numbers, rows = numbers[order], rows[order]
+    cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
     found: list[Rows] = []
-    for segment, mine, places in zip(segments, rows[order].split(counts), order.split(counts), strict=True):
-        if len(mine):
-            here = mine.tolist()
-            is_run = here == list(range(here[0], here[0] + len(here)))
-            found.append(Rows(segment, slice(here[0], here[0] + len(here)) if is_run else mine, places))
+    for start, stop in pairwise(cuts):
+        mine, first, last = rows[start:stop], int(rows[start]), int(rows[stop - 1])
+        is_run = last - first == len(mine) - 1 and bool((np.diff(mine) == 1).all())
+        here = slice(first, last + 1) if is_run else torch.from_numpy(mine)
+        found.append(Rows(segments[numbers[start]], here, torch.from_numpy(order[start:stop])))
     kinds = list(dict.fromkeys(part.kind for part in found))
     return sorted(found, key=lambda part: kinds.index(part.kind))
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -43,28 +44,29 @@ class ReadingOrder:
         """Runs of consecutive rows within either part: first and last-plus-one row."""
         if not len(self.rows):
             return []
-        cuts = (self.rows.diff() != 1) | (self.rows[1:] == self.num_recalled)
-        bounds = [0, *(cuts.nonzero().flatten() + 1).tolist(), len(self.rows)]
-        firsts = self.rows[bounds[:-1]].tolist()
+        rows = self.rows.numpy()
+        cuts = (np.diff(rows) != 1) | (rows[1:] == self.num_recalled)
+        bounds = [0, *(np.flatnonzero(cuts) + 1).tolist(), len(rows)]
+        firsts = rows[bounds[:-1]].tolist()
         return [(row, row + stop - start) for row, (start, stop) in zip(firsts, pairwise(bounds), strict=True)]
 
     def shared(self, other: "ReadingOrder") -> list[bool]:
         """For each run, whether it has short-term tokens that have the same places in the other order."""
         if len(self.rows) != len(other.rows):
             return [False] * len(self.runs)
-        ours, theirs = self.rows - self.num_recalled, other.rows - other.num_recalled
+        ours, theirs = self.rows.numpy() - self.num_recalled, other.rows.numpy() - other.num_recalled
         same = (ours >= 0) & (ours == theirs)
-        sizes = torch.tensor([stop - start for start, stop in self.runs])
-        ends = sizes.cumsum(0)
-        alike = torch.cat([same.new_zeros(1, dtype=torch.int64), same.cumsum(0)])
-        return (alike[ends] - alike[ends - sizes] == sizes).tolist()
+        bounds = [0, *accumulate(stop - start for start, stop in self.runs)]
+        return [bool(same[start:stop].all()) for start, stop in pairwise(bounds)]
 
     def with_recalled(self, places: Int[Tensor, " T"]) -> "ReadingOrder":
         """The same order where the recalled tokens stand otherwise: row n is that of the token at ``places[n]``."""
-        row = torch.empty_like(places)
-        row[places] = torch.arange(len(places))
-        recent = torch.arange(self.num_recalled, int(self.rows.max()) + 1)
-        return ReadingOrder(self.num_recalled, torch.cat([row, recent])[self.rows])
+        rows, number = self.rows.numpy(), np.empty(len(places), dtype=np.int64)
+        number[places.numpy()] = np.arange(len(places))
+        is_recalled = rows < self.num_recalled
+        return ReadingOrder(
+            self.num_recalled, torch.from_numpy(np.where(is_recalled, number[np.where(is_recalled, rows, 0)], rows))
+        )
 
 
 @dataclass(frozen=True)
