@@ -147,10 +147,6 @@ class OwnLayers(Backbone):
         """Modules that together hold every linear layer, those of adapters too."""
         return [self.model] if self.read_body is None else [self.model, self.read_body]
 
-    def heads(self, layer: nn.Module, rows: Float[Tensor, "B S D"], positions: Int[Tensor, " S"]) -> KeysValues:
-        """Keys and values, [B, H, S, E], that a layer's attention makes of what it is given at some positions."""
-        return KeysValues(*self._layer_of(layer).call.heads(rows, positions)[:2])
-
     # --- what the model is ------------------------------------------------------------------------
 
     @property

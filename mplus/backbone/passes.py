@@ -188,15 +188,17 @@ class Behind(Pass):
         """Attention of a layer is given rows."""
         index = self._backbone.memory_layer(layer)
         if index is not None and self._states is not None:
-            attention = self._backbone.read_layers[index]
-            self._read[layer] = self._backbone.heads(attention, self._states[index], self.places)
+            made = self._backbone.keys_values(self._backbone.read_layers[index], self._states[index])
+            places = self.places.expand(made.keys.shape[:2])
+            self._read[layer] = self._backbone.memory_layers[index].rotations(places).turned(made)
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of a layer has made keys and values."""
         read = self._read.pop(layer, None)
         if read is None:
             return keys, values
-        return torch.cat([read.keys.to(keys.dtype), keys], dim=2), torch.cat([read.values.to(values.dtype), values], 2)
+        old_keys, old_values = (part.transpose(1, 2) for part in read)
+        return torch.cat([old_keys.to(keys.dtype), keys], 2), torch.cat([old_values.to(values.dtype), values], 2)
 
     def mask(self, layer: int, rows: int, columns: int) -> Tensor:
         """Which columns each row sees."""

@@ -286,7 +286,9 @@ def _device_of(angles: Any) -> torch.device:
 
 
 def _with_positions(value: Any, positions: Int[Tensor, " P"]) -> Any:
-    """An argument that holds positions, with others."""
+    """An argument that holds positions, with others; one that scales queries by position, as at the first."""
+    if isinstance(value, Tensor) and value.is_floating_point() and value.shape[-2:] == (len(POSITIONS), 1):
+        return value[..., :1, :]
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         return value
     if value.dim() == 0 or value.shape[-1] != len(POSITIONS):

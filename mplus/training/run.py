@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from mplus.checkpoint import catalog
 from mplus.checkpoint.backbone_files import read_config
+from mplus.checkpoint.gguf_model import named
 from mplus.checkpoint.parts import PARTS_FILE, PARTS_TENSORS, TrainedParts, read_parts, write_parts
 from mplus.checkpoint.published_layout import is_published
 from mplus.errors import UnsupportedModelError
@@ -55,10 +56,10 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
     accelerator.wait_for_everyone()
     kind = PublishedRun if settings.is_published else ChunkRun
     training = kind(settings, folder, accelerator)
-    if training.model.weights.backbone.recalls_once:
+    if settings.is_published and training.model.weights.backbone.recalls_once:
         raise UnsupportedModelError(
-            f"model={settings.model!r}: its layers are called as they are (docs/reference/models.md), and only models "
-            "like Llama can be trained. Use one of those."
+            f"model={settings.model!r}: its layers are called as they are (docs/reference/models.md), and the published "
+            "stages need a model like Llama. Train it with --stages projection,reader."
         )
     parts = training.model.trained_parts
     for name in settings.stages:
@@ -82,11 +83,13 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
 def save_model(folder: Path, name: str, model: MPlus, parts: TrainedParts) -> None:
     """The backbone as it came, with trained parts beside it.
 
-    Its files are copied where they are a plain backbone's, so that no weight changes its precision.
+    Its files are copied where they are a plain backbone's, so that no weight changes its precision; of a GGUF file,
+    the weights are saved that it stands for.
     """
-    origin = catalog.resolve(name)
+    place, gguf_file = named(name, None)
+    origin = catalog.resolve(place)
     with _put_in_place(folder) as writing:
-        if is_published(read_config(origin)):
+        if gguf_file is not None or is_published(read_config(origin)):
             model.save_pretrained(writing)
         else:
             for path in origin.iterdir():
