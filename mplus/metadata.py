@@ -4,11 +4,13 @@ import base64
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 from uuid import UUID
 
 MAX_DEPTH = 32
+MAX_INTEGER = 10**4000
+"""Integers above are refused: Python reads no longer ones from a file."""
 TYPE, VALUE = "$type", "value"
 """Keys of a value in a file that JSON has no form for."""
 
@@ -16,20 +18,25 @@ _TO_TEXT: tuple[tuple[type, str, Callable[[Any], str]], ...] = (
     (datetime, "datetime", datetime.isoformat),
     (date, "date", date.isoformat),
     (time, "time", time.isoformat),
-    (timedelta, "seconds", lambda value: repr(value.total_seconds())),
+    (timedelta, "timedelta", lambda value: f"{value.days} {value.seconds} {value.microseconds}"),
     (Decimal, "decimal", str),
     (UUID, "uuid", str),
-    (PurePath, "path", str),
+    (Path, "path", str),
+    (PurePosixPath, "posix path", str),
+    (PureWindowsPath, "windows path", str),
     (bytes, "bytes", lambda value: base64.b64encode(value).decode()),
 )
 _FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
     "time": time.fromisoformat,
-    "seconds": lambda text: timedelta(seconds=float(text)),
+    "timedelta": lambda text: timedelta(*map(int, text.split())),
+    "seconds": lambda text: timedelta(seconds=float(text)),  # of earlier versions
     "decimal": Decimal,
     "uuid": UUID,
     "path": Path,
+    "posix path": PurePosixPath,
+    "windows path": PureWindowsPath,
     "bytes": lambda text: base64.b64decode(text, validate=True),
 }
 _COLLECTIONS: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
@@ -70,6 +77,10 @@ def _checked(value: Any, where: str, depth: int) -> Any:
     if isinstance(value, str):
         return str.__str__(value)  # of an enumeration too
     if isinstance(value, int | float):
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise ValueError(
+                f"{where:.60} is an integer of some thousand digits, which no file keeps: give it as text."
+            )
         return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
@@ -77,10 +88,10 @@ def _checked(value: Any, where: str, depth: int) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         found = [_checked(one, where, depth + 1) for one in cast("list[Any]", value)]
         return _MADE[_COLLECTIONS[next(kind for kind in _COLLECTIONS if isinstance(value, kind))]](found)
-    if isinstance(value, PurePath):
+    if isinstance(value, Path | PurePosixPath | PureWindowsPath):
         return value
     number = getattr(value, "item", None)
-    if callable(number) and getattr(value, "size", 0) == 1:
+    if callable(number) and getattr(value, "shape", None) == ():
         return _checked(number(), where, depth + 1)
     raise ValueError(
         f"{where} is {type(value).__name__} ({value!r:.60}), which no file keeps as it is: expected text, a number, a "

@@ -3,12 +3,13 @@
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 import pytest
+import torch
 
 from mplus import MemoryStore
 from mplus.metadata import checked_metadata, decoded_metadata, encoded_metadata
@@ -27,6 +28,7 @@ ABOUT: dict[str, Any] = {
     "naive": datetime(2024, 5, 1, 12, 30),
     "time": time(12, 30),
     "length": timedelta(seconds=1.5),
+    "long length": timedelta(days=10**6, microseconds=1),
     "price": Decimal("1.10"),
     "id": UUID(int=7),
     "pair": (1, ("a", date(2024, 5, 1))),
@@ -34,6 +36,9 @@ ABOUT: dict[str, Any] = {
     "frozen": frozenset({1}),
     "raw": b"\x00\xff",
     "file": Path("a/b.txt"),
+    "posix file": PurePosixPath("a/b.txt"),
+    "windows file": PureWindowsPath("a\\b.txt"),
+    "large": -(10**3999),
     "list": [1, [2.5, (3,)]],
     "nested": {"where": {"page": (1, 2)}, "$type": "mine"},
     "ours": {"$type": "date", "value": "2024-05-01"},
@@ -68,9 +73,21 @@ def test_an_enumeration_of_texts_becomes_text() -> None:
 
 
 def test_numbers_of_numpy_become_numbers() -> None:
-    about = checked_metadata({"row": np.int64(3), "share": np.float32(0.5), "sum": np.float64(0.5)})
+    about = checked_metadata({"row": np.int64(3), "share": np.float32(0.5), "sum": torch.tensor(0.5)})
     assert about == {"row": 3, "share": 0.5, "sum": 0.5}
     assert [type(value) for value in about.values()] == [int, float, float]
+    for several in (np.array([1.0]), torch.ones(1)):
+        with pytest.raises(ValueError, match="which no file keeps as it is"):
+            checked_metadata({"row": several})
+
+
+def test_a_number_that_no_file_could_be_read_with_is_refused_when_it_is_given() -> None:
+    with pytest.raises(ValueError, match="an integer of some thousand digits"):
+        checked_metadata({"number": [10**5000]})
+
+
+def test_lengths_of_time_in_files_of_earlier_versions_are_read() -> None:
+    assert decoded_metadata({"$type": "seconds", "value": "1.5"}) == timedelta(seconds=1.5)
 
 
 def deep(levels: int) -> list[Any]:

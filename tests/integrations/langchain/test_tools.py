@@ -332,7 +332,8 @@ def test_a_cut_form_of_an_agent_raises_and_names_the_reason(form: Any, tools: li
             agent.invoke({"messages": [HumanMessage("Who?")]})
 
 
-def test_a_cut_answer_in_json_raises_and_names_the_reason(chat: MPlusChat) -> None:
+def test_a_cut_answer_in_json_raises_and_names_the_reason() -> None:
+    chat = MPlusChat(model=MODEL, max_tokens=20)
     for form in (response_format("person", convert_to_json_schema(Person)), {"type": "json_object"}):
         for ask in (
             chat.bind(response_format=form).invoke,

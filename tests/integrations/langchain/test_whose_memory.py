@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import pickle
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -31,12 +32,19 @@ ASKED = [StringPromptValue(text="What is my code?")]
 MESSAGES = [[HumanMessage("What is my code?")]]
 
 
-@pytest.fixture
-def chat(tmp_path: Path) -> MPlusChat:
-    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=4)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a memory for each user."""
+    folder = tmp_path_factory.mktemp("written") / "memories"
+    chat = MPlusChat(model=MODEL, store=MemoryStore(folder))
     for key, code in (("anna", "4711"), ("bob", "0815"), (None, "9999")):
         chat.memorize(f"My code is {code}.", source="code", memory_key=key)
-    return chat
+    return folder
+
+
+@pytest.fixture
+def chat(written: Path, tmp_path: Path) -> MPlusChat:
+    return MPlusChat(model=MODEL, store=MemoryStore(shutil.copytree(written, tmp_path / "memories")), max_tokens=4)
 
 
 @pytest.fixture
