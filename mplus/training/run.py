@@ -58,8 +58,8 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
     training = kind(settings, folder, accelerator)
     if settings.is_published and training.model.weights.backbone.recalls_once:
         raise UnsupportedModelError(
-            f"model={settings.model!r}: its layers are called as they are (docs/reference/models.md), and the published "
-            "stages need a model like Llama. Train it with --stages projection,reader."
+            f"model={settings.model!r}: its layers are called as they are (docs/reference/models.md), and the "
+            "published stages need a model like Llama. Train it with --stages projection,reader."
         )
     parts = training.model.trained_parts
     for name in settings.stages:
