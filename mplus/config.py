@@ -135,7 +135,7 @@ class MemoryConfig(BaseModel):
     values at once while there is room for them. "ids" and "auto" need the chunk layout."""
     long_term_latent_bytes: NonNegativeInt = 2**28
     """Most bytes of keys and values that a memory of token ids holds for later reads; the least recently used are
-    dropped first. They are not saved."""
+    dropped first. Short-term memory, which is read whole, comes on top. They are not saved."""
 
     @model_validator(mode="after")
     def _check(self) -> "MemoryConfig":

@@ -4,7 +4,6 @@ A time without a zone is in UTC, so that the same call means the same everywhere
 """
 
 import calendar
-import math
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -19,7 +18,8 @@ MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
 )
-LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+EARLIEST = calendar.timegm((1, 1, 1, 0, 0, 0))
+LATEST = calendar.timegm((9999, 12, 31, 23, 59, 59)) + 0.999999
 DAY = timedelta(days=1) - timedelta(microseconds=1)
 
 
@@ -37,14 +37,19 @@ def seconds_of(given: Any, name: str, *, end: bool = False) -> float:
     if isinstance(given, bool) or not isinstance(given, datetime | date | str | int | float):
         raise ValueError(f"{name}={given!r:.60} ({type(given).__name__}): expected {EXPECTED}.")
     if isinstance(given, int | float):
-        if not math.isfinite(given) or abs(given) > LATEST:
-            raise ValueError(f"{name}={given!r}: expected seconds up to the year 9999. Divide milliseconds by 1,000.")
+        if not EARLIEST <= given <= LATEST:  # nor is NaN
+            raise ValueError(
+                f"{name}={given!r:.40}: expected seconds from the year 1 to 9999. Divide milliseconds by 1,000."
+            )
         return float(given)
     moment, whole_day = _moment(given, name)
-    if end and whole_day:
-        moment += DAY
-    # Not ``timestamp``, which some systems refuse for years before 1970.
-    return calendar.timegm(moment.utctimetuple()) + moment.microsecond / 1e6
+    try:
+        if end and whole_day:
+            moment += DAY
+        # Not ``timestamp``, which some systems refuse for years before 1970.
+        return calendar.timegm(moment.utctimetuple()) + moment.microsecond / 1e6
+    except OverflowError as error:
+        raise ValueError(f"{name}={given!r:.60}: in UTC it is not within the years 1 to 9999.") from error
 
 
 def _moment(given: datetime | date | str, name: str) -> tuple[datetime, bool]:
@@ -52,9 +57,12 @@ def _moment(given: datetime | date | str, name: str) -> tuple[datetime, bool]:
     if isinstance(given, str):
         text = given.strip()
         try:
-            given = date.fromisoformat(text) if len(text) == len("2024-03-03") else datetime.fromisoformat(text)
-        except ValueError as error:
-            raise ValueError(f"{name}={given!r:.60}: expected {EXPECTED}.") from error
+            given = date.fromisoformat(text)
+        except ValueError:
+            try:
+                given = datetime.fromisoformat(text)
+            except ValueError as error:
+                raise ValueError(f"{name}={given!r:.60}: expected {EXPECTED}.") from error
     if not isinstance(given, datetime):
         return datetime(given.year, given.month, given.day, tzinfo=UTC), True
     return (given.replace(tzinfo=UTC) if given.tzinfo is None else given), False

@@ -365,11 +365,18 @@ class Requests:
         for one in memories:
             self.check_memory(one)
         if len(memories) == 1:
-            return alone(self._present_within(memories[0], period))
+            one = memories[0]
+            state = (
+                self.present_state(one) if period is None else warmed_state(self._weights, self._within(one, period))
+            )
+            return alone(state)
         check_alike(memories)
-        states = [one.state if period is None else self._present_within(one, period) for one in memories]
+        states = [one.state if period is None else self._within(one, period) for one in memories]
         if (known := self._joined.get(states)) is None:
-            present = [self.present_state(one) for one in memories] if period is None else states
+            if period is None:
+                present = [self.present_state(one) for one in memories]
+            else:
+                present = [warmed_state(self._weights, state) for state in states]
             config = memories[0].config
             for track in present[-1].tracks:  # its index is made here, where it is kept for other reads
                 self._weights.scorers[config.recall].prepare(track.long_term, config)
@@ -377,11 +384,12 @@ class Requests:
             self._joined.put(states, known)
         return known
 
-    def _present_within(self, memory: Memory, period: Period | None) -> MemoryState:
-        """A memory's state for a read of what was said in a period; kept for the next read of the same state."""
-        state = self.present_state(memory)
-        if period is None:
-            return state
+    def _within(self, memory: Memory, period: Period) -> MemoryState:
+        """A memory's state with what was said in a period, kept for the next read of the same state.
+
+        Keys and values of what a memory keeps as token ids are still to be made.
+        """
+        state = self._with_tail(memory)
         if (known := self._periods.get([state], period)) is None:
             known = within(state, memory.config, period)
             if known is not state:  # else it would keep itself alive
@@ -393,18 +401,22 @@ class Requests:
 
         A write adapter was not trained on such short text; with one the tail is read as text instead.
         """
+        return warmed_state(self._weights, self._with_tail(memory))
+
+    def _with_tail(self, memory: Memory) -> MemoryState:
+        """A memory's state with the waiting tail written into it: the same object until the memory changes."""
         state = memory.state
         if not state.tail.input_ids or memory.config.encoding == "adapter":
-            return warmed_state(self._weights, state)
+            return state
         known = self._states.get(memory)
         if known is not None and known[0] is state:
             return known[1]
         last = state.context.sources[-1:].tolist() if state.context is not None else []
         tail = state.tail
-        continues = last == [tail.sources[0]] and state.sources[tail.sources[0]].comes_before(tail.time)
+        source = state.sources[tail.sources[0]]
+        continues = last == [tail.sources[0]] and source.comes_before(tail.time, is_dated=tail.is_dated)
         chunk = Chunk(list(tail.input_ids), list(tail.sources), continues, tail.since, latest=tail.latest)
         whole, _ = write_chunks(self._weights, memory, replace(state.beside_tail(), tail=Tail()), [chunk])
-        whole = warmed_state(self._weights, whole)
         self._states[memory] = (state, whole)
         return whole
 

@@ -23,7 +23,7 @@ from mplus.memory.snapshots import MemoryDiff, Snapshot, difference, latest_base
 from mplus.memory.sources import Source, listed
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.stats import MemoryStats, measured
-from mplus.memory.waiting import Told, Waiting, told
+from mplus.memory.waiting import WAIT_SECONDS, Told, Waiting, told
 from mplus.moments import Moment, seconds_of
 from mplus.progress import Progress, followed
 from mplus.storage.address import folder_of, place_of, zip_of
@@ -121,6 +121,8 @@ class Memory:
     def wait(self, texts: Sequence[WrittenText], write: Callable[[LedgerEntry], None], *, most: int) -> None:
         """Have texts wait until something of the memory is asked for, or ``most`` text tokens wait."""
         with self._lock:
+            if self._waiting is not None and abs(self.now() - self._waiting.time) > WAIT_SECONDS:
+                self._settle()
             if self._waiting is None:
                 self._waiting = Waiting(write, self.now())
             waiting, before = self._waiting, [*self._waiting.texts]
@@ -168,7 +170,8 @@ class Memory:
             self._state = within_age_limits(self._state, self.config, now)
             states = [within_age_limits(s.state, self.config, now) for s in self._snapshots]
             if any(state is not s.state for state, s in zip(states, self._snapshots, strict=True)):
-                self._snapshots = tuple(replace(s, state=t) for s, t in zip(self._snapshots, states, strict=True))
+                shared = [state.sharing_rooms(self._state) for state in states]
+                self._snapshots = tuple(replace(s, state=t) for s, t in zip(self._snapshots, shared, strict=True))
 
     def now(self) -> float:
         """The present time, by which texts of this memory get older: Unix time, unless its clock has jumped."""
@@ -204,7 +207,7 @@ class Memory:
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes exactly when the result of a read can change."""
+        """A hash that changes exactly when the result of a read can change, of one without ``since`` or ``as_of``."""
         state = self.state
         return chained(state.digest, state.tail.input_ids)
 
@@ -473,13 +476,15 @@ class Memory:
             self._state = replace(self._state, tracks=tuple(tracks))
 
     def drop_latents(self) -> None:
-        """Drop keys and values that were made of token ids, for this memory and its forks; reads make them again.
+        """Drop keys and values that were made of token ids, also those of snapshots; reads make them again.
 
-        Does nothing for ``long_term_keep="latents"``, whose keys and values are all there is.
+        Forks share them until something is forgotten. Does nothing for ``long_term_keep="latents"``, whose keys and
+        values are all there is.
         """
-        for track in self.state.tracks:
-            if track.warm is not None:
-                track.warm.drop()
+        for state in (self.state, *(snapshot.state for snapshot in self._snapshots)):
+            for track in state.tracks:
+                if track.warm is not None:
+                    track.warm.drop()
 
     # --- on disk ----------------------------------------------------------------------------------
 

@@ -98,9 +98,13 @@ class SourceRecord(Record):
         first = self.first_written if self.earliest is None else self.earliest
         return first, self.last_written if self.latest is None else self.latest
 
-    def comes_before(self, time: float) -> bool:
-        """Whether nothing of it was said after a time, so that what was said then may continue it."""
-        return self.latest is None or self.latest <= time
+    def comes_before(self, time: float, *, is_dated: bool) -> bool:
+        """Whether nothing of it was said after a time, so that what was said then may continue it.
+
+        Without times that were given (``is_dated``: of what continues it), what is written later is said later,
+        whatever the clock says.
+        """
+        return (self.latest is None and not is_dated) or self.span[1] <= time
 
     @classmethod
     def blank(cls) -> "SourceRecord":

@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 from mplus.memory.ledger import LedgerEntry, WrittenText
 from mplus.memory.state import MemoryState
 
+WAIT_SECONDS = 60.0
+"""Texts that are given later than this after the first of those that wait are not written with them: all of one pass
+are written with the time of the first."""
+
 
 class Told(NamedTuple):
     """What a memory was told under a name.

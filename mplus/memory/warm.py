@@ -93,6 +93,8 @@ class WarmChunks:
     def put(self, key: bytes, dtype: StorageDtype, segment: Segment) -> None:
         """Hold a chunk's keys and values; the least recently used chunks make room."""
         with self._guard:
+            if segment.nbytes > self.max_bytes:
+                return
             before = self._held.pop((key, dtype), None)
             self._nbytes += segment.nbytes - (0 if before is None else before.nbytes)
             self._held[key, dtype] = segment

@@ -140,7 +140,7 @@ class TrackPrefix:
             return None
         stores, index = warmed_rows(self._weights, self.track, self.recalled)
         content = self.track.short_term.content
-        is_paired = not content.keys or content.keys[0].shape == content.values[0].shape
+        is_paired = all(k.shape == v.shape for k, v in zip(content.keys, content.values, strict=True))
         dtype, devices = self._weights.backbone.dtype, self.track.devices
         rows = RecalledRows(stores, index, dtype, devices, self.stretches, is_paired=is_paired)
         rows.start(0)

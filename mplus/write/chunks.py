@@ -120,10 +120,10 @@ class _Cutting:
             said = max(tail.time, now)
             latest = said if is_dated or said != since else None
         elif tail.input_ids:
-            if not before[tail.sources[0]].comes_before(tail.time):
+            if not before[tail.sources[0]].comes_before(tail.time, is_dated=tail.is_dated):
                 self._last = []
             self._chunk(list(tail.input_ids), list(tail.sources), tail.since, tail.latest)
-        if source < len(before) and not before[source].comes_before(now):
+        if source < len(before) and not before[source].comes_before(now, is_dated=text.at is not None):
             self._last = []  # nothing may attend to what was said after it
         cuts = cut(
             ids,

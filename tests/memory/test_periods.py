@@ -331,3 +331,29 @@ def test_a_save_without_times_is_one_that_earlier_versions_read(tmp_path: Path, 
     for name in (b'"moments"', b'"latest"', b'"earliest"', b'"at"', b'"is_dated"'):
         assert name not in kept
     assert mplus.Memory.load(tmp_path, model).fingerprint == memory.fingerprint
+
+
+def test_a_memory_of_token_ids_reads_a_period_too(model: MPlus) -> None:
+    config = TINY.model_copy(update={"long_term_keep": "ids", "chunk_context": "none"})
+    memory, expected = filled(model, config=config), filled(model, DAYS[:1], config=config)
+    assert len(memory.state.tracks[0].long_term) > len(expected.state.tracks[0].long_term)
+    assert torch.equal(logits(model, memory, as_of=DAYS[0]), logits(model, expected))
+    states = [model._requests._within(memory, Period(until=seconds_of(DAYS[0], "until", end=True))) for _ in range(2)]
+    assert states[0] is states[1]
+
+
+def test_what_was_said_earlier_does_not_attend_to_what_was_written_before_without_a_time(model: MPlus) -> None:
+    memory, expected = model.new_memory(), model.new_memory()
+    model.write(memory, said(DAYS[3])[0], source="talk")  # now
+    for one in (memory, expected):
+        model.write(one, said(DAYS[0])[0], source="talk", at=DAYS[0])
+    assert torch.equal(logits(model, memory, as_of=DAYS[1]), logits(model, expected))
+
+
+def test_texts_that_wait_keep_their_times_apart(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, memory = time.time(), model.new_memory()
+    for name, seconds in (("a", 0.0), ("b", 3600.0)):
+        monkeypatch.setattr(time, "time", lambda seconds=seconds: clock + seconds)
+        model.write(memory, f"Box {name} is red.", source=name, later=True)
+    assert names(memory.as_of(clock + 60)) == ["a"]
+    assert names(memory) == ["a", "b"]
