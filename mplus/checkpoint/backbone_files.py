@@ -77,8 +77,11 @@ def load_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise CheckpointError(f"{folder}: no tokenizer that transformers can load ({error}).") from error
+    except Exception as error:  # a damaged file may fail anywhere in it
+        raise CheckpointError(f"{folder}: no tokenizer that transformers can load ({error!r:.300}).") from error
+    template: Any = getattr(tokenizer, "chat_template", None)
+    if template is not None and not isinstance(template, str | dict):
+        raise CheckpointError(f"{folder}: chat_template={template!r:.40}; expected the text of a template.")
     try:
         check_ends(tokenizer)
     except (EndlessTemplateError, LargeTemplateError) as error:
@@ -220,15 +223,15 @@ def load_backbone(
                 model, report = loader.from_pretrained(folder, local_files_only=True, **arguments)
         except ImportError as error:
             raise CheckpointError(_missing_quantiser(folder, config | options, error)) from error
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             unknown = UNEXPECTED.search(str(error)) if isinstance(error, TypeError) else None
             if unknown is not None and unknown[1] in options:
                 raise UnknownNameError(
                     f"from_pretrained does not take {unknown[1]!r}, nor do models of {type(backbone).__name__}. "
                     "Leave it out."
                 ) from error
-            if not isinstance(error, (OSError, RuntimeError)) and not _quantisation(config | options):
-                raise
+            if isinstance(error, ValueError) and not _quantisation(config | options):
+                raise  # of the caller's, such as a device map
             raise CheckpointError(f"{folder}: the backbone does not load ({error}).") from error
     if "gguf_file" in options:
         plain_weights(model)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,20 @@ def test_rotary_positions_that_would_give_no_numbers_are_refused(folder: Path, r
 def test_an_unknown_rope_of_one_type_of_layer_is_named(folder: Path) -> None:
     change(folder, rope_parameters={"full_attention": {"rope_type": "spiral"}}, rope_scaling=...)
     with pytest.raises(UnsupportedModelError, match="'spiral'"):
+        MPlus.from_pretrained(folder, memory=TINY)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "content", ["[]", '{"a":' * 5000 + "1" + "}" * 5000, '{"chat_template": 3}'], ids=lambda c: c[:20]
+)
+def test_a_damaged_file_of_settings_is_a_clear_error_or_harmless(folder: Path, name: str, content: str) -> None:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / name).write_text(content)
+    if name == "generation_config.json" and content != "[]":
+        MPlus.from_pretrained(folder, memory=TINY)  # transformers reads no more of it than it needs
+        return
+    with pytest.raises(CheckpointError, match=re.escape(str(folder))):
         MPlus.from_pretrained(folder, memory=TINY)
 
 
