@@ -20,7 +20,7 @@ from mplus import (
     source_filter,
 )
 from mplus_integrations.conversations import Conversation
-from mplus_integrations.forms import before_calls, form_of, has_result, may_hold_calls, tool_choice, with_told
+from mplus_integrations.forms import NoCalls, before_calls, form_of, has_result, may_hold_calls, tool_choice, with_told
 from mplus_integrations.history import OURS, Fitted, fitted
 from mplus_integrations.settings import AnswerSettings, Call, instead_where
 from mplus_integrations.sources import headings_of
@@ -152,7 +152,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         if not isinstance(prompt, str) and call.tools and tool_choice(call.tool_choice, call.tools) == "auto":
             new = [one for one in calls if one.arguments is None or not has_result(prompt, one)]
             if calls and not new and not text.strip() and not shown:
-                yield from self._pieces(
+                again = self._pieces(
                     prompt,
                     call.model_copy(update={"tool_choice": "none"}),
                     latents,
@@ -160,8 +160,10 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                     where=where,
                     shared=shared,
                     processors=processors,
-                    passages=False,
+                    passages=passages,
+                    spent=spent,
                 )
+                yield from (one for one in again if isinstance(one, Answer) or one.read is None)  # that was told
                 return
             calls = new
         numbered = [(f"call_{uuid4().hex[:24]}", one) for one in calls]
@@ -233,6 +235,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             read, read_where, names = readable(model, reads)
             engine = model if self.scheduler is None or call.model is not None else self.scheduler
             several, options = len(read) > 1, sampling.model_dump()
+            if call.tools and call.response_format is None and tool_choice(call.tool_choice, call.tools) == "none":
+                processors = (*processors, NoCalls(model.tokenizer))
             if processors:
                 options["processors"] = processors
             stream = engine.stream(

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from mplus import Constraint, Generation, ToolCall
 from mplus_integrations.settings import Call
 
@@ -120,7 +122,9 @@ def _is_whole(generation: Generation) -> bool:
 
 def may_hold_calls(call: Call, text: str) -> bool:
     """Whether an answer may hold tool calls. JSON that follows a schema may have their marks in its texts."""
-    return bool(call.tools) and (call.response_format is None or text.startswith(OPEN_CALL))
+    if not call.tools or tool_choice(call.tool_choice, call.tools) == "none":
+        return False
+    return call.response_format is None or text.startswith(OPEN_CALL)
 
 
 def with_told(messages: list[dict[str, Any]], told: str | None) -> list[dict[str, Any]]:
@@ -149,6 +153,27 @@ def has_result(messages: Sequence[Mapping[str, Any]], call: ToolCall) -> bool:
             arguments = function.get("arguments")
             made.append((function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments))
     return (call.name, call.arguments) in made[:results]
+
+
+class NoCalls:
+    """A logits processor: the answer neither is nor holds a tool call.
+
+    Args:
+        tokenizer: The model's.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._mark: list[int] = tokenizer(OPEN_CALL, add_special_tokens=False)["input_ids"]
+
+    def __call__(self, token_ids: Sequence[int], logits: Tensor) -> Tensor:
+        """The logits [vocabulary] without the token that would begin the answer with a call, or open one later."""
+        *begun, last = self._mark
+        is_open = not begun or list(token_ids[-len(begun) :]) == begun
+        if token_ids and not is_open:
+            return logits
+        logits = logits.clone()
+        logits[last if is_open else self._mark[0]] = float("-inf")
+        return logits
 
 
 def before_calls(text: str) -> tuple[str, str]:

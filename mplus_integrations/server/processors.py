@@ -33,7 +33,9 @@ class NoteTokens:
         self._notes: list[TokenNote] = []
 
     def __call__(self, token_ids: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
-        """Note one step; the logits [vocabulary] stay as they are."""
+        """Note one step; the logits [vocabulary] stay as they are. Without tokens an answer begins, maybe anew."""
+        if not token_ids:
+            self._last, self._notes = None, []
         self._settle(token_ids)
         likelihoods = logits.float().log_softmax(dim=-1)
         best = likelihoods.topk(min(self._likeliest, len(likelihoods))) if self._likeliest else None

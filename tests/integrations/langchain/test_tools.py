@@ -141,6 +141,36 @@ def test_a_call_that_has_its_result_is_answered_from_it(chat: MPlusChat, saying:
     assert chat.bind_tools([add], tool_choice="add").invoke(messages).tool_calls  # asked for by name
 
 
+class Insisting:
+    """A logits processor of a model that would make the same call for ever."""
+
+    def __init__(self, text: str) -> None:
+        self.ids = MODEL.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def __call__(self, tokens: list[int], logits: torch.Tensor) -> torch.Tensor:
+        wanted = self.ids[len(tokens)] if len(tokens) < len(self.ids) else MODEL.tokenizer.eos_token_id
+        return logits.index_add(0, torch.tensor([wanted]), torch.tensor([100.0]))
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_a_model_that_insists_on_a_call_is_kept_from_it(
+    chat: MPlusChat, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    real, call = MODEL.stream, '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+
+    def stream(*arguments: Any, processors: Any = (), **options: Any) -> Any:
+        return real(*arguments, processors=(Insisting(call), *processors), **options)
+
+    monkeypatch.setattr(MODEL, "stream", stream)
+    messages: list[Any] = [HumanMessage("What is 1 + 2?")]
+    first = chat.bind_tools([add], tool_choice=choice).invoke(messages)
+    assert bool(first.tool_calls) == (choice == "auto")
+    messages += [AIMessage("", tool_calls=[{"name": "add", "args": {"a": 1, "b": 2}, "id": "x"}])]
+    found = chat.bind_tools([add], tool_choice=choice).invoke([*messages, ToolMessage("3", tool_call_id="x")])
+    assert not found.tool_calls
+    assert "<tool_call>" not in found.content
+
+
 def test_a_call_cut_short_is_an_invalid_call(chat: MPlusChat) -> None:
     answer = chat.bind_tools([add], tool_choice="add").invoke("hi", max_tokens=25)
     assert answer.tool_calls == [] and answer.invalid_tool_calls[0]["error"]
