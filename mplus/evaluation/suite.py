@@ -191,18 +191,26 @@ class Suite:
         asked: What to ask how; ``data`` is the folder. What is not given is the suite's own, or the manifest's.
         out: Folder of the answers; None: one below ``runs/``.
         writing: Called while texts are written, with tokens so far and in total.
+        model: The model, where it has been opened; None: opened by its name.
 
     Raises:
         ValueError: No folder, or data sets that cannot be read.
         ModelNotFoundError: Nothing under the model's name.
     """
 
-    def __init__(self, asked: EvaluationSettings, out: Path | None = None, writing: Progress | None = None) -> None:
+    def __init__(
+        self,
+        asked: EvaluationSettings,
+        out: Path | None = None,
+        writing: Progress | None = None,
+        *,
+        model: MPlus | None = None,
+    ) -> None:
         if asked.data is None:
             raise ValueError("suite: expected a folder of data sets: mplus evaluate suite FOLDER.")
         self.asked, self._writing = asked, writing
         self.sets, self.skipped = data_sets(asked.data, asked.split)
-        self.model: MPlus = open_model(asked.model, backbone=asked.backbone, dtype=asked.dtype)
+        self.model = model or open_model(asked.model, backbone=asked.backbone, dtype=asked.dtype)
         self.folder = out or Path("runs") / f"suite-{self.model.fingerprint[:8]}"
         self.modes = tuple(self._modes())
 

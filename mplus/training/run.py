@@ -4,6 +4,8 @@
     scorer                   the published retriever on that layout, for comparison
     published-1, -2, -3      the published recipe: compressed tokens, a write adapter, a co-trained retriever
 
+At the end the model is asked the same questions as the one that training began with.
+
 A stage begins with the parts that the one before it left. Its own are kept when it is finished, so that a run
 which was killed goes on where it was.
 """
@@ -22,6 +24,7 @@ from mplus.checkpoint.parts import PARTS_FILE, PARTS_TENSORS, TrainedParts, read
 from mplus.checkpoint.published_layout import is_published
 from mplus.errors import UnsupportedModelError
 from mplus.model import MPlus
+from mplus.training.before_after import before_and_after
 from mplus.training.chunk.chunk_run import ChunkRun
 from mplus.training.published.published_run import PublishedRun
 from mplus.training.run_folder import RunFolder
@@ -76,7 +79,12 @@ def run(settings: RunSettings, out: Path, *, resume: bool = False) -> Path:
         shutil.rmtree(folder.states, ignore_errors=True)  # Some systems do not remove open files.
         training.log.say(f"The trained model is in {folder.model}")
     accelerator.wait_for_everyone()
+    is_first = accelerator.is_main_process
+    log = training.log
     accelerator.end_training()  # else threads of the process group may abort what has ended well
+    if is_first and settings.evaluate != "none":
+        del training  # its models make room for those that are asked
+        log.say(before_and_after(settings, folder))
     return folder.model
 
 

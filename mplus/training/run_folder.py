@@ -4,6 +4,7 @@ settings.json         everything that was asked for; going on takes it from here
 log.jsonl             one line per figure that was logged
 stages/<name>/        checkpoints of a stage, and parts/ once it is finished
 model/                the trained model, for ``MPlus.from_pretrained``
+evaluation/           its answers and those of the model that training began with; table.md
 """
 
 import itertools
@@ -80,6 +81,7 @@ class RunFolder:
         self.settings = path / "settings.json"
         self.model = path / "model"
         self.states = path / "states"
+        self.evaluation = path / "evaluation"
 
     def stage(self, name: str) -> Path:
         """A stage's folder."""
@@ -116,7 +118,9 @@ class RunFolder:
         known = self.known_settings()
         # Compared as files hold them: a tuple comes back as a list.
         asked = json.loads(json.dumps(settings))
-        changed = sorted(name for name in known.keys() | asked.keys() if known.get(name) != asked.get(name))
+        # What a run is asked at its end may change, and settings that it was begun without are as if not given.
+        known["evaluate"] = asked.get("evaluate")
+        changed = sorted(name for name in known if known[name] != asked.get(name))
         if changed:
             name = changed[0]
             raise ValueError(

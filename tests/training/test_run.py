@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from mplus import MPlus
 from mplus.checkpoint.parts import read_parts
 from mplus.cli.app import app
 from mplus.cli.settings_options import given_settings
+from mplus.errors import UnsupportedModelError
 from mplus.memory.memory import Memory
 from mplus.testing import tiny_model
+from mplus.training import before_after, run
 from mplus.training.published import stage_task
 from mplus.training.published.stages import published_stages
 from mplus.training.run_settings import RunSettings
@@ -41,6 +44,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text(" ".join(sentences[:5]) + "\n\n" + " ".join(sentences[5:]))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs here end without a table; what would have been asked."""
+    names: list[str] = []
+    monkeypatch.setattr(run, "before_and_after", lambda settings, folder: names.append(settings.evaluate) or "asked")
+    return names
 
 
 def invoke(*arguments: str) -> str:
@@ -84,7 +95,7 @@ def test_plain_texts_train_the_published_parts(given: Path, tmp_path: Path, monk
     assert Memory.load(tmp_path / "memory", model).fingerprint == memory.fingerprint
 
 
-def test_plain_texts_train_recall_and_reading(given: Path, tmp_path: Path) -> None:
+def test_plain_texts_train_recall_and_reading(given: Path, tmp_path: Path, asked: list[str]) -> None:
     """Stopped after the first stage and gone on with, as if it had not been."""
     steps = ("--steps", "projection=30", "--steps", "reader=4", "--steps", "scorer=3", "--batch", "4", "--layer", "1")
     more = ("--stages", "projection,reader,scorer", *steps, "--retriever-size", "8", "--log-every", "2")
@@ -96,6 +107,7 @@ def test_plain_texts_train_recall_and_reading(given: Path, tmp_path: Path) -> No
     models = [MPlus.from_pretrained(tmp_path / run / "model") for run in ("whole", "again")]
     assert models[0].weights.fingerprints == models[1].weights.fingerprints
     assert not (tmp_path / "whole" / "states").exists()
+    assert asked == ["talk"] * 3
 
     model = models[0]
     parts = model.trained_parts
@@ -111,6 +123,45 @@ def test_plain_texts_train_recall_and_reading(given: Path, tmp_path: Path) -> No
     memory = model.new_memory()
     model.write(memory, text, source="text")
     assert model.generate(memory, "The violin", max_new_tokens=2).completion_tokens
+
+
+def test_a_model_of_its_own_layers_is_trained_and_asked_before_and_after(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 3's layers, through a projection and a read adapter; the run is stopped while questions are asked."""
+    model = tiny_model(num_hidden_layers=2, model_type="gemma3_text", sliding_window=64)
+    model.weights.backbone.save(tmp_path / "gemma")
+    model.tokenizer.save_pretrained(tmp_path / "gemma")
+    for name in ("TALK_QUESTIONS", "TALK_UNKNOWN"):
+        monkeypatch.setattr(before_after, name, 2)
+    out = tmp_path / "run"
+
+    def stopped(settings: RunSettings, folder: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "before_and_after", stopped)
+    arguments = ("--model", str(tmp_path / "gemma"), "--texts", str(given / "texts"), "--out", str(out))
+    steps = ("--steps", "projection=5", "--steps", "reader=3", "--batch", "4", "--rank", "4", "--log-every", "1")
+    RUN.invoke(app, ["train", *arguments, *steps])
+    assert (out / "model" / "mplus.json").exists() and not (out / "evaluation").exists()
+    monkeypatch.setattr(run, "before_and_after", before_after.before_and_after)
+    invoke("--out", str(out), "--resume")
+    table = (out / "evaluation" / "talk" / "table.md").read_text()
+    assert "without an adapter → through its read adapter" in table
+    assert len(re.findall(r"^\| talk \| 0 \| 2 \| \d\.\d{3} → \d\.\d{3} \|", table, re.MULTILINE)) == 1, table
+    answers = [(out / "evaluation" / "talk" / when / "answers.jsonl").read_text() for when in ("before", "after")]
+    assert answers[0] != answers[1] and all(len(lines.splitlines()) == 4 for lines in answers)
+    monkeypatch.setattr(run, "before_and_after", lambda settings, folder: settings.evaluate)
+    invoke("--out", str(out), "--resume", "--evaluate", str(given / "texts"))  # what is asked may change
+
+    trained = MPlus.from_pretrained(out / "model")
+    parts = trained.trained_parts
+    assert parts.read_adapter and parts.late is not None and parts.late.query_projection is not None
+    memory = trained.new_memory()
+    trained.write(memory, (given / "texts" / "0.md").read_text(), source="text")
+    assert trained.generate(memory, "The violin", max_new_tokens=2).recalled
+    with pytest.raises(UnsupportedModelError, match="--stages projection,reader"):
+        invoke(*arguments[:4], "--out", str(tmp_path / "no"), *PUBLISHED)
 
 
 def test_a_read_adapter_goes_on_being_trained(given: Path, tmp_path: Path) -> None:
@@ -172,6 +223,7 @@ def test_questions_and_conversations_are_read_as_texts_too(given: Path, tmp_path
         ({"steps": {"published-1": 4}}, "none of the stages projection, reader"),
         ({"device": "cuda:1"}, "expected 'auto' or 'cpu'"),
         ({"rank": 0}, "greater than or equal to 1"),
+        ({"evaluate": "facts"}, "expected talk, none, or the folder of a suite"),
         ({"precision": "fp8"}, "'auto', 'no' or 'bf16'"),
     ],
 )
