@@ -3,10 +3,10 @@
     python benchmarks/cluster.py [--seconds 300] [--replicas 3] [--memories 20] [--kill-every 10] [--restart]
 
 Starts ``mplus serve --ray`` with a tiny random model on this machine. Clients write, read back and chat; every few
-seconds a replica is killed (SIGKILL), if another one has its model loaded. In the end every memory is opened from
-disk and compared with what was acknowledged. Locality is the share of answers that came from the replica which gave
-the memory's answer before, so that the memory was warm there. ``--restart`` replaces all replicas one after the other
-at the end, under load. Counts, no seconds: any machine will do.
+seconds a replica is killed (SIGKILL), if another one has its model loaded: starting one may take longer than that. In
+the end every memory is opened from disk and compared with what was acknowledged. Locality is the share of answers that
+came from the replica which gave the memory's answer before, so that the memory was warm there. ``--restart`` replaces
+all replicas one after the other at the end, under load. Counts, no seconds: any machine will do.
 """
 
 import argparse
