@@ -220,7 +220,7 @@ def test_an_unknown_rope_of_one_type_of_layer_is_named(folder: Path) -> None:
 def test_a_damaged_file_of_settings_is_a_clear_error_or_harmless(folder: Path, name: str, content: str) -> None:
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     (folder / name).write_text(content)
-    if name == "generation_config.json" and content != "[]":
+    if name == "generation_config.json" and "chat_template" in content:
         MPlus.from_pretrained(folder, memory=TINY)  # transformers reads no more of it than it needs
         return
     with pytest.raises(CheckpointError, match=re.escape(str(folder))):
