@@ -140,8 +140,8 @@ def resolve(
     if name in BUILT_IN:
         if BUILT_IN[name].terms and not is_pulled(name):
             raise ModelNotFoundError(
-                f"{name} is not in the cache ({cache_root()}), and it is only fetched if you ask for it: its weights are "
-                f"under the {BUILT_IN[name].licence} ({BUILT_IN[name].terms}). If you accept these, run `mplus pull "
+                f"{name} is not in the cache ({cache_root()}), and it is only fetched if you ask for it: its weights "
+                f"are under the {BUILT_IN[name].licence} ({BUILT_IN[name].terms}). If you accept these, run `mplus pull "
                 f"{name}`."
             )
         return pull(name, local_files_only=local_files_only)

@@ -47,7 +47,9 @@ def before_and_after(settings: RunSettings, folder: RunFolder) -> str:
         model = open_model(model_name, device=device, dtype=settings.dtype or "auto")
         with followed_by_stage(is_watched(), "question") as progress:
             silent: StageProgress = progress or (lambda stage, done, total: None)
-            told: StageProgress = lambda stage, done, total, when=when: silent(f"{when}: {stage}", done, total)
+            told: StageProgress = lambda stage, done, total, when=when, silent=silent: silent(
+                f"{when}: {stage}", done, total
+            )
             found.append(_asked(settings, model, place / when, told))
         read.append("through its read adapter" if has_adapter(model) else "without an adapter")
     text = _table(*found)
@@ -79,7 +81,9 @@ def _table(before: Answers, after: Answers) -> str:
 
 def _cells(before: Line | None, after: Line) -> tuple[str, ...]:
     def both(figure: Any) -> str:
-        return " → ".join("–" if (value := line and figure(line)) is None else f"{value:.3f}" for line in (before, after))
+        return " → ".join(
+            "–" if (value := line and figure(line)) is None else f"{value:.3f}" for line in (before, after)
+        )
 
     return (
         f"{after.level:,}",
