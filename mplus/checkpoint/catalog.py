@@ -141,8 +141,8 @@ def resolve(
         if BUILT_IN[name].terms and not is_pulled(name):
             raise ModelNotFoundError(
                 f"{name} is not in the cache ({cache_root()}), and it is only fetched if you ask for it: its weights "
-                f"are under the {BUILT_IN[name].licence} ({BUILT_IN[name].terms}). If you accept these, run `mplus pull "
-                f"{name}`."
+                f"are under the {BUILT_IN[name].licence} ({BUILT_IN[name].terms}). If you accept these, run "
+                f"`mplus pull {name}`."
             )
         return pull(name, local_files_only=local_files_only)
     path = Path(name).expanduser()
