@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from mplus import Memory
+from mplus.moments import seconds_of
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -28,6 +29,8 @@ TURNS = ("mplus_conversation", "mplus_thread", "mplus_turn")
 NODE = "mplus_node"
 """Metadata key of sources that are nodes of a LlamaIndex index; its value names their document."""
 TIMES = ("timestamp", "created_at")
+LEAST_MILLISECONDS = 1e11
+"""A noted number from here on is in milliseconds: in seconds it would be the year 5138."""
 """Keys under which messages have the time at which they were said."""
 HEADING = re.compile(r" {0,3}#{1,6}([ \t].*)?|<h([1-6])\b[^>]*>.*</h\2>\s*", re.IGNORECASE)
 UNDERLINE = re.compile(r" {0,3}(=+|-+)\s*")
@@ -53,15 +56,30 @@ def headings_of(memory: Memory) -> set[str]:
 
 
 def time_of(item: object) -> Any:
-    """When a message was said, by what its framework or a provider noted with it; None: nothing is known."""
+    """When a message was said, by what its framework or a provider noted with it; None: nothing is known.
+
+    Numbers that are too large for seconds are milliseconds; what is no time at all counts as unknown, and the log says
+    so.
+    """
     for place in ("additional_kwargs", "response_metadata"):
         about = getattr(item, place, None)
         if isinstance(about, Mapping):
             noted = cast("Mapping[str, Any]", about)
             found = next((noted[key] for key in TIMES if noted.get(key) is not None), None)
             if found is not None:
-                return found
+                return _as_time(found)
     return None
+
+
+def _as_time(noted: Any) -> Any:
+    is_number = isinstance(noted, int | float) and not isinstance(noted, bool)
+    given = noted / 1000 if is_number and abs(noted) >= LEAST_MILLISECONDS else noted
+    try:
+        seconds_of(given, "timestamp")
+    except ValueError as error:
+        logger.warning("A message is written without its time: %s", error)
+        return None
+    return given
 
 
 def named(name: object) -> str | None:

@@ -60,7 +60,7 @@ from mplus_integrations.llama_index.index_storage import (
 )
 from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes, written_text
-from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
+from mplus_integrations.llama_index.retriever import Findable, MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 from mplus_integrations.whose_memory import Latents, check_memory, checked_key, forget_all
 from mplus_integrations.worker import in_thread
@@ -435,7 +435,7 @@ class MPlusIndex(KnownDocumentArguments):
 
     def where(self, retriever: MPlusIndexRetriever) -> Any:
         """A test of the sources to read for answers about what a retriever may find; None: all sources."""
-        return retriever.where() if retriever.is_limited or self.is_shared else None
+        return Findable(retriever) if retriever.is_limited or self.is_shared else None
 
 
 for _name in STRUCT_TYPES:

@@ -130,3 +130,22 @@ class MPlusIndexRetriever(BaseRetriever):
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await in_thread(self._retrieve, query_bundle)
+
+
+class Findable:
+    """A test of the sources that a retriever may find. What is found of a period is worked out for each answer.
+
+    Args:
+        retriever: Says what may be found.
+    """
+
+    def __init__(self, retriever: MPlusIndexRetriever) -> None:
+        self._retriever = retriever
+
+    def now(self) -> Where:
+        """The test for one answer."""
+        return self._retriever.where()
+
+    def __call__(self, name: str, metadata: Any) -> bool:
+        """Whether a source may be found now."""
+        return self.now()(name, metadata)

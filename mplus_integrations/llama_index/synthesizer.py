@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from mplus import UnknownNameError
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE, as_node, written_text
+from mplus_integrations.llama_index.retriever import Findable
 from mplus_integrations.llama_index.structured import asking, parsed
 from mplus_integrations.whose_memory import Latents, Shared, Where
 from mplus_integrations.worker import in_thread
@@ -138,9 +139,9 @@ class MPlusSynthesizer(BaseSynthesizer):
         return [*self._before, ChatMessage(role=MessageRole.USER, content=query)]
 
     def _bound(self, node_ids: Sequence[str]) -> MPlusLLM:
-        where = self._where
+        where = beside = self._where.now() if isinstance(self._where, Findable) else self._where
         if self._only_nodes:
-            allowed, beside = frozenset(node_ids), self._where
+            allowed = frozenset(node_ids)
             # Turns of the conversation are not nodes, but are read too.
             where = lambda name, metadata: (
                 name in allowed if NODE in metadata else beside is None or beside(name, metadata)

@@ -150,7 +150,7 @@ def _add_reading(routes: APIRouter, service: Service) -> None:
     ) -> Json:
         """Its sources: tokens by pool, ages, times, metadata."""
         _own(request, name)
-        options: Json = {"source": source, "texts": texts, "times": Times(since, until, as_of)}
+        options: Json = {"source": source, "texts": texts, "times": Times(*map(_moment, (since, until, as_of)))}
         found = await service.operate("sources", name, service.memories.sources, name, **options)
         return {"sources": found}
 
@@ -242,3 +242,11 @@ def _decoded(data: bytes, name: str | None) -> str:
     if not text.strip():
         raise ValueError(f"The file {name!r:.80} holds no text.")
     return text
+
+
+def _moment(text: str | None) -> str | float | None:
+    """A time of a query: Unix seconds as a number, anything else as it is."""
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text

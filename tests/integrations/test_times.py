@@ -93,6 +93,24 @@ def test_nodes_of_an_index_count_from_the_date_in_their_metadata(tmp_path: Path)
     assert found(until="2030-01-01") == {"old", "new"}
     answer = index.as_query_engine(as_of=date(2023, 12, 31), recall="latent").query("Where is the key?")
     assert {one.node.node_id for one in answer.source_nodes} == {"old"}
+    engine = index.as_query_engine(since="2024-01-01", recall="latent", similarity_top_k=5)
+    index.insert_nodes([node("newer", "The key is in the shed.", "2024-06-01")])  # said in the engine's period
+    where = engine._response_synthesizer._bound([])._bound_where
+    assert [name for name in ("old", "new", "newer") if where(name, {})] == ["new", "newer"]
+
+
+def test_a_noted_time_that_is_none_is_unknown(caplog: pytest.LogCaptureFixture) -> None:
+    chat = MPlusChat(model=MODEL)
+    chat.memorize(
+        [
+            HumanMessage(OLD, id="a", additional_kwargs={"timestamp": 1682935200000}),  # milliseconds
+            HumanMessage(NEW, id="b", additional_kwargs={"timestamp": "10:42"}),
+        ]
+    )
+    with chat.opened() as memory:
+        assert names(memory, as_of="2023-12-31") == ["a"]
+        assert names(memory) == ["a", "b"]
+    assert "10:42" in caplog.text
 
 
 def test_chat_messages_of_llama_index_have_their_own_time() -> None:

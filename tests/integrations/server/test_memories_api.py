@@ -151,6 +151,8 @@ def test_what_is_written_with_a_time_is_read_by_it(served: Served) -> None:
     params = {"as_of": "2023-12-31", "texts": "true"}
     first, turn = call(served, "GET", "/me/sources", params=params)["sources"]
     assert (first["name"], first["earliest"], turn["texts"]) == ("old", 1682899200, ["User: Hello."])
+    params = {"since": "1714521600", "until": "1714521601"}
+    assert [one["name"] for one in call(served, "GET", "/me/sources", params=params)["sources"]] == ["new"]
     asked = {"query": "key", "since": "2024-05-01T00:00:00Z", "until": "2024-05-01"}
     assert [one["source"] for one in call(served, "POST", "/me/search", asked)["found"]] == ["new"]
     recalled = call(served, "POST", "/me/recalled", {"question": "Where is the key?", "as_of": "2023-05-01"})
