@@ -106,8 +106,8 @@ def needed(demand: Demand, measured: Measured | None = None) -> Needed:
         measured: What one replica does; None: the default model on two cores.
 
     Raises:
-        ValueError: No number of replicas keeps ``wait_seconds``, because one person alone, whose memory has one replica,
-            has it work too long.
+        ValueError: No number of replicas keeps ``wait_seconds``, because one person alone, whose memory has one
+            replica, has it work too long.
     """
     of = Measured() if measured is None else measured
     people = demand.users * demand.active
