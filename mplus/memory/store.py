@@ -33,7 +33,7 @@ from mplus.storage.files import copy
 from mplus.storage.folder import UNFINISHED, Folder
 from mplus.storage.manifest import is_sealed
 from mplus.storage.names import MANIFEST, check_name, check_spelling, forget_id, id_of, name_for, note_id
-from mplus.storage.place import not_saved
+from mplus.storage.place import Place, not_saved
 from mplus.storage.vault import KeyVault
 
 COPYING = ".copying-"
@@ -299,10 +299,9 @@ class MemoryStore:
             if LIST in place.sizes():
                 raise ValueError(f"{str(target)!r}: there is a backup already. Name an empty folder.")
             for stored in self.list():
-                source = self.path(stored.name)
                 copied = folder_of(f"{place}/{stored.name}")
                 with suppress(MemoryNotFoundError):  # it was deleted meanwhile
-                    made[stored.name] = copy_in_use(Folder(source), copied, lambda source=source: self._key(source))
+                    made[stored.name] = self._backed_up(stored.name, copied)
                     ids |= {} if stored.id == id_of(stored.name) else {stored.name: stored.id}
             Backup(place, made, ids).write()
         except MemorySaveError:
@@ -310,6 +309,11 @@ class MemoryStore:
         except OSError as error:
             raise not_saved(place, error) from error
         return tuple(made)
+
+    def _backed_up(self, name: str, target: Place) -> str:
+        """Copy a memory into a backup; returns its checksum there."""
+        source = self.path(name)
+        return copy_in_use(Folder(source), target, lambda: self._key(source))
 
     @clear_errors
     def restore(self, source: str | Path, name: str, *, overwrite: bool = False) -> None:

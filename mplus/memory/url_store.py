@@ -1,24 +1,29 @@
 """``UrlStore``: a store behind a url that many machines share; each has copies of what it used in a local folder."""
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mplus.errors import MemoryLockedError, MemorySaveError
+from mplus.errors import CorruptMemoryError, MemoryLockedError, MemoryNotFoundError, MemoryReadError, MemorySaveError
 from mplus.memory.clear_errors import clear_errors
 from mplus.memory.memory import Memory, MemoryMaker
 from mplus.memory.store import MemoryStore
+from mplus.memory.store_locks import StoreLocks
 from mplus.memory.stored import StoredMemory
 from mplus.storage.address import folder_of
 from mplus.storage.folder import Folder
 from mplus.storage.mirror import Base, fetched, published, removed
 from mplus.storage.names import MANIFEST, check_name, id_of
-from mplus.storage.place import not_read, not_saved
+from mplus.storage.place import Place, not_read, not_saved
 from mplus.storage.url import Url, moment
 from mplus.storage.vault import KeyVault
 
+Read = TypeVar("Read")
+
+COPIES_OF = ".copies-of"
+"""The file in a folder of copies that says of which url."""
 READ_SECONDS = 60.0
 """How long a read waits while this machine writes the memory, or fetches it."""
 LEASE_SECONDS = 20.0
@@ -34,14 +39,15 @@ class UrlStore(MemoryStore):
 
     Args:
         url: An ``fsspec`` url of a folder, such as "s3://bucket/memories".
-        folder: A local folder for copies; processes of one machine may share it.
+        folder: A local folder for copies of this url and nothing else; processes of one machine may share it.
         max_memory_bytes: Most bytes of one saved memory; None for no limit.
         max_local_bytes: Most bytes of local copies; beyond that those used least recently are dropped. None: no limit.
         max_resident_bytes: Most bytes of host memory for memories that are not open.
         vault: Holds a key for each memory, with which it is encrypted; every machine needs the same vault.
 
     Raises:
-        ValueError: ``url`` is a local folder, or no file system for such urls is installed.
+        ValueError: ``url`` is a local folder, no file system for such urls is installed, or ``folder`` has memories
+            that are not copies of this url, which would be lost.
         MemoryReadError: The url cannot be reached.
     """
 
@@ -61,6 +67,30 @@ class UrlStore(MemoryStore):
         self.url, self.max_local_bytes = url.rstrip("/"), max_local_bytes
         self._bases: dict[str, Base] = {}
         super().__init__(folder, max_memory_bytes=max_memory_bytes, max_resident_bytes=max_resident_bytes, vault=vault)
+
+    @clear_errors
+    def _make(self) -> None:
+        """Make the folder and mark it as one of copies of the url: what is not behind the url is removed from it.
+
+        Raises:
+            ValueError: It has memories already, or copies of another url.
+        """
+        super()._make()
+        with StoreLocks(self.root).held(COPIES_OF, READ_SECONDS):
+            noted = Folder(self.root).content(COPIES_OF)
+            if noted is None and any(self.root.glob(f"*/{MANIFEST}")):
+                held = "memories that are not copies"
+            elif noted is not None and noted != self.url.encode():
+                held = f"copies of {noted.decode(errors='replace')!r}"
+            else:
+                held = None
+            if held is not None:
+                raise ValueError(
+                    f"folder={str(self.root)!r} has {held}. For url={self.url!r} expected an empty folder, or one with "
+                    "its copies, since what is not behind the url is removed there. Name another folder."
+                )
+            if noted is None:
+                Folder(self.root).exchange(COPIES_OF, self.url.encode())
 
     def __getstate__(self) -> dict[str, object]:
         """Url, folder and limits, for another process.
@@ -82,10 +112,27 @@ class UrlStore(MemoryStore):
             CorruptMemoryError: The saved state is damaged.
             MemoryReadError: The url cannot be reached.
         """
-        if self._present(name) != Folder(self.path(name)).content(MANIFEST):
-            with self._held(name, READ_SECONDS):  # which fetches it
-                return super().load(name, model)
-        return super().load(name, model)
+        read = super().load
+        return self._current(name, lambda: read(name, model))
+
+    @clear_errors
+    def verify(self, name: str) -> str | None:
+        """What is wrong with this machine's copy of the last save, which is fetched if need be; None if nothing is.
+
+        Raises:
+            MemoryNotFoundError: There is none of that name.
+            MemoryReadError: The url cannot be reached.
+        """
+        read = super().verify
+        found = self._current(name, lambda: read(name))
+        if found is None:
+            return None
+        with self._held(name, READ_SECONDS):  # the copy may have made room for another while it was read
+            return read(name)
+
+    def _backed_up(self, name: str, target: Place) -> str:
+        read = super()._backed_up
+        return self._current(name, lambda: read(name, target))
 
     @clear_errors
     def list(self) -> list[StoredMemory]:
@@ -129,6 +176,19 @@ class UrlStore(MemoryStore):
             return place.content(MANIFEST)
         except OSError as error:
             raise not_read(place, error) from error
+
+    def _current(self, name: str, read: Callable[[], Read]) -> Read:
+        """Read a memory's copy in the folder, once that is the last save of any machine."""
+        present = self._present(name)
+        if present == Folder(self.path(name)).content(MANIFEST):
+            try:
+                return read()
+            except (MemoryNotFoundError, CorruptMemoryError, MemoryReadError, FileNotFoundError):
+                if present is None:
+                    raise
+                # The copy may have made room for another, or a newer save may have come, while it was read.
+        with self._held(name, READ_SECONDS):  # which fetches it
+            return read()
 
     @contextmanager
     def _held(self, name: str, timeout: float) -> Generator[None]:

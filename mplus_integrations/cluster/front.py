@@ -121,9 +121,12 @@ def may_be_made_twice(method: str, path: str) -> bool:
     """
     if method in ("GET", "HEAD"):
         return True
+    if method != "POST":
+        return False
     if path.startswith(MEMORIES + "/"):
-        return path.rpartition("/")[2] in READS
-    return method == "POST" and path in ("/v1/chat/completions", "/v1/completions")
+        name, _, operation = path.removeprefix(MEMORIES + "/").partition("/")
+        return name != "" and operation in READS
+    return path in ("/v1/chat/completions", "/v1/completions")
 
 
 def _lost() -> Problem:

@@ -41,7 +41,7 @@ class Demand:
     Attributes:
         users: People with a memory.
         active: Share of them who come on a day.
-        answers: Answers for each of those on that day.
+        answers: Answers for each of those on that day; what they write is written with these.
         answer_tokens: Tokens of an answer.
         written_tokens: Tokens that each of those writes on that day, their messages included.
         saves: Changes of a memory into which these are divided.
@@ -61,7 +61,7 @@ class Demand:
     wait_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        _check(self, positive=("users", "active", "busiest", "wait_seconds"))
+        _check(self, positive=("users", "active", "answers", "busiest", "wait_seconds"))
         if self.active > 1:
             raise ValueError(f"active={self.active}: expected a share from 0 to 1.")
 
@@ -106,14 +106,22 @@ def needed(demand: Demand, measured: Measured | None = None) -> Needed:
         measured: What one replica does; None: the default model on two cores.
 
     Raises:
-        ValueError: One answer takes so long that no number of replicas keeps ``wait_seconds``.
+        ValueError: No number of replicas keeps ``wait_seconds``, because one person alone, whose memory has one
+            replica, has it work too long.
     """
     of = Measured() if measured is None else measured
     people = demand.users * demand.active
     answers = people * demand.answers * demand.busiest / DAY
     busy = of.first_token_seconds + demand.answer_tokens / of.tokens_per_second
-    busy += demand.written_tokens / max(demand.answers, 1e-9) / of.written_tokens_per_second
+    busy += demand.written_tokens / demand.answers / of.written_tokens_per_second
     most = most_used(demand.wait_seconds / busy)
+    alone = answers / people * busy
+    if alone > most:
+        raise ValueError(
+            f"wait_seconds={demand.wait_seconds:g}: one person alone has a replica work {alone:.2g} of the busiest "
+            f"minutes, and it may work {most:.2g} of them at most, so no number of replicas keeps this. Expected a "
+            "longer wait, fewer or shorter answers, less text, or faster replicas."
+        )
     replicas = max(math.ceil(answers * busy / most), 1)
     while answers * busy / replicas * fullest(replicas, people) > most:
         replicas += 1

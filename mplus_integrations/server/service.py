@@ -1,6 +1,7 @@
 """The service behind every door: one model, its memories, and who is let in."""
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
@@ -279,16 +280,16 @@ def opened_store(settings: ServeSettings) -> MemoryStore:
 
     Raises:
         MemoryReadError: They cannot be reached.
-        ValueError: No file system for such urls is installed.
+        ValueError: No file system for such urls is installed, or the folder for copies has other memories.
     """
-    folder = settings.memories or usual_folder()
     vault = None if settings.vault is None else KeyVault(settings.vault)
     if settings.memories_url is None:
         most, total = settings.max_memory_bytes, settings.max_total_bytes
+        folder = settings.memories or usual_folder()
         return MemoryStore(folder, max_memory_bytes=most, max_total_bytes=total, vault=vault)
     return UrlStore(
         settings.memories_url,
-        folder,
+        settings.memories or usual_copies(settings.memories_url),
         max_memory_bytes=settings.max_memory_bytes,
         max_local_bytes=settings.max_local_bytes,
         vault=vault,
@@ -300,6 +301,12 @@ def usual_folder() -> Path:
     from mplus.cli.opened import user_store
 
     return user_store().root
+
+
+def usual_copies(url: str) -> Path:
+    """The folder of copies of the memories behind a url: one for each, beside the folder of memories."""
+    digest = hashlib.sha256(url.rstrip("/").encode("utf-8", "surrogatepass")).hexdigest()
+    return usual_folder().with_name(f"copies-{digest[:16]}")
 
 
 def _asked(question: Question) -> dict[str, Any]:

@@ -40,9 +40,10 @@ class ServeSettings(BaseSettings):
     aliases: Names = ()
     """Further names by which clients may call the model, separated by commas."""
     memories: Path | None = None
-    """Folder of the memories; by default that of the other mplus commands."""
+    """Folder of the memories; by default that of the other mplus commands. With --memories-url, a folder of copies of
+    that url and nothing else; by default one of its own."""
     memories_url: str | None = None
-    """Url of the memories, such as s3://bucket/memories, which many machines share; the folder then holds copies."""
+    """Url of the memories, such as s3://bucket/memories, which many machines share; a folder holds copies."""
     max_local_bytes: Annotated[int, Field(ge=0)] | None = None
     """Most bytes of copies of memories behind a url; no limit by default."""
     vault: Path | None = None

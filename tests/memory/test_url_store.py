@@ -17,6 +17,7 @@ from mplus import (
     MemoryNotFoundError,
     MemoryReadError,
     MemorySaveError,
+    MemoryStore,
     UrlStore,
 )
 from mplus.model import MPlus
@@ -237,6 +238,64 @@ def test_local_copies_that_were_not_used_make_room(model: MPlus, here: UrlStore,
         assert sources(small, model, name) == ["a"]
     assert [path.name for path in (tmp_path / "small").iterdir() if path.is_dir()] == ["carl"]
     assert sources(small, model, "alice") == ["a"]
+
+
+def test_a_folder_of_other_memories_is_refused_and_they_stay(model: MPlus, here: UrlStore, tmp_path: Path) -> None:
+    own = MemoryStore(tmp_path / "own")
+    own.put("diary", model.new_memory())
+    with pytest.raises(ValueError, match=rf"own'.*not copies.*{URL}.*another folder"):
+        UrlStore(URL, own.root)
+    assert [memory.name for memory in own.list()] == ["diary"]
+    write(here, model, "a")
+    with pytest.raises(ValueError, match=rf"copies of '{URL}'.*memory://bucket/others.*another folder"):
+        UrlStore("memory://bucket/others", here.root)
+    assert sources(UrlStore(f"{URL}/", here.root), model) == ["a"]
+
+
+def test_a_backup_has_every_memory_though_few_copies_fit(model: MPlus, here: UrlStore, tmp_path: Path) -> None:
+    for name in ("alice", "bob", "carl"):
+        write(here, model, "a", name)
+    write(here, model, "b", "bob")
+    small = UrlStore(URL, tmp_path / "small", max_local_bytes=1)
+    assert small.backup(tmp_path / "backup") == ("alice", "bob", "carl")
+    new = MemoryStore(tmp_path / "new")
+    for name, names in {"alice": ["a"], "bob": ["a", "b"], "carl": ["a"]}.items():
+        new.restore(tmp_path / "backup", name)
+        assert [source.name for source in new.load(name, model).sources()] == names
+
+
+def test_a_memory_without_a_copy_is_verified(model: MPlus, here: UrlStore, there: UrlStore) -> None:
+    write(here, model, "a")
+    assert there.verify("alice") is None
+    damaged = next(path for path in (there.root / "alice").iterdir() if path.suffix == ".safetensors")
+    damaged.write_bytes(b"x")
+    assert there.verify("alice") is not None
+    with pytest.raises(MemoryNotFoundError):
+        there.verify("bob")
+
+
+@pytest.mark.parametrize("use", ["load", "verify", "backup"])
+def test_a_copy_that_makes_room_while_it_is_read_is_fetched_again(
+    model: MPlus, here: UrlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    write(here, model, "a")
+    store = UrlStore(URL, here.root)
+    evicted: list[Path] = []
+    real = UrlStore._key
+
+    def evict(store: UrlStore, folder: Path) -> object:
+        if not evicted:
+            evicted.append(folder.rename(tmp_path / "evicted"))
+        return real(store, folder)
+
+    monkeypatch.setattr(UrlStore, "_key", evict)
+    if use == "load":
+        assert sources(store, model) == ["a"]
+    elif use == "verify":
+        assert store.verify("alice") is None
+    else:
+        assert store.backup(tmp_path / "backup") == ("alice",)
+    assert evicted and (store.root / "alice" / MANIFEST).exists()
 
 
 def test_a_pickled_store_is_the_same_store(model: MPlus, here: UrlStore) -> None:

@@ -107,6 +107,25 @@ async def test_what_may_be_asked_twice_is_answered_though_its_replica_died(path:
     assert answer.status_code == 200 and len(replicas.asked) == 3
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "anna/search"),
+        ("PUT", "anna/recalled"),
+        ("POST", "anna/sources/search"),
+        ("POST", "anna/snapshots/recalled"),
+        ("DELETE", "search"),
+        ("POST", "search"),
+        ("POST", "/search"),
+    ],
+)
+async def test_only_reads_sent_by_post_to_the_memory_itself_are_asked_twice(method: str, path: str) -> None:
+    replicas = Replicas(lost=1)
+    async with client(replicas) as http:
+        answer = await http.request(method, f"/v1/memories/{path}", json={"memory": "anna"})
+    assert answer.status_code == 503 and len(replicas.asked) == 1
+
+
 @pytest.mark.parametrize("path", ["write", "forget", "replace", "rollback", "files", "import"])
 async def test_a_change_whose_replica_died_is_not_made_twice_and_the_client_is_told(path: str) -> None:
     replicas = Replicas(lost=1)

@@ -36,6 +36,22 @@ def test_memories_are_kept_where_the_settings_say(tmp_path: Path) -> None:
     fsspec.filesystem("memory").store.clear()
 
 
+def test_copies_of_a_url_are_not_among_the_memories_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mplus.checkpoint.catalog.cache_root", lambda: tmp_path)
+    usual = opened_store(ServeSettings()).root
+    (usual / "diary").mkdir()
+    (usual / "diary" / "memory.json").write_text("{}")
+    one, other, same = (
+        opened_store(ServeSettings(memories_url=f"memory://settings/{name}")).root for name in ("x", "y", "x/")
+    )
+    assert len({usual, one, other}) == 3 and one == same and one.parent == usual.parent == tmp_path
+    with pytest.raises(ValueError, match="not copies"):
+        opened_store(ServeSettings(memories=usual, memories_url="memory://settings/x"))
+    assert (usual / "diary").exists()
+
+
 def test_without_ray_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

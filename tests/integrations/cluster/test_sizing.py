@@ -65,11 +65,26 @@ def test_the_formula_of_waiting_is_that_of_a_simulated_queue(patience: float) ->
         ({"users": 0}, "users=0"),
         ({"users": 10, "active": 1.5}, "active=1.5"),
         ({"users": 10, "answers": -1}, "answers"),
+        ({"users": 10**6, "answers": 0, "written_tokens": 10**6}, "answers=0"),
     ],
 )
 def test_demands_that_cannot_be_are_refused(given: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Demand(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"answer_tokens": 1_000_000},
+        {"answers": 0.001, "written_tokens": 10**8},
+        {"answers": 5_000.0, "wait_seconds": 0.01},
+    ],
+)
+def test_a_wait_that_no_number_of_replicas_keeps_is_refused(given: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"wait_seconds=.*no number of replicas"):
+        needed(Demand(users=1000, **given))  # type: ignore[arg-type]
+    assert needed(Demand(users=1000)).replicas > 1
 
 
 def test_figures_that_cannot_be_are_refused() -> None:
