@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -34,7 +35,7 @@ class Units:
     @cached_property
     def num_tokens(self) -> int:
         """Number of all their tokens."""
-        return int(self.sizes.sum()) if len(self) else 0
+        return int(self.sizes.numpy().sum())
 
     def take(self, index: Int[Tensor, " u"] | slice) -> "Units":
         """The units at ``index``, in that order."""
@@ -42,8 +43,9 @@ class Units:
 
     def tokens(self) -> Index:
         """Positions of all their tokens in the pool."""
-        first = self.sizes.cumsum(0) - self.sizes
-        return torch.arange(self.num_tokens) + (self.starts - first).repeat_interleave(self.sizes)
+        starts, sizes = self.starts.numpy(), self.sizes.numpy()
+        shift = starts - sizes.cumsum() + sizes
+        return torch.from_numpy(np.arange(self.num_tokens) + shift.repeat(sizes))
 
 
 class Eviction(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -30,7 +31,7 @@ class WholeChunks(Layout):
     def units(self, chunks: Chunks) -> Units:
         """Each chunk is a unit."""
         starts = chunk_starts(chunks)
-        return Units(starts, torch.diff(starts, append=torch.tensor([len(chunks)])))
+        return Units(starts, torch.from_numpy(np.diff(starts.numpy(), append=len(chunks))))
 
     def evict(self, chunks: Chunks, num_new: int, capacity: int, generator: torch.Generator) -> Eviction:
         """Evict the oldest chunks."""
@@ -70,8 +71,8 @@ class WholeChunks(Layout):
 
 def chunk_starts(chunks: Chunks) -> Int[Tensor, " U"]:
     """Positions at which chunks begin."""
-    changes = (chunks[1:] != chunks[:-1]).nonzero().flatten() + 1
-    return torch.cat([torch.zeros(min(len(chunks), 1), dtype=torch.int64), changes])
+    changes = np.flatnonzero(np.diff(chunks.numpy())) + 1
+    return torch.from_numpy(np.concatenate([np.zeros(min(len(chunks), 1), dtype=np.int64), changes]))
 
 
 def newest_fitting(chunks: Chunks, room: int) -> int:

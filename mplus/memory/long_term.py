@@ -5,8 +5,10 @@ Pending evictions are kept in the same form, so that recall sees both alike.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
@@ -166,13 +168,15 @@ class LongTermMemory:
 
     def _rows(self, index: Index | slice) -> list[tuple[int, Tensor | slice]]:
         """Segments of some tokens, in ascending order, and their rows in each; a slice if they are a run."""
-        segment, row = self.segment[index], self.row[index]
-        numbers, counts = segment.unique_consecutive(return_counts=True)
-        ends = counts.cumsum(0)
-        firsts, lasts, sizes = row[ends - counts].tolist(), row[ends - 1].tolist(), counts.tolist()
+        where = index if isinstance(index, slice) else index.numpy()
+        segment, row = self.segment.numpy()[where], self.row.numpy()[where]
+        bounds = [0, *(np.flatnonzero(np.diff(segment)) + 1).tolist(), len(segment)]
         found: list[tuple[int, Tensor | slice]] = []
-        for number, rows, first, last in zip(numbers.tolist(), row.split(sizes), firsts, lasts, strict=True):
-            found.append((number, slice(first, last + 1) if last - first + 1 == len(rows) else rows))
+        for start, stop in pairwise(bounds):
+            first, last = int(row[start]), int(row[stop - 1])
+            is_run = last - first + 1 == stop - start
+            rows = slice(first, last + 1) if is_run else torch.from_numpy(row[start:stop])
+            found.append((int(segment[start]), rows))
         return found
 
     def input_ids(self, index: Index) -> Int32[Tensor, " T"]:

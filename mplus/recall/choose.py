@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -109,10 +110,10 @@ def best_of(scores: Scores, question: Question, scored: Candidates, num_units: i
 
 def _places(ranked: Ranked, chosen: Int[Tensor, " chosen"], last: Sequence[int]) -> Int[Tensor, " P"]:
     """For each token that is read, its unit's place among those next to the prompt, from 1 on; 0 for all others."""
-    read = ranked.read(chosen)
-    place = torch.zeros(len(ranked.sizes), dtype=torch.int64)
-    place[torch.tensor(last, dtype=torch.int64)] = torch.arange(1, len(last) + 1)
-    return place[read].repeat_interleave(ranked.sizes[read])
+    read = ranked.read(chosen).numpy()
+    place = np.zeros(len(ranked.sizes), dtype=np.int64)
+    place[np.asarray(last, dtype=np.int64)] = np.arange(1, len(last) + 1)
+    return torch.from_numpy(place[read].repeat(ranked.sizes.numpy()[read]))
 
 
 def _in_order(
@@ -127,14 +128,14 @@ def _in_order(
     """
     index, provenance = chosen.tokens(), chosen.provenance
     # Tokens of equal age are in descending order, as in the published model.
-    oldest = provenance.ages.argsort(stable=True).flip(0)
-    order = torch.cat([oldest, torch.arange(len(index), len(place))])
-    order = order[place[order].argsort(stable=True)]
+    oldest = provenance.ages.numpy().argsort(kind="stable")[::-1]
+    order = np.concatenate([oldest, np.arange(len(index), len(place))])
+    order = order[place.numpy()[order].argsort(kind="stable")]
     from_recall = order < len(index)
-    taken = order[from_recall]
-    order[from_recall] = torch.arange(len(taken))
+    taken = torch.from_numpy(order[from_recall])
+    order[from_recall] = np.arange(len(taken))
     relevance = relevance.repeat_interleave(chosen.sizes)
-    return Recalled(index[taken], provenance.take(taken), relevance[taken]), order
+    return Recalled(index[taken], provenance.take(taken), relevance[taken]), torch.from_numpy(order)
 
 
 class RankedSource(NamedTuple):

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
@@ -86,21 +87,25 @@ class Candidates:
         """Chunk number of every unit; None if units are not texts."""
         if not self.layout.units_are_texts:
             return None
-        return torch.cat([pool.provenance.chunks[units.starts] for pool, units in self._pairs()])
+        return self._firsts("chunks")
 
     @cached_property
     def sources(self) -> Int[Tensor, " U"]:
         """Source of every unit, as a row of the table of sources."""
-        return torch.cat([pool.provenance.sources[units.starts] for pool, units in self._pairs()])
+        return self._firsts("sources")
+
+    def _firsts(self, column: str) -> Int[Tensor, " U"]:
+        """A column of provenance at the first token of every unit."""
+        columns = [getattr(pool.provenance, column).numpy()[units.starts.numpy()] for pool, units in self._pairs()]
+        return torch.from_numpy(np.concatenate(columns))
 
     @cached_property
     def goes_on(self) -> Bool[Tensor, " U"] | None:
         """Whether each chunk continues the one before it (written next, same source); None if units are not texts."""
         if (chunks := self.chunks) is None:
             return None
-        sources = self.sources
-        same = (chunks[1:] == chunks[:-1] + 1) & (sources[1:] == sources[:-1])
-        return torch.cat([torch.zeros(min(len(chunks), 1), dtype=torch.bool), same])
+        same = (np.diff(chunks.numpy()) == 1) & (np.diff(self.sources.numpy()) == 0)
+        return torch.from_numpy(np.concatenate([np.zeros(min(len(chunks), 1), dtype=bool), same]))
 
     @property
     def provenance(self) -> Provenance:
@@ -124,7 +129,7 @@ class Candidates:
     def take(self, index: Int[Tensor, " u"]) -> "Candidates":
         """The candidates at ``index``, which is in ascending order."""
         bounds = [0, *accumulate(map(len, self.units))]
-        cuts = torch.searchsorted(index, torch.tensor(bounds)).tolist()
+        cuts = np.searchsorted(index.numpy(), bounds).tolist()
         inside = [
             units.take(index[start:stop] - low if stop > start else slice(0))
             for units, low, (start, stop) in zip(self.units, bounds, pairwise(cuts), strict=False)
@@ -215,12 +220,13 @@ def _whole(pool: Pool, units: Units, device: torch.device) -> Iterator[KeyBlock]
 
     def plan() -> list[tuple[slice, Int[Tensor, " u"], int]]:
         found: list[tuple[slice, Tensor, int]] = []
-        ends = units.starts + units.sizes
+        starts = units.starts.numpy()
+        ends = starts + units.sizes.numpy()
         for place in key_slices(pool):
-            first = int(torch.searchsorted(ends, place.start, right=True))
-            last = int(torch.searchsorted(units.starts, place.stop))
-            edges = units.starts[first:last].clamp(min=place.start)
-            found.append((place, torch.diff(edges, append=torch.tensor([place.stop])), first))
+            first = int(np.searchsorted(ends, place.start, side="right"))
+            last = int(np.searchsorted(starts, place.stop))
+            sizes = np.diff(starts[first:last].clip(min=place.start), append=place.stop)
+            found.append((place, torch.from_numpy(sizes), first))
         return found
 
     for place, sizes, first in pool.derived(("blocks", len(units)), plan):

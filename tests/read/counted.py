@@ -6,12 +6,24 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NO_KERNEL = frozenset(
-    {
-        *("empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like", "resize_", "set_", "_unsafe_view"),
-        *("detach", "detach_", "alias", "lift_fresh", "_reshape_alias", "_local_scalar_dense"),
-    }
+    (
+        "empty",
+        "empty_strided",
+        "new_empty",
+        "new_empty_strided",
+        "empty_like",
+        "resize_",
+        "set_",
+        "_unsafe_view",
+        "alias",
+    )
 )
 """Operations that compute nothing, beside views."""
+NO_KERNEL |= frozenset(("detach", "detach_", "lift_fresh", "_reshape_alias", "_local_scalar_dense"))
+ASKS = frozenset(
+    ("is_complex", "is_floating_point", "is_inference", "is_signed", "is_conj", "is_neg", "size", "stride")
+)
+"""What checks of shapes ask of a tensor, which counts as nothing."""
 WAITS = frozenset(("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "equal"))
 """Operations whose result the host waits for."""
 
@@ -42,7 +54,7 @@ class Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func._schema.name.removeprefix("aten::")
-        if not self._depth:
+        if not self._depth and name not in ASKS:
             self.operation_names[name] += 1
         self._depth += 1
         try:
