@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from langgraph.store.base import (
     BaseStore,
@@ -49,8 +49,8 @@ class MPlusStore(BaseStore):
         store.put(("users", "anna"), "music", {"likes": "cello suites"})
         store.search(("users",), query="Which music does she like?")
 
-    Items are written into latent memory, and their values are kept too. The items of all namespaces are in one
-    separate memory; an answer reads it only if the call names it with ``memory_key``.
+    Items are written into latent memory, and their values are kept too, as JSON: a tuple comes back as a list. The items
+    of all namespaces are in one separate memory; an answer reads it only if the call names it with ``memory_key``.
 
     Args:
         chat: Whose model and ``MemoryStore`` are used; without a store, items live as long as the chat.
@@ -188,10 +188,10 @@ class _Kept(NamedTuple):
 
 
 def _as_json(op: PutOp) -> dict[str, Any]:
-    """A copy of the value of an item, which comes back from a file as it is.
+    """A copy of the value of an item as JSON, in which a tuple is a list.
 
     Raises:
-        ValueError: It is no mapping, or something in it is not of JSON, such as a tuple, which would become a list.
+        ValueError: It is no mapping, or something in it is not of JSON, such as a number as a key.
     """
     what = f"Value of {op.key!r:.60} in namespace {op.namespace}"
     expected = "expected a dict of strings, numbers, booleans, lists and dicts whose keys are strings"
@@ -199,9 +199,16 @@ def _as_json(op: PutOp) -> dict[str, Any]:
         value = json.loads(json.dumps(op.value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not JSON ({error}): {expected}.") from error
-    if not isinstance(op.value, Mapping) or value != op.value:
+    if not isinstance(op.value, Mapping) or value != _with_lists(op.value):
         raise ValueError(f"{what} is not JSON, from which it would come back as {value!r:.60}: {expected}.")
     return value
+
+
+def _with_lists(value: Any) -> Any:
+    """A value whose tuples are lists."""
+    if isinstance(value, Mapping):
+        return {key: _with_lists(one) for key, one in cast("Mapping[Any, Any]", value).items()}
+    return [_with_lists(one) for one in cast("list[Any]", value)] if isinstance(value, list | tuple) else value
 
 
 def _checked_fields(given: Any, name: str) -> list[str] | None:
