@@ -85,7 +85,9 @@ def called_linears(layers: nn.ModuleList, call: Callable[[], object], *, rank: i
         for hook in hooks:
             hook.remove()
     return [
-        name for name, one in linears.items() if one in called and min(int(one.in_features), int(one.out_features)) > rank
+        name
+        for name, one in linears.items()
+        if one in called and min(int(one.in_features), int(one.out_features)) > rank
     ]
 
 

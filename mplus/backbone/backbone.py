@@ -12,7 +12,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mplus.backbone.adapters import Adapter, LoraLinear, called_linears, device_of, is_merged, with_adapter, with_children
+from mplus.backbone.adapters import (
+    Adapter,
+    LoraLinear,
+    called_linears,
+    device_of,
+    is_merged,
+    with_adapter,
+    with_children,
+)
 from mplus.backbone.attention import (
     KeysValues,
     LayerInput,
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel
+
 
 class HeadShapes(NamedTuple):
     """Numbers and sizes of the heads whose keys and values a layer keeps."""

@@ -79,7 +79,9 @@ def _table(before: Answers, after: Answers) -> str:
 
 def _cells(before: Line | None, after: Line) -> tuple[str, ...]:
     def both(figure: Any) -> str:
-        return " → ".join("–" if (value := line and figure(line)) is None else f"{value:.3f}" for line in (before, after))
+        return " → ".join(
+            "–" if (value := line and figure(line)) is None else f"{value:.3f}" for line in (before, after)
+        )
 
     return (
         f"{after.level:,}",

@@ -132,7 +132,9 @@ class RunSettings(BaseModel):
         if self.teacher is not None and "projection" not in self.stages:
             raise ValueError(f"teacher={str(self.teacher)!r} teaches the projection. Name projection among the stages.")
         if self.evaluate not in ("talk", "none") and not Path(self.evaluate).is_dir():
-            raise ValueError(f"evaluate={self.evaluate!r}: expected talk, none, or the folder of a suite, which exists.")
+            raise ValueError(
+                f"evaluate={self.evaluate!r}: expected talk, none, or the folder of a suite, which exists."
+            )
         if self.device not in ("auto", "cpu"):
             raise ValueError(
                 f"device={self.device!r}: expected 'auto' or 'cpu'. Which GPUs are used is accelerate's choice: "

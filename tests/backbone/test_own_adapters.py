@@ -75,7 +75,10 @@ def test_training_reads_as_a_trained_model_reads(kind: str) -> None:
     assert isinstance(plain.weights.backbone, OwnLayers)
     adapter = trained_by_chance(plain)
     reader = Reader(plain.weights, bank_of(plain, TEXT[:70], TEXT[20:54]), adapter)
-    samples = [Sample(tuple(reader.bank.chunks_of[0]), PROMPT, 10), Sample(tuple(reader.bank.chunks_of[1]), PROMPT[:15], 10)]
+    samples = [
+        Sample(tuple(reader.bank.chunks_of[0]), PROMPT, 10),
+        Sample(tuple(reader.bank.chunks_of[1]), PROMPT[:15], 10),
+    ]
     with torch.no_grad():
         logits = reader._logits(samples, reader.backbone, memory=True)
     model = loaded(kind, TrainedParts(read_adapter=adapter), sliding_window=24)
