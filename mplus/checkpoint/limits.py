@@ -140,8 +140,8 @@ def _check_sizes(path: Path, config: Mapping[str, Any], depth: int) -> None:
                 raise CheckpointError(f"{path}: {name}={given!r:.40}; expected a whole number from 1 to {most:,}.")
             if type(value) is int and abs(value) > most:
                 raise CheckpointError(f"{path}: {name}={given!r:.40}; expected a whole number up to {most:,}.")
-        is_number = isinstance(given, int | float) and not isinstance(given, bool)
-        if name in POSITIVE and given is not None and not (is_number and given > 0):
+        is_positive = isinstance(given, int | float) and not isinstance(given, bool) and given > 0
+        if name in POSITIVE and given is not None and not is_positive:
             raise CheckpointError(f"{path}: {name}={given!r:.40}; expected a number above 0.")
 
 
