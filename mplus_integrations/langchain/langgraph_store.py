@@ -50,7 +50,8 @@ class MPlusStore(BaseStore):
         store.search(("users",), query="Which music does she like?")
 
     Items are written into latent memory, and their values are kept too, as JSON: a tuple comes back as a list. The
-    items of all namespaces are in one separate memory; an answer reads it only if the call names it with ``memory_key``.
+    items of all namespaces are in one separate memory; an answer reads it only if the call names it with
+    ``memory_key``.
 
     Args:
         chat: Whose model and ``MemoryStore`` are used; without a store, items live as long as the chat.
