@@ -98,7 +98,11 @@ def processed(monkeypatch: pytest.MonkeyPatch) -> Callable[[MPlus | Scheduler, P
 
     def install(model: MPlus | Scheduler, processor: Process) -> None:
         real = model.stream
-        monkeypatch.setattr(model, "stream", lambda *a, **k: real(*a, **k, processors=[processor]))
+
+        def stream(*arguments: Any, processors: Any = (), **options: Any) -> Any:
+            return real(*arguments, processors=[processor, *processors], **options)
+
+        monkeypatch.setattr(model, "stream", stream)
 
     return install
 

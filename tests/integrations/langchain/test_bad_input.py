@@ -23,7 +23,7 @@ from langchain_core.messages import (
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from mplus import MemoryStore, MPlus
+from mplus import Constraint, MemoryStore, MPlus
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import (
     MPlusChat,
@@ -200,15 +200,21 @@ def dictated(said: str) -> Callable[[list[int], torch.Tensor], torch.Tensor]:
     ],
 )
 def test_invalid_tool_json_from_the_model(
-    stored: MPlusChat, processed: Callable[[MPlus, Any], None], call: str, name: str | None, match: str
+    stored: MPlusChat,
+    processed: Callable[[MPlus, Any], None],
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    name: str | None,
+    match: str,
 ) -> None:
     def pay(amount: int) -> str:
         """Pay somebody."""
         return pytest.fail("called")
 
-    # The grammar would not let it through, so it is asked of a model that is told the tool, unconstrained.
+    # The grammar would not let it through, so it is asked without.
+    monkeypatch.setattr(Constraint, "tool_calls", lambda *_: None)
     processed(MODEL, dictated(f"Well.\n<tool_call>\n{call}\n</tool_call>"))
-    bound = stored.bind_tools([pay], tool_choice="none").with_config(ANNA).bind(max_tokens=200)
+    bound = stored.bind_tools([pay], tool_choice="auto").with_config(ANNA).bind(max_tokens=200)
     answer = bound.invoke("Pay 5.")
     total = AIMessageChunk("")
     for chunk in bound.stream("Pay 5."):
