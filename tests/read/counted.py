@@ -6,24 +6,19 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NO_KERNEL = frozenset(
-    (
-        "empty",
-        "empty_strided",
-        "new_empty",
-        "new_empty_strided",
-        "empty_like",
-        "resize_",
-        "set_",
-        "_unsafe_view",
-        "alias",
-    )
+    {
+        *("empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like", "resize_", "set_", "_unsafe_view"),
+        *("alias", "detach", "detach_", "lift_fresh", "_reshape_alias", "_local_scalar_dense"),
+    }
 )
 """Operations that compute nothing, beside views."""
-NO_KERNEL |= frozenset(("detach", "detach_", "lift_fresh", "_reshape_alias", "_local_scalar_dense"))
 ASKS = frozenset(
-    ("is_complex", "is_floating_point", "is_inference", "is_signed", "is_conj", "is_neg", "size", "stride")
+    {
+        *("is_complex", "is_floating_point", "is_inference", "is_signed", "is_conj", "is_neg", "size", "stride"),
+        *("resolve_conj", "resolve_neg"),
+    }
 )
-"""What checks of shapes ask of a tensor, which counts as nothing."""
+"""What checks of shapes, and copies to the host, ask of a tensor: it counts as nothing."""
 WAITS = frozenset(("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "equal"))
 """Operations whose result the host waits for."""
 
