@@ -125,13 +125,15 @@ def check_weights(path: Path, config: Mapping[str, Any], weight_bytes: int) -> N
         )
 
 
-def _check_sizes(path: Path, config: Mapping[str, Any], depth: int) -> None:
+def _check_sizes(path: Path, config: Mapping[Any, Any], depth: int) -> None:
     """Check every number of a config, also of the configs in it, such as ``text_config``."""
     if depth > MAX_DEPTH:
         raise CheckpointError(f"{path}: configs in configs, more than {MAX_DEPTH} deep. Fetch it again.")
     for name, given in config.items():
         if isinstance(given, Mapping):
-            _check_sizes(path, cast("Mapping[str, Any]", given), depth + 1)
+            _check_sizes(path, cast("Mapping[Any, Any]", given), depth + 1)
+            continue
+        if not isinstance(name, str):  # such as the numbers of labels
             continue
         most = _most(name)
         values = cast("list[Any]", given) if isinstance(given, list) and given else [given]  # or one for each layer

@@ -17,8 +17,8 @@ from mplus.testing import tiny_model, toy_embedder
 from tests.conftest import TINY
 
 PLACES = ["hall", "cellar", "attic", "barn", "garden", "kitchen", "office", "garage"]
-NOTES = [f"The lamp number {n} is kept in the {place} of the old house." for n, place in enumerate(PLACES)]
-QUESTION = "What is kept in the attic?"
+NOTES = [f"Lamp {n} is in the {place}." for n, place in enumerate(PLACES)]
+QUESTION = "Which lamp is in the attic?"
 
 
 def layout(recall: str, **changes: object) -> mplus.MemoryConfig:

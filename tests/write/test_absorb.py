@@ -254,7 +254,8 @@ def test_writing_into_several_memories_at_once_equals_one_by_one(layout: str, te
             assert torch.equal(track.short_term.provenance.ages, known.short_term.provenance.ages)
             assert torch.equal(track.short_term.provenance.chunks, known.short_term.provenance.chunks)
             keys = track.short_term.content.keys[0]
-            assert keys.untyped_storage().nbytes() < 4 * max(keys.nbytes, 1000), "no memory holds another's rows"
+            together = 2 * len(track.layers)  # keys and values of all layers may lie side by side
+            assert keys.untyped_storage().nbytes() < 4 * max(together * keys.nbytes, 1000), "no memory holds another's"
 
 
 def test_several_texts_with_names_of_their_own_are_written_in_one_go_as_one_by_one(text: str) -> None:

@@ -180,8 +180,8 @@ def test_none_is_the_default_and_no_tokens_are_an_error(chat: MPlusChat) -> None
         ("system_prompt", "a system message"),
         ("session_id", "memory_key"),
         ("collection_name", "memory_key"),
-        ("persist_directory", "store"),
-        ("chat_store", "store"),
+        ("persist_directory", r"(MPlusChat\()?store"),
+        ("chat_store", r"(MPlusChat\()?store"),
     ],
 )
 def test_arguments_of_other_classes_are_answered_with_what_to_write_instead(name: str, instead: str) -> None:

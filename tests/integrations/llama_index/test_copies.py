@@ -12,7 +12,7 @@ from llama_index.core.extractors import TitleExtractor
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.llms import ChatMessage
 
-from mplus import KeyVault, MemoryStore
+from mplus import KeyVault, MemoryKeyError, MemoryStore
 from mplus_integrations.llama_index import MPlusIndex, MPlusLLM, MPlusMemory, MPlusMemoryBlock, MPlusWriter
 from tests.integrations.llama_index.conftest import MODEL
 
@@ -137,11 +137,11 @@ def test_a_saved_object_never_opens_an_encrypted_store_without_its_keys(tmp_path
     store = MemoryStore(tmp_path / "memories", vault=KeyVault(tmp_path / "keys"))
     llm = MPlusLLM(model=MODEL, store=store, memory_key="anna")
     saved = MPlusMemory.from_defaults(llm=llm).to_json()  # before anything is written
-    with pytest.raises(ValueError, match=r"has a vault, whose keys are not saved here.*vault=KeyVault"):
+    with pytest.raises(MemoryKeyError, match=r"encrypts its memories.*vault=mplus\.KeyVault"):
         MPlusMemory.from_json(saved).put(ChatMessage(content=TOLD))
     index = MPlusIndex.from_documents([Document(text=TOLD)], llm=llm, store=store, memory_key="handbook")
     index.persist(tmp_path / "saved")
-    with pytest.raises(ValueError, match="has a vault"):
+    with pytest.raises(MemoryKeyError, match="encrypts its memories"):
         MPlusIndex.load(tmp_path / "saved", llm=llm)
     again = MPlusIndex.load(tmp_path / "saved", llm=llm, store=store, memory_key="handbook")
     assert again.as_retriever().retrieve("key")
