@@ -25,7 +25,8 @@ class Row(NamedTuple):
 
 
 def rows() -> list[Row]:
-    cells = [re.findall(r"[^|]+", line) for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:3] == "| `"]
+    table = PAGE.read_text(encoding="utf-8").split("\n## Types\n")[1]
+    cells = [re.findall(r"[^|]+", line) for line in table.splitlines() if line[:3] == "| `"]
     return [Row(kind.strip(" `"), outcome.strip(), says.strip()) for kind, outcome, says, *_ in cells]
 
 
