@@ -31,6 +31,7 @@ from mplus.read.fetch import RecalledRows
 from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.lexical import lexical_match
 from mplus.recall.units import Candidates
+from mplus.words import WordForms
 
 HOST = torch.device("cpu")
 QUERY_ROWS = 32
@@ -41,13 +42,14 @@ def recall_over_matmul(scorer: LateInteraction, size: int, tokens: int, runs: in
     keys = unit_keys(tokens, size)
     store = long_term_of(keys)
     queries = unit_keys(QUERY_ROWS, size, seed=1)
-    words = spoken_words(QUERY_ROWS, seed=1)
+    words = spoken_words(QUERY_ROWS, seed=1).unique()
+    forms = WordForms(words, torch.arange(len(words)), len(words))
     whole = keys.contiguous()
     candidates = Candidates.of((store,), WholeChunks())
 
     def ours() -> None:
         scorer.match(queries, candidates.blocks(HOST), len(candidates))
-        lexical_match(words, candidates)
+        lexical_match(forms, candidates)
 
     def theirs() -> None:
         torch.mm(whole, queries.T)

@@ -184,7 +184,9 @@ class Weights:
             states = self.backbone.plain_states(torch.tensor(ids), layer)
             normed = self.norm(layer, states[-1], reading=False)
             self._asked[0] = ((key, normed), *self._asked[0][: LATEST_QUESTIONS - 1])
-        return Question(layer, normed, self.words_of(ids), vector)
+        return Question(
+            layer, normed, self.words_of(ids), vector, None if self.words is None else self.words.asked(ids)
+        )
 
     @cached_property
     def _asked(self) -> list[tuple[tuple[Any, Tensor], ...]]:

@@ -1,14 +1,15 @@
 """Numbers the words of a text, token by token; recall compares them in addition to states of the model."""
 
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from mplus.sentences import SentenceEnds, pieces
+from mplus.word_forms import forms_of
 
 NO_WORD = 0
 SENTENCE_END, LINE_END = -1, -2
@@ -20,6 +21,20 @@ def same_words(first: Tensor, second: Tensor) -> bool:
 
 
 """Marks of a token in which no word begins and a sentence (or a line) ends."""
+
+
+class WordForms(NamedTuple):
+    """The words of a question, each in all the forms in which a text may say it.
+
+    Attributes:
+        numbers: Number of every form, ascending.
+        word: Which word each is a form of, from 0 on; a word that is a form of an earlier one counts as that.
+        count: Number of different words [W].
+    """
+
+    numbers: Int32[Tensor, " F"]
+    word: Int64[Tensor, " F"]
+    count: int
 
 
 class Words:
@@ -39,6 +54,33 @@ class Words:
     def __call__(self, input_ids: Sequence[int]) -> Int32[Tensor, " S"]:
         """The number of the word that begins in each token, or a mark."""
         found = [NO_WORD] * len(input_ids)
+        for begin, word in self._spoken(input_ids):
+            found[begin] = numbered(word)
+        ends = [place for place, word in enumerate(found) if word == NO_WORD and self._ends.at(input_ids, place)]
+        headings = self._headings(input_ids)
+        for place in (place for place in ends if not headings[place]):
+            found[place] = LINE_END if self._piece(input_ids[place]).endswith("\n") else SENTENCE_END
+        return torch.tensor(found, dtype=torch.int32)
+
+    def asked(self, input_ids: Sequence[int]) -> WordForms:
+        """The different words of a question, in all their forms."""
+        places: dict[int, int] = {}
+        count = 0
+        for _, word in self._spoken(input_ids):
+            if numbered(word) in places:
+                continue
+            for form in sorted(forms_of(word.casefold())):
+                places.setdefault(numbered(form), count)
+            count += 1
+        numbers = sorted(places)
+        return WordForms(
+            torch.tensor(numbers, dtype=torch.int32),
+            torch.tensor([places[n] for n in numbers], dtype=torch.int64),
+            count,
+        )
+
+    def _spoken(self, input_ids: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Each word, with the place of the token in which it begins."""
         word, begin = "", 0
         for place, token in enumerate(input_ids):
             piece = self._piece(token)
@@ -51,14 +93,10 @@ class Words:
                     begin = begin if word else place
                     word += character
                 elif word:
-                    found[begin], word = numbered(word), ""
+                    yield begin, word
+                    word = ""
         if word:
-            found[begin] = numbered(word)
-        ends = [place for place, word in enumerate(found) if word == NO_WORD and self._ends.at(input_ids, place)]
-        headings = self._headings(input_ids)
-        for place in (place for place in ends if not headings[place]):
-            found[place] = LINE_END if self._piece(input_ids[place]).endswith("\n") else SENTENCE_END
-        return torch.tensor(found, dtype=torch.int32)
+            yield begin, word
 
     def _headings(self, input_ids: Sequence[int]) -> list[bool]:
         """Whether each token is of a Markdown heading or of blank lines after it.

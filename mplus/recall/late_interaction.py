@@ -11,7 +11,7 @@ from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.recall.coarse import coarse_index
-from mplus.recall.lexical import lexical_match
+from mplus.recall.lexical import REACH, lexical_match
 from mplus.recall.scorer import (
     SHORTLIST,
     GoesOn,
@@ -125,8 +125,8 @@ class LateInteraction(Scorer):
         index, serials = coarse_index(store), store.provenance.chunks[every.starts]
         queries = self.asked(question).cpu()
         near = index.nearest(queries, equal_weights(queries), SHORTLIST, serials)
-        # Relevance of a chunk includes its neighbours', so neighbours of neighbours are needed too.
-        around = torch.searchsorted(serials, near)[:, None] + torch.arange(-2, 3)
+        # Relevance of a chunk includes that of its neighbours and the words of the passage around it.
+        around = torch.searchsorted(serials, near)[:, None] + torch.arange(-REACH, REACH + 1)
         newer = torch.arange(int(torch.searchsorted(serials, index.chunks[-1], right=True)), len(candidates))
         found = torch.cat([around.flatten().clamp(0, len(serials) - 1), newer]).unique()
         return Shortlist(candidates.take(found), candidates.take(sampled(len(candidates))))
@@ -139,10 +139,10 @@ class LateInteraction(Scorer):
         usual = found if sample is None else self._matched(question, sample)
         level = float(usual.mean())
         found, usual = found - level, usual - level
-        if question.words is not None and config.lexical_weight and candidates.layout.units_are_texts:
+        if question.forms is not None and config.lexical_weight and candidates.layout.units_are_texts:
             unit = config.lexical_weight * float(usual.std(correction=0))
-            found = found + unit * lexical_match(question.words, candidates, sample)
-            usual = found if sample is None else usual + unit * lexical_match(question.words, sample)
+            found = found + unit * lexical_match(question.forms, candidates, sample)
+            usual = found if sample is None else usual + unit * lexical_match(question.forms, sample)
         return Scores(found, usual, level)
 
     def _matched(self, question: Question, candidates: Candidates) -> Relevance:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mplus.config import MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.recall.units import Candidates, KeyBlock
+from mplus.words import WordForms
 
 SHORTLIST = 512
 """Most chunks that a fast search finds, and that are then scored exactly."""
@@ -48,6 +49,8 @@ class Question:
     """Word numbers of the question's tokens; None: only states are compared."""
     vector: Float[Tensor, " E"] | None = None
     """Its vector by the user's embedder, of unit length; None unless the memory's chunks have vectors."""
+    forms: WordForms | None = None
+    """Its different words in all their forms; None: only states are compared."""
 
 
 class Shortlist(NamedTuple):

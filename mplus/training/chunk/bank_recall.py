@@ -67,8 +67,9 @@ class BankRecall:
 
     def question(self, text: str) -> Asked:
         """A question read alone, as the scorer takes it."""
-        words = self._bank.weights.words_of(encode_inert(self._bank.tokenizer, text))
-        return Asked(self._layer, self._bank.asked(text, self._layer), words)
+        weights, ids = self._bank.weights, encode_inert(self._bank.tokenizer, text)
+        forms = None if weights.words is None else weights.words.asked(ids)
+        return Asked(self._layer, self._bank.asked(text, self._layer), weights.words_of(ids), forms=forms)
 
     def widened(self, chosen: Sequence[int], reach: int, budget: int) -> list[int]:
         """Chunks, best first, with the best one's neighbours before the others; as many as fit into the budget."""
