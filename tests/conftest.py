@@ -76,5 +76,6 @@ def default_model() -> MPlus:
 
         if importlib.util.find_spec(BUILT_IN[name].module) is None:
             pytest.skip(f"{name} is not pulled and {BUILT_IN[name].package} is not installed")
-    torch.set_num_threads(max(torch.get_num_threads(), 2))
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # beside other workers a second thread only fights over cores
+        torch.set_num_threads(max(torch.get_num_threads(), 2))
     return MPlus.from_pretrained(name)
