@@ -46,6 +46,14 @@ class Shaped:
     other: Float[Tensor, " N"]
 
 
+def within(number: int) -> Callable[[int], int]:
+    @hooked
+    def added(other: int, *, then: int = 0) -> int:
+        return -1.5 if other == 13 else number + other + then  # type: ignore[return-value]
+
+    return added
+
+
 class Named:
     @classmethod
     @hooked
@@ -60,6 +68,8 @@ def test_right_types_pass() -> None:
     assert (Plain(1, ("a",)), Plain(2)) == (Plain(number=1, names=("a",)), Plain(2))
     assert len(Shaped(torch.ones(2), torch.zeros(2)).one) == 2
     assert Named.made(1) == 1
+    one, two = within(1), within(2)
+    assert (one(10), two(10), one(two(10), then=1), one(other=one(5))) == (11, 12, 14, 7)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +88,9 @@ def test_right_types_pass() -> None:
         lambda: Plain(1, (2,)),
         lambda: Shaped(torch.ones(2), torch.ones(3)),
         lambda: Named.made("3"),
+        lambda: within(1)("2"),
+        lambda: within(1)(2, then="3"),
+        lambda: within(1)(13),
         lambda: turn_text("not a message"),
         lambda: stacked([1]),
     ],
