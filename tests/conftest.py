@@ -20,6 +20,9 @@ from mplus.checkpoint.catalog import BUILT_IN, is_pulled
 from mplus.config import MemoryConfig
 from mplus.model import MPlus
 from mplus.testing import tiny_model
+from tests.forcing import without_waiting
+
+without_waiting()
 
 # A first call checks shapes and may be slow; no test is about time.
 hypothesis.settings.register_profile("mplus", deadline=None)
