@@ -28,7 +28,8 @@ without_waiting()
 hypothesis.settings.register_profile("mplus", deadline=None)
 hypothesis.settings.load_profile("mplus")
 
-# Tiny models are quickest on one thread, and do not fight over cores.
+# Tiny models are quickest on one thread. Two threads in each of two workers wait for each other by spinning: every test
+# after that takes many times as long, so the default model has one as well.
 torch.set_num_threads(1)
 
 TINY = MemoryConfig(
@@ -79,6 +80,4 @@ def default_model() -> MPlus:
 
         if importlib.util.find_spec(BUILT_IN[name].module) is None:
             pytest.skip(f"{name} is not pulled and {BUILT_IN[name].package} is not installed")
-    if "PYTEST_XDIST_WORKER" not in os.environ:  # beside other workers a second thread only fights over cores
-        torch.set_num_threads(max(torch.get_num_threads(), 2))
     return MPlus.from_pretrained(name)

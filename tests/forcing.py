@@ -1,6 +1,6 @@
 """Forcing files to disk without waiting for the disk: milliseconds of every save, and no test cuts the power.
 
-``tests/reliability`` really forces at its full length.
+What is killed in ``tests/reliability`` really forces, and at full length all of it does.
 """
 
 import os

@@ -10,9 +10,6 @@ from mplus.memory.state_files import plain_fields
 from mplus.storage.json_fields import encode, to_json
 from mplus.storage.shards import content_hash
 from mplus.testing import tiny_model
-from tests.forcing import without_waiting
-
-without_waiting()
 
 CONFIG = MemoryConfig(
     chunk_tokens=16,

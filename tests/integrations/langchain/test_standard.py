@@ -1,13 +1,16 @@
 """LangChain's own integration suite, with nothing deleted.
 
 It runs on tiny random weights: what they say makes no sense, but constrained decoding gives every call and
-every structured answer its form. Tests that ask for sense run on the default model.
+every structured answer its form. Tests that ask for sense run on the default model. Random bytes seldom end by themselves:
+the longer an answer is, the likelier are its end and what closes a string, a list or an object.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
@@ -17,6 +20,16 @@ from tests.conftest import TINY
 from tests.integrations.langchain.conftest import nothing_is_deleted
 
 MODEL = tiny_model(1, memory=TINY)
+ENDS = [MODEL.tokenizer.eos_token_id, *MODEL.tokenizer.convert_tokens_to_ids(['"', "]", "}"])]
+LIKELIER = 0.1
+"""What each token adds to the logits of the ends; those of a tiny model differ by about 1."""
+
+
+def ending(tokens: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+    """A logits processor."""
+    logits = logits.clone()
+    logits[ENDS] += LIKELIER * len(tokens)
+    return logits
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +54,15 @@ class TestStandardIntegration(ChatModelIntegrationTests):
         if request.function.__name__ in self.want_sense:
             settings = {"model": request.getfixturevalue("default_model"), "max_tokens": 100}
         return MPlusChat(**settings, **(getattr(request, "param", None) or {}))
+
+    @pytest.fixture(autouse=True)
+    def _answers_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = MODEL.stream
+
+        def stream(*arguments: Any, processors: Sequence[Any] | None = None, **options: Any) -> Any:
+            return real(*arguments, processors=[ending, *(processors or ())], **options)
+
+        monkeypatch.setattr(MODEL, "stream", stream)
 
     @pytest.fixture(autouse=True)
     def _other_model(self, other_model: Path) -> None:
