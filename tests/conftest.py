@@ -1,9 +1,11 @@
 """Every test runs offline, on the CPU, with shapes checked at every call."""
 
+import gc
 import os
 import socket
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from jaxtyping import install_import_hook
@@ -41,6 +43,12 @@ TINY = MemoryConfig(
     consolidate_every=3,
     long_term_dtype="float32",
 )
+
+
+def pytest_collection_finish() -> None:
+    # What is imported stays: the collector need not look through millions of objects again and again.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
