@@ -14,6 +14,7 @@ import torch
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
+from mplus import MPlus
 from mplus.testing import tiny_model
 from mplus_integrations import MPlusChat
 from tests.conftest import TINY
@@ -57,12 +58,13 @@ class TestStandardIntegration(ChatModelIntegrationTests):
 
     @pytest.fixture(autouse=True)
     def _answers_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = MODEL.stream
+        real = MPlus.stream
 
-        def stream(*arguments: Any, processors: Sequence[Any] | None = None, **options: Any) -> Any:
-            return real(*arguments, processors=[ending, *(processors or ())], **options)
+        def stream(self: MPlus, *arguments: Any, processors: Sequence[Any] | None = None, **options: Any) -> Any:
+            first = [ending] if len(self.tokenizer) == len(MODEL.tokenizer) else []  # of the default model, nothing
+            return real(self, *arguments, processors=[*first, *(processors or ())], **options)
 
-        monkeypatch.setattr(MODEL, "stream", stream)
+        monkeypatch.setattr(MPlus, "stream", stream)
 
     @pytest.fixture(autouse=True)
     def _other_model(self, other_model: Path) -> None:
