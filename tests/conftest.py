@@ -1,9 +1,18 @@
-"""Every test runs offline, on the CPU, with shapes checked at every call."""
+"""Every test runs offline, on the CPU, with shapes checked at every call.
 
+torch is imported by what needs it: the process that only hands out tests to workers does not.
+"""
+
+import gc
+import importlib.util
 import os
 import socket
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny models are quickest on one thread. Two threads in each of two workers wait for each other by spinning: every test
+# takes many times as long. Set before torch is imported, this is also so in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from jaxtyping import install_import_hook
@@ -14,19 +23,18 @@ install_import_hook("mplus", "tests.typecheck.checked")
 
 import hypothesis
 import pytest
-import torch
 
-from mplus.checkpoint.catalog import BUILT_IN, is_pulled
 from mplus.config import MemoryConfig
-from mplus.model import MPlus
-from mplus.testing import tiny_model
+from tests.forcing import without_waiting
+
+if TYPE_CHECKING:
+    from mplus.model import MPlus
+
+without_waiting()
 
 # A first call checks shapes and may be slow; no test is about time.
 hypothesis.settings.register_profile("mplus", deadline=None)
 hypothesis.settings.load_profile("mplus")
-
-# Tiny models are quickest on one thread, and do not fight over cores.
-torch.set_num_threads(1)
 
 TINY = MemoryConfig(
     chunk_tokens=32,
@@ -39,9 +47,25 @@ TINY = MemoryConfig(
 )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest tests come first, in one worker of several: it alone loads the default model, and the small tests that
+    # are left at the end keep all workers at work until the end.
+    items.sort(key=lambda item: item.get_closest_marker("default_model") is None)
+
+
+def pytest_collection_finish() -> None:
+    # What is imported stays: the collector need not look through millions of objects again and again.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +83,9 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def model() -> MPlus:
+def model() -> "MPlus":
+    from mplus.testing import tiny_model
+
     return tiny_model(memory=TINY)
 
 
@@ -69,12 +95,11 @@ def text() -> str:
 
 
 @pytest.fixture(scope="session")
-def default_model() -> MPlus:
-    name = "smol-135m"
-    if not is_pulled(name):
-        import importlib.util
+def default_model() -> "MPlus":
+    from mplus.checkpoint.catalog import BUILT_IN, is_pulled
+    from mplus.model import MPlus
 
-        if importlib.util.find_spec(BUILT_IN[name].module) is None:
-            pytest.skip(f"{name} is not pulled and {BUILT_IN[name].package} is not installed")
-    torch.set_num_threads(max(torch.get_num_threads(), 2))
+    name = "smol-135m"
+    if not is_pulled(name) and importlib.util.find_spec(BUILT_IN[name].module) is None:
+        pytest.skip(f"{name} is not pulled and {BUILT_IN[name].package} is not installed")
     return MPlus.from_pretrained(name)

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,7 @@ def test_case_is_ignored_and_punctuation_has_no_words() -> None:
     assert WORDS([]).shape == (0,)
 
 
+@pytest.mark.default_model
 def test_a_word_of_several_tokens_is_one_word(default_model: MPlus) -> None:
     words = Words(default_model.tokenizer)
     ids = encode_inert(default_model.tokenizer, "Energiprojekt AB built it in 1987.")

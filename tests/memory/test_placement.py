@@ -79,7 +79,7 @@ def test_tiers_change_no_logit(model: MPlus, text: str, layout: str, monkeypatch
             changes = {"long_term_host_bytes": total // 2}
         memory = model.new_memory(config=base.model_copy(update=changes))
         for part in range(3):
-            model.write(memory, text, source=f"part {part}")
+            model.write(memory, text[: len(text) // 2], source=f"part {part}")
         used = {s.tier for track in memory.state.tracks for s in track.long_term.segments}
         total = sum(track.long_term.nbytes for track in memory.state.tracks)
         request = model.read_request(memory, QUESTION)

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mplus import KeyVault, Memory, MemoryKeyError, MemoryNotFoundError, MemoryStore, MPlus
+from tests.forcing import without_waiting
 from tests.reliability import states
+
+without_waiting()
 
 SCENES = ("first save", "save", "encrypted save", "delete", "copy", "export", "restore", "backup")
 

@@ -94,8 +94,9 @@ def answers(folder: Path) -> tuple[float, float]:
             model.write(memory, distractor(rng), source=f"distractor {number}")
         stats = memory.stats()
         assert max(stats.short_term.tokens) <= 64 < min(stats.long_term.tokens)
-        for key, box in boxes.items():
-            answer = model.generate(memory, question(key), max_new_tokens=1)
+        asked = [question(key) for key in boxes]
+        given = model.generate_batch([memory] * len(asked), asked, max_new_tokens=1)
+        for (key, box), answer in zip(boxes.items(), given, strict=True):
             right += answer.text == box
             recalled += [s.source for s in answer.recalled if s.pool != "short_term"] == [key]
     return right / (4 * len(KEYS)), recalled / (4 * len(KEYS))
