@@ -53,8 +53,9 @@ def _passages(counts: Float[Tensor, "U W"], goes_on: GoesOn | None) -> Float[Ten
     first = torch.where(goes_on, 0, place).cummax(0).values
     ends = torch.cat([~goes_on[1:], goes_on.new_ones(1)])
     last = torch.where(ends, place, len(counts)).flip(0).cummin(0).values.flip(0)
-    upto = torch.cat([counts.new_zeros(1, counts.shape[1]), counts.cumsum(0)])
-    return upto[torch.minimum(place + REACH, last) + 1] - upto[torch.maximum(place - REACH, first)]
+    upto = torch.zeros(len(counts) + 1, counts.shape[1], dtype=torch.float64)  # exact beyond 16 million tokens
+    torch.cumsum(counts, 0, out=upto[1:])
+    return (upto[torch.minimum(place + REACH, last) + 1] - upto[torch.maximum(place - REACH, first)]).float()
 
 
 def share_of_words(words: Int32[Tensor, " S"], candidates: Candidates) -> Float[Tensor, " U"]:
