@@ -10,6 +10,15 @@ from mplus.storage.folder import Folder
 from mplus.storage.manifest import is_sealed
 from mplus.storage.names import MANIFEST, noted_id
 
+COPIES_OF = ".copies-of"
+"""The file in a folder of copies of memories behind a url that says of which url."""
+
+
+def copies_of(root: Path) -> str | None:
+    """The url of which a folder has copies; None if it is no such folder."""
+    noted = Folder(root).content(COPIES_OF)
+    return None if noted is None else noted.decode(errors="replace")
+
 
 @dataclass(frozen=True)
 class StoredMemory:

@@ -140,3 +140,36 @@ def test_a_backup_that_cannot_be_written_is_a_clear_error(
     monkeypatch.setattr(Folder, "sync", fail)
     with pytest.raises(MemorySaveError, match="No space left"):
         store.backup(tmp_path / "backup")
+
+
+@pytest.mark.parametrize("where", ["folder", "url"])
+def test_a_folder_that_has_memories_is_no_target(tmp_path: Path, model: MPlus, where: str) -> None:
+    store, other = stored(tmp_path / "s", model, "alice"), stored(tmp_path / "other", model, "alice")
+    with other.open("alice", model) as memory:
+        model.write(memory, "Something that is only here.", source="other")
+    target = tmp_path / "other" if where == "folder" else "memory://backups/other"
+    try:
+        if where == "url":
+            copy(Folder(other.path("alice")), folder_of(f"{target}/alice"), key=None, new_key=None)
+        with pytest.raises(ValueError, match=r"memory 'alice', of a store.*empty folder"):
+            store.backup(target)
+        with pytest.raises(ValueError, match="of a store"):
+            store.backup(store.root)
+        assert sources(other, "alice", model) == ["alice", "other"]
+    finally:
+        fsspec.filesystem("memory").store.clear()
+
+
+def test_a_plain_backup_is_restored_encrypted_into_a_store_with_a_vault(tmp_path: Path, model: MPlus) -> None:
+    stored(tmp_path / "s", model, "alice").backup(tmp_path / "backup")
+    store = MemoryStore(tmp_path / "new", vault=KeyVault(tmp_path / "keys"))
+    store.restore(tmp_path / "backup", "alice")
+    assert store.list()[0].encrypted
+    assert sources(store, "alice", model) == ["alice"]
+    assert not any(b"quite short" in path.read_bytes() for path in store.path("alice").iterdir() if path.is_file())
+
+
+def test_a_copy_heeds_the_limit_of_one_memory(tmp_path: Path, model: MPlus) -> None:
+    stored(tmp_path / "s", model, "alice")
+    with pytest.raises(MemoryLimitError, match="max_memory_bytes"):
+        MemoryStore(tmp_path / "s", max_memory_bytes=10).copy("alice", "bob")
