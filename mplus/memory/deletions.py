@@ -4,7 +4,6 @@ A deletion begins with a mark, the file ``.deleting-<name>``, which says what th
 key is destroyed, the folder is removed, and the mark goes last.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from mplus.errors import MemoryLockedError
 from mplus.memory.recent import identity
-from mplus.storage.folder import Folder
+from mplus.storage.folder import Folder, is_present
 from mplus.storage.manifest import is_sealed, key_id
 from mplus.storage.names import forget_id
 from mplus.storage.vault import KeyVault
@@ -66,7 +65,7 @@ class Deletions:
         is_gone = self._erase(name, doomed)
         if is_gone:
             forget_id(self._root, name)
-        if identity(folder) in (b"", doomed) and os.path.lexists(folder):
+        if identity(folder) in (b"", doomed) and is_present(folder):
             gone = self._root / f"{DELETED}{name}-{time.time_ns()}"
             folder.rename(gone)
             place.sync()

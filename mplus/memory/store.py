@@ -20,7 +20,6 @@ from mplus.given import check_kind, check_number, path_of
 from mplus.ids import Id
 from mplus.memory.autosave import autosaving
 from mplus.memory.backup import LIST, Backup, copy_in_use, damage, first_memory, is_encrypted
-from mplus.memory.clear_errors import clear_errors
 from mplus.memory.deletions import Deletions
 from mplus.memory.memory import Memory, MemoryMaker, check_maker, check_memory
 from mplus.memory.quotas import Quotas
@@ -29,6 +28,7 @@ from mplus.memory.saving import load, save
 from mplus.memory.store_locks import StoreLocks
 from mplus.memory.stored import StoredMemory, copies_of
 from mplus.storage.address import folder_of
+from mplus.storage.clear_errors import clear_errors
 from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import copy
 from mplus.storage.folder import UNFINISHED, Folder
@@ -122,11 +122,14 @@ class MemoryStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
+    kind = "store"
+    """What errors of the file system call it."""
     check_name = staticmethod(check_name)
     """The name, if it is allowed."""
     name_for = staticmethod(name_for)
     """The name for an id that somebody else chose, such as "telegram:12345"; ``StoredMemory.id`` gives the id."""
 
+    @clear_errors
     def path(self, name: str) -> Path:
         """Where a memory is kept.
 
@@ -377,6 +380,7 @@ class MemoryStore:
 
     # --- loading and saving -----------------------------------------------------------------------
 
+    @clear_errors
     def _loaded(self, name: str, model: MemoryMaker) -> Memory:
         folder = self.path(name)
         return self._read(folder, model) if _is_saved(folder) else model.new_memory()

@@ -2,19 +2,19 @@
 
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mplus.errors import CorruptMemoryError, MemoryLockedError, MemoryNotFoundError, MemoryReadError, MemorySaveError
 from mplus.given import check_kind, check_number
-from mplus.memory.clear_errors import clear_errors
 from mplus.memory.deletions import Deletions
 from mplus.memory.memory import Memory, MemoryMaker
 from mplus.memory.store import MemoryStore
 from mplus.memory.store_locks import StoreLocks
 from mplus.memory.stored import COPIES_OF, StoredMemory, copies_of
 from mplus.storage.address import folder_of
+from mplus.storage.clear_errors import clear_errors
 from mplus.storage.folder import Folder
 from mplus.storage.manifest import is_sealed
 from mplus.storage.mirror import Base, fetched, published, removed
@@ -107,6 +107,7 @@ class UrlStore(MemoryStore):
         state.pop("max_total_bytes")
         return state
 
+    @clear_errors
     def load(self, name: str, model: MemoryMaker) -> Memory:
         """A memory as it was last saved by any machine; changes to it are not saved.
 
@@ -140,14 +141,28 @@ class UrlStore(MemoryStore):
 
     @clear_errors
     def list(self) -> list[StoredMemory]:
-        """Every memory behind the url, by name."""
+        """Every memory behind the url, by name. Copies here of those that another machine has deleted are removed."""
         root = self._remote()
         try:
             folders = root.folders()
         except OSError as error:
             raise not_read(root, error) from error
-        found = [self._stored(name, files) for name, files in sorted(folders.items()) if MANIFEST in files]
+        saved = {name: files for name, files in sorted(folders.items()) if MANIFEST in files}
+        for copied in super().list():
+            if copied.name not in saved:
+                self._drop_deleted(copied.name)
+        found = [self._stored(name, files) for name, files in saved.items()]
         return [one for one in found if one is not None]
+
+    def _drop_deleted(self, name: str) -> None:
+        """Remove the copy of a memory that is not behind the url any more."""
+        with (
+            suppress(MemoryLockedError, OSError),
+            self._locks.held(name, 0.0),
+        ):  # else it is being saved for the first time
+            if self._remote(name).content(MANIFEST) is None:
+                shutil.rmtree(self.root / name, ignore_errors=True)
+                self._recent.drop(name)
 
     def _stored(self, name: str, files: dict[str, dict[str, Any]]) -> StoredMemory | None:
         try:

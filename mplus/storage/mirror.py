@@ -85,7 +85,9 @@ def published(local: Folder, shared: Place, base: Base) -> Base:
         OSError: The shared place cannot be written to; what was there is intact.
     """
     text = local.content(MANIFEST)
-    if text is None or text == base.manifest:
+    if text is None:
+        raise OSError(f"{local}: {MANIFEST} is gone")
+    if text == base.manifest:
         return base
     names = _own(local)
     with shared.lock(SAVE_TIMEOUT):

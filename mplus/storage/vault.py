@@ -11,8 +11,9 @@ from typing import Any
 
 from mplus.errors import CorruptMemoryError, MemoryKeyError
 from mplus.given import path_of
+from mplus.storage.clear_errors import clear_errors
 from mplus.storage.encryption import KEY_BYTES, MemoryKey
-from mplus.storage.folder import Folder, open_regular
+from mplus.storage.folder import Folder, is_present, open_regular
 from mplus.storage.names import check_name
 
 MAX_KEY_FILE_BYTES = 4096
@@ -38,10 +39,17 @@ class KeyVault:
             itself must be kept secret.
     """
 
+    kind = "vault"
+    """What errors of the file system call it."""
+
     def __init__(self, folder: str | Path, *, master: bytes | None = None) -> None:
-        self.folder = path_of("folder", folder)
-        Folder(self.folder).make()
+        self.folder = self.root = path_of("folder", folder)
+        self._make()
         self._master = None if master is None else MemoryKey(master)
+
+    @clear_errors
+    def _make(self) -> None:
+        Folder(self.folder).make()
 
     @classmethod
     def with_passphrase(cls, folder: str | Path, passphrase: str) -> "KeyVault":
@@ -53,10 +61,24 @@ class KeyVault:
         """
         if not isinstance(passphrase, str) or not passphrase:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"passphrase of type {type(passphrase).__name__}: expected text that is not empty.")
-        path = path_of("folder", folder)
-        place = Folder(path)
+        vault = cls(folder)
+        secret = hashlib.scrypt(
+            passphrase.encode("utf-8", "surrogatepass"),
+            salt=vault._salt(),
+            n=2**15,
+            r=8,
+            p=1,
+            maxmem=2**26,
+            dklen=KEY_BYTES,
+        )
+        return cls(vault.folder, master=secret)
+
+    @clear_errors
+    def _salt(self) -> bytes:
+        """The salt of the passphrase, made if there are no keys yet."""
+        path, place = self.folder, Folder(self.folder)
         with place.lock(LOCK_TIMEOUT):
-            if not (path / SALT_FILE).exists():
+            if not is_present(path / SALT_FILE):
                 if wrapped := [key.name for key in sorted(path.glob("*.key")) if _is_wrapped(key)]:
                     raise MemoryKeyError(
                         f"{path}: {SALT_FILE} is missing, and {wrapped[0]!r} was made with it. Restore it from a copy; "
@@ -65,18 +87,9 @@ class KeyVault:
                 text = json.dumps({"format": 1, "salt": _to_text(secrets.token_bytes(SALT_BYTES))}).encode()
                 place.exchange(SALT_FILE, text)
                 place.sync()
-        salt = _read(path / SALT_FILE).get("salt")
-        secret = hashlib.scrypt(
-            passphrase.encode("utf-8", "surrogatepass"),
-            salt=_from_text(salt, path / SALT_FILE),
-            n=2**15,
-            r=8,
-            p=1,
-            maxmem=2**26,
-            dklen=KEY_BYTES,
-        )
-        return cls(path, master=secret)
+        return _from_text(_read(path / SALT_FILE).get("salt"), path / SALT_FILE)
 
+    @clear_errors
     def key(self, name: str) -> MemoryKey:
         """The key of a memory.
 
@@ -103,6 +116,7 @@ class KeyVault:
             raise MemoryKeyError(f"{path}: holds no key. Restore it from a copy.")
         return MemoryKey(secret)
 
+    @clear_errors
     def key_for_saving(self, name: str) -> MemoryKey:
         """The key of a memory, made if there is none yet.
 
@@ -121,6 +135,7 @@ class KeyVault:
             place.sync()
             return key
 
+    @clear_errors
     def destroy(self, name: str, *, key_id: str | None = None) -> bool:
         """Destroy the key of a memory; files encrypted with it can never be read again.
 
@@ -133,7 +148,7 @@ class KeyVault:
         """
         path, place = self._path(name), Folder(self.folder)
         with place.lock(LOCK_TIMEOUT):
-            if not os.path.lexists(path) or (key_id is not None and self._id(name) not in (key_id, None)):
+            if not is_present(path) or (key_id is not None and self._id(name) not in (key_id, None)):
                 return False
             was_there = not path.is_file() or _is_there(path)
             _overwrite(path)
@@ -155,7 +170,7 @@ class KeyVault:
 
 def _is_there(path: Path) -> bool:
     """Whether there is a key; one that a killed ``destroy`` had overwritten already is none."""
-    if not os.path.lexists(path):
+    if not is_present(path):
         return False
     with open_regular(path) as file:
         return any(file.read(MAX_KEY_FILE_BYTES))

@@ -1,6 +1,7 @@
 """Destroyed keys and deletions: nothing that was erased is served, written again or left half deleted."""
 
 import json
+import os
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -14,6 +15,7 @@ from mplus import (
     MemoryKey,
     MemoryKeyError,
     MemoryNotFoundError,
+    MemoryReadError,
     MemorySaveError,
     MemoryStore,
     UrlStore,
@@ -360,3 +362,44 @@ def test_what_another_process_deleted_is_not_kept_in_host_memory(tmp_path: Path,
     with pytest.raises(MemoryNotFoundError):
         store.load("alice", model)
     assert not store._recent._held
+
+
+@pytest.mark.parametrize("use", ["destroy", "key_for_saving", "key", "delete"])
+def test_a_disk_that_cannot_be_read_now_is_not_taken_for_a_vault_without_the_key(
+    tmp_path: Path, vault: KeyVault, model: MPlus, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    """Else a deletion would leave the key, and a save would write a new one over it."""
+    store, path = stored(tmp_path, vault, model, "alice"), tmp_path / "keys" / "alice.key"
+    before, real, failed = path.read_bytes(), os.lstat, list[bool]()
+
+    def lstat(given: object, **options: object) -> os.stat_result:
+        if str(given) == str(path) and not failed:
+            failed.append(True)
+            raise OSError(5, "Input/output error")
+        return real(given, **options)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    with pytest.raises((MemoryReadError, MemorySaveError), match="Input/output error"):
+        store.delete("alice") if use == "delete" else getattr(vault, use)("alice")
+    assert failed and path.read_bytes() == before
+    if use == "delete":  # the next use finishes it
+        with store.open("alice", model) as memory:
+            assert memory.sources() == []
+        assert not path.exists()
+
+
+def test_too_many_open_files_do_not_make_a_memory_look_damaged(
+    tmp_path: Path, model: MPlus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real = stored(tmp_path, None, model, "alice"), os.open
+    store._recent.drop("alice")
+
+    def limited(path: object, *given: int, **options: int) -> int:
+        if "tokens-" in str(path):
+            raise OSError(24, "Too many open files")
+        return real(path, *given, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryReadError, match="Too many open files.*may be intact"):
+        patch.setattr(os, "open", limited)
+        store.load("alice", model)
+    assert store.load("alice", model).sources()

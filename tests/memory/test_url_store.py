@@ -200,6 +200,19 @@ def test_a_deleted_memory_is_gone_everywhere_and_its_name_is_free(
     assert sources(there, model) == ["anew"]
 
 
+def test_the_copy_of_a_memory_that_another_machine_deleted_goes_with_the_next_list(
+    model: MPlus, here: UrlStore, there: UrlStore
+) -> None:
+    for name in ("alice", "bob"):
+        write(here, model, "a", name)
+    there.delete("alice")
+    with here.open("carl", model) as memory:  # not behind the url yet
+        model.write(memory, "This is written for the first time.", source="a")
+        assert [memory.name for memory in here.list()] == ["bob"]
+    assert not here.path("alice").exists() and not here._recent._held.keys() & {"alice"}
+    assert [memory.name for memory in here.list()] == ["bob", "carl"]
+
+
 def test_every_memory_is_listed_by_every_machine(model: MPlus, here: UrlStore, there: UrlStore) -> None:
     write(here, model, "a")
     write(there, model, "b", "bob")

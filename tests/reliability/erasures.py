@@ -118,9 +118,7 @@ class Bench:
         def work() -> None:
             store = self.store(folder, "here")
             store.load(NAME, self.model)  # it is warm
-            kill = Kill(at)
-            bucket.Bucket.asked = staticmethod(lambda when, request, path: kill.call(f"{request} {when}"))
-            with kill.injected():
+            with Kill(at).injected():
                 store.vault.destroy(NAME) if self.case.destroyed and store.vault else store.delete(NAME)
 
         status = os.waitpid(fork(work), 0)[1]
