@@ -64,8 +64,8 @@ def encode_prompt(
         bos = [i for i in tokenizer("")["input_ids"] if i != eos]
         ids = [*bos, *encode_inert(tokenizer, prompt)]
         return Prompt(tuple(ids), (len(bos), len(ids)))
-    given: object = prompt
-    if not isinstance(given, Iterable) or isinstance(given, bytes | bytearray):
+    is_listed = isinstance(prompt, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_listed or isinstance(prompt, bytes | bytearray):
         raise refused("prompt", prompt, "text, or messages like {'role': 'user', 'content': '…'}")
     messages = [_checked(message, place) for place, message in enumerate(prompt)]
     if not messages:

@@ -37,8 +37,8 @@ def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[Toke
     """
     if isinstance(text, torch.Tensor):
         text = [int(i) for i in text.flatten()]
-    given: object = text
-    if not isinstance(given, Iterable) or isinstance(given, bytes | bytearray | Mapping):
+    is_listed = isinstance(text, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_listed or isinstance(text, bytes | bytearray | Mapping):
         raise refused("text", text, "text, several texts, or token ids of one")  # bytes would be taken for token ids
     if isinstance(text, str):
         text = [text]

@@ -1,6 +1,7 @@
 """Backups of a store in use, and what comes back from them."""
 
 import json
+import threading
 from pathlib import Path
 
 import fsspec
@@ -81,6 +82,41 @@ def test_a_backup_of_a_memory_that_is_saved_meanwhile_is_one_of_its_saves(
     other = MemoryStore(tmp_path / "other")
     other.restore(tmp_path / "backup", "alice")
     assert sources(other, "alice", model) == ["turn 3"]
+
+
+def test_backups_beside_threads_that_write_are_each_some_save_of_every_memory(tmp_path: Path, model: MPlus) -> None:
+    store, ended, failed = MemoryStore(tmp_path / "s"), threading.Event(), list[BaseException]()
+    stored(tmp_path / "s", model, "alice", "bob")
+
+    def write(name: str) -> None:
+        number = 0
+        try:
+            while not ended.is_set():
+                with store.open(name, model) as memory:
+                    model.write(memory, f"This is note {number} of {name}.", source=f"{number}")
+                number += 1
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in ("alice", "bob")]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(3):
+            assert store.backup(tmp_path / f"backup-{number}") == ("alice", "bob")
+            store.restore(tmp_path / f"backup-{number}", "alice", overwrite=True)  # while it is written to
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+    for number in range(3):
+        other = MemoryStore(tmp_path / f"other-{number}")
+        other.restore(tmp_path / f"backup-{number}", "bob")
+        assert other.verify("bob") is None
+        held = sources(other, "bob", model)
+        assert held == ["bob", *map(str, range(len(held) - 1))]  # of one save, and none left out
+    assert store.verify("alice") is None and store.verify("bob") is None
 
 
 def test_a_damaged_memory_is_not_backed_up_and_verify_says_which(tmp_path: Path, model: MPlus) -> None:
