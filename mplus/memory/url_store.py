@@ -156,10 +156,8 @@ class UrlStore(MemoryStore):
 
     def _drop_deleted(self, name: str) -> None:
         """Remove the copy of a memory that is not behind the url any more."""
-        with (
-            suppress(MemoryLockedError, OSError),
-            self._locks.held(name, 0.0),
-        ):  # else it is being saved for the first time
+        # A copy that is locked is being saved for the first time.
+        with suppress(MemoryLockedError, OSError), self._locks.held(name, 0.0):
             if self._remote(name).content(MANIFEST) is None:
                 shutil.rmtree(self.root / name, ignore_errors=True)
                 self._recent.drop(name)
