@@ -24,9 +24,10 @@ from mplus.generation.scheduler import Scheduler
 from mplus.generation.sources_read import memory_of
 from mplus.generation.streams import GenerationStream
 from mplus.generation.where import FoundSource, WhereLike, allowed_sources
+from mplus.given import check_kind, check_number, listed, path_of, refused, whole_number
 from mplus.inert import encode_inert
 from mplus.memory.ledger import LedgerEntry
-from mplus.memory.memory import Memory
+from mplus.memory.memory import Memory, check_memory
 from mplus.memory.periods import Period
 from mplus.memory.state import MemoryState
 from mplus.moments import Moment, Moments
@@ -186,7 +187,7 @@ class MPlus:
             ValueError: ``folder`` is a file, or the model came with a memory that only its published
                 checkpoint can hold.
         """
-        path = Path(folder)
+        path = path_of("folder", folder)
         if path.is_file():
             raise ValueError(f"folder={str(folder)!r} is a file; expected a folder to save into.")
         path.mkdir(parents=True, exist_ok=True)
@@ -200,6 +201,7 @@ class MPlus:
 
         ``save_pretrained`` of the result keeps it.
         """
+        check_kind("calibration", calibration, Calibration, "a Calibration, such as a CalibrationReport has")
         parts = replace(self._parts, calibration=calibration)
         reads = self._self_check.known
         return MPlus(self.weights, self.tokenizer, self.memory_config, name=self.name, parts=parts, reads=reads)
@@ -268,9 +270,10 @@ class MPlus:
             config: Layout of the memory; None takes the model's own.
 
         Raises:
-            ValueError: The layout needs parts that these weights do not have.
+            ValueError: The layout needs parts that these weights do not have, or ``seed`` is no whole number.
         """
-        config = config or self.memory_config
+        check_kind("config", config, MemoryConfig, "a MemoryConfig", optional=True)
+        config, seed = config or self.memory_config, whole_number("seed", seed)
         self._check(config)
         with self._lock:
             if config not in self._initial_states:
@@ -303,6 +306,7 @@ class MPlus:
             LedgerMissingError: The memory keeps no ledger, and has chunks without vectors.
             MemoryMismatchError: The memory belongs to another model, or the text of a chunk is not in its ledger.
         """
+        check_memory(memory)
         config = MemoryConfig.model_validate(memory.config.model_dump() | {"recall": recall})
         if config.token_recall != memory.config.token_recall:
             raise ValueError(
@@ -409,17 +413,18 @@ class MPlus:
                 token ids out of range.
             MemoryMismatchError: A memory belongs to another model.
         """
-        names = [None] * len(memories) if sources is None else list(sources)
+        memories, texts = listed("memories", memories), listed("texts", texts)
+        names = [None] * len(memories) if sources is None else listed("sources", sources)
         times = [None] * len(memories) if at is None else _each_time(at)
         if not len(memories) == len(texts) == len(names) == len(times):
             raise ValueError(
                 f"{len(memories)} memories, {len(texts)} texts, {len(names)} sources and {len(times)} times: expected "
                 "one text, one source and one time per memory."
             )
-        if len(set(memories)) < len(memories):
-            raise ValueError("A memory is given more than once: pass its texts as one list.")
         for memory in memories:
             self._requests.check_memory(memory)
+        if len(set(memories)) < len(memories):
+            raise ValueError("A memory is given more than once: pass its texts as one list.")
         with followed(progress, "writing", "tok") as told:
             return self._writer.write(
                 memories,
@@ -448,6 +453,7 @@ class MPlus:
             MemoryMismatchError: The memory belongs to another model.
         """
         self._requests.check_memory(memory)
+        check_number("seconds", seconds, "a number of seconds, 0 or more, or None", optional=True)
         end = None if seconds is None else time.monotonic() + seconds
         return warm_ahead(self.weights, memory.state, lambda: end is None or time.monotonic() < end)
 
@@ -458,6 +464,8 @@ class MPlus:
             MemoryMismatchError: The memory belongs to another model.
         """
         self._requests.check_memory(memory)
+        check_kind("state", state, MemoryState, "a state of this memory")
+        check_kind("entry", entry, LedgerEntry, "an entry of this memory's ledger")
         ((state, _),) = self._writer.written([memory], [state], [entry], None)
         return state
 
@@ -530,11 +538,12 @@ class MPlus:
         Raises:
             ValueError: There are no prompts, or the numbers of memories and prompts differ.
         """
+        memories, prompts = listed("memories", memories), listed("prompts", prompts)
         if len(memories) != len(prompts) or not prompts:
             raise ValueError(
                 f"{len(memories)} memories for {len(prompts)} prompts: expected one memory per prompt, at least one."
             )
-        allowed = [None] * len(prompts) if where is None else list(where)
+        allowed = [None] * len(prompts) if where is None else listed("where", where)
         if len(allowed) != len(prompts):
             raise ValueError(
                 f"{len(allowed)} conditions in where for {len(prompts)} prompts: expected one per prompt, None for all."
@@ -586,6 +595,8 @@ class MPlus:
             ValueError: An empty query, a limit below 1, or something that is no time.
             MemoryMismatchError: The memory belongs to another model.
         """
+        if not isinstance(query, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise refused("query", query, "text to search for")
         period = Period.of(since, until, as_of)
         config, read = memories_of(memory)[0].config, self._requests.present(memory, period)
         ids = encode_inert(self.tokenizer, query) if query.strip() else []
@@ -704,6 +715,7 @@ def _using(embedder: Any, given: MemoryConfig | None, own: MemoryConfig) -> Memo
 
     An embedder is used beside the layout's scorer, unless the given layout says how to recall.
     """
+    check_kind("memory", given, MemoryConfig, "a MemoryConfig", optional=True)
     config = given or own
     if embedder is None or config.has_vectors or (given is not None and "recall" in given.model_fields_set):
         return config

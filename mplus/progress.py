@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from mplus.given import refused
+
 Progress = Callable[[int, int], None]
 """Called with the work done and the total."""
 StageProgress = Callable[[str, int, int], None]
@@ -57,6 +59,7 @@ class Bars:
 @contextmanager
 def followed(progress: bool | Progress | None, stage: str, unit: str) -> Generator[Progress | None]:
     """The callback of an operation: the given one, a bar for True, None for False and None."""
+    _check(progress)
     with Bars(unit) as bars:
         yield partial(bars, stage) if progress is True else progress or None
 
@@ -64,8 +67,14 @@ def followed(progress: bool | Progress | None, stage: str, unit: str) -> Generat
 @contextmanager
 def followed_by_stage(progress: bool | StageProgress | None, unit: str) -> Generator[StageProgress | None]:
     """The callback of an operation with several stages; see ``followed``."""
+    _check(progress)
     with Bars(unit) as bars:
         yield bars if progress is True else progress or None
+
+
+def _check(progress: Any) -> None:
+    if progress is not None and not isinstance(progress, bool) and not callable(progress):
+        raise refused("progress", progress, "True for a bar, a function, or None")
 
 
 def is_watched() -> bool:

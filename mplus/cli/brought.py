@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,8 @@ from mplus.turns import turn_text
 
 Origin = Literal["chatgpt", "claude", "openwebui", "mem0", "jsonl"]
 ROLES = {"human": "user", "user": "user", "assistant": "assistant", "tool": "tool"}
+MOST_RATIO = 200
+"""So much larger than packed a file of an archive may be; text packs to a tenth."""
 
 
 class Brought(NamedTuple):
@@ -51,8 +54,15 @@ def read_export(file: Path, origin: Origin) -> list[Brought]:
 
 def _parsed(file: Path) -> Any:
     if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            return json.loads(archive.read("conversations.json"))
+        try:
+            with zipfile.ZipFile(file) as archive:
+                known = archive.getinfo("conversations.json")
+                if known.file_size > MOST_RATIO * known.compress_size + 2**24:
+                    raise ValueError(f"{known.filename} would have {known.file_size:,} bytes, far more than text packs")
+                return json.loads(archive.read(known))
+        # RuntimeError: it needs a password; NotImplementedError: packed in a way that zipfile does not know.
+        except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error) as error:
+            raise ValueError(f"{error}") from error
     return json.loads(file.read_text(encoding="utf-8-sig"))
 
 

@@ -1,12 +1,13 @@
 """Turns a prompt (plain completion or chat messages) into token ids; a user's text never becomes control tokens."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from mplus.chat_template import check_options, fitting, rendered
 from mplus.generation.constrain import tool_call_text, tools_prompt
+from mplus.given import refused
 from mplus.inert import Inert, encode_inert, unused
 
 Render = Callable[[Sequence[dict[str, Any]]], str]
@@ -63,6 +64,9 @@ def encode_prompt(
         bos = [i for i in tokenizer("")["input_ids"] if i != eos]
         ids = [*bos, *encode_inert(tokenizer, prompt)]
         return Prompt(tuple(ids), (len(bos), len(ids)))
+    is_listed = isinstance(prompt, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_listed or isinstance(prompt, bytes | bytearray):
+        raise refused("prompt", prompt, "text, or messages like {'role': 'user', 'content': '…'}")
     messages = [_checked(message, place) for place, message in enumerate(prompt)]
     if not messages:
         raise ValueError("prompt=[]: expected at least one message like {'role': 'user', 'content': '…'}.")

@@ -1,7 +1,7 @@
 """Turns a memory and a prompt into a row for an engine, and checks that it fits the model's window."""
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, Unpack
 from weakref import WeakKeyDictionary, ref
@@ -23,7 +23,8 @@ from mplus.generation.row import Row
 from mplus.generation.sampling import GateChoice, SamplingOptions, SamplingParams
 from mplus.generation.told import encode_told, text_of
 from mplus.generation.where import WhereLike, allowed_sources
-from mplus.memory.memory import Memory
+from mplus.given import refused
+from mplus.memory.memory import Memory, check_memory
 from mplus.memory.periods import Period, within
 from mplus.memory.state import MemoryState, Tail
 from mplus.memory.together import Together, alone, together
@@ -309,6 +310,7 @@ class Requests:
         Raises:
             MemoryMismatchError: It was made by others.
         """
+        check_memory(memory)
         own = self._weights.fingerprints[memory.config.recall]
         if memory.model_fingerprint != own:
             raise MemoryMismatchError(
@@ -445,11 +447,14 @@ def memories_of(memory: MemoryLike) -> tuple[Memory, ...]:
     """The memories of a read.
 
     Raises:
-        ValueError: There is none, or one is given twice.
+        ValueError: There is none, something else, or one is given twice.
     """
-    found = (memory,) if isinstance(memory, Memory) else tuple(memory)
-    if not found or len(set(map(id, found))) < len(found):
-        raise ValueError(f"memory={memory!r:.80}: expected a Memory, or several to read together, each once.")
+    if isinstance(memory, Memory):
+        return (memory,)
+    found = tuple(memory) if isinstance(memory, Iterable) else ()  # pyright: ignore[reportUnnecessaryIsInstance]
+    is_each = all(isinstance(one, Memory) for one in found)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not found or not is_each or len(set(map(id, found))) < len(found):
+        raise refused("memory", memory, "a Memory, or several to read together, each once")
     return found
 
 

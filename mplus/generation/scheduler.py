@@ -17,6 +17,7 @@ from mplus.generation.engine import Engine
 from mplus.generation.requests import GenerationOptions, MemoryLike, PromptLike, Requests
 from mplus.generation.row import Generation, Row
 from mplus.generation.streams import AsyncGenerationStream, GenerationStream
+from mplus.given import whole_number
 from mplus.memory.memory import Memory
 
 
@@ -38,11 +39,8 @@ class Scheduler:
         Raises:
             ValueError: ``max_running`` is below 1, or ``max_waiting`` below 0.
         """
-        if max_running < 1:
-            raise ValueError(f"max_running={max_running}: expected at least 1 request to answer at a time.")
-        if max_waiting < 0:
-            raise ValueError(f"max_waiting={max_waiting}: expected 0 or more waiting requests.")
-        self.max_running, self.max_waiting = max_running, max_waiting
+        self.max_running = whole_number("max_running", max_running, least=1)
+        self.max_waiting = whole_number("max_waiting", max_waiting, least=0)
         self._requests, self._closed = requests, False
         self._begin(engine)
         renewed_after_fork(self)

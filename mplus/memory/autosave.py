@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 
+from mplus.given import check_number, refused
+
 
 @contextmanager
 def autosaving(save: Callable[[], None], seconds: float) -> Generator[None]:
@@ -11,8 +13,10 @@ def autosaving(save: Callable[[], None], seconds: float) -> Generator[None]:
 
     A save that fails is tried again after the next interval. The save at the end of the block raises its error.
     """
-    if not seconds > 0:
-        raise ValueError(f"autosave_seconds={seconds!r}: expected a number above 0, or None for no autosave.")
+    expected = "a number above 0, or None for no autosave"
+    check_number("autosave_seconds", seconds, expected)
+    if not seconds:
+        raise refused("autosave_seconds", seconds, expected)
     ended = threading.Event()
 
     def work() -> None:

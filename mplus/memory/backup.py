@@ -19,6 +19,7 @@ from mplus.storage.folder import Folder
 from mplus.storage.manifest import key_id, read_manifest
 from mplus.storage.names import MANIFEST, check_name, name_for
 from mplus.storage.place import Place, not_read
+from mplus.storage.url import Url
 
 LIST = "backup.json"
 FORMAT = 1
@@ -145,3 +146,13 @@ def is_encrypted(place: Place) -> bool:
     """Whether a saved memory is encrypted."""
     with place.open(MANIFEST) as file:
         return key_id(file.read(256)) is not None
+
+
+def first_memory(place: Place) -> str | None:
+    """The name of a memory that is in a folder already; None if there is none."""
+    if isinstance(place, Url):
+        found = (name for name, files in sorted(place.folders().items()) if MANIFEST in files)
+    else:
+        assert isinstance(place, Folder)
+        found = (path.parent.name for path in sorted(place.path.glob(f"*/{MANIFEST}")))
+    return next(found, None)

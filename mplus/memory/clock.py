@@ -13,7 +13,9 @@ class MemoryClock:
 
     A step back counts as no time. A step ahead of more than a year beyond the age limit does not either: so long
     nobody leaves a memory alone, while a machine whose clock was reset often jumps by decades. All other steps count,
-    so that whatever the clock was set to meanwhile, a text gets older by the time that has passed since.
+    so that whatever the clock was set to meanwhile, a text gets older by the time that has passed since. Only where a
+    clock was set back and a later step ends beyond where it was, that step puts it right: the time that the clock was
+    set back by is not counted.
     """
 
     seen: float
@@ -34,8 +36,10 @@ class MemoryClock:
             age_limit: Seconds after which the memory forgets.
         """
         step = now - self.seen
-        counts = 0 <= step <= age_limit + YEAR
-        return MemoryClock(now, self.behind if counts else self.behind + step)
+        if not 0 <= step <= age_limit + YEAR:
+            return MemoryClock(now, self.behind + step)
+        # Set back once, and now as late as it would be if it never had been: it was put right.
+        return MemoryClock(now, 0.0 if self.behind < 0 and step >= -self.behind else self.behind)
 
     @classmethod
     def after(cls, saved: float, newest: float) -> "MemoryClock":

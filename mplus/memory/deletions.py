@@ -4,7 +4,6 @@ A deletion begins with a mark, the file ``.deleting-<name>``, which says what th
 key is destroyed, the folder is removed, and the mark goes last.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +12,9 @@ from pathlib import Path
 
 from mplus.errors import MemoryLockedError
 from mplus.memory.recent import identity
-from mplus.storage.folder import Folder
-from mplus.storage.manifest import is_sealed
+from mplus.storage.folder import Folder, is_present
+from mplus.storage.manifest import is_sealed, key_id
+from mplus.storage.names import forget_id
 from mplus.storage.vault import KeyVault
 
 MARK = ".deleting-"
@@ -33,8 +33,11 @@ class Deletions:
     def __init__(self, root: Path, vault: KeyVault | None) -> None:
         self._root, self._vault = root, vault
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str) -> bool:
         """Delete a memory whose lock the caller holds.
+
+        Returns:
+            Whether it is gone; not if something else was saved under that name meanwhile, which is intact.
 
         Raises:
             OSError: The folder cannot be written to; what was begun is finished later.
@@ -42,33 +45,54 @@ class Deletions:
         place = Folder(self._root)
         place.exchange(f"{MARK}{name}", identity(self._root / name))
         place.sync()
-        self.finish(name)
+        return self.finish(name)
 
     def is_begun(self, name: str) -> bool:
         """Whether what is saved under that name is to be deleted."""
         doomed = self._marked(name)
         return doomed is not None and doomed == identity(self._root / name)
 
-    def finish(self, name: str) -> None:
-        """Finish the deletion of a memory, if one was begun. The caller holds the memory's lock."""
+    def finish(self, name: str) -> bool:
+        """Finish the deletion of a memory, if one was begun. The caller holds the memory's lock.
+
+        Returns:
+            Whether nothing is left of it; not if something else was saved under that name since.
+        """
         doomed = self._marked(name)
         if doomed is None:
-            return
+            return True
         folder, place = self._root / name, Folder(self._root)
-        present = identity(folder)
-        # A store without the vault may have saved another memory under that name since.
-        is_doomed = present in (b"", doomed)
-        if self._vault is not None and (is_doomed or not is_sealed(present)):
-            self._vault.destroy(name)
-        if is_doomed and os.path.lexists(folder):
+        is_gone = self._erase(name, doomed)
+        if is_gone:
+            forget_id(self._root, name)
+        if identity(folder) in (b"", doomed) and is_present(folder):
             gone = self._root / f"{DELETED}{name}-{time.time_ns()}"
             folder.rename(gone)
             place.sync()
             shutil.rmtree(gone, ignore_errors=True)
         if self._vault is None and is_sealed(doomed):
-            return  # A store that has the vault destroys the key.
-        place.remove(f"{MARK}{name}")
-        place.sync()
+            return is_gone  # A store that has the vault destroys the key.
+        self.give_up(name)
+        return is_gone
+
+    def give_up(self, name: str) -> None:
+        """Do not finish the deletion of a memory any more."""
+        Folder(self._root).remove(f"{MARK}{name}")
+        Folder(self._root).sync()
+
+    def _erase(self, name: str, doomed: bytes) -> bool:
+        """Destroy the key of what is to be deleted, unless another memory has the name by now."""
+        present = identity(self._root / name)
+        # A store without the vault may have saved another memory under that name since.
+        is_doomed = present in (b"", doomed)
+        if is_doomed or not is_sealed(present):
+            self.destroy_key(name, doomed)
+        return is_doomed
+
+    def destroy_key(self, name: str, doomed: bytes) -> None:
+        """Destroy the key of a memory whose manifest begins like that; not one that was made for the name since."""
+        if self._vault is not None:
+            self._vault.destroy(name, key_id=key_id(doomed))
 
     def sweep(self, held: Callable[[str], AbstractContextManager[None]]) -> None:
         """Finish all deletions that were begun, except of memories that are open elsewhere."""

@@ -13,6 +13,7 @@ import torch
 from mplus.config import MemoryConfig
 from mplus.errors import LedgerMissingError, MemoryLimitError, MemoryMismatchError
 from mplus.forks import renewed_after_fork
+from mplus.given import check_kind, refused
 from mplus.ids import Id, id_text
 from mplus.memory.clock import MemoryClock
 from mplus.memory.forgetting import within_age_limits, without_expired, without_source
@@ -253,6 +254,7 @@ class Memory:
 
     def is_unchanged_since(self, fork: "Memory") -> bool:
         """Whether state and history are still those that ``fork`` was made from."""
+        check_memory(fork, "fork")
         return self.state is fork.state and self.snapshots is fork.snapshots
 
     def adopt(self, fork: "Memory") -> None:
@@ -261,6 +263,7 @@ class Memory:
         Raises:
             MemoryMismatchError: The fork has another model, layout or seed.
         """
+        check_memory(fork, "fork")
         alike = self.config.model_copy(update={"recall": fork.config.recall})
         ours, theirs = (self.model_fingerprint, alike, self.seed), (fork.model_fingerprint, fork.config, fork.seed)
         if ours != theirs:
@@ -293,7 +296,9 @@ class Memory:
 
         Raises:
             MemoryLimitError: The memory has too many snapshots.
+            ValueError: ``label`` is no text.
         """
+        check_kind("label", label, str, "text")
         with self._lock:
             if len(self._snapshots) >= MAX_SNAPSHOTS:
                 raise MemoryLimitError(
@@ -531,6 +536,7 @@ class Memory:
             MemoryMismatchError: It was made by another model.
             MemoryReadError: The place cannot be reached.
         """
+        check_maker(model)
         return load(place_of(place), model.new_memory, key=key)
 
     # --- what is in it ----------------------------------------------------------------------------
@@ -570,3 +576,23 @@ class Memory:
             f"Memory({stats.text_tokens:,} text tokens from {stats.num_sources} {sources}; "
             f"tokens per layer: {sizes}; {stats.nbytes / 2**20:.1f} MiB)"
         )
+
+
+def check_memory(memory: object, name: str = "memory") -> None:
+    """Check that an argument is a memory.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(memory, Memory):
+        raise refused(name, memory, "a Memory, such as model.new_memory() makes")
+
+
+def check_maker(model: object) -> None:
+    """Check that an argument is a model.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(model, MemoryMaker):
+        raise refused("model", model, "the model that reads and writes the memory, as MPlus.from_pretrained gives it")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mplus.errors import MemoryLimitError
 from mplus.memory.store_locks import POLL_SECONDS
-from mplus.storage.folder import Folder
+from mplus.storage.folder import Folder, is_foreign
 
 QUOTA_LOCK = ".quota.lock"
 
@@ -64,4 +64,13 @@ class Quotas:
     def _bytes_of_others(self, name: str) -> int:
         """Bytes of every other folder, even of one whose first save has not ended."""
         others = [path for path in self.root.iterdir() if path.name != name and not path.name.startswith(".")]
-        return sum(sum(Folder(path).sizes().values()) for path in others)
+        return sum(_bytes_of(path) for path in others)
+
+
+def _bytes_of(folder: Path) -> int:
+    try:
+        return sum(Folder(folder).sizes().values())
+    except PermissionError:
+        if is_foreign(folder):  # such as "lost+found" at the top of a disk
+            return 0
+        raise

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from mplus.config import MemoryConfig
 from mplus.errors import CorruptMemoryError, MemoryLimitError, MemoryMismatchError, MemorySaveError
+from mplus.given import check_kind
 from mplus.memory.clock import MemoryClock
 from mplus.memory.snapshots import Snapshot
 from mplus.memory.state import MemoryState
@@ -93,6 +94,7 @@ def save(
         MemoryLimitError: It has too many snapshots or files to be opened again.
         MemoryConflictError: Another writer saved there meanwhile, behind a url.
     """
+    check_kind("key", key, MemoryKey, "a MemoryKey, or None to save it without one", optional=True)
     try:
         with place.lock(timeout):
             last = last_save(place, key)
@@ -166,6 +168,7 @@ def load(place: Place, new_memory: Callable[..., Kept], *, key: MemoryKey | None
         MemoryMismatchError: It was made by another model.
         MemoryReadError: The place cannot be reached.
     """
+    check_kind("key", key, MemoryKey, "a MemoryKey, or None for a memory without one", optional=True)
     text = read_manifest(place)
     while True:
         try:

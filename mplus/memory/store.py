@@ -16,23 +16,24 @@ from mplus.errors import (
     MemoryNotFoundError,
     MemorySaveError,
 )
+from mplus.given import check_kind, check_number, path_of
 from mplus.ids import Id
 from mplus.memory.autosave import autosaving
-from mplus.memory.backup import LIST, Backup, copy_in_use, damage, is_encrypted
-from mplus.memory.clear_errors import clear_errors
+from mplus.memory.backup import LIST, Backup, copy_in_use, damage, first_memory, is_encrypted
 from mplus.memory.deletions import Deletions
-from mplus.memory.memory import Memory, MemoryMaker
+from mplus.memory.memory import Memory, MemoryMaker, check_maker, check_memory
 from mplus.memory.quotas import Quotas
 from mplus.memory.recent import RecentMemories, identity
 from mplus.memory.saving import load, save
 from mplus.memory.store_locks import StoreLocks
-from mplus.memory.stored import StoredMemory
+from mplus.memory.stored import StoredMemory, copies_of
 from mplus.storage.address import folder_of
+from mplus.storage.clear_errors import clear_errors
 from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import copy
 from mplus.storage.folder import UNFINISHED, Folder
 from mplus.storage.manifest import is_sealed
-from mplus.storage.names import MANIFEST, check_name, check_spelling, forget_id, id_of, name_for, note_id
+from mplus.storage.names import MANIFEST, check_name, check_spelling, id_of, name_for, note_id
 from mplus.storage.place import Place, not_saved
 from mplus.storage.vault import KeyVault
 
@@ -71,9 +72,10 @@ class MemoryStore:
             "max_resident_bytes": max_resident_bytes,
         }
         for limit, value in limits.items():
-            if value is not None and value < 0:
-                raise ValueError(f"{limit}={value}: expected a number of bytes, 0 or more.")
-        self.root = Path(root).expanduser()
+            is_optional = limit != "max_resident_bytes"
+            check_number(limit, value, "a number of bytes, 0 or more", optional=is_optional)
+        check_kind("vault", vault, KeyVault, "a KeyVault, or None to encrypt nothing", optional=True)
+        self.root = path_of("root", root)
         self.max_memory_bytes, self.max_total_bytes = max_memory_bytes, max_total_bytes
         self.max_resident_bytes = max_resident_bytes
         self.vault = vault
@@ -81,11 +83,24 @@ class MemoryStore:
         self._recent = RecentMemories(max_resident_bytes)
         self._locks = StoreLocks(self.root)
         self._quotas = Quotas(self.root, max_memory_bytes, max_total_bytes)
-        self._deletions = Deletions(self.root, vault)
+        self._deletions = self._new_deletions()
         self._sweep()
+
+    def _new_deletions(self) -> Deletions:
+        return Deletions(self.root, self.vault)
 
     @clear_errors
     def _make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            ValueError: It is one of copies of a url.
+        """
+        if (url := copies_of(self.root)) is not None:
+            raise ValueError(
+                f"root={str(self.root)!r} has copies of {url!r}: what is changed there is lost. Open them with "
+                f"UrlStore({url!r}, {str(self.root)!r}), or name another folder."
+            )
         Folder(self.root).make()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "MemoryStore":
@@ -107,11 +122,14 @@ class MemoryStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
+    kind = "store"
+    """What errors of the file system call it."""
     check_name = staticmethod(check_name)
     """The name, if it is allowed."""
     name_for = staticmethod(name_for)
     """The name for an id that somebody else chose, such as "telegram:12345"; ``StoredMemory.id`` gives the id."""
 
+    @clear_errors
     def path(self, name: str) -> Path:
         """Where a memory is kept.
 
@@ -153,6 +171,7 @@ class MemoryStore:
             MemoryKeyError: It is encrypted and its key is not in the vault, or was destroyed while it was open.
             CorruptMemoryError: The saved state is damaged.
         """
+        check_maker(model)
         with self._held(name, timeout):
             memory = self._loaded(name, model)
             saved = memory.fork() if self._is_as_wanted(name) and not memory.has_unsaved_jump else None
@@ -182,6 +201,7 @@ class MemoryStore:
             MemoryKeyError: It is encrypted and its key is not in the vault.
             CorruptMemoryError: The saved state is damaged.
         """
+        check_maker(model)
         return self._read(self._existing(name), model).fork()
 
     @clear_errors
@@ -193,6 +213,7 @@ class MemoryStore:
             MemoryLimitError: It would exceed a quota.
             MemorySaveError: The disk is full, or does not allow it.
         """
+        check_memory(memory)
         with self._held(name, 60.0):
             self._refuse_taken(name)
             self._save(name, memory.fork(), None, self._key_to_save_with(name, None), dispensable=None)
@@ -239,7 +260,7 @@ class MemoryStore:
         Raises:
             MemoryNotFoundError: There is none called ``name``.
             ValueError: ``new_name`` is taken or not allowed.
-            MemoryLimitError: It would exceed the quota of all memories.
+            MemoryLimitError: It would exceed a quota.
         """
         with ExitStack() as locks:
             # Both locks are always taken in the same order, so that two copies cannot deadlock.
@@ -248,7 +269,7 @@ class MemoryStore:
             self._refuse_taken(new_name)
             folder = self._existing(name)
             with self._quotas.held():
-                self._quotas.check_total(new_name, sum(Folder(folder).sizes().values()))
+                self._quotas.check(new_name, sum(Folder(folder).sizes().values()))
                 key = self._key_to_save_with(new_name, None)
                 work = self.root / f"{COPYING}{new_name}-{time.time_ns()}"
                 try:
@@ -282,13 +303,13 @@ class MemoryStore:
         Encrypted memories stay encrypted. Their keys are not copied: back the vault up apart from the memories.
 
         Args:
-            target: A folder or url that holds no backup yet.
+            target: A folder or url that holds no memories yet.
 
         Returns:
             The names of the memories that were copied.
 
         Raises:
-            ValueError: There is a backup already.
+            ValueError: There is a backup already, an unfinished one, or a store, whose memories it would replace.
             CorruptMemoryError: A memory is damaged; ``verify`` finds which.
             MemoryKeyError: A memory is encrypted, and its key is not in the vault.
             MemorySaveError: The copy cannot be written.
@@ -298,6 +319,11 @@ class MemoryStore:
         try:
             if LIST in place.sizes():
                 raise ValueError(f"{str(target)!r}: there is a backup already. Name an empty folder.")
+            if taken := first_memory(place):
+                raise ValueError(
+                    f"{str(target)!r}: there is a memory {taken!r}, of a store or of a backup that was not finished. "
+                    "Name an empty folder."
+                )
             for stored in self.list():
                 copied = folder_of(f"{place}/{stored.name}")
                 with suppress(MemoryNotFoundError):  # it was deleted meanwhile
@@ -342,7 +368,7 @@ class MemoryStore:
             try:
                 with self._quotas.held():
                     self._quotas.check(name, sum(place.sizes().values()))
-                    copy(place, Folder(self.path(name)), key=key, new_key=key)
+                    copy(place, Folder(self.path(name)), key=key, new_key=self._key_to_save_with(name, key))
                     if name in backup.ids:
                         note_id(self.root, name, backup.ids[name])
                     Folder(self.root).sync()
@@ -354,6 +380,7 @@ class MemoryStore:
 
     # --- loading and saving -----------------------------------------------------------------------
 
+    @clear_errors
     def _loaded(self, name: str, model: MemoryMaker) -> Memory:
         folder = self.path(name)
         return self._read(folder, model) if _is_saved(folder) else model.new_memory()
@@ -403,7 +430,6 @@ class MemoryStore:
 
     def _erase(self, name: str) -> None:
         """Delete a memory whose lock is held."""
-        forget_id(self.root, name)
         self._deletions.delete(name)
 
     @clear_errors
@@ -439,6 +465,7 @@ class MemoryStore:
     def _existing(self, name: str) -> Path:
         folder = self.path(name)
         if not _is_saved(folder) or self._deletions.is_begun(name):
+            self._recent.drop(name)  # another process may have deleted it
             known = ", ".join(memory.name for memory in self.list()[:8]) or "none yet"
             raise MemoryNotFoundError(f"No memory called {name!r} in {self.root}; there are: {known}.")
         return folder

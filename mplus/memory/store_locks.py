@@ -10,6 +10,7 @@ from typing import Any
 
 from mplus.errors import MemoryLockedError, MemorySaveError
 from mplus.forks import renewed_after_fork
+from mplus.given import check_number
 
 POLL_SECONDS = 0.01
 
@@ -47,9 +48,11 @@ class StoreLocks:
             entered: Called once the lock is held.
 
         Raises:
+            ValueError: ``timeout`` is no number of seconds.
             MemoryLockedError: It is still held elsewhere after ``timeout`` seconds, or in this very thread.
             MemorySaveError: The lock cannot be written to disk.
         """
+        check_number("timeout", timeout, "a number of seconds, 0 or more")
         message = f"Memory {name!r} is in use elsewhere and was not free within {timeout:g} s. Try again later."
         with self._guard:
             lock = self._locks.setdefault(name, threading.Lock())

@@ -6,9 +6,18 @@ from pathlib import Path
 
 from mplus.errors import CorruptMemoryError
 from mplus.memory.recent import identity
-from mplus.storage.folder import Folder
+from mplus.storage.folder import Folder, is_foreign
 from mplus.storage.manifest import is_sealed
-from mplus.storage.names import MANIFEST, noted_id
+from mplus.storage.names import MANIFEST, id_of, noted_id
+
+COPIES_OF = ".copies-of"
+"""The file in a folder of copies of memories behind a url that says of which url."""
+
+
+def copies_of(root: Path) -> str | None:
+    """The url of which a folder has copies; None if it is no such folder."""
+    noted = Folder(root).content(COPIES_OF)
+    return None if noted is None else noted.decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,9 @@ class StoredMemory:
             saved = (folder / MANIFEST).lstat().st_mtime
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError:
+            # One of ours that was closed is listed; not "lost+found", which is at the top of a disk and root's.
+            return None if is_foreign(folder) else cls(folder.name, 0, 0.0, 0.0, False, id_of(folder.name))
         used, encrypted = saved, False
         with suppress(FileNotFoundError):
             used = max(saved, (folder.parent / f".{folder.name}.lock").stat().st_mtime)

@@ -2,18 +2,21 @@
 
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mplus.errors import CorruptMemoryError, MemoryLockedError, MemoryNotFoundError, MemoryReadError, MemorySaveError
-from mplus.memory.clear_errors import clear_errors
+from mplus.given import check_kind, check_number
+from mplus.memory.deletions import Deletions
 from mplus.memory.memory import Memory, MemoryMaker
 from mplus.memory.store import MemoryStore
 from mplus.memory.store_locks import StoreLocks
-from mplus.memory.stored import StoredMemory
+from mplus.memory.stored import COPIES_OF, StoredMemory, copies_of
 from mplus.storage.address import folder_of
+from mplus.storage.clear_errors import clear_errors
 from mplus.storage.folder import Folder
+from mplus.storage.manifest import is_sealed
 from mplus.storage.mirror import Base, fetched, published, removed
 from mplus.storage.names import MANIFEST, check_name, id_of
 from mplus.storage.place import Place, not_read, not_saved
@@ -22,8 +25,6 @@ from mplus.storage.vault import KeyVault
 
 Read = TypeVar("Read")
 
-COPIES_OF = ".copies-of"
-"""The file in a folder of copies that says of which url."""
 READ_SECONDS = 60.0
 """How long a read waits while this machine writes the memory, or fetches it."""
 LEASE_SECONDS = 20.0
@@ -61,6 +62,8 @@ class UrlStore(MemoryStore):
         max_resident_bytes: int = 2**30,
         vault: KeyVault | None = None,
     ) -> None:
+        check_kind("url", url, str, "a url such as 's3://bucket/memories'")
+        check_number("max_local_bytes", max_local_bytes, "a number of bytes, 0 or more", optional=True)
         place = folder_of(url)
         if not isinstance(place, Url):
             raise ValueError(f"url={url!r} is a local folder. Expected a url such as 's3://bucket/memories'.")
@@ -75,13 +78,13 @@ class UrlStore(MemoryStore):
         Raises:
             ValueError: It has memories already, or copies of another url.
         """
-        super()._make()
+        Folder(self.root).make()
         with StoreLocks(self.root).held(COPIES_OF, READ_SECONDS):
-            noted = Folder(self.root).content(COPIES_OF)
+            noted = copies_of(self.root)
             if noted is None and any(self.root.glob(f"*/{MANIFEST}")):
                 held = "memories that are not copies"
-            elif noted is not None and noted != self.url.encode():
-                held = f"copies of {noted.decode(errors='replace')!r}"
+            elif noted is not None and noted != self.url:
+                held = f"copies of {noted!r}"
             else:
                 held = None
             if held is not None:
@@ -91,6 +94,7 @@ class UrlStore(MemoryStore):
                 )
             if noted is None:
                 Folder(self.root).exchange(COPIES_OF, self.url.encode())
+                Folder(self.root).sync()  # else a power cut may leave copies without it
 
     def __getstate__(self) -> dict[str, object]:
         """Url, folder and limits, for another process.
@@ -103,6 +107,7 @@ class UrlStore(MemoryStore):
         state.pop("max_total_bytes")
         return state
 
+    @clear_errors
     def load(self, name: str, model: MemoryMaker) -> Memory:
         """A memory as it was last saved by any machine; changes to it are not saved.
 
@@ -136,14 +141,26 @@ class UrlStore(MemoryStore):
 
     @clear_errors
     def list(self) -> list[StoredMemory]:
-        """Every memory behind the url, by name."""
+        """Every memory behind the url, by name. Copies here of those that another machine has deleted are removed."""
         root = self._remote()
         try:
             folders = root.folders()
         except OSError as error:
             raise not_read(root, error) from error
-        found = [self._stored(name, files) for name, files in sorted(folders.items()) if MANIFEST in files]
+        saved = {name: files for name, files in sorted(folders.items()) if MANIFEST in files}
+        for copied in super().list():
+            if copied.name not in saved:
+                self._drop_deleted(copied.name)
+        found = [self._stored(name, files) for name, files in saved.items()]
         return [one for one in found if one is not None]
+
+    def _drop_deleted(self, name: str) -> None:
+        """Remove the copy of a memory that is not behind the url any more."""
+        # A copy that is locked is being saved for the first time.
+        with suppress(MemoryLockedError, OSError), self._locks.held(name, 0.0):
+            if self._remote(name).content(MANIFEST) is None:
+                shutil.rmtree(self.root / name, ignore_errors=True)
+                self._recent.drop(name)
 
     def _stored(self, name: str, files: dict[str, dict[str, Any]]) -> StoredMemory | None:
         try:
@@ -219,10 +236,22 @@ class UrlStore(MemoryStore):
                 raise not_saved(place, error) from error
             raise
 
+    def _new_deletions(self) -> Deletions:
+        return UrlDeletions(self.root, self.vault, self._remote)
+
     def _erase(self, name: str) -> None:
-        """Delete a memory behind the url, then here."""
-        removed(self._remote(name), self._bases[name])
-        super()._erase(name)
+        """Delete a memory: its key, what is behind the url, what is here.
+
+        Raises:
+            MemoryConflictError: Another machine has saved it meanwhile; what it saved is intact.
+        """
+        try:
+            is_gone = self._deletions.delete(name)
+        except MemoryLockedError:
+            self._deletions.give_up(name)  # another machine is saving it
+            raise
+        if not is_gone:
+            raise self._remote(name).conflict()
 
     def _make_room(self, kept: str) -> None:
         """Drop the copies that were used least recently and are not in use, until the rest fits."""
@@ -240,3 +269,24 @@ class UrlStore(MemoryStore):
                 continue
             self._recent.drop(memory.name)
             total -= memory.nbytes
+
+
+class UrlDeletions(Deletions):
+    """Deletions of memories behind a url, which another machine may have saved or made anew since they were begun.
+
+    Args:
+        root: The folder of copies.
+        vault: Where the keys are, which all machines share.
+        remote: Gives the place of a memory behind the url.
+    """
+
+    def __init__(self, root: Path, vault: KeyVault | None, remote: Callable[[str], Place]) -> None:
+        super().__init__(root, vault)
+        self._remote = remote
+
+    def _erase(self, name: str, doomed: bytes) -> bool:
+        """Destroy the key and remove what is behind the url, unless another save is there by now."""
+        is_gone = removed(self._remote(name), doomed, lambda: self.destroy_key(name, doomed))
+        if is_gone and is_sealed(doomed):  # a store without the vault may have removed it
+            self.destroy_key(name, doomed)
+        return is_gone

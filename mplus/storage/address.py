@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mplus.errors import MemoryReadError
+from mplus.given import path_of
 from mplus.storage.folder import Folder
 from mplus.storage.place import Place
 from mplus.storage.url import Url
@@ -37,11 +38,11 @@ def folder_of(where: str | Path) -> Folder | Url:
     """The folder of that path or url, which need not exist yet.
 
     Raises:
-        ValueError: No file system for such urls is installed.
+        ValueError: It is neither, or no file system for such urls is installed.
         MemoryReadError: The file system cannot be reached.
     """
-    if isinstance(where, Path) or not ("://" in where or "::" in where):
-        return Folder(Path(where).expanduser())
+    if not isinstance(where, str) or not ("://" in where or "::" in where):
+        return Folder(path_of("place", where))
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 

@@ -73,6 +73,8 @@ class MemoryKey:
     overhead = TAG_BYTES
 
     def __post_init__(self) -> None:
+        if not isinstance(self.secret, bytes | bytearray):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"A key is {KEY_BYTES} bytes, this is {type(self.secret).__name__}.")
         if len(self.secret) != KEY_BYTES:
             raise ValueError(f"A key has {KEY_BYTES} bytes, this has {len(self.secret)}. MemoryKey.new() makes one.")
         _aead(self.secret)

@@ -1,5 +1,6 @@
 """A local folder as a place. Saves survive a killed process, a power cut or a full disk."""
 
+import errno
 import os
 import secrets
 import stat
@@ -8,11 +9,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mplus.errors import CorruptMemoryError, MemoryLockedError
+from mplus.errors import CorruptMemoryError, MemoryLockedError, MemoryReadError
 from mplus.storage.place import Place, Sink, not_saved
 
 LOCK = ".lock"
 UNFINISHED = ".writing-"
+PASSING = frozenset(
+    getattr(errno, name)
+    for name in ("EIO", "EMFILE", "ENFILE", "ENOMEM", "ESTALE", "EINTR", "ETIMEDOUT", "EAGAIN", "EBUSY")
+    if hasattr(errno, name)
+)
+"""Errors of the machine, such as too many open files, not of the file that was to be opened."""
 
 
 class Folder(Place):
@@ -60,7 +67,7 @@ class Folder(Place):
         try:
             return open_regular(path)
         except CorruptMemoryError as error:
-            if os.path.lexists(path):
+            if is_present(path):
                 raise
             raise FileNotFoundError(f"{path} is not there") from error
 
@@ -134,15 +141,38 @@ class Folder(Place):
         yield self.path
 
 
+def is_present(path: Path) -> bool:
+    """Whether something is at a path. ``os.path.lexists`` takes any error for no, as of a disk that cannot be read.
+
+    Raises:
+        OSError: It cannot be told.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a folder belongs to another user of the machine."""
+    return hasattr(os, "geteuid") and path.lstat().st_uid != os.geteuid()
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; a link, folder or device in its place is refused as altered.
 
     Raises:
         CorruptMemoryError: The file is missing or is not a regular file.
+        MemoryReadError: It could not be opened now, which says nothing of the file.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
+        if error.errno in PASSING:
+            raise MemoryReadError(
+                error.errno, f"{path}: could not be opened ({error.strerror}). It may be intact; try again"
+            ) from error
         raise CorruptMemoryError(f"missing or not readable ({error.strerror}). Restore it.", path) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)

@@ -1,9 +1,10 @@
 """A lease on a folder behind a url: a file that says who writes there, and until when."""
 
 import json
+import math
 import secrets
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from mplus.errors import MemoryLockedError
 
@@ -16,7 +17,8 @@ class Lease:
     """The right to write for a while, renewed as long as files are written, and free again if the writer dies.
 
     The file is made only if there is none, in one step where the file system can do that (S3, GCS, Azure and others).
-    Machines whose clocks differ by minutes may take each other's lease for ended.
+    Machines whose clocks differ by minutes may take each other's lease for ended. Whatever the clocks say, one that
+    nobody has renewed for as long as it lasts has ended: its writer may have had a clock that was years ahead.
 
     Args:
         files: The ``fsspec`` file system.
@@ -25,9 +27,12 @@ class Lease:
         seconds: How long it lasts unless it is renewed.
     """
 
+    _watched: ClassVar[dict[str, tuple[tuple[str, float], float]]] = {}
+    """Leases of others that this process waited for, as it found them first, and when; also over several tries."""
+
     def __init__(self, files: Any, path: str, place: str, seconds: float = LEASE_SECONDS) -> None:
         self._files, self._path, self._place, self._seconds = files, path, place, seconds
-        self._holder, self._until = secrets.token_hex(16), 0.0
+        self._holder, self._renewed = secrets.token_hex(16), -math.inf
 
     def take(self, timeout: float) -> None:
         """Take the lease once nobody else has it.
@@ -38,16 +43,18 @@ class Lease:
         """
         ends = time.monotonic() + timeout
         while not self._made():
-            holder, until = self._present()
-            if until < time.time():
+            holder, until = present = self._present()
+            left = min(until - time.time(), self._left_unrenewed(present))
+            if left < 0:
                 self._remove(holder)
             elif time.monotonic() >= ends:
                 raise MemoryLockedError(
                     f"{self._place}: another save was still running after {timeout:g} s. Try again later; if its "
-                    f"process died, in {until - time.time():.0f} s."
+                    f"process died, in {left:.0f} s."
                 )
             else:
                 time.sleep(min(POLL_SECONDS, max(ends - time.monotonic(), 0.0)))
+        self._watched.pop(self._place, None)
 
     def renew(self) -> None:
         """Take the lease for longer if a third of its time is over.
@@ -55,7 +62,7 @@ class Lease:
         Raises:
             MemoryLockedError: It had ended, as after a pause of the machine, and somebody else has it.
         """
-        if time.time() > self._until - self._seconds * 2 / 3:
+        if time.monotonic() > self._renewed + self._seconds / 3:
             if self._present()[0] not in ("", self._holder):
                 raise MemoryLockedError(
                     f"{self._place}: this save took so long between two files that its lease ended, and another save "
@@ -81,18 +88,28 @@ class Lease:
                 raise
         return self._present()[0] == self._holder  # two may have made it at once where that is not one step
 
+    def _left_unrenewed(self, present: tuple[str, float]) -> float:
+        """Seconds until somebody's lease has ended because it stayed as it is."""
+        now = time.monotonic()
+        known, since = self._watched.get(self._place, (present, now))
+        if known != present:
+            since = now
+        self._watched[self._place] = present, since
+        return since + self._seconds - now
+
     def _text(self) -> bytes:
-        self._until = time.time() + self._seconds
-        return json.dumps({"holder": self._holder, "until": self._until}).encode()
+        self._renewed = time.monotonic()
+        return json.dumps({"holder": self._holder, "until": time.time() + self._seconds}).encode()
 
     def _present(self) -> tuple[str, float]:
         """Who has the lease, and until when; one that cannot be read has ended."""
         try:
             known = json.loads(self._files.cat_file(self._path, start=0, end=MAX_LEASE_BYTES))
-            return str(known["holder"]), float(known["until"])
+            until = float(known["until"])
+            return str(known["holder"]), until if math.isfinite(until) else 0.0
         except FileNotFoundError:
             return "", 0.0
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return "unreadable", 0.0
 
     def _remove(self, holder: str) -> None:

@@ -1,7 +1,7 @@
 """A saved memory in two places: fetched from a shared one, and published there if nobody else has saved meanwhile."""
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from mplus.storage.files import SAVE_TIMEOUT
@@ -85,7 +85,9 @@ def published(local: Folder, shared: Place, base: Base) -> Base:
         OSError: The shared place cannot be written to; what was there is intact.
     """
     text = local.content(MANIFEST)
-    if text is None or text == base.manifest:
+    if text is None:
+        raise OSError(f"{local}: {MANIFEST} is gone")
+    if text == base.manifest:
         return base
     names = _own(local)
     with shared.lock(SAVE_TIMEOUT):
@@ -99,26 +101,32 @@ def published(local: Folder, shared: Place, base: Base) -> Base:
     return Base(text, names)
 
 
-def removed(shared: Place, base: Base) -> None:
+def removed(shared: Place, doomed: bytes, before: Callable[[], object]) -> bool:
     """Remove a memory from a shared place, its manifest first.
 
     Args:
         shared: The shared place.
-        base: The save that is to be there.
+        doomed: What the manifest of the save that is to be there begins with.
+        before: Called once it is known that this save is there, before anything of it is removed.
+
+    Returns:
+        Whether it is gone; not if another save is there, which is intact.
 
     Raises:
-        MemoryConflictError: Another writer has saved there meanwhile.
         MemoryLockedError: Another writer is saving there.
         OSError: The shared place cannot be reached.
     """
     with shared.lock(SAVE_TIMEOUT):
-        if shared.content(MANIFEST) != base.manifest:
-            raise shared.conflict()
+        present = shared.content(MANIFEST)
+        if present is not None and not present.startswith(doomed):
+            return False
+        before() if present is not None else None
         shared.remove(MANIFEST)
         if shared.content(MANIFEST) is not None:
             raise OSError(f"{shared}: {MANIFEST} could not be removed")
         for name in _own(shared):
             shared.remove(name)
+    return True
 
 
 def _own(place: Place) -> dict[str, int]:

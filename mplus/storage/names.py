@@ -47,7 +47,8 @@ def check_name(name: object, argument: str = "Memory name ") -> str:
     fits = NAME.fullmatch(name) and ".." not in name and not name.endswith(".")
     # Two Unicode forms of one letter name the same file on some systems and two files on others.
     fits = fits and unicodedata.normalize("NFC", name) == name and len(name.encode()) <= MAX_NAME_BYTES
-    if not fits or name.partition(".")[0].lower() in RESERVED:
+    # "com¹" is a device of Windows as "com1" is.
+    if not fits or unicodedata.normalize("NFKC", name.partition(".")[0]).lower() in RESERVED:
         raise ValueError(
             f"{argument}{name[:40]!r} ({len(name)} characters): expected 1 to 128 letters, digits, or any of "
             "'. _ @ + -', beginning with a letter or digit, no '..', no '.' at the end, no device name such as 'con'."

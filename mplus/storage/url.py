@@ -1,6 +1,5 @@
 """A url as a place, by ``fsspec``: S3, Google Cloud Storage, Azure, SFTP and others."""
 
-import time
 from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -137,11 +136,16 @@ class Url(Place):
                 return None
 
     def orphans(self) -> Collection[str]:
-        """Names of files that are a day old: a save takes less, and nobody is locked out of a url for certain."""
+        """Names of files that are a day older than the newest: a save takes less, and nobody is locked out for certain.
+
+        Ages go by the clock of the storage; that of this machine may be years ahead.
+        """
         with _transport():
             self._files.invalidate_cache(self._root)
             entries: list[dict[str, Any]] = self._files.ls(self._root, detail=True)
-        return [str(e["name"]).rpartition("/")[2] for e in entries if e["type"] == "file" and _is_old(e)]
+        made = {str(e["name"]).rpartition("/")[2]: moment(e) for e in entries if e["type"] == "file"}
+        newest = max((time for time in made.values() if time is not None), default=0.0)
+        return [name for name, time in made.items() if time is not None and time < newest - ORPHAN_SECONDS]
 
     def remove(self, name: str) -> None:
         """Remove a file and ignore errors."""
@@ -176,12 +180,6 @@ def moment(entry: Mapping[str, Any]) -> float | None:
             found = datetime.fromisoformat(found)
     made = found.timestamp() if isinstance(found, datetime) else found
     return float(made) if isinstance(made, (int, float)) else None
-
-
-def _is_old(entry: Mapping[str, Any]) -> bool:
-    """Whether a file was made more than ``ORPHAN_SECONDS`` ago; unknown counts as no."""
-    made = moment(entry)
-    return made is not None and made < time.time() - ORPHAN_SECONDS
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Turns given texts into chunks to be written: tokens, sources, cuts, and the waiting tail."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import torch
 
 from mplus.config import MemoryConfig
 from mplus.encode import Chunk
+from mplus.given import refused
 from mplus.inert import encode_inert
 from mplus.memory.ledger import LedgerEntry, WrittenText
 from mplus.memory.state import MemoryState, SourceRecord, Tail
@@ -36,6 +37,9 @@ def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[Toke
     """
     if isinstance(text, torch.Tensor):
         text = [int(i) for i in text.flatten()]
+    is_listed = isinstance(text, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_listed or isinstance(text, bytes | bytearray | Mapping):
+        raise refused("text", text, "text, several texts, or token ids of one")  # bytes would be taken for token ids
     if isinstance(text, str):
         text = [text]
     elif text and all(isinstance(item, int) and not isinstance(item, bool) for item in text):

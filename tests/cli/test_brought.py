@@ -145,6 +145,22 @@ def test_a_zip_file_is_read_and_memories_of_mem0_and_lines_of_json(tmp_path: Pat
     }
 
 
+def test_a_zip_file_that_unpacks_without_end_or_is_damaged_is_an_error_that_names_it(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("conversations.json", b" " * 2**25)
+    with pytest.raises(ValueError, match=r"bomb\.zip.*33,554,432 bytes"):
+        read_export(bomb, "chatgpt")
+    damaged = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(damaged, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("conversations.json", json.dumps(CHATGPT))
+    data = bytearray(damaged.read_bytes())
+    data[60:90] = b"\xff" * 30
+    damaged.write_bytes(data)
+    with pytest.raises(ValueError, match=r"damaged\.zip"):
+        read_export(damaged, "chatgpt")
+
+
 @pytest.mark.parametrize("origin", [name for name in READERS])
 def test_another_file_is_an_error_that_names_it(origin: Any, tmp_path: Path) -> None:
     (tmp_path / "file.json").write_text('[{"other": 1}]')

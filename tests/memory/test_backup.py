@@ -1,6 +1,7 @@
 """Backups of a store in use, and what comes back from them."""
 
 import json
+import threading
 from pathlib import Path
 
 import fsspec
@@ -83,6 +84,41 @@ def test_a_backup_of_a_memory_that_is_saved_meanwhile_is_one_of_its_saves(
     assert sources(other, "alice", model) == ["turn 3"]
 
 
+def test_backups_beside_threads_that_write_are_each_some_save_of_every_memory(tmp_path: Path, model: MPlus) -> None:
+    store, ended, failed = MemoryStore(tmp_path / "s"), threading.Event(), list[BaseException]()
+    stored(tmp_path / "s", model, "alice", "bob")
+
+    def write(name: str) -> None:
+        number = 0
+        try:
+            while not ended.is_set():
+                with store.open(name, model) as memory:
+                    model.write(memory, f"This is note {number} of {name}.", source=f"{number}")
+                number += 1
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in ("alice", "bob")]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(3):
+            assert store.backup(tmp_path / f"backup-{number}") == ("alice", "bob")
+            store.restore(tmp_path / f"backup-{number}", "alice", overwrite=True)  # while it is written to
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+    for number in range(3):
+        other = MemoryStore(tmp_path / f"other-{number}")
+        other.restore(tmp_path / f"backup-{number}", "bob")
+        assert other.verify("bob") is None
+        held = sources(other, "bob", model)
+        assert held == ["bob", *map(str, range(len(held) - 1))]  # of one save, and none left out
+    assert store.verify("alice") is None and store.verify("bob") is None
+
+
 def test_a_damaged_memory_is_not_backed_up_and_verify_says_which(tmp_path: Path, model: MPlus) -> None:
     store = stored(tmp_path / "s", model, "alice", "bob")
     path = max((tmp_path / "s" / "bob").glob("tokens-*"), key=lambda path: path.stat().st_size)
@@ -140,3 +176,36 @@ def test_a_backup_that_cannot_be_written_is_a_clear_error(
     monkeypatch.setattr(Folder, "sync", fail)
     with pytest.raises(MemorySaveError, match="No space left"):
         store.backup(tmp_path / "backup")
+
+
+@pytest.mark.parametrize("where", ["folder", "url"])
+def test_a_folder_that_has_memories_is_no_target(tmp_path: Path, model: MPlus, where: str) -> None:
+    store, other = stored(tmp_path / "s", model, "alice"), stored(tmp_path / "other", model, "alice")
+    with other.open("alice", model) as memory:
+        model.write(memory, "Something that is only here.", source="other")
+    target = tmp_path / "other" if where == "folder" else "memory://backups/other"
+    try:
+        if where == "url":
+            copy(Folder(other.path("alice")), folder_of(f"{target}/alice"), key=None, new_key=None)
+        with pytest.raises(ValueError, match=r"memory 'alice', of a store.*empty folder"):
+            store.backup(target)
+        with pytest.raises(ValueError, match="of a store"):
+            store.backup(store.root)
+        assert sources(other, "alice", model) == ["alice", "other"]
+    finally:
+        fsspec.filesystem("memory").store.clear()
+
+
+def test_a_plain_backup_is_restored_encrypted_into_a_store_with_a_vault(tmp_path: Path, model: MPlus) -> None:
+    stored(tmp_path / "s", model, "alice").backup(tmp_path / "backup")
+    store = MemoryStore(tmp_path / "new", vault=KeyVault(tmp_path / "keys"))
+    store.restore(tmp_path / "backup", "alice")
+    assert store.list()[0].encrypted
+    assert sources(store, "alice", model) == ["alice"]
+    assert not any(b"quite short" in path.read_bytes() for path in store.path("alice").iterdir() if path.is_file())
+
+
+def test_a_copy_heeds_the_limit_of_one_memory(tmp_path: Path, model: MPlus) -> None:
+    stored(tmp_path / "s", model, "alice")
+    with pytest.raises(MemoryLimitError, match="max_memory_bytes"):
+        MemoryStore(tmp_path / "s", max_memory_bytes=10).copy("alice", "bob")

@@ -65,6 +65,27 @@ def test_nothing_escapes_its_limit_wherever_the_clock_was_set_to(
     assert names(memory) == []
 
 
+@pytest.mark.parametrize("days", [1, 29, 180, 364])
+def test_a_clock_that_was_set_back_and_is_put_right_deletes_nothing_young(
+    clock: Clock, model: MPlus, forgetful: mplus.MemoryConfig, days: int
+) -> None:
+    memory = model.new_memory(config=forgetful)
+    model.write(memory, "Written before the clock was set back.", source="a")
+    clock.now -= days * 86_400
+    model.write(memory, "Written while the clock was behind.", source="b")
+    clock.now += 3600
+    assert names(memory) == ["a", "b"]
+    clock.now += days * 86_400
+    model.write(memory, "Written once the clock was put right.", source="c")
+    assert names(memory) == ["a", "b", "c"]
+    clock.now += LIMIT - 7200
+    assert names(memory) == ["a", "b", "c"]
+    clock.now += 3700
+    assert names(memory) == ["c"]
+    clock.now += 3600
+    assert names(memory) == []
+
+
 def test_a_jump_while_nothing_ran_deletes_nothing_and_time_goes_on(
     tmp_path: Path, clock: Clock, model: MPlus, forgetful: mplus.MemoryConfig
 ) -> None:

@@ -5,11 +5,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from mplus import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemoryStore
+from mplus import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemorySaveError, MemoryStore
 from mplus.memory import store as store_module
 from mplus.model import MPlus
 from mplus.storage.folder import Folder
@@ -287,6 +288,38 @@ def test_list_holds_what_cannot_be_read_and_passes_over_what_is_no_memory(tmp_pa
     (tmp_path / "notes.txt").write_text("not a memory")
     (tmp_path / "empty").mkdir()
     assert [m.name for m in store.list()] == ["alice", "bob"]
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_a_folder_that_may_not_be_read_hides_no_other(
+    tmp_path: Path, model: MPlus, monkeypatch: pytest.MonkeyPatch, foreign: bool
+) -> None:
+    store = MemoryStore(tmp_path, max_total_bytes=10**9)
+    store.put("alice", model.new_memory())
+    closed = tmp_path / "lost+found"  # as it is at the top of a disk
+    closed.mkdir()
+    real_lstat, real_scandir = Path.lstat, os.scandir
+
+    def lstat(path: Path) -> os.stat_result:
+        if path.parent == closed:
+            raise PermissionError(13, "Permission denied")
+        return real_lstat(path)
+
+    def scandir(path: Path) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied")
+        return real_scandir(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    monkeypatch.setattr(os, "scandir", scandir)
+    owner = closed.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + foreign, raising=False)
+    assert [m.name for m in store.list()] == (["alice"] if foreign else ["alice", "lost+found"])
+    if foreign:
+        store.put("bob", model.new_memory())
+    else:
+        with pytest.raises(MemorySaveError, match="Permission denied"):  # its bytes cannot be counted
+            store.put("bob", model.new_memory())
 
 
 def test_quotas_never_miss_a_memory(tmp_path: Path, model: MPlus, text: str) -> None:

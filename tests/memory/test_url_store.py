@@ -21,6 +21,7 @@ from mplus import (
     UrlStore,
 )
 from mplus.model import MPlus
+from mplus.storage.folder import Folder
 from mplus.storage.names import MANIFEST
 from mplus.storage.url import LEASE, Url
 from mplus_integrations.cluster.sizing import Measured
@@ -199,6 +200,19 @@ def test_a_deleted_memory_is_gone_everywhere_and_its_name_is_free(
     assert sources(there, model) == ["anew"]
 
 
+def test_the_copy_of_a_memory_that_another_machine_deleted_goes_with_the_next_list(
+    model: MPlus, here: UrlStore, there: UrlStore
+) -> None:
+    for name in ("alice", "bob"):
+        write(here, model, "a", name)
+    there.delete("alice")
+    with here.open("carl", model) as memory:  # not behind the url yet
+        model.write(memory, "This is written for the first time.", source="a")
+        assert [memory.name for memory in here.list()] == ["bob"]
+    assert not here.path("alice").exists() and not here._recent._held.keys() & {"alice"}
+    assert [memory.name for memory in here.list()] == ["bob", "carl"]
+
+
 def test_every_memory_is_listed_by_every_machine(model: MPlus, here: UrlStore, there: UrlStore) -> None:
     write(here, model, "a")
     write(there, model, "b", "bob")
@@ -250,6 +264,27 @@ def test_a_folder_of_other_memories_is_refused_and_they_stay(model: MPlus, here:
     with pytest.raises(ValueError, match=rf"copies of '{URL}'.*memory://bucket/others.*another folder"):
         UrlStore("memory://bucket/others", here.root)
     assert sources(UrlStore(f"{URL}/", here.root), model) == ["a"]
+
+
+def test_a_folder_of_copies_is_not_opened_as_a_store(model: MPlus, here: UrlStore) -> None:
+    write(here, model, "a")
+    with pytest.raises(ValueError, match=rf"here'.*copies of '{URL}'.*UrlStore"):
+        MemoryStore(here.root)
+    assert sources(UrlStore(URL, here.root), model) == ["a"]
+
+
+def test_copies_are_marked_as_such_also_after_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for name in ("exchange", "sync"):
+        real = getattr(Folder, name)
+
+        def noted(place: Folder, *given: object, name: str = name, real: Any = real) -> None:
+            done.append(name)
+            real(place, *given)
+
+        monkeypatch.setattr(Folder, name, noted)
+    UrlStore(URL, tmp_path / "here")
+    assert done[done.index("exchange") :][:2] == ["exchange", "sync"]
 
 
 def test_a_backup_has_every_memory_though_few_copies_fit(model: MPlus, here: UrlStore, tmp_path: Path) -> None:

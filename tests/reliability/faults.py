@@ -8,6 +8,7 @@ and the new one if nothing was raised. Prints JSON.
 
 import argparse
 import errno
+import io
 import json
 import os
 from collections import Counter
@@ -17,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from mplus import MPlusError
+from mplus.memory import url_store
 from tests.reliability import states
+from tests.reliability.bucket import Bucket
 from tests.reliability.scenes import SCENES, Scene, copied
 
-CALLS = ("open", "fdopen", "fsync", "replace", "rename", "link", "unlink", "mkdir", "scandir", "utime", "write")
+CALLS = ("open", "fdopen", "fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "scandir", "utime")
+LOOKS = ("stat", "lstat", "listdir")
+"""Calls that are counted only within the folder: everybody makes them."""
 
 
 class Faults:
     """Counts the calls within a folder, and lets one of them fail."""
 
-    def __init__(self, at: int) -> None:
-        self._at, self.count, self.failed = at, 0, ""
+    def __init__(self, at: int, root: Path | None = None) -> None:
+        self._at, self._root, self.count, self.failed = at, root, 0, ""
 
     def call(self, name: str) -> None:
         """Note a call; raise if it is the one to fail."""
@@ -36,31 +41,43 @@ class Faults:
             self.failed = name
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
+    def _counts(self, anywhere: bool, path: str) -> bool:
+        """Whether a call may fail: one that is made anywhere, or one within the folder."""
+        is_within = self._root is not None and Path(path).is_relative_to(self._root)
+        return (anywhere or is_within) and not path.endswith((".lock", ".pyc"))
+
     @contextmanager
     def injected(self) -> Generator[None]:
         """Let calls in this block pass by here."""
-        real = {name: getattr(os, name) for name in CALLS if name != "write"}
+        real = {(os, name): getattr(os, name) for name in (*CALLS, *LOOKS)} | {(io, "open"): io.open}
 
-        def through(name: str) -> Callable[..., Any]:
+        def through(module: Any, name: str) -> Callable[..., Any]:
+            function = real[module, name]
+
             def called(*arguments: Any, **options: Any) -> Any:
-                if not str(arguments[0] if arguments else "").endswith((".lock", ".pyc")):
+                if self._counts(module is os and name in CALLS, str(arguments[0] if arguments else "")):
                     self.call(name)
-                found = real[name](*arguments, **options)
-                return Failing(found, self) if name == "fdopen" and "w" in str(arguments[1:]) else found
+                found = function(*arguments, **options)
+                return Failing(found, self) if name == "fdopen" else found
 
             return called
 
-        for name in real:
-            setattr(os, name, through(name))
+        def asked(when: str, request: str, _: str) -> None:
+            self.call(f"{request} {when}")
+
+        real_asked, Bucket.asked = Bucket.asked, staticmethod(asked)
+        for module, name in real:
+            setattr(module, name, through(module, name))
         try:
             yield
         finally:
-            for name, function in real.items():
-                setattr(os, name, function)
+            Bucket.asked = staticmethod(real_asked)
+            for (module, name), function in real.items():
+                setattr(module, name, function)
 
 
 class Failing:
-    """A file whose writes may fail."""
+    """A file whose reads and writes may fail."""
 
     def __init__(self, file: Any, faults: Faults) -> None:
         self._file, self._faults = file, faults
@@ -80,10 +97,15 @@ class Failing:
         self._faults.call("write")
         return self._file.write(data)
 
+    def read(self, *given: Any) -> Any:
+        """Read, unless this is the call to fail."""
+        self._faults.call("read")
+        return self._file.read(*given)
+
 
 def tried(scene: Scene, root: Path, at: int) -> tuple[str, str, str]:
     """Which call failed, what happened, and what is wrong with that; no call if there are no more."""
-    faults, raised = Faults(at), None
+    faults, raised = Faults(at, root), None
     with faults.injected():
         try:
             scene.act(root)
@@ -108,11 +130,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1, help="Let only every so many-th call fail.")
+    parser.add_argument("--scenes", nargs="*", default=SCENES)
     arguments = parser.parse_args()
-    root, model = arguments.folder, states.model()
+    root, model = arguments.folder.resolve(), states.model()
+    url_store.LEASE_SECONDS = 0.2  # one that could not be given back is waited for
     outcomes: dict[str, Counter[str]] = {}
     wrong: list[str] = []
-    for name in SCENES:
+    for name in arguments.scenes:
         scene = Scene(name, model)
         scene.prepare(root / name)
         outcomes[name] = Counter()

@@ -23,7 +23,7 @@ from typing import Any
 from tests.reliability import states
 from tests.reliability.scenes import Scene, copied
 
-SCENES = ("first save", "save", "encrypted save", "delete", "copy", "export", "restore")
+SCENES = ("first save", "save", "encrypted save", "delete", "copy", "export", "restore", "backup")
 
 
 @dataclass(frozen=True)

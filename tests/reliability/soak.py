@@ -5,7 +5,8 @@
 Each user has a secret that can be said aloud, tells notes, forgets old ones and asks, over and over, by LangChain and by
 LlamaIndex in turns, in batches of one scheduler. An answer may name no secret of another user, and may have read nothing
 but the user's own memory. Resident memory of the last quarter is compared with that of the second one, threads and open
-files after closing with those at the start. Prints JSON.
+files after closing with those at the start. What is kept of recent reads and memories is limited to 16 MiB each, which
+the first minutes fill: by default it would grow to 1 GiB each. Prints JSON.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 import mplus
+from mplus.read.spare_prefixes import SPARE_PREFIXES
 from tests.reliability import states
 
 SECRETS = {
@@ -36,6 +38,8 @@ SECRETS = {
 }
 WORDS = {user: secret.rpartition(" ")[2] for user, secret in SECRETS.items()}
 """What nobody but the user may hear."""
+RECENT_BYTES = 2**24
+"""Most bytes of recent memories, and of prefixes of recent reads."""
 KEPT = 12
 """So many notes are kept beside the secret."""
 
@@ -57,7 +61,7 @@ class Users:
         from mplus_integrations.langchain import MPlusChat
         from mplus_integrations.llama_index import MPlusLLM
 
-        self.store = mplus.MemoryStore(folder, max_resident_bytes=2**24)
+        self.store = mplus.MemoryStore(folder, max_resident_bytes=RECENT_BYTES)
         shared: dict[str, Any] = {"model": model, "store": self.store, "scheduler": scheduler, "max_tokens": 12}
         self.chat, self.llm = MPlusChat(**shared), MPlusLLM(**shared)
         self.turns, self.told = 0, 0
@@ -117,7 +121,7 @@ def soak(model: mplus.MPlus, folder: Path, seconds: float) -> dict[str, Any]:
     with model.serve() as warm:  # whatever is made once in a process is made before anything is counted
         Users(model, folder / "before", warm).turn("anna", 0)
     gc.collect()
-    start, samples = taken(), list[int]()
+    start, samples, minutes = taken(), list[int](), list[int]()
     with model.serve(max_running=4) as scheduler:
         users = Users(model, folder / "store", scheduler)
         begun = time.monotonic()
@@ -127,6 +131,8 @@ def soak(model: mplus.MPlus, folder: Path, seconds: float) -> dict[str, Any]:
         while any(one.is_alive() for one in running):
             time.sleep(min(seconds / 40, 5.0))
             samples.append(taken()["resident"])
+            if time.monotonic() - begun >= 60 * (len(minutes) + 1):
+                minutes.append(samples[-1])
         wrong = users.held(model)
     turns, told, crossed, failed = users.turns, users.told, users.crossed, users.failed
     del users, scheduler
@@ -142,6 +148,7 @@ def soak(model: mplus.MPlus, folder: Path, seconds: float) -> dict[str, Any]:
         "resident MB in the second quarter": second / 1e6,
         "resident MB in the last quarter": last / 1e6,
         "resident MB when closed": end["resident"] / 1e6,
+        "resident MB after each minute": [round(resident / 1e6) for resident in minutes],
         "threads": [start["threads"], end["threads"]],
         "files": [start["files"], end["files"]],
     }
@@ -154,6 +161,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="tiny, or a name that from_pretrained takes")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    SPARE_PREFIXES.max_bytes = RECENT_BYTES
     model = states.model() if given.model == "tiny" else mplus.MPlus.from_pretrained(given.model)
     print(json.dumps(soak(model, given.folder, given.seconds)))
 

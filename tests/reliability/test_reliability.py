@@ -98,6 +98,18 @@ def test_a_forked_child_works_or_gets_a_clear_error(tmp_path: Path) -> None:
     assert found["scheduler"]["read on"].startswith("refused: This was asked in process")
 
 
+def test_whatever_is_given_works_or_is_refused_by_name(tmp_path: Path) -> None:
+    assert run("given", tmp_path) == {"raw": [], "taken": []}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="victims are forks, which this system does not have")
+def test_an_erasure_that_is_killed_serves_nothing_erased_and_loses_nothing_new(tmp_path: Path) -> None:
+    """On one machine and behind a url, where another one may make the memory anew before the first comes back."""
+    found = run("erasures", tmp_path, "--every", 1 if FULL else 7)
+    assert found["wrong"] == []
+    assert all(sum(outcomes.values()) > 1 for outcomes in found["outcomes"].values())
+
+
 def test_every_call_to_the_file_system_may_fail(tmp_path: Path) -> None:
     found = run("faults", tmp_path, "--every", 1 if FULL else 5)
     assert found["wrong"] == []

@@ -22,7 +22,7 @@ def test_names_that_people_have_are_good(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "a..b", "a/b", "a.", "con", "COM1.txt", "e\u0301", "☃", ".hidden", "a" * 129]
+    "name", ["", "..", "a..b", "a/b", "a.", "con", "COM1.txt", "com¹", "LPT².x", "e\u0301", "☃", ".hidden", "a" * 129]
 )
 def test_other_names_are_refused_and_shown(name: str) -> None:
     with pytest.raises(ValueError, match="Memory name .*expected 1 to 128 letters"):
@@ -37,7 +37,7 @@ def test_what_is_no_string_is_refused(name: Any) -> None:
         check_name(name)
 
 
-IDS = ["telegram:12345", "auth0|x", "../up", "a/b", "con", ".", "..", "a.", "id+x", "id++x", "id++h", "h:", "☃", "e\u0301", "\x00", "\ud800", "a b"]  # fmt: skip
+IDS = ["telegram:12345", "auth0|x", "../up", "a/b", "con", "com¹", "C:\\x", ".", "..", "a.", "id+x", "id++x", "id++h", "h:", "☃", "e\u0301", "\x00", "\ud800", "a b"]  # fmt: skip
 
 
 @pytest.mark.parametrize("id", [*IDS, "anna", "b3d1f6a0-1c2d", "12345", "thread+1"])

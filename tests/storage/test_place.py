@@ -101,13 +101,29 @@ def test_members_of_a_zip_are_names_and_never_paths(tmp_path: Path, model: MPlus
     written(model, text[:200]).export(tmp_path / "good.mplus")
     with zipfile.ZipFile(tmp_path / "good.mplus") as whole:
         held = {name: whole.read(name) for name in whole.namelist()}
-    for name in (".writing-x/../../../evil", ".writing-0123456789abcdef", f"{NAME}/../../evil", "..\\evil", f"/{NAME}"):
+    ways_out = (".writing-x/../../../evil", ".writing-0123456789abcdef", f"{NAME}/../../evil", "..\\evil", f"/{NAME}")
+    odd = ("C:evil", f"C:\\{NAME}", f"\\\\host\\{NAME}", f"{NAME}/", f"./{NAME}", NAME.upper(), f"{NAME}\n", f" {NAME}")
+    alike = (NAME.replace("0", "\u0660", 1), NAME.replace("-", "\u2010", 1), f"{NAME}:stream", "Memory.json", ".lock")
+    for name in (*ways_out, *odd, *alike):
         with zipfile.ZipFile(tmp_path / "bad.mplus", "w") as made:
             for member, content in {**held, name: b"x"}.items():
                 made.writestr(member, content)
         with pytest.raises(CorruptMemoryError, match=r"bad\.mplus"):
             Memory.load(tmp_path / "bad.mplus", model)
     assert not list(tmp_path.parent.glob("**/evil"))
+
+
+def test_a_link_in_a_zip_is_a_file_like_any_other(tmp_path: Path, model: MPlus, text: str) -> None:
+    (tmp_path / "secret").write_text("of somebody else")
+    written(model, text[:200]).export(tmp_path / "good.mplus")
+    with zipfile.ZipFile(tmp_path / "good.mplus") as whole, zipfile.ZipFile(tmp_path / "bad.mplus", "w") as made:
+        for name in whole.namelist():
+            entry = zipfile.ZipInfo(name)
+            is_link = name.startswith("state-")
+            entry.external_attr = (0o120777 if is_link else 0o600) << 16
+            made.writestr(entry, str(tmp_path / "secret") if is_link else whole.read(name))
+    with pytest.raises(CorruptMemoryError, match="state-"):
+        Memory.load(tmp_path / "bad.mplus", model)
 
 
 # --- urls ---------------------------------------------------------------------------------------------

@@ -72,11 +72,52 @@ def test_a_second_writer_waits_for_the_lease_or_is_refused(model: MPlus) -> None
     assert not files.exists(f"/bucket/alice/{LEASE}")
 
 
-@pytest.mark.parametrize("left", [lease(0.0), b"not a lease", b"{}"])
+NOT_FINITE = [b'{"holder": "somebody", "until": %s}' % number for number in (b"NaN", b"Infinity", b"1" + b"0" * 400)]
+
+
+@pytest.mark.parametrize("left", [lease(0.0), b"not a lease", b"{}", b"[" * 4000, *NOT_FINITE])
 def test_the_lease_of_a_dead_writer_ends(model: MPlus, left: bytes) -> None:
     fsspec.filesystem("memory").pipe_file(f"/bucket/alice/{LEASE}", left)
     save(model.new_memory(), folder_of(URL), timeout=0.5)
     Memory.load(URL, model)
+
+
+def test_the_lease_of_a_dead_writer_whose_clock_was_years_ahead_ends(model: MPlus) -> None:
+    place, files = folder_of(URL), fsspec.filesystem("memory")
+    assert isinstance(place, Url)
+    place.lease_seconds = 0.5
+    files.pipe_file(f"/bucket/alice/{LEASE}", lease(time.time() + 10 * 366 * 86_400))
+    with pytest.raises(MemoryLockedError, match="if its process died, in 0 s"):
+        save(model.new_memory(), place, timeout=0.1)
+    save(model.new_memory(), place, timeout=2.0)  # a second try goes on waiting where the first left off
+    assert Memory.load(URL, model) is not None
+
+
+def test_a_lease_is_renewed_though_the_clock_is_set_back_by_years(monkeypatch: pytest.MonkeyPatch) -> None:
+    place, files = folder_of(URL), fsspec.filesystem("memory")
+    assert isinstance(place, Url)
+    place.lease_seconds = 0.0  # a third of which is over at once
+    real, taken = time.time, list[float]()
+    monkeypatch.setattr(time, "time", lambda: real() - (10 * 366 * 86_400 if taken else 0))
+    take = Lease.take
+    monkeypatch.setattr(Lease, "take", lambda held, timeout: (take(held, timeout), taken.append(real())))
+    with place.lock(1):
+        before = files.cat_file(f"/bucket/alice/{LEASE}")
+        with place.put("tokens-0"):
+            pass
+        assert files.cat_file(f"/bucket/alice/{LEASE}") != before
+
+
+def test_a_live_writer_keeps_its_lease_from_one_who_waits_longer_than_it_lasts(model: MPlus) -> None:
+    mine, theirs = (Lease(fsspec.filesystem("memory"), f"/bucket/alice/{LEASE}", URL, 0.6) for _ in range(2))
+    mine.take(1)
+    began = time.monotonic()
+    while time.monotonic() < began + 1.0:
+        mine.renew()
+        with pytest.raises(MemoryLockedError):
+            theirs.take(0.05)
+    mine.give_back()
+    theirs.take(0.5)
 
 
 def test_a_save_that_cannot_begin_leaves_no_lease(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +167,7 @@ def test_a_lease_that_ended_is_not_taken_from_who_has_it_now(
     real = Lease.renew
 
     def slept(held: Lease) -> None:  # the machine, for longer than the lease
-        held._until = 0.0
+        held._renewed = -1e9
         files.pipe_file(f"/bucket/alice/{LEASE}", lease(time.time() + 60))
         real(held)
 
@@ -229,10 +270,21 @@ def test_a_file_system_that_cannot_be_reached_is_a_clear_error(tmp_path: Path, m
 def test_the_age_of_a_file_is_read_as_file_systems_tell_it() -> None:
     old = datetime.now(UTC) - timedelta(days=2)
     for name, value in (("LastModified", old), ("mtime", old.timestamp()), ("updated", old.isoformat())):
-        assert url_module._is_old({name: value})
-        assert not url_module._is_old({name: datetime.now(UTC)})
-    assert not url_module._is_old({})
-    assert not url_module._is_old({"mtime": "yesterday"})
+        assert url_module.moment({name: value}) == pytest.approx(old.timestamp())
+    assert url_module.moment({}) is None
+    assert url_module.moment({"mtime": "yesterday"}) is None
+
+
+def test_files_that_another_writer_may_need_stay_though_the_clock_is_years_ahead(
+    model: MPlus, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, needed = fsspec.filesystem("memory"), f"/bucket/alice/tokens-{'0' * 32}.safetensors"
+    files.pipe_file(needed, b"of a save that has not ended")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 10 * 366 * 86_400)
+    memory = written(model, text[:200])
+    memory.save(URL)
+    assert files.exists(needed)
 
 
 @pytest.mark.parametrize("call", ["ls", "pipe_file", "makedirs", "open"])

@@ -1,4 +1,4 @@
-"""Errors of the file system that leave a store as those of M+."""
+"""Errors of the file system that leave a store or a vault as those of M+."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def clear_errors(method: Callable[P, Result]) -> Callable[P, Result]:
-    """Have a method of a store raise ``MemoryReadError``, which says where and what to do, for a raw ``OSError``."""
+    """Have a method of a store or vault raise ``MemoryReadError``, which says where, for a raw ``OSError``."""
 
     @wraps(method)
     def called(*arguments: P.args, **options: P.kwargs) -> Result:
@@ -20,10 +20,10 @@ def clear_errors(method: Callable[P, Result]) -> Callable[P, Result]:
         except MPlusError:
             raise
         except OSError as error:
-            store: Any = arguments[0]
+            place: Any = arguments[0]
             raise MemoryReadError(
                 error.errno,
-                f"{store.root}: the store could not be reached ({error.strerror or error}). Try again, or check "
+                f"{place.root}: the {place.kind} could not be reached ({error.strerror or error}). Try again, or check "
                 "access; what is saved there is intact",
             ) from error
 

@@ -1,0 +1,46 @@
+"""Checks of arguments; ``tests.reliability.given`` gives everything to every public method."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mplus.given import check_kind, check_number, listed, path_of, whole_number
+
+
+@pytest.mark.parametrize("value", [None, True, "5", 2.5, float("nan"), []])
+def test_a_whole_number_is_one(value: Any) -> None:
+    assert whole_number("seed", np.int64(5)) == 5
+    with pytest.raises(ValueError, match=r"seed=.*expected a whole number\."):
+        whole_number("seed", value)
+    with pytest.raises(ValueError, match=r"seed=0 \(int\): expected a whole number of at least 1"):
+        whole_number("seed", 0, least=1)
+
+
+@pytest.mark.parametrize("value", [None, True, "5", -1, float("nan"), float("inf"), []])
+def test_a_number_is_finite_and_not_below_zero(value: Any) -> None:
+    check_number("limit", 1e9, "a number")
+    check_number("limit", None, "a number", optional=True)
+    with pytest.raises(ValueError, match=r"limit=.*expected a number"):
+        check_number("limit", value, "a number")
+
+
+@pytest.mark.parametrize("value", [None, "", b"folder", 5, []])
+def test_a_path_is_one_and_not_empty(value: Any) -> None:
+    assert path_of("folder", "~/x") == Path("~/x").expanduser()
+    with pytest.raises(ValueError, match=r"folder=.*expected a path"):
+        path_of("folder", value)
+
+
+@pytest.mark.parametrize("value", [None, "ab", b"ab", {}, 5])
+def test_a_text_is_no_list(value: Any) -> None:
+    assert listed("texts", ("a",)) == ["a"]
+    with pytest.raises(ValueError, match=r"texts=.*expected a list"):
+        listed("texts", value)
+
+
+def test_a_kind_may_be_optional() -> None:
+    check_kind("vault", None, Path, "a path", optional=True)
+    with pytest.raises(ValueError, match=r"vault=None \(NoneType\): expected a path"):
+        check_kind("vault", None, Path, "a path")
