@@ -78,6 +78,13 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
     def _must_name(self) -> bool:
         return self.scheduler is not None if self.require_key is None else self.require_key
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """The state for a pickle. Without its scheduler it still asks for a name where that did."""
+        state = super().__getstate__()
+        if self._must_name():
+            state["__dict__"]["require_key"] = True
+        return state
+
     def _cited_as(self, latents: Latents) -> str:
         """The name that cites the memory of a call."""
         return "own"

@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mplus import Source, question_place, turn_text
+from mplus import Memory, Source, question_place, turn_text
 from mplus_integrations.sources import KINDS, TURNS
 
 CONVERSATION = "mplus_conversation"
 """Metadata key of turns: what tells their history from those that begin otherwise."""
 THREAD = "mplus_conversation_id"
 """Metadata key of turns: the name of their conversation, if there is one."""
+GRAPH_THREAD = "mplus_thread"
+"""Metadata key of turns that an agent's middleware wrote: the id of their LangGraph thread."""
 PART = "mplus_part"
 """Metadata key of turns: the part of an application that asked first with them."""
 MESSAGE = "mplus_message"
@@ -74,6 +76,11 @@ class Compared(NamedTuple):
     root: str
     mine: set[str]
     stale: set[str]
+
+
+def turns_of(memory: Memory, conversation: str) -> list[str]:
+    """Names of the turns in memory that are of a conversation of that name."""
+    return [s.name for s in memory.sources() if conversation in (s.metadata.get(THREAD), s.metadata.get(GRAPH_THREAD))]
 
 
 def turn_name(before: str, message: Mapping[str, Any]) -> str:

@@ -54,14 +54,14 @@ from mplus_integrations.llama_index.index_storage import (
     STRUCT_TYPES,
     LatentsBesideIndex,
     MPlusStruct,
-    StorePlace,
     namespace,
     saved_folder,
 )
 from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes, written_text
 from mplus_integrations.llama_index.retriever import Findable, MPlusIndexRetriever
-from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
+from mplus_integrations.llama_index.synthesizer import FoundSynthesizer, MPlusSynthesizer
+from mplus_integrations.store_place import StorePlace
 from mplus_integrations.whose_memory import Latents, check_memory, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
@@ -350,7 +350,13 @@ class MPlusIndex(KnownDocumentArguments):
             )
         elif recall == "hybrid":
             reader = cast("MPlusLLM", reader).reading(self.latents, where)
-        return MPlusQueryEngine.from_args(retriever, llm=reader, **engine)
+        made = MPlusQueryEngine.from_args(retriever, llm=reader, **engine)
+        if recall == "hybrid" and engine.get("node_postprocessors") and "response_synthesizer" not in engine:
+            # What a filter or a reranker has taken away is not read as latents either.
+            made._response_synthesizer = FoundSynthesizer(
+                made._response_synthesizer, cast("MPlusLLM", reader), self.latents, where
+            )
+        return made
 
     def as_chat_engine(
         self, chat_mode: ChatMode | None = ChatMode.BEST, llm: LLMType | None = None, **kwargs: Any
