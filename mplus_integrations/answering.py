@@ -227,7 +227,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 told = with_told(prompt, form.told)
                 # A memory without a name belongs to nobody: each conversation reads only its own turns.
                 thread = call.conversation_id or latents.conversation
-                of = Conversation(thread, call.conversation_part, self.own.is_unnamed(latents))
+                says = None if call.conversation_says is None else frozenset(call.conversation_says)
+                of = Conversation(thread, call.conversation_part, self.own.is_unnamed(latents), says)
                 found = self._fitted(model, [memory, *others], told, call, of)
                 said = found.messages
                 if of.is_alone:

@@ -43,6 +43,7 @@ class Conversation:
     Attributes:
         thread: Its name; None: unknown.
         part: The part of an application that asks, such as a node of a graph; what another one is told is no edit.
+        says: Ids of all messages that the application keeps of it, of which a history may bring a few; None: unknown.
         is_alone: Whether every history brings all of its turns along, and reads no others of its memory. What it has
             no longer can then be forgotten without loss: a history that still has it brings it again.
     """
@@ -50,6 +51,7 @@ class Conversation:
     thread: str | None = None
     part: str = ""
     is_alone: bool = False
+    says: frozenset[str] | None = None
 
     def metadata(self, root: str, message: Mapping[str, Any], *, replaces: bool = False) -> dict[str, Any]:
         """The metadata of a turn whose history begins with ``root``; it may be written in place of others."""
@@ -125,7 +127,8 @@ def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
         if _is_noted(known, turn):
             names[place] = turn["id"]
     mine = {name for name, source in known.items() if root and source.metadata.get(CONVERSATION) == root}
-    return Compared(names, root, mine, edited | (_gone(mine, names[:asked], known, of) if asked else set()))
+    gone = _gone(mine, names[:asked], known, of) if asked else set[str]()
+    return Compared(names, root, mine, edited | gone | (_deleted(turns, known, of) - set(names)))
 
 
 def _root(turns: Messages, names: Sequence[str], of: Conversation) -> str:
@@ -156,6 +159,19 @@ def _gone(mine: set[str], names: Sequence[str], known: Known, of: Conversation) 
     last = max((places[name] for name in later), default=-1)
     gone = {name for name in mine - said if places[name] > last}
     return {name for name in gone if known[name].metadata.get(PART, "") == of.part}
+
+
+def _deleted(turns: Messages, known: Known, of: Conversation) -> set[str]:
+    """Turns whose messages the application has deleted; none where the history is not the one that it keeps."""
+    here = {turn["id"] for turn in turns if turn.get("id")}
+    if of.thread is None or of.says is None or not here or not here <= of.says:
+        return set()
+    about = {name: source.metadata for name, source in known.items() if source.metadata.get(THREAD) == of.thread}
+    return {
+        name
+        for name, data in about.items()
+        if data.get(PART, "") == of.part and MESSAGE in data and data[MESSAGE] not in of.says
+    }
 
 
 def _by_message(known: Known, of: Conversation) -> dict[str, list[Source]]:

@@ -107,7 +107,8 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # A cached answer is valid only for the same state of the memory.
         state = kwargs.pop(MEMORY_STATE, None) or self._memory_state(kwargs)
-        kwargs.pop("where", None)
+        for name in ("where", "conversation_says"):
+            kwargs.pop(name, None)
         return f"{super()._get_llm_string(stop, **kwargs)}---memory={state}"
 
     def _memory_state(self, kwargs: Mapping[str, Any]) -> str:

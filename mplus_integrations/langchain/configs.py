@@ -1,16 +1,20 @@
 """What the config of a call says about its memory and its conversation: the one place that decides, for every path."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import BaseCallbackManager, Callbacks
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
 from mplus import Memory, MemoryStore
+from mplus_integrations.langchain.messages import is_summary
 
 CONVERSATION_NAMES = ("conversation_id", "thread_id", "session_id")
 """Names of a conversation in a config; chains, graphs and histories differ in theirs."""
+READ = "__pregel_read"
+"""Where LangGraph keeps what reads the state of a graph in its nodes."""
 RUNTIME = "__pregel_runtime"
 """Where LangGraph keeps the runtime of a graph, which has the context that its caller gave."""
 
@@ -56,6 +60,7 @@ def asked_in(
         "memory_key": key,
         "conversation_id": None if conversation is None else str(conversation),
         "conversation_part": "|".join(step.partition(":")[0] for step in steps) or None,
+        "conversation_says": None if conversation is None else _kept_in_thread(known),
     }
     return {
         **kwargs,
@@ -68,6 +73,19 @@ def _given_in(config: RunnableConfig) -> list[Mapping[str, Any]]:
     configurable = config.get("configurable", {})
     context = getattr(configurable.get(RUNTIME), "context", None)
     return [as_mapping(context), configurable]
+
+
+def _kept_in_thread(config: RunnableConfig) -> list[str] | None:
+    """Ids of all messages in the state of the running graph; None: there are none, or some have been summed up."""
+    read = config.get("configurable", {}).get(READ)
+    try:
+        messages: Any = read("messages") if callable(read) else None
+    except (KeyError, TypeError, ValueError):  # a graph with another state
+        return None
+    if not isinstance(messages, list):
+        return None
+    said = [one for one in cast("list[Any]", messages) if isinstance(one, BaseMessage)]
+    return None if any(map(is_summary, said)) else [str(one.id) for one in said if one.id]
 
 
 def as_mapping(context: Any) -> Mapping[str, Any]:

@@ -179,7 +179,8 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             prompt_turns=llm.prompt_turns if prompt_turns is None and token_limit is None else prompt_turns,
             token_limit=token_limit,
         )
-        found._model = llm.model if isinstance(llm.model, MPlus) else None
+        if isinstance(llm.model, MPlus):  # JSON that is made before the first turn finds it too
+            found._model, found.model_fingerprint = llm.model, load(llm.model).fingerprint
         found._latents = latents
         _LIVE[found.live_id] = latents
         if chat_history:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import AsyncGenerator, Generator, Sequence
 from copy import copy
+from types import MethodType
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
@@ -187,6 +188,9 @@ class FoundSynthesizer(BaseSynthesizer):
         where: Where = lambda name, about: name in names and (beside is None or beside(name, about))
         found = copy(self._stock)
         found._llm, found._streaming = self._reader.reading(self._latents, where), self._streaming
+        for name, value in vars(found).items():  # such as what makes the programs of a ``Refine``
+            if getattr(value, "__self__", None) is self._stock:
+                setattr(found, name, MethodType(value.__func__, found))
         return found
 
     def synthesize(

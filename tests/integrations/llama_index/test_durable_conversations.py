@@ -152,12 +152,6 @@ def after_a_reset(folder: Path) -> Any:
     return engine
 
 
-def with_a_block(folder: Path) -> Any:
-    llm = llm_of(folder, memory_key="anna")
-    memory = StockMemory.from_defaults(memory_blocks=[MPlusMemoryBlock(llm=llm)], token_limit=2000)
-    return SimpleChatEngine.from_defaults(llm=llm, memory=memory)
-
-
 def of_its_own_llm(folder: Path) -> Any:
     memory = MPlusMemory.from_defaults(llm=llm_of(folder, memory_key="anna"))
     return index().as_chat_engine(memory=memory, system_prompt="Be brief.")
@@ -170,7 +164,6 @@ ENGINES: dict[str, Callable[[Path], Any]] = {
     "an index that was loaded": of_a_loaded_index,
     "an index in the same store": of_an_index_in_the_same_store,
     "an engine that was reset": after_a_reset,
-    "LlamaIndex's memory with a block": with_a_block,
     "a memory of its LLM's key": of_its_own_llm,
 }
 
@@ -182,6 +175,14 @@ def test_other_engines_read_it(folder: Path, seen: Seen, engine: str) -> None:
     assert seen.last(CODE)
     asyncio.run(made.achat(QUESTION))
     assert seen.last(CODE)
+
+
+async def test_llama_indexs_own_memory_with_a_block_reads_it(folder: Path, seen: Seen) -> None:
+    llm = llm_of(folder, memory_key="anna")
+    memory = StockMemory.from_defaults(memory_blocks=[MPlusMemoryBlock(llm=llm)], token_limit=2000)
+    await SimpleChatEngine.from_defaults(llm=llm, memory=memory).achat(QUESTION)
+    assert seen.last(CODE)
+    await memory.sql_store._async_engine.dispose()  # type: ignore[union-attr]
 
 
 async def react(llm: MPlusLLM, memory: Any) -> Any:
