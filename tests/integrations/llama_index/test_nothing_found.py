@@ -135,8 +135,15 @@ def test_what_was_cut_off_is_not_read_beside_the_nodes_that_stay(
     real = MODEL.stream
 
     def stream(memory: Any, prompt: Any, **options: Any) -> Any:
-        where = options["where"] or (lambda name, metadata: True)
-        reads.append(str([s.texts for s in memory.sources() if where(s.name, s.metadata)]))
+        memories = memory if isinstance(memory, list) else [memory]
+        tests = options["where"] if isinstance(options["where"], list) else [options["where"]]
+        found = [
+            source.texts
+            for one, test in zip(memories, tests, strict=True)
+            for source in one.sources()
+            if test is None or test(source.name, source.metadata)
+        ]
+        reads.append(str(found))
         return real(memory, prompt, **options)
 
     monkeypatch.setattr(MODEL, "stream", stream)
