@@ -1,6 +1,7 @@
 """The parts of a loaded model that take part in writing and reading. They never change."""
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from mplus.backbone.attention import KeysValues
 from mplus.backbone.backbone import Backbone
 from mplus.config import MemoryConfig, Recall
+from mplus.forks import renewed_after_fork
 from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.stacks import paired, side_by_side, unpaired
@@ -22,6 +24,7 @@ from mplus.recall.embedder import Embedder
 from mplus.recall.gate import Gate
 from mplus.recall.scorer import Question, Scorer
 from mplus.shapes import RetrievalKeys
+from mplus.traces import dropped_when_forgotten
 from mplus.words import Words, no_words
 
 QUESTION_TOKENS = 256
@@ -179,21 +182,50 @@ class Weights:
         ids = tuple(input_ids[-QUESTION_TOKENS:])
         # What the gate has looked at is read next, and an answer may be asked for again.
         key = (ids, layer, torch.is_inference_mode_enabled())
-        normed = next((rows for known, rows in self._asked[0] if known == key), None)
+        normed = self._asked.get(key)
         if normed is None:
             states = self.backbone.plain_states(torch.tensor(ids), layer)
             normed = self.norm(layer, states[-1], reading=False)
-            self._asked[0] = ((key, normed), *self._asked[0][: LATEST_QUESTIONS - 1])
-        return Question(
-            layer, normed, self.words_of(ids), vector, None if self.words is None else self.words.asked(ids)
-        )
+            self._asked.put(key, normed)
+        forms = None if self.words is None else self.words.asked(ids)
+        return Question(layer, normed, self.words_of(ids), vector, forms)
 
     @cached_property
-    def _asked(self) -> list[tuple[tuple[Any, Tensor], ...]]:
-        """The latest questions and their states; one tuple that is exchanged, so that threads need no lock."""
-        return [()]
+    def _asked(self) -> "LatestQuestions":
+        return LatestQuestions()
 
     def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:
         """States at the input of a layer, normed by it."""
         layers = self.backbone.read_layers if reading else self.backbone.write_layers
         return self.backbone.normed(layers, layer, states)
+
+
+class LatestQuestions:
+    """The latest questions to a model and their states, until something is forgotten: it may have been one of them."""
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[Hashable, Tensor], ...] = ()
+        self.after_fork()
+        renewed_after_fork(self)
+        dropped_when_forgotten(self)
+
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
+        self._guard = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: Hashable) -> Float[Tensor, "S D"] | None:
+        """The states of a question; None if they are not kept."""
+        return next((states for known, states in self._known if known == key), None)
+
+    def put(self, key: Hashable, states: Float[Tensor, "S D"]) -> None:
+        """Keep the states of a question; the oldest make room."""
+        with self._guard:
+            self._known = ((key, states), *self._known[: LATEST_QUESTIONS - 1])
+
+    def drop_traces(self) -> None:
+        """Drop all questions."""
+        with self._guard:
+            self._known = ()

@@ -78,6 +78,13 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
     def _must_name(self) -> bool:
         return self.scheduler is not None if self.require_key is None else self.require_key
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """The state for a pickle. Without its scheduler it still asks for a name where that did."""
+        state = super().__getstate__()
+        if self._must_name():
+            state["__dict__"]["require_key"] = True
+        return state
+
     def _cited_as(self, latents: Latents) -> str:
         """The name that cites the memory of a call."""
         return "own"
@@ -220,7 +227,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 told = with_told(prompt, form.told)
                 # A memory without a name belongs to nobody: each conversation reads only its own turns.
                 thread = call.conversation_id or latents.conversation
-                of = Conversation(thread, call.conversation_part, self.own.is_unnamed(latents))
+                says = None if call.conversation_says is None else frozenset(call.conversation_says)
+                of = Conversation(thread, call.conversation_part, self.own.is_unnamed(latents), says)
                 found = self._fitted(model, [memory, *others], told, call, of)
                 said = found.messages
                 if of.is_alone:

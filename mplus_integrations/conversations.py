@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mplus import Source, question_place, turn_text
+from mplus import Memory, Source, question_place, turn_text
 from mplus_integrations.sources import KINDS, TURNS
 
 CONVERSATION = "mplus_conversation"
 """Metadata key of turns: what tells their history from those that begin otherwise."""
 THREAD = "mplus_conversation_id"
 """Metadata key of turns: the name of their conversation, if there is one."""
+GRAPH_THREAD = "mplus_thread"
+"""Metadata key of turns that an agent's middleware wrote: the id of their LangGraph thread."""
 PART = "mplus_part"
 """Metadata key of turns: the part of an application that asked first with them."""
 MESSAGE = "mplus_message"
@@ -41,6 +43,7 @@ class Conversation:
     Attributes:
         thread: Its name; None: unknown.
         part: The part of an application that asks, such as a node of a graph; what another one is told is no edit.
+        says: Ids of all messages that the application keeps of it, of which a history may bring a few; None: unknown.
         is_alone: Whether every history brings all of its turns along, and reads no others of its memory. What it has
             no longer can then be forgotten without loss: a history that still has it brings it again.
     """
@@ -48,6 +51,7 @@ class Conversation:
     thread: str | None = None
     part: str = ""
     is_alone: bool = False
+    says: frozenset[str] | None = None
 
     def metadata(self, root: str, message: Mapping[str, Any], *, replaces: bool = False) -> dict[str, Any]:
         """The metadata of a turn whose history begins with ``root``; it may be written in place of others."""
@@ -74,6 +78,11 @@ class Compared(NamedTuple):
     root: str
     mine: set[str]
     stale: set[str]
+
+
+def turns_of(memory: Memory, conversation: str) -> list[str]:
+    """Names of the turns in memory that are of a conversation of that name."""
+    return [s.name for s in memory.sources() if conversation in (s.metadata.get(THREAD), s.metadata.get(GRAPH_THREAD))]
 
 
 def turn_name(before: str, message: Mapping[str, Any]) -> str:
@@ -118,7 +127,8 @@ def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
         if _is_noted(known, turn):
             names[place] = turn["id"]
     mine = {name for name, source in known.items() if root and source.metadata.get(CONVERSATION) == root}
-    return Compared(names, root, mine, edited | (_gone(mine, names[:asked], known, of) if asked else set()))
+    gone = _gone(mine, names[:asked], known, of) if asked else set[str]()
+    return Compared(names, root, mine, edited | gone | (_deleted(turns, known, of) - set(names)))
 
 
 def _root(turns: Messages, names: Sequence[str], of: Conversation) -> str:
@@ -149,6 +159,19 @@ def _gone(mine: set[str], names: Sequence[str], known: Known, of: Conversation) 
     last = max((places[name] for name in later), default=-1)
     gone = {name for name in mine - said if places[name] > last}
     return {name for name in gone if known[name].metadata.get(PART, "") == of.part}
+
+
+def _deleted(turns: Messages, known: Known, of: Conversation) -> set[str]:
+    """Turns whose messages the application has deleted; none where the history is not the one that it keeps."""
+    here = {turn["id"] for turn in turns if turn.get("id")}
+    if of.thread is None or of.says is None or not here or not here <= of.says:
+        return set()
+    about = {name: source.metadata for name, source in known.items() if source.metadata.get(THREAD) == of.thread}
+    return {
+        name
+        for name, data in about.items()
+        if data.get(PART, "") == of.part and MESSAGE in data and data[MESSAGE] not in of.says
+    }
 
 
 def _by_message(known: Known, of: Conversation) -> dict[str, list[Source]]:

@@ -35,7 +35,7 @@ class NamedModel:
     @classmethod
     def of(cls, model: MPlus) -> Self:
         """The name of a model, and the fingerprint by which it is found where it is loaded already."""
-        return cls(model.name, model.fingerprint)
+        return cls(model.name, load(model).fingerprint)  # this process finds it from then on
 
     def found(self) -> str | MPlus:
         """The model if this process has it, else its name."""

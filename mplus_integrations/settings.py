@@ -1,6 +1,6 @@
 """Settings of answers, the same in both frameworks. An unknown name is an error, and None stands for the default."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -173,6 +173,8 @@ class Call(AnswerSettings):
     """Name of the conversation, which tells it from others in the same memory: what it takes back is forgotten."""
     conversation_part: str = ""
     """The part of an application that asks, such as a node of a graph; what others were told is no edit of its own."""
+    conversation_says: Sequence[str] | None = None
+    """Ids of all messages that the application keeps of the conversation; what was said under others is forgotten."""
     use_memory: bool = True
     """Whether the call reads and writes memory; without, it sees only its prompt."""
     where: Mapping[str, Any] | Callable[[str, Mapping[str, Any]], Any] | None = Field(default=None)

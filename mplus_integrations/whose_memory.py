@@ -19,8 +19,11 @@ from pydantic import (
 )
 
 from mplus import Embedder, Memory, MemoryStore, MPlus
+from mplus_integrations.conversations import turns_of
 from mplus_integrations.copies import PackedMemory, Referring
 from mplus_integrations.models import load, loaded_already
+from mplus_integrations.saved import SavedByName, not_saved
+from mplus_integrations.settings import conversation_name
 from mplus_integrations.sources import named, refuse_others, time_of, without_blanks
 from mplus_integrations.worker import in_thread
 
@@ -135,6 +138,12 @@ class Latents:
             return self.store.root.resolve() == other.store.root.resolve() and self.key == other.key
         return self is other or (self._memory is not None and self._memory is other._memory)
 
+    def has_text(self) -> bool:
+        """Whether something is remembered in this process."""
+        with self._guard:
+            held = [*self._made.values(), *([self._memory] if self._memory else [])]
+            return bool(self._packed) or any(memory.sources() for memory in held)
+
     def read(self, model: MPlus) -> Memory:
         """The present memory for reading, without a lock."""
         with self.opened(model) as memory:
@@ -168,6 +177,12 @@ class OwnMemories:
     def is_unnamed(self, latents: Latents) -> bool:
         """Whether these are the latents without a name."""
         return latents is self._by_name.get(None)
+
+    def has_text(self) -> bool:
+        """Whether something is remembered in one of them."""
+        with self._guard:
+            held = list(self._by_name.values())
+        return any(latents.has_text() for latents in held)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "OwnMemories":
         return self
@@ -203,7 +218,7 @@ Given = Memory | Latents | str
 """A memory, or the name of one in the object's store."""
 
 
-class Remembering(Referring, Generic[Item]):
+class Remembering(SavedByName, Referring, Generic[Item]):
     """A model and its memories; weights are loaded at the first use."""
 
     _not_pickled: ClassVar[frozenset[str]] = frozenset({"_embedding"})
@@ -213,23 +228,23 @@ class Remembering(Referring, Generic[Item]):
 
     model: str | MPlus = "smol-135m"
     """Built-in name, local folder, hub repository, or a loaded model."""
-    embedder: Any = Field(default=None, exclude=True)
+    embedder: Any = Field(default=None)
     """Your own embedder, to find what a question is about beside the model's own scorer: LangChain ``Embeddings``, a
     LlamaIndex ``BaseEmbedding``, a function, or an ``mplus.Embedder``."""
-    memory: Memory | None = Field(default=None, exclude=True)
+    memory: Memory | None = Field(default=None)
     """The memory of every call; None: named memories, or one of the object's own."""
-    store: MemoryStore | None = Field(default=None, exclude=True)
+    store: MemoryStore | None = Field(default=None)
     """Keeps named memories on disk; None: they live as long as this object."""
     memory_key: MemoryKeyName = None
     """Name of the memory; may be given per call."""
-    shared: Given | Sequence[Given] | None = Field(default=None, exclude=True)
+    shared: Given | Sequence[Given] | None = Field(default=None)
     """Memories that every call reads beside its own and never writes: documents for all users. A text is the name of a
     memory in the store."""
 
     require_key: bool | None = None
     """Whether a call must name its memory where there is a store. None: in a server, which has ``scheduler=``, and
     where a chain calls the model without passing its config on, so that a name may have been lost."""
-    own: OwnMemories = Field(default_factory=OwnMemories, exclude=True, repr=False)
+    own: OwnMemories = Field(default_factory=OwnMemories, repr=False)
     """Memories that are neither given nor in a store; an object made from this one's fields has the same."""
 
     _embedding: tuple[MPlus, Embedder, MPlus] | None = PrivateAttr(default=None)
@@ -252,6 +267,14 @@ class Remembering(Referring, Generic[Item]):
     def _shared_is_found(self) -> Self:
         self.shared_memories()
         return self
+
+    @field_serializer("own")
+    def _noted(self, own: OwnMemories) -> dict[str, str] | None:
+        return not_saved(own) if own.has_text() else None
+
+    @field_serializer("require_key")
+    def _still_required(self, require_key: bool | None) -> bool | None:
+        return True if self._must_name() else require_key  # the scheduler that asks for it is not saved
 
     @field_serializer("model")
     def _named(self, model: str | MPlus) -> str:
@@ -431,9 +454,45 @@ class Remembering(Referring, Generic[Item]):
         with self.opened(self._present_key(memory_key)) as memory:
             return memory.forget(source)
 
-    def _present_key(self, memory_key: str | None) -> str | None:
-        """The name of the memory to change: the given one, or one that a framework knows."""
-        return memory_key
+    def forget_conversation(self, conversation_id: str | int | UUID, *, memory_key: str | None = None) -> int:
+        """Forget all turns of a conversation for good: of a ``conversation_id=``, or a thread or session of a config.
+
+        Notes, documents and other conversations stay.
+
+        Args:
+            conversation_id: Its name.
+            memory_key: Name of the memory with its turns; None: the one that a call reads for this conversation.
+
+        Returns:
+            How many turns were forgotten.
+
+        Raises:
+            ValueError: The name is neither text, a number nor a UUID; or as for ``latents``.
+        """
+        name = conversation_name(conversation_id)
+        if name is None:
+            raise ValueError(f"conversation_id={conversation_id!r}: expected the name of a conversation.")
+        key = self._present_key(memory_key, name)
+        is_single = key is not None or self.memory_key is not None or self.memory is not None or self.store is not None
+        turns = 0
+        for one in (key,) if is_single else (None, name):  # an agent's middleware names memories by their threads
+            with self.opened(one) as memory:
+                if said := turns_of(memory, name):
+                    forget_all(memory, said)
+            turns += len(said)
+        return turns
+
+    async def aforget_conversation(self, conversation_id: str | int | UUID, *, memory_key: str | None = None) -> int:
+        """``forget_conversation`` without blocking the event loop."""
+        return await in_thread(self.forget_conversation, conversation_id, memory_key=memory_key)
+
+    def _present_key(self, memory_key: str | None, conversation: str | None = None) -> str | None:
+        """The name of the memory of a call: the given one, or one that a framework knows.
+
+        Conversations do not meet in a store: where nothing else names a memory, the conversation does.
+        """
+        is_unnamed = memory_key is None and self.memory_key is None
+        return conversation if is_unnamed and self.memory is None and self.store is not None else memory_key
 
     @abstractmethod
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:

@@ -110,7 +110,7 @@ class Requests:
         self._decline_threshold = decline_threshold
         self._prefers_text = prefers_text
         self._passages = PassageReader(tokenizer, weights.words_of)
-        self._states: WeakKeyDictionary[Memory, tuple[MemoryState, MemoryState]] = WeakKeyDictionary()
+        self._states: WeakKeyDictionary[Memory, tuple[ref[MemoryState], MemoryState]] = WeakKeyDictionary()
         self._joined = MadeOfStates[Together]()
         self._periods = MadeOfStates[MemoryState]()
 
@@ -411,7 +411,7 @@ class Requests:
         if not state.tail.input_ids or memory.config.encoding == "adapter":
             return state
         known = self._states.get(memory)
-        if known is not None and known[0] is state:
+        if known is not None and known[0]() is state:
             return known[1]
         last = state.context.sources[-1:].tolist() if state.context is not None else []
         tail = state.tail
@@ -419,7 +419,7 @@ class Requests:
         continues = last == [tail.sources[0]] and source.comes_before(tail.time, is_dated=tail.is_dated)
         chunk = Chunk(list(tail.input_ids), list(tail.sources), continues, tail.since, latest=tail.latest)
         whole, _ = write_chunks(self._weights, memory, replace(state.beside_tail(), tail=Tail()), [chunk])
-        self._states[memory] = (state, whole)
+        self._states[memory] = (ref(state, _dropping(self._states, memory)), whole)
         return whole
 
     def stop_token_ids(self) -> frozenset[int]:
@@ -472,6 +472,19 @@ def check_alike(memories: Sequence[Memory]) -> None:
                     f"Memories with {name}={getattr(first, name)!r} and {getattr(other.config, name)!r} cannot be read "
                     "together. Make both with one MemoryConfig."
                 )
+
+
+def _dropping(known: "WeakKeyDictionary[Memory, tuple[ref[MemoryState], MemoryState]]", memory: Memory) -> Any:
+    """What drops that which was made of a memory's earlier state as soon as nothing else holds that state."""
+    of = ref(memory)
+
+    def drop(gone: object) -> None:
+        present = of()
+        made = None if present is None else known.get(present)
+        if present is not None and made is not None and made[0] is gone:
+            known.pop(present, None)
+
+    return drop
 
 
 Made = TypeVar("Made")

@@ -30,6 +30,7 @@ from mplus.progress import Progress, followed
 from mplus.storage.address import folder_of, place_of, zip_of
 from mplus.storage.encryption import MemoryKey
 from mplus.storage.manifest import MAX_SNAPSHOTS
+from mplus.traces import drop_traces
 
 
 @runtime_checkable
@@ -167,8 +168,10 @@ class Memory:
         if not self.config.has_age_limit:
             return
         with self._lock:
-            now = self.now()
+            now, before = self.now(), self._state
             self._state = within_age_limits(self._state, self.config, now)
+            if self._state is not before:
+                drop_traces()
             states = [within_age_limits(s.state, self.config, now) for s in self._snapshots]
             if any(state is not s.state for state, s in zip(states, self._snapshots, strict=True)):
                 shared = [state.sharing_rooms(self._state) for state in states]
@@ -282,6 +285,7 @@ class Memory:
         with self._lock:
             self._waiting = None
             self.restore(self._initial.cooled(), ())
+        drop_traces()
 
     # --- history ----------------------------------------------------------------------------------
 
@@ -397,6 +401,7 @@ class Memory:
                 state = state.cooled()
                 snapshots = tuple(replace(s, state=s.state.sharing_rooms(state)) for s in snapshots)
             self.restore(state, snapshots)
+        drop_traces()
         removed = [s.memory_tokens + s.tail_tokens for s in listed(before) if s.name == source]
         return sum(removed)
 

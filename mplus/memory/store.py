@@ -36,6 +36,7 @@ from mplus.storage.manifest import is_sealed
 from mplus.storage.names import MANIFEST, check_name, check_spelling, id_of, name_for, note_id
 from mplus.storage.place import Place, not_saved
 from mplus.storage.vault import KeyVault
+from mplus.traces import drop_traces
 
 COPYING = ".copying-"
 LEFT_SECONDS = 86_400.0
@@ -244,6 +245,7 @@ class MemoryStore:
         with self._held(name, timeout):
             self._existing(name)
             self._recent.drop(name)
+            drop_traces()
             try:
                 self._erase(name)
             except OSError as error:

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from weakref import ref
+from weakref import WeakSet, finalize, ref
 
 from torch import Tensor
 
@@ -99,6 +99,7 @@ class SparePrefixes:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._kept: list[SparePrefix] = []
+        self._watched: WeakSet[Tokens] = WeakSet()
         self.after_fork()
         renewed_after_fork(self)
 
@@ -120,11 +121,20 @@ class SparePrefixes:
     def keep(self, spare: SparePrefix) -> None:
         """Keep the prefix of a finished read."""
         with self._guard:
-            self._kept = [known for known in self._kept if known.short_term() is not None]
-            if spare.short_term() is not None:
+            self._drop_unreadable()
+            pool = spare.short_term()
+            if pool is not None:
                 self._kept.append(spare)
+                if pool not in self._watched:
+                    self._watched.add(pool)
+                    finalize(pool, self._drop_unreadable).atexit = False
             while sum(known.nbytes for known in self._kept) > self.max_bytes:
                 self._kept.pop(0)
+
+    def _drop_unreadable(self) -> None:
+        """Drop prefixes of short-term memories that nothing holds any more; what was forgotten may be in them."""
+        with self._guard:
+            self._kept = [known for known in self._kept if known.short_term() is not None]
 
     def clear(self) -> None:
         """Drop all kept prefixes."""

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from mplus.errors import EmbedderError
 from mplus.forks import renewed_after_fork
+from mplus.traces import dropped_when_forgotten
 
 TEXTS_AT_ONCE = 1024
 """Most texts in one call of an embedder; services limit how many they take."""
@@ -55,10 +56,16 @@ class Embedder:
         self.name = (name or _name_of(source)) + (f" after {passage_prefix!r}" if passage_prefix else "")
         self.after_fork()
         renewed_after_fork(self)
+        dropped_when_forgotten(self)
 
     def after_fork(self) -> None:
         """Begin with a lock of this process."""
         self._guard = threading.Lock()
+
+    def drop_traces(self) -> None:
+        """Drop the questions that are kept."""
+        with self._guard:
+            self._asked.clear()
 
     @staticmethod
     def of(given: Any) -> "Embedder":

@@ -56,7 +56,8 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
 
     Weights are loaded at the first use, once per process and model. Written texts are not put into the prompt;
     they are read from the latent memory given by ``memory``, or by ``store`` and ``memory_key``, and from ``shared``
-    ones beside it.
+    ones beside it. A config, or the context of a graph, names the memory of a call too: ``memory_key``, else
+    ``user_id``; with a store and no other name also ``thread_id``, ``session_id`` or ``conversation_id``.
 
     Arguments of a call, bound or given: all answer settings of the constructor, ``stop``, ``memory_key``, ``where``
     (the sources to read), ``model``, ``tools``, ``tool_choice``, ``parallel_tool_calls`` and ``response_format``.
@@ -106,7 +107,8 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # A cached answer is valid only for the same state of the memory.
         state = kwargs.pop(MEMORY_STATE, None) or self._memory_state(kwargs)
-        kwargs.pop("where", None)
+        for name in ("where", "conversation_says"):
+            kwargs.pop(name, None)
         return f"{super()._get_llm_string(stop, **kwargs)}---memory={state}"
 
     def _memory_state(self, kwargs: Mapping[str, Any]) -> str:
@@ -135,7 +137,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
     # A memory may be chosen by ``config={"configurable": {"memory_key": …}}``, in chains and agents too. Every way to
-    # ask goes through ``asked_in``: with the config if there is one, else with the metadata of the callbacks.
+    # ask goes through ``configs.asked_in``: with the config if there is one, else with the metadata of the callbacks.
 
     def generate(
         self,
@@ -172,7 +174,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             ValueError: A chain asks without a name, which it may have been given and lost.
         """
         seen = kwargs.pop(CONFIG_SEEN, False)
-        kwargs = asked_in(None, kwargs, callbacks, metadata)
+        kwargs = self._asked_in(None, kwargs, callbacks, metadata)
         is_in_chain = isinstance(callbacks, BaseCallbackManager) and callbacks.parent_run_id is not None
         has_key = kwargs.get("memory_key") is not None or self.memory_key is not None
         is_free = has_key or kwargs.get("use_memory") is False or self.store is None
@@ -189,7 +191,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """Answer; ``memory_key`` per call or in ``config["configurable"]``."""
-        return super().invoke(input, config, stop=stop, **asked_in(config, kwargs), **{CONFIG_SEEN: True})
+        return super().invoke(input, config, stop=stop, **self._asked_in(config, kwargs), **{CONFIG_SEEN: True})
 
     async def ainvoke(
         self,
@@ -200,7 +202,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """``invoke`` without blocking the event loop; cancelling it stops generation."""
-        return await super().ainvoke(input, config, stop=stop, **asked_in(config, kwargs), **{CONFIG_SEEN: True})
+        return await super().ainvoke(input, config, stop=stop, **self._asked_in(config, kwargs), **{CONFIG_SEEN: True})
 
     def stream(
         self,
@@ -211,7 +213,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
         """Answer piece by piece; leaving the loop stops generation."""
-        yield from super().stream(input, config, stop=stop, **asked_in(config, kwargs))
+        yield from super().stream(input, config, stop=stop, **self._asked_in(config, kwargs))
 
     async def astream(
         self,
@@ -222,7 +224,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
         """``stream`` without blocking the event loop."""
-        async for chunk in super().astream(input, config, stop=stop, **asked_in(config, kwargs)):
+        async for chunk in super().astream(input, config, stop=stop, **self._asked_in(config, kwargs)):
             yield chunk
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -306,7 +308,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         given = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         if isinstance(schema := given.get("response_format"), type):
             given["response_format"] = response_format(schema.__name__, as_json_schema(schema))
-        return self._as_call({"stop": stop or None, **asked_in(None, given)})
+        return self._as_call({"stop": stop or None, **self._asked_in(None, given)})
 
     def _memories_of(self, call: Call) -> tuple[Latents, list[Shared]]:
         """The memory of a call, and those that it reads beside it."""
@@ -314,11 +316,23 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             return Latents(), []
         return self.latents(call.memory_key), self.shared_memories()
 
-    def _present_key(self, memory_key: str | None) -> str | None:
+    def _present_key(self, memory_key: str | None, conversation: str | None = None) -> str | None:
         # A step of a chain or graph writes into the memory that its answers read.
         if memory_key is not None or self.memory is not None:
             return memory_key
-        return asked_in(None, {}).get("memory_key")
+        return self._asked_in(None, {"conversation_id": conversation}).get("memory_key")
+
+    def _asked_in(
+        self,
+        config: RunnableConfig | None,
+        kwargs: dict[str, Any],
+        callbacks: Callbacks = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Arguments of a call, with the names that its config gives to its memory and its conversation."""
+        return asked_in(
+            config, kwargs, callbacks, metadata, memory=self.memory, store=self.store, memory_key=self.memory_key
+        )
 
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
         return to_text(item)

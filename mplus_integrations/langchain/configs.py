@@ -1,17 +1,22 @@
-"""What the config of a call says about its memory and its conversation."""
+"""What the config of a call says about its memory and its conversation: the one place that decides, for every path."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import BaseCallbackManager, Callbacks
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
+from mplus import Memory, MemoryStore
+from mplus_integrations.langchain.messages import is_summary
 
-def keyed(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a call, with the name of its memory as ``asked_in`` finds it."""
-    found = asked_in(config, kwargs)
-    return {name: value for name, value in found.items() if name in kwargs or name == "memory_key"}
+CONVERSATION_NAMES = ("conversation_id", "thread_id", "session_id")
+"""Names of a conversation in a config; chains, graphs and histories differ in theirs."""
+READ = "__pregel_read"
+"""Where LangGraph keeps what reads the state of a graph in its nodes."""
+RUNTIME = "__pregel_runtime"
+"""Where LangGraph keeps the runtime of a graph, which has the context that its caller gave."""
 
 
 def asked_in(
@@ -19,27 +24,76 @@ def asked_in(
     kwargs: dict[str, Any],
     callbacks: Callbacks = None,
     metadata: Mapping[str, Any] | None = None,
+    *,
+    memory: Memory | None = None,
+    store: MemoryStore | None = None,
+    memory_key: str | None = None,
+    by_thread: bool = False,
 ) -> dict[str, Any]:
     """Arguments of a call, with the names of its memory and of its conversation.
 
-    For each, the first place that has one counts: the arguments, the config or that of the running graph or chain, the
-    metadata. Each name of a conversation counts as any other, since chains, graphs and histories differ in theirs.
+    The memory is named by the arguments; else by ``memory_key``, else by ``user_id`` of the context, the config or the
+    metadata; else by the object's own ``memory_key``; else, where there is a store, by the conversation.
+
+    Args:
+        config: The config of the call; None: that of the running graph or chain.
+        kwargs: The arguments of the call.
+        callbacks: Its callbacks, which have the metadata of chains that pass no config on.
+        metadata: Its metadata.
+        memory: The only memory of the object that is asked; no user and no conversation has another one.
+        store: The object's store.
+        memory_key: The object's own name of a memory.
+        by_thread: Whether a conversation names a memory without a store too.
     """
     known = ensure_config(config)
-    places: list[Mapping[str, Any]] = [known.get("configurable", {}), metadata or {}, known.get("metadata", {})]
+    places = [*_given_in(known), metadata or {}, known.get("metadata", {})]
     if isinstance(callbacks, BaseCallbackManager):
         places += [callbacks.metadata, callbacks.inheritable_metadata]
     steps = str(_first(places, ("checkpoint_ns",)) or "").split("|")
-    conversation = _first(places, ("conversation_id", "thread_id", "session_id"))
+    conversation = _first([{CONVERSATION_NAMES[0]: kwargs.get("conversation_id")}, *places], CONVERSATION_NAMES)
+    key = _first(places, ("memory_key",))
+    if key is None and memory is None:
+        key = _first(places, ("user_id",))
+        if key is None and memory_key is None and (store is not None or by_thread):
+            key = None if conversation == "" else conversation
     found = {
-        "memory_key": _first(places, ("memory_key",)),
+        "memory_key": key,
         "conversation_id": None if conversation is None else str(conversation),
         "conversation_part": "|".join(step.partition(":")[0] for step in steps) or None,
+        "conversation_says": None if conversation is None else _kept_in_thread(known),
     }
     return {
         **kwargs,
         **{name: value for name, value in found.items() if value is not None and kwargs.get(name) is None},
     }
+
+
+def _given_in(config: RunnableConfig) -> list[Mapping[str, Any]]:
+    """The context of the running graph, as a mapping, and what may be configured."""
+    configurable = config.get("configurable", {})
+    context = getattr(configurable.get(RUNTIME), "context", None)
+    return [as_mapping(context), configurable]
+
+
+def _kept_in_thread(config: RunnableConfig) -> list[str] | None:
+    """Ids of all messages in the state of the running graph; None: there are none, or some have been summed up."""
+    read = config.get("configurable", {}).get(READ)
+    try:
+        messages: Any = read("messages") if callable(read) else None
+    except (KeyError, TypeError, ValueError):  # a graph with another state
+        return None
+    if not isinstance(messages, list):
+        return None
+    said = [one for one in cast("list[Any]", messages) if isinstance(one, BaseMessage)]
+    return None if any(map(is_summary, said)) else [str(one.id) for one in said if one.id]
+
+
+def as_mapping(context: Any) -> Mapping[str, Any]:
+    """The names that the context of a graph gives to memory and user."""
+    if isinstance(context, Mapping):
+        return context
+    names = ("memory_key", "user_id", *CONVERSATION_NAMES)
+    return {name: value for name in names if (value := getattr(context, name, None)) is not None}
 
 
 def _first(places: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:

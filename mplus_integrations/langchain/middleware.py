@@ -1,6 +1,6 @@
 """``MPlusMemoryMiddleware``: latent memory for agents of ``create_agent``, separate for each user or thread."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Annotated, Any, NotRequired
 
@@ -12,7 +12,9 @@ from langgraph.config import get_config
 from langgraph.runtime import Runtime
 
 from mplus import UnknownNameError
+from mplus_integrations.conversations import GRAPH_THREAD as THREAD
 from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.langchain.configs import as_mapping, asked_in
 from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
 from mplus_integrations.settings import instead_where
 from mplus_integrations.whose_memory import all_or_nothing, forget_all
@@ -25,8 +27,6 @@ INSTEAD_OF_THREADS = {
     ),
 }
 """What to write instead of arguments of other memories."""
-THREAD = "mplus_thread"
-"""Metadata key of sources that are turns of a LangGraph thread; its value is the thread's id."""
 
 
 class MemoryState(AgentState[Any]):
@@ -44,9 +44,9 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
     the thread goes back to. Summaries of ``SummarizationMiddleware`` stand in the prompt as instructions and are not
     written; the turns that they replace stay in memory.
 
-    The memory is named by ``runtime.context["memory_key"]`` (or an attribute of that name), else by
-    ``config["configurable"]``: the first given of ``memory_key``, ``user_id`` and ``thread_id``. A chat made
-    with ``memory=`` has only that memory.
+    The memory is named as for every call of the chat: by ``memory_key``, else by ``user_id`` of the runtime's context
+    or of ``config["configurable"]``, else by the chat's own ``memory_key``, else by the ``thread_id``, here also where
+    the chat has no store. A chat made with ``memory=`` has only that memory.
 
     Args:
         chat: The model; give it a ``MemoryStore`` if memories should outlive the process.
@@ -65,8 +65,7 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
     def _key(self, runtime: Runtime[Any]) -> str | None:
         if self.chat.memory is not None:
             return None
-        key = _from_context(runtime.context)
-        return current_key(self.chat) if key is None else key
+        return current_key(self.chat, runtime.context)
 
     def wrap_model_call(
         self, request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse[Any]]
@@ -108,12 +107,12 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
 
         Args:
             thread_id: The thread.
-            memory_key: The memory that has its turns; None: the one named by the thread's id, or the chat's only one.
+            memory_key: The memory that has its turns; None: the chat's own, else the one named by the thread's id.
 
         Returns:
             How many turns were forgotten.
         """
-        key = None if self.chat.memory is not None else memory_key or thread_id
+        key = None if self.chat.memory is not None else memory_key or self.chat.memory_key or str(thread_id)
         with self.chat.opened(key) as memory:
             said = [source.name for source in memory.sources() if source.metadata.get(THREAD) == str(thread_id)]
             if said:
@@ -178,23 +177,14 @@ def current_thread() -> str | None:
     return None if thread is None else str(thread)
 
 
-def _from_context(context: Any) -> str | None:
-    key = context.get("memory_key") if isinstance(context, Mapping) else getattr(context, "memory_key", None)
-    return None if key is None else str(key)
-
-
-def current_key(chat: MPlusChat) -> str | None:
-    """The memory that the running graph's config names."""
+def current_key(chat: MPlusChat, context: Any = None) -> str | None:
+    """The memory that the running graph names, by its context or its config; None: the chat's only one."""
     if chat.memory is not None:
         return None
-    try:
-        configurable: Mapping[str, Any] = get_config().get("configurable", {})
-    except RuntimeError:  # called outside a graph
-        configurable = {}
-    for name in ("memory_key", "user_id", "thread_id"):
-        if configurable.get(name) is not None:
-            return str(configurable[name])
-    return chat.memory_key
+    given = as_mapping(context)
+    asked = asked_in(None, {}, metadata=given, store=chat.store, memory_key=chat.memory_key, by_thread=True)
+    found = asked.get("memory_key")
+    return chat.memory_key if found is None else str(found)
 
 
 def memory_tools(chat: MPlusChat) -> list[BaseTool]:

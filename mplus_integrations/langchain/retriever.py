@@ -12,7 +12,6 @@ from pydantic import BeforeValidator, ConfigDict
 from mplus import UnknownNameError, source_filter
 from mplus_integrations.arguments import checked_text
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.langchain.configs import keyed
 from mplus_integrations.langchain.vectorstore import DEFAULT_K, checked_k, document_of
 from mplus_integrations.settings import KnownNames
 from mplus_integrations.sources import headings_of
@@ -57,7 +56,8 @@ class MPlusRetriever(KnownNames, BaseRetriever):
         if self.chat.memory is not None:  # it has no names, and a graph's config may name a memory of another chat
             return kwargs
         own = {} if self.memory_key is None or kwargs.get("memory_key") is not None else {"memory_key": self.memory_key}
-        return keyed(config, {**kwargs, **own})
+        found = self.chat._asked_in(config, {**kwargs, **own})
+        return {name: value for name, value in found.items() if name in kwargs or name == "memory_key"}
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any

@@ -10,7 +10,7 @@ from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.output_parsers import BaseTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableAssign, RunnableLambda, RunnableMap
 from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.json import parse_partial_json
@@ -77,13 +77,18 @@ def with_schema(
         raise ValueError(f"method={method!r}: expected 'json_schema', 'function_calling' or 'json_mode'.")
     if not include_raw:
         return model | parser
-    parsed = RunnablePassthrough.assign(parsed=_raw | parser, parsing_error=lambda _: None)
-    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    # ``RunnablePassthrough.assign`` makes the same of a class that no pickle finds again.
+    parsed = RunnableAssign(RunnableMap(parsed=RunnableLambda(_raw) | parser, parsing_error=RunnableLambda(_nothing)))
+    failed = RunnableAssign(RunnableMap(parsed=RunnableLambda(_nothing)))
     return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
 
-def _raw(found: dict[str, Any]) -> Any:
+def _raw(found: dict[str, Any]) -> Any:  # functions of the module, since a pickle has them by their name
     return found["raw"]
+
+
+def _nothing(_: Any) -> None:
+    return None
 
 
 def as_tool(tool: Tool) -> dict[str, Any]:

@@ -14,15 +14,22 @@ from pydantic import Field, PrivateAttr
 
 from mplus import Memory, MemoryStore, MPlus, Source, UnknownNameError, prompt_start, question_place
 from mplus_integrations.arguments import checked_several, checked_switch
-from mplus_integrations.conversations import THREAD, before_all
+from mplus_integrations.conversations import THREAD, before_all, turns_of
 from mplus_integrations.copies import Referring
-from mplus_integrations.llama_index.index_storage import StorePlace
 from mplus_integrations.llama_index.llm import mplus_llm
 from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
 from mplus_integrations.llama_index.nodes import NODE
 from mplus_integrations.llama_index.turns import as_turn
 from mplus_integrations.models import by_fingerprint, load
-from mplus_integrations.settings import INSTEAD, ConversationName, KnownNames, PromptTurns, turns_in_prompt
+from mplus_integrations.settings import (
+    INSTEAD,
+    ConversationName,
+    KnownNames,
+    PromptTurns,
+    conversation_name,
+    turns_in_prompt,
+)
+from mplus_integrations.store_place import StorePlace
 from mplus_integrations.whose_memory import (
     Latents,
     MemoryKeyName,
@@ -172,7 +179,8 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             prompt_turns=llm.prompt_turns if prompt_turns is None and token_limit is None else prompt_turns,
             token_limit=token_limit,
         )
-        found._model = llm.model if isinstance(llm.model, MPlus) else None
+        if isinstance(llm.model, MPlus):  # JSON that is made before the first turn finds it too
+            found._model, found.model_fingerprint = llm.model, load(llm.model).fingerprint
         found._latents = latents
         _LIVE[found.live_id] = latents
         if chat_history:
@@ -298,6 +306,32 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
     async def areset(self, forget: bool = False) -> None:
         """``reset`` without blocking the event loop."""
         await asyncio.to_thread(self.reset, forget)
+
+    def forget_conversation(self, conversation_id: str | None = None) -> int:
+        """Forget the turns of one conversation for good; notes, documents and other conversations stay.
+
+        Args:
+            conversation_id: Its name; None: this conversation, which then begins anew under its name.
+
+        Returns:
+            How many turns were forgotten.
+        """
+        with self._guard:
+            is_this = conversation_id is None or conversation_name(conversation_id) == self.conversation_id
+            name = self.conversation_id if is_this else conversation_name(conversation_id)
+            with self.latents.opened(self.loaded) as memory:
+                known = {source.name for source in memory.sources()}
+                said = set(turns_of(memory, name)) if name is not None else set[str]()
+                said |= _forgettable(self.chat_history) & known if is_this else set()
+                if said:
+                    forget_all(memory, sorted(said))
+            if is_this:
+                self.chat_history = []
+        return len(said)
+
+    async def aforget_conversation(self, conversation_id: str | None = None) -> int:
+        """``forget_conversation`` without blocking the event loop."""
+        return await asyncio.to_thread(self.forget_conversation, conversation_id)
 
     # --- internal ---------------------------------------------------------------------------------
 

@@ -17,6 +17,9 @@ from llama_index.core.memory.types import BaseMemory
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers import ResponseMode
+from llama_index.core.response_synthesizers.context_only import ContextOnly
+from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.schema import BaseNode
 from llama_index.core.storage import StorageContext
 from llama_index.core.storage.docstore.types import RefDocInfo
@@ -54,17 +57,19 @@ from mplus_integrations.llama_index.index_storage import (
     STRUCT_TYPES,
     LatentsBesideIndex,
     MPlusStruct,
-    StorePlace,
     namespace,
     saved_folder,
 )
 from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes, written_text
 from mplus_integrations.llama_index.retriever import Findable, MPlusIndexRetriever
-from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
+from mplus_integrations.llama_index.synthesizer import FoundSynthesizer, MPlusSynthesizer
+from mplus_integrations.store_place import StorePlace
 from mplus_integrations.whose_memory import Latents, check_memory, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
+WITHOUT_LLM = {ResponseMode.NO_TEXT: NoText, ResponseMode.CONTEXT_ONLY: ContextOnly}
+"""Synthesizers that return what was found, and ask no LLM."""
 RecallMode = Literal["latent", "hybrid", "text"]
 
 _COPIES = (
@@ -350,7 +355,15 @@ class MPlusIndex(KnownDocumentArguments):
             )
         elif recall == "hybrid":
             reader = cast("MPlusLLM", reader).reading(self.latents, where)
-        return MPlusQueryEngine.from_args(retriever, llm=reader, **engine)
+        if (mode := engine.get("response_mode")) in WITHOUT_LLM and "response_synthesizer" not in engine:
+            engine["response_synthesizer"] = WITHOUT_LLM[mode](llm=reader)  # else LlamaIndex asks for a hosted LLM
+        made = MPlusQueryEngine.from_args(retriever, llm=reader, **engine)
+        if recall == "hybrid" and engine.get("node_postprocessors") and "response_synthesizer" not in engine:
+            # What a filter or a reranker has taken away is not read as latents either.
+            made._response_synthesizer = FoundSynthesizer(
+                made._response_synthesizer, cast("MPlusLLM", reader), self.latents, where
+            )
+        return made
 
     def as_chat_engine(
         self, chat_mode: ChatMode | None = ChatMode.BEST, llm: LLMType | None = None, **kwargs: Any

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -41,6 +41,7 @@ from mplus_integrations.llama_index.messages import (
     to_text,
 )
 from mplus_integrations.llama_index.structured import StructuredPredict
+from mplus_integrations.saved import not_saved
 from mplus_integrations.settings import Call
 from mplus_integrations.whose_memory import Latents, Shared, Where
 from mplus_integrations.worker import answered, streamed
@@ -48,6 +49,8 @@ from mplus_integrations.worker import answered, streamed
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TEMPLATE = "prompts have the form of the tokenizer's chat template."
+READS_NOTHING = "reads_nothing"
+"""Key in JSON of an LLM ``without_memory``."""
 UNUSED = {
     "messages_to_prompt": _TEMPLATE,
     "completion_to_prompt": _TEMPLATE,
@@ -132,6 +135,27 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
             is_function_calling_model=True,
             model_name=self.model_name,
         )
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Settings as JSON, with the place of the store. What JSON cannot hold is noted as missing."""
+        found = super().to_dict(**kwargs)
+        if self._reads_nothing:
+            found[READS_NOTHING] = True
+        elif self._bound is not None or self._bound_shared is not None:
+            found["memory"] = not_saved(self._bound)
+        return found
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """An LLM of what ``to_dict`` returned; arguments take the place of what is there.
+
+        Raises:
+            ValueError: It had something that JSON does not hold, such as ``memory=``, and it is not given again.
+            MemoryKeyError: It had an encrypted store, and ``store=`` is not given.
+        """
+        reads_nothing = data.get(READS_NOTHING, False)
+        found = super().from_dict({name: value for name, value in data.items() if name != READS_NOTHING}, **kwargs)
+        return cast("Self", found.without_memory()) if reads_nothing else found
 
     def without_memory(self) -> "MPlusLLM":
         """A copy of this LLM that reads no memory and writes none, for steps that only see their prompt.
@@ -295,7 +319,9 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         if self._bound is not None:
             return self._bound
         turns = [] if isinstance(prompt, str) else [m for m in reversed(prompt) if isinstance(m, Turn)]
-        return next((found for turn in turns if (found := turn.latents) is not None), None) or self.latents()
+        return next((found for turn in turns if (found := turn.latents) is not None), None) or self.latents(
+            self._present_key(None, call.conversation_id)
+        )
 
     def _beside(self) -> dict[str, Any]:
         shared = self.shared_memories() if self._bound_shared is None else self._bound_shared

@@ -1,14 +1,19 @@
 """Answers from latent memory instead of pasted text, for LlamaIndex's query and chat engines."""
 
+import warnings
 from collections.abc import AsyncGenerator, Generator, Sequence
+from copy import copy
+from types import MethodType
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.base.response.schema import RESPONSE_TYPE
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPUTS
 from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.settings import Settings
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
@@ -17,9 +22,14 @@ from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE, as_node, written_text
 from mplus_integrations.llama_index.retriever import Findable
 from mplus_integrations.llama_index.structured import asking, parsed
-from mplus_integrations.whose_memory import Latents, Shared, Where
+from mplus_integrations.whose_memory import UNLOADED_WINDOW, Latents, Shared, Where
 from mplus_integrations.worker import in_thread
 
+PACKING = (
+    "Settings.context_window, Settings.num_output and Settings.prompt_helper say how text is packed into prompts, and "
+    "have no effect on answers from latents. Use MPlusLLM(max_tokens=…) for the length of answers; the window is the "
+    "model's own. Set Settings.prompt_helper = None and Settings.chat_prompt_helper = None to be rid of them."
+)
 NOTHING = NodeWithScore(node=TextNode(text=""))
 
 
@@ -53,6 +63,7 @@ class MPlusSynthesizer(BaseSynthesizer):
         callback_manager: CallbackManager | None = None,
     ) -> None:
         super().__init__(llm=llm, callback_manager=callback_manager, streaming=streaming, output_cls=output_cls)
+        warn_of_packing()
         self._reader, self._latents, self._where = llm, latents, where
         self._only_nodes, self._before, self._own = only_nodes, list(before), own
 
@@ -149,6 +160,84 @@ class MPlusSynthesizer(BaseSynthesizer):
         if self._own is None or self._own.is_same(self._latents):
             return self._reader.reading(self._latents, where)
         return self._reader.reading(self._own, shared=[Shared(self._latents, where)])
+
+
+class FoundSynthesizer(BaseSynthesizer):
+    """A synthesizer that puts text into prompts, and an LLM that reads the latents of the same nodes and no others.
+
+    Args:
+        stock: The synthesizer of LlamaIndex.
+        llm: The model.
+        latents: The memory with the documents.
+        where: A test of its sources to read; None: all.
+    """
+
+    def __init__(self, stock: BaseSynthesizer, llm: MPlusLLM, latents: Latents, where: Where | None) -> None:
+        super().__init__(llm=llm, streaming=stock._streaming, output_cls=stock._output_cls)
+        self._stock, self._reader, self._latents, self._where = stock, llm, latents, where
+
+    def _get_prompts(self) -> PromptDictType:
+        return self._stock._get_prompts()
+
+    def _update_prompts(self, prompts_dict: PromptDictType) -> None:
+        self._stock._update_prompts(prompts_dict)
+
+    def _of(self, nodes: Sequence[NodeWithScore]) -> BaseSynthesizer:
+        names = frozenset(node.node.node_id for node in nodes)
+        beside = self._where.now() if isinstance(self._where, Findable) else self._where
+        where: Where = lambda name, about: name in names and (beside is None or beside(name, about))
+        found = copy(self._stock)
+        found._llm, found._streaming = self._reader.reading(self._latents, where), self._streaming
+        for name, value in vars(found).items():  # such as what makes the programs of a ``Refine``
+            if getattr(value, "__self__", None) is self._stock:
+                setattr(found, name, MethodType(value.__func__, found))
+        return found
+
+    def synthesize(
+        self,
+        query: str | QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """Answer a question from the text and the latents of some nodes."""
+        return self._of(nodes).synthesize(query, nodes, additional_source_nodes, **response_kwargs)
+
+    async def asynthesize(
+        self,
+        query: str | QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """``synthesize`` without blocking the event loop."""
+        return await self._of(nodes).asynthesize(query, nodes, additional_source_nodes, **response_kwargs)
+
+    def get_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> RESPONSE_TEXT_TYPE:
+        """The answer of the stock synthesizer."""
+        return self._stock.get_response(query_str, text_chunks, **response_kwargs)
+
+    async def aget_response(
+        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """``get_response`` without blocking the event loop."""
+        return await self._stock.aget_response(query_str, text_chunks, **response_kwargs)
+
+
+def warn_of_packing() -> None:
+    """Say that sizes of prompts which somebody has set do nothing here."""
+    windows, outputs = {DEFAULT_CONTEXT_WINDOW, UNLOADED_WINDOW}, {DEFAULT_NUM_OUTPUTS}
+    if Settings._llm is not None:  # LlamaIndex makes a helper of its sizes where one is only looked at
+        own = Settings._llm.metadata
+        windows, outputs = {*windows, own.context_window}, {*outputs, own.num_output}
+    for helper in (Settings._prompt_helper, Settings._chat_prompt_helper):
+        if helper is not None and (
+            helper.context_window not in windows
+            or helper.num_output not in outputs
+            or getattr(helper, "chunk_size_limit", None) is not None
+        ):
+            warnings.warn(PACKING, stacklevel=3)
+            return
 
 
 def as_read(llm: MPlusLLM, latents: Latents, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:

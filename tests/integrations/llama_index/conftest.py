@@ -1,5 +1,6 @@
 """What these tests share: a tiny model, and generation that takes its time, fails, or says what it is told to."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -28,6 +29,16 @@ class NoEmbedding(MockEmbedding):
 @pytest.fixture(autouse=True)
 def _nothing_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Settings, "_embed_model", NoEmbedding(embed_dim=2))
+
+
+@pytest.fixture(autouse=True)
+def _no_loop_is_left_open(request: pytest.FixtureRequest) -> None:
+    """LlamaIndex's sync methods make an event loop where there was never one, and leave it open.
+
+    A later test would be told of it. Where the thread has said that it has none, they make one and close it.
+    """
+    if request.node.get_closest_marker("asyncio") is None:
+        asyncio.set_event_loop(None)
 
 
 @pytest.fixture

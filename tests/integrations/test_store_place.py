@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 
 from mplus import KeyVault, MemoryKeyError, MemoryStore, UrlStore
-from mplus_integrations.llama_index.index_storage import StorePlace
+from mplus_integrations.store_place import StorePlace
 
 
 def again(store: MemoryStore) -> MemoryStore:

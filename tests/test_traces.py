@@ -1,0 +1,76 @@
+"""What is forgotten is also gone from what a process keeps beside memories to save work."""
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mplus import Embedder, Memory, MemoryStore, MPlus
+from mplus.read.spare_prefixes import SPARE_PREFIXES
+from mplus.testing import tiny_model
+from tests.conftest import TINY
+
+CODE = "My code is 4711, what is it?"
+
+
+def vectors(texts: list[str]) -> list[list[float]]:
+    return [[len(text), text.count("e"), 1.0] for text in texts]
+
+
+def questions(model: MPlus) -> str:
+    asked: Any = model.weights._asked._known
+    return " ".join(model.tokenizer.decode(list(key[0])) for key, _ in asked)
+
+
+def forgotten(model: MPlus, memory: Memory, folder: Path) -> None:
+    memory.forget("told")
+
+
+def adopted(model: MPlus, memory: Memory, folder: Path) -> None:
+    fork = memory.fork()
+    fork.forget("told")
+    memory.adopt(fork)
+
+
+def emptied(model: MPlus, memory: Memory, folder: Path) -> None:
+    memory.reset()
+
+
+def deleted(model: MPlus, memory: Memory, folder: Path) -> None:
+    store = MemoryStore(folder)
+    with store.open("anna", model) as kept:
+        model.write(kept, "A note.")
+    store.delete("anna")
+
+
+@pytest.mark.parametrize("way", [forgotten, adopted, emptied, deleted])
+def test_what_is_forgotten_is_no_longer_among_the_latest_questions(
+    way: Callable[[MPlus, Memory, Path], None], tmp_path: Path
+) -> None:
+    embedder = Embedder(vectors)
+    model = tiny_model(memory=TINY).with_embedder(embedder)
+    memory = model.new_memory()
+    model.write(memory, CODE, source="told", keep_text=True)
+    model.search(memory, CODE)
+    first = model.generate(memory, CODE, max_new_tokens=4)
+    assert "4711" in questions(model) and "4711" in str(embedder._asked)
+    way(model, memory, tmp_path)
+    assert "4711" not in questions(model) and not embedder._asked
+    if way is deleted:
+        assert model.generate(memory, CODE, max_new_tokens=4).text == first.text, "they are made again"
+
+
+def test_what_was_read_of_a_forgotten_text_is_not_kept_for_a_later_read() -> None:
+    SPARE_PREFIXES.clear()
+    model = tiny_model(memory=TINY)
+    memory = model.new_memory()
+    model.write(memory, "The library opens at nine, and closes at six in the evening.", source="library")
+    model.write(memory, "4711", source="told")  # too short for a chunk, so it is written anew for a read
+    model.generate(memory, CODE, max_new_tokens=4)
+    gc.collect()
+    assert SPARE_PREFIXES._kept and len(model._requests._states)
+    memory.forget("told")
+    gc.collect()
+    assert not SPARE_PREFIXES._kept and not len(model._requests._states)
