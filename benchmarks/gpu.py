@@ -5,8 +5,10 @@
 
 bfloat16, published sizes (10,240 short-term and 2,560 recalled tokens in every layer, 153,600 long-term), random
 contents. Per layout and size of long-term memory, in host memory and beside the layers: device memory at the peak of
-a read, its latency, and how much of the copying from host memory runs while layers compute. Then decoding, beside
-``transformers`` over a KV cache of the same length; then ``transformers`` with everything in its context.
+a read, its latency, and how much of the copying from host memory runs while layers compute. Then decoding for users
+whose prompts are of unequal length, beside ``transformers`` over KV caches of the same lengths: dynamic, static and,
+with ``--compiled``, compiled (``gpu_decoding.py``). Then ``transformers`` with everything in its context. Weights,
+contents and prompts are seeded. The cuDNN kernel of attention is tried last on both sides.
 Published: 21.2 GB, with offloading 18.0 GB. Every row is printed and saved as it comes; one that fails says why.
 """
 
@@ -14,6 +16,7 @@ import argparse
 import cProfile
 import gc
 import json
+import os
 import pstats
 import statistics
 import tempfile
@@ -24,10 +27,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")  # before torch looks, and alike for both sides
+
 import report
 import torch
+from gpu_decoding import decoding
 from torch import nn
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
 from mplus.backbone.backbone import Backbone
@@ -44,11 +50,11 @@ from mplus.recall.published_retriever import PublishedRetriever
 from mplus.weights import Weights
 from mplus.words import no_words
 
+SEED = 0
 PROMPT_TOKENS = 64
 CHUNK_TOKENS = 64
 SEGMENT_TOKENS = 4096
 RETRIEVER_SIZE = 256
-DECODED_TOKENS = 24
 LONG_CONTEXT = 20_000
 """Contexts beyond this are read once, without a read to warm up: they take seconds."""
 
@@ -74,6 +80,8 @@ class Machine:
         self.device = torch.device(arguments.device)
         self.runs: int = arguments.runs
         self.small: bool = arguments.small
+        self.compiled: bool = arguments.compiled
+        torch.manual_seed(SEED)
         config = LlamaConfig(**shape_of(arguments.small))
         layers, hidden = config.num_hidden_layers, config.hidden_size
         with torch.device(self.device):
@@ -167,10 +175,15 @@ class Machine:
             tuple(replace(t, long_term=s) for t, s in zip(tracks, stores, strict=True)), digest=f"{long_term}{beside}"
         )
 
-    def requests(self, state: MemoryState, layout: LayoutName, count: int = 1) -> list[ReadRequest]:
-        """Prompts that are read through a memory."""
-        prompts = torch.randint(10, 1000, (count, PROMPT_TOKENS)).tolist()
-        return [ReadRequest(state, self.config(layout), prompt, (0, PROMPT_TOKENS)) for prompt in prompts]
+    def requests(
+        self, state: MemoryState, layout: LayoutName, count: int = 1, *, unequal: bool = False
+    ) -> list[ReadRequest]:
+        """Prompts that are read through a memory; ``unequal`` ones are of different length, as users' are."""
+        generator = torch.Generator().manual_seed(SEED)
+        prompts = torch.randint(10, 1000, (count, PROMPT_TOKENS), generator=generator).tolist()
+        if unequal:
+            prompts = [prompt[: PROMPT_TOKENS - 7 * (row % 8)] for row, prompt in enumerate(prompts)]
+        return [ReadRequest(state, self.config(layout), prompt, (0, len(prompt))) for prompt in prompts]
 
     def full_context(self, length: int) -> Callable[[], object]:
         """The whole history in the window of transformers' own model."""
@@ -186,50 +199,10 @@ class Machine:
 
         return work
 
-    def decoding(self, state: MemoryState, layout: LayoutName, users: int) -> dict[str, float]:
-        """Seconds a token of M+ and of transformers over KV caches of one length, in turn."""
-        reading = prefill(self.weights, self.requests(state, layout, users)).reading
-        held = reading.layers[0].lengths[0]
-        backbone = self.weights.backbone
-        shape = (users, backbone.num_key_value_heads, held, backbone.head_size)
-        cache = DynamicCache()
-        for layer in range(backbone.num_layers):
-            keys = torch.randn(shape, dtype=backbone.dtype, device=self.device)
-            cache.update(keys, keys.clone(), layer)
-        keyword = report.cache_argument(self.model.model, cache)
-
-        @torch.inference_mode()
-        def theirs() -> object:
-            ids = torch.full((users, 1), 7, device=self.device)
-            return self.model(ids, use_cache=True, **keyword).logits[:, -1].argmax(-1).tolist()
-
-        def ours() -> object:
-            return reading.decode([7] * users).argmax(-1).tolist()
-
-        found = {"ours": self._seconds_a_token(ours)}
-        self.model.set_attn_implementation("sdpa")
-        try:
-            found["theirs"] = self._seconds_a_token(theirs)
-        finally:
-            self.model.set_attn_implementation(GROUPED_ATTENTION)
-        return {
-            "kv_tokens": held,
-            "users": users,
-            "ms_a_token": 1e3 * found["ours"],
-            "theirs_ms_a_token": 1e3 * found["theirs"],
-            "decode_ratio": found["theirs"] / found["ours"],
-        }
-
-    def _seconds_a_token(self, step: Callable[[], object]) -> float:
-        for _ in range(4):
-            step()
-        times: list[float] = []
-        for _ in range(DECODED_TOKENS):
-            started = time.perf_counter()
-            step()
-            self.synchronize()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+    def decoding(self, state: MemoryState, layout: LayoutName, users: int) -> dict[str, Any]:
+        """Milliseconds a token of M+ and of transformers over KV caches of the same lengths, in turn."""
+        requests = self.requests(state, layout, users, unequal=True)
+        return decoding(prefill(self.weights, requests).reading, self, compiled=self.compiled)
 
 
 def stored(content: Content, config: MemoryConfig) -> Segment:
@@ -311,9 +284,9 @@ class Rows:
         self.name = "gpu-small" if arguments.small else "gpu"
         self.output: Path = arguments.output
         self.ends = time.monotonic() + arguments.budget
-        self.about = {"device": str(device)}
+        self.about = {"device": str(device), "seed": SEED, "cudnn_last": os.environ["TORCH_CUDNN_SDPA_DEPRIORITIZED"]}
         if device.type == "cuda":
-            self.about = {"device": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
+            self.about |= {"device": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
 
     def add(self, known: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
         """Measure a row; what goes wrong is its result."""
@@ -354,6 +327,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="*")
     parser.add_argument("--users", type=int, nargs="*", default=[1, 8], help="how many are answered together")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--compiled", action="store_true", help="compile transformers too; takes a minute or more")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no row is begun")
     parser.add_argument("--functions", type=int, default=0, help="print where the last read spends its time")
     arguments = parser.parse_args()

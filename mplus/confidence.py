@@ -44,18 +44,22 @@ class TokenTrace:
         self.end_log_probability = 0.0
         self.first_entropy: float | None = None
 
-    def note(self, logits: Float[Tensor, " V"], token: int, *, ends: bool) -> None:
-        """Record one step: the model's logits, before sampling settings or a constraint, and the chosen token.
+    def note(self, log_probability: float, entropy: float, *, ends: bool) -> None:
+        """Record one step: what the model gave the token, before sampling settings or a constraint.
 
         The token that ends an answer is not counted, unless the answer is empty.
+
+        Args:
+            log_probability: Of the chosen token.
+            entropy: Of the distribution it is from; only that of the first step is kept.
+            ends: Whether the token ends the answer.
         """
-        likelihoods = logits.float().log_softmax(dim=-1)
         if self.first_entropy is None:
-            self.first_entropy = float(-(likelihoods.exp() * likelihoods.clamp(min=-1e4)).sum())
+            self.first_entropy = entropy
         if ends:
-            self.end_log_probability = float(likelihoods[token])
+            self.end_log_probability = log_probability
         else:
-            self.log_probabilities.append(float(likelihoods[token]))
+            self.log_probabilities.append(log_probability)
 
     def evidence(self, relevances: Sequence[float]) -> Evidence | None:
         """The evidence so far, given the relevance of each recalled source; None before the first token."""

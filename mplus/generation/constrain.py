@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mplus.forks import renewed_after_fork
+from mplus.memory.transfer import moved
 
 MAX_STRING = 200
 """Most characters of a string whose schema sets no limit; weak models rarely end a string on their own."""
@@ -258,7 +259,7 @@ class ConstrainedDecoding:
             packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             bits = np.unpackbits(packed, bitorder="little")[: logits.shape[-1]]
             allowed[: len(bits)] = torch.from_numpy(bits.astype(np.bool_))
-        return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
+        return logits.masked_fill(~moved(allowed, logits.device), float("-inf"))
 
 
 def _vocabulary(tokenizer: Any, stop_token_ids: frozenset[int]) -> Any:

@@ -34,8 +34,9 @@ class DeclineThreshold:
 
     def __call__(self, token_ids: Sequence[int], scores: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
         """The scores of the next token, given those that were chosen."""
-        if token_ids or float(scores.float().softmax(dim=-1)[self._token]) >= self._threshold:
+        if token_ids:
             return scores
-        scores = scores.clone()
-        scores[self._token] = float("-inf")
-        return scores
+        is_likely = scores.float().softmax(dim=-1)[self._token] >= self._threshold
+        barred = scores.clone()
+        barred[self._token] = float("-inf")
+        return scores.where(is_likely, barred)  # on the device: the host does not wait for the probability

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mplus.generation.row import Piece, Row
-from mplus.generation.sampling import Sampler, TextStream
+from mplus.generation.sampling import Chosen, Sampler, TextStream, choose
 from mplus.read.decode import Reading
 from mplus.read.prefill import Prefill, has_prefix, prefill_steps
 from mplus.weights import Weights
@@ -98,24 +98,40 @@ class RowDecoder:
         self._text = TextStream(tokenizer, row.params.stop)
         self._stop_token_ids = stop_token_ids | set(row.params.stop_token_ids)
 
-    def take(self, scores: Float[Tensor, " V"]) -> str:
-        """Choose the next token; returns text that is now certain. An error ends only this row."""
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The row's source of randomness; None if it takes the likeliest token."""
+        return self._sampler.generator
+
+    def scores(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
+        """What the next token is chosen from. An error ends only this row."""
         try:
-            return self._take(scores)
+            scores = logits
+            for processor in self.row.processors:
+                scores = processor(self.row.token_ids, scores)
+            return self._sampler.scores(scores.to(logits.device).reshape(logits.shape), self.row.token_ids)
+        except Exception as error:
+            self.row.error = error
+            return logits
+
+    def take(self, chosen: Chosen) -> str:
+        """Take the next token; returns text that is now certain. An error ends only this row."""
+        try:
+            return self._take(chosen)
         except Exception as error:
             self.row.error = error
             return ""
 
-    def _take(self, scores: Float[Tensor, " V"]) -> str:
-        row, text, logits = self.row, "", scores
-        for processor in row.processors:
-            scores = processor(row.token_ids, scores)
-        self.token = self._sampler(scores, row.token_ids)
+    def _take(self, chosen: Chosen) -> str:
+        row, text = self.row, ""
+        if chosen.token < 0:
+            raise RuntimeError("the probabilities that a token is sampled from are not numbers, or all are 0")
+        self.token = chosen.token
         if row.turns_away(self.token):
             row.turn_away()
             self.is_away = True
             return ""
-        row.trace.note(logits, self.token, ends=self.token in self._stop_token_ids)
+        row.trace.note(chosen.log_probability, chosen.entropy, ends=self.token in self._stop_token_ids)
         if self.token in self._stop_token_ids:
             row.finish_reason = "stop"
         else:
@@ -189,8 +205,14 @@ class Batch:
             self._reading = None
 
     def _decode(self, decoders: Sequence[RowDecoder], logits: Tensor) -> Iterator[Piece]:
-        for decoder, scores in zip(list(decoders), logits, strict=True):
-            if not decoder.row.has_ended() and (text := decoder.take(scores)):
+        given = zip(decoders, logits, strict=True)
+        scores = [row if decoder.row.has_ended() else decoder.scores(row) for decoder, row in given]
+        begins = any(decoder.row.trace.first_entropy is None for decoder in decoders)
+        generators = [decoder.generator for decoder in decoders]
+        for decoder, chosen in zip(
+            list(decoders), choose(logits, scores, generators, with_entropy=begins), strict=True
+        ):
+            if not decoder.row.has_ended() and (text := decoder.take(chosen)):
                 yield Piece(decoder.row, text)
             if decoder.is_away:
                 self._away.append(decoder.row)

@@ -1,14 +1,16 @@
 """Chooses tokens from logits, and turns tokens into text as soon as it is certain."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from mplus.errors import UnknownNameError
+from mplus.memory.transfer import moved
 
 GateChoice = Literal["auto", "always", "never"]
 """Whether memory is read: as the model's gate decides, or always, or never."""
@@ -91,7 +93,7 @@ class SamplingParams(BaseModel):
 
 
 class Sampler:
-    """Picks the tokens of one sequence."""
+    """The settings of one sequence, and its own source of randomness."""
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], device: torch.device) -> None:
         from transformers import (
@@ -102,34 +104,96 @@ class Sampler:
             TopPLogitsWarper,
         )
 
-        self._greedy = params.temperature == 0
         self._processors = LogitsProcessorList()
-        self._prompt = torch.tensor(list(prompt_ids), device=device) if params.repetition_penalty != 1 else None
-        if params.repetition_penalty != 1:
+        self._ids = moved(torch.tensor(list(prompt_ids), dtype=torch.int64), device)
+        """Prompt and answer, as far as they are needed."""
+        self._taken = 0
+        self._counts_ids = params.repetition_penalty != 1
+        if self._counts_ids:
             self._processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
-        if not self._greedy:
-            self._processors.append(TemperatureLogitsWarper(params.temperature))
-            if params.top_k:
-                self._processors.append(TopKLogitsWarper(params.top_k))
-            if params.top_p < 1:
-                self._processors.append(TopPLogitsWarper(params.top_p))
+        self.generator: torch.Generator | None = None
+        """None takes the likeliest token."""
+        if params.temperature == 0:
+            return
+        self._processors.append(TemperatureLogitsWarper(params.temperature))
+        if params.top_k:
+            self._processors.append(TopKLogitsWarper(params.top_k))
+        if params.top_p < 1:
+            self._processors.append(TopPLogitsWarper(params.top_p))
         # On the CPU, so that a seed gives the same result on every device and in every batch.
-        self._generator = torch.Generator()
+        self.generator = torch.Generator()
         if params.seed is None:
-            self._generator.seed()
+            self.generator.seed()
         else:
-            self._generator.manual_seed(params.seed)
+            self.generator.manual_seed(params.seed)
 
-    def __call__(self, logits: Float[Tensor, " V"], generated: Sequence[int]) -> int:
-        """The next token."""
-        if self._processors:
-            written = torch.tensor(list(generated), dtype=torch.int64, device=logits.device)
-            ids = written if self._prompt is None else torch.cat([self._prompt.to(logits.device), written])
-            logits = self._processors(ids[None], logits[None].float())[0]  # pyright: ignore[reportArgumentType]
-        if self._greedy:
-            return int(logits.argmax())
-        probabilities = logits.float().softmax(dim=-1).cpu()
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+    def scores(self, logits: Float[Tensor, " V"], generated: Sequence[int]) -> Float[Tensor, " V"]:
+        """What the next token is chosen from. The host does not wait for it."""
+        if not self._processors:
+            return logits
+        if self._counts_ids and len(generated) > self._taken:
+            fresh = torch.tensor(list(generated[self._taken :]), dtype=torch.int64)
+            self._ids = torch.cat([self._ids, moved(fresh, logits.device)])
+            self._taken = len(generated)
+        return self._processors(self._ids[None], logits[None].float())[0]  # pyright: ignore[reportArgumentType]
+
+
+class Chosen(NamedTuple):
+    """The next token of a sequence, and what the model thought of it before settings and constraints."""
+
+    token: int
+    """Below 0 where the probabilities to sample from are not numbers."""
+    log_probability: float
+    entropy: float
+    """Of the distribution, in nats; 0 if it was not asked for."""
+
+
+@torch.inference_mode()
+def choose(
+    logits: Float[Tensor, "B V"],
+    scores: Sequence[Float[Tensor, " V"]],
+    generators: Sequence[torch.Generator | None],
+    *,
+    with_entropy: bool,
+) -> list[Chosen]:
+    """The next token of every row, chosen on the device: the host waits once, for what is returned.
+
+    A row that samples takes the token of the largest quotient of probability and noise of an exponential distribution,
+    drawn by its own generator. So its choice is that of ``torch.multinomial``, and the other rows do not matter.
+
+    Args:
+        logits: What the model gave.
+        scores: What to choose from: rows of ``logits``, or what settings and constraints made of them.
+        generators: Of each row; None takes the likeliest token.
+        with_entropy: Compute the entropy of the distributions.
+    """
+    changed = any(row.data_ptr() != given.data_ptr() for row, given in zip(scores, logits, strict=True))
+    given = torch.stack([row.float() for row in scores]) if changed else logits
+    tokens = given.argmax(dim=-1)
+    sampled = [generator is not None for generator in generators]
+    if any(sampled):
+        probabilities = given.float().softmax(dim=-1)
+        drawn = (probabilities / _noise(generators, probabilities)).argmax(dim=-1)
+        is_number = probabilities.gather(1, drawn[:, None])[:, 0] > 0
+        drawn = drawn.where(is_number, -1)
+        tokens = drawn if all(sampled) else drawn.where(moved(torch.tensor(sampled), drawn.device), tokens)
+    likelihoods = logits.float().log_softmax(dim=-1)
+    found = [likelihoods.gather(1, tokens.clamp(min=0)[:, None])[:, 0]]
+    if with_entropy:
+        found.append(-(likelihoods.exp() * likelihoods.clamp(min=-1e4)).sum(dim=-1))
+    # As integers of the same size, so that everything comes to the host in one piece.
+    told = torch.stack([tokens.int(), *(numbers.view(torch.int32) for numbers in found)]).cpu().numpy()
+    entropies = told[2].view(np.float32).tolist() if with_entropy else [0.0] * len(scores)
+    return [Chosen(*row) for row in zip(told[0].tolist(), told[1].view(np.float32).tolist(), entropies, strict=True)]
+
+
+def _noise(generators: Sequence[torch.Generator | None], like: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+    """Noise of an exponential distribution for every row that samples, 1 for the others."""
+    noise = torch.ones(like.shape, pin_memory=like.device.type == "cuda")
+    for row, generator in zip(noise, generators, strict=True):
+        if generator is not None:
+            row.exponential_(generator=generator)
+    return moved(noise, like.device)
 
 
 class TextStream:

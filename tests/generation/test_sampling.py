@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mplus.generation.sampling import Sampler, SamplingOptions, SamplingParams, TextStream
+from mplus.generation.sampling import Sampler, SamplingOptions, SamplingParams, TextStream, choose
 from mplus.testing import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -46,33 +46,85 @@ def test_what_could_begin_a_stop_string_is_held_back_until_it_cannot() -> None:
     assert stream.finished
 
 
+def next_tokens(samplers: list[Sampler], logits: torch.Tensor, generated: list[int] | None = None) -> list[int]:
+    scores = [sampler.scores(row, generated or []) for sampler, row in zip(samplers, logits, strict=True)]
+    return [c.token for c in choose(logits, scores, [sampler.generator for sampler in samplers], with_entropy=False)]
+
+
+def next_token(sampler: Sampler, logits: torch.Tensor, generated: list[int] | None = None) -> int:
+    return next_tokens([sampler], logits[None], generated)[0]
+
+
 def test_greedy_is_the_argmax() -> None:
     logits = torch.randn(50)
-    assert Sampler(SamplingParams(), [], CPU)(logits, []) == int(logits.argmax())
+    assert next_token(Sampler(SamplingParams(), [], CPU), logits) == int(logits.argmax())
 
 
 def test_a_seed_gives_the_same_tokens_whatever_else_runs() -> None:
     params = SamplingParams(temperature=1.0, seed=5)
     rows = torch.randn(20, 50)
     first, second = Sampler(params, [], CPU), Sampler(params, [], CPU)
-    one = [first(row, []) for row in rows]
+    one = [next_token(first, row) for row in rows]
     torch.rand(7)
-    assert [second(row, []) for row in rows] == one
+    assert [next_token(second, row) for row in rows] == one
     assert len(set(one)) > 5
+
+
+SETTINGS: list[dict] = [{"temperature": 0.7}, {}, {"temperature": 1.5, "top_k": 9}, {"repetition_penalty": 1.4}]
+SETTINGS += [{"temperature": 1.0, "top_p": 0.8, "repetition_penalty": 1.2}]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_chooses_for_each_row_what_it_would_choose_alone(dtype: torch.dtype) -> None:
+    def samplers() -> list[Sampler]:
+        return [Sampler(SamplingParams(seed=n, **given), [3, 4], CPU) for n, given in enumerate(SETTINGS)]
+
+    together, alone, answer = samplers(), samplers(), list[int]()
+    for step in range(12):
+        logits = torch.randn(len(SETTINGS), 40, generator=torch.Generator().manual_seed(step)).to(dtype)
+        chosen = next_tokens(together, logits, answer)
+        assert chosen == [next_token(sampler, row, answer) for sampler, row in zip(alone, logits, strict=True)]
+        answer.append(chosen[0])
+
+
+def test_a_sampled_token_is_that_of_multinomial() -> None:
+    generator, sampler = torch.Generator().manual_seed(3), Sampler(SamplingParams(temperature=1.0, seed=3), [], CPU)
+    for logits in torch.randn(20, 300):
+        expected = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
+        assert next_token(sampler, logits) == int(expected)
+
+
+def test_the_log_probability_and_entropy_are_those_before_settings() -> None:
+    logits = torch.tensor([[0.0, float("-inf"), 1.0], [3.0, 2.0, 1.0]])
+    sampler = Sampler(SamplingParams(temperature=0.01, seed=0), [], CPU)
+    scores = [logits[0], sampler.scores(logits[1], [])]
+    chosen = choose(logits, scores, [None, sampler.generator], with_entropy=True)
+    expected = torch.distributions.Categorical(logits=logits)
+    assert [c.token for c in chosen] == [2, 0]
+    assert [c.log_probability for c in chosen] == pytest.approx(expected.log_prob(torch.tensor([2, 0])).tolist())
+    assert [c.entropy for c in chosen] == pytest.approx(expected.entropy().tolist())
+
+
+def test_probabilities_that_are_no_numbers_are_told_of_their_row_alone() -> None:
+    samplers = [Sampler(SamplingParams(temperature=1.0, seed=n), [], CPU) for n in range(3)]
+    logits = torch.zeros(3, 4)
+    logits[1] = math.nan
+    tokens = next_tokens(samplers, logits)
+    assert tokens[1] < 0 <= min(tokens[0], tokens[2])
 
 
 def test_top_k_and_top_p_limit_the_choice() -> None:
     logits = torch.tensor([5.0, 4.9, 1.0, 0.5, 0.1])
     for settings, allowed in (({"top_k": 2}, {0, 1}), ({"top_p": 0.9}, {0, 1}), ({"top_k": 1}, {0})):
         sampler = Sampler(SamplingParams(temperature=2.0 if "top_k" in settings else 1.0, seed=0, **settings), [], CPU)
-        assert {sampler(logits, []) for _ in range(60)} <= allowed
+        assert {next_token(sampler, logits) for _ in range(60)} <= allowed
 
 
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
     logits = torch.tensor([1.0, 0.9, 0.8])
     sampler = Sampler(SamplingParams(repetition_penalty=2.0), [0], CPU)
-    assert sampler(logits, []) == 1
-    assert sampler(logits, [1]) == 2
+    assert next_token(sampler, logits) == 1
+    assert next_token(sampler, logits, [1]) == 2
 
 
 @pytest.mark.parametrize(

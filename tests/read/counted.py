@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NO_KERNEL = frozenset(
@@ -64,3 +65,29 @@ class Counted(TorchDispatchMode):
         if name in WAITS:
             self.waits[name] += 1
         return func(*args, **kwargs)
+
+
+ASKING = frozenset(
+    {
+        *("item", "tolist", "cpu", "nonzero", "is_nonzero", "unique", "unique_consecutive", "equal", "allclose"),
+        *("masked_select", "__bool__", "__int__", "__float__", "__index__", "__contains__", "argwhere", "bincount"),
+    }
+)
+"""Functions of torch whose result the host waits for, wherever the tensor lies."""
+
+
+class Waiting(TorchFunctionMode):
+    """Counts the calls for which the host would wait if the tensors were on a GPU, while it is entered.
+
+    A copy with ``to`` cannot be told from others on a machine without a GPU; one to the host is written ``cpu()``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name: str = getattr(func, "__name__", "")
+        if name in ASKING:
+            self.calls[name] += 1
+        return func(*args, **(kwargs or {}))
