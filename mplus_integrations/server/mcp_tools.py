@@ -13,9 +13,10 @@ from starlette.applications import Starlette
 import mplus
 from mplus_integrations.server.access import may_open, memory_for
 from mplus_integrations.server.keys import Caller
-from mplus_integrations.server.memories import Item
+from mplus_integrations.server.memories import Item, Times
 from mplus_integrations.server.problems import problem_of
 from mplus_integrations.server.service import Question, Service
+from mplus_integrations.server.wire import When
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,7 +28,10 @@ INSTRUCTIONS = (
 SHOWN = 2000
 """Most characters of a source that recall shows."""
 
-Text = Annotated[str, Field(min_length=1)]
+At = Annotated[When, Field(description="When it was said: ISO 8601, such as 2024-03-03, or Unix seconds; if not now.")]
+Since = Annotated[When, Field(description="Only what was said from then on: ISO 8601, where a date is its whole day.")]
+Until = Annotated[When, Field(description="Only what was said up to then.")]
+AsOf = Annotated[When, Field(description="The memory as it was then: nothing that was said later.")]
 
 
 def mcp_server(service: Service, *, memory: str | None = None) -> MCPServer[Any]:
@@ -86,31 +90,44 @@ class Tools:
         source: Annotated[
             str | None, Field(description="A name, to find and forget it by. By default one is made.")
         ] = None,
+        at: At = None,
+        dated: Annotated[
+            bool, Field(description="Whether it begins with that date, so that an answer can tell it.")
+        ] = False,
     ) -> dict[str, Any]:
         """Remember a text for later conversations."""
-        return await self._done("write", context, self._service.memories.write, [Item(text, source, {})])
+        if dated and at is None:
+            raise ToolError("dated without at: expected when it was said, such as '2024-03-03'.")
+        item = Item(text, source, {}, at, dated)
+        return await self._done("write", context, self._service.memories.write, [item])
 
     async def recall(
         self,
         query: Annotated[str, Field(min_length=1, description="What to look for.")],
         context: Context[Any],
         limit: Annotated[int, Field(ge=1, le=50, description="Most sources.")] = 5,
+        since: Since = None,
+        until: Until = None,
+        as_of: AsOf = None,
     ) -> dict[str, Any]:
         """Find what was remembered about something: the sources that fit best, with their text."""
-        name = self._memory(context)
-        work = self._service.memories.search
-        found = await self._tried(self._service.operate, "search", name, work, [name], query, limit=limit, where=None)
+        name, times = self._memory(context), Times(since, until, as_of)
+        work, options = self._service.memories.search, {"limit": limit, "where": None, "times": times}
+        found = await self._tried(self._service.operate, "search", name, work, [name], query, **options)
         return {"found": [{**one, "texts": [text[:SHOWN] for text in one["texts"]]} for one in found]}
 
     async def ask(
         self,
         question: Annotated[str, Field(min_length=1, description="A question about what was remembered.")],
         context: Context[Any],
+        since: Since = None,
+        until: Until = None,
+        as_of: AsOf = None,
     ) -> dict[str, Any]:
         """Ask the memory's own model a question; the answer names the sources that it read."""
         name, prompt = self._memory(context), [{"role": "user", "content": question}]
         shared = [one for one in self._service.settings.shared if one != name]
-        asked = Question(prompt, {}, name, shared, only_reads=True)
+        asked = Question(prompt, Times(since, until, as_of)._asdict(), name, shared, only_reads=True)
         answer = await self._tried(self._service.answer, asked)
         sources = [{"source": one["source"], "share": one["share"]} for one in answer.about["recalled"]]
         return {"answer": answer.text, "confidence": answer.about["confidence"], "sources": sources}
@@ -122,15 +139,20 @@ class Tools:
         removed = await self._done("forget", context, self._service.memories.forget, source)
         return {"source": source, "memory_tokens": removed}
 
-    async def list(self, context: Context[Any]) -> dict[str, Any]:
-        """List the sources that are remembered."""
-        sources = await self._done("sources", context, self._service.memories.sources)
-        names = ("name", "text_tokens", "first_written", "last_written", "pinned", "metadata")
+    async def list(
+        self, context: Context[Any], since: Since = None, until: Until = None, as_of: AsOf = None
+    ) -> dict[str, Any]:
+        """List the sources that are remembered; earliest and latest tell when they were said, as Unix seconds."""
+        work, times = self._service.memories.sources, Times(since, until, as_of)
+        sources = await self._done("sources", context, work, times=times)
+        names = ("name", "text_tokens", "earliest", "latest", "first_written", "last_written", "pinned", "metadata")
         return {"sources": [{name: source[name] for name in names} for source in sources]}
 
-    async def _done(self, operation: str, context: Context[Any], work: Callable[..., T], *args: Any) -> T:
+    async def _done(
+        self, operation: str, context: Context[Any], work: Callable[..., T], *args: Any, **kwargs: Any
+    ) -> T:
         name = self._memory(context)
-        return await self._tried(self._service.operate, operation, name, work, name, *args)
+        return await self._tried(self._service.operate, operation, name, work, name, *args, **kwargs)
 
     def _memory(self, context: Context[Any]) -> str:
         if self._given is not None:

@@ -95,10 +95,15 @@ def _add_writing(routes: APIRouter, service: Service) -> None:
         request: Request,
         files: Annotated[list[UploadFile], File(description="Text files; the name of each is its source.")],
         source: Annotated[str | None, Form(min_length=1)] = None,
+        at: Annotated[str | None, Form(description="When they were said; by default now.")] = None,
+        dated: Annotated[bool, Form(description="Whether each begins with the date for the reader.")] = False,
     ) -> Json:
         """Remember text files (UTF-8)."""
         _own(request, name)
-        items = [Item(_decoded(await file.read(), file.filename), source or file.filename, {}) for file in files]
+        if dated and at is None:
+            raise ValueError("dated without at: expected when it was said, such as '2024-03-03'.")
+        said = _moment(at)
+        items = [Item(_decoded(await f.read(), f.filename), source or f.filename, {}, said, dated) for f in files]
         return _told(service, await service.operate("write", name, service.memories.write, name, items))
 
     @routes.post("/{name}/replace")

@@ -51,7 +51,14 @@ export function confirmed(title, text, action) {
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+    const left = new AbortController();
+    // Escape tells of itself at once, and of the dialog's end only later: who asks again meanwhile is asked again.
+    const done = (event) => {
+      if (event.type === "close" && dialog.open) return;
+      left.abort();
+      resolve(event.type === "close" && dialog.returnValue === "yes");
+    };
+    for (const type of ["cancel", "close"]) dialog.addEventListener(type, done, { signal: left.signal });
   });
 }
 

@@ -2,15 +2,17 @@
 
 import { call, memory } from "./api.js";
 import { $, complain, confirmed, fill, h, latest, number, part, safely, tell } from "./dom.js";
+import * as times from "./times.js";
 import { ago, bytes, count, moment, plural } from "./words.js";
 
 const AT_ONCE = 200;
 const POOLS = [["short", "Short-term", "short_term"], ["pending", "Pending", "pending"], ["long", "Long-term", "long_term"]];
 const begin = latest();
-let place, sources = [], shown = AT_ONCE;
+let place, period, sources = [], shown = AT_ONCE;
 
 export function start(where) {
   place = where;
+  period = times.period("search-times");
   $("search").addEventListener("submit", safely(search));
   $("write").addEventListener("submit", safely(write));
   $("filter").addEventListener("input", () => list());
@@ -118,7 +120,7 @@ async function forget(name) {
 async function search() {
   const query = $("query").value.trim();
   if (!query) return;
-  const { found } = await memory(place.name()).post("/search", { query, limit: 8 });
+  const { found } = await memory(place.name()).post("/search", { query, limit: 8, ...period() });
   const none = h("p", { class: "empty" }, "Nothing was found.");
   $("found").replaceChildren(...(found.length ? found.map((one) => h("div", { class: "found" },
     h("strong", {}, one.source), " ", h("span", { class: "tag" }, `relevance ${one.relevance.toFixed(2).replace("-0.00", "0.00")}`),
@@ -129,12 +131,15 @@ async function search() {
 async function write() {
   const text = $("text").value, source = $("source-name").value.trim() || null, files = [...$("upload").files];
   if (!text.trim() && !files.length) throw new Error("There is nothing to remember: type a text, or choose text files.");
-  const mine = memory(place.name());
+  const mine = memory(place.name()), day = $("said-on").value, dated = $("dated").checked;
+  if (dated && !day) throw new Error("There is no date to see: say when it was said.");
+  const said = day ? { at: times.moment(day), dated } : {};
   const reports = [];
-  if (text.trim()) reports.push(await mine.post("/write", { text, source }));
+  if (text.trim()) reports.push(await mine.post("/write", { text, source, ...said }));
   if (files.length) {
     const form = new FormData();
     for (const file of files) form.append("files", file, file.name);
+    for (const [name, value] of Object.entries(said)) form.append(name, value);
     reports.push(await mine.post("/files", form));
   }
   tell(`Remembered ${reports.flatMap((report) => report.sources).join(", ")}.`);

@@ -60,6 +60,35 @@ def test_an_agent_remembers_and_forgets_by_http(served: Served) -> None:
     asyncio.run(work())
 
 
+def test_an_agent_says_when_it_was_said_and_asks_as_of_a_time(served: Served) -> None:
+    async def names(client: Any, tool: str, about: dict[str, Any]) -> set[str]:
+        found = told(await client.call_tool(tool, about))
+        ask = found["sources"] if tool != "recall" else found["found"]
+        return {one["name" if tool == "list" else "source"] for one in ask}
+
+    async def work() -> None:
+        async with by_http(served) as client:
+            moved = {"text": "Anna has moved to Rome.", "source": "call", "at": 1709460000, "dated": True}
+            for about in ({"text": "Anna lives in Oslo.", "source": "letter", "at": "2023-05-01"}, moved):
+                told(await client.call_tool("remember", about))
+            for tool, asked in (("recall", {"query": "Anna"}), ("ask", {"question": "Where is Anna?"}), ("list", {})):
+                assert await names(client, tool, asked | {"as_of": "2023-12-31"}) == {"letter"}, tool
+                assert await names(client, tool, asked | {"since": "2024-01-01"}) == {"call"}, tool
+                assert await names(client, tool, asked | {"until": 1709460000}) == {"letter", "call"}, tool
+            held = {one["name"]: one for one in told(await client.call_tool("list", {}))["sources"]}
+            assert held["call"]["earliest"] == held["call"]["latest"] == 1709460000
+            for tool, wrong in (
+                ("remember", {"text": "x", "at": "soon"}),
+                ("remember", {"text": "x", "dated": True}),
+                ("recall", {"query": "x", "as_of": "soon"}),
+                ("ask", {"question": "x", "since": "2024-02-30"}),
+                ("list", {"since": 2, "until": 1}),
+            ):
+                assert (await client.call_tool(tool, wrong)).is_error, (tool, wrong)
+
+    asyncio.run(work())
+
+
 def test_agents_with_keys_have_their_own_memories(serving: Serving, tmp_path: Path) -> None:
     ring = KeyRing(tmp_path / "keys.json")
     (_, anna), (_, bob) = ring.add("anna"), ring.add("bob")

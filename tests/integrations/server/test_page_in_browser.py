@@ -19,6 +19,7 @@ from tests.integrations.server.conftest import MODEL, Served, running
 from tests.integrations.server.test_serving import Steps
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+sync_api.expect.set_options(timeout=30_000)  # as of clicks: the machine may be busy
 
 BROWSER = os.environ.get("MPLUS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 if BROWSER is None:
@@ -258,6 +259,50 @@ def test_the_timeline_and_usage_tell_what_was_done_and_how_long_it_took(opening:
     assert len(written) == len(NOTES) and all("KiB" in row for row in written)
 
 
+def test_times_are_chosen_for_what_is_remembered_searched_and_shown(opening: Opening) -> None:
+    seen = opening(timezone_id="America/New_York")
+    page, memories = seen.page, seen.served.service.memories
+    seen.view("memory")
+    page.fill("#text", "Anna lives in Oslo.")
+    page.fill("#source-name", "letter")
+    page.get_by_label("When it was said, if not now").fill("2023-05-01")
+    page.get_by_label("Let the reader see that date").check()
+    page.set_input_files("#upload", [{"name": "mail.txt", "mimeType": "text/plain", "buffer": b"Anna likes Oslo."}])
+    page.click("#write button.main")
+    seen.told("Remembered letter, mail.txt.")
+    held = {one["name"]: one for one in memories.sources(MEMORY)}
+    midnight = 1682913600.0  # of New York
+    assert {held[name]["earliest"] for name in ("letter", "mail.txt")} == {midnight}
+    assert page.locator("#said-on").input_value() == "" and not page.locator("#dated").is_checked()
+
+    search = page.get_by_role("group", name="Only what was said")
+    search.get_by_label("As it was on").fill("2023-05-01")
+    page.fill("#query", "Anna")
+    page.click("#search button.main")
+    sync_api.expect(page.locator("#found .found")).to_have_count(2)
+    search.get_by_label("Said up to").fill("2023-04-30")
+    page.click("#search button.main")
+    sync_api.expect(page.locator("#found")).to_contain_text("Nothing was found.")
+    search.get_by_role("button", name="Any time").click()
+    page.click("#search button.main")
+    sync_api.expect(page.locator("#found .found").nth(2)).to_be_visible()
+
+    seen.view("timeline")
+    days = page.locator("#days")
+    sync_api.expect(days.locator("li")).to_have_count(len(NOTES) + 2)
+    sync_api.expect(days.locator(".day").last).to_contain_text("1 May 2023")
+    shown = page.get_by_role("group", name="Only what was said")
+    shown.get_by_label("As it was on").fill("2023-12-31")
+    sync_api.expect(days.locator("li")).to_have_count(2)
+    shown.get_by_label("Said from").fill("2023-06-01")
+    sync_api.expect(days).to_contain_text("Nothing was said in that time.")
+    shown.get_by_label("Said up to").fill("2023-05-01")
+    sync_api.expect(page.locator("#alert")).not_to_be_empty()
+    shown.get_by_role("button", name="Any time").click()
+    sync_api.expect(days.locator("li")).to_have_count(len(NOTES) + 2)
+    sync_api.expect(page.locator("#alert")).to_be_empty()
+
+
 CONTRAST = """() => {
   const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -304,6 +349,8 @@ def test_every_view_is_readable_named_and_fits(opening: Opening, scheme: str) ->
         page.locator(SHOWN[name]).first.wait_for()
         assert page.evaluate(CONTRAST) == [] and page.evaluate(UNNAMED) == [], name
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        if folder := os.environ.get("MPLUS_SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/{name}-{scheme}.png", full_page=True)
         assert page.locator("nav a[aria-current=page]").get_attribute("href") == f"#{name}"
         assert page.evaluate("document.activeElement.id") in (f"{name}-title", "question")
     moving = (
