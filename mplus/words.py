@@ -29,12 +29,12 @@ class WordForms(NamedTuple):
     Attributes:
         numbers: Number of every form, ascending.
         word: Which word each is a form of, from 0 on; a word that is a form of an earlier one counts as that.
-        count: Number of different words [W].
+        num_words: Number of different words [W].
     """
 
     numbers: Int32[Tensor, " F"]
     word: Int64[Tensor, " F"]
-    count: int
+    num_words: int
 
 
 class Words:

@@ -45,7 +45,7 @@ def test_every_word_is_among_its_own_forms() -> None:
 def test_words_that_are_forms_of_one_another_count_once() -> None:
     asked = WORDS.asked(encode_inert(TOKENIZER, "Do Dogs like a dog, dogs?"))
     of = dict(zip(asked.numbers.tolist(), asked.word.tolist(), strict=True))
-    assert asked.count == 4  # do, dogs, like, a
+    assert asked.num_words == 4  # do, dogs, like, a
     assert of[numbered("dog")] == of[numbered("dogs")] == 1
     assert asked.numbers.tolist() == sorted(asked.numbers.tolist())
     assert asked.numbers.dtype == torch.int32 and set(of.values()) == set(range(4))
@@ -53,4 +53,4 @@ def test_words_that_are_forms_of_one_another_count_once() -> None:
 
 def test_a_text_without_words_asks_nothing() -> None:
     asked = WORDS.asked(encode_inert(TOKENIZER, "?! \n"))
-    assert asked.count == 0 and asked.numbers.shape == asked.word.shape == (0,)
+    assert asked.num_words == 0 and asked.numbers.shape == asked.word.shape == (0,)

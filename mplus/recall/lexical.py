@@ -26,7 +26,7 @@ def lexical_match(forms: WordForms, candidates: Candidates, counted: Candidates 
         candidates: The units to score.
         counted: The sample of units in which rarity is counted; None: the candidates themselves.
     """
-    if not forms.count:
+    if not forms.num_words:
         return torch.zeros(len(candidates))
     times = _times_said(forms, candidates)
     seen = times if counted is None else _times_said(forms, counted)
@@ -73,5 +73,5 @@ def _times_said(forms: WordForms, candidates: Candidates) -> Float[Tensor, "U W"
     hits = torch.isin(said, forms.numbers).nonzero().flatten()
     word = forms.word[torch.searchsorted(forms.numbers, said[hits])]
     unit = torch.searchsorted(candidates.sizes.cumsum(0), hits, right=True)
-    count = torch.bincount(unit * forms.count + word, minlength=num_units * forms.count)
-    return count.view(num_units, forms.count).float()
+    count = torch.bincount(unit * forms.num_words + word, minlength=num_units * forms.num_words)
+    return count.view(num_units, forms.num_words).float()

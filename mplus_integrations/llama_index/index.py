@@ -355,8 +355,9 @@ class MPlusIndex(KnownDocumentArguments):
             )
         elif recall == "hybrid":
             reader = cast("MPlusLLM", reader).reading(self.latents, where)
-        if (mode := engine.get("response_mode")) in WITHOUT_LLM and "response_synthesizer" not in engine:
-            engine["response_synthesizer"] = WITHOUT_LLM[mode](llm=reader)  # else LlamaIndex asks for a hosted LLM
+        without_llm = WITHOUT_LLM.get(cast("ResponseMode", engine.get("response_mode")))
+        if without_llm is not None and "response_synthesizer" not in engine:
+            engine["response_synthesizer"] = without_llm(llm=reader)  # else LlamaIndex asks for a hosted LLM
         made = MPlusQueryEngine.from_args(retriever, llm=reader, **engine)
         if recall == "hybrid" and engine.get("node_postprocessors") and "response_synthesizer" not in engine:
             # What a filter or a reranker has taken away is not read as latents either.

@@ -298,6 +298,7 @@ def test_times_are_chosen_for_what_is_remembered_searched_and_shown(opening: Ope
     sync_api.expect(days).to_contain_text("Nothing was said in that time.")
     shown.get_by_label("Said up to").fill("2023-05-01")
     sync_api.expect(page.locator("#alert")).not_to_be_empty()
+    seen.complaints[:] = [text for text in seen.complaints if "400" not in text]  # the browser notes the refusal
     shown.get_by_role("button", name="Any time").click()
     sync_api.expect(days.locator("li")).to_have_count(len(NOTES) + 2)
     sync_api.expect(page.locator("#alert")).to_be_empty()
