@@ -181,8 +181,8 @@ class Weights:
         key = (ids, layer, torch.is_inference_mode_enabled())
         normed = next((rows for known, rows in self._asked[0] if known == key), None)
         if normed is None:
-            states = self.backbone.plain_states(torch.tensor(ids), layer)
-            normed = self.norm(layer, states[-1], reading=False)
+            states = self.backbone.plain_state(torch.tensor(ids), layer)
+            normed = self.norm(layer, states, reading=False)
             self._asked[0] = ((key, normed), *self._asked[0][: LATEST_QUESTIONS - 1])
         return Question(layer, normed, self.words_of(ids), vector)
 
