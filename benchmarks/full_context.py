@@ -112,7 +112,7 @@ def repeated(store: LongTermMemory, times: int) -> LongTermMemory:
     spans = int(store.provenance.chunks.max()) + 1
     parts = [replace(store.provenance, chunks=store.provenance.chunks - n * spans) for n in reversed(range(times))]
     count = len(store.segments)
-    return LongTermMemory(
+    return LongTermMemory.of(
         store.segments * times,
         Provenance.cat(parts),
         torch.cat([store.segment + n * count for n in range(times)]),

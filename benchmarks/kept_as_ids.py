@@ -95,14 +95,14 @@ def host_bytes(state: MemoryState) -> int:
     (track,) = state.tracks
 
     def tensors() -> Iterable[Tensor]:
-        for pool in track.pools:
-            yield from (getattr(pool.provenance, f.name) for f in fields(Provenance))
-        for store in (track.pending, track.long_term):
-            yield from (store.segment, store.row)
+        short = track.short_term.provenance
+        yield from (getattr(short, f.name) for f in fields(Provenance))
         yield from (text.input_ids for entry in state.ledger or () for text in entry.texts)
         yield from (() if state.context is None else state.context.states)
 
-    return sum(pool.nbytes for pool in track.pools) + sum(tensor.nbytes for tensor in tensors())
+    stores = (track.pending, track.long_term)
+    columns = sum(s.provenance.nbytes + s.places.segments.nbytes + s.places.rows.nbytes for s in stores)
+    return sum(pool.nbytes for pool in track.pools) + columns + sum(tensor.nbytes for tensor in tensors())
 
 
 def disk_bytes(memory: mplus.Memory) -> int:

@@ -70,7 +70,7 @@ def long_term_of(
     frequency = torch.full((count,), 10.0, dtype=torch.float64)
     chunks = every // CHUNK_TOKENS
     first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    return LongTermMemory(
+    return LongTermMemory.of(
         tuple(segments),
         Provenance(every.flip(0), frequency, chunks // 16, chunks, spoken_words(count)),
         torch.arange(len(segments)).repeat_interleave(sizes),

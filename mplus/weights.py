@@ -184,8 +184,8 @@ class Weights:
         key = (ids, layer, torch.is_inference_mode_enabled())
         normed = self._asked.get(key)
         if normed is None:
-            states = self.backbone.plain_states(torch.tensor(ids), layer)
-            normed = self.norm(layer, states[-1], reading=False)
+            states = self.backbone.plain_state(torch.tensor(ids), layer)
+            normed = self.norm(layer, states, reading=False)
             self._asked.put(key, normed)
         forms = None if self.words is None else self.words.asked(ids)
         return Question(layer, normed, self.words_of(ids), vector, forms)

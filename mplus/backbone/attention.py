@@ -1,6 +1,6 @@
 """Attention: the pattern of which rows see which, and the kernels that compute it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -120,28 +120,40 @@ def rotate(heads: Float[Tensor, "*rows H E"], rotation: Rotation) -> Float[Tenso
     return heads * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def turned_heads(heads: Float[Tensor, "B H S E"], rotation: Rotation) -> Float[Tensor, "B H S E"]:
+    """``rotate`` of heads laid out [batch, heads, rows, size]."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * rotation.cos + torch.cat((-second, first), dim=-1) * rotation.sin
+
+
 class RotatedHeads(NamedTuple):
     """Buffers into which ``rotate`` writes without temporary tensors, for prefixes of many thousand rows."""
 
-    first: Float[Tensor, "L B P H _"]
+    first: Float[Tensor, "L P H _"]
     """The first half of every head."""
-    second: Float[Tensor, "L B P H _"]
-    cos: Float[Tensor, "P 1 _"]
-    sin: Float[Tensor, "P 1 _"]
+    second: Float[Tensor, "L P H _"]
+    cos: Float[Tensor, "_ 1 _"]
+    sin: Float[Tensor, "_ 1 _"]
 
     @classmethod
-    def of(cls, buffer: Float[Tensor, "L B P H E"], rotation: Rotation) -> "RotatedHeads":
-        """The halves of a buffer, and the rotation of its positions."""
+    def of(cls, buffer: Float[Tensor, "L P H E"], rotation: Rotation) -> "RotatedHeads":
+        """The halves of a buffer, and the rotation of its first positions."""
         half = buffer.shape[-1] // 2
         cos, sin = rotation.cos[:, None, :half], rotation.sin[:, None, :half]
-        return cls(buffer[..., :half], buffer[..., half:], cos, sin)
+        return cls(*buffer.split(half, dim=-1), cos, sin)
 
-    def write(self, row: int, here: slice, heads: Float[Tensor, "L T H E"]) -> None:
-        """Rotate heads and write them to some positions of a row."""
-        cos, sin = self.cos[here], self.sin[here]
+    def parts(self, sizes: Sequence[int]) -> "list[RotatedHeads]":
+        """Parts of so many positions each, from the first on."""
+        room, known = self.first.shape[1] - sum(sizes), self.cos.shape[0] - sum(sizes)
+        halves = (half.split([*sizes, room], dim=1) for half in (self.first, self.second))
+        angles = (part.split([*sizes, known]) for part in (self.cos, self.sin))
+        return [RotatedHeads(*part) for part in zip(*halves, *angles, strict=True)]
+
+    def write(self, heads: Float[Tensor, "L P H E"]) -> None:
+        """Rotate heads and write them to all positions."""
         first, second = heads.chunk(2, dim=-1)
-        torch.mul(first, cos, out=self.first[:, row, here]).addcmul_(second, sin, value=-1)
-        torch.mul(second, cos, out=self.second[:, row, here]).addcmul_(first, sin)
+        torch.mul(first, self.cos, out=self.first).addcmul_(second, self.sin, value=-1)
+        torch.mul(second, self.cos, out=self.second).addcmul_(first, self.sin)
 
 
 def eager_attention(
@@ -186,6 +198,7 @@ def grouped_attention(
     The queries that share a key-value head are stacked as rows of one head. transformers' own
     sdpa path copies keys and values once per query head as soon as a mask is given, which over a long
     prefix costs more than attention itself. A mask is for the rows of one head, or for the stacked rows.
+    The result is [B, Q, heads, size], or [B, Q, key heads, groups, size] where nothing is learnt from it.
     """
     batch, heads, rows, size = query.shape
     if attention_mask is None and rows > 1:
@@ -203,6 +216,11 @@ def grouped_attention(
     )
     if rows == 1:
         return output.reshape(batch, 1, heads, -1), None
+    if groups > 1 and not output.requires_grad:
+        # Heads in groups, as a view in one step; the layer makes one dimension of all of them.
+        size, (by_row, by_head, by_query, by_number) = output.shape[3], output.stride()
+        strides = (by_row, by_query, by_head, rows * by_query, by_number)
+        return output.as_strided((batch, rows, key.shape[1], groups, size), strides), None
     return output.reshape(batch, heads, rows, -1).transpose(1, 2), None
 
 

@@ -33,6 +33,7 @@ from mplus.backbone.attention import (
     project_heads,
     rotate,
     stacked_mask,
+    turned_heads,
 )
 from mplus.backbone.quantised import dense_copy
 from mplus.backbone.turning import steady_positions
@@ -263,7 +264,9 @@ class Backbone:
 
     def embed(self, input_ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
         """Token embeddings."""
-        return self.model.get_input_embeddings()(input_ids.to(self.device))
+        return self.model.get_input_embeddings()(
+            input_ids if input_ids.device == self.device else input_ids.to(self.device)
+        )
 
     def logits(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
         """Final norm and output head."""
@@ -280,8 +283,9 @@ class Backbone:
         like = torch.empty(0, dtype=self.dtype, device=flat.device)
         cos, sin = causal.model.rotary_emb(like, flat)
         shape = (*positions.shape, cos.shape[-1])
+        made = Rotation(cos.reshape(shape), sin.reshape(shape))
         # accelerate leaves the result on the device of the rotary module.
-        return Rotation(cos.reshape(shape).to(flat.device), sin.reshape(shape).to(flat.device))
+        return made if cos.device == flat.device else made.on(flat.device)
 
     @property
     def recalls_once(self) -> bool:
@@ -361,21 +365,28 @@ class Backbone:
 
     def plain_states(self, input_ids: Int[Tensor, " S"], num_layers: int) -> list[Float[Tensor, "S D"]]:
         """States of a text read alone, at the input of layers 0 … ``num_layers`` (inclusive)."""
-        hidden = self.embed(input_ids)
-        rows = torch.arange(len(hidden), device=hidden.device)
+        return [state[0] for state in self._plain(input_ids, num_layers)]
+
+    def plain_state(self, input_ids: Int[Tensor, " S"], layer: int) -> Float[Tensor, "S D"]:
+        """States of a text read alone, at the input of one layer."""
+        return self._plain(input_ids, layer)[-1][0]
+
+    def _plain(self, input_ids: Int[Tensor, " S"], num_layers: int) -> list[Float[Tensor, "1 S D"]]:
+        hidden = self.embed(input_ids)[None]
+        rows = torch.arange(hidden.shape[1], device=hidden.device)
         rotation, mask = self.rotation(rows), self.layer_mask((rows <= rows[:, None])[None, None])
         states = [hidden]
         for index in range(num_layers):
             where, layer = self.layer_device(index), self.write_layers[index]
             if hidden.device != where:
                 hidden, rotation, mask = hidden.to(where), rotation.on(where), None if mask is None else mask.to(where)
-            given = self.layer_input(layer, hidden)
+            normed = self.normed(self.write_layers, index, hidden)
+            queries, (keys, values) = self.queries(layer, normed), self.keys_values(layer, normed)
             # Queries and keys turn in one step; every row has a query.
-            queries = self.queries(layer, given.normed)
-            turned = rotate(torch.cat([queries, given.keys], dim=1), rotation).transpose(0, 1)[None]
-            queries, keys = turned[:, : queries.shape[1]], turned[:, queries.shape[1] :]
-            attended = self.attend(layer, queries, keys, given.values.transpose(0, 1)[None], mask)
-            hidden = self.finish(layer, hidden, attended[0])
+            turned = turned_heads(torch.cat([queries, keys], dim=2).transpose(1, 2), rotation)
+            queries, keys = turned.split([queries.shape[2], keys.shape[2]], dim=1)
+            attended = self.attend(layer, queries, keys, values.transpose(1, 2), mask)
+            hidden = self.finish(layer, hidden, attended)
             states.append(hidden)
         return states
 

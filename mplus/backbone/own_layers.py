@@ -331,6 +331,10 @@ class OwnLayers(Backbone):
         self.forward(reading, input_ids[None], reading.positions[None], self.new_cache())
         return reading.states
 
+    def plain_state(self, input_ids: Int[Tensor, " S"], layer: int) -> Float[Tensor, "S D"]:
+        """States of a text read alone, in one memory layer."""
+        return self.plain_states(input_ids, layer)[-1]
+
     def encode(
         self,
         chunks: Sequence[Sequence[int]],

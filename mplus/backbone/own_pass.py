@@ -144,7 +144,7 @@ def own_attention(
     if (special or stepwise) and eager is not None:
         return eager(module, query, key, value, _additive(attention_mask, query, key), **given)
     output, _ = grouped_attention(module, query, key, value, attention_mask, scaling=given.get("scaling"))
-    return output.contiguous(), None  # some models take a view of it
+    return output.flatten(2, -2).contiguous(), None  # some models take a view of it
 
 
 def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ A layout decides from chunk numbers, ages and relevance alone; it holds no token
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,9 +33,14 @@ class Units:
         return len(self.starts)
 
     @cached_property
+    def arrays(self) -> tuple[Any, Any]:
+        """Starts and sizes as arrays of numpy."""
+        return self.starts.numpy(), self.sizes.numpy()
+
+    @cached_property
     def num_tokens(self) -> int:
         """Number of all their tokens."""
-        return int(self.sizes.numpy().sum())
+        return int(self.arrays[1].sum())
 
     def take(self, index: Int[Tensor, " u"] | slice) -> "Units":
         """The units at ``index``, in that order."""
@@ -43,7 +48,7 @@ class Units:
 
     def tokens(self) -> Index:
         """Positions of all their tokens in the pool."""
-        starts, sizes = self.starts.numpy(), self.sizes.numpy()
+        starts, sizes = self.arrays
         shift = starts - sizes.cumsum() + sizes
         return torch.from_numpy(np.arange(self.num_tokens) + shift.repeat(sizes))
 
@@ -145,8 +150,7 @@ def choose_units(relevance: Float[Tensor, " U"], sizes: Int[Tensor, " U"], budge
     most = min(budget, len(relevance))
     if not most:
         return torch.empty(0, dtype=torch.int64)
-    worst = relevance.topk(most).values[-1]
-    best = (relevance >= worst).nonzero().flatten()
-    order = best[relevance[best].argsort(descending=True, stable=True)]
-    fits = sizes[order].cumsum(0) <= budget
-    return order[: int(fits.sum())]
+    known, held = relevance.numpy(), sizes.numpy()
+    best = np.flatnonzero(known >= np.partition(known, -most)[-most])
+    order = best[(-known[best]).argsort(kind="stable")]
+    return torch.from_numpy(order[: int((held[order].cumsum() <= budget).sum())])

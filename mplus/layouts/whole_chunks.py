@@ -110,16 +110,16 @@ def standing_last(
     if not best_first:
         return []
     best, *others = best_first
-    read = set(best_first)
+    read, linked, match = set(best_first), goes_on.numpy(), relevance.numpy()
     first = last = best
-    while goes_on[first] and first - 1 in read:
+    while linked[first] and first - 1 in read:
         first -= 1
-    while last + 1 in read and goes_on[last + 1]:
+    while last + 1 in read and linked[last + 1]:
         last += 1
     if first < last:
         return list(range(first, last + 1))
-    as_relevant = AS_RELEVANT * relevance[best]
-    newer = [u for u in others[:RIVALS] if written[u] > written[best] and relevance[u] >= as_relevant]
+    as_relevant = match.dtype.type(AS_RELEVANT) * match[best]
+    newer = [u for u in others[:RIVALS] if written[u] > written[best] and match[u] >= as_relevant]
     return [best, *sorted(newer, key=lambda unit: written[unit])[-1:]]
 
 

@@ -5,7 +5,7 @@ Pending evictions are kept in the same form, so that recall sees both alike.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from mplus.config import SURVIVAL_FREQUENCY
+from mplus.memory.column import Column, as_tensor
 from mplus.memory.precision import Plane, side_by_side
 from mplus.memory.tiers import Segment
-from mplus.memory.tokens import Content, Provenance
+from mplus.memory.tokens import Content, Provenance, StoredProvenance
 from mplus.memory.transfer import HOST
 from mplus.shapes import Index
 
@@ -27,7 +28,7 @@ Made = TypeVar("Made")
 class Derived:
     """Values computed once from a store's tokens. Versions of a store that differ only in age share them."""
 
-    of: Tensor | None = None
+    of: Column | None = None
     """The column of chunk numbers that ``exact`` was computed for."""
     exact: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any])
     lasting: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any])
@@ -41,6 +42,19 @@ class Derived:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where each token's content is: its segment, and its row in it."""
+
+    segments: Column
+    rows: Column
+
+    @staticmethod
+    def of(segment: Int[Tensor, " T"], row: Int[Tensor, " T"]) -> "Places":
+        """Places of tokens, of which most follow one another."""
+        return Places(Column.of(segment), Column.of(row, 1))
+
+
+@dataclass(frozen=True)
 class LongTermMemory:
     """Tokens in immutable segments, in the order in which they arrived.
 
@@ -49,16 +63,41 @@ class LongTermMemory:
     """
 
     segments: tuple[Segment, ...]
-    provenance: Provenance
-    segment: Int[Tensor, " T"]
-    row: Int[Tensor, " T"]
+    provenance: StoredProvenance
+    places: Places
     _derived: Derived = field(default_factory=Derived, repr=False, compare=False)
 
     @staticmethod
     def empty() -> "LongTermMemory":
         """A store with nothing in it."""
         nothing = torch.empty(0, dtype=torch.int64)
-        return LongTermMemory((), Provenance.none(), nothing, nothing)
+        return LongTermMemory.of((), Provenance.none(), nothing, nothing)
+
+    @staticmethod
+    def of(
+        segments: tuple[Segment, ...],
+        provenance: Provenance,
+        segment: Int[Tensor, " T"],
+        row: Int[Tensor, " T"],
+        derived: Derived | None = None,
+    ) -> "LongTermMemory":
+        """A store of the tokens at some rows of segments."""
+        known = StoredProvenance.of(provenance)
+        return LongTermMemory(segments, known, Places.of(segment, row), Derived() if derived is None else derived)
+
+    @property
+    def segment(self) -> Int[Tensor, " T"]:
+        """The segment of every token, made whole at each call."""
+        return as_tensor(self.places.segments)
+
+    @property
+    def row(self) -> Int[Tensor, " T"]:
+        """The row of every token in its segment, made whole at each call."""
+        return as_tensor(self.places.rows)
+
+    def located(self, index: Index) -> tuple[Int[Tensor, " _"], Int[Tensor, " _"]]:
+        """Segments and rows of the tokens at ``index``."""
+        return as_tensor(self.places.segments, index), as_tensor(self.places.rows, index)
 
     def __len__(self) -> int:
         return len(self.provenance)
@@ -72,12 +111,12 @@ class LongTermMemory:
         """The store with one more segment at its end."""
         if not len(segment):
             return self
-        where = torch.full((len(segment),), len(self.segments), dtype=torch.int64)
+        first, start = np.array([len(self.segments)]), np.zeros(1, dtype=np.int64)
+        where = (Column(first, start, 0, len(segment)), Column(start, start, 1, len(segment)))
         return LongTermMemory(
             (*self.segments, segment),
-            Provenance.cat([self.provenance, provenance]),
-            torch.cat([self.segment, where]),
-            torch.cat([self.row, torch.arange(len(segment))]),
+            StoredProvenance.joined([self.provenance, provenance]),
+            Places(Column.cat([self.places.segments, where[0]]), Column.cat([self.places.rows, where[1]])),
             self._derived.going_on(),
         )
 
@@ -88,12 +127,14 @@ class LongTermMemory:
         first, *others = filled
         if not others:
             return replace(first, _derived=first._derived.going_on())
-        starts = torch.tensor([0, *(len(store.segments) for store in filled)]).cumsum(0)
+        starts = accumulate((len(store.segments) for store in filled), initial=0)
         return LongTermMemory(
             tuple(segment for store in filled for segment in store.segments),
-            Provenance.cat([store.provenance for store in filled]),
-            torch.cat([store.segment + start for store, start in zip(filled, starts, strict=False)]),
-            torch.cat([store.row for store in filled]),
+            StoredProvenance.joined([store.provenance for store in filled]),
+            Places(
+                Column.cat([store.places.segments.plus(start) for store, start in zip(filled, starts, strict=False)]),
+                Column.cat([store.places.rows for store in filled]),
+            ),
             first._derived.going_on(),
         )
 
@@ -103,15 +144,15 @@ class LongTermMemory:
 
     def take(self, index: Index) -> "LongTermMemory":
         """The tokens at ``index``; segments without any of them are dropped."""
-        segment = self.segment[index]
+        segment, row = self.located(index)
         used = segment.unique()
         renumber = torch.zeros(max(len(self.segments), 1), dtype=torch.int64)
         renumber[used] = torch.arange(len(used))
-        return LongTermMemory(
+        return LongTermMemory.of(
             tuple(self.segments[i] for i in used.tolist()),
             self.provenance.take(index),
             renumber[segment],
-            self.row[index],
+            row,
             self._derived.going_on(losing=True),
         )
 
@@ -121,7 +162,7 @@ class LongTermMemory:
 
     def content(self, index: Index, dtype: torch.dtype, devices: tuple[torch.device, ...]) -> Content:
         """Content of the tokens at ``index``, in that order, read from whatever tier it is on."""
-        segment, row = self.segment[index], self.row[index]
+        segment, row = self.located(index)
         parts: list[Content] = []
         places: list[Tensor] = []
         for number in segment.unique().tolist():
@@ -137,8 +178,8 @@ class LongTermMemory:
     def derived(self, name: Hashable, make: Callable[[], Made]) -> Made:
         """The value of this name for these tokens; ``make`` computes it on the first call."""
         known = self._derived
-        if known.of is not self.provenance.chunks:
-            known.of, known.exact = self.provenance.chunks, {}
+        if known.of is not self.provenance.chunk_column:
+            known.of, known.exact = self.provenance.chunk_column, {}
         if name not in known.exact:
             known.exact[name] = make()
         return known.exact[name]
@@ -168,8 +209,8 @@ class LongTermMemory:
 
     def _rows(self, index: Index | slice) -> list[tuple[int, Tensor | slice]]:
         """Segments of some tokens, in ascending order, and their rows in each; a slice if they are a run."""
-        where = index if isinstance(index, slice) else index.numpy()
-        segment, row = self.segment.numpy()[where], self.row.numpy()[where]
+        where = np.arange(len(self))[index] if isinstance(index, slice) else index.numpy()
+        segment, row = self.places.segments.at(where), self.places.rows.at(where)
         bounds = [0, *(np.flatnonzero(np.diff(segment)) + 1).tolist(), len(segment)]
         found: list[tuple[int, Tensor | slice]] = []
         for start, stop in pairwise(bounds):
@@ -181,7 +222,7 @@ class LongTermMemory:
 
     def input_ids(self, index: Index) -> Int32[Tensor, " T"]:
         """Token ids of the tokens at ``index``, in that order, of a memory that keeps them."""
-        segment, row = self.segment[index], self.row[index]
+        segment, row = self.located(index)
         found = torch.empty(len(index), dtype=torch.int32)
         for number in segment.unique().tolist():
             place = (segment == number).nonzero().flatten()
@@ -222,17 +263,18 @@ class LongTermMemory:
         if not any(is_new):
             return self
         segments: list[Segment] = []
-        segment, row = self.segment.clone(), self.row.clone()
+        segment, row = self.segment, self.row
+        numbers, before = segment.clone(), row.clone()
         for group, is_rewritten in zip(groups, is_new, strict=True):
-            here = torch.isin(self.segment, torch.tensor(group)).nonzero().flatten()
+            here = torch.isin(numbers, torch.tensor(group)).nonzero().flatten()
             if is_rewritten:
-                rows = [self.row[self.segment == number] for number in group]
+                rows = [before[numbers == number] for number in group]
                 segments.append(joined([self.segments[number] for number in group], rows))
                 row[here] = torch.arange(len(here))
             else:
                 segments.append(self.segments[group[0]])
             segment[here] = len(segments) - 1
-        return LongTermMemory(tuple(segments), self.provenance, segment, row)
+        return LongTermMemory.of(tuple(segments), self.provenance, segment, row)
 
 
 def joined(segments: Sequence[Segment], rows: Sequence[Int[Tensor, " _"]]) -> Segment:
@@ -278,10 +320,11 @@ def survivors(
         The provenance of all tokens with decayed frequencies, and the indices of those that stay.
     """
     everyone = torch.arange(len(provenance))
-    frequencies = (provenance.recall_frequencies - decay).where(~pinned, provenance.recall_frequencies)
+    before = provenance.recall_frequencies
+    frequencies = (before - decay).where(~pinned, before)
     alive = ((frequencies > SURVIVAL_FREQUENCY) | pinned).nonzero().flatten()
     if len(alive) > required:
-        provenance, staying = replace(provenance, recall_frequencies=frequencies), alive
+        provenance, staying = provenance.changed(recall_frequencies=frequencies), alive
     else:
         staying = everyone
     if len(staying) > capacity:

@@ -481,7 +481,7 @@ class Memory:
                 known = track.long_term.provenance
                 born = self._state.written_tokens - known.ages
                 frequencies = known.recall_frequencies + gain * torch.isin(born, recalled)
-                provenance = replace(known, recall_frequencies=frequencies)
+                provenance = known.changed(recall_frequencies=frequencies)
                 tracks[number] = replace(track, long_term=replace(track.long_term, provenance=provenance))
             self._state = replace(self._state, tracks=tuple(tracks))
 

@@ -132,10 +132,10 @@ def _outside(state: MemoryState, period: Period) -> Bool[Tensor, " n"]:
         latest = torch.tensor([record.span[1] for record in state.sources] or [math.nan], dtype=torch.float64)
         for track in state.tracks:
             for pool in track.pools:
-                known = pool.provenance
-                rows = ((known.chunks >= 0) & (known.sources >= 0)).nonzero().flatten()
-                rows = rows[unknown[known.chunks[rows]]]
-                times[known.chunks[rows]] = latest[known.sources[rows]]
+                chunks, sources = pool.provenance.chunks, pool.provenance.sources
+                rows = ((chunks >= 0) & (sources >= 0)).nonzero().flatten()
+                rows = rows[unknown[chunks[rows]]]
+                times[chunks[rows]] = latest[sources[rows]]
     return ~((times >= period.since) & (times <= period.until))
 
 

@@ -21,7 +21,7 @@ from mplus.memory.ledger import Ledger
 from mplus.memory.long_term import LongTermMemory, survivors, whole_chunks
 from mplus.memory.placement import placed
 from mplus.memory.tiers import Segment, SegmentTier
-from mplus.memory.tokens import Provenance, Tokens
+from mplus.memory.tokens import Provenance, StoredProvenance, Tokens
 from mplus.memory.vectors import ChunkVectors
 from mplus.memory.warm import Warm, WarmChunks, chunk_key, chunk_keys
 from mplus.storage.json_fields import LATER, Record
@@ -158,7 +158,7 @@ class Track:
         """``write`` with a given eviction."""
         pool = self.short_term
         ages = layout_of(config).aged(pool.provenance.ages, len(new), config)
-        pool = replace(pool, provenance=replace(pool.provenance, ages=ages))
+        pool = replace(pool, provenance=pool.provenance.changed(ages=ages))
         pool = Tokens.cat([pool, new]) if len(pool) else new
         pending = self.pending.aged(len(new))
         if len(eviction.evicted) and config.long_term_capacity:
@@ -183,7 +183,7 @@ class Track:
             segment = Segment.store(content, config.resolved_long_term_dtype, arrival_tier(config))
             fresh = self.pending.provenance.take(part)
             frequencies = torch.full_like(fresh.recall_frequencies, config.initial_recall_frequency)
-            long_term = long_term.append(segment, replace(fresh, recall_frequencies=frequencies))
+            long_term = long_term.append(segment, fresh.changed(recall_frequencies=frequencies))
         provenance, staying = survivors(
             long_term.provenance,
             decay=config.recall_frequency_decay,
@@ -191,7 +191,7 @@ class Track:
             required=config.recalled_tokens,
             pinned=torch.isin(long_term.provenance.sources, pinned),
         )
-        long_term, warm = replace(long_term, provenance=provenance), self.warm
+        long_term, warm = replace(long_term, provenance=StoredProvenance.of(provenance)), self.warm
         if isinstance(warm, WarmChunks) and len(warm):
             warm.settle(chunk_keys(self.pending, everything))
         if len(staying) < len(long_term):

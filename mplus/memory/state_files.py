@@ -189,7 +189,7 @@ class StateReader:
             segments = tuple(self._segment(name, pattern) for name in names)
             if not 0 <= length <= sum(map(len, segments)):
                 raise CorruptMemoryError(f"{pool} has {length} tokens, its segments have {sum(map(len, segments))}")
-            held = LongTermMemory(
+            held = LongTermMemory.of(
                 segments,
                 _provenance(tensors, f"{number}.{pool}", length),
                 decode_column(tensors, f"{number}.{pool}.segment", length=length),
@@ -253,12 +253,13 @@ def _check_rows(store: LongTermMemory) -> None:
     sizes = torch.tensor([len(segment) for segment in store.segments] or [0])
     if not len(store):
         return
+    segment, row = store.segment, store.row
     if (
-        not store.segment.dtype == store.row.dtype == torch.int64
-        or int(store.segment.min()) < 0
-        or int(store.segment.max()) >= len(store.segments)
-        or int(store.row.min()) < 0
-        or bool((store.row >= sizes[store.segment]).any())
+        not segment.dtype == row.dtype == torch.int64
+        or int(segment.min()) < 0
+        or int(segment.max()) >= len(store.segments)
+        or int(row.min()) < 0
+        or bool((row >= sizes[segment]).any())
     ):
         raise CorruptMemoryError("a long-term token points outside its segment")
 

@@ -6,16 +6,19 @@ changes. What is recalled is chosen from all of them by one scorer, and the sour
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
 from mplus.memory.ledger import Ledger, WrittenText
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, Tail, Track, chained
-from mplus.memory.tokens import Provenance, Tokens
+from mplus.memory.tokens import Provenance, StoredProvenance, Tokens
 from mplus.memory.vectors import ChunkVectors
 from mplus.memory.warm import JoinedWarm
 from mplus.memory.written import texts_of
+
+Shifted = TypeVar("Shifted", Provenance, StoredProvenance)
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,9 @@ def together(states: Sequence[MemoryState]) -> Together:
 
     later = [sum(state.written_tokens for state in states[:number]) for number in range(len(states))]
 
-    def shifted(number: int, known: Provenance) -> Provenance:
+    def shifted(number: int, known: Shifted) -> Shifted:
         by_source, by_chunk = _up(known.sources, first_source[number]), _up(known.chunks, first_chunk[number])
-        return replace(known.aged(later[number]), sources=by_source, chunks=by_chunk)
+        return known.aged(later[number]).changed(sources=by_source, chunks=by_chunk)
 
     tracks: list[Track] = []
     for place, track in enumerate(states[order[0]].tracks):

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int, Int32, Shaped
 from torch import Tensor
 
+from mplus.memory.column import Column, Numbers, as_tensor
 from mplus.memory.stacks import joined_rows, paired, rows_of, unpaired
 from mplus.shapes import Ages, Index, RetrievalKeys
 from mplus.words import no_words
@@ -38,6 +39,18 @@ class Provenance:
         """The rows at ``index``, in that order."""
         return Provenance(*(getattr(self, f.name)[index] for f in fields(self)))
 
+    def at(self, column: str, index: Index) -> Shaped[Tensor, " _"]:
+        """A column of the rows at ``index``, in that order."""
+        return getattr(self, column)[index]
+
+    def numbers(self, column: str, index: Numbers) -> Numbers:
+        """The same as an array of numpy."""
+        return getattr(self, column).numpy()[index]
+
+    def changed(self, **columns: Tensor) -> "Provenance":
+        """The same tokens with other numbers in some columns."""
+        return replace(self, **columns)
+
     def aged(self, by: int) -> "Provenance":
         """The same tokens after ``by`` more have been written."""
         return replace(self, ages=self.ages + by)
@@ -52,6 +65,100 @@ class Provenance:
         """No rows."""
         integers = torch.empty(0, dtype=torch.int64)
         return Provenance(integers, torch.empty(0, dtype=torch.float64), integers, integers, no_words(0))
+
+
+STEPS = {"ages": -1, "recall_frequencies": 0, "sources": 0, "chunks": 0}
+"""By how much each column mostly differs from one token of a chunk to the next."""
+
+
+class StoredProvenance(Provenance):
+    """Provenance of many tokens, kept once for each run of tokens that share it; words are kept for every token.
+
+    A column is made whole each time that it is asked for: ask for all of it seldom, else for some rows (``at``).
+    """
+
+    _columns: dict[str, Column]
+    words: Int32[Tensor, " T"]
+
+    def __init__(self, ages: Any, recall_frequencies: Any, sources: Any, chunks: Any, words: Any) -> None:
+        """Take columns as tensors, or as they are kept."""
+        given = {"ages": ages, "recall_frequencies": recall_frequencies, "sources": sources, "chunks": chunks}
+        kept = {name: c if isinstance(c, Column) else Column.of(c, STEPS[name]) for name, c in given.items()}
+        self.__dict__.update(_columns=kept, words=words)
+
+    @staticmethod
+    def of(known: Provenance) -> "StoredProvenance":
+        """The same provenance, kept so."""
+        if isinstance(known, StoredProvenance):
+            return known
+        return StoredProvenance(*(getattr(known, field.name) for field in fields(Provenance)))
+
+    @property
+    def ages(self) -> Ages:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Ages of all tokens."""
+        return as_tensor(self._columns["ages"])
+
+    @property
+    def recall_frequencies(self) -> Float[Tensor, " T"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Recall frequencies of all tokens."""
+        return as_tensor(self._columns["recall_frequencies"])
+
+    @property
+    def sources(self) -> Int[Tensor, " T"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Sources of all tokens."""
+        return as_tensor(self._columns["sources"])
+
+    @property
+    def chunks(self) -> Int[Tensor, " T"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Chunk numbers of all tokens."""
+        return as_tensor(self._columns["chunks"])
+
+    @property
+    def chunk_column(self) -> Column:
+        """Chunk numbers as they are kept: the same object for as long as the tokens are the same."""
+        return self._columns["chunks"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in host memory."""
+        return sum(column.nbytes for column in self._columns.values()) + self.words.nbytes
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __repr__(self) -> str:
+        return f"StoredProvenance({len(self):,} tokens)"
+
+    def at(self, column: str, index: Index) -> Shaped[Tensor, " _"]:
+        """A column of the rows at ``index``, in that order."""
+        return self.words[index] if column == "words" else as_tensor(self._columns[column], index)
+
+    def numbers(self, column: str, index: Numbers) -> Numbers:
+        """The same as an array of numpy."""
+        return self.words.numpy()[index] if column == "words" else self._columns[column].at(index)
+
+    def take(self, index: Index) -> Provenance:
+        """The rows at ``index``, in that order, as a few rows are kept."""
+        rows = index.numpy()
+        return Provenance(
+            **{name: torch.from_numpy(column.at(rows)) for name, column in self._columns.items()},
+            words=self.words[index],
+        )
+
+    def changed(self, **columns: Tensor) -> "StoredProvenance":
+        """The same tokens with other numbers in some columns."""
+        return StoredProvenance(**{**self._columns, "words": self.words, **columns})
+
+    def aged(self, by: int) -> "StoredProvenance":
+        """The same tokens after ``by`` more have been written."""
+        return StoredProvenance(**{**self._columns, "words": self.words, "ages": self._columns["ages"].plus(by)})
+
+    @staticmethod
+    def joined(parts: Sequence[Provenance]) -> "StoredProvenance":
+        """The rows of all parts, in order."""
+        stored = [StoredProvenance.of(part) for part in parts]
+        columns = {name: Column.cat([part._columns[name] for part in stored]) for name in STEPS}
+        return StoredProvenance(**columns, words=torch.cat([part.words for part in stored]))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ HOST = torch.device("cpu")
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device, copied through pinned memory if the copy can then run beside computation."""
+    if tensor.device == device:
+        return tensor
     if device.type != "cuda":
         return tensor.to(device)  # Not asynchronous: readers in host memory do not wait for a CUDA stream.
     if tensor.device.type == "cpu" and not tensor.is_pinned():

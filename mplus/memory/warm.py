@@ -220,4 +220,4 @@ def runs(chunks: Int[Tensor, " T"]) -> list[Int[Tensor, " _"]]:
 def chunk_keys(pool: Tokens | LongTermMemory, rows: Int[Tensor, " _"]) -> list[bytes]:
     """Keys of the chunks at the given rows of a pool."""
     ids = pool.input_ids(rows) if len(rows) else torch.empty(0, dtype=torch.int32)
-    return [chunk_key(ids[run]) for run in runs(pool.provenance.chunks[rows])]
+    return [chunk_key(ids[run]) for run in runs(pool.provenance.at("chunks", rows))]

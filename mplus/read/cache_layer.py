@@ -1,6 +1,7 @@
 """The cache layer of a read: every row starts with a prefix and grows in place; rows can be added and removed."""
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -94,8 +95,7 @@ class PrefixLayer(CacheLayerMixin):
         step, self.step = self.step, None
         assert step is not None
         if step.slots is None:
-            step.new_keys.copy_(key_states)
-            step.new_values.copy_(value_states)
+            torch._foreach_copy_([step.new_keys, step.new_values], [key_states, value_states])
         else:
             for buffer, states in ((self.key_buffer, key_states), (self.value_buffer, value_states)):
                 slots = step.slots
@@ -251,20 +251,19 @@ def _write(
     standing: Collection[int],
 ) -> None:
     keys, values = keys.transpose(2, 3), values.transpose(2, 3)
-    rotated = RotatedHeads.of(keys, rotation) if isinstance(rotation, Rotation) else None
     for row, prefix in enumerate(prefixes):
-        position = 0
-        for number, part in enumerate(prefix):
-            here = slice(position, position + part.keys.shape[1])
-            position = here.stop
-            if number in standing:
-                continue
-            turned = part.values
-            if rotated is not None:
-                rotated.write(row, here, part.keys)
-            else:
-                assert isinstance(rotation, Rotations)
-                one = rotation.at(here).turned(KeysValues(part.keys[0], part.values[0]))
-                keys[:, row, here] = one.keys
-                turned = one.values
-            values[:, row, here] = turned
+        sizes = [part.keys.shape[1] for part in prefix]
+        if isinstance(rotation, Rotation):
+            heads = RotatedHeads.of(keys[:, row], rotation).parts(sizes)
+            places = values[:, row].split([*sizes, values.shape[2] - sum(sizes)], dim=1)
+            for number, part in enumerate(prefix):
+                if number not in standing:
+                    heads[number].write(part.keys)
+                    places[number].copy_(part.values)
+            continue
+        ends = list(accumulate(sizes))
+        for number, (part, size, end) in enumerate(zip(prefix, sizes, ends, strict=True)):
+            if number not in standing:
+                here = slice(end - size, end)
+                turned = rotation.at(here).turned(KeysValues(part.keys[0], part.values[0]))
+                keys[:, row, here], values[:, row, here] = turned

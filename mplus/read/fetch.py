@@ -16,7 +16,7 @@ from mplus.memory.long_term import LongTermMemory
 from mplus.memory.precision import Plane
 from mplus.memory.stacks import stacked
 from mplus.memory.tiers import Segment
-from mplus.memory.transfer import side_stream
+from mplus.memory.transfer import moved, side_stream
 from mplus.shapes import Index
 
 
@@ -44,7 +44,7 @@ def located(stores: Sequence[LongTermMemory], index: Index) -> list[Rows]:
     for store in stores:
         inside = (asked >= low) & (asked < low + len(store))
         at = asked[inside] - low
-        numbers[inside], rows[inside] = store.segment.numpy()[at] + len(segments), store.row.numpy()[at]
+        numbers[inside], rows[inside] = store.places.segments.at(at) + len(segments), store.places.rows.at(at)
         segments += store.segments
         low += len(store)
     # In the order in which they are stored: by segment, then by row.
@@ -176,7 +176,7 @@ def _taken(planes: Sequence[Plane], rows: Index | slice) -> Plane:
 
 
 def _at(stack: Tensor, rows: Index | slice) -> Tensor:
-    return stack[:, rows] if isinstance(rows, slice) else stack.index_select(1, rows.to(stack.device))
+    return stack[:, rows] if isinstance(rows, slice) else stack.index_select(1, moved(rows, stack.device))
 
 
 def _together(found: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -126,6 +126,8 @@ def prefill_steps(
         reading.when_done.atexit = False
     if all_logits:
         return Prefill(backbone.logits(torch.cat(hidden, dim=1)), reading)
+    if min(sizes) == longest:
+        return Prefill(backbone.logits(hidden[-1][:, -1:]), reading)
     last = torch.tensor(sizes, device=hidden[-1].device) - longest - 1
     rows = torch.arange(len(sizes), device=last.device)
     return Prefill(backbone.logits(hidden[-1][rows, last][:, None]), reading)

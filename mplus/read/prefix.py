@@ -14,6 +14,7 @@ from mplus.backbone.attention import KeysValues
 from mplus.backbone.backbone import Backbone
 from mplus.memory.stacks import stacked
 from mplus.memory.state import Track
+from mplus.memory.transfer import moved
 from mplus.read.cache_layer import Prefix
 from mplus.read.fetch import RecalledRows
 from mplus.read.warming import warmed_rows
@@ -171,7 +172,7 @@ class TrackPrefix:
             rows = self._recent.to(recent.keys.device)
             recent = KeysValues(recent.keys.index_select(1, rows), recent.values.index_select(1, rows))
         bos = _stack([self._weights.bos[self.track.layers[place]] for place in places])
-        parts = [KeysValues(*(part.to(recent.keys.device) for part in bos))]
+        parts = [KeysValues(*(moved(part, recent.keys.device) for part in bos))]
         for start, stop in self.order.runs:
             whole, first = (recent, num_recalled) if recalled is None or start >= num_recalled else (recalled, 0)
             here = slice(start - first, stop - first)

@@ -60,14 +60,15 @@ def warmed_rows(weights: Weights, track: Track, recalled: Recalled) -> tuple[Seq
         inside = ((index >= ahead) & (index < ahead + len(store))).nonzero().flatten()
         held, order = (index[inside] - ahead).sort()
         ahead += len(store)
-        for run in runs(store.provenance.chunks[held]):
+        for run in runs(store.provenance.at("chunks", held)):
             one, places = held[run], inside[order[run]]
-            for number in store.segment[one].unique().tolist() if not _is_cold(store, one) else ():
-                mine = store.segment[one] == number
-                rows.add(store.segments[number], store.row[one[mine]], places[mine])
+            segment, row = store.located(one)
+            for number in segment.unique().tolist() if not _is_cold(store, one) else ():
+                mine = segment == number
+                rows.add(store.segments[number], row[mine], places[mine])
             if _is_cold(store, one):
                 assert track.warm is not None, "a memory of token ids has room for what is made of them"
-                room = track.warm.at(int(store.provenance.sources[one[0]]))
+                room = track.warm.at(int(store.provenance.at("sources", one[:1])))
                 dtype = room.dtype if store is track.long_term else "auto"
                 made = warm_chunk(weights, track, room, store.input_ids(one), dtype)
                 rows.add(made, torch.arange(len(one)), places)
@@ -108,7 +109,7 @@ def _check_ids(weights: Weights, input_ids: Int32[Tensor, " T"]) -> None:
 
 
 def _is_cold(store: LongTermMemory, rows: Index) -> bool:
-    return store.segments[int(store.segment[rows[0]])].is_cold
+    return store.segments[int(store.located(rows[:1])[0])].is_cold
 
 
 class _Rows:
@@ -129,7 +130,7 @@ class _Rows:
         """All of them."""
         order = torch.cat(self._places).argsort()
         segment, row = torch.cat(self._segment)[order], torch.cat(self._row)[order]
-        return LongTermMemory(tuple(self._segments), provenance, segment, row)
+        return LongTermMemory.of(tuple(self._segments), provenance, segment, row)
 
 
 @torch.inference_mode()

@@ -120,13 +120,13 @@ class CoarseIndex:
 
 def coarse_index(store: LongTermMemory) -> CoarseIndex:
     """The index of a store's chunks; rebuilt once too many tokens were added or removed since."""
-    known, chunks = store.lasting.get(CoarseIndex), store.provenance.chunks
+    known = store.lasting.get(CoarseIndex)
     if known is not None:
-        inside = int(torch.searchsorted(chunks, known.chunks[-1], right=True))
-        if len(chunks) - inside <= UNINDEXED_TOKENS and inside >= (1 - INDEX_WASTE) * len(known.members):
+        inside = store.provenance.chunk_column.up_to(int(known.chunks[-1]))
+        if len(store) - inside <= UNINDEXED_TOKENS and inside >= (1 - INDEX_WASTE) * len(known.members):
             return known
     blocks = lambda: (store.retrieval_keys(place, HOST) for place in key_slices(store))
-    made = CoarseIndex.build(blocks, chunks)
+    made = CoarseIndex.build(blocks, store.provenance.chunks)
     store.lasting[CoarseIndex] = made
     return made
 

@@ -122,7 +122,7 @@ class LateInteraction(Scorer):
         if not candidates.layout.units_are_texts or every.num_tokens <= config.exact_recall_tokens:
             return Shortlist(candidates)
         store = candidates.long_term
-        index, serials = coarse_index(store), store.provenance.chunks[every.starts]
+        index, serials = coarse_index(store), store.provenance.at("chunks", every.starts)
         queries = self.asked(question).cpu()
         near = index.nearest(queries, equal_weights(queries), SHORTLIST, serials)
         # Relevance of a chunk includes that of its neighbours and the words of the passage around it.

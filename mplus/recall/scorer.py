@@ -171,10 +171,9 @@ def with_neighbours(best: Float[Tensor, "U S"], goes_on: GoesOn | None) -> Float
     """
     if goes_on is None:
         return best
-    goes_on = goes_on.to(best.device)
-    start = goes_on.new_zeros(1)
-    before = torch.where(goes_on[:, None], best.roll(1, 0), best)
-    after = torch.where(torch.cat([goes_on[1:], start])[:, None], best.roll(-1, 0), best)
+    goes_on = goes_on.to(best.device)[:, None]
+    before = torch.where(goes_on, best.roll(1, 0), best)
+    after = torch.where(goes_on.roll(-1, 0), best.roll(-1, 0), best)  # the first unit goes on from none
     return (best + torch.maximum(best, torch.maximum(before, after))) / 2
 
 

@@ -68,7 +68,7 @@ class Candidates:
         units = [pool.derived(layout, lambda pool=pool: layout.units(pool.provenance.chunks)) for pool in pools]
         if sources is not None:
             for n, (pool, known) in enumerate(zip(pools, units, strict=True)):
-                allowed = torch.isin(pool.provenance.sources[known.starts], sources)
+                allowed = torch.isin(pool.provenance.at("sources", known.starts), sources)
                 units[n] = known.take(allowed.nonzero().flatten())
         return Candidates(tuple(pools), tuple(units), layout, vectors or ChunkVectors())
 
@@ -96,7 +96,7 @@ class Candidates:
 
     def _firsts(self, column: str) -> Int[Tensor, " U"]:
         """A column of provenance at the first token of every unit."""
-        columns = [getattr(pool.provenance, column).numpy()[units.starts.numpy()] for pool, units in self._pairs()]
+        columns = [pool.provenance.numbers(column, units.arrays[0]) for pool, units in self._pairs()]
         return torch.from_numpy(np.concatenate(columns))
 
     @cached_property
@@ -220,8 +220,8 @@ def _whole(pool: Pool, units: Units, device: torch.device) -> Iterator[KeyBlock]
 
     def plan() -> list[tuple[slice, Int[Tensor, " u"], int]]:
         found: list[tuple[slice, Tensor, int]] = []
-        starts = units.starts.numpy()
-        ends = starts + units.sizes.numpy()
+        starts, counts = units.arrays
+        ends = starts + counts
         for place in key_slices(pool):
             first = int(np.searchsorted(ends, place.start, side="right"))
             last = int(np.searchsorted(starts, place.stop))
