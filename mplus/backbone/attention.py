@@ -140,14 +140,15 @@ class RotatedHeads(NamedTuple):
         """The halves of a buffer, and the rotation of its first positions."""
         half = buffer.shape[-1] // 2
         cos, sin = rotation.cos[:, None, :half], rotation.sin[:, None, :half]
-        return cls(*buffer.split(half, dim=-1), cos, sin)
+        first, second = buffer.split(half, dim=-1)
+        return cls(first, second, cos, sin)
 
     def parts(self, sizes: Sequence[int]) -> "list[RotatedHeads]":
         """Parts of so many positions each, from the first on."""
         room, known = self.first.shape[1] - sum(sizes), self.cos.shape[0] - sum(sizes)
-        halves = (half.split([*sizes, room], dim=1) for half in (self.first, self.second))
-        angles = (part.split([*sizes, known]) for part in (self.cos, self.sin))
-        return [RotatedHeads(*part) for part in zip(*halves, *angles, strict=True)]
+        first, second = (half.split([*sizes, room], dim=1) for half in (self.first, self.second))
+        cos, sin = (part.split([*sizes, known]) for part in (self.cos, self.sin))
+        return [RotatedHeads(*part) for part in zip(first, second, cos, sin, strict=True)]
 
     def write(self, heads: Float[Tensor, "L P H E"]) -> None:
         """Rotate heads and write them to all positions."""

@@ -95,7 +95,10 @@ class PrefixLayer(CacheLayerMixin):
         step, self.step = self.step, None
         assert step is not None
         if step.slots is None:
-            torch._foreach_copy_([step.new_keys, step.new_values], [key_states, value_states])
+            # Both in one call; pyright does not know it.
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                [step.new_keys, step.new_values], [key_states, value_states]
+            )
         else:
             for buffer, states in ((self.key_buffer, key_states), (self.value_buffer, value_states)):
                 slots = step.slots
