@@ -1,15 +1,19 @@
 """Which chunks contain the question's own words: names and numbers, which states of a small model do not tell apart."""
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mplus.recall.scorer import GoesOn, with_neighbours
+from mplus.recall.scorer import with_neighbours
 from mplus.recall.units import Candidates
 from mplus.words import NO_WORD, WordForms
 
+Counts = Float[np.ndarray, "_ _"]
+"""A number for each unit and word, [U, W]; sizes of units have one column."""
 SATURATION, LENGTH = 1.2, 0.75
 """k1 and b of BM25, at their usual values."""
+LOW_BITS = 0xFFFF
 REACH = 3
 """So many chunks on either side of a chunk are the passage around it."""
 
@@ -28,34 +32,44 @@ def lexical_match(forms: WordForms, candidates: Candidates, counted: Candidates 
     """
     if not forms.num_words:
         return torch.zeros(len(candidates))
+    usual = candidates if counted is None else counted
     times = _times_said(forms, candidates)
     seen = times if counted is None else _times_said(forms, counted)
-    having = (seen > 0).sum(dim=0)
-    rarity = torch.log1p((len(seen) - having + 0.5) / (having + 0.5))
-    sizes, goes_on = candidates.sizes.float(), candidates.goes_on
-    said = with_neighbours(_saturated(times, sizes) * rarity, goes_on)
-    around, length = _passages(times, goes_on), _passages(sizes[:, None], goes_on)[:, 0]
-    passage = _saturated(around, length) * rarity
-    return (said + passage).sum(dim=1) / (2 * rarity.sum())
+    having = (seen > 0).sum(axis=0)
+    rarity = np.log1p((len(seen) - having + 0.5) / (having + 0.5)).astype(np.float32)
+    alone = torch.from_numpy(_saturated(times, _sizes(candidates), _sizes(usual)) * rarity)
+    passage = _saturated(
+        _passages(times, candidates),
+        _passages(_sizes(candidates), candidates),
+        _passages(_sizes(usual), usual),
+    )
+    said = with_neighbours(alone, candidates.goes_on).numpy() + passage * rarity
+    return torch.from_numpy(said.sum(axis=1) / (2 * rarity.sum()))
 
 
-def _saturated(times: Float[Tensor, "U W"], sizes: Float[Tensor, " U"]) -> Float[Tensor, "U W"]:
-    """BM25's weight of a word that is said so often in units of these sizes, but for its rarity."""
-    room = SATURATION * (1 - LENGTH + LENGTH * sizes / sizes.mean())
-    return times * (SATURATION + 1) / (times + room[:, None])
+def _sizes(candidates: Candidates) -> Counts:
+    """Tokens of each unit, as a column."""
+    return candidates.sizes.numpy().astype(np.float32)[:, None]
 
 
-def _passages(counts: Float[Tensor, "U W"], goes_on: GoesOn | None) -> Float[Tensor, "U W"]:
+def _saturated(times: Counts, sizes: Counts, usual: Counts) -> Counts:
+    """BM25's weight of words that are said so often in units of these sizes, but for their rarity."""
+    room = np.float32(SATURATION) * (1 - LENGTH + np.float32(LENGTH) * sizes / usual.mean())
+    return times * np.float32(SATURATION + 1) / (times + room)
+
+
+def _passages(counts: Counts, candidates: Candidates) -> Counts:
     """The sum of each unit's counts and those of up to ``REACH`` units of the same text on either side."""
+    goes_on, place = candidates.goes_on, np.arange(len(counts))
     if goes_on is None or not len(counts):
         return counts
-    place = torch.arange(len(counts))
-    first = torch.where(goes_on, 0, place).cummax(0).values
-    ends = torch.cat([~goes_on[1:], goes_on.new_ones(1)])
-    last = torch.where(ends, place, len(counts)).flip(0).cummin(0).values.flip(0)
-    upto = torch.zeros(len(counts) + 1, counts.shape[1], dtype=torch.float64)  # exact beyond 16 million tokens
-    torch.cumsum(counts, 0, out=upto[1:])
-    return (upto[torch.minimum(place + REACH, last) + 1] - upto[torch.maximum(place - REACH, first)]).float()
+    begins = np.flatnonzero(~goes_on.numpy())
+    text = begins.searchsorted(place, side="right") - 1
+    first, end = begins[text], np.append(begins[1:], len(counts))[text]
+    upto = np.zeros((len(counts) + 1, counts.shape[1]))  # in float64, exact for any number of tokens
+    counts.cumsum(axis=0, out=upto[1:])
+    found = upto[np.minimum(place + REACH + 1, end)] - upto[np.maximum(place - REACH, first)]
+    return found.astype(np.float32)
 
 
 def share_of_words(words: Int32[Tensor, " S"], candidates: Candidates) -> Float[Tensor, " U"]:
@@ -64,14 +78,18 @@ def share_of_words(words: Int32[Tensor, " S"], candidates: Candidates) -> Float[
     if not len(asked):
         return torch.zeros(len(candidates))
     forms = WordForms(asked, torch.arange(len(asked)), len(asked))
-    return (_times_said(forms, candidates) > 0).float().mean(dim=1)
+    return torch.from_numpy((_times_said(forms, candidates) > 0).mean(axis=1, dtype=np.float32))
 
 
-def _times_said(forms: WordForms, candidates: Candidates) -> Float[Tensor, "U W"]:
+def _times_said(forms: WordForms, candidates: Candidates) -> Counts:
     """How often each unit contains each word."""
-    said, num_units = candidates.words, len(candidates)
-    hits = torch.isin(said, forms.numbers).nonzero().flatten()
-    word = forms.word[torch.searchsorted(forms.numbers, said[hits])]
-    unit = torch.searchsorted(candidates.sizes.cumsum(0), hits, right=True)
-    count = torch.bincount(unit * forms.num_words + word, minlength=num_units * forms.num_words)
-    return count.view(num_units, forms.num_words).float()
+    said, numbers = candidates.words.numpy(), forms.numbers.numpy()
+    may_be_asked = np.zeros(LOW_BITS + 1, dtype=bool)
+    may_be_asked[numbers & LOW_BITS] = True
+    hits = np.flatnonzero(may_be_asked[said & LOW_BITS])  # nearly all tokens are passed over by their last bits
+    place = numbers.searchsorted(said[hits]).clip(max=len(numbers) - 1)
+    is_asked = numbers[place] == said[hits]
+    hits, word = hits[is_asked], forms.word.numpy()[place[is_asked]]
+    unit = candidates.sizes.numpy().cumsum().searchsorted(hits, side="right")
+    shape = len(candidates), forms.num_words
+    return np.bincount(unit * shape[1] + word, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float32)

@@ -55,7 +55,7 @@ def asked_in(
     if key is None and memory is None:
         key = _first(places, ("user_id",))
         if key is None and memory_key is None and (store is not None or by_thread):
-            key = None if conversation == "" else conversation
+            key = None if kwargs.get("conversation_id") == "" else conversation
     found = {
         "memory_key": key,
         "conversation_id": None if conversation is None else str(conversation),

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import mplus
 from mplus.checkpoint.loading import load
 from mplus.config import MemoryConfig
+from mplus.memory.tokens import Provenance
 from mplus.model import MPlus
 from mplus.testing import byte_tokenizer, tiny_model
 from tests.comparisons import logits, pools
@@ -47,7 +49,7 @@ def assert_identical(model: MPlus, one: mplus.Memory, other: mplus.Memory) -> No
     for prompt in ("Whichboxisblue?", "SENTENCE1SAYS"):
         assert torch.equal(logits(model, one, prompt), logits(model, other, prompt))
     for a, b in zip(pools(one), pools(other), strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+        assert all(torch.equal(getattr(a, column.name), getattr(b, column.name)) for column in fields(Provenance))
 
 
 def texts_of(text: str) -> list[tuple[str, str]]:

@@ -1,12 +1,14 @@
 """What the reliability tests share: a tiny model, texts, and a hash of everything that a memory holds."""
 
 import hashlib
+from dataclasses import fields
 
 import torch
 
 from mplus import Memory, MemoryConfig, MPlus
 from mplus.memory.state import MemoryState
 from mplus.memory.state_files import plain_fields
+from mplus.memory.tokens import Provenance
 from mplus.storage.json_fields import encode, to_json
 from mplus.storage.shards import content_hash
 from mplus.testing import tiny_model
@@ -42,7 +44,8 @@ def _hash_of_state(state: MemoryState) -> str:
         for pool in ("short_term", "pending", "long_term"):
             held = getattr(track, pool)
             every = torch.arange(len(held))
-            tensors |= {f"{number}.{pool}.{name}": column for name, column in vars(held.provenance).items()}
+            columns = [field.name for field in fields(Provenance)]
+            tensors |= {f"{number}.{pool}.{name}": getattr(held.provenance, name) for name in columns}
             if not len(held):
                 continue
             content = held.content if pool == "short_term" else held.content(every, track.dtype, track.devices)
