@@ -144,3 +144,22 @@ def test_a_deleted_thread_is_forgotten_by_name_and_no_other(kind: str, tmp_path:
     thread.saver.delete_thread("t")
     assert thread.chat.forget_conversation("t", memory_key="anna") >= 2
     assert "4711" not in thread.texts() and "cello" in thread.texts()
+
+
+@pytest.mark.parametrize("kind", ["without a checkpointer", "within another graph"])
+def test_a_state_that_begins_anew_with_every_run_takes_nothing_back(kind: str, tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+    asks: Any = StateGraph(MessagesState).add_node("ask", lambda s: {"messages": [chat.invoke(s["messages"])]})
+    graph: Any = asks.add_edge(START, "ask").compile()
+    if kind == "within another graph":
+        passes: Any = StateGraph(MessagesState).add_node("team", lambda s, inner=graph: inner.invoke(_latest(s)))
+        graph = passes.add_edge(START, "team").compile(checkpointer=InMemorySaver())
+    for text in ("I live in Graz.", "My code is 4711.", "I play the cello."):
+        graph.invoke({"messages": [HumanMessage(text), HumanMessage("Hello.")]}, {"configurable": {"thread_id": "t"}})
+    with chat.opened("t") as memory:
+        texts = " ".join(text for source in memory.sources() for text in source.texts)
+    assert "Graz" in texts and "4711" in texts and "cello" in texts
+
+
+def _latest(state: Any) -> Any:
+    return {"messages": state["messages"][-2:]}
