@@ -163,3 +163,13 @@ def test_a_state_that_begins_anew_with_every_run_takes_nothing_back(kind: str, t
 
 def _latest(state: Any) -> Any:
     return {"messages": state["messages"][-2:]}
+
+
+def test_an_agent_without_a_checkpointer_takes_nothing_back_and_writes_what_is_sent_again_once(tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+    agent: Any = create_agent(chat, middleware=[MPlusMemoryMiddleware(chat)])
+    for texts in (["I live in Graz."], ["My code is 4711."], ["I live in Graz.", "My code is 4711.", "And now?"]):
+        agent.invoke({"messages": [HumanMessage(text) for text in texts]}, {"configurable": {"thread_id": "t"}})
+    with chat.opened("t") as memory:
+        said = [text for source in memory.sources() if source.metadata["role"] == "user" for text in source.texts]
+    assert sorted(said) == ["User: And now?", "User: I live in Graz.", "User: My code is 4711."]
