@@ -15,6 +15,8 @@ CONVERSATION_NAMES = ("conversation_id", "thread_id", "session_id")
 """Names of a conversation in a config; chains, graphs and histories differ in theirs."""
 READ = "__pregel_read"
 """Where LangGraph keeps what reads the state of a graph in its nodes."""
+SAVER = "__pregel_checkpointer"
+"""Where LangGraph keeps the checkpointer of a graph."""
 RUNTIME = "__pregel_runtime"
 """Where LangGraph keeps the runtime of a graph, which has the context that its caller gave."""
 
@@ -76,8 +78,16 @@ def _given_in(config: RunnableConfig) -> list[Mapping[str, Any]]:
 
 
 def _kept_in_thread(config: RunnableConfig) -> list[str] | None:
-    """Ids of all messages in the state of the running graph; None: there are none, or some have been summed up."""
-    read = config.get("configurable", {}).get(READ)
+    """Ids of all messages that a checkpointer keeps of the thread; None: it keeps none, or some have been summed up.
+
+    The state of a graph without a checkpointer, and of a graph within another one, begins anew with every run: what is
+    not in it may have been left out to save room.
+    """
+    known = config.get("configurable", {})
+    *graphs, _ = str(known.get("checkpoint_ns") or "").split("|")
+    if known.get(SAVER) is None or any(":" in graph for graph in graphs):
+        return None
+    read = known.get(READ)
     try:
         messages: Any = read("messages") if callable(read) else None
     except (KeyError, TypeError, ValueError):  # a graph with another state

@@ -14,7 +14,7 @@ from langgraph.runtime import Runtime
 from mplus import UnknownNameError
 from mplus_integrations.conversations import GRAPH_THREAD as THREAD
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.langchain.configs import as_mapping, asked_in
+from mplus_integrations.langchain.configs import SAVER, as_mapping, asked_in
 from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
 from mplus_integrations.settings import instead_where
 from mplus_integrations.whose_memory import all_or_nothing, forget_all
@@ -41,8 +41,9 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
     A turn is written when the agent has answered, under its message's id. From then on it is read from memory; how many
     of the latest turns also stand in the prompt is the model's (``MPlus.prompt_turns``) or the chat's ``prompt_turns``.
     What the thread no longer says is forgotten: removed or replaced messages, and what was said after a checkpoint that
-    the thread goes back to. Summaries of ``SummarizationMiddleware`` stand in the prompt as instructions and are not
-    written; the turns that they replace stay in memory.
+    the thread goes back to. Without a checkpointer nothing is taken back, and what is sent again is there once.
+    Summaries of ``SummarizationMiddleware`` stand in the prompt as instructions and are not written; the turns that
+    they replace stay in memory.
 
     The memory is named as for every call of the chat: by ``memory_key``, else by ``user_id`` of the runtime's context
     or of ``config["configurable"]``, else by the chat's own ``memory_key``, else by the ``thread_id``, here also where
@@ -87,20 +88,20 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
 
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Forget what the thread no longer says, and write earlier turns that are not in memory yet."""
-        return self._synced(state, _before_question(state["messages"]), self._key(runtime), current_thread())
+        return self._synced(state, _before_question(state["messages"]), self._key(runtime), current_thread(), is_kept())
 
     async def abefore_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Forget what the thread no longer says, and write earlier turns that are not in memory yet."""
         earlier = _before_question(state["messages"])
-        return await in_thread(self._synced, state, earlier, self._key(runtime), current_thread())
+        return await in_thread(self._synced, state, earlier, self._key(runtime), current_thread(), is_kept())
 
     def after_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Write the turns that are not in memory yet."""
-        return self._synced(state, state["messages"], self._key(runtime), current_thread())
+        return self._synced(state, state["messages"], self._key(runtime), current_thread(), is_kept())
 
     async def aafter_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Write the turns that are not in memory yet."""
-        return await in_thread(self._synced, state, state["messages"], self._key(runtime), current_thread())
+        return await in_thread(self._synced, state, state["messages"], self._key(runtime), current_thread(), is_kept())
 
     def forget_thread(self, thread_id: str, *, memory_key: str | None = None) -> int:
         """Forget the turns of a thread, as after ``checkpointer.delete_thread``, which tells no middleware.
@@ -124,7 +125,12 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
         return await in_thread(self.forget_thread, thread_id, memory_key=memory_key)
 
     def _synced(
-        self, state: MemoryState, messages: Sequence[BaseMessage], key: str | None, thread: str | None
+        self,
+        state: MemoryState,
+        messages: Sequence[BaseMessage],
+        key: str | None,
+        thread: str | None,
+        is_kept: bool,
     ) -> dict[str, Any] | None:
         """Let memory hold what a thread says, each message once; returns the state if it changes."""
         before = list(state.get("mplus_written", []))
@@ -140,7 +146,10 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
             if set(summaries) <= set(before):  # else turns are missing because they have just been summed up
                 gone = set(before) - present
                 if thread is not None and not summaries:
-                    gone |= {n for n, s in known.items() if s.metadata.get(THREAD) == thread} - present
+                    earlier = {n for n, s in known.items() if s.metadata.get(THREAD) == thread} - present
+                    # Without a checkpointer a run has what its caller sends, maybe under new ids.
+                    sent = {(text,) for text, _ in said.values()}
+                    gone |= earlier if is_kept else {name for name in earlier if known[name].texts in sent}
             gone |= {name for name, (text, _) in said.items() if name in known and known[name].texts != (text,)}
             gone &= set(known)
             fresh = {name: turn for name, turn in said.items() if name not in known or name in gone}
@@ -175,6 +184,14 @@ def current_thread() -> str | None:
     except RuntimeError:  # called outside a graph
         return None
     return None if thread is None else str(thread)
+
+
+def is_kept() -> bool:
+    """Whether a checkpointer keeps the messages of the running graph's thread."""
+    try:
+        return get_config().get("configurable", {}).get(SAVER) is not None
+    except RuntimeError:  # called outside a graph
+        return False
 
 
 def current_key(chat: MPlusChat, context: Any = None) -> str | None:

@@ -144,3 +144,35 @@ def test_a_deleted_thread_is_forgotten_by_name_and_no_other(kind: str, tmp_path:
     thread.saver.delete_thread("t")
     assert thread.chat.forget_conversation("t", memory_key="anna") >= 2
     assert "4711" not in thread.texts() and "cello" in thread.texts()
+
+
+@pytest.mark.parametrize("kind", ["without a checkpointer", "within another graph"])
+def test_a_state_that_begins_anew_with_every_run_takes_nothing_back(kind: str, tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+
+    def ask(state: Any) -> Any:
+        return {"messages": [chat.invoke(state["messages"])]}
+
+    def passed_on(state: Any) -> Any:
+        return asking.invoke({"messages": state["messages"][-2:]})
+
+    asking: Any = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile()
+    graph = asking
+    if kind == "within another graph":
+        team = StateGraph(MessagesState).add_node("team", passed_on).add_edge(START, "team")
+        graph = team.compile(checkpointer=InMemorySaver())
+    for text in ("I live in Graz.", "My code is 4711.", "I play the cello."):
+        graph.invoke({"messages": [HumanMessage(text), HumanMessage("Hello.")]}, {"configurable": {"thread_id": "t"}})
+    with chat.opened("t") as memory:
+        texts = " ".join(text for source in memory.sources() for text in source.texts)
+    assert "Graz" in texts and "4711" in texts and "cello" in texts
+
+
+def test_an_agent_without_a_checkpointer_takes_nothing_back_and_writes_what_is_sent_again_once(tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+    agent: Any = create_agent(chat, middleware=[MPlusMemoryMiddleware(chat)])
+    for texts in (["I live in Graz."], ["My code is 4711."], ["I live in Graz.", "My code is 4711.", "And now?"]):
+        agent.invoke({"messages": [HumanMessage(text) for text in texts]}, {"configurable": {"thread_id": "t"}})
+    with chat.opened("t") as memory:
+        said = [text for source in memory.sources() if source.metadata["role"] == "user" for text in source.texts]
+    assert sorted(said) == ["User: And now?", "User: I live in Graz.", "User: My code is 4711."]
