@@ -91,6 +91,7 @@ def test_a_stream_that_is_left_early_has_its_tokens_counted(serving: Serving, st
     if held_back:  # a call is told when it is whole, so nothing has been sent when the client goes
         function = {"name": "f", "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}
         body |= {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+        steps.seconds = 0.05  # a whole call has some fifty tokens
     with serving() as served, served.client() as http:
         if held_back:
             with pytest.raises(httpx.ReadTimeout):
