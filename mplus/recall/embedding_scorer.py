@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mplus.config import MemoryConfig
+from mplus.recall.lexical import REACH
 from mplus.recall.scorer import (
     SHORTLIST,
     GoesOn,
@@ -51,11 +52,11 @@ class EmbeddingScorer(Scorer):
         return self.tokens.relevance(queries, blocks, num_units, goes_on)
 
     def shortlist(self, question: Question, candidates: Candidates, config: MemoryConfig) -> Shortlist:
-        """All chunks; beyond ``exact_recall_tokens`` the nearest ones and their neighbours."""
+        """All chunks; beyond ``exact_recall_tokens`` the nearest ones and the passages around them."""
         if int(candidates.sizes.sum()) <= config.exact_recall_tokens:
             return Shortlist(candidates)
         near = _cosines(question, candidates).topk(min(SHORTLIST, len(candidates))).indices
-        around = (near[:, None] + torch.arange(-2, 3)).flatten().clamp(0, len(candidates) - 1).unique()
+        around = (near[:, None] + torch.arange(-REACH, REACH + 1)).flatten().clamp(0, len(candidates) - 1).unique()
         return Shortlist(candidates.take(around), candidates.take(sampled(len(candidates))))
 
     @torch.no_grad()
