@@ -4,6 +4,7 @@ import math
 import operator
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,14 @@ def whole_number(name: str, value: Any, *, least: int | None = None) -> int:
 
 
 def check_number(name: str, value: Any, expected: str, *, optional: bool = False) -> None:
-    """Check that an argument is a finite number, 0 or more.
+    """Check that an argument is a finite number, 0 or more, also one of numpy.
 
     Raises:
         ValueError: It is not; None is only where it is ``optional``.
     """
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
         raise refused(name, value, expected)
 
 

@@ -20,7 +20,8 @@ def test_a_whole_number_is_one(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [None, True, "5", -1, float("nan"), float("inf"), []])
 def test_a_number_is_finite_and_not_below_zero(value: Any) -> None:
-    check_number("limit", 1e9, "a number")
+    for known in (1e9, np.int64(5), np.float32(0.5)):
+        check_number("limit", known, "a number")
     check_number("limit", None, "a number", optional=True)
     with pytest.raises(ValueError, match=r"limit=.*expected a number"):
         check_number("limit", value, "a number")

@@ -138,6 +138,12 @@ class LongTermMemory:
             first._derived.going_on(),
         )
 
+    def renumbered(self, provenance: StoredProvenance, *, by: int) -> "LongTermMemory":
+        """The same tokens with other provenance, in which chunk numbers are higher by so much."""
+        if not by:
+            return replace(self, provenance=provenance)
+        return LongTermMemory(self.segments, provenance, self.places)  # what was computed names chunks by old numbers
+
     def aged(self, by: int) -> "LongTermMemory":
         """The store after ``by`` more memory tokens have been written."""
         return replace(self, provenance=self.provenance.aged(by)) if len(self) else self

@@ -99,7 +99,7 @@ def together(states: Sequence[MemoryState]) -> Together:
         own = [(number, states[number].tracks[place]) for number in order]
         short = [replace(t.short_term, provenance=shifted(n, t.short_term.provenance)) for n, t in own]
         stored = [
-            [replace(store, provenance=shifted(n, store.provenance)) for n, store in stores]
+            [store.renumbered(shifted(n, store.provenance), by=first_chunk[n]) for n, store in stores]
             for stores in ([(n, t.pending) for n, t in own], [(n, t.long_term) for n, t in own])
         ]
         pending, long_term = (LongTermMemory.side_by_side(stores) for stores in stored)

@@ -129,7 +129,7 @@ class SparePrefixes:
                     self._watched.add(pool)
                     finalize(pool, self._drop_unreadable).atexit = False
             while sum(known.nbytes for known in self._kept) > self.max_bytes:
-                self._kept.pop(0)
+                self._kept = self._kept[1:]  # empty by now if garbage collection has dropped the rest
 
     def _drop_unreadable(self) -> None:
         """Drop prefixes of short-term memories that nothing holds any more; what was forgotten may be in them."""

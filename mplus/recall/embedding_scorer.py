@@ -52,7 +52,7 @@ class EmbeddingScorer(Scorer):
         return self.tokens.relevance(queries, blocks, num_units, goes_on)
 
     def shortlist(self, question: Question, candidates: Candidates, config: MemoryConfig) -> Shortlist:
-        """All chunks; beyond ``exact_recall_tokens`` the nearest ones and their neighbours."""
+        """All chunks; beyond ``exact_recall_tokens`` the nearest ones and the passages around them."""
         if int(candidates.sizes.sum()) <= config.exact_recall_tokens:
             return Shortlist(candidates)
         near = _cosines(question, candidates).topk(min(SHORTLIST, len(candidates))).indices

@@ -5,7 +5,9 @@ import torch
 
 from mplus import Memory, MemoryMismatchError, MPlus
 from mplus.config import MemoryConfig
+from mplus.memory.together import together
 from mplus.read.prefill import prefill
+from mplus.recall.coarse import coarse_index
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 
@@ -52,6 +54,18 @@ def test_both_short_term_pools_are_read_and_what_is_recalled_says_from_where() -
     assert {r.source[:3]: r.memory for r in answer.recalled}.items() <= {"not": 0, "doc": 1}.items()
     assert answer.recalled and abs(sum(r.share for r in answer.recalled) - 1) < 1e-6
     assert (own.fingerprint, shared.fingerprint) == before
+
+
+def test_chunks_that_get_other_numbers_are_not_sought_in_an_index_of_the_old_ones() -> None:
+    config = TINY.model_copy(update={"consolidate_every": 1})
+    large, small = written(facts(0, 12), config=config), written(facts(20, 2), config=config)
+    stored = large.state.tracks[0].long_term
+    assert len(stored) and not len(small.state.tracks[0].long_term)
+    index = coarse_index(stored)
+    for states in ([large.state, small.state], [small.state, large.state]):
+        store = together(states).state.tracks[0].long_term
+        assert torch.equal(coarse_index(store).chunks, store.provenance.chunks.unique())
+    assert coarse_index(store) is index, "the last memory keeps its numbers"
 
 
 def test_an_empty_memory_beside_another_changes_nothing() -> None:

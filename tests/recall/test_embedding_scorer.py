@@ -103,7 +103,8 @@ def test_a_shortlist_has_what_either_scorer_finds(monkeypatch: pytest.MonkeyPatc
     assert short.candidates.chunks is not None and candidates.chunks is not None
     best = alone.scores(question, Shortlist(candidates), config).relevance.topk(6).indices
     assert len(short.candidates) < len(candidates)
-    assert set(candidates.chunks[best].tolist()) <= set(short.candidates.chunks.tolist())
+    around = (best[:, None] + torch.arange(-REACH, REACH + 1)).clamp(0, len(candidates) - 1).flatten()
+    assert set(candidates.chunks[around].tolist()) <= set(short.candidates.chunks.tolist())
     exact = fused.scores(question, Shortlist(candidates), config).relevance
     places = torch.searchsorted(candidates.chunks, short.candidates.chunks)
     # At the rim of what was found, words of the passage around a chunk are not all counted.
