@@ -12,6 +12,8 @@ from mplus_integrations.server.problems import Problem, body_of
 from mplus_integrations.server.processors import NoteTokens, TokenNote, token_entry
 
 Json = dict[str, Any]
+MARK = "text"
+"""Stands for the text of a piece while its envelope is made."""
 
 
 class Shape:
@@ -33,6 +35,8 @@ class Shape:
         self._is_chat, self._has_usage = is_chat, has_usage
         self._id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid4().hex[:24]}"
         self._created = int(time.time())
+        # Every piece has the same envelope. The mark is the last string in it: the text of a choice comes last.
+        self._before, self._after = _event(self.chunk(MARK)).rsplit(f'"{MARK}"', 1)
 
     def whole(self, answer: Answer) -> Json:
         """A whole answer."""
@@ -57,6 +61,12 @@ class Shape:
         if not self._is_chat:
             return self._chunk({"text": text})
         return self._chunk({"delta": ({"role": "assistant"} if is_first else {}) | {"content": text}})
+
+    def event(self, text: str) -> str:
+        """A piece of an answer as a server-sent event."""
+        if isinstance(text, Piece) and text.read is not None:
+            return _event(self.chunk(text))
+        return f"{self._before}{json.dumps(text, ensure_ascii=False)}{self._after}"
 
     def end(self, answer: Answer) -> Iterator[Json]:
         """The last pieces: text that was held back, calls, why it ended, and numbers of tokens."""
@@ -114,7 +124,7 @@ async def events(shape: Shape, first: str | Answer, pieces: AsyncIterator[str | 
     yield _event(shape.chunk("", is_first=True))
     piece = first
     while isinstance(piece, str):
-        yield _event(shape.chunk(piece))
+        yield shape.event(piece)
         piece = await anext(pieces)
     check_whole(piece)
     for chunk in shape.end(piece):
