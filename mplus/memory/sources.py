@@ -59,21 +59,23 @@ def listed(state: MemoryState) -> list[Source]:
             counts[place].index_add_(0, row, torch.ones_like(row))
             oldest.scatter_reduce_(0, row, age, reduce="amax")
     tail = torch.bincount(torch.tensor(state.tail.sources, dtype=torch.int64), minlength=len(state.sources))
+    totals, pools = counts.sum(0) // len(state.tracks), counts.T // len(state.tracks)
+    numbers = (column.tolist() for column in (totals, pools, tail, oldest))  # whole columns: single numbers are slow
     return [
         Source(
             record.name,
             dict(record.metadata),
-            int(counts[:, number].sum()) // len(state.tracks),
-            SourceTokens(*(counts[:, number] // len(state.tracks)).tolist()),
-            int(tail[number]),
+            total,
+            SourceTokens(*by_pool),
+            waiting,
             record.text_tokens,
             record.first_written,
             record.last_written,
-            int(oldest[number]),
+            age,
             record.name in state.pinned,
             record.texts,
             *record.span,
         )
-        for number, record in enumerate(state.sources)
+        for record, total, by_pool, waiting, age in zip(state.sources, *numbers, strict=True)
         if not record.forgotten
     ]
