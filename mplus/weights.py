@@ -12,6 +12,7 @@ from torch import Tensor
 from mplus.backbone.attention import KeysValues
 from mplus.backbone.backbone import Backbone
 from mplus.config import MemoryConfig, Recall
+from mplus.errors import EmbedderError
 from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.stacks import paired, side_by_side, unpaired
@@ -185,6 +186,25 @@ class Weights:
             self._asked.put(key, normed)
         forms = None if self.words is None else self.words.asked(ids)
         return Question(layer, normed, self.words_of(ids), vector, forms)
+
+    def question_vector(
+        self, input_ids: Sequence[int], state: MemoryState, config: MemoryConfig
+    ) -> Float[Tensor, " E"] | None:
+        """The vector of a question by the embedder; None if nothing in a memory is compared with it.
+
+        Raises:
+            EmbedderError: The embedder failed, or its vectors are not of the size of the memory's.
+        """
+        sizes = {size for track in state.tracks if (size := track.vectors.size) is not None}
+        if not config.has_vectors or not sizes or self.embedder is None:
+            return None
+        vector = self.embedder.question(self.text_of(input_ids))
+        if sizes != {len(vector)}:
+            raise EmbedderError(
+                f"The embedder {self.embedder.name!r} returned a vector of {len(vector)} numbers: expected "
+                f"{min(sizes)}, as this memory has from it. Use the embedder that the memory was written with."
+            )
+        return vector
 
     @cached_property
     def _asked(self) -> LatestTraces[Hashable, Float[Tensor, "S D"]]:

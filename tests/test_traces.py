@@ -71,10 +71,10 @@ def test_what_was_read_of_a_forgotten_text_is_not_kept_for_a_later_read() -> Non
     model.write(memory, "4711", source="told")  # too short for a chunk, so it is written anew for a read
     model.generate(memory, CODE, max_new_tokens=4)
     gc.collect()
-    assert SPARE_PREFIXES._kept and len(model._requests._states)
+    assert SPARE_PREFIXES._kept and len(model._requests.present._with_tails)
     memory.forget("told")
     gc.collect()
-    assert not SPARE_PREFIXES._kept and not len(model._requests._states)
+    assert not SPARE_PREFIXES._kept and not len(model._requests.present._with_tails)
 
 
 def test_the_latest_texts_are_kept_until_something_is_forgotten() -> None:
