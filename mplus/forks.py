@@ -7,7 +7,8 @@ do some work are not there. So everything that has locks or threads is renewed i
 import os
 import sys
 from typing import Protocol, runtime_checkable
-from weakref import WeakValueDictionary
+
+from mplus.weak_identity_set import WeakIdentitySet
 
 
 @runtime_checkable
@@ -19,19 +20,17 @@ class Renewed(Protocol):
         ...
 
 
-_OWNERS: WeakValueDictionary[int, Renewed] = WeakValueDictionary()
+_OWNERS = WeakIdentitySet[Renewed]()
 
 
 def renewed_after_fork(owner: Renewed) -> None:
     """Have ``owner.after_fork()`` called in every child process, for as long as ``owner`` lives."""
-    _OWNERS[id(owner)] = owner
+    _OWNERS.add(owner)
 
 
 def _renew() -> None:
-    for reference in _OWNERS.valuerefs():
-        owner = reference()
-        if owner is not None:
-            owner.after_fork()
+    for owner in _OWNERS:
+        owner.after_fork()
     torch = sys.modules.get("torch")
     if torch is not None:
         # The threads of a parallel computation are those of the parent; with one thread none is waited for.

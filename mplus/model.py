@@ -17,7 +17,9 @@ from mplus.confidence import Calibration
 from mplus.config import EMBEDDING, MemoryConfig, Recall
 from mplus.forks import renewed_after_fork
 from mplus.generation.engine import Engine, decode
-from mplus.generation.requests import GenerationOptions, MemoryLike, PromptLike, Requests, memories_of
+from mplus.generation.memories_read import MemoryLike, check_belongs, check_weights, memories_of
+from mplus.generation.prompt import PromptLike
+from mplus.generation.requests import GenerationOptions, Requests
 from mplus.generation.row import Generation
 from mplus.generation.sampling import SamplingOptions
 from mplus.generation.scheduler import Scheduler
@@ -316,7 +318,7 @@ class MPlus:
         if config.has_vectors and self.weights.embedder is None:
             raise ValueError(f"recall={recall!r} needs an embedder. Pass yours to from_pretrained(embedder=…).")
         changed = self.new_memory(seed=memory.seed, config=config)
-        self._requests.check_weights(memory)
+        check_weights(memory, self.weights, self.name)
         with memory.writing():
             state, snapshots = memory.state, memory.snapshots
         states = self._writer.recalling(config, [state, *(snapshot.state for snapshot in snapshots)])
@@ -364,7 +366,7 @@ class MPlus:
                 of names, metadata or times than of texts, something that is no time, or ``dated`` without ``at``.
             MemoryMismatchError: The memory belongs to another model.
         """
-        self._requests.check_memory(memory)
+        check_belongs(memory, self.weights, self.name)
         if later and not progress:
             return self._writer.write_later(
                 memory, text, source=source, metadata=metadata, keep_text=keep_text, at=at, dated=dated
@@ -422,7 +424,7 @@ class MPlus:
                 "one text, one source and one time per memory."
             )
         for memory in memories:
-            self._requests.check_memory(memory)
+            check_belongs(memory, self.weights, self.name)
         if len(set(memories)) < len(memories):
             raise ValueError("A memory is given more than once: pass its texts as one list.")
         with followed(progress, "writing", "tok") as told:
@@ -452,7 +454,7 @@ class MPlus:
         Raises:
             MemoryMismatchError: The memory belongs to another model.
         """
-        self._requests.check_memory(memory)
+        check_belongs(memory, self.weights, self.name)
         check_number("seconds", seconds, "a number of seconds, 0 or more, or None", optional=True)
         end = None if seconds is None else time.monotonic() + seconds
         return warm_ahead(self.weights, memory.state, lambda: end is None or time.monotonic() < end)
@@ -463,7 +465,7 @@ class MPlus:
         Raises:
             MemoryMismatchError: The memory belongs to another model.
         """
-        self._requests.check_memory(memory)
+        check_belongs(memory, self.weights, self.name)
         check_kind("state", state, MemoryState, "a state of this memory")
         check_kind("entry", entry, LedgerEntry, "an entry of this memory's ledger")
         ((state, _),) = self._writer.written([memory], [state], [entry], None)
@@ -598,7 +600,7 @@ class MPlus:
         if not isinstance(query, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise refused("query", query, "text to search for")
         period = Period.of(since, until, as_of)
-        config, read = memories_of(memory)[0].config, self._requests.present(memory, period)
+        config, read = memories_of(memory)[0].config, self._requests.present.of(memory, period)
         ids = encode_inert(self.tokenizer, query) if query.strip() else []
         if not ids:
             raise ValueError(f"query={query!r}: expected text to search for.")
@@ -607,7 +609,9 @@ class MPlus:
         with torch.inference_mode():
             # If every layer recalls for itself, the layer that one choice for all layers would use is searched.
             track, _ = read.state.track_of(self.weights.recall_layer)
-            question = self.weights.question(ids, track.recall_layer, self._requests.vector_of(read.state, config, ids))
+            question = self.weights.question(
+                ids, track.recall_layer, self.weights.question_vector(ids, read.state, config)
+            )
             scorer = self.weights.scorers[config.recall]
             ranked = rank_sources(scorer, read.state, config, question, allowed_sources(read, where))
         found = [(read.state.sources[one.number], one, memory_of(read.members, one.number)) for one in ranked[:limit]]

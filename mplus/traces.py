@@ -3,8 +3,15 @@
 Nobody knows which memory such a text was said to, so all of it is dropped whenever something is forgotten or deleted.
 """
 
-from typing import Protocol, runtime_checkable
-from weakref import WeakValueDictionary
+import threading
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+from mplus.forks import renewed_after_fork
+from mplus.weak_identity_set import WeakIdentitySet
+
+Key = TypeVar("Key", bound=Hashable)
+Made = TypeVar("Made")
 
 
 @runtime_checkable
@@ -16,17 +23,56 @@ class Traces(Protocol):
         ...
 
 
-_OWNERS: WeakValueDictionary[int, Traces] = WeakValueDictionary()
+_OWNERS = WeakIdentitySet[Traces]()
 
 
 def dropped_when_forgotten(owner: Traces) -> None:
     """Have ``owner.drop_traces()`` called whenever something is forgotten, for as long as ``owner`` lives."""
-    _OWNERS[id(owner)] = owner
+    _OWNERS.add(owner)
 
 
 def drop_traces() -> None:
     """Drop what is kept beside memories, because something was forgotten."""
-    for reference in _OWNERS.valuerefs():
-        owner = reference()
-        if owner is not None:
-            owner.drop_traces()
+    for owner in _OWNERS:
+        owner.drop_traces()
+
+
+class LatestTraces(Generic[Key, Made]):
+    """What was made of the latest texts, until something is forgotten: one of them may have said it.
+
+    Threads may share it, and a forked child begins with what its parent had.
+
+    Args:
+        most: How many texts it keeps; beyond that, what was put first is dropped.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._made: dict[Key, Made] = {}
+        self.after_fork()
+        renewed_after_fork(self)
+        dropped_when_forgotten(self)
+
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
+        self._guard = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def get(self, text: Key) -> Made | None:
+        """What was made of a text; None if that is not kept."""
+        with self._guard:
+            return self._made.get(text)
+
+    def put(self, text: Key, made: Made) -> None:
+        """Keep what was made of a text; what was put first makes room."""
+        with self._guard:
+            self._made[text] = made
+            if len(self._made) > self._most:
+                self._made.pop(next(iter(self._made)))
+
+    def drop_traces(self) -> None:
+        """Drop everything."""
+        with self._guard:
+            self._made.clear()

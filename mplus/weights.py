@@ -1,6 +1,5 @@
 """The parts of a loaded model that take part in writing and reading. They never change."""
 
-import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from torch import Tensor
 from mplus.backbone.attention import KeysValues
 from mplus.backbone.backbone import Backbone
 from mplus.config import MemoryConfig, Recall
-from mplus.forks import renewed_after_fork
+from mplus.errors import EmbedderError
 from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.stacks import paired, side_by_side, unpaired
@@ -24,13 +23,11 @@ from mplus.recall.embedder import Embedder
 from mplus.recall.gate import Gate
 from mplus.recall.scorer import Question, Scorer
 from mplus.shapes import RetrievalKeys
-from mplus.traces import dropped_when_forgotten
+from mplus.traces import LatestTraces
 from mplus.words import Words, no_words
 
 QUESTION_TOKENS = 256
 """Recall uses at most this many tokens of a question, the last ones."""
-
-
 LATEST_QUESTIONS = 16
 """Questions whose states are kept."""
 
@@ -190,42 +187,30 @@ class Weights:
         forms = None if self.words is None else self.words.asked(ids)
         return Question(layer, normed, self.words_of(ids), vector, forms)
 
+    def question_vector(
+        self, input_ids: Sequence[int], state: MemoryState, config: MemoryConfig
+    ) -> Float[Tensor, " E"] | None:
+        """The vector of a question by the embedder; None if nothing in a memory is compared with it.
+
+        Raises:
+            EmbedderError: The embedder failed, or its vectors are not of the size of the memory's.
+        """
+        sizes = {size for track in state.tracks if (size := track.vectors.size) is not None}
+        if not config.has_vectors or not sizes or self.embedder is None:
+            return None
+        vector = self.embedder.question(self.text_of(input_ids))
+        if sizes != {len(vector)}:
+            raise EmbedderError(
+                f"The embedder {self.embedder.name!r} returned a vector of {len(vector)} numbers: expected "
+                f"{min(sizes)}, as this memory has from it. Use the embedder that the memory was written with."
+            )
+        return vector
+
     @cached_property
-    def _asked(self) -> "LatestQuestions":
-        return LatestQuestions()
+    def _asked(self) -> LatestTraces[Hashable, Float[Tensor, "S D"]]:
+        return LatestTraces(LATEST_QUESTIONS)
 
     def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:
         """States at the input of a layer, normed by it."""
         layers = self.backbone.read_layers if reading else self.backbone.write_layers
         return self.backbone.normed(layers, layer, states)
-
-
-class LatestQuestions:
-    """The latest questions to a model and their states, until something is forgotten: it may have been one of them."""
-
-    def __init__(self) -> None:
-        self._known: tuple[tuple[Hashable, Tensor], ...] = ()
-        self.after_fork()
-        renewed_after_fork(self)
-        dropped_when_forgotten(self)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._guard = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, key: Hashable) -> Float[Tensor, "S D"] | None:
-        """The states of a question; None if they are not kept."""
-        return next((states for known, states in self._known if known == key), None)
-
-    def put(self, key: Hashable, states: Float[Tensor, "S D"]) -> None:
-        """Keep the states of a question; the oldest make room."""
-        with self._guard:
-            self._known = ((key, states), *self._known[: LATEST_QUESTIONS - 1])
-
-    def drop_traces(self) -> None:
-        """Drop all questions."""
-        with self._guard:
-            self._known = ()

@@ -10,6 +10,7 @@ import pytest
 from mplus import Embedder, Memory, MemoryStore, MPlus
 from mplus.read.spare_prefixes import SPARE_PREFIXES
 from mplus.testing import tiny_model
+from mplus.traces import LatestTraces, drop_traces
 from tests.conftest import TINY
 
 CODE = "My code is 4711, what is it?"
@@ -20,8 +21,8 @@ def vectors(texts: list[str]) -> list[list[float]]:
 
 
 def questions(model: MPlus) -> str:
-    asked: Any = model.weights._asked._known
-    return " ".join(model.tokenizer.decode(list(key[0])) for key, _ in asked)
+    asked: Any = model.weights._asked._made
+    return " ".join(model.tokenizer.decode(list(key[0])) for key in asked)
 
 
 def forgotten(model: MPlus, memory: Memory, folder: Path) -> None:
@@ -55,9 +56,9 @@ def test_what_is_forgotten_is_no_longer_among_the_latest_questions(
     model.write(memory, CODE, source="told", keep_text=True)
     model.search(memory, CODE)
     first = model.generate(memory, CODE, max_new_tokens=4)
-    assert "4711" in questions(model) and "4711" in str(embedder._asked)
+    assert "4711" in questions(model) and "4711" in str(embedder._asked._made)
     way(model, memory, tmp_path)
-    assert "4711" not in questions(model) and not embedder._asked
+    assert "4711" not in questions(model) and not len(embedder._asked)
     if way is deleted:
         assert model.generate(memory, CODE, max_new_tokens=4).text == first.text, "they are made again"
 
@@ -70,7 +71,24 @@ def test_what_was_read_of_a_forgotten_text_is_not_kept_for_a_later_read() -> Non
     model.write(memory, "4711", source="told")  # too short for a chunk, so it is written anew for a read
     model.generate(memory, CODE, max_new_tokens=4)
     gc.collect()
-    assert SPARE_PREFIXES._kept and len(model._requests._states)
+    assert SPARE_PREFIXES._kept and len(model._requests.present._with_tails)
     memory.forget("told")
     gc.collect()
-    assert not SPARE_PREFIXES._kept and not len(model._requests._states)
+    assert not SPARE_PREFIXES._kept and not len(model._requests.present._with_tails)
+
+
+def test_the_latest_texts_are_kept_until_something_is_forgotten() -> None:
+    latest = LatestTraces[str, int](2)
+    for text in ("a", "bb", "a", "ccc"):
+        latest.put(text, len(text))
+    assert [latest.get(text) for text in ("a", "bb", "ccc")] == [None, 2, 3], "what was put first made room"
+    drop_traces()
+    assert not len(latest) and latest.get("ccc") is None
+
+
+def test_a_child_has_a_lock_of_its_own() -> None:
+    latest = LatestTraces[str, int](2)
+    latest.put("a", 1)
+    with latest._guard:  # held by another thread at the moment of the fork
+        latest.after_fork()
+        assert latest.get("a") == 1

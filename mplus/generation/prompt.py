@@ -34,6 +34,14 @@ class Prompt:
     query: tuple[int, int]
 
 
+PromptLike = str | Sequence[Mapping[str, Any]] | Prompt
+"""Text to complete, chat messages ``{"role", "content"}``, or either as token ids."""
+Tools = Sequence[Mapping[str, Any]]
+"""Tools described in a prompt, ``{"type": "function", "function": {…}}`` each."""
+TemplateOptions = Mapping[str, Any] | None
+"""Variables of the chat template, such as ``enable_thinking``."""
+
+
 def encode_prompt(
     tokenizer: Any,
     prompt: str | Sequence[Mapping[str, Any]],

@@ -14,7 +14,9 @@ from weakref import WeakKeyDictionary
 from mplus.errors import QueueFullError, SchedulerClosedError
 from mplus.forks import renewed_after_fork
 from mplus.generation.engine import Engine
-from mplus.generation.requests import GenerationOptions, MemoryLike, PromptLike, Requests
+from mplus.generation.memories_read import MemoryLike
+from mplus.generation.prompt import PromptLike
+from mplus.generation.requests import GenerationOptions, Requests
 from mplus.generation.row import Generation, Row
 from mplus.generation.streams import AsyncGenerationStream, GenerationStream
 from mplus.given import whole_number

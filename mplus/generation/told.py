@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mplus.generation.prompt import Prompt, encode_prompt
+from mplus.generation.prompt import Prompt, PromptLike, TemplateOptions, Tools, encode_prompt
 from mplus.inert import encode_inert
 from mplus.recall.texts import Piece
 
@@ -19,10 +19,10 @@ def text_of(tokenizer: Any, pieces: Sequence[Piece]) -> str:
 
 def encode_told(
     tokenizer: Any,
-    prompt: str | Sequence[Mapping[str, Any]] | Prompt,
+    prompt: PromptLike,
     text: str,
-    tools: Sequence[Any] | None = None,
-    options: Mapping[str, Any] | None = None,
+    tools: Tools | None = None,
+    options: TemplateOptions = None,
 ) -> Prompt:
     """Token ids of a prompt that has a recalled text in it.
 

@@ -1,9 +1,5 @@
 """``Memory``: what belongs to one conversation or one corpus, and is passed to the model."""
 
-import threading
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -11,25 +7,24 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from mplus.config import MemoryConfig
-from mplus.errors import LedgerMissingError, MemoryLimitError, MemoryMismatchError
-from mplus.forks import renewed_after_fork
+from mplus.errors import MemoryMismatchError
 from mplus.given import check_kind, refused
 from mplus.ids import Id, id_text
-from mplus.memory.clock import MemoryClock
-from mplus.memory.forgetting import within_age_limits, without_expired, without_source
-from mplus.memory.ledger import LedgerEntry, Redaction, WrittenText
+from mplus.memory.forgetting import without_expired
+from mplus.memory.history import History, Replay
+from mplus.memory.ledger import LedgerEntry, Redaction
+from mplus.memory.live_state import LiveState
 from mplus.memory.periods import Period, within
+from mplus.memory.recall_frequencies import recalled
 from mplus.memory.saving import load, save
-from mplus.memory.snapshots import MemoryDiff, Snapshot, difference, latest_base
+from mplus.memory.snapshots import MemoryDiff, difference
 from mplus.memory.sources import Source, listed
 from mplus.memory.state import MemoryState, chained
 from mplus.memory.stats import MemoryStats, measured
-from mplus.memory.waiting import WAIT_SECONDS, Told, Waiting, told
 from mplus.moments import Moment, seconds_of
 from mplus.progress import Progress, followed
 from mplus.storage.address import folder_of, place_of, zip_of
 from mplus.storage.encryption import MemoryKey
-from mplus.storage.manifest import MAX_SNAPSHOTS
 from mplus.traces import drop_traces
 
 
@@ -51,158 +46,22 @@ class Replays(Protocol):
         ...
 
 
-class Memory:
+class Memory(LiveState):
     """The memory of one conversation or one corpus.
 
     A value that the model reads and writes but does not own: make one with ``MPlus.new_memory``, pass it
     to ``write`` and ``generate``, and save, fork or throw it away. Reading and writing from several
     threads is safe: a write is seen whole or not at all.
+
+    Attributes:
+        state: What it holds at present: an immutable value that later writes do not touch.
+        snapshots: Snapshots that ``rollback`` takes, in the order in which they were made.
     """
 
     def __init__(self, config: MemoryConfig, initial: MemoryState, *, model_fingerprint: str, seed: int = 0) -> None:
-        self.config = config
         self.model_fingerprint = model_fingerprint
         self.seed = seed
-        self._initial = initial
-        self._state = initial
-        self._snapshots: tuple[Snapshot, ...] = ()
-        self._clock: MemoryClock | None = None
-        self._saved_clock: MemoryClock | None = None
-        self._waiting: Waiting | None = None
-        self.after_fork()
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._lock = threading.RLock()
-        if self._waiting is not None:
-            self._waiting.is_running = False  # the thread that wrote them is the parent's
-
-    # --- state ------------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> MemoryState:
-        """The present state: an immutable value that later writes do not touch.
-
-        Tokens past the age limit are never in it, and texts that waited are.
-        """
-        self._settle()
-        self._expire()
-        return self._state
-
-    @property
-    def snapshots(self) -> tuple[Snapshot, ...]:
-        """Snapshots that ``rollback`` takes, in the order in which they were made."""
-        self._settle()
-        self._expire()
-        return self._snapshots
-
-    @contextmanager
-    def writing(self) -> Generator[None]:
-        """A lock to hold while a new state is computed from the present one and committed."""
-        with self._lock:
-            self._settle()
-            yield
-
-    @contextmanager
-    def adding(self) -> Generator[None]:
-        """A lock to hold while texts are added that may wait; after an error none has been added.
-
-        ``told`` does not write those that wait, other looks at the memory do.
-        """
-        with self._lock:
-            before, waiting = (self._state, self._snapshots), self._waiting
-            texts = [] if waiting is None else [*waiting.texts]
-            try:
-                yield
-            except BaseException:
-                self.restore(*before)
-                self._waiting = None if waiting is None else replace(waiting, texts=texts)
-                raise
-
-    def wait(self, texts: Sequence[WrittenText], write: Callable[[LedgerEntry], None], *, most: int) -> None:
-        """Have texts wait until something of the memory is asked for, or ``most`` text tokens wait."""
-        with self._lock:
-            if self._waiting is not None and abs(self.now() - self._waiting.time) > WAIT_SECONDS:
-                self._settle()
-            if self._waiting is None:
-                self._waiting = Waiting(write, self.now())
-            waiting, before = self._waiting, [*self._waiting.texts]
-            waiting.texts += texts
-            try:
-                if waiting.num_tokens >= most:
-                    self._settle()
-            except BaseException:
-                waiting.texts = before
-                raise
-
-    def _settle(self) -> None:
-        """Write what waits; another thread that does so already is waited for."""
-        if self._waiting is not None:
-            with self._lock:
-                self._write_waiting()
-
-    def _write_waiting(self) -> None:
-        waiting = self._waiting
-        if waiting is not None and not waiting.is_running:
-            waiting.done()
-            self._waiting = None
-
-    def told(self) -> dict[str, Told]:
-        """Metadata and kept texts of every source by name, those that wait to be written included."""
-        with self._lock:
-            self._expire()
-            return told(self._state, () if self._waiting is None else self._waiting.texts)
-
-    def commit(self, state: MemoryState) -> None:
-        """Make ``state`` the present one."""
-        with self._lock:
-            self._state = state
-
-    def restore(self, state: MemoryState, snapshots: tuple[Snapshot, ...]) -> None:
-        """Replace the present state and history, as loading does."""
-        with self._lock:
-            self._state, self._snapshots = state, snapshots
-
-    def _expire(self) -> None:
-        if not self.config.has_age_limit:
-            return
-        with self._lock:
-            now, before = self.now(), self._state
-            self._state = within_age_limits(self._state, self.config, now)
-            if self._state is not before:
-                drop_traces()
-            states = [within_age_limits(s.state, self.config, now) for s in self._snapshots]
-            if any(state is not s.state for state, s in zip(states, self._snapshots, strict=True)):
-                shared = [state.sharing_rooms(self._state) for state in states]
-                self._snapshots = tuple(replace(s, state=t) for s, t in zip(self._snapshots, shared, strict=True))
-
-    def now(self) -> float:
-        """The present time, by which texts of this memory get older: Unix time, unless its clock has jumped."""
-        now = time.time()
-        limit = self.config.age_limit_seconds
-        if limit is None:
-            return now
-        with self._lock:
-            self._clock = (self._clock or MemoryClock(now)).at(now, limit)
-            return self._clock.time
-
-    @property
-    def clock(self) -> MemoryClock | None:
-        """The clock as of the last look; None if the memory has no age limit in seconds, or nothing looked yet."""
-        return self._clock
-
-    def keep_clock(self, clock: MemoryClock | None) -> None:
-        """Go by a clock that was saved, or remember that it has been saved."""
-        with self._lock:
-            self._clock = self._saved_clock = clock
-
-    @property
-    def has_unsaved_jump(self) -> bool:
-        """Whether the machine's clock has jumped since the memory was saved or loaded, which the next save keeps."""
-        _ = self.state
-        before, now = self._saved_clock, self._clock
-        return before is not None and now is not None and before.behind != now.behind
+        super().__init__(config, initial)
 
     def generator(self, state: MemoryState) -> torch.Generator:
         """The random generator of the write after ``state``, seeded by the memory's seed and the number of chunks."""
@@ -221,7 +80,7 @@ class Memory:
         """An independent memory with the same content and history; both share tensors until one of them changes."""
         fork = Memory(self.config, self._initial, model_fingerprint=self.model_fingerprint, seed=self.seed)
         with self._lock:
-            fork.restore(self.state, self._snapshots)
+            fork._history = self._present()
             fork._clock, fork._saved_clock = self._clock, self._saved_clock
         return fork
 
@@ -274,17 +133,16 @@ class Memory:
                 f"adopt: {fork!r} has another model, layout or seed than this memory. Pass what fork() made."
             )
         with fork.writing():
-            state, snapshots, clock = fork.state, fork.snapshots, fork.clock
+            history, clock = fork._present(), fork.clock
         with self.writing():
-            self.restore(state, snapshots)
-            self._clock = clock
+            self._history, self._clock = history, clock
             self.config, self._initial = fork.config, fork._initial
 
     def reset(self) -> None:
         """Make the memory empty again: nothing written, no snapshots."""
         with self._lock:
             self._waiting = None
-            self.restore(self._initial.cooled(), ())
+            self._history = History(self._initial.cooled())
         drop_traces()
 
     # --- history ----------------------------------------------------------------------------------
@@ -304,14 +162,8 @@ class Memory:
         """
         check_kind("label", label, str, "text")
         with self._lock:
-            if len(self._snapshots) >= MAX_SNAPSHOTS:
-                raise MemoryLimitError(
-                    f"snapshot({label!r:.40}): this memory has {len(self._snapshots):,} snapshots, which is the most. "
-                    "Discard some: memory.discard(memory.snapshots[0].id)."
-                )
-            taken = Snapshot(self.state, label)
-            self._snapshots = (*self._snapshots, taken)
-        return taken.id
+            self._history = self._present().with_snapshot(label)
+            return self._history.snapshots[-1].id
 
     def rollback(self, snapshot: str) -> None:
         """Return to the state of a snapshot. All snapshots stay, later ones too, so this can be undone.
@@ -322,7 +174,8 @@ class Memory:
             ValueError: There is no snapshot of that id.
         """
         with self._lock:
-            self._state = self._snapshot(snapshot).state
+            history = self._present()
+            self._history = replace(history, state=history.snapshot(snapshot).state)
 
     def discard(self, snapshot: str) -> None:
         """Drop a snapshot and the tensors that only this snapshot holds.
@@ -331,8 +184,7 @@ class Memory:
             ValueError: There is no snapshot of that id.
         """
         with self._lock:
-            dropped = self._snapshot(snapshot)
-            self._snapshots = tuple(s for s in self._snapshots if s is not dropped)
+            self._history = self._present().without_snapshot(snapshot)
 
     def diff(self, before: "str | Memory") -> MemoryDiff:
         """The sources that were added, removed and changed since ``before``.
@@ -343,15 +195,8 @@ class Memory:
         Raises:
             ValueError: There is no snapshot of that id.
         """
-        earlier = before.state if isinstance(before, Memory) else self._snapshot(before).state
+        earlier = before.state if isinstance(before, Memory) else self._present().snapshot(before).state
         return difference(earlier, self.state)
-
-    def _snapshot(self, name: str) -> Snapshot:
-        for snapshot in self.snapshots:
-            if snapshot.id == name:
-                return snapshot
-        known = ", ".join(f"{s.id!r} ({s.label})" if s.label else repr(s.id) for s in self._snapshots[-4:]) or "none"
-        raise ValueError(f"snapshot={name!r}: this memory has no such snapshot; its latest are: {known}.")
 
     # --- forgetting and keeping -------------------------------------------------------------------
 
@@ -385,62 +230,16 @@ class Memory:
                 f"forget({source!r}, rebuild=model)."
             )
         with self._lock:
-            before, redaction = self.state, Redaction(source)
+            before, redaction = self._present(), Redaction(source)
             if rebuild is None:
-                state = without_source(before, self.config, redaction)
-                snapshots = tuple(
-                    replace(s, state=without_source(s.state, self.config, redaction)) for s in self._snapshots
-                )
+                self._history = before.without_source(self.config, redaction)
             else:
+                replay: Replay = lambda state, entry: rebuild.replay(self, state, entry)
                 with followed(progress, "writing again", "tok") as told:
-                    state, snapshots = self._rebuilt(redaction, rebuild, told)
-            if state is not before or any(
-                s.state is not t.state for s, t in zip(snapshots, self._snapshots, strict=True)
-            ):
-                # What was made of a forgotten text may be held for any state, so all begin with nothing.
-                state = state.cooled()
-                snapshots = tuple(replace(s, state=s.state.sharing_rooms(state)) for s in snapshots)
-            self.restore(state, snapshots)
+                    empty = self._initial.cooled()
+                    self._history = before.rebuilt(redaction, replay, empty=empty, progress=told)
         drop_traces()
-        removed = [s.memory_tokens + s.tail_tokens for s in listed(before) if s.name == source]
-        return sum(removed)
-
-    def _rebuilt(
-        self, redaction: Redaction, model: Replays, progress: Progress | None
-    ) -> tuple[MemoryState, tuple[Snapshot, ...]]:
-        """The present state and all snapshots, rebuilt as if the source had never been written."""
-
-        def is_clean(state: MemoryState) -> bool:
-            return state.replayable and state.source_number(redaction.source) is None
-
-        bases = [self._initial.cooled(), *(s.state for s in self._snapshots if is_clean(s.state))]
-        done = 0
-
-        def clean(state: MemoryState) -> MemoryState:
-            nonlocal done
-            if is_clean(state):
-                return state
-            if state.ledger is None:
-                raise LedgerMissingError(
-                    f"forget({redaction.source!r}, rebuild=…): what was written into this memory was not kept, so it "
-                    "cannot be written again. Forget without rebuild, or make memories with MemoryConfig(ledger=True)."
-                )
-            ledger, pinned = redaction(state.ledger), state.pinned - {redaction.source}
-            again = latest_base([replace(bases[0], pinned=pinned), *bases[1:]], ledger, pinned)
-            left = ledger[len(again.ledger or ()) :]
-            total = done + sum(entry.num_tokens for entry in left)
-            for entry in left:
-                again = model.replay(self, again, entry)
-                done += entry.num_tokens
-                if progress is not None:
-                    progress(done, total)
-            bases.append(again)
-            return again
-
-        # Shorter ledgers first: each state is a base for later states that continue it.
-        taken = sorted(self._snapshots, key=lambda s: len(s.state.ledger or ()))
-        again = {s.id: replace(s, state=clean(s.state)) for s in taken}
-        return clean(self._state), tuple(again[s.id] for s in self._snapshots)
+        return sum(s.memory_tokens + s.tail_tokens for s in listed(before.state) if s.name == source)
 
     def pin(self, source: Id) -> None:
         """Keep a source regardless of age limits, capacity and disuse, until ``unpin``; ``forget`` still removes it.
@@ -463,7 +262,7 @@ class Memory:
     def unpin(self, source: Id) -> None:
         """Undo ``pin``: the source can be forgotten again, and its tokens past the age limit are removed at once."""
         with self._lock:
-            state = replace(self.state, pinned=self._state.pinned - {id_text(source, "source")})
+            state = replace(self.state, pinned=self._history.state.pinned - {id_text(source, "source")})
             self.commit(without_expired(state, self.config) if self.config.has_age_limit else state)
 
     def note_recalled(self, births: tuple[torch.Tensor, ...]) -> None:
@@ -473,17 +272,9 @@ class Memory:
         never changes, so a write or a consolidation in between does not matter.
         """
         gain = self.config.recall_frequency_gain
-        if not gain or not any(map(len, births)):
-            return
-        with self._lock:
-            tracks = list(self._state.tracks)
-            for number, (track, recalled) in enumerate(zip(tracks, births, strict=True)):
-                known = track.long_term.provenance
-                born = self._state.written_tokens - known.ages
-                frequencies = known.recall_frequencies + gain * torch.isin(born, recalled)
-                provenance = known.changed(recall_frequencies=frequencies)
-                tracks[number] = replace(track, long_term=replace(track.long_term, provenance=provenance))
-            self._state = replace(self._state, tracks=tuple(tracks))
+        if gain and any(map(len, births)):
+            with self._lock:
+                self.commit(recalled(self._history.state, births, gain))
 
     def drop_latents(self) -> None:
         """Drop keys and values that were made of token ids, also those of snapshots; reads make them again.
@@ -491,7 +282,8 @@ class Memory:
         Forks share them until something is forgotten. Does nothing for ``long_term_keep="latents"``, whose keys and
         values are all there is.
         """
-        for state in (self.state, *(snapshot.state for snapshot in self._snapshots)):
+        history = self._present()
+        for state in (history.state, *(snapshot.state for snapshot in history.snapshots)):
             for track in state.tracks:
                 if track.warm is not None:
                     track.warm.drop()

@@ -1,46 +1,31 @@
 """``MemoryStore``: many named memories in one folder, safe across threads and processes."""
 
-import os
-import shutil
-import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from mplus.errors import (
-    CorruptMemoryError,
-    MemoryKeyError,
-    MemoryLimitError,
-    MemoryLockedError,
-    MemoryNotFoundError,
-    MemorySaveError,
-)
+from mplus.errors import MemoryNotFoundError, MemorySaveError
 from mplus.given import check_kind, check_number, path_of
 from mplus.ids import Id
 from mplus.memory.autosave import autosaving
-from mplus.memory.backup import LIST, Backup, copy_in_use, damage, first_memory, is_encrypted
+from mplus.memory.backup import LIST, Backup, copy_in_use, first_memory, is_encrypted
 from mplus.memory.deletions import Deletions
+from mplus.memory.leftovers import sweep
 from mplus.memory.memory import Memory, MemoryMaker, check_maker, check_memory
+from mplus.memory.open_memory import OpenMemory
 from mplus.memory.quotas import Quotas
-from mplus.memory.recent import RecentMemories, identity
-from mplus.memory.saving import load, save
+from mplus.memory.recent import RecentMemories
+from mplus.memory.saved_memories import SavedMemories
 from mplus.memory.store_locks import StoreLocks
 from mplus.memory.stored import StoredMemory, copies_of
 from mplus.storage.address import folder_of
 from mplus.storage.clear_errors import clear_errors
-from mplus.storage.encryption import MemoryKey
-from mplus.storage.files import copy
-from mplus.storage.folder import UNFINISHED, Folder
-from mplus.storage.manifest import is_sealed
-from mplus.storage.names import MANIFEST, check_name, check_spelling, id_of, name_for, note_id
+from mplus.storage.folder import Folder
+from mplus.storage.names import check_name, id_of, name_for, note_id
 from mplus.storage.place import Place, not_saved
 from mplus.storage.vault import KeyVault
 from mplus.traces import drop_traces
-
-COPYING = ".copying-"
-LEFT_SECONDS = 86_400.0
-"""A file that is not whole after so long was left by a killed process; writing one takes far less."""
 
 
 class MemoryStore:
@@ -84,8 +69,12 @@ class MemoryStore:
         self._recent = RecentMemories(max_resident_bytes)
         self._locks = StoreLocks(self.root)
         self._quotas = Quotas(self.root, max_memory_bytes, max_total_bytes)
+        self._saves = self._new_saves()
         self._deletions = self._new_deletions()
         self._sweep()
+
+    def _new_saves(self) -> SavedMemories:
+        return SavedMemories(self.root, self.vault, quotas=self._quotas, recent=self._recent)
 
     def _new_deletions(self) -> Deletions:
         return Deletions(self.root, self.vault)
@@ -130,18 +119,13 @@ class MemoryStore:
     name_for = staticmethod(name_for)
     """The name for an id that somebody else chose, such as "telegram:12345"; ``StoredMemory.id`` gives the id."""
 
-    @clear_errors
     def path(self, name: str) -> Path:
         """Where a memory is kept.
 
         Raises:
             ValueError: The name leads out of the folder, is too long, or has characters that are not allowed.
         """
-        path = self.root / check_name(name)
-        if path.is_symlink():
-            raise ValueError(f"Memory name {name!r}: {path} is a link, which could lead anywhere. Remove it.")
-        check_spelling(path)
-        return path
+        return self._saves.path(name)
 
     @contextmanager
     def open(
@@ -174,23 +158,11 @@ class MemoryStore:
         """
         check_maker(model)
         with self._held(name, timeout):
-            memory = self._loaded(name, model)
-            saved = memory.fork() if self._is_as_wanted(name) and not memory.has_unsaved_jump else None
-            key, owner = self._key(self.path(name)), os.getpid()
-
-            def save() -> None:
-                nonlocal saved, key
-                current = memory.fork()
-                if saved is None or not current.is_unchanged_since(saved):
-                    _refuse_child(name, owner)
-                    key = self._key_to_save_with(name, key)
-                    self._save(name, current, model, key, dispensable=saved)
-                    saved = current
-
-            with nullcontext() if autosave_seconds is None else autosaving(save, autosave_seconds):
-                yield memory
-            save()
-            if id is not None and _is_saved(self.path(name)):
+            opened = OpenMemory(name, model, self._saves)
+            with nullcontext() if autosave_seconds is None else autosaving(opened.save, autosave_seconds):
+                yield opened.memory
+            opened.save()
+            if id is not None and self._saves.has(name):
                 with suppress(OSError):  # a full disk; noted when it is opened again
                     note_id(self.root, name, id)
 
@@ -203,7 +175,8 @@ class MemoryStore:
             CorruptMemoryError: The saved state is damaged.
         """
         check_maker(model)
-        return self._read(self._existing(name), model).fork()
+        self._refuse_missing(name)
+        return self._saves.read(name, model).fork()
 
     @clear_errors
     def put(self, name: str, memory: Memory) -> None:
@@ -216,8 +189,9 @@ class MemoryStore:
         """
         check_memory(memory)
         with self._held(name, 60.0):
-            self._refuse_taken(name)
-            self._save(name, memory.fork(), None, self._key_to_save_with(name, None), dispensable=None)
+            self._saves.refuse_taken(name)
+            key = self._saves.key_to_save_with(name, None)
+            self._saves.save(name, memory.fork(), None, key, dispensable=None)
 
     @clear_errors
     def list(self) -> list[StoredMemory]:
@@ -243,7 +217,7 @@ class MemoryStore:
             MemorySaveError: The folder cannot be written to.
         """
         with self._held(name, timeout):
-            self._existing(name)
+            self._refuse_missing(name)
             self._recent.drop(name)
             drop_traces()
             try:
@@ -268,21 +242,9 @@ class MemoryStore:
             # Both locks are always taken in the same order, so that two copies cannot deadlock.
             for held in sorted({check_name(name), check_name(new_name)}):
                 locks.enter_context(self._held(held, 60.0))
-            self._refuse_taken(new_name)
-            folder = self._existing(name)
-            with self._quotas.held():
-                self._quotas.check(new_name, sum(Folder(folder).sizes().values()))
-                key = self._key_to_save_with(new_name, None)
-                work = self.root / f"{COPYING}{new_name}-{time.time_ns()}"
-                try:
-                    copy(Folder(folder), Folder(work), key=self._key(folder), new_key=key)
-                    work.rename(self.path(new_name))
-                    Folder(self.root).sync()
-                    self._publish(new_name)
-                except OSError as error:
-                    raise not_saved(self.root / new_name, error) from error
-                finally:
-                    shutil.rmtree(work, ignore_errors=True)
+            self._saves.refuse_taken(new_name)
+            self._refuse_missing(name)
+            self._saves.copy(name, new_name)
 
     # --- backups ----------------------------------------------------------------------------------
 
@@ -293,11 +255,8 @@ class MemoryStore:
         Raises:
             MemoryNotFoundError: There is none of that name.
         """
-        folder = self._existing(name)
-        try:
-            return damage(Folder(folder), self._key(folder))
-        except (MemoryKeyError, CorruptMemoryError) as error:
-            return str(error)
+        self._refuse_missing(name)
+        return self._saves.damage(name)
 
     def backup(self, target: str | Path) -> tuple[str, ...]:
         """Copy all memories while they are in use; each copy is one save, whole and checked.
@@ -341,7 +300,7 @@ class MemoryStore:
     def _backed_up(self, name: str, target: Place) -> str:
         """Copy a memory into a backup; returns its checksum there."""
         source = self.path(name)
-        return copy_in_use(Folder(source), target, lambda: self._key(source))
+        return copy_in_use(Folder(source), target, lambda: self._saves.key(name))
 
     @clear_errors
     def restore(self, source: str | Path, name: str, *, overwrite: bool = False) -> None:
@@ -364,121 +323,28 @@ class MemoryStore:
         place = backup.memory(check_name(name))
         with self._held(name, 60.0):
             if not overwrite:
-                self._refuse_taken(name)
+                self._saves.refuse_taken(name)
             key = self.vault.key(name) if self.vault is not None and is_encrypted(place) else None
             backup.check(name, place, key)
-            try:
-                with self._quotas.held():
-                    self._quotas.check(name, sum(place.sizes().values()))
-                    copy(place, Folder(self.path(name)), key=key, new_key=self._key_to_save_with(name, key))
-                    if name in backup.ids:
-                        note_id(self.root, name, backup.ids[name])
-                    Folder(self.root).sync()
-                    self._publish(name)
-            except OSError as error:
-                raise not_saved(self.path(name), error) from error
-            finally:
-                self._recent.drop(name)
+            self._saves.bring(place, name, key=key, id=backup.ids.get(name))
 
-    # --- loading and saving -----------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------
 
     @clear_errors
-    def _loaded(self, name: str, model: MemoryMaker) -> Memory:
-        folder = self.path(name)
-        return self._read(folder, model) if _is_saved(folder) else model.new_memory()
+    def _refuse_missing(self, name: str) -> None:
+        """Check that a memory is saved, and that its deletion was not begun.
 
-    @clear_errors
-    def _read(self, folder: Path, model: MemoryMaker) -> Memory:
-        """A memory as it was last saved; one that is held already only if its key still exists."""
-        saved_as = identity(folder)
-        try:
-            key = self._key(folder)
-        except MemoryKeyError:
-            self._recent.drop(folder.name)
-            raise
-        read = lambda: load(Folder(folder), model.new_memory, key=key)
-        return self._recent.get(folder.name, model, _under(key, saved_as), read)
-
-    @clear_errors
-    def _save(
-        self,
-        name: str,
-        memory: Memory,
-        model: MemoryMaker | None,
-        key: MemoryKey | None,
-        *,
-        dispensable: Memory | None,
-    ) -> None:
-        """Save within the quotas.
-
-        If the memory differs from ``dispensable``, the last save, only in recall frequencies, errors of a full or
-        read-only disk are ignored: no written text would be lost.
+        Raises:
+            MemoryNotFoundError: It is not.
         """
-        folder = self.path(name)
-        try:
-            with self._quotas.held():
-                save(memory, Folder(folder), key=key, check_size=lambda nbytes: self._quotas.check(name, nbytes))
-                self._publish(name)
-        except (MemorySaveError, MemoryLimitError):
-            self._recent.drop(name)
-            if dispensable is None or not _reads_alike(memory, dispensable):
-                raise
-            return
-        if model is not None:
-            self._recent.put(name, model, _under(key, identity(folder)), memory)
-
-    def _publish(self, name: str) -> None:
-        """Called when a memory was saved in the folder, by its holder."""
+        if not self._saves.has(name) or self._deletions.is_begun(name):
+            self._recent.drop(name)  # another process may have deleted it
+            known = ", ".join(memory.name for memory in self.list()[:8]) or "none yet"
+            raise MemoryNotFoundError(f"No memory called {name!r} in {self.root}; there are: {known}.")
 
     def _erase(self, name: str) -> None:
         """Delete a memory whose lock is held."""
         self._deletions.delete(name)
-
-    @clear_errors
-    def _key(self, folder: Path) -> MemoryKey | None:
-        """The key of a saved memory; None if it is not encrypted."""
-        return self.vault.key(folder.name) if self.vault is not None and is_sealed(identity(folder)) else None
-
-    @clear_errors
-    def _key_to_save_with(self, name: str, known: MemoryKey | None) -> MemoryKey | None:
-        """The key to encrypt a memory with; ``known`` is the one it was read or saved with, if it was.
-
-        Raises:
-            MemoryKeyError: That key was destroyed: what it had erased is not written again under another.
-        """
-        if self.vault is None:
-            return None
-        if known is None:
-            return self.vault.key_for_saving(name)
-        if self.vault.key(name) != known:
-            raise MemoryKeyError(
-                f"{self.vault.folder}: the key of memory {name!r} was destroyed while it was open, which erased it. "
-                "Delete the memory, then open the name anew."
-            )
-        return known
-
-    @clear_errors
-    def _is_as_wanted(self, name: str) -> bool:
-        """Whether a memory is saved, and encrypted exactly if the store has a vault."""
-        folder = self.path(name)
-        return _is_saved(folder) and is_sealed(identity(folder)) == (self.vault is not None)
-
-    @clear_errors
-    def _existing(self, name: str) -> Path:
-        folder = self.path(name)
-        if not _is_saved(folder) or self._deletions.is_begun(name):
-            self._recent.drop(name)  # another process may have deleted it
-            known = ", ".join(memory.name for memory in self.list()[:8]) or "none yet"
-            raise MemoryNotFoundError(f"No memory called {name!r} in {self.root}; there are: {known}.")
-        return folder
-
-    def _refuse_taken(self, name: str) -> None:
-        if _is_saved(self.path(name)):
-            raise ValueError(f"A memory called {name!r} exists already. Delete it first, or choose another name.")
-        # A folder without manifest is left over from a killed save.
-        shutil.rmtree(self.path(name), ignore_errors=True)
-
-    # --- locks ------------------------------------------------------------------------------------
 
     def _held(self, name: str, timeout: float) -> AbstractContextManager[None]:
         """Hold a memory's lock; a deletion of it that was begun is finished first."""
@@ -489,40 +355,4 @@ class MemoryStore:
     def _sweep(self) -> None:
         """Remove the leftovers of deletes, copies and notes that were killed."""
         self._deletions.sweep(lambda name: self._locks.held(name, 0.0))
-        for path in self.root.glob(f"{COPYING}*-*"):
-            name = path.name.removeprefix(COPYING).rpartition("-")[0]
-            # If it is locked, another process is still copying.
-            with suppress(MemoryLockedError, MemorySaveError), self._locks.held(name, 0.0):
-                shutil.rmtree(path, ignore_errors=True)
-        for path in self.root.glob(f"{UNFINISHED}*"):
-            with suppress(FileNotFoundError):  # another process sweeps too
-                if path.stat().st_mtime < time.time() - LEFT_SECONDS:
-                    path.unlink()
-
-
-def _under(key: MemoryKey | None, saved_as: bytes) -> bytes:
-    """Identifies a save together with the key that it was read with."""
-    return saved_as if key is None else saved_as + key.id.encode()
-
-
-def _refuse_child(name: str, owner: int) -> None:
-    """Refuse to save in a process that did not open the memory: its parent has it open and saves it.
-
-    Raises:
-        MemoryLockedError: This is a forked child of the process that opened it.
-    """
-    if os.getpid() != owner:
-        raise MemoryLockedError(
-            f"Memory {name!r} was opened by process {owner}, of which this is a forked child. Open it here, after the "
-            "fork; what was changed here is not saved."
-        )
-
-
-def _is_saved(folder: Path) -> bool:
-    return (folder / MANIFEST).exists()
-
-
-def _reads_alike(one: Memory, other: Memory) -> bool:
-    ours, theirs = one.snapshots, other.snapshots
-    same = len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))
-    return same and one.fingerprint == other.fingerprint
+        sweep(self.root, self._locks)

@@ -10,6 +10,7 @@ from mplus.errors import CorruptMemoryError, MemoryLockedError, MemoryNotFoundEr
 from mplus.given import check_kind, check_number
 from mplus.memory.deletions import Deletions
 from mplus.memory.memory import Memory, MemoryMaker
+from mplus.memory.saved_memories import SavedMemories
 from mplus.memory.store import MemoryStore
 from mplus.memory.store_locks import StoreLocks
 from mplus.memory.stored import COPIES_OF, StoredMemory, copies_of
@@ -235,6 +236,9 @@ class UrlStore(MemoryStore):
             if isinstance(error, OSError) and not isinstance(error, MemorySaveError):
                 raise not_saved(place, error) from error
             raise
+
+    def _new_saves(self) -> SavedMemories:
+        return SavedMemories(self.root, self.vault, quotas=self._quotas, recent=self._recent, publish=self._publish)
 
     def _new_deletions(self) -> Deletions:
         return UrlDeletions(self.root, self.vault, self._remote)

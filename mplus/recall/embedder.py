@@ -3,8 +3,6 @@
 The frameworks' classes are known by their methods alone; neither is imported.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mplus.errors import EmbedderError
-from mplus.forks import renewed_after_fork
-from mplus.traces import dropped_when_forgotten
+from mplus.traces import LatestTraces
 
 TEXTS_AT_ONCE = 1024
 """Most texts in one call of an embedder; services limit how many they take."""
@@ -51,21 +48,9 @@ class Embedder:
         self._documents = _documents_of(source)
         self._query = _method(source, QUERY)
         self._query_prefix, self._passage_prefix = query_prefix, passage_prefix
-        self._asked: OrderedDict[str, Tensor] = OrderedDict()
+        self._asked = LatestTraces[str, Tensor](QUESTIONS_KEPT)
         self.source = source
         self.name = (name or _name_of(source)) + (f" after {passage_prefix!r}" if passage_prefix else "")
-        self.after_fork()
-        renewed_after_fork(self)
-        dropped_when_forgotten(self)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._guard = threading.Lock()
-
-    def drop_traces(self) -> None:
-        """Drop the questions that are kept."""
-        with self._guard:
-            self._asked.clear()
 
     @staticmethod
     def of(given: Any) -> "Embedder":
@@ -88,16 +73,13 @@ class Embedder:
         Raises:
             EmbedderError: The embedder failed, or returned something else than one finite vector.
         """
-        with self._guard:
-            if text in self._asked:
-                return self._asked[text]
+        known = self._asked.get(text)
+        if known is not None:
+            return known
         query, asked = self._query, self._query_prefix + text
         embed = self._documents if query is None else lambda texts: [query(texts[0])]
         vector = self._vectors(embed, [asked])[0]
-        with self._guard:
-            self._asked[text] = vector
-            if len(self._asked) > QUESTIONS_KEPT:
-                self._asked.popitem(last=False)
+        self._asked.put(text, vector)
         return vector
 
     def _vectors(self, embed: Callable[[list[str]], Any], texts: list[str]) -> Float[Tensor, "n E"]:

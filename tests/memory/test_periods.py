@@ -338,7 +338,9 @@ def test_a_memory_of_token_ids_reads_a_period_too(model: MPlus) -> None:
     memory, expected = filled(model, config=config), filled(model, DAYS[:1], config=config)
     assert len(memory.state.tracks[0].long_term) > len(expected.state.tracks[0].long_term)
     assert torch.equal(logits(model, memory, as_of=DAYS[0]), logits(model, expected))
-    states = [model._requests._within(memory, Period(until=seconds_of(DAYS[0], "until", end=True))) for _ in range(2)]
+    states = [
+        model._requests.present.within(memory, Period(until=seconds_of(DAYS[0], "until", end=True))) for _ in range(2)
+    ]
     assert states[0] is states[1]
 
 

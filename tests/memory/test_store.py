@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mplus import MemoryLimitError, MemoryLockedError, MemoryNotFoundError, MemorySaveError, MemoryStore
-from mplus.memory import store as store_module
+from mplus.memory import saved_memories
 from mplus.model import MPlus
 from mplus.storage.folder import Folder
 
@@ -125,14 +125,14 @@ def test_a_memory_held_by_another_process_is_locked_until_it_dies(tmp_path: Path
 
 def test_recent_memories_stay_in_host_memory_and_others_are_dropped(tmp_path: Path, model: MPlus, text: str) -> None:
     loads: list[str] = []
-    original = store_module.load
+    original = saved_memories.load
 
     def load(place: Folder, *arguments, **options):
         loads.append(place.name)
         return original(place, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "load", load)
+        patch.setattr(saved_memories, "load", load)
         store = MemoryStore(tmp_path, max_resident_bytes=150_000)  # room for two
         for name in "abc":
             with store.open(name, model) as memory:

@@ -103,7 +103,7 @@ def test_recall_frequencies_rise_in_the_memory_that_was_recalled_from() -> None:
 def test_what_is_forgotten_is_not_held_by_an_earlier_read_of_both() -> None:
     shared, own = written(facts(0, 12)), written(facts(30, 12))
     logits([own, shared])
-    joined = MODEL._requests._joined
+    joined = MODEL._requests.present._joined
     assert joined.get([own.state, shared.state]) is not None
     known = len(joined._known)
     shared.forget("s3")
@@ -118,7 +118,7 @@ def test_a_coarse_index_of_the_shared_memory_is_used_again() -> None:
     from mplus.recall.coarse import CoarseIndex
 
     logits([own, shared])
-    read = MODEL._requests.present([own, shared]).state.tracks[0].long_term
+    read = MODEL._requests.present.of([own, shared]).state.tracks[0].long_term
     assert read.lasting[CoarseIndex] is shared.state.tracks[0].long_term.lasting[CoarseIndex]
 
 

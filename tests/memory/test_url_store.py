@@ -20,6 +20,7 @@ from mplus import (
     MemoryStore,
     UrlStore,
 )
+from mplus.memory.saved_memories import SavedMemories
 from mplus.model import MPlus
 from mplus.storage.folder import Folder
 from mplus.storage.names import MANIFEST
@@ -316,14 +317,14 @@ def test_a_copy_that_makes_room_while_it_is_read_is_fetched_again(
     write(here, model, "a")
     store = UrlStore(URL, here.root)
     evicted: list[Path] = []
-    real = UrlStore._key
+    real = SavedMemories.key
 
-    def evict(store: UrlStore, folder: Path) -> object:
+    def evict(saves: SavedMemories, name: str) -> object:
         if not evicted:
-            evicted.append(folder.rename(tmp_path / "evicted"))
-        return real(store, folder)
+            evicted.append((saves.root / name).rename(tmp_path / "evicted"))
+        return real(saves, name)
 
-    monkeypatch.setattr(UrlStore, "_key", evict)
+    monkeypatch.setattr(SavedMemories, "key", evict)
     if use == "load":
         assert sources(store, model) == ["a"]
     elif use == "verify":

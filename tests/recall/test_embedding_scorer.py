@@ -38,11 +38,11 @@ def written(model: MPlus, notes: Sequence[str] = NOTES) -> Memory:
 
 
 def asked(model: MPlus, memory: Memory, text: str = QUESTION) -> tuple[Question, Candidates]:
-    state = model._requests.present_state(memory)
+    state = model._requests.present.state_of(memory)
     (track,) = state.tracks
     pools = (track.long_term, track.pending, track.short_term)
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    question = model.weights.question(ids, track.recall_layer, model._requests.vector_of(state, memory.config, ids))
+    question = model.weights.question(ids, track.recall_layer, model.weights.question_vector(ids, state, memory.config))
     return question, Candidates.of(pools, layout_of(memory.config), None, track.vectors)
 
 
@@ -57,7 +57,7 @@ def test_relevance_is_the_cosine_above_that_of_an_average_chunk() -> None:
     question, candidates = asked(model, memory)
     found = scored(model, memory)
     assert question.vector is not None and candidates.chunks is not None
-    (track,) = model._requests.present_state(memory).tracks
+    (track,) = model._requests.present.state_of(memory).tracks
     cosines = torch.stack([track.vectors.cosines(question.vector, chunk[None])[0] for chunk in candidates.chunks])
     torch.testing.assert_close(found.relevance, cosines - cosines.mean())
     assert abs(found.average) < 1e-6

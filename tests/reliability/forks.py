@@ -62,7 +62,7 @@ def with_held_locks(model: MPlus, memory: Memory, store: MemoryStore) -> Any:
         model._lock,
         store._recent._guard,
         store._locks._guard,
-        model._requests._joined._guard,
+        model._requests.present._joined._guard,
     ]
     ends = [held(lock) for lock in held_in_child]
 

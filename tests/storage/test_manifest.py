@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mplus import CorruptMemoryError, Memory, MemoryConfig, MemoryLimitError
-from mplus.memory import memory as memory_module
+from mplus.memory import history as history_module
 from mplus.memory import state_files
 from mplus.model import MPlus
 from mplus.storage import manifest as manifest_module
@@ -146,7 +146,7 @@ def test_what_could_not_be_opened_again_is_not_saved(
 
 
 def test_snapshots_are_limited_where_they_are_made(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_module, "MAX_SNAPSHOTS", 2)
+    monkeypatch.setattr(history_module, "MAX_SNAPSHOTS", 2)
     memory = model.new_memory()
     memory.snapshot()
     memory.snapshot()

@@ -1,0 +1,107 @@
+"""``TextReads``: reads of a memory as text, which stands in the prompt of the plain backbone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mplus.config import MemoryConfig
+from mplus.errors import LedgerMissingError
+from mplus.generation.prompt import Prompt, PromptLike, TemplateOptions, Tools
+from mplus.generation.room import check_fits
+from mplus.generation.told import encode_told, text_of
+from mplus.memory.together import Together
+from mplus.read.prefill import ReadRequest
+from mplus.recall.texts import MOST_PIECES, Piece, Wanted, as_recalled, recall_pieces
+from mplus.weights import Weights
+
+ANSWER_ROOM = 128
+"""Recalled text leaves at least so many positions of the window to the answer, or an eighth of a small window."""
+
+
+class TextReads:
+    """Makes reads of memories as text.
+
+    Args:
+        weights: The model.
+        tokenizer: Its tokenizer.
+        prefers_text: Whether ``read="auto"`` stands for "text"; asked when a memory is first read.
+    """
+
+    def __init__(self, weights: Weights, tokenizer: Any, prefers_text: Callable[[], bool]) -> None:
+        self._weights, self._tokenizer, self._prefers_text = weights, tokenizer, prefers_text
+
+    def applies(self, read: Together, config: MemoryConfig) -> bool:
+        """Whether memory is read as text. Where it is empty it never is: its answers are the backbone's.
+
+        Raises:
+            LedgerMissingError: Text was asked for, and one of several memories has no ledger.
+        """
+        if config.read == "latent" or not config.has_texts or not any(map(len, read.state.tracks)):
+            return False
+        if config.read == "auto":
+            return read.has_ledgers and self._prefers_text()
+        if not read.has_ledgers:
+            raise LedgerMissingError(
+                'read="text": one of these memories was made with ledger=False, so the text of its chunks was not '
+                'kept. Read it alone, or make the first memory with read="latent".'
+            )
+        return True
+
+    def request(
+        self,
+        read: Together,
+        config: MemoryConfig,
+        prompt: PromptLike,
+        encoded: Prompt,
+        *,
+        tools: Tools | None,
+        options: TemplateOptions,
+        allowed: Int[Tensor, " n"] | None,
+    ) -> ReadRequest:
+        """A read of the plain backbone, with the text that answers in the prompt: as much as fits, the best first.
+
+        Args:
+            read: What is read.
+            config: The layout of it.
+            prompt: The prompt.
+            encoded: The same as token ids, without any recalled text.
+            tools: Tools described in the prompt.
+            options: Variables of the chat template.
+            allowed: Numbers of the sources that may be read; None for all.
+
+        Raises:
+            PromptTooLongError: The prompt does not fit the model's window beside its memory.
+        """
+        state, asked, backbone = read.state, len(encoded.input_ids), self._weights.backbone
+        check_fits(asked, state, config, backbone)
+        most = backbone.room(config.prefix_of(0)) - min(ANSWER_ROOM, backbone.window // 8)
+        pieces = self._pieces(read, config, encoded, most - asked, allowed)
+        whole = encoded
+        while pieces:
+            whole = encode_told(self._tokenizer, prompt, text_of(self._tokenizer, pieces), tools, options)
+            if len(whole.input_ids) <= most:
+                break
+            whole = encoded
+            pieces.pop()
+        # Empty pools of its own: buffers of reads are kept by pool.
+        bare = replace(state, tracks=self._weights.empty_state(config).tracks)
+        told = as_recalled(pieces, state.tracks[0].short_term.provenance.chunks)
+        return ReadRequest(
+            bare, config, whole.input_ids, whole.query, members=read.members, told=told, pieces=tuple(pieces)
+        )
+
+    @torch.inference_mode()
+    def _pieces(
+        self, read: Together, config: MemoryConfig, asked: Prompt, room: int, allowed: Int[Tensor, " n"] | None
+    ) -> list[Piece]:
+        """What is recalled as text for a prompt, best first."""
+        weights, state = self._weights, read.state
+        ids = asked.input_ids[slice(*asked.query)]
+        vector = weights.question_vector(ids, state, config)
+        question = weights.question(ids, state.tracks[0].recall_layer, vector)
+        wanted = Wanted(min(config.recalled_tokens or config.short_term_tokens, room), MOST_PIECES)
+        return recall_pieces(weights.scorers[config.recall], read, config, question, weights.words_of, wanted, allowed)
