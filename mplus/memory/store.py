@@ -152,6 +152,7 @@ class MemoryStore:
         timeout: float = 60.0,
         autosave_seconds: float | None = None,
         id: Id | None = None,
+        keep_empty: bool = True,
     ) -> Generator[Memory]:
         """Open a memory for exclusive use in a ``with`` block; changes are saved at the end.
 
@@ -163,6 +164,7 @@ class MemoryStore:
             timeout: Seconds to wait while another thread or process has it open.
             autosave_seconds: Also save at this interval if it has changed; None saves only at the end.
             id: The id for which ``name_for`` gave the name; ``list`` tells it then, however long it is.
+            keep_empty: Whether a new memory is saved even if nothing was written into it.
 
         Raises:
             ValueError: The name is not allowed.
@@ -175,7 +177,9 @@ class MemoryStore:
         check_maker(model)
         with self._held(name, timeout):
             memory = self._loaded(name, model)
-            saved = memory.fork() if self._is_as_wanted(name) and not memory.has_unsaved_jump else None
+            is_as_wanted = self._is_as_wanted(name) and not memory.has_unsaved_jump
+            # What equals this is not saved.
+            saved = memory.fork() if is_as_wanted or not (keep_empty or _is_saved(self.path(name))) else None
             key, owner = self._key(self.path(name)), os.getpid()
 
             def save() -> None:
