@@ -21,6 +21,7 @@ from mplus.ids import Id
 from mplus.memory.autosave import autosaving
 from mplus.memory.backup import LIST, Backup, copy_in_use, damage, first_memory, is_encrypted
 from mplus.memory.deletions import Deletions
+from mplus.memory.forgettings import Forgettings, lost_sources
 from mplus.memory.memory import Memory, MemoryMaker, check_maker, check_memory
 from mplus.memory.quotas import Quotas
 from mplus.memory.recent import RecentMemories, identity
@@ -85,6 +86,7 @@ class MemoryStore:
         self._locks = StoreLocks(self.root)
         self._quotas = Quotas(self.root, max_memory_bytes, max_total_bytes)
         self._deletions = self._new_deletions()
+        self._forgettings = Forgettings(self.root)
         self._sweep()
 
     def _new_deletions(self) -> Deletions:
@@ -189,6 +191,8 @@ class MemoryStore:
                     _refuse_child(name, owner)
                     key = self._key_to_save_with(name, key)
                     self._save(name, current, model, key, dispensable=saved)
+                    if saved is not None and _has_lost(saved, current):
+                        self._forgettings.note()
                     saved = current
 
             with nullcontext() if autosave_seconds is None else autosaving(save, autosave_seconds):
@@ -207,6 +211,7 @@ class MemoryStore:
             CorruptMemoryError: The saved state is damaged.
         """
         check_maker(model)
+        self._drop_forgotten()
         return self._read(self._existing(name), model).fork()
 
     @clear_errors
@@ -226,6 +231,7 @@ class MemoryStore:
     @clear_errors
     def list(self) -> list[StoredMemory]:
         """Every saved memory, by name; also while others save, and also one that cannot be read."""
+        self._drop_forgotten()
         found: list[StoredMemory] = []
         for path in sorted(self.root.iterdir()):
             if path.name.startswith(".") or path.is_symlink() or self._deletions.is_begun(path.name):
@@ -379,6 +385,7 @@ class MemoryStore:
                         note_id(self.root, name, backup.ids[name])
                     Folder(self.root).sync()
                     self._publish(name)
+                    self._forgettings.note()
             except OSError as error:
                 raise not_saved(self.path(name), error) from error
             finally:
@@ -487,7 +494,21 @@ class MemoryStore:
     def _held(self, name: str, timeout: float) -> AbstractContextManager[None]:
         """Hold a memory's lock; a deletion of it that was begun is finished first."""
         self.path(name)
+        self._drop_forgotten()
         return self._locks.held(name, timeout, lambda: self._deletions.finish(name))
+
+    def _drop_forgotten(self) -> None:
+        """Drop what is held of memories in which any process has forgotten something since the last look."""
+        if self._forgettings.is_new():
+            self._recent.drop_changed(self._is_saved_as)
+            drop_traces()
+
+    def _is_saved_as(self, name: str, saved_as: bytes) -> bool:
+        try:
+            folder = self.path(name)
+            return _under(self._key(folder), identity(folder)) == saved_as
+        except (ValueError, OSError, CorruptMemoryError, MemoryKeyError):
+            return False
 
     @clear_errors
     def _sweep(self) -> None:
@@ -520,6 +541,12 @@ def _refuse_child(name: str, owner: int) -> None:
             f"Memory {name!r} was opened by process {owner}, of which this is a forked child. Open it here, after the "
             "fork; what was changed here is not saved."
         )
+
+
+def _has_lost(before: Memory, now: Memory) -> bool:
+    """Whether something that was in a memory or its snapshots may no longer be there."""
+    kept = {snapshot.id for snapshot in now.snapshots}
+    return lost_sources(before.state, now.state) or any(one.id not in kept for one in before.snapshots)
 
 
 def _is_saved(folder: Path) -> bool:
