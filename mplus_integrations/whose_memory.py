@@ -112,10 +112,10 @@ class Latents:
 
     @contextmanager
     def opened(self, model: MPlus) -> Generator[Memory]:
-        """The memory for writing. A memory in a store is locked, and saved at the end."""
+        """The memory for writing. A memory in a store is locked, and saved at the end if it has changed."""
         if self.store is not None:
             key = self.key or "default"
-            with self.store.open(MemoryStore.name_for(key), model, id=key) as memory:
+            with self.store.open(MemoryStore.name_for(key), model, id=key, keep_empty=False) as memory:
                 yield memory
             return
         yield self._in_process(model)
@@ -446,7 +446,7 @@ class Remembering(SavedByName, Referring, Generic[Item]):
         )
 
     def forget(self, source: str | int | UUID, *, memory_key: str | None = None) -> int:
-        """Remove a source from memory for good; returns how many memory tokens were removed.
+        """Remove a source from memory for good; returns how many memory tokens were removed, 0 if there is no such one.
 
         Raises:
             ValueError: The name is neither text, a number nor a UUID; or as for ``latents``.
@@ -464,7 +464,7 @@ class Remembering(SavedByName, Referring, Generic[Item]):
             memory_key: Name of the memory with its turns; None: the one that a call reads for this conversation.
 
         Returns:
-            How many turns were forgotten.
+            How many turns were forgotten; 0 if there is no such conversation, or no memory of that name.
 
         Raises:
             ValueError: The name is neither text, a number nor a UUID; or as for ``latents``.

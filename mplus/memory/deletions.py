@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from mplus.errors import MemoryLockedError
+from mplus.memory.forgettings import Forgettings
 from mplus.memory.recent import identity
 from mplus.storage.folder import Folder, is_present
 from mplus.storage.manifest import is_sealed, key_id
@@ -70,6 +71,8 @@ class Deletions:
             folder.rename(gone)
             place.sync()
             shutil.rmtree(gone, ignore_errors=True)
+        if is_gone:
+            Forgettings(self._root).note()
         if self._vault is None and is_sealed(doomed):
             return is_gone  # A store that has the vault destroys the key.
         self.give_up(name)

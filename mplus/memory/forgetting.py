@@ -1,7 +1,8 @@
 """Forgetting: tokens are removed from every pool, tier and table, and evicted tokens return to the freed room."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -9,10 +10,15 @@ from torch import Tensor
 
 from mplus.config import MemoryConfig
 from mplus.memory.ledger import Redaction, since
+from mplus.memory.long_term import LongTermMemory
 from mplus.memory.state import MemoryState, SourceRecord, Tail, chained
+from mplus.memory.tokens import Tokens
 
 Gone = Callable[[Int[Tensor, " T"], Int[Tensor, " T"]], Bool[Tensor, " T"]]
 """Which tokens go, by their sources and their chunks."""
+Pool = TypeVar("Pool", Tokens, LongTermMemory)
+BLANK_ROWS = 256
+"""So many empty rows of a table of sources, or as many as others, are kept: moving rows up rewrites the table."""
 
 
 def without_source(state: MemoryState, config: MemoryConfig, redaction: Redaction) -> MemoryState:
@@ -26,7 +32,7 @@ def without_source(state: MemoryState, config: MemoryConfig, redaction: Redactio
     if not len(numbers):
         return state
     state = _without(state, config, lambda sources, _: torch.isin(sources, numbers))
-    return replace(
+    forgotten = replace(
         state,
         tail=_tail_without(state.tail, numbers.tolist()),
         sources=_blanked(state, numbers.tolist()),
@@ -34,6 +40,7 @@ def without_source(state: MemoryState, config: MemoryConfig, redaction: Redactio
         pinned=state.pinned - {source},
         digest=chained(state.digest, "forget", source),
     )
+    return _without_blank_rows(forgotten)
 
 
 def within_age_limits(state: MemoryState, config: MemoryConfig, now: float) -> MemoryState:
@@ -69,12 +76,13 @@ def without_expired(state: MemoryState, config: MemoryConfig) -> MemoryState:
         if record.last_written < horizon and not record.forgotten and record.name not in state.pinned
     ]
     state = _without(state, config, gone)
-    return replace(
+    expired = replace(
         state,
         sources=_blanked(state, ended),
         ledger=None if state.ledger is None else since(state.ledger, horizon, pinned=state.pinned),
         digest=chained(state.digest, "age", log.first, len(state.tail.input_ids)),
     )
+    return _without_blank_rows(expired)
 
 
 def _without(state: MemoryState, config: MemoryConfig, gone: Gone) -> MemoryState:
@@ -97,4 +105,50 @@ def _tail_without(tail: Tail, numbers: list[int]) -> Tail:
 
 def _blanked(state: MemoryState, numbers: list[int]) -> tuple[SourceRecord, ...]:
     """The table of sources with the given rows emptied; rows are kept, because tokens refer to them by number."""
-    return tuple(SourceRecord.blank() if n in numbers else s for n, s in enumerate(state.sources))
+    going = set(numbers)
+    return tuple(SourceRecord.blank() if n in going else s for n, s in enumerate(state.sources))
+
+
+def _without_blank_rows(state: MemoryState) -> MemoryState:
+    """The state with a table of sources that is not mostly empty rows; tokens follow the rows that move up."""
+    kept = torch.tensor([not record.forgotten for record in state.sources], dtype=torch.bool)
+    blank = int((~kept).sum())
+    if blank <= max(BLANK_ROWS, len(kept) // 2):
+        return state
+    for known in _numbered(state):
+        kept[known[known >= 0]] = True
+    row = kept.cumsum(0) - 1
+
+    def moved(known: Int[Tensor, " T"]) -> Int[Tensor, " T"]:
+        return row[known.clamp(min=0)].where(known >= 0, known)
+
+    def renumbered(pool: Pool) -> Pool:
+        known = pool.provenance
+        return replace(pool, provenance=known.changed(sources=moved(known.sources)))
+
+    context = state.context
+    return replace(
+        state,
+        tracks=tuple(
+            replace(
+                track,
+                short_term=renumbered(track.short_term),
+                pending=renumbered(track.pending),
+                long_term=renumbered(track.long_term),
+            )
+            for track in state.tracks
+        ),
+        tail=replace(state.tail, sources=tuple(moved(torch.tensor(state.tail.sources, dtype=torch.int64)).tolist())),
+        context=None if context is None else replace(context, sources=moved(context.sources)),
+        sources=tuple(record for record, stays in zip(state.sources, kept.tolist(), strict=True) if stays),
+    )
+
+
+def _numbered(state: MemoryState) -> Iterator[Int[Tensor, " T"]]:
+    """Rows of the table of sources that something refers to."""
+    yield torch.tensor(state.tail.sources, dtype=torch.int64)
+    if state.context is not None:
+        yield state.context.sources
+    for track in state.tracks:
+        for pool in track.pools:
+            yield pool.provenance.sources

@@ -3,7 +3,8 @@
 import os
 
 from mplus.errors import MemoryLockedError
-from mplus.memory.memory import MemoryMaker
+from mplus.memory.forgettings import lost_sources
+from mplus.memory.memory import Memory, MemoryMaker
 from mplus.memory.saved_memories import SavedMemories
 
 
@@ -14,13 +15,15 @@ class OpenMemory:
         name: Its name.
         model: The model that reads and writes it; it makes the memory if none is saved.
         saves: Where it is saved.
+        keep_empty: Whether a new memory is saved even if nothing was written into it.
     """
 
-    def __init__(self, name: str, model: MemoryMaker, saves: SavedMemories) -> None:
+    def __init__(self, name: str, model: MemoryMaker, saves: SavedMemories, *, keep_empty: bool = True) -> None:
         self._name, self._model, self._saves = name, model, saves
         self.memory = saves.read(name, model) if saves.has(name) else model.new_memory()
         is_saved = saves.is_as_wanted(name) and not self.memory.has_unsaved_jump
-        self._saved = self.memory.fork() if is_saved else None
+        is_dispensable = is_saved or not (keep_empty or saves.has(name))
+        self._saved = self.memory.fork() if is_dispensable else None  # what equals it is not saved
         self._key, self._owner = saves.key(name), os.getpid()
 
     def save(self) -> None:
@@ -38,6 +41,8 @@ class OpenMemory:
         self._refuse_child()
         self._key = self._saves.key_to_save_with(self._name, self._key)
         self._saves.save(self._name, current, self._model, self._key, dispensable=self._saved)
+        if self._saved is not None and _has_lost(self._saved, current):
+            self._saves.note_forgotten()
         self._saved = current
 
     def _refuse_child(self) -> None:
@@ -47,3 +52,9 @@ class OpenMemory:
                 f"Memory {self._name!r} was opened by process {self._owner}, of which this is a forked child. Open it "
                 "here, after the fork; what was changed here is not saved."
             )
+
+
+def _has_lost(before: Memory, now: Memory) -> bool:
+    """Whether something that was in a memory or its snapshots may no longer be there."""
+    kept = {snapshot.id for snapshot in now.snapshots}
+    return lost_sources(before.state, now.state) or any(one.id not in kept for one in before.snapshots)

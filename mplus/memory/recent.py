@@ -14,6 +14,7 @@ from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
 from mplus.storage.folder import Folder
 from mplus.storage.names import MANIFEST
+from mplus.traces import drop_traces
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class RecentMemories:
             if held is not None and held.saved_as == saved_as and held.model() is model:
                 self._held.move_to_end(name)
                 return held.memory.fork()
+        if held is not None and held.saved_as != saved_as:
+            drop_traces()  # another process saved it, and may have forgotten something
         memory = load()
         self.put(name, model, saved_as, memory)
         return memory
@@ -66,7 +69,21 @@ class RecentMemories:
     def drop(self, name: str) -> None:
         """Drop a memory that has changed or is deleted."""
         with self._guard:
-            self._held.pop(name, None)
+            held = self._held.pop(name, None)
+        if held is not None:
+            drop_traces()
+
+    def drop_changed(self, is_saved_as: Callable[[str, bytes], bool]) -> None:
+        """Drop memories that are no longer what is on disk.
+
+        Args:
+            is_saved_as: Whether the memory of a name is still the one whose manifest begins like that.
+        """
+        with self._guard:
+            held = [(name, one.saved_as) for name, one in self._held.items()]
+        for name, saved_as in held:
+            if not is_saved_as(name, saved_as):
+                self.drop(name)
 
 
 def identity(folder: Path) -> bytes:

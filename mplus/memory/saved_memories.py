@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mplus.errors import CorruptMemoryError, MemoryKeyError, MemoryLimitError, MemorySaveError
 from mplus.memory.backup import damage
+from mplus.memory.forgettings import Forgettings
 from mplus.memory.leftovers import COPYING
 from mplus.memory.memory import Memory, MemoryMaker
 from mplus.memory.quotas import Quotas
@@ -20,6 +21,7 @@ from mplus.storage.manifest import is_sealed
 from mplus.storage.names import MANIFEST, check_name, check_spelling, note_id
 from mplus.storage.place import Place, not_saved
 from mplus.storage.vault import KeyVault
+from mplus.traces import drop_traces
 
 
 class SavedMemories:
@@ -48,6 +50,7 @@ class SavedMemories:
     ) -> None:
         self.root, self._vault = root, vault
         self._quotas, self._recent, self._publish = quotas, recent, publish
+        self._forgettings = Forgettings(root)
 
     @clear_errors
     def path(self, name: str) -> Path:
@@ -213,10 +216,29 @@ class SavedMemories:
                     note_id(self.root, name, id)
                 Folder(self.root).sync()
                 self._published(name)
+                self.note_forgotten()
         except OSError as error:
             raise not_saved(folder, error) from error
         finally:
             self._recent.drop(name)
+
+    # --- what is held -----------------------------------------------------------------------------
+
+    def note_forgotten(self) -> None:
+        """Say to all processes of the store that something was forgotten."""
+        self._forgettings.note()
+
+    def drop_forgotten(self) -> None:
+        """Drop what is held of memories in which any process has forgotten something since the last look."""
+        if self._forgettings.is_new():
+            self._recent.drop_changed(self._is_saved_as)
+            drop_traces()
+
+    def _is_saved_as(self, name: str, saved_as: bytes) -> bool:
+        try:
+            return _under(self.key(name), identity(self.path(name))) == saved_as
+        except (ValueError, OSError, CorruptMemoryError, MemoryKeyError):
+            return False
 
     def _published(self, name: str) -> None:
         if self._publish is not None:

@@ -136,6 +136,7 @@ class MemoryStore:
         timeout: float = 60.0,
         autosave_seconds: float | None = None,
         id: Id | None = None,
+        keep_empty: bool = True,
     ) -> Generator[Memory]:
         """Open a memory for exclusive use in a ``with`` block; changes are saved at the end.
 
@@ -147,6 +148,7 @@ class MemoryStore:
             timeout: Seconds to wait while another thread or process has it open.
             autosave_seconds: Also save at this interval if it has changed; None saves only at the end.
             id: The id for which ``name_for`` gave the name; ``list`` tells it then, however long it is.
+            keep_empty: Whether a new memory is saved even if nothing was written into it.
 
         Raises:
             ValueError: The name is not allowed.
@@ -158,7 +160,7 @@ class MemoryStore:
         """
         check_maker(model)
         with self._held(name, timeout):
-            opened = OpenMemory(name, model, self._saves)
+            opened = OpenMemory(name, model, self._saves, keep_empty=keep_empty)
             with nullcontext() if autosave_seconds is None else autosaving(opened.save, autosave_seconds):
                 yield opened.memory
             opened.save()
@@ -175,6 +177,7 @@ class MemoryStore:
             CorruptMemoryError: The saved state is damaged.
         """
         check_maker(model)
+        self._saves.drop_forgotten()
         self._refuse_missing(name)
         return self._saves.read(name, model).fork()
 
@@ -196,6 +199,7 @@ class MemoryStore:
     @clear_errors
     def list(self) -> list[StoredMemory]:
         """Every saved memory, by name; also while others save, and also one that cannot be read."""
+        self._saves.drop_forgotten()
         found: list[StoredMemory] = []
         for path in sorted(self.root.iterdir()):
             if path.name.startswith(".") or path.is_symlink() or self._deletions.is_begun(path.name):
@@ -349,6 +353,7 @@ class MemoryStore:
     def _held(self, name: str, timeout: float) -> AbstractContextManager[None]:
         """Hold a memory's lock; a deletion of it that was begun is finished first."""
         self.path(name)
+        self._saves.drop_forgotten()
         return self._locks.held(name, timeout, lambda: self._deletions.finish(name))
 
     @clear_errors

@@ -162,6 +162,7 @@ class UrlStore(MemoryStore):
             if self._remote(name).content(MANIFEST) is None:
                 shutil.rmtree(self.root / name, ignore_errors=True)
                 self._recent.drop(name)
+                self._saves.note_forgotten()
 
     def _stored(self, name: str, files: dict[str, dict[str, Any]]) -> StoredMemory | None:
         try:

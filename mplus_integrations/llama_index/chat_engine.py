@@ -10,16 +10,14 @@ from llama_index.core.chat_engine import CondensePlusContextChatEngine, Condense
 from llama_index.core.memory.types import BaseMemory
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
-from llama_index.core.schema import NodeWithScore
 
 from mplus_integrations.conversations import CONVERSATION
 from mplus_integrations.llama_index.chat_memory import TURN, MPlusMemory
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import Turn
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
-from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer, as_read
+from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 from mplus_integrations.whose_memory import Latents
-from mplus_integrations.worker import in_thread
 
 
 def latents_of(memory: BaseMemory) -> Latents:
@@ -102,13 +100,6 @@ class MPlusChatEngine(CondensePlusContextChatEngine):
         super().reset()
         if self._has_own:
             self._own = latents_of(self._memory)
-
-    def _get_nodes(self, message: str) -> list[NodeWithScore]:
-        return as_read(self._reader, self._nodes.index.latents, super()._get_nodes(message))
-
-    async def _aget_nodes(self, message: str) -> list[NodeWithScore]:
-        found = await super()._aget_nodes(message)
-        return await in_thread(as_read, self._reader, self._nodes.index.latents, found)
 
     def _condense_question(self, chat_history: list[ChatMessage], latest_message: str) -> str:
         condensed = super()._condense_question(told(self._memory, chat_history), latest_message)

@@ -296,8 +296,10 @@ class MPlusIndex(KnownDocumentArguments):
         return {document: info for document, info in infos.items() if info is not None}
 
     def node(self, found: FoundSource) -> BaseNode:
-        """The node of a source, from the document store or else from the memory."""
-        return self.docstore.get_node(found.source, raise_error=False) or as_node(found.source, found)
+        """The node of a source, from the document store unless the memory has another text by now."""
+        node = self.docstore.get_node(found.source, raise_error=False)
+        is_same = node is not None and (not found.texts or written_text(node) == "\n".join(found.texts))
+        return node if node is not None and is_same else as_node(found.source, found)
 
     # --- reading ----------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Answers from latent memory instead of pasted text, for LlamaIndex's query and chat engines."""
 
 import warnings
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Collection, Generator, Mapping, Sequence
 from copy import copy
 from types import MethodType
 from typing import Any
@@ -18,8 +18,9 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
 from mplus import UnknownNameError
+from mplus_integrations.llama_index.left_nodes import LeftNodes
 from mplus_integrations.llama_index.llm import MPlusLLM
-from mplus_integrations.llama_index.nodes import NODE, as_node, written_text
+from mplus_integrations.llama_index.nodes import NODE
 from mplus_integrations.llama_index.retriever import Findable
 from mplus_integrations.llama_index.structured import asking, parsed
 from mplus_integrations.whose_memory import UNLOADED_WINDOW, Latents, Shared, Where
@@ -31,10 +32,17 @@ PACKING = (
     "model's own. Set Settings.prompt_helper = None and Settings.chat_prompt_helper = None to be rid of them."
 )
 NOTHING = NodeWithScore(node=TextNode(text=""))
+CONTEXT = "What follows is known:"
+"""Begins what stands in the prompt of nodes that are not in memory as they are."""
+RESPONSE = frozenset({"node_ids", "as_text"})
+"""Arguments of a response beside question and texts."""
 
 
 class MPlusSynthesizer(BaseSynthesizer):
     """Asks the LLM the question alone. Documents are read as latents, and the nodes are cited.
+
+    A node whose text is not the one in memory, as a postprocessor leaves it that masks or replaces, stands in the
+    prompt as it is, and its latents are not read.
 
     Args:
         llm: The model.
@@ -85,13 +93,13 @@ class MPlusSynthesizer(BaseSynthesizer):
         Without nodes, and without a conversation that could answer, the answer is "Empty Response", as that of
         LlamaIndex's own synthesizers, and the LLM is not called.
         """
-        UnknownNameError.check(response_kwargs, {"node_ids"}, of="MPlusSynthesizer")
-        nodes = self._as_read(nodes)
-        if not nodes and not self._has_conversation():
+        UnknownNameError.check(response_kwargs, RESPONSE, of="MPlusSynthesizer")
+        found = self._left(nodes)
+        if not found.nodes and not self._has_conversation():
             return super().synthesize(query, [], additional_source_nodes)
-        names = [node.node_id for node in nodes]
-        response = super().synthesize(query, nodes or [NOTHING], additional_source_nodes, node_ids=names)
-        return response if nodes else _uncited(response, additional_source_nodes)
+        cited = found.nodes or [NOTHING]
+        response = super().synthesize(query, cited, additional_source_nodes, **found.arguments)
+        return response if found.nodes else _uncited(response, additional_source_nodes)
 
     async def asynthesize(
         self,
@@ -101,16 +109,16 @@ class MPlusSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """``synthesize`` without blocking the event loop."""
-        UnknownNameError.check(response_kwargs, {"node_ids"}, of="MPlusSynthesizer")
-        nodes = await in_thread(self._as_read, nodes)
-        if not nodes and not await in_thread(self._has_conversation):
+        UnknownNameError.check(response_kwargs, RESPONSE, of="MPlusSynthesizer")
+        found = await in_thread(self._left, nodes)
+        if not found.nodes and not await in_thread(self._has_conversation):
             return await super().asynthesize(query, [], additional_source_nodes)
-        names = [node.node_id for node in nodes]
-        response = await super().asynthesize(query, nodes or [NOTHING], additional_source_nodes, node_ids=names)
-        return response if nodes else _uncited(response, additional_source_nodes)
+        cited = found.nodes or [NOTHING]
+        response = await super().asynthesize(query, cited, additional_source_nodes, **found.arguments)
+        return response if found.nodes else _uncited(response, additional_source_nodes)
 
-    def _as_read(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
-        return as_read(self._reader, self._latents, nodes)
+    def _left(self, nodes: Sequence[NodeWithScore]) -> LeftNodes:
+        return LeftNodes.of(nodes, self._latents.read(self._reader.loaded))
 
     def _has_conversation(self) -> bool:
         """Whether there is a conversation to answer from."""
@@ -119,15 +127,20 @@ class MPlusSynthesizer(BaseSynthesizer):
         return bool(said) or (own is not None and bool(own.read(self._reader.loaded).sources()))
 
     def get_response(
-        self, query_str: str, text_chunks: Sequence[str], node_ids: Sequence[str] = (), **response_kwargs: Any
+        self,
+        query_str: str,
+        text_chunks: Sequence[str],
+        node_ids: Sequence[str] = (),
+        as_text: Collection[str] = (),
+        **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
-        """The answer itself; ``text_chunks`` stay out of the prompt.
+        """The answer itself; of ``text_chunks`` only those of the nodes ``as_text`` stand in the prompt.
 
         Raises:
             ValueError: An argument that does not exist.
         """
-        UnknownNameError.check(response_kwargs, {"node_ids"}, of="MPlusSynthesizer")
-        llm, messages = self._bound(node_ids), self._messages(query_str)
+        UnknownNameError.check(response_kwargs, RESPONSE, of="MPlusSynthesizer")
+        llm, messages = self._bound(node_ids, as_text), self._messages(query_str, text_chunks, node_ids, as_text)
         if self._output_cls is not None:
             return parsed(self._output_cls, llm.chat(messages, **asking(self._output_cls)))
         if self._streaming:
@@ -135,28 +148,43 @@ class MPlusSynthesizer(BaseSynthesizer):
         return llm.chat(messages).message.content or ""
 
     async def aget_response(
-        self, query_str: str, text_chunks: Sequence[str], node_ids: Sequence[str] = (), **response_kwargs: Any
+        self,
+        query_str: str,
+        text_chunks: Sequence[str],
+        node_ids: Sequence[str] = (),
+        as_text: Collection[str] = (),
+        **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """``get_response`` without blocking the event loop."""
-        UnknownNameError.check(response_kwargs, {"node_ids"}, of="MPlusSynthesizer")
-        llm, messages = self._bound(node_ids), self._messages(query_str)
+        UnknownNameError.check(response_kwargs, RESPONSE, of="MPlusSynthesizer")
+        llm, messages = self._bound(node_ids, as_text), self._messages(query_str, text_chunks, node_ids, as_text)
         if self._output_cls is not None:
             return parsed(self._output_cls, await llm.achat(messages, **asking(self._output_cls)))
         if self._streaming:
             return _adeltas(llm, messages)
         return (await llm.achat(messages)).message.content or ""
 
-    def _messages(self, query: str) -> list[ChatMessage]:
-        return [*self._before, ChatMessage(role=MessageRole.USER, content=query)]
+    def _messages(
+        self, query: str, texts: Sequence[str], node_ids: Sequence[str], as_text: Collection[str]
+    ) -> list[ChatMessage]:
+        """The question, after the texts that are not in memory as they are."""
+        shown = [text for text, name in zip(texts, node_ids, strict=False) if name in as_text]
+        context = [ChatMessage(role=MessageRole.SYSTEM, content="\n\n".join([CONTEXT, *shown]))] if shown else []
+        lead = sum(message.role == MessageRole.SYSTEM for message in self._before[:1])
+        question = ChatMessage(role=MessageRole.USER, content=query)
+        return [*self._before[:lead], *context, *self._before[lead:], question]
 
-    def _bound(self, node_ids: Sequence[str]) -> MPlusLLM:
-        where = beside = self._where.now() if isinstance(self._where, Findable) else self._where
-        if self._only_nodes:
-            allowed = frozenset(node_ids)
+    def _bound(self, node_ids: Sequence[str], as_text: Collection[str]) -> MPlusLLM:
+        beside = self._where.now() if isinstance(self._where, Findable) else self._where
+        allowed, changed = frozenset(node_ids) - frozenset(as_text), frozenset(as_text)
+
+        def of_nodes(name: str, metadata: Mapping[str, Any]) -> bool:
+            if name in changed or (self._only_nodes and NODE in metadata and name not in allowed):
+                return False
             # Turns of the conversation are not nodes, but are read too.
-            where = lambda name, metadata: (
-                name in allowed if NODE in metadata else beside is None or beside(name, metadata)
-            )
+            return (self._only_nodes and NODE in metadata) or beside is None or bool(beside(name, metadata))
+
+        where = of_nodes if changed or self._only_nodes else beside
         if self._own is None or self._own.is_same(self._latents):
             return self._reader.reading(self._latents, where)
         return self._reader.reading(self._own, shared=[Shared(self._latents, where)])
@@ -164,6 +192,8 @@ class MPlusSynthesizer(BaseSynthesizer):
 
 class FoundSynthesizer(BaseSynthesizer):
     """A synthesizer that puts text into prompts, and an LLM that reads the latents of the same nodes and no others.
+
+    Of a node whose text is not the one in memory, as a postprocessor leaves it, only the text is read.
 
     Args:
         stock: The synthesizer of LlamaIndex.
@@ -183,7 +213,8 @@ class FoundSynthesizer(BaseSynthesizer):
         self._stock._update_prompts(prompts_dict)
 
     def _of(self, nodes: Sequence[NodeWithScore]) -> BaseSynthesizer:
-        names = frozenset(node.node.node_id for node in nodes)
+        left = LeftNodes.of(nodes, self._latents.read(self._reader.loaded))
+        names = frozenset(left.arguments["node_ids"]) - left.as_text
         beside = self._where.now() if isinstance(self._where, Findable) else self._where
         where: Where = lambda name, about: name in names and (beside is None or beside(name, about))
         found = copy(self._stock)
@@ -211,7 +242,8 @@ class FoundSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """``synthesize`` without blocking the event loop."""
-        return await self._of(nodes).asynthesize(query, nodes, additional_source_nodes, **response_kwargs)
+        found = await in_thread(self._of, nodes)
+        return await found.asynthesize(query, nodes, additional_source_nodes, **response_kwargs)
 
     def get_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> RESPONSE_TEXT_TYPE:
         """The answer of the stock synthesizer."""
@@ -238,22 +270,6 @@ def warn_of_packing() -> None:
         ):
             warnings.warn(PACKING, stacklevel=3)
             return
-
-
-def as_read(llm: MPlusLLM, latents: Latents, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
-    """The nodes that are in memory, with the text that is read there, whatever a postprocessor made of it."""
-    known = {source.name: source for source in latents.read(llm.loaded).sources()}
-    found: list[NodeWithScore] = []
-    for cited in nodes:
-        source = known.get(cited.node_id)
-        if source is None:
-            continue
-        node, text = cited.node, "\n".join(source.texts)
-        if text and written_text(node) != text:
-            node = as_node(source.name, source)
-            node.relationships = dict(cited.node.relationships)
-        found.append(NodeWithScore(node=node, score=cited.score))
-    return found
 
 
 def _uncited(response: RESPONSE_TYPE, others: Sequence[NodeWithScore] | None) -> RESPONSE_TYPE:

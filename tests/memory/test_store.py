@@ -335,3 +335,14 @@ def test_quotas_never_miss_a_memory(tmp_path: Path, model: MPlus, text: str) -> 
     MemoryStore(tmp_path / "b", max_memory_bytes=nbytes + 2).put("bob", model.new_memory())
     with pytest.raises(MemoryLimitError, match="max_memory_bytes"):
         MemoryStore(tmp_path / "c", max_memory_bytes=nbytes - 2).put("bob", model.new_memory())
+
+
+def test_a_new_memory_is_kept_empty_only_if_that_is_wanted(tmp_path: Path, model: MPlus) -> None:
+    store = MemoryStore(tmp_path)
+    with store.open("asked", model, keep_empty=False):
+        pass
+    with store.open("made", model):
+        pass
+    with store.open("written", model, keep_empty=False) as memory:
+        model.write(memory, "Something to keep.", source="a")
+    assert [memory.name for memory in store.list()] == ["made", "written"]

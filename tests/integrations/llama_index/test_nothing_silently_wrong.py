@@ -14,9 +14,9 @@ from llama_index.core.data_structs.registry import INDEX_STRUCT_TYPE_TO_INDEX_ST
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.llms import ChatMessage, MockLLM
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.postprocessor import MetadataReplacementPostProcessor, SimilarityPostprocessor
+from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.prompts import PromptTemplate
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import FunctionTool
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
@@ -351,24 +351,6 @@ def test_the_store_of_a_writer_finds_what_was_written(llm: MPlusLLM) -> None:
     assert writer.vector_store.query(VectorStoreQuery(query_str=DOCUMENTS[1], filters=only)).ids == ["n2"]
     with pytest.raises(ValueError, match="query_str=None"):
         writer.vector_store.query(VectorStoreQuery(query_embedding=[0.0]))
-
-
-def test_what_is_cited_is_what_was_read(llm: MPlusLLM) -> None:
-    node = TextNode(text=DOCUMENTS[0], id_="n0", metadata={"window": "A window that was never read."})
-    index = MPlusIndex(nodes=[node], llm=llm)
-    window = MetadataReplacementPostProcessor(target_metadata_key="window")
-    (cited,) = index.as_query_engine(node_postprocessors=[window]).query(QUESTION).source_nodes
-    assert cited.node.get_content() == DOCUMENTS[0] and cited.node_id == "n0"
-    for mode in (ChatMode.CONTEXT, ChatMode.CONDENSE_QUESTION):
-        (cited,) = index.as_chat_engine(mode, node_postprocessors=[window]).chat(QUESTION).source_nodes
-        assert cited.node.get_content() == DOCUMENTS[0]
-
-    class Adds(MetadataReplacementPostProcessor):
-        def _postprocess_nodes(self, nodes: Any, query_bundle: Any = None) -> Any:
-            return [*nodes, NodeWithScore(node=TextNode(text="Never written.", id_="other"))]
-
-    engine = index.as_query_engine(node_postprocessors=[Adds(target_metadata_key="x")])
-    assert [cited.node_id for cited in engine.query(QUESTION).source_nodes] == ["n0"]
 
 
 def test_metadata_is_kept_and_not_written_into_the_text(index: MPlusIndex, llm: MPlusLLM) -> None:
