@@ -72,16 +72,17 @@ def encode_states(
     hidden = backbone.embed(torch.tensor([i for chunk in chunks for i in chunk.input_ids]))
     states: list[Tensor] = []
     base: list[KeysValues] = []
+    layers = backbone.encoding_layers
     for index in range(num_layers):
         where = backbone.layer_device(index)
         hidden, packing = hidden.to(where), packing.to(where)
         states.append(hidden)
         earlier = [context.states[index].to(where) for context in contexts if context is not None]
         rows = torch.cat([backbone.bos_states[index : index + 1].to(where), *earlier, hidden])
-        given = backbone.layer_input(backbone.write_layers[index], rows)
+        given = backbone.layer_input(layers[index], rows)
         base.append(KeysValues(given.keys[packing.first :], given.values[packing.first :]))
         if index + 1 < num_layers:  # the output of the last layer is not used
-            hidden = backbone.layer_output(backbone.write_layers[index], given, packing)
+            hidden = backbone.layer_output(layers[index], given, packing)
     return Encoded(tuple(states), tuple(base))
 
 

@@ -139,7 +139,8 @@ class Weights:
     ) -> Content:
         """The stored content of memory tokens: keys and values for reading, and retrieval keys.
 
-        ``written`` has their keys and values of the write layers, which are used if reading has no adapter of its own.
+        ``written`` has the keys and values that the write made of them, taken where reading would make the
+        same.
         """
         read = self.latents(layers, states, written)
         return Content(
@@ -156,12 +157,14 @@ class Weights:
         written: Sequence[KeysValues] | None = None,
     ) -> Sequence[KeysValues]:
         """Keys and values for reading of memory tokens; takes what ``content`` does."""
-        if written is not None and self.backbone.read_layers is self.backbone.write_layers:
-            return written
-        return [
-            self.backbone.keys_values(self.backbone.read_layers[layer], self.norm(layer, rows, reading=True))
-            for layer, rows in zip(layers, states, strict=True)
-        ]
+        backbone = self.backbone
+        made: list[KeysValues] = []
+        for number, (layer, rows) in enumerate(zip(layers, states, strict=True)):
+            if written is not None and backbone.reads_as_written[layer]:
+                made.append(written[number])
+            else:
+                made.append(backbone.keys_values(backbone.read_layers[layer], self.norm(layer, rows, reading=True)))
+        return made
 
     def scored(self, recall_layer: int, states: Float[Tensor, "T D"], config: MemoryConfig) -> RetrievalKeys:
         """Retrieval keys of memory tokens, in host memory, from their states at the recall layer."""

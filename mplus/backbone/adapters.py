@@ -290,6 +290,13 @@ def with_children(module: nn.Module, **children: nn.Module) -> Any:
     return shallow
 
 
+def with_descendant(module: nn.Module, path: str, descendant: nn.Module) -> Any:
+    """A module that shares everything with another one except the part at a path, as in "text.layers"."""
+    name, _, rest = path.partition(".")
+    child = with_descendant(module.get_submodule(name), rest, descendant) if rest else descendant
+    return with_children(module, **{name: child})
+
+
 def _adapt(base: nn.Module, name: str, weights: LoraWeights, *, merge: bool) -> nn.Module:
     inputs, outputs = getattr(base, "in_features", None), getattr(base, "out_features", None)
     if (weights.down.shape[1], weights.up.shape[0]) != (inputs, outputs):

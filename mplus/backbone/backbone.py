@@ -4,8 +4,9 @@ Departs from transformers in one way: the loop over decoder layers is ours, beca
 leaves at each of them. The layers, norms, rotary embedding and attention kernels are transformers' own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -57,7 +58,8 @@ class HeadShapes(NamedTuple):
 class Backbone:
     """Weights of one language model, with one view for writing and one for reading.
 
-    ``write_layers`` and ``read_layers`` share every base weight; they differ by the adapter they carry.
+    ``write_layers`` and ``read_layers`` share every base weight; they differ by the adapter they carry. A read adapter
+    may write, too, from some layer on (``encoding_layers``).
     """
 
     model: "PreTrainedModel"
@@ -67,6 +69,8 @@ class Backbone:
     """States of the bos token at the input of each layer; they stand at position 0 of every prefix."""
     steady: int | None = None
     """How many positions the rotary embedding turns the same in texts of any length; None: all of the window."""
+    write_from: int | None = None
+    """First decoder layer that encodes what is written through the read adapter, too; None: no layer does."""
 
     @classmethod
     def wrap(
@@ -77,6 +81,7 @@ class Backbone:
         read_adapter: Adapter | None = None,
         bos_states: Float[Tensor, "L D"] | None = None,
         bos_token_id: int = 0,
+        write_from: int | None = None,
     ) -> "Backbone":
         """Make a backbone of a transformers causal language model that is like Llama; ``checkpoint/trial.py`` knows.
 
@@ -94,9 +99,8 @@ class Backbone:
         # The bos states are computed by the backbone, so it must exist first.
         none = torch.zeros(len(layers), int(model.config.hidden_size))
         backbone = cls(model, view(write_adapter), view(read_adapter), none if bos_states is None else bos_states)
-        backbone = replace(
-            backbone, steady=steady_positions(backbone._angles, int(model.config.max_position_embeddings))
-        )
+        steady = steady_positions(backbone._angles, int(model.config.max_position_embeddings))
+        backbone = replace(backbone, steady=steady, write_from=write_from)
         return (
             backbone if bos_states is not None else replace(backbone, bos_states=backbone._attention_sink(bos_token_id))
         )
@@ -111,19 +115,35 @@ class Backbone:
 
     # --- adapters ---------------------------------------------------------------------------------
 
+    @cached_property
+    def encoding_layers(self) -> Sequence[nn.Module]:
+        """The layers that encode what is written: those of reading from ``write_from`` on, below it the others."""
+        first = self.num_layers if self.write_from is None else self.write_from
+        return [*self.write_layers[:first], *self.read_layers[first:]]
+
+    @cached_property
+    def reads_as_written(self) -> Sequence[bool]:
+        """For each layer, whether keys and values that a write makes are those that a read takes."""
+        return [mine is read for mine, read in zip(self.encoding_layers, self.read_layers, strict=True)]
+
     @property
     def decoder_layers(self) -> nn.ModuleList:
         """The layers whose linear layers an adapter changes, without an adapter."""
         causal: Any = self.model
         return causal.model.layers
 
-    def reading_through(self, adapter: Adapter, *, merge: bool) -> "Backbone":
+    def reading_through(self, adapter: Adapter, *, merge: bool, write_from: int | None = None) -> "Backbone":
         """The same backbone, which reads memory through an adapter; base weights are shared.
+
+        Args:
+            adapter: The adapter.
+            merge: Copy the layers that it changes, rather than change their outputs.
+            write_from: First decoder layer that encodes what is written through it, too; None: no layer does.
 
         Raises:
             CheckpointError: The adapter does not fit the model.
         """
-        return replace(self, read_layers=with_adapter(self.write_layers, adapter, merge=merge))
+        return replace(self, read_layers=with_adapter(self.write_layers, adapter, merge=merge), write_from=write_from)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -212,6 +232,10 @@ class Backbone:
         """The device on which a layer computes and its memory is kept."""
         block: Any = self.read_layers[layer]
         return device_of(block.input_layernorm, block)
+
+    def decoder_layer(self, layer: int) -> int:
+        """Which decoder layer a layer with memory is."""
+        return layer
 
     def head_shapes(self, layer: int) -> HeadShapes:
         """Heads of which a layer keeps keys and values."""

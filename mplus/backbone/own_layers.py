@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from mplus.backbone.adapters import Adapter, LoraLinear, seen_through, with_children
+from mplus.backbone.adapters import Adapter, LoraLinear, seen_through, with_children, with_descendant
 from mplus.backbone.attention import KeysValues, Projection
 from mplus.backbone.backbone import Backbone, HeadShapes
 from mplus.backbone.memory_layer import MemoryLayer, Rotations
@@ -50,6 +50,8 @@ class OwnLayers(Backbone):
     bos_token_id: int = 0
     read_body: nn.Module | None = field(default=None, repr=False)
     """The body as the read adapter changes it; None: there is no adapter."""
+    write_body: nn.Module | None = field(default=None, repr=False)
+    """The body that encodes what is written, where the read adapter writes, too; None: the model's own."""
 
     @classmethod
     def discover(cls, model: "PreTrainedModel", *, bos_token_id: int = 0) -> "OwnLayers":
@@ -88,7 +90,17 @@ class OwnLayers(Backbone):
         if turning:
             most = int(getattr(config, "max_position_embeddings", 0) or 0)
             limit = steady_positions(lambda positions: turning[0].rotation_parts(positions), most)
-        backbone = cls(model, attentions, attentions, none, limit, tuple(layers), windows, recurrent, bos_token_id)
+        backbone = cls(
+            model,
+            attentions,
+            attentions,
+            none,
+            limit,
+            memory_layers=tuple(layers),
+            windows=windows,
+            recurrent=recurrent,
+            bos_token_id=bos_token_id,
+        )
         with torch.inference_mode(False), torch.no_grad():
             states = backbone.plain_states(torch.tensor([bos_token_id]), len(layers) - 1)
         return replace(backbone, bos_states=torch.cat([state.to(backbone.device) for state in states]))
@@ -119,8 +131,13 @@ class OwnLayers(Backbone):
         assert isinstance(layers, nn.ModuleList)
         return layers
 
-    def reading_through(self, adapter: Adapter, *, merge: bool) -> "OwnLayers":
+    def reading_through(self, adapter: Adapter, *, merge: bool, write_from: int | None = None) -> "OwnLayers":
         """The same backbone, which reads memory through an adapter; base weights are shared.
+
+        Args:
+            adapter: The adapter.
+            merge: Copy the layers that it changes, rather than change their outputs.
+            write_from: First decoder layer that encodes what is written through it, too; None: no layer does.
 
         Raises:
             CheckpointError: The adapter does not fit the model.
@@ -128,7 +145,20 @@ class OwnLayers(Backbone):
         """
         body = seen_through(self._inner, self._layers_path, adapter, merge=merge)
         attentions = nn.ModuleList([body.get_submodule(path) for path in self._paths])
-        return replace(self, read_layers=attentions, read_body=body)
+        writing = None if write_from is None else self._writing_body(body, write_from)
+        return replace(self, read_layers=attentions, read_body=body, write_body=writing, write_from=write_from)
+
+    def _writing_body(self, read_body: nn.Module, first: int) -> nn.Module:
+        """The body whose decoder layers are those of ``read_body`` from one on, and the model's own below it."""
+        read = read_body.get_submodule(self._layers_path)
+        assert isinstance(read, nn.ModuleList)
+        layers = nn.ModuleList([*self.decoder_layers[:first], *read[first:]])
+        return with_descendant(self._inner, self._layers_path, layers)
+
+    @cached_property
+    def encoding_layers(self) -> Sequence[nn.Module]:
+        """Attention modules of memory layers that encode what is written."""
+        return [(self.write_body or self._inner).get_submodule(path) for path in self._paths]
 
     def adapted_linears(self) -> dict[str, LoraLinear]:
         """The linear layers that reading changes on the fly, by name below the decoder layers."""
@@ -168,6 +198,10 @@ class OwnLayers(Backbone):
     def whole_prompts(self) -> bool:
         """Whether a prompt is read in one piece, and none of an earlier read is kept."""
         return self.recurrent
+
+    def decoder_layer(self, layer: int) -> int:
+        """Which decoder layer a memory layer is."""
+        return self.memory_layers[layer].number
 
     def head_shapes(self, layer: int) -> HeadShapes:
         """Heads that a memory layer keeps."""
@@ -234,6 +268,7 @@ class OwnLayers(Backbone):
         cache: PassCache,
         *,
         reading: bool = False,
+        writing: bool = False,
     ) -> Tensor | None:
         """Token ids through the model's own layers, within a pass; None if it had enough before the end.
 
@@ -243,10 +278,11 @@ class OwnLayers(Backbone):
             positions: Their positions.
             cache: For the states of recurrent layers.
             reading: Through the read adapter, where there is one.
+            writing: Through the layers that encode what is written.
         """
         name = "cache" if "cache" in signature(type(self._inner).forward).parameters else "past_key_values"
         arguments: dict[str, Any] = {name: cache, "position_ids": positions.to(self.device), "use_cache": True}
-        body = self.read_body if reading and self.read_body is not None else self._inner
+        body = (self.read_body if reading else self.write_body if writing else None) or self._inner
         output = run(current, body, input_ids=input_ids.to(self.device), **arguments)
         return None if output is None else output.last_hidden_state
 
@@ -355,7 +391,7 @@ class OwnLayers(Backbone):
         writing = Writing(self, chunks, continues, earlier, num_layers)
         rows = [torch.tensor([self.bos_token_id, *chunk]) for chunk in chunks]
         ids = pad_sequence(rows, batch_first=True, padding_value=self.bos_token_id)
-        self.forward(writing, ids, writing.positions, self.new_cache())
+        self.forward(writing, ids, writing.positions, self.new_cache(), writing=True)
         return writing.states, writing.made
 
 

@@ -95,7 +95,7 @@ class Writing(Pass):
     def _past(self, index: int, own: KeysValues) -> KeysValues:
         """Keys and values of what each chunk continues, [chunks, past, heads, size], before they turn."""
         backbone, keys, values = self._backbone, own.keys.split(self.sizes), own.values.split(self.sizes)
-        attention = backbone.memory_layers[index].attention
+        attention = backbone.encoding_layers[index]
         found: list[KeysValues] = []
         for number, states in enumerate(self._earlier):
             if states is not None:
@@ -166,19 +166,19 @@ class Behind(Pass):
     Prompts and what they read are padded on the right, where nothing before sees them.
     """
 
-    def __init__(self, backbone: Any, states: Tensor | None, lengths: Sequence[int], size: int) -> None:
+    def __init__(self, backbone: Any, states: Sequence[Tensor] | None, lengths: Sequence[int], size: int) -> None:
         """Prepare a pass.
 
         Args:
             backbone: An ``OwnLayers``, read through its read adapter.
-            states: States of the prefixes, [memory layer, row, position, size]; None: there are none.
+            states: States of the prefixes, for each memory layer [row, position, size]; None: there are none.
             lengths: Of each row's prefix.
             size: Of the longest prompt.
         """
         self.windows, self._backbone, self._states = backbone.windows, backbone, states
         device = backbone.device
         starts = torch.tensor(list(lengths), device=device)[:, None]
-        self.places = torch.arange(0 if states is None else states.shape[2], device=device)
+        self.places = torch.arange(0 if states is None else states[0].shape[1], device=device)
         self.positions = starts + torch.arange(size, device=device)
         self._key_positions = torch.cat([torch.where(self.places < starts, self.places, -1), self.positions], dim=1)
         self._read: dict[int, KeysValues] = {}

@@ -148,6 +148,7 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
             _cast_adapter(parts.write_adapter, cast),
             _cast_adapter(parts.read_adapter, cast),
             None if parts.bos_states is None else cast(parts.bos_states),
+            parts.write_from,
         ),
     )
     if isinstance(backbone, OwnLayers):
@@ -256,7 +257,8 @@ def fingerprints(backbone: Backbone, parts: TrainedParts) -> dict[Recall, str]:
         for name, weights in sorted((adapter or {}).items()):
             named += [(f"{role}.{name}.down", weights.down), (f"{role}.{name}.up", weights.up)]
     named += _named("late", parts.late)
-    digest.update(json.dumps([model.config.model_type, backbone.num_layers, backbone.hidden_size]).encode())
+    about = [model.config.model_type, backbone.num_layers, backbone.hidden_size]
+    digest.update(json.dumps(about if parts.write_from is None else [*about, parts.write_from]).encode())
     digest.update(_sampled(named))
     with_retriever = digest.copy()
     with_retriever.update(_sampled(_named("published", parts.published)))

@@ -18,7 +18,8 @@ from mplus.recall.gate import Gate
 from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.published_retriever import PublishedRetriever
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""Formats that are read; the second one has ``write_from``."""
 MOST_SCALE = 1e6
 MOST_TURNS = 2**20
 PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"
@@ -55,6 +56,8 @@ class TrainedParts:
     """How many of a conversation's latest turns stand in the prompt beside the question; None: as many as fit."""
     gate: Gate | None = None
     """Whether a question needs memory at all; None: always."""
+    write_from: int | None = None
+    """First decoder layer that encodes what is written through the read adapter, too; None: no layer does."""
     decline_threshold: float | None = None
     """Least probability with which an answer from memory declines; None: whenever that is likeliest."""
 
@@ -81,12 +84,13 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
             tensors |= {f"initial.{name}.{layer}": rows for layer, rows in enumerate(layers)}
     save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, str(folder / PARTS_TENSORS))
     description = {
-        "format": FORMAT,
+        "format": FORMATS[parts.write_from is not None],
         "memory": None if parts.memory is None else parts.memory.model_dump(),
         "recall_layer": parts.recall_layer,
         "lora_scale": scales,
         "calibration": None if parts.calibration is None else parts.calibration.model_dump(),
         "prompt_turns": parts.prompt_turns,
+        **({} if parts.write_from is None else {"write_from": parts.write_from}),
         "decline_threshold": parts.decline_threshold,
     }
     (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -107,7 +111,8 @@ def read_parts(folder: Path) -> TrainedParts:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
     scales = _scales(path := folder / PARTS_FILE, description.get("lora_scale"))
-    _check_layer(path, description.get("recall_layer"))
+    for name in ("recall_layer", "write_from"):
+        _check_layer(path, name, description.get(name))
     parts = TrainedParts(
         _memory(folder, description.get("memory")),
         description.get("recall_layer"),
@@ -121,6 +126,7 @@ def read_parts(folder: Path) -> TrainedParts:
         _calibration(folder, description.get("calibration")),
         _prompt_turns(folder, description.get("prompt_turns")),
         _gate(_section(tensors, "gate")),
+        description.get("write_from"),
         _decline_threshold(folder, description.get("decline_threshold")),
     )
     if tensors:
@@ -152,9 +158,10 @@ def _description(folder: Path) -> dict[str, Any]:
         description = read_settings(path)
     except OSError as error:
         raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
-    if description.get("format") != FORMAT:
+    if description.get("format") not in FORMATS:
         raise CheckpointError(
-            f"{path}: format {description.get('format')!r}, this version reads {FORMAT}. Update mplus-memory."
+            f"{path}: format {description.get('format')!r}, this version reads {FORMATS[0]} and {FORMATS[1]}. Update "
+            "mplus-memory."
         )
     return description
 
@@ -167,9 +174,9 @@ def _scales(path: Path, saved: Any) -> dict[str, float]:
     return {name: float(scale) for name, scale in found.items()}
 
 
-def _check_layer(path: Path, saved: Any) -> None:
+def _check_layer(path: Path, name: str, saved: Any) -> None:
     if saved is not None and (type(saved) is not int or not 0 <= saved < MAX_LAYERS):
-        raise CheckpointError(f"{path}: recall_layer={saved!r:.40}; expected the number of a layer, or null.")
+        raise CheckpointError(f"{path}: {name}={saved!r:.40}; expected the number of a layer, or null.")
 
 
 def _section(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:

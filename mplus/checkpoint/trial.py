@@ -75,6 +75,7 @@ class TrainedLayers(NamedTuple):
     write_adapter: Adapter | None = None
     read_adapter: Adapter | None = None
     bos_states: Tensor | None = None
+    write_from: int | None = None
 
 
 class MeasuredDifferenceError(Exception):
@@ -126,7 +127,7 @@ def _reading(backbone: Backbone, trained: TrainedLayers) -> Backbone:
     if not isinstance(backbone, OwnLayers) or not trained.read_adapter:
         return backbone
     merge = is_merged(backbone.decoder_layers, trained.read_adapter)
-    return backbone.reading_through(trained.read_adapter, merge=merge)
+    return backbone.reading_through(trained.read_adapter, merge=merge, write_from=trained.write_from)
 
 
 def _first_that_is_exact(model: Any, bos_token_id: int) -> tuple[Backbone, Trial]:

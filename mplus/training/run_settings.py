@@ -52,6 +52,9 @@ class RunSettings(BaseModel):
     """Rank of the adapters."""
     tune_rank: Positive | None = None
     """Rank to which tune widens the adapter that it goes on with; None: it keeps its rank."""
+    write_from: Annotated[int, Field(ge=0)] | None = None
+    """First decoder layer that reader and tune make write through the adapter, too, the recall layer or a later one;
+    None: as the model does, which is none unless it was trained so."""
     adapters: Positive = 1
     """Read adapters that the reader stage trains, from different seeds; the model gets their mean."""
     broad_texts: Positive = 250

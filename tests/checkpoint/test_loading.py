@@ -7,13 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mplus.backbone.adapters import Adapter
 from mplus.backbone.own_layers import OwnLayers
 from mplus.checkpoint.loading import assemble
-from mplus.checkpoint.parts import TrainedParts
+from mplus.checkpoint.parts import TrainedParts, read_parts, write_parts
 from mplus.config import MemoryConfig
 from mplus.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
+from mplus.generation.prompt import Prompt
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
+from mplus.read.prefill import prefill
 from mplus.recall.late_interaction import LateInteraction
 from mplus.testing import byte_tokenizer, tiny_backbone, tiny_model
 from mplus.training.chunk.read_adapter import ReaderSettings, new_adapter
@@ -341,3 +344,49 @@ def test_how_many_turns_stand_in_the_prompt_is_kept_with_the_trained_parts(tmp_p
         file.write_text(json.dumps({**saved, "prompt_turns": wrong}))
         with pytest.raises(CheckpointError, match="prompt_turns="):
             MPlus.from_pretrained(tmp_path)
+
+
+def adapted(model: MPlus) -> Adapter:
+    """A read adapter that changes something in every layer."""
+    generator = torch.Generator().manual_seed(0)
+    adapter = new_adapter(model.weights, ReaderSettings(rank=2))
+    return {n: replace(w, up=torch.randn(w.up.shape, generator=generator) * 0.1) for n, w in adapter.items()}
+
+
+def test_a_read_adapter_writes_from_the_layer_that_its_file_says(tmp_path: Path, text: str) -> None:
+    plain = tiny_model(memory=TINY)
+    adapter = adapted(plain)
+    models: dict[int | None, MPlus] = {}
+    for first in (None, 1):
+        plain.save_pretrained(tmp_path)
+        write_parts(tmp_path, replace(plain.trained_parts, read_adapter=adapter, memory=TINY, write_from=first))
+        assert read_parts(tmp_path).write_from == first
+        models[first] = MPlus.from_pretrained(tmp_path)
+    reads, writes = models[None], models[1]
+    assert reads.fingerprint != writes.fingerprint, "memories of one are refused by the other"
+    prompt = Prompt(tuple(IDS[:8]), (0, 8))
+
+    def logits(model: MPlus, memory: Memory) -> torch.Tensor:
+        return prefill(model.weights, [model.read_request(memory, prompt)], all_logits=True).logits
+
+    found = []
+    for model in (reads, writes):
+        memory = model.new_memory()
+        model.write(memory, text[:60], source="a")
+        found.append((model.search(memory, "Which box?"), logits(model, memory)))
+        torch.testing.assert_close(logits(model, model.new_memory()), logits(plain, plain.new_memory()))
+    assert found[0][0] == found[1][0], "recall looks at a layer below"
+    assert (found[0][1] - found[1][1]).abs().max() > 0.01
+
+
+def test_a_layer_to_write_from_that_is_none_is_refused(tmp_path: Path) -> None:
+    write_parts(tmp_path, TrainedParts(write_from=3))
+    path = tmp_path / "mplus.json"
+    said = json.loads(path.read_text())
+    assert said["format"] == 2, "versions that do not know it must not write otherwise"
+    for wrong in (-1, "3", 2.5, True):
+        path.write_text(json.dumps(said | {"write_from": wrong}))
+        with pytest.raises(CheckpointError, match="write_from"):
+            read_parts(tmp_path)
+    write_parts(tmp_path, TrainedParts())
+    assert json.loads(path.read_text())["format"] == 1

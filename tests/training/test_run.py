@@ -95,6 +95,22 @@ def test_plain_texts_train_the_published_parts(given: Path, tmp_path: Path, monk
     assert Memory.load(tmp_path / "memory", model).fingerprint == memory.fingerprint
 
 
+def test_an_adapter_that_writes_is_trained_shipped_and_gone_on_with(given: Path, tmp_path: Path) -> None:
+    more = ("--batch", "4", "--layer", "1", "--log-every", "2", "--evaluate", "none")
+    with pytest.raises(ValueError, match=r"write_from=0: recall scores the states at decoder layer 1.* 1 to 1"):
+        train(given, tmp_path / "low", "--stages", "reader", "--write-from", "0", *more)
+    train(given, tmp_path / "run", "--stages", "reader", "--steps", "reader=2", "--write-from", "1", *more)
+    first = read_parts(tmp_path / "run" / "model")
+    assert first.write_from == 1
+    trained = str(tmp_path / "run" / "model")
+    invoke(
+        "--model", trained, "--texts", str(given / "texts"), "--out", str(tmp_path / "on"), "--stages", "tune", *more
+    )
+    assert read_parts(tmp_path / "on" / "model").write_from == 1, "as the model does"
+    model = MPlus.from_pretrained(tmp_path / "on" / "model")
+    assert model.weights.backbone.write_from == 1
+
+
 def test_plain_texts_train_recall_and_reading(given: Path, tmp_path: Path, asked: list[str]) -> None:
     """Stopped after the first stage and gone on with, as if it had not been."""
     steps = ("--steps", "projection=30", "--steps", "reader=4", "--steps", "scorer=3", "--batch", "4", "--layer", "1")

@@ -37,6 +37,7 @@ from mplus.training.chunk.several import JoinedBanks, Mixed, Part
 from mplus.training.chunk.talk_samples import TalkSamples, add_tellings
 from mplus.training.chunk.text_samples import TextSamples
 from mplus.training.chunk.training_data import TrainingData, make_training_data
+from mplus.training.chunk.writing import kept_layer, recall_layer_of, trained_to_write_from
 from mplus.training.loop import train_task
 from mplus.training.published.comparison_scorer import ScorerSettings, ScorerTask
 from mplus.training.run_folder import RunFolder
@@ -45,7 +46,7 @@ from mplus.training.talk import talk_items
 
 Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 
-TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=300)
+TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=700)
 TALK_SHARE = 0.62
 """Share of samples of the package's own corpus and of broad passages, where they are learnt from."""
 BESIDE_TALK = (
@@ -98,6 +99,8 @@ class ChunkRun:
         digest.update(
             f"{settings.broad_texts} {settings.talk} {talk_items('train')}".encode() if settings.talk else b""
         )
+        if (kept := kept_layer(settings, self.model.weights)) is not None:
+            digest.update(f"layer {kept}".encode())
         self.folder.states.mkdir(exist_ok=True)
         states = self.folder.states / f"{digest.hexdigest()[:16]}.bin"
         data = make_training_data(settings, self.model, self.computing, documents, states)
@@ -106,7 +109,7 @@ class ChunkRun:
 
     def stage(self, name: str, start: TrainedParts) -> TrainedParts:
         """Train a stage from the parts that the one before it left."""
-        layer = self.settings.layer if self.settings.layer is not None else self.model.weights.recall_layer
+        layer = recall_layer_of(self.settings, self.model.weights)
         start = replace(start, recall_layer=layer, memory=start.memory or self.model.memory_config)
         if name == "scorer":
             return self._scorer(layer, start)
@@ -115,6 +118,7 @@ class ChunkRun:
         start = replace(start, calibration=None, decline_threshold=None)  # Fitted to parts that are trained anew.
         if name == "projection":
             return self._projection(layer, start)
+        start = replace(start, write_from=trained_to_write_from(self.settings, self.model.weights))
         return self._tune(layer, start) if name == "tune" else self._reader(layer, start)
 
     def _projection(self, layer: int, start: TrainedParts) -> TrainedParts:
@@ -150,7 +154,8 @@ class ChunkRun:
         trained: list[TrainedParts] = []
         for number in range(settings.adapters):
             learning = _asked_for(ReaderSettings(seed=settings.seed + number, rank=settings.rank), settings, "reader")
-            reader = Reader(self.computing.weights, bank, new_adapter(self.model.weights, learning))
+            adapter = new_adapter(self.model.weights, learning)
+            reader = Reader(self.computing.weights, bank, adapter, write_from=start.write_from)
             name = "reader" if number == 0 else f"reader-{number + 1}"
             task = ReaderTask(reader, samples, learning, start, name=name, processes=self.processes)
             trained.append(train_task(task, self.accelerator, self.folder.stage(name), self.log, settings))
@@ -168,7 +173,7 @@ class ChunkRun:
         adapter = start.read_adapter
         if rank_of(adapter) < (self.settings.tune_rank or 0):
             adapter = widened(adapter, self.settings.tune_rank or 0, torch.Generator().manual_seed(self.settings.seed))
-        reader = Reader(self.computing.weights, self.data.bank, adapter)
+        reader = Reader(self.computing.weights, self.data.bank, adapter, write_from=start.write_from)
         task = ReaderTask(reader, samples, learning, start, name="tune", processes=self.processes)
         return train_task(task, self.accelerator, self.folder.stage("tune"), self.log, self.settings)
 
@@ -257,7 +262,9 @@ class ChunkRun:
             accelerator=self.accelerator,
             log=self.log,
         )
-        made = shards(file, self.model, self.computing, scorer, layer)
+        made = shards(
+            file, self.model, self.computing, scorer, layer, only_layer=kept_layer(settings, self.model.weights)
+        )
         for shard in made:
             if self.processes:
                 shard.prepare(self.processes)

@@ -11,6 +11,7 @@ from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.conversations import chat_messages, dialogue_questions
 from mplus.training.chunk.ordinary_requests import answered, general_requests
 from mplus.training.chunk.questions import Question, personas, read_dialogues, read_squad
+from mplus.training.chunk.writing import kept_layer
 from mplus.training.run_settings import RunSettings
 
 BROAD_REQUESTS = 400
@@ -48,7 +49,9 @@ def make_default_data(settings: RunSettings, model: MPlus, computing: MPlus, sta
     assert settings.squad is not None
     assert settings.dialogues is not None
     rng = random.Random(settings.seed)
-    made = DefaultData(ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states, encoder=computing.weights))
+    kept = kept_layer(settings, model.weights)
+    bank = ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states, only_layer=kept, encoder=computing.weights)
+    made = DefaultData(bank)
     texts, made.questions, made.groups = read_squad(settings.squad)
     made.passages = made.bank.add(texts, progress="passages")
     ids, talks = read_dialogues(settings.dialogues, settings.conversations, rng)

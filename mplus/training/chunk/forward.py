@@ -1,7 +1,7 @@
 """The forward pass that trains a read adapter: prompts behind the states of what they read, with gradients.
 
-It computes what a read computes: keys and values of memory by the adapted layers from states that are constants, then
-the prompt through the adapted layers over them.
+It computes what a read computes: keys and values of memory by the adapted layers from states, then the prompt through
+the adapted layers over them.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ class ReadStates(NamedTuple):
     """Normed states of what each row of a batch reads, bos first.
 
     Attributes:
-        states: [layer, row, position, size], padded on the side of ``pads_left``.
+        states: For each layer [row, position, size], padded on the side of ``pads_left``.
         lengths: How many of each row are no padding.
     """
 
-    states: Tensor
+    states: Sequence[Tensor]
     lengths: Sequence[int]
 
 
@@ -85,7 +85,7 @@ def _like_llama(
     device = backbone.device
     columns = torch.arange(longest) - (longest - torch.tensor(sizes))[:, None]
     lengths = torch.tensor([0] * rows if read is None else list(read.lengths))
-    widest = 0 if read is None else read.states.shape[2]
+    widest = 0 if read is None else read.states[0].shape[1]
     position, mask = _left_padded(lengths, columns, widest)
     rotation = backbone.rotation(position.to(device))
     mask = torch.zeros(mask.shape, dtype=precision).masked_fill_(~mask, float("-inf")).to(device)

@@ -61,13 +61,26 @@ def invent(
     return path
 
 
-def shards(path: Path, model: MPlus, computing: MPlus, scorer: LateInteraction, layer: int) -> list[Samples]:
-    """Samples about the passages of a SQuAD file, shard by shard, encoded where ``computing`` is."""
+def shards(
+    path: Path, model: MPlus, computing: MPlus, scorer: LateInteraction, layer: int, *, only_layer: int | None = None
+) -> list[Samples]:
+    """Samples about the passages of a SQuAD file, shard by shard, encoded where ``computing`` is.
+
+    Args:
+        path: The file.
+        model: The backbone.
+        computing: The same model where texts are encoded.
+        scorer: Recall as it will be at reading.
+        layer: Whose states it scores.
+        only_layer: The one layer whose states are kept; None: all of them.
+    """
     passages, questions, _ = read_squad(path)
     found: list[Samples] = []
     for first in range(0, len(passages), SHARD):
         place = {number: n for n, number in enumerate(range(len(passages))[first : first + SHARD])}
-        bank = ChunkBank(model.weights, model.tokenizer, MemoryConfig(), encoder=computing.weights)
+        bank = ChunkBank(
+            model.weights, model.tokenizer, MemoryConfig(), only_layer=only_layer, encoder=computing.weights
+        )
         texts = bank.add([passages[number] for number in place], progress="invented passages")
         asked = [
             Question(q.text, q.answers, (place[q.passages[0]],), q.reply) for q in questions if q.passages[0] in place

@@ -1,9 +1,9 @@
 """The read adapter: LoRA that learns to read what recall really brings.
 
 One sample is a question, the chunks that recall picks for it from everything in the bank, some recent
-chunks as short-term memory, and the answer. Memory tokens are born by the frozen backbone and are
-constants here; gradients reach the adapter through the prompt's rows and through the keys and values that
-the adapter makes of memory.
+chunks as short-term memory, and the answer. Gradients reach the adapter through the prompt's rows and through the keys
+and values that it makes of memory. Memory tokens are made by the frozen backbone and are constants, or the adapter
+writes them, too, from some layer on: then chunks are encoded in every step, and gradients flow through that.
 """
 
 import copy
@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from mplus.backbone.adapters import Adapter, LoraLinear, LoraWeights, untrained_adapter
 from mplus.backbone.backbone import Backbone
+from mplus.encode import Chunk, encode_states
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.inert import encode_inert
 from mplus.training.chunk.forward import ReadStates, last_states, pads_left
@@ -98,6 +100,11 @@ class StateBank(Protocol):
         """States of each chunk."""
         ...
 
+    @property
+    def goes_on(self) -> Tensor:
+        """Which chunks continue the one before them."""
+        ...
+
 
 @runtime_checkable
 class ChunkStates(Protocol):
@@ -142,14 +149,22 @@ def in_half(linears: Mapping[str, LoraLinear]) -> Adapter:
 
 
 class Reader:
-    """The backbone with a trainable read adapter, and the forward pass that trains it."""
+    """The backbone with a trainable read adapter, and the forward pass that trains it.
 
-    def __init__(self, weights: Weights, bank: StateBank, adapter: Adapter) -> None:
+    Args:
+        weights: The model.
+        bank: Chunks that samples read.
+        adapter: What training begins with.
+        write_from: First decoder layer that the adapter writes through, too; None: none, and the states of the bank are
+            read as they are.
+    """
+
+    def __init__(self, weights: Weights, bank: StateBank, adapter: Adapter, *, write_from: int | None = None) -> None:
         self.weights, self.bank = weights, bank
         self.device = weights.backbone.device
         adapter = in_full(adapter, self.device)
         self._began = copy.deepcopy(adapter)
-        self.backbone = weights.backbone.reading_through(adapter, merge=False)
+        self.backbone = weights.backbone.reading_through(adapter, merge=False, write_from=write_from)
         self.linears = self.backbone.adapted_linears()
         for leaf in self.parameters().values():
             leaf.requires_grad_(True)
@@ -168,7 +183,8 @@ class Reader:
     @cached_property
     def began(self) -> Backbone:
         """The backbone with the adapter that training started from."""
-        return self.weights.backbone.reading_through(self._began, merge=True)
+        backbone = self.weights.backbone
+        return backbone.reading_through(self._began, merge=True, write_from=backbone.write_from)
 
     @cached_property
     def _bos(self) -> Tensor:
@@ -184,7 +200,7 @@ class Reader:
         parts = self._beside.parts_of(samples)
         if len(parts) == 1 or not torch.is_grad_enabled():
             return self._losses(samples)
-        _ = self.began, self._bos  # made once, by this thread
+        _ = self.began, self._bos, self._goes_on  # made once, by this thread
         return self._beside.losses(self._losses, parts, list(self.parameters().values()))
 
     def _losses(self, samples: Sequence[Sample]) -> Tensor:
@@ -238,13 +254,59 @@ class Reader:
     def _logits(self, samples: Sequence[Sample], backbone: Backbone, *, memory: bool) -> tuple[Tensor, ...]:
         """For each sample the logits of its target, in float32; without memory also without the adapter."""
         longest = _whole(max(len(sample.input_ids) for sample in samples), PROMPT_STEP)
-        read = self._read(samples) if memory else None
+        is_written = self.backbone.write_from is not None
+        read = (self._written(samples, backbone) if is_written else self._read(samples)) if memory else None
         prompts = [sample.input_ids for sample in samples]
         hidden = last_states(backbone, prompts, longest, read, self._precision, plain=not memory)
         batch, column = self._rows(samples, longest)
         wanted = [len(sample.input_ids) - sample.target for sample in samples]
         logits = backbone.logits(hidden[batch.to(self.device), column.to(self.device)])
         return logits[: sum(wanted)].float().split(wanted)
+
+    def _written(self, samples: Sequence[Sample], backbone: Backbone) -> ReadStates | None:
+        """Normed states of bos and chunks of each sample, as this backbone writes them; None if no sample reads any.
+
+        A chunk that continues another is encoded behind it, and that one by itself, so they are all but those of a
+        whole text.
+        """
+        bank, goes_on = self.bank, self._goes_on
+        read = {chunk for sample in samples for chunk in sample.chunks}
+        if not read:
+            return None
+        numbers = sorted(read | {chunk - 1 for chunk in read if goes_on[chunk]})
+        chunks = [
+            Chunk(list(bank.input_ids[n]), [], goes_on[n] and before == n - 1) for before, n in pairwise([-2, *numbers])
+        ]
+        made = encode_states(replace(self.weights, backbone=backbone), chunks, [None] * len(chunks)).states
+        # Rows of the encoded chunks, one after the other behind bos, in the order in which each sample reads them.
+        first = dict(zip(numbers, accumulate((len(chunk.input_ids) for chunk in chunks), initial=1), strict=False))
+        places = [self._places(sample, first) for sample in samples]
+        lengths = [len(mine) for mine in places]
+        widest = _whole(max(lengths), PREFIX_STEP)
+        index = torch.zeros(len(samples), widest, dtype=torch.int64)
+        for row, mine in enumerate(places):
+            start = widest - len(mine) if pads_left(backbone) else 0
+            index[row, start : start + len(mine)] = mine
+        index = index.to(self.device)
+        states: list[Tensor] = []
+        for layer, rows in enumerate(made):
+            bos = self._bos[layer]
+            states.append(torch.cat([bos[None], self.weights.norm(layer, rows, reading=True).to(bos.dtype)])[index])
+        return ReadStates(states, lengths)
+
+    def _places(self, sample: Sample, first: Mapping[int, int]) -> Tensor:
+        """Rows that a sample reads, bos first, given the first row of each chunk."""
+        if not sample.chunks:
+            return torch.empty(0, dtype=torch.int64)
+        ids = self.bank.input_ids
+        rows = torch.cat([torch.arange(first[chunk], first[chunk] + len(ids[chunk])) for chunk in sample.chunks])
+        rows = rows[torch.tensor(sample.order)] if sample.order else rows
+        return torch.cat([torch.zeros(1, dtype=torch.int64), rows])
+
+    @cached_property
+    def _goes_on(self) -> list[bool]:
+        """Which chunks of the bank continue the one before them; the bank is complete when training begins."""
+        return self.bank.goes_on.tolist()
 
     def _read(self, samples: Sequence[Sample]) -> ReadStates | None:
         """Normed states of bos and chunks of each sample; None if no sample reads any."""
@@ -266,7 +328,7 @@ class Reader:
             if sample.order:
                 parts = parts[:, torch.tensor(sample.order, device=parts.device)]
             states[:, row, first + 1 : first + length] = parts
-        return ReadStates(states, lengths)
+        return ReadStates(states.unbind(), lengths)
 
 
 def pooled_batches(samples: SampleSource, settings: ReaderSettings, pool: int) -> list[list[Sample]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mplus.training.chunk.read_adapter import Sample, SampleSource, StateBank
@@ -58,6 +59,7 @@ class JoinedBanks:
         for bank in banks:
             self.first.append(self.first[-1] + len(bank.input_ids))
         self.states = JoinedStates(banks)
+        self.goes_on = torch.cat([bank.goes_on for bank in banks])
 
 
 class JoinedStates:

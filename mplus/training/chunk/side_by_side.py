@@ -17,13 +17,15 @@ from torch import Tensor
 
 FEWEST = 4
 """Samples that are worth a thread."""
+TURNS = 2
+"""Parts that a thread computes one after the other, so that fewer activations are held at a time."""
 
 
 class SideBySide:
     """Losses of the parts of a batch, and their gradients, computed at once.
 
     Args:
-        threads: At most so many parts; each computes on one core.
+        threads: So many parts at once; each computes on one core.
     """
 
     def __init__(self, threads: int) -> None:
@@ -32,8 +34,9 @@ class SideBySide:
         self._owner = 0
 
     def parts_of(self, samples: Sequence[Any]) -> list[Sequence[Any]]:
-        """A batch cut into parts of about equal number, in order."""
-        count = max(min(self.threads, len(samples) // FEWEST), 1)
+        """A batch cut into parts of about equal number, in order; whole where there is one thread."""
+        count = self.threads * TURNS if self.threads > 1 else 1
+        count = max(min(count, len(samples) // FEWEST), 1)
         bounds = [len(samples) * number // count for number in range(count + 1)]
         return [samples[start:stop] for start, stop in pairwise(bounds)]
 

@@ -12,6 +12,7 @@ from mplus.training.chunk.cloze import passages, questions_about
 from mplus.training.chunk.default_data import DefaultData, make_default_data
 from mplus.training.chunk.plain_text import Document
 from mplus.training.chunk.questions import Question, has_facts, read_dialogues, read_squad
+from mplus.training.chunk.writing import kept_layer
 from mplus.training.run_settings import RunSettings
 
 QUESTIONS_PER_PASSAGE = 3
@@ -94,7 +95,10 @@ def make_training_data(
             made,
         )
     else:
-        bank = ChunkBank(model.weights, model.tokenizer, MemoryConfig(), states, encoder=computing.weights)
+        kept = kept_layer(settings, model.weights)
+        bank = ChunkBank(
+            model.weights, model.tokenizer, MemoryConfig(), states, only_layer=kept, encoder=computing.weights
+        )
         data = TrainingData(bank)
         if squad is not None:
             data.questions, data.groups = squad.questions, squad.articles

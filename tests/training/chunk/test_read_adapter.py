@@ -9,6 +9,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from mplus.backbone.adapters import Adapter
+from mplus.backbone.backbone import Backbone
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
 from mplus.evaluation.personas import persona
@@ -55,6 +57,60 @@ def test_the_training_pass_equals_a_read(model: MPlus, bank: ChunkBank, text: st
         request = model.read_request(memory, Prompt(sample.input_ids, (0, len(sample.input_ids))))
         expected = prefill(model.weights, [request], all_logits=True).logits[0, sample.target - 1 : -1]
         torch.testing.assert_close(found, expected.float(), atol=0.05, rtol=0.05)
+
+
+def by_chance(model: MPlus) -> Adapter:
+    """An adapter whose layers all change something."""
+    generator = torch.Generator().manual_seed(0)
+    adapter = new_adapter(model.weights, ReaderSettings(rank=2))
+    return {n: replace(w, up=torch.randn(w.up.shape, generator=generator) * 0.1) for n, w in adapter.items()}
+
+
+def with_backbone(model: MPlus, backbone: Backbone) -> MPlus:
+    return MPlus(replace(model.weights, backbone=backbone), model.tokenizer, model.memory_config)
+
+
+def test_an_adapter_that_writes_is_trained_as_it_writes_and_reads(model: MPlus, bank: ChunkBank, text: str) -> None:
+    adapter, first = by_chance(model), bank.chunks_of[0][:2]
+    reader = Reader(model.weights, bank, adapter, write_from=1)
+    ids = tuple(b"Which box? The blue one.")
+    samples = [Sample(tuple(first), ids, 10), Sample(tuple(bank.chunks_of[1]), ids[:15], 10), Sample((), ids, 10)]
+    logits = reader._logits(samples, reader.backbone, memory=True)
+    backbone = model.weights.backbone.reading_through(adapter, merge=True, write_from=1)
+    shipped = with_backbone(model, backbone)
+    written = model.tokenizer.decode([i for chunk in first for i in bank.input_ids[chunk]])
+    for part, sample, found in zip((written, text[200:260]), samples, logits, strict=False):
+        memory = shipped.new_memory()
+        shipped.write(memory, part, source="a")
+        request = shipped.read_request(memory, Prompt(sample.input_ids, (0, len(sample.input_ids))))
+        expected = prefill(shipped.weights, [request], all_logits=True).logits[0, sample.target - 1 : -1]
+        torch.testing.assert_close(found, expected.float(), atol=1e-3, rtol=1e-3)
+    unwritten = reader._logits(samples[:1], model.weights.backbone.reading_through(adapter, merge=True), memory=True)
+    assert (unwritten[0] - logits[0]).abs().max() > 0.01, "what the adapter writes differs from what the backbone does"
+
+
+def test_gradients_flow_through_what_the_adapter_writes(model: MPlus, bank: ChunkBank) -> None:
+    """Its first layers change an answer by what they write alone, since the prompt's own rows are held fixed."""
+    sample = Sample((0, 1), tuple(b"Some words"), 4)
+
+    def gradients(write_from: int | None) -> dict[str, torch.Tensor]:
+        reader = Reader(model.weights, bank, by_chance(model), write_from=write_from)
+        reader.loss([sample]).sum().backward()
+        return {n: leaf.grad.clone() for n, leaf in reader.parameters().items() if leaf.grad is not None}
+
+    frozen, written = gradients(None), gradients(0)
+    name = "0.mlp.down_proj.up"
+    assert not torch.allclose(frozen[name], written[name])
+
+
+def test_a_bank_of_one_layer_is_enough_where_the_adapter_writes(model: MPlus, text: str) -> None:
+    kept = ChunkBank(model.weights, model.tokenizer, TINY, only_layer=1)
+    kept.add([text[:90]])
+    whole = ChunkBank(model.weights, model.tokenizer, TINY)
+    whole.add([text[:90]])
+    sample = Sample(tuple(kept.chunks_of[0]), tuple(b"Some words"), 4)
+    losses = [Reader(model.weights, one, by_chance(model), write_from=1).loss([sample]) for one in (kept, whole)]
+    torch.testing.assert_close(*losses)
 
 
 def test_distilling_an_adapter_that_changes_nothing_costs_nothing_without_memory(model: MPlus, bank: ChunkBank) -> None:
