@@ -59,7 +59,7 @@ def with_held_locks(model: MPlus, memory: Memory, store: MemoryStore) -> Any:
     """Read, write and save in a child, while other threads of the parent hold every lock."""
     held_in_child = [
         memory.writing(),
-        model._lock,
+        model._new_memories._lock,
         store._recent._guard,
         store._locks._guard,
         model._requests.present._joined._guard,
