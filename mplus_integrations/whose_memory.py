@@ -331,7 +331,8 @@ class Remembering(SavedByName, Referring, Generic[Item]):
     def _no_key(self, what: str) -> ValueError:
         return ValueError(
             f"{what}, and this {type(self).__name__} has a store: expected the name of one user's memory. Give "
-            "memory_key= to the call, its config or the object; require_key=False reads 'default' for everyone."
+            "memory_key= to the call, its config (as metadata too, where a chain passes no more on) or the object; "
+            "require_key=False reads 'default' for everyone."
         )
 
     def shared_memories(self) -> list[Shared]:

@@ -176,11 +176,19 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         seen = kwargs.pop(CONFIG_SEEN, False)
         kwargs = self._asked_in(None, kwargs, callbacks, metadata)
         is_in_chain = isinstance(callbacks, BaseCallbackManager) and callbacks.parent_run_id is not None
-        has_key = kwargs.get("memory_key") is not None or self.memory_key is not None
-        is_free = has_key or kwargs.get("use_memory") is False or self.store is None
-        if not seen and is_in_chain and not is_free and self.require_key is None:
-            raise self._no_key("A chain asked that passes no config on")
+        self.refuse_lost_key(kwargs, is_lost=is_in_chain and not seen)
         return kwargs
+
+    def refuse_lost_key(self, asked: Mapping[str, Any], *, is_lost: bool) -> None:
+        """Refuse a call without a name where a chain may have lost it, unless ``require_key`` says otherwise.
+
+        Raises:
+            ValueError: It reads a memory of the store and names none.
+        """
+        has_key = asked.get("memory_key") is not None or self.memory_key is not None
+        is_free = has_key or asked.get("use_memory") is False or self.store is None
+        if is_lost and not is_free and self.require_key is None:
+            raise self._no_key("A chain asked that passes no config on")
 
     def invoke(
         self,

@@ -6,7 +6,7 @@ from typing import Any, cast
 from langchain_core.callbacks import BaseCallbackManager, Callbacks
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
 from mplus import Memory, MemoryStore
 from mplus_integrations.langchain.messages import is_summary
@@ -40,7 +40,7 @@ def asked_in(
     Args:
         config: The config of the call; None: that of the running graph or chain.
         kwargs: The arguments of the call.
-        callbacks: Its callbacks, which have the metadata of chains that pass no config on.
+        callbacks: Its callbacks, beside those of the config. They have the metadata of chains that pass no more on.
         metadata: Its metadata.
         memory: The only memory of the object that is asked; no user and no conversation has another one.
         store: The object's store.
@@ -49,8 +49,9 @@ def asked_in(
     """
     known = ensure_config(config)
     places = [*_given_in(known), metadata or {}, known.get("metadata", {})]
-    if isinstance(callbacks, BaseCallbackManager):
-        places += [callbacks.metadata, callbacks.inheritable_metadata]
+    for manager in (callbacks, known.get("callbacks")):
+        if isinstance(manager, BaseCallbackManager):
+            places += [manager.metadata, manager.inheritable_metadata]
     steps = str(_first(places, ("checkpoint_ns",)) or "").split("|")
     conversation = _first([{CONVERSATION_NAMES[0]: kwargs.get("conversation_id")}, *places], CONVERSATION_NAMES)
     key = _first(places, ("memory_key",))
@@ -68,6 +69,14 @@ def asked_in(
         **kwargs,
         **{name: value for name, value in found.items() if value is not None and kwargs.get(name) is None},
     }
+
+
+def has_lost_names(config: RunnableConfig | None) -> bool:
+    """Whether a chain such as ``RetrievalQA`` calls, which passes on its callbacks but nothing that was configured."""
+    if config is None or "configurable" in config or var_child_runnable_config.get() is not None:
+        return False
+    callbacks = config.get("callbacks")
+    return isinstance(callbacks, BaseCallbackManager) and callbacks.parent_run_id is not None
 
 
 def _given_in(config: RunnableConfig) -> list[Mapping[str, Any]]:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict
 from mplus import UnknownNameError, source_filter
 from mplus_integrations.arguments import checked_text
 from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.langchain.configs import has_lost_names
 from mplus_integrations.langchain.vectorstore import DEFAULT_K, checked_k, document_of
 from mplus_integrations.settings import KnownNames
 from mplus_integrations.sources import headings_of
@@ -52,11 +53,16 @@ class MPlusRetriever(KnownNames, BaseRetriever):
         return await super().ainvoke(input, config, **self._keyed(config, kwargs))
 
     def _keyed(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of a call, with the name of its memory: that of the call, the retriever, or the config."""
+        """Arguments of a call, with the name of its memory: that of the call, the retriever, or the config.
+
+        Raises:
+            ValueError: A chain asks without a name, which it may have been given and lost.
+        """
         if self.chat.memory is not None:  # it has no names, and a graph's config may name a memory of another chat
             return kwargs
         own = {} if self.memory_key is None or kwargs.get("memory_key") is not None else {"memory_key": self.memory_key}
         found = self.chat._asked_in(config, {**kwargs, **own})
+        self.chat.refuse_lost_key(found, is_lost=has_lost_names(config))
         return {name: value for name, value in found.items() if name in kwargs or name == "memory_key"}
 
     def _get_relevant_documents(

@@ -11,6 +11,7 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
 
+import mplus
 from mplus import MemoryStore
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import MPlusChat, MPlusMemoryMiddleware, MPlusRetriever, memory_tools
@@ -161,3 +162,27 @@ def test_a_chat_of_its_own_fields_as_json_reads_the_same_store(tmp_path: Path) -
     ):
         with pytest.raises(ValueError, match=said):
             MPlusChat(**lost.model_dump())
+
+
+def test_threads_that_were_written_into_default_are_found_once_they_are_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, threads = MemoryStore(tmp_path / "memories"), {"monday": "pears", "auth0|x/y": "plums"}
+    before = MPlusChat(model=MODEL, store=store, memory_key="default", max_tokens=2)
+    before.memorize("A note for all.", source="note")
+    said = {thread: [("human", f"I like {fruit}."), ("ai", "I see.")] for thread, fruit in threads.items()}
+    for thread, history in said.items():
+        before.invoke([*history, ("human", "And now?")], {"configurable": {"thread_id": thread}})
+    page = (Path(__file__).parents[3] / "docs/how-to/move-memories.md").read_text(encoding="utf-8")
+    code = page.partition("## Threads that were")[2].partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"mplus": mplus, "model": MODEL})
+    chat = MPlusChat(model=MODEL, store=store, max_tokens=2)
+    for thread, fruit in threads.items():
+        chat.invoke([*said[thread], ("human", "And now?")], {"configurable": {"thread_id": thread}})
+        with chat.opened(thread) as memory:
+            texts = [text for source in memory.sources() for text in source.texts]
+        assert texts == [f"User: I like {fruit}.", "Assistant: I see."], "recognised, and written once"
+    with chat.opened("default") as memory:
+        assert [source.name for source in memory.sources()] == ["note"]
+    assert {stored.id for stored in store.list()} == {"default", *threads}
