@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mplus.config import EMBEDDING, MemoryConfig
+from mplus.forks import renewed_after_fork
 from mplus.memory.memory import Memory
 from mplus.recall.choose import rank_sources
 from mplus.self_check import FACTS
@@ -55,6 +56,11 @@ class RelevanceScales:
     def __init__(self, weights: Weights, tokenizer: Any) -> None:
         self._weights, self._tokenizer = weights, tokenizer
         self._late: RelevanceScale | None = None
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin with a lock of this process."""
         self._lock = threading.Lock()
 
     def score(self, config: MemoryConfig, match: float) -> float:

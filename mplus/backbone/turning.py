@@ -15,8 +15,6 @@ from torch import Tensor
 
 from mplus.backbone.attention import Rotation
 
-Angles = Callable[[Int[Tensor, " P"]], Any]
-"""What a model's rotary module returns for some positions."""
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 

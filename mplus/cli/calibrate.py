@@ -18,6 +18,7 @@ def calibrate(
 ) -> None:
     """Fit the confidence of answers on runs, and say which abstain_below to use."""
     from mplus.evaluation.confidence_fit import checked, fitted, given_answers, keep, read_of, recall_of
+    from mplus.evaluation.report import as_cell
 
     answers = [answer for run in runs for answer in given_answers(run, mode)]
     scorers = {recall_of(run) for run in runs}
@@ -34,7 +35,7 @@ def calibrate(
     show(
         ("abstain below", "unanswerable declined", "answerable declined", "answerable right"),
         [
-            (f"{t.below:.2f}", _share(t.abstention.recall), _share(t.abstention.wrongly_declined), _share(t.right))
+            (f"{t.below:.2f}", as_cell(t.abstention.recall), as_cell(t.abstention.wrongly_declined), as_cell(t.right))
             for t in found.thresholds
         ],
     )
@@ -42,7 +43,3 @@ def calibrate(
     if into is not None:
         keep(calibration, into)
         print(f"Kept in {into / 'mplus.json'}")
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -10,7 +10,7 @@ from math import comb
 from typing import Any
 
 from mplus.evaluation.metrics import is_short
-from mplus.evaluation.report import Line, lines, table
+from mplus.evaluation.report import Line, as_cell, lines, table
 from mplus.evaluation.tasks import COMMON
 
 Rows = Sequence[dict[str, Any]]
@@ -147,7 +147,7 @@ def tables(answers: Mapping[str, Rows]) -> list[tuple[Sequence[str], list[tuple[
         (
             mean.mode,
             str(mean.sets) if mean.sets == most else f"{mean.sets} of {most}",
-            *map(_number, (mean.contains, mean.contains_far, mean.f1, mean.found_far)),
+            *map(as_cell, (mean.contains, mean.contains_far, mean.f1, mean.found_far)),
             str(mean.against or "–"),
         )
         for mean in every
@@ -168,17 +168,13 @@ def _set_rows(name: str, rows: Rows) -> list[tuple[str, ...]]:
                 line.mode,
                 str(line.questions),
                 str(of_answers.contains) if of_answers is not None else "–",
-                _number(line.f1.mean if line.f1 else None),
-                _number(line.found[1].mean if line.found else None),
-                _number(line.abstention.recall),
+                as_cell(line.f1.mean if line.f1 else None),
+                as_cell(line.found[1].mean if line.found else None),
+                as_cell(line.abstention.recall),
                 str(paired(rows, line.mode, line.level) or "–"),
             )
         )
     return found
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def markdown(answers: Mapping[str, Rows]) -> str:

@@ -96,8 +96,8 @@ def cells(line: Line) -> tuple[str, ...]:
         f"{line.exact.mean:.3f}" if line.exact else "–",
         f"{line.f1.mean:.3f}" if line.f1 else "–",
         found or "–",
-        _share(line.abstention.wrongly_declined),
-        _share(line.abstention.recall),
+        as_cell(line.abstention.wrongly_declined),
+        as_cell(line.abstention.recall),
     )
 
 
@@ -130,8 +130,8 @@ def group_cells(name: str, line: Line, rows: Sequence[dict[str, Any]]) -> tuple[
         str(line.contains or "–"),
         f"{line.found[1].mean:.3f}" if line.found else "–",
         str(sum(not row["answerable"] for row in mine)),
-        _share(line.abstention.recall),
-        _share(line.abstention.wrongly_declined),
+        as_cell(line.abstention.recall),
+        as_cell(line.abstention.wrongly_declined),
     )
 
 
@@ -187,7 +187,8 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[tuple[Sequence[str], list[tup
     return [(headings, found) for headings, found in every if found]
 
 
-def _share(value: float | None) -> str:
+def as_cell(value: float | None) -> str:
+    """A figure as a table shows it; a dash where there is none."""
     return "–" if value is None else f"{value:.3f}"
 
 
