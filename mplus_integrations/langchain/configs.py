@@ -86,17 +86,31 @@ def _given_in(config: RunnableConfig) -> list[Mapping[str, Any]]:
     return [as_mapping(context), configurable]
 
 
-def _kept_in_thread(config: RunnableConfig) -> list[str] | None:
-    """Ids of all messages that a checkpointer keeps of the thread; None: it keeps none, or some have been summed up.
+def is_kept(config: RunnableConfig) -> bool:
+    """Whether a checkpointer keeps the state of the running graph from one run to the next.
 
-    The state of a graph without a checkpointer, and of a graph within another one, begins anew with every run: what is
-    not in it may have been left out to save room.
+    Without one, and in a graph within another one, the state begins anew with every run and has what the caller sends,
+    which may be a part of what was said.
     """
     known = config.get("configurable", {})
-    *graphs, _ = str(known.get("checkpoint_ns") or "").split("|")
-    if known.get(SAVER) is None or any(":" in graph for graph in graphs):
+    return known.get(SAVER) is not None and not any(":" in graph for graph in _graphs(config))
+
+
+def graph_of(config: RunnableConfig) -> str:
+    """The running graph's place within others; empty for one that is in none."""
+    return "|".join(graph.partition(":")[0] for graph in _graphs(config))
+
+
+def _graphs(config: RunnableConfig) -> list[str]:
+    """The nodes that the running graph is in, the outermost first; those of a state that begins anew have a number."""
+    return str(config.get("configurable", {}).get("checkpoint_ns") or "").split("|")[:-1]
+
+
+def _kept_in_thread(config: RunnableConfig) -> list[str] | None:
+    """Ids of all messages that a checkpointer keeps of the thread; None: it keeps none, or some have been summed up."""
+    if not is_kept(config):
         return None
-    read = known.get(READ)
+    read = config.get("configurable", {}).get(READ)
     try:
         messages: Any = read("messages") if callable(read) else None
     except (KeyError, TypeError, ValueError):  # a graph with another state

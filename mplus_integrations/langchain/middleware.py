@@ -8,14 +8,14 @@ from langchain.agents.middleware import AgentMiddleware, AgentState, ModelReques
 from langchain.agents.middleware.types import PrivateStateAttr
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.tools import BaseTool, StructuredTool
-from langgraph.config import get_config
 from langgraph.runtime import Runtime
 
 from mplus import UnknownNameError
 from mplus_integrations.conversations import GRAPH_THREAD as THREAD
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.langchain.configs import SAVER, as_mapping, asked_in
+from mplus_integrations.langchain.configs import as_mapping, asked_in
 from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
+from mplus_integrations.langchain.runs import Run, current_run
 from mplus_integrations.settings import instead_where
 from mplus_integrations.whose_memory import all_or_nothing, forget_all
 from mplus_integrations.worker import in_thread
@@ -41,7 +41,9 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
     A turn is written when the agent has answered, under its message's id. From then on it is read from memory; how many
     of the latest turns also stand in the prompt is the model's (``MPlus.prompt_turns``) or the chat's ``prompt_turns``.
     What the thread no longer says is forgotten: removed or replaced messages, and what was said after a checkpoint that
-    the thread goes back to. Without a checkpointer nothing is taken back, and what is sent again is there once.
+    the thread goes back to. Without a checkpointer nothing is taken back, and what is sent again is there once. This
+    holds for an agent within another graph too, which may be given a part of the messages, unless it keeps a state of
+    its own (``checkpointer=True``).
     Summaries of ``SummarizationMiddleware`` stand in the prompt as instructions and are not written; the turns that
     they replace stay in memory.
 
@@ -88,20 +90,20 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
 
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Forget what the thread no longer says, and write earlier turns that are not in memory yet."""
-        return self._synced(state, _before_question(state["messages"]), self._key(runtime), current_thread(), is_kept())
+        return self._synced(state, _before_question(state["messages"]), self._key(runtime), current_run())
 
     async def abefore_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Forget what the thread no longer says, and write earlier turns that are not in memory yet."""
         earlier = _before_question(state["messages"])
-        return await in_thread(self._synced, state, earlier, self._key(runtime), current_thread(), is_kept())
+        return await in_thread(self._synced, state, earlier, self._key(runtime), current_run())
 
     def after_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Write the turns that are not in memory yet."""
-        return self._synced(state, state["messages"], self._key(runtime), current_thread(), is_kept())
+        return self._synced(state, state["messages"], self._key(runtime), current_run())
 
     async def aafter_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Write the turns that are not in memory yet."""
-        return await in_thread(self._synced, state, state["messages"], self._key(runtime), current_thread(), is_kept())
+        return await in_thread(self._synced, state, state["messages"], self._key(runtime), current_run())
 
     def forget_thread(self, thread_id: str, *, memory_key: str | None = None) -> int:
         """Forget the turns of a thread, as after ``checkpointer.delete_thread``, which tells no middleware.
@@ -129,8 +131,7 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
         state: MemoryState,
         messages: Sequence[BaseMessage],
         key: str | None,
-        thread: str | None,
-        is_kept: bool,
+        run: Run,
     ) -> dict[str, Any] | None:
         """Let memory hold what a thread says, each message once; returns the state if it changes."""
         before = list(state.get("mplus_written", []))
@@ -145,11 +146,11 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
             gone: set[str] = set()
             if set(summaries) <= set(before):  # else turns are missing because they have just been summed up
                 gone = set(before) - present
-                if thread is not None and not summaries:
-                    earlier = {n for n, s in known.items() if s.metadata.get(THREAD) == thread} - present
-                    # Without a checkpointer a run has what its caller sends, maybe under new ids.
+                if not summaries:
+                    earlier = {n for n, s in known.items() if run.has_written(s)} - present
+                    # Where nothing is kept a run has what its caller sends, maybe a part, or under new ids.
                     sent = {(text,) for text, _ in said.values()}
-                    gone |= earlier if is_kept else {name for name in earlier if known[name].texts in sent}
+                    gone |= earlier if run.is_kept else {name for name in earlier if known[name].texts in sent}
             gone |= {name for name, (text, _) in said.items() if name in known and known[name].texts != (text,)}
             gone &= set(known)
             fresh = {name: turn for name, turn in said.items() if name not in known or name in gone}
@@ -158,12 +159,11 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
                     for name in sorted(gone):
                         fork.forget(name)
                     if fresh:
-                        about = {} if thread is None else {THREAD: thread}
                         model.write(
                             fork,
                             [text for text, _ in fresh.values()],
                             source=list(fresh),
-                            metadata=[{**about, "role": to_chat([m])[0]["role"]} for _, m in fresh.values()],
+                            metadata=[{**run.metadata, "role": to_chat([m])[0]["role"]} for _, m in fresh.values()],
                             keep_text=True,
                         )
         written = [name for name in before if name in present]
@@ -175,23 +175,6 @@ def _before_question(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
     """The messages before the last question, which is written once it is answered."""
     asked = [n for n, m in enumerate(messages) if isinstance(m, HumanMessage) and not is_summary(m)]
     return messages[: asked[-1]] if asked else messages
-
-
-def current_thread() -> str | None:
-    """The id of the running graph's thread; None without one."""
-    try:
-        thread = get_config().get("configurable", {}).get("thread_id")
-    except RuntimeError:  # called outside a graph
-        return None
-    return None if thread is None else str(thread)
-
-
-def is_kept() -> bool:
-    """Whether a checkpointer keeps the messages of the running graph's thread."""
-    try:
-        return get_config().get("configurable", {}).get(SAVER) is not None
-    except RuntimeError:  # called outside a graph
-        return False
 
 
 def current_key(chat: MPlusChat, context: Any = None) -> str | None:

@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.types import Send
 
 from mplus import MemoryStore
 from mplus.testing import tiny_model
@@ -176,3 +177,101 @@ def test_an_agent_without_a_checkpointer_takes_nothing_back_and_writes_what_is_s
     with chat.opened("t") as memory:
         said = [text for source in memory.sources() if source.metadata["role"] == "user" for text in source.texts]
     assert sorted(said) == ["User: And now?", "User: I live in Graz.", "User: My code is 4711."]
+
+
+def _passed_on(agent: Any) -> Any:
+    return lambda state: agent.invoke({"messages": state["messages"][-1:]})
+
+
+def _passed_on_async(agent: Any) -> Any:
+    async def node(state: Any) -> Any:
+        return await agent.ainvoke({"messages": state["messages"][-1:]})
+
+    return node
+
+
+def _streamed_on(agent: Any) -> Any:
+    def node(state: Any) -> Any:
+        *_, last = agent.stream({"messages": state["messages"][-1:]}, stream_mode="values")
+        return {"messages": last["messages"]}
+
+    return node
+
+
+def _sent(agent: Any) -> Any:
+    graph = StateGraph(MessagesState).add_node("agent", agent).add_node("begin", lambda state: {})
+    graph.add_edge(START, "begin")
+    graph.add_conditional_edges("begin", lambda state: Send("agent", {"messages": state["messages"][-1:]}), ["agent"])
+    return graph
+
+
+def _node(node: Any) -> Any:
+    return StateGraph(MessagesState).add_node("team", node).add_edge(START, "team")
+
+
+WITHIN: dict[str, Callable[[Any], Any]] = {
+    "passed on": lambda agent: _node(_passed_on(agent)),
+    "passed on, async": lambda agent: _node(_passed_on_async(agent)),
+    "passed on, streamed": lambda agent: _node(_streamed_on(agent)),
+    "sent": _sent,
+    "a node itself": _node,
+    "two graphs up": lambda agent: _node(_node(_passed_on(agent)).compile()),
+}
+
+
+@pytest.mark.parametrize("within", WITHIN)
+def test_an_agent_within_another_graph_takes_nothing_back_that_it_is_not_given(within: str, tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+    agent: Any = create_agent(chat, middleware=[MPlusMemoryMiddleware(chat)])
+    graph: Any = WITHIN[within](agent).compile(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "t", "user_id": "anna"}}
+    for number, text in enumerate(("I live in Graz.", "My code is 4711.", "I play the cello.")):
+        given = {"messages": [HumanMessage(text, id=f"h{number}")]}
+        asyncio.run(graph.ainvoke(given, config)) if "async" in within else graph.invoke(given, config)
+    with chat.opened("anna") as memory:
+        said = [text for source in memory.sources() if source.metadata["role"] == "user" for text in source.texts]
+    assert said == ["User: I live in Graz.", "User: My code is 4711.", "User: I play the cello."]
+    changed = {"messages": [HumanMessage("My code is 0815.", id="h1"), HumanMessage("And now?", id="h3")]}
+    agent.invoke(changed, config)
+    with chat.opened("anna") as memory:
+        texts = str([source.texts for source in memory.sources()])
+    assert "4711" not in texts and "0815" in texts and "Graz" in texts, "another text under the same id is an edit"
+
+
+def test_an_agent_within_another_graph_that_keeps_its_own_state_forgets_what_is_removed_from_it(tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+    agent: Any = create_agent(chat, middleware=[MPlusMemoryMiddleware(chat)], checkpointer=True)
+    graph: Any = _node(_passed_on(agent)).compile(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "t"}}
+    for number, text in enumerate(("I live in Graz.", "My code is 4711.", "I play the cello.")):
+        graph.invoke({"messages": [HumanMessage(text, id=f"h{number}")]}, config)
+    graph.invoke({"messages": [HumanMessage("Now.", id="h3"), RemoveMessage(id="h1")]}, config)
+    with chat.opened("t") as memory:
+        texts = str([source.texts for source in memory.sources()])
+    assert "Graz" in texts and "cello" in texts
+
+
+def test_agents_within_one_graph_that_keep_states_of_their_own_forget_nothing_of_each_other(tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+    agents: list[Any] = [
+        create_agent(chat, middleware=[MPlusMemoryMiddleware(chat)], checkpointer=True) for _ in range(2)
+    ]
+    graph = StateGraph(MessagesState)
+    for number, agent in enumerate(agents):
+        graph.add_node(f"agent-{number}", _told(agent, f"I am asked as number {number}."))
+    graph.add_edge(START, "agent-0").add_edge("agent-0", "agent-1")
+    team: Any = graph.compile(checkpointer=InMemorySaver())
+    for number in range(3):
+        given = {"messages": [HumanMessage(f"Turn {number}.", id=f"h{number}")]}
+        team.invoke(given, {"configurable": {"thread_id": "t"}})
+    with chat.opened("t") as memory:
+        texts = str([source.texts for source in memory.sources()])
+    assert "number 0" in texts and "number 1" in texts
+
+
+def _told(agent: Any, text: str) -> Any:
+    def node(state: Any) -> Any:
+        agent.invoke({"messages": [HumanMessage(text, id=f"{text}-{len(state['messages'])}")]})
+        return {"messages": [AIMessage("Done.")]}
+
+    return node
