@@ -201,7 +201,7 @@ class MPlus(Writes, Answers):
 
     @property
     def decline_threshold(self) -> float | None:
-        """Least probability with which an answer from memory declines ("I don't know."), where a call gives none.
+        """Probability from which on an answer from memory declines ("I don't know."), where a call gives none.
 
         None: whenever declining is likeliest. It is kept with the trained parts; ``decline_threshold=`` of a call
         overrides it.

@@ -113,7 +113,7 @@ def tiny_model(
         embedder: Your own embedder, as ``MPlus.from_pretrained`` takes it.
         model_type: A type of transformers, such as "llama", "qwen3" or "gemma2"; all are given the same few sizes.
         prompt_turns: How many turns stand in the prompt before the question; None: as many as fit.
-        decline_threshold: Least probability with which an answer from memory declines; None: if that is likeliest.
+        decline_threshold: Probability from which on an answer from memory declines; None: if that is likeliest.
         changes: Other settings of the transformers config.
     """
     tokenizer = byte_tokenizer()

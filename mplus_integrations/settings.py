@@ -102,8 +102,8 @@ class AnswerSettings(KnownNames):
     abstain_reply: str = "I don't know."
     """The reply that is given instead of the answer."""
     decline_threshold: float | None = None
-    """Least probability with which an answer from memory declines ("I don't know."): 0 whenever that is likeliest, 1
-    hardly ever; None: the model's (``MPlus.decline_threshold``)."""
+    """Probability of declining ("I don't know.") from which on an answer from memory declines: 1 hardly ever, 0 has no
+    threshold: whenever that is likeliest; None: the model's (``MPlus.decline_threshold``)."""
 
     gate: Literal["auto", "always", "never"] = "auto"
     """Whether an answer reads memory: as the model's gate decides, always, or never."""

@@ -59,7 +59,7 @@ class TrainedParts:
     write_from: int | None = None
     """First decoder layer that encodes what is written through the read adapter, too; None: no layer does."""
     decline_threshold: float | None = None
-    """Least probability with which an answer from memory declines; None: whenever that is likeliest."""
+    """Probability from which on an answer from memory declines; None: whenever that is likeliest."""
 
 
 def write_parts(folder: Path, parts: TrainedParts) -> None:

@@ -1,8 +1,9 @@
-"""When an answer from memory may decline: only where declining is likely enough."""
+"""When an answer from memory declines: where declining is likely enough."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,18 +19,19 @@ def declining_token(tokenizer: Any) -> int:
 
 
 class DeclineThreshold:
-    """A logits processor: the first token is that of declining only where this has a given probability.
+    """A logits processor: the first token is that of declining where this has a given probability, and only there.
 
-    The right answer to a question can be told in many ways, and the likeliest of them may be less likely than
-    declining, which is told in one. So the likeliest token declines too often.
+    Declining is told in one way, a right answer in many, so which of them is likeliest says little: the likeliest
+    beginning declines what was told, or answers what was not. The probability of declining tells the two apart.
 
     Args:
         tokenizer: The model's.
-        threshold: Least probability of the first token of declining, with which it may be taken.
+        threshold: Probability of the first token of declining from which on it is taken.
+        forces: Take it from there on even where another token is likelier; else only bar it below.
     """
 
-    def __init__(self, tokenizer: Any, threshold: float) -> None:
-        self._threshold = threshold
+    def __init__(self, tokenizer: Any, threshold: float, *, forces: bool = True) -> None:
+        self._threshold, self._forces = threshold, forces
         self._token = declining_token(tokenizer)
 
     def __call__(self, token_ids: Sequence[int], scores: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
@@ -39,4 +41,8 @@ class DeclineThreshold:
         is_likely = scores.float().softmax(dim=-1)[self._token] >= self._threshold
         barred = scores.clone()
         barred[self._token] = float("-inf")
-        return scores.where(is_likely, barred)  # on the device: the host does not wait for the probability
+        taken = scores
+        if self._forces:
+            taken = torch.full_like(scores, float("-inf"))
+            taken[self._token] = scores[self._token]
+        return taken.where(is_likely, barred)  # on the device: the host does not wait for the probability

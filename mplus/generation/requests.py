@@ -68,7 +68,7 @@ class Requests:
             tokenizer: Its tokenizer.
             name: Its name, for messages.
             calibration: Turns the evidence for an answer into a probability.
-            decline_threshold: Least probability with which an answer from memory declines, where a request has none.
+            decline_threshold: Probability from which on an answer from memory declines, where a request has none.
             prefers_text: Whether ``read="auto"`` stands for "text"; asked when a memory is first read.
         """
         self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
@@ -112,7 +112,9 @@ class Requests:
             processors = (*processors, ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids()))
         elif not isinstance(prompt, str | Prompt) and has_prefix(request):
             least = self._decline_threshold if params.decline_threshold is None else params.decline_threshold
-            processors = (*processors, DeclineThreshold(self._tokenizer, least)) if least else processors
+            if least:
+                forces = not options.get("tools")  # a call is another way not to answer from memory
+                processors = (*processors, DeclineThreshold(self._tokenizer, least, forces=forces))
         return Row(
             memories_of(memory),
             request,

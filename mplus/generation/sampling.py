@@ -67,8 +67,9 @@ class SamplingParams(BaseModel):
     abstain_reply: str = "I don't know."
     """The reply that is given instead of the answer."""
     decline_threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    """Least probability with which an answer from memory to a chat declines ("I don't know."): 0 declines whenever that
-    is likeliest, 1 hardly ever; None: as the model was trained for (``MPlus.decline_threshold``)."""
+    """Probability of declining ("I don't know.") from which on an answer from memory to a chat declines, whatever else
+    is likelier; below it, it does not. 1 hardly ever declines, 0 has no threshold: whenever that is likeliest. Beside
+    tools nothing is declined that is not likeliest. None: the model's (``MPlus.decline_threshold``)."""
     gate: GateChoice = "auto"
     """Whether the answer reads memory: "always", "never" (the plain backbone answers), or "auto": chat messages that
     the model's gate takes for ordinary ones are answered as with an empty memory."""

@@ -1,4 +1,4 @@
-"""An answer from memory declines only where that is likely enough."""
+"""An answer from memory declines where that is likely enough, and only there."""
 
 from pathlib import Path
 
@@ -22,19 +22,35 @@ def test_the_first_token_of_declining_needs_its_probability(model: MPlus) -> Non
     scores = torch.zeros(model.weights.backbone.config.vocab_size)
     scores[declines] = 8.0
     probability = float(scores.softmax(dim=-1)[declines])
-    assert torch.equal(DeclineThreshold(model.tokenizer, probability - 0.01)([], scores), scores)
+    taken = DeclineThreshold(model.tokenizer, probability - 0.01)([], scores)
+    assert taken[declines] == 8.0 and taken.isfinite().sum() == 1
+    assert torch.equal(DeclineThreshold(model.tokenizer, probability - 0.01, forces=False)([], scores), scores)
     barred = DeclineThreshold(model.tokenizer, probability + 0.01)([], scores)
     assert barred.argmax() != declines
     assert scores[declines] == 8.0  # the caller's stay as they are
     assert torch.equal(DeclineThreshold(model.tokenizer, 1.0)([5], scores), scores)  # later tokens are free
 
 
-def declining(model: MPlus) -> MPlus:
-    """The model with a head that always begins to decline, with most of the probability."""
+def declining(model: MPlus, score: float = 12.0) -> MPlus:
+    """The model with a head that gives one score to beginning to decline: most of the probability, or a little."""
     head = model.weights.backbone.model.lm_head
     declines = first_token(model)
-    head.register_forward_hook(lambda _m, _i, logits: logits.index_fill(-1, torch.tensor([declines]), 12.0))
+    head.register_forward_hook(lambda _m, _i, logits: logits.index_fill(-1, torch.tensor([declines]), score))
     return model
+
+
+def test_from_its_threshold_on_declining_wins_over_what_is_likelier_but_not_beside_tools() -> None:
+    model = declining(tiny_model(decline_threshold=1e-6), score=0.0)
+    begins = model.tokenizer.decode([first_token(model)])
+    memory = model.new_memory()
+    model.write(memory, "The ferryman calls at six.", source="a")
+    likeliest = model.generate(memory, ASKED, max_new_tokens=1, decline_threshold=0.0).text
+    assert likeliest != begins
+    assert model.generate(memory, ASKED, max_new_tokens=1).text == begins
+    assert "".join(model.stream(memory, ASKED, max_new_tokens=1)) == begins
+    tool = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
+    beside = model.generate(memory, ASKED, max_new_tokens=1, tools=[tool], decline_threshold=0.0).text
+    assert model.generate(memory, ASKED, max_new_tokens=1, tools=[tool]).text == beside != begins
 
 
 def test_a_model_s_own_threshold_counts_where_a_call_gives_none_and_only_for_chat_from_memory() -> None:
