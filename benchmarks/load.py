@@ -134,6 +134,7 @@ async def everyone(options: Any, server: int, other: subprocess.Popen[str]) -> d
     cpu: list[float] = []
     their_cpu: list[float] = []
     resident: list[float] = []
+    anonymous: list[float] = []
     writing = serving = 0.0
     turn = 0
     while serving < options.seconds:
@@ -153,6 +154,7 @@ async def everyone(options: Any, server: int, other: subprocess.Popen[str]) -> d
                 their_cpu.append(found["cpu"])
         serving = writing + len(phases) * options.phase
         resident.append(resident_mib(server))
+        anonymous.append(resident_mib(server, "RssAnon"))
         ours, bare_ones = (
             measured(phases[-1:], cpu[-1:], options.phase),
             measured(theirs[-1:], their_cpu[-1:], options.phase),
@@ -165,17 +167,18 @@ async def everyone(options: Any, server: int, other: subprocess.Popen[str]) -> d
         )
         turn += 1
     served, alone = measured(phases, cpu, options.phase), measured(theirs, their_cpu, options.phase)
-    pairs = [a / b for a, b in zip(served["rates"], alone["rates"], strict=True)]
+    pairs = [a / b for a, b in zip(served["rates"], alone["rates"], strict=True) if b > 0]
     return {
         "users": len(people),
         "seconds_under_load": round(serving),
         "rounds": turn,
         "server": served,
         "bare_scheduler": alone,
-        "ratio": served["tokens_per_second"] / alone["tokens_per_second"],
-        "ratio_median_of_rounds": statistics.median(pairs),
+        "ratio": served["tokens_per_second"] / alone["tokens_per_second"] if pairs else None,
+        "ratio_median_of_rounds": statistics.median(pairs) if pairs else None,
         "ratio_per_cpu_second": served["tokens_per_cpu_second"] / alone["tokens_per_cpu_second"],
         "resident_mib": [round(one) for one in resident],
+        "anonymous_mib": [round(one) for one in anonymous],
     }
 
 
@@ -194,10 +197,10 @@ def cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def resident_mib(pid: int) -> float:
-    """MiB of a process in host memory."""
+def resident_mib(pid: int, kind: str = "VmRSS") -> float:
+    """MiB of a process in host memory; of the kind "RssAnon" those without mapped files."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+    return int(next(line for line in lines if line.startswith(kind)).split()[1]) / 1024
 
 
 def on_disk(options: Any) -> list[str]:
