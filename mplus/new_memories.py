@@ -81,3 +81,10 @@ class NewMemories:
                 f"recall_layer={config.recall_layer}: the backbone has layers 0 to "
                 f"{self._weights.backbone.num_layers - 1}."
             )
+        backbone, scored = self._weights.backbone, config.recall_layer
+        first = backbone.write_from
+        if scored is not None and first is not None and backbone.decoder_layer(scored) > first:
+            raise ValueError(
+                f"recall_layer={scored}: this model's read adapter writes from decoder layer {first} on, and a "
+                "question is compared as the backbone alone has it. Leave recall_layer out, or take an earlier one."
+            )

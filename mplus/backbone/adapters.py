@@ -259,19 +259,7 @@ class _View:
         below = f"{name}." if name else ""
         if not any(key.startswith(below) for key in self._adapter):
             return module
-        container = copy.copy(module)
-        # accelerate binds a hook to one module, so the copy needs a hook of its own.
-        hook = container.__dict__.pop("_hf_hook", None)
-        container.__dict__.pop("_old_forward", None)
-        if hook is not None:
-            container.__dict__.pop("forward", None)
-        children = {key: self.of(child, f"{below}{key}") for key, child in module.named_children()}
-        container.__dict__["_modules"] = children
-        if hook is not None:
-            from accelerate.hooks import add_hook_to_module
-
-            add_hook_to_module(container, hook)
-        return container
+        return with_children(module, **{key: self.of(child, f"{below}{key}") for key, child in module.named_children()})
 
     def check(self) -> None:
         """Raise if the adapter changes what is not there."""
@@ -286,7 +274,16 @@ class _View:
 def with_children(module: nn.Module, **children: nn.Module) -> Any:
     """A module that shares everything with another one except some children."""
     shallow = copy.copy(module)
+    # accelerate binds a hook to one module, so the copy needs a hook of its own.
+    hook = shallow.__dict__.pop("_hf_hook", None)
+    shallow.__dict__.pop("_old_forward", None)
+    if hook is not None:
+        shallow.__dict__.pop("forward", None)
     shallow.__dict__["_modules"] = {**module._modules, **children}
+    if hook is not None:
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(shallow, hook)
     return shallow
 
 

@@ -175,7 +175,7 @@ class OwnLayers(Backbone):
     @property
     def trees(self) -> list[nn.Module]:
         """Modules that together hold every linear layer, those of adapters too."""
-        return [self.model] if self.read_body is None else [self.model, self.read_body]
+        return [self.model, *(body for body in (self.read_body, self.write_body) if body is not None)]
 
     # --- what the model is ------------------------------------------------------------------------
 

@@ -113,7 +113,8 @@ class Requests:
         elif not isinstance(prompt, str | Prompt) and has_prefix(request):
             least = self._decline_threshold if params.decline_threshold is None else params.decline_threshold
             if least:
-                forces = not options.get("tools")  # a call is another way not to answer from memory
+                # A call is another way not to answer from memory; what no gate has seen may be no question about it.
+                forces = not options.get("tools") and (params.gate == "always" or self._is_gated(request.config))
                 processors = (*processors, DeclineThreshold(self._tokenizer, least, forces=forces))
         return Row(
             memories_of(memory),
@@ -185,17 +186,16 @@ class Requests:
     ) -> float:
         """Probability that a question needs memory, by the gate; 1 where there is none, or nothing to look at."""
         weights = self._weights
-        if (
-            weights.gate is None
-            or config.recall != "late"
-            or not config.keeps_chunks
-            or not any(map(len, state.tracks))
-        ):
+        if weights.gate is None or not self._is_gated(config) or not any(map(len, state.tracks)):
             return 1.0
         track = state.tracks[0]
         question = weights.question(prompt.input_ids[slice(*prompt.query)], track.recall_layer)
         best = best_unit(weights.scorers["late"], track, config, question, allowed)
         return weights.gate.probability(question.normed, best)
+
+    def _is_gated(self, config: MemoryConfig) -> bool:
+        """Whether the gate, if the model has one, is asked about questions to memories of a layout."""
+        return self._weights.gate is None or (config.recall == "late" and config.keeps_chunks)
 
     def encoded(self, prompt: PromptLike, tools: Tools | None, options: TemplateOptions = None) -> Prompt:
         """A prompt as token ids, including those of the chat template.

@@ -141,6 +141,7 @@ def _without_blank_rows(state: MemoryState) -> MemoryState:
         tail=replace(state.tail, sources=tuple(moved(torch.tensor(state.tail.sources, dtype=torch.int64)).tolist())),
         context=None if context is None else replace(context, sources=moved(context.sources)),
         sources=tuple(record for record, stays in zip(state.sources, kept.tolist(), strict=True) if stays),
+        removed_rows=state.removed_rows + len(kept) - int(kept.sum()),
     )
 
 

@@ -49,6 +49,6 @@ def lost_sources(before: MemoryState, now: MemoryState) -> bool:
     if len(now.sources) < len(before.sources):
         return True
     return any(
-        not old.forgotten and (new.forgotten or new.name != old.name)
+        not old.forgotten and (new.forgotten or (new.name, new.first_written) != (old.name, old.first_written))
         for old, new in zip(before.sources, now.sources, strict=False)
     )

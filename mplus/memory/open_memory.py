@@ -1,11 +1,14 @@
 """``OpenMemory``: a memory that is open in a ``with`` block of a store."""
 
 import os
+from typing import NamedTuple
 
 from mplus.errors import MemoryLockedError
 from mplus.memory.forgettings import lost_sources
 from mplus.memory.memory import Memory, MemoryMaker
 from mplus.memory.saved_memories import SavedMemories
+from mplus.memory.snapshots import Snapshot
+from mplus.memory.state import MemoryState
 
 
 class OpenMemory:
@@ -24,6 +27,7 @@ class OpenMemory:
         is_saved = saves.is_as_wanted(name) and not self.memory.has_unsaved_jump
         is_dispensable = is_saved or not (keep_empty or saves.has(name))
         self._saved = self.memory.fork() if is_dispensable else None  # what equals it is not saved
+        self._known = _Known.of(self.memory) if saves.has(name) else None
         self._key, self._owner = saves.key(name), os.getpid()
 
     def save(self) -> None:
@@ -41,9 +45,10 @@ class OpenMemory:
         self._refuse_child()
         self._key = self._saves.key_to_save_with(self._name, self._key)
         self._saves.save(self._name, current, self._model, self._key, dispensable=self._saved)
-        if self._saved is not None and _has_lost(self._saved, current):
+        known = _Known.of(current)
+        if self._known is not None and self._known.has_lost(known):
             self._saves.note_forgotten()
-        self._saved = current
+        self._saved, self._known = current, known
 
     def _refuse_child(self) -> None:
         """Refuse to save in a process that did not open the memory: its parent has it open and saves it."""
@@ -54,7 +59,18 @@ class OpenMemory:
             )
 
 
-def _has_lost(before: Memory, now: Memory) -> bool:
-    """Whether something that was in a memory or its snapshots may no longer be there."""
-    kept = {snapshot.id for snapshot in now.snapshots}
-    return lost_sources(before.state, now.state) or any(one.id not in kept for one in before.snapshots)
+class _Known(NamedTuple):
+    """What was in a memory when it was looked at; a memory itself goes on aging."""
+
+    state: MemoryState
+    snapshots: tuple[Snapshot, ...]
+
+    @classmethod
+    def of(cls, memory: Memory) -> "_Known":
+        return cls(memory.state, tuple(memory.snapshots))
+
+    def has_lost(self, now: "_Known") -> bool:
+        """Whether something that was in the memory or its snapshots may no longer be there."""
+        kept = {snapshot.id: snapshot.state for snapshot in now.snapshots}
+        lost = (one.id not in kept or lost_sources(one.state, kept[one.id]) for one in self.snapshots)
+        return lost_sources(self.state, now.state) or any(lost)

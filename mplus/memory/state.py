@@ -286,6 +286,8 @@ class MemoryState:
     """All writes in order; None if the memory keeps no ledger."""
     replayable: bool = True
     """Whether writing the ledger again gives this state. True until something is removed from the state."""
+    removed_rows: int = 0
+    """Rows of forgotten sources that went from the table, so that names that were made by number do not come back."""
 
     def numbers(self, names: Collection[str]) -> Int[Tensor, " n"]:
         """Rows of the sources of these names that are not forgotten."""

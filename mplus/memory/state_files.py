@@ -76,8 +76,8 @@ def describe_state(state: MemoryState, config: MemoryConfig, files: FileSet) -> 
     records: dict[str, list[str] | None] = {}
     for name, hint in plain_fields().items():
         value = getattr(state, name)
-        if name == "moments" and not len(value):
-            continue  # earlier versions do not know it
+        if (name == "moments" and not len(value)) or (name == "removed_rows" and not value):
+            continue  # earlier versions do not know them
         if _record_type(hint) is None:
             values[name] = encode(value, keep)
         else:
@@ -269,7 +269,7 @@ def _check_sources(state: MemoryState) -> None:
     named += [torch.tensor(state.tail.sources)] if state.tail.sources else []
     if any(int(row.min()) < -1 or int(row.max()) >= len(state.sources) for row in named):
         raise CorruptMemoryError("a token is of a source that is not in the table of sources")
-    counters = (state.written_tokens, state.text_tokens, state.num_chunks, state.waiting_tokens)
+    counters = (state.written_tokens, state.text_tokens, state.num_chunks, state.waiting_tokens, state.removed_rows)
     if min(counters) < 0 or len(state.tail.input_ids) != len(state.tail.sources):
         raise CorruptMemoryError("its counters contradict its tokens")
     log = state.chunk_log

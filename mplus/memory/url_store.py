@@ -215,8 +215,11 @@ class UrlStore(MemoryStore):
         with super()._held(name, timeout):
             place = self._remote(name)
             try:
-                is_new = not (self.path(name) / MANIFEST).exists()
+                before = Folder(self.path(name)).content(MANIFEST)
+                is_new = before is None
                 self._bases[name] = fetched(place, Folder(self.path(name)))
+                if before not in (None, Folder(self.path(name)).content(MANIFEST)):
+                    self._saves.note_forgotten()  # another machine saved it, and may have forgotten something
             except OSError as error:
                 raise not_read(place, error) from error
             try:

@@ -67,7 +67,7 @@ def tokenized(text: TextLike, tokenizer: Any, vocabulary_size: int) -> list[Toke
 def named(state: MemoryState, given: Sequence[str | None]) -> list[str]:
     """The given names of texts; None becomes "text-1", "text-2", …, the number of the source, skipping names in use."""
     sources = {record.name for record in state.sources}
-    taken, count = sources | set(given), len(state.sources)
+    taken, count = sources | set(given), len(state.sources) + state.removed_rows
     names: list[str] = []
     for name in given:
         number = count + 1

@@ -376,6 +376,9 @@ def test_a_read_adapter_writes_from_the_layer_that_its_file_says(tmp_path: Path,
         found.append((model.search(memory, "Which box?"), logits(model, memory)))
         torch.testing.assert_close(logits(model, model.new_memory()), logits(plain, plain.new_memory()))
     assert found[0][0] == found[1][0], "recall looks at a layer below"
+    last = writes.weights.backbone.num_layers - 1
+    with pytest.raises(ValueError, match=rf"recall_layer={last}: .* writes from decoder layer 1 on"):
+        writes.new_memory(config=TINY.model_copy(update={"recall_layer": last}))
     assert (found[0][1] - found[1][1]).abs().max() > 0.01
 
 

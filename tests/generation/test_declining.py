@@ -1,5 +1,6 @@
 """An answer from memory declines where that is likely enough, and only there."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from mplus import MPlus, MPlusError
 from mplus.checkpoint.parts import TrainedParts, read_parts, write_parts
 from mplus.generation.declining import DECLINED, DeclineThreshold
+from mplus.recall.gate import Gate
 from mplus.testing import tiny_model
 
 ASKED = [{"role": "user", "content": "Who calls?"}]
@@ -65,6 +67,18 @@ def test_a_model_s_own_threshold_counts_where_a_call_gives_none_and_only_for_cha
     assert model.generate(memory, "Who calls?", max_new_tokens=1).text == begins
     batch = model.generate_batch([memory, empty], [ASKED, ASKED], max_new_tokens=1)
     assert [answer.text == begins for answer in batch] == [False, True]
+
+
+def test_nothing_is_forced_where_a_gate_could_not_look() -> None:
+    model = declining(tiny_model(decline_threshold=1e-6), score=0.0)
+    size = model.weights.backbone.hidden_size
+    gated = replace(model.weights, gate=Gate(torch.zeros(size), torch.ones(size), 4))
+    model = MPlus(gated, model.tokenizer, model.memory_config, parts=model.trained_parts)
+    begins = model.tokenizer.decode([first_token(model)])
+    memory = model.new_memory(config=model.memory_config.model_copy(update={"recall": "attention"}))
+    model.write(memory, "The ferryman calls at six.", source="a")
+    assert model.generate(memory, ASKED, max_new_tokens=1, gate="auto").text != begins
+    assert model.generate(memory, ASKED, max_new_tokens=1, gate="always").text == begins
 
 
 def test_it_is_kept_with_the_trained_parts(tmp_path: Path) -> None:

@@ -60,6 +60,21 @@ def test_a_source_that_is_rewritten_often_has_few_rows() -> None:
     assert len(memory.state.sources) <= 1 + 5 and [s.name for s in memory.sources()] == ["note"]
 
 
+def test_names_that_were_made_do_not_come_back_when_rows_go(tmp_path: Path) -> None:
+    model = tiny_model(memory=TINY)
+    memory = model.new_memory()
+    for number in range(12):
+        model.write(memory, f"Box {number} is blue and stands in room {number}.")
+    made = {source.name for source in memory.sources()}
+    for name in sorted(made)[1:]:
+        memory.forget(name)
+    assert len(memory.state.sources) < 12
+    memory.save(tmp_path)
+    for one in (memory, mplus.Memory.load(tmp_path, model)):
+        model.write(one, "The last box is red, and stands in the hall.")
+        assert not {source.name for source in one.sources()} & (made - {sorted(made)[0]})
+
+
 def test_empty_rows_of_texts_past_an_age_limit_go_too() -> None:
     model = tiny_model(memory=TINY.model_copy(update={"age_limit_tokens": 96, "long_term_capacity": 64}))
     memory = model.new_memory()

@@ -21,6 +21,9 @@ FORGETTING = {
     "emptied": OPEN + "memory.reset()",
     "rolled back": OPEN + "memory.rollback(memory.snapshots[0].id)",
     "a snapshot discarded": OPEN + "memory.discard(memory.snapshots[0].id)",
+    "replaced by another text of its name": (
+        OPEN + "memory.reset(); model.write(memory, 'Another text, which is new.', source='told')"
+    ),
     "replaced from a backup": "store.restore(FOLDER + '-backup', 'anna', overwrite=True)",
     "a deletion that was killed": (
         "from mplus.storage.folder import Folder; from mplus.memory.recent import identity; "
@@ -113,6 +116,18 @@ def test_every_use_of_the_store_looks(
     USING[use](store, model)
     assert "anna" not in store._recent._held and "4711" not in questions(model)
     assert "4711" not in str(embedder._asked)
+
+
+def test_what_is_forgotten_from_a_snapshot_alone_is_told(store: MemoryStore) -> None:
+    plain, note = tiny_model(memory=TINY), store.root / ".forgotten"
+    with store.open("anna", plain) as memory:
+        memory.snapshot("with it")
+        memory.rollback(memory.snapshots[0].id)
+    before = note.stat().st_size
+    with store.open("anna", plain) as memory:
+        assert not memory.sources()
+        memory.forget("told")
+    assert note.stat().st_size > before
 
 
 def test_what_another_process_only_adds_drops_nothing_until_it_is_read(
