@@ -10,7 +10,7 @@ from torch import Tensor
 from mplus.memory.state import MemoryState
 
 
-def recalled(state: MemoryState, births: Sequence[Int[Tensor, " n"]], gain: float) -> MemoryState:
+def recalled(state: MemoryState, births: Sequence[Int[Tensor, " _"]], gain: float) -> MemoryState:
     """The state once a read has used some of its long-term tokens.
 
     Args:

@@ -5,7 +5,7 @@ from pathlib import Path
 from mplus.errors import MemoryReadError
 from mplus.given import path_of
 from mplus.storage.folder import Folder
-from mplus.storage.place import Place
+from mplus.storage.place import Place, not_read
 from mplus.storage.url import Url
 from mplus.storage.zip_file import Zip
 
@@ -15,10 +15,13 @@ def place_of(where: str | Path) -> Place:
 
     Raises:
         ValueError: No file system for urls of this kind is installed.
-        MemoryReadError: The url cannot be reached.
+        MemoryReadError: The url or the path cannot be reached.
     """
     place = folder_of(where)
-    is_file = place.is_file() if isinstance(place, Url) else place.path.is_file()
+    try:
+        is_file = place.is_file() if isinstance(place, Url) else place.path.is_file()
+    except OSError as error:
+        raise not_read(place, error) from error
     return Zip(place) if is_file else place
 
 
@@ -27,9 +30,14 @@ def zip_of(where: str | Path) -> Zip:
 
     Raises:
         ValueError: There is a folder, or no file system for such urls is installed.
+        MemoryReadError: The path cannot be reached.
     """
     place = folder_of(where)
-    if isinstance(place, Folder) and place.path.is_dir():
+    try:
+        is_folder = isinstance(place, Folder) and place.path.is_dir()
+    except OSError as error:
+        raise not_read(place, error) from error
+    if is_folder:
         raise ValueError(f"{str(where)!r} is a folder; expected the name of a file, such as 'alice.mplus'.")
     return Zip(place)
 

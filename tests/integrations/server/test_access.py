@@ -112,6 +112,9 @@ def test_without_a_file_each_key_has_a_memory_of_its_own(serving: Serving) -> No
         name = served.chat("Hello", "secret-of-anna").json()["mplus"]["memory"]
         assert name == own_memory("secret-of-anna") and "secret" not in name
         assert status(served, "secret-of-bob", "GET", f"/v1/memories/{name}") == 403
+        assert status(served, "secret-of-anna", "GET", f"/v1/memories/{name}") == 404, "nothing was told yet"
+        note = {"text": "My desk is by the window."}
+        assert status(served, "secret-of-anna", "POST", f"/v1/memories/{name}/write", json=note) == 200
         assert status(served, "secret-of-anna", "GET", f"/v1/memories/{name}") == 200
 
 
