@@ -1,14 +1,20 @@
 """A call within a run: the name that the call itself was given counts before the names of the run around it."""
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManager,
+    CallbackManagerForRetrieverRun,
+)
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.prompts import PromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
@@ -123,3 +129,27 @@ def test_messages_of_a_graphs_thread_say_nothing_of_another_thread_that_a_call_n
     assert [one["conversation_id"] for one in seen] == ["1", "2"]
     assert len(seen[0]["conversation_says"]) == 3 and "conversation_says" not in seen[1]
     assert seen[0]["conversation_part"] == seen[1]["conversation_part"] == "ask"
+
+
+LOST: Any = {"callbacks": CallbackManager([], parent_run_id=uuid.uuid4())}
+ASKING: dict[str, Callable[[MPlusChat, Any], Any]] = {
+    "invoke": lambda chat, config: chat.invoke(HISTORY, config),
+    "ainvoke": lambda chat, config: asyncio.run(chat.ainvoke(HISTORY, config)),
+    "stream": lambda chat, config: next(chat.stream(HISTORY, config)),
+    "astream": lambda chat, config: asyncio.run(anext(chat.astream(HISTORY, config))),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("way", ASKING)
+def test_a_chat_refuses_a_config_that_has_nothing_but_callbacks_of_a_chain(way: str, tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+    with pytest.raises(ValueError, match="passes no config on"):
+        ASKING[way](chat, LOST)
+    for free in (chat.model_copy(update={"require_key": False}), chat.model_copy(update={"memory_key": "bob"})):
+        ASKING[way](free, LOST)
+    ASKING[way](chat, None)
+
+
+def test_a_chain_without_names_still_answers(tmp_path: Path) -> None:
+    chain = PromptTemplate.from_template("{q}") | MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+    assert chain.invoke({"q": "Hi."}) and len(chain.batch([{"q": "Hi."}])) == 1 and list(chain.stream({"q": "Hi."}))
