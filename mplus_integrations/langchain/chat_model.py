@@ -26,7 +26,7 @@ from mplus import source_filter
 from mplus_integrations.answering import Answer, Answering, Piece
 from mplus_integrations.forms import check_form, response_format
 from mplus_integrations.history import OURS
-from mplus_integrations.langchain.configs import asked_in
+from mplus_integrations.langchain.configs import asked_in, has_lost_names
 from mplus_integrations.langchain.messages import to_chat, to_last_chunk, to_message, to_text, usage
 from mplus_integrations.langchain.structured import FORM, as_json_schema, as_tool, with_schema, with_tools
 from mplus_integrations.settings import Call
@@ -179,6 +179,16 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         self.refuse_lost_key(kwargs, is_lost=is_in_chain and not seen)
         return kwargs
 
+    def _keyed(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a call with the names that its config gives.
+
+        Raises:
+            ValueError: A chain asks without a name, which it may have been given and lost.
+        """
+        found = self._asked_in(config, kwargs)
+        self.refuse_lost_key(found, is_lost=has_lost_names(config))
+        return found
+
     def refuse_lost_key(self, asked: Mapping[str, Any], *, is_lost: bool) -> None:
         """Refuse a call without a name where a chain may have lost it, unless ``require_key`` says otherwise.
 
@@ -199,7 +209,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """Answer; ``memory_key`` per call or in ``config["configurable"]``."""
-        return super().invoke(input, config, stop=stop, **self._asked_in(config, kwargs), **{CONFIG_SEEN: True})
+        return super().invoke(input, config, stop=stop, **self._keyed(config, kwargs), **{CONFIG_SEEN: True})
 
     async def ainvoke(
         self,
@@ -210,7 +220,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """``invoke`` without blocking the event loop; cancelling it stops generation."""
-        return await super().ainvoke(input, config, stop=stop, **self._asked_in(config, kwargs), **{CONFIG_SEEN: True})
+        return await super().ainvoke(input, config, stop=stop, **self._keyed(config, kwargs), **{CONFIG_SEEN: True})
 
     def stream(
         self,
@@ -221,7 +231,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
         """Answer piece by piece; leaving the loop stops generation."""
-        yield from super().stream(input, config, stop=stop, **self._asked_in(config, kwargs))
+        yield from super().stream(input, config, stop=stop, **self._keyed(config, kwargs))
 
     async def astream(
         self,
@@ -232,7 +242,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
         """``stream`` without blocking the event loop."""
-        async for chunk in super().astream(input, config, stop=stop, **self._asked_in(config, kwargs)):
+        async for chunk in super().astream(input, config, stop=stop, **self._keyed(config, kwargs)):
             yield chunk
 
     def get_token_ids(self, text: str) -> list[int]:

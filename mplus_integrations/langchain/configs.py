@@ -6,7 +6,7 @@ from typing import Any, cast
 from langchain_core.callbacks import BaseCallbackManager, Callbacks
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config, var_child_runnable_config
+from langchain_core.runnables.config import CONFIG_KEYS, ensure_config, var_child_runnable_config
 
 from mplus import Memory, MemoryStore
 from mplus_integrations.langchain.messages import is_summary
@@ -35,7 +35,8 @@ def asked_in(
     """Arguments of a call, with the names of its memory and of its conversation.
 
     The memory is named by the arguments; else by ``memory_key``, else by ``user_id`` of the context, the config or the
-    metadata; else by the object's own ``memory_key``; else, where there is a store, by the conversation.
+    metadata; else by the object's own ``memory_key``; else, where there is a store, by the conversation. The context of
+    a graph counts before all else; what the call itself was given counts before what the run around it has.
 
     Args:
         config: The config of the call; None: that of the running graph or chain.
@@ -48,12 +49,13 @@ def asked_in(
         by_thread: Whether a conversation names a memory without a store too.
     """
     known = ensure_config(config)
-    places = [*_given_in(known), metadata or {}, known.get("metadata", {})]
-    for manager in (callbacks, known.get("callbacks")):
-        if isinstance(manager, BaseCallbackManager):
-            places += [manager.metadata, manager.inheritable_metadata]
-    steps = str(_first(places, ("checkpoint_ns",)) or "").split("|")
+    context, inherited = _given_in(known)
+    running = [context, inherited]
+    places = [context, *_given_to_call(config, callbacks, metadata or {}), inherited, known.get("metadata", {})]
+    places += _of_manager(known.get("callbacks"))
+    steps = str(_first([*running, *places], ("checkpoint_ns",)) or "").split("|")
     conversation = _first([{CONVERSATION_NAMES[0]: kwargs.get("conversation_id")}, *places], CONVERSATION_NAMES)
+    of_graph = {str(place[name]) for place in running for name in CONVERSATION_NAMES if place.get(name) is not None}
     key = _first(places, ("memory_key",))
     if key is None and memory is None:
         key = _first(places, ("user_id",))
@@ -63,7 +65,7 @@ def asked_in(
         "memory_key": key,
         "conversation_id": None if conversation is None else str(conversation),
         "conversation_part": "|".join(step.partition(":")[0] for step in steps) or None,
-        "conversation_says": None if conversation is None else _kept_in_thread(known),
+        "conversation_says": _kept_in_thread(known) if str(conversation) in of_graph else None,
     }
     return {
         **kwargs,
@@ -77,6 +79,29 @@ def has_lost_names(config: RunnableConfig | None) -> bool:
         return False
     callbacks = config.get("callbacks")
     return isinstance(callbacks, BaseCallbackManager) and callbacks.parent_run_id is not None
+
+
+def _given_to_call(
+    config: RunnableConfig | None, callbacks: Callbacks, metadata: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
+    """What a call was given itself, without what it inherits from the run around it.
+
+    The metadata of its callbacks has that of the run too; it counts where it says something else.
+    """
+    around = var_child_runnable_config.get() or {}
+    known = [around.get("metadata") or {}, *_of_manager(around.get("callbacks"))]
+    own = cast("dict[str, Any]", config or {})
+    beside = {name: value for name, value in own.items() if name not in CONFIG_KEYS}
+    told = [*_of_manager(callbacks), *_of_manager(own.get("callbacks"))]
+    new = [
+        {name: value for name, value in place.items() if all(one.get(name) != value for one in known)} for place in told
+    ]
+    return [{**(own.get("configurable") or {}), **beside}, metadata, own.get("metadata") or {}, *new]
+
+
+def _of_manager(callbacks: Callbacks) -> list[Mapping[str, Any]]:
+    """The metadata that callbacks have, if a run gave them."""
+    return [callbacks.metadata, callbacks.inheritable_metadata] if isinstance(callbacks, BaseCallbackManager) else []
 
 
 def _given_in(config: RunnableConfig) -> list[Mapping[str, Any]]:
