@@ -34,8 +34,9 @@ PACKING = (
 NOTHING = NodeWithScore(node=TextNode(text=""))
 CONTEXT = "What follows is known:"
 """Begins what stands in the prompt of nodes that are not in memory as they are."""
-RESPONSE = frozenset({"node_ids", "as_text"})
+RESPONSE = frozenset({"node_ids", "as_text", "unread"})
 """Arguments of a response beside question and texts."""
+NO_TEXTS: Mapping[str, str] = {}
 
 
 class MPlusSynthesizer(BaseSynthesizer):
@@ -131,16 +132,17 @@ class MPlusSynthesizer(BaseSynthesizer):
         query_str: str,
         text_chunks: Sequence[str],
         node_ids: Sequence[str] = (),
-        as_text: Collection[str] = (),
+        as_text: Mapping[str, str] = NO_TEXTS,
+        unread: Collection[str] = (),
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
-        """The answer itself; of ``text_chunks`` only those of the nodes ``as_text`` stand in the prompt.
+        """The answer itself; ``as_text`` stands in the prompt, and ``text_chunks``, which hold metadata too, do not.
 
         Raises:
             ValueError: An argument that does not exist.
         """
         UnknownNameError.check(response_kwargs, RESPONSE, of="MPlusSynthesizer")
-        llm, messages = self._bound(node_ids, as_text), self._messages(query_str, text_chunks, node_ids, as_text)
+        llm, messages = self._bound(node_ids, {*as_text, *unread}), self._messages(query_str, as_text.values())
         if self._output_cls is not None:
             return parsed(self._output_cls, llm.chat(messages, **asking(self._output_cls)))
         if self._streaming:
@@ -152,31 +154,30 @@ class MPlusSynthesizer(BaseSynthesizer):
         query_str: str,
         text_chunks: Sequence[str],
         node_ids: Sequence[str] = (),
-        as_text: Collection[str] = (),
+        as_text: Mapping[str, str] = NO_TEXTS,
+        unread: Collection[str] = (),
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """``get_response`` without blocking the event loop."""
         UnknownNameError.check(response_kwargs, RESPONSE, of="MPlusSynthesizer")
-        llm, messages = self._bound(node_ids, as_text), self._messages(query_str, text_chunks, node_ids, as_text)
+        llm, messages = self._bound(node_ids, {*as_text, *unread}), self._messages(query_str, as_text.values())
         if self._output_cls is not None:
             return parsed(self._output_cls, await llm.achat(messages, **asking(self._output_cls)))
         if self._streaming:
             return _adeltas(llm, messages)
         return (await llm.achat(messages)).message.content or ""
 
-    def _messages(
-        self, query: str, texts: Sequence[str], node_ids: Sequence[str], as_text: Collection[str]
-    ) -> list[ChatMessage]:
+    def _messages(self, query: str, texts: Collection[str]) -> list[ChatMessage]:
         """The question, after the texts that are not in memory as they are."""
-        shown = [text for text, name in zip(texts, node_ids, strict=False) if name in as_text]
-        context = [ChatMessage(role=MessageRole.SYSTEM, content="\n\n".join([CONTEXT, *shown]))] if shown else []
+        context = [ChatMessage(role=MessageRole.SYSTEM, content="\n\n".join([CONTEXT, *texts]))] if texts else []
         lead = sum(message.role == MessageRole.SYSTEM for message in self._before[:1])
         question = ChatMessage(role=MessageRole.USER, content=query)
         return [*self._before[:lead], *context, *self._before[lead:], question]
 
-    def _bound(self, node_ids: Sequence[str], as_text: Collection[str]) -> MPlusLLM:
+    def _bound(self, node_ids: Sequence[str], others: Collection[str]) -> MPlusLLM:
+        """The LLM that reads the latents of nodes, except ``others``."""
         beside = self._where.now() if isinstance(self._where, Findable) else self._where
-        allowed, changed = frozenset(node_ids) - frozenset(as_text), frozenset(as_text)
+        allowed, changed = frozenset(node_ids) - frozenset(others), frozenset(others)
 
         def of_nodes(name: str, metadata: Mapping[str, Any]) -> bool:
             if name in changed or (self._only_nodes and NODE in metadata and name not in allowed):
@@ -214,7 +215,7 @@ class FoundSynthesizer(BaseSynthesizer):
 
     def _of(self, nodes: Sequence[NodeWithScore]) -> BaseSynthesizer:
         left = LeftNodes.of(nodes, self._latents.read(self._reader.loaded))
-        names = frozenset(left.arguments["node_ids"]) - left.as_text
+        names = left.as_latents
         beside = self._where.now() if isinstance(self._where, Findable) else self._where
         where: Where = lambda name, about: name in names and (beside is None or beside(name, about))
         found = copy(self._stock)

@@ -186,3 +186,22 @@ def test_a_node_that_another_process_has_rewritten_is_cited_as_it_is_in_memory(t
         MODEL.write(memory, "The library opens at ten.", source="n0", metadata={"mplus_node": None}, keep_text=True)
     (cited,) = ours.as_query_engine().query(QUESTION).source_nodes
     assert cited.node.get_content() == "The library opens at ten."
+
+
+def test_metadata_is_not_read_beside_what_was_left(llm: MPlusLLM, reads: Reads) -> None:
+    about = {"author": "Anna", "window": SECRET, "original_text": SECRET}
+    index = MPlusIndex(nodes=[TextNode(text=SECRET, id_="n0", metadata=about)], llm=llm)
+    _engine(index).query(QUESTION)
+    index.as_chat_engine(ChatMode.CONTEXT, node_postprocessors=[Masks()]).chat(QUESTION)
+    reads.check()
+    assert not any("author" in one for one in reads.prompts), reads.prompts
+
+
+def test_a_node_without_text_is_neither_read_nor_cited(index: MPlusIndex, reads: Reads) -> None:
+    nodes = index.as_retriever().retrieve(QUESTION)
+    empty = [one for one in nodes if one.node_id == "n0"]
+    left = [one for one in nodes if one.node_id == "n1"] + Empties().postprocess_nodes(empty)
+    (cited,) = MPlusSynthesizer(index.llm, index.latents).synthesize(QUESTION, left).source_nodes
+    assert cited.node_id == "n1" and reads.latents == [OTHER]
+    assert not any("What follows is known" in prompt for prompt in reads.prompts)
+    assert str(_engine(index, Empties()).query(QUESTION)) == "Empty Response"
