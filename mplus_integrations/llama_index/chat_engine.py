@@ -10,14 +10,17 @@ from llama_index.core.chat_engine import CondensePlusContextChatEngine, Condense
 from llama_index.core.memory.types import BaseMemory
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
+from llama_index.core.schema import NodeWithScore
 
 from mplus_integrations.conversations import CONVERSATION
 from mplus_integrations.llama_index.chat_memory import TURN, MPlusMemory
+from mplus_integrations.llama_index.left_nodes import LeftNodes
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import Turn
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 from mplus_integrations.whose_memory import Latents
+from mplus_integrations.worker import in_thread
 
 
 def latents_of(memory: BaseMemory) -> Latents:
@@ -101,6 +104,17 @@ class MPlusChatEngine(CondensePlusContextChatEngine):
         if self._has_own:
             self._own = latents_of(self._memory)
 
+    def _get_nodes(self, message: str) -> list[NodeWithScore]:
+        return self._read(super()._get_nodes(message))
+
+    async def _aget_nodes(self, message: str) -> list[NodeWithScore]:
+        return await in_thread(self._read, await super()._aget_nodes(message))
+
+    def _read(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
+        """The nodes that are read: these are cited."""
+        index = self._nodes.index
+        return LeftNodes.of(nodes, index.latents.read(self._reader.loaded), index.index_struct.nodes).nodes
+
     def _condense_question(self, chat_history: list[ChatMessage], latest_message: str) -> str:
         condensed = super()._condense_question(told(self._memory, chat_history), latest_message)
         return condensed if condensed.strip() else latest_message
@@ -132,4 +146,5 @@ class MPlusChatEngine(CondensePlusContextChatEngine):
             own=self._own,
             streaming=streaming,
             callback_manager=self.callback_manager,
+            known=index.index_struct.nodes,
         )

@@ -354,6 +354,7 @@ class MPlusIndex(KnownDocumentArguments):
                 streaming=engine.pop("streaming", False),
                 output_cls=engine.pop("output_cls", None),
                 callback_manager=engine.get("callback_manager"),
+                known=self._index_struct.nodes,
             )
         elif recall == "hybrid":
             reader = cast("MPlusLLM", reader).reading(self.latents, where)
@@ -361,10 +362,15 @@ class MPlusIndex(KnownDocumentArguments):
         if without_llm is not None and "response_synthesizer" not in engine:
             engine["response_synthesizer"] = without_llm(llm=reader)  # else LlamaIndex asks for a hosted LLM
         made = MPlusQueryEngine.from_args(retriever, llm=reader, **engine)
-        if recall == "hybrid" and engine.get("node_postprocessors") and "response_synthesizer" not in engine:
-            # What a filter or a reranker has taken away is not read as latents either.
+        if recall == "hybrid" and "response_synthesizer" not in engine:
             made._response_synthesizer = FoundSynthesizer(
-                made._response_synthesizer, cast("MPlusLLM", reader), self.latents, where
+                made._response_synthesizer,
+                cast("MPlusLLM", reader),
+                self.latents,
+                where,
+                # What a filter or a reranker has taken away is not read as latents either.
+                only_nodes=bool(engine.get("node_postprocessors")),
+                known=self._index_struct.nodes,
             )
         return made
 
@@ -437,6 +443,7 @@ class MPlusIndex(KnownDocumentArguments):
             before=[ChatMessage(role=MessageRole.SYSTEM, content=system_prompt)] if system_prompt else [],
             own=latents_of(memory),
             callback_manager=self._callback_manager,
+            known=self._index_struct.nodes,
         )
         engine = RetrieverQueryEngine(retriever, synthesizer, node_postprocessors, self._callback_manager)
         return MPlusQuestionChatEngine.from_defaults(

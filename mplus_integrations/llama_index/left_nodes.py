@@ -1,6 +1,6 @@
 """What filters and postprocessors have left of the nodes that a retriever found: which are in memory as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llama_index.core.schema import NodeWithScore
@@ -14,22 +14,42 @@ class LeftNodes(NamedTuple):
 
     Attributes:
         nodes: All of them, as they were left.
-        as_text: Ids of those whose text is not the one in memory: it was masked or replaced, or never written.
+        as_text: By id the texts that are not the ones in memory: masked or replaced, or never written. Metadata is no
+            part of them, as it is none of what is written.
+        unread: Ids of nodes that were given and are read neither as text nor as latents.
     """
 
     nodes: list[NodeWithScore]
-    as_text: frozenset[str]
+    as_text: Mapping[str, str]
+    unread: frozenset[str]
 
     @classmethod
-    def of(cls, nodes: Sequence[NodeWithScore], memory: Memory) -> "LeftNodes":
-        """Compare nodes with a memory. One without text that was never written there is left out."""
-        written = {source.name: "\n".join(source.texts) for source in memory.sources()}
-        left = [one for one in nodes if one.node_id in written or written_text(one.node).strip()]
-        changed = {one.node_id for one in left if written_text(one.node) != written.get(one.node_id)}
-        unknown = {name for name, text in written.items() if not text}  # a text that was not kept
-        return cls(left, frozenset(changed - unknown))
+    def of(cls, nodes: Sequence[NodeWithScore], memory: Memory, known: Collection[str] = ()) -> "LeftNodes":
+        """Compare nodes with a memory.
+
+        Left out are nodes without text, and those that are ``known`` to have been written and that memory has no
+        longer: they were forgotten.
+        """
+        told = memory.told()
+        written = {one.node_id: "\n".join(told[one.node_id].texts) for one in nodes if one.node_id in told}
+        not_kept = {name for name, text in written.items() if not text}  # what cannot be compared is read as latents
+        gone = {one.node_id for one in nodes if one.node_id in known} - written.keys()
+        has_text = [one for one in nodes if one.node_id in not_kept or written_text(one.node).strip()]
+        left = [one for one in has_text if one.node_id not in gone]
+        changed = {one.node_id for one in left if written_text(one.node) != written.get(one.node_id)} - not_kept
+        as_text: dict[str, list[str]] = {}
+        for one in left:
+            if one.node_id in changed:
+                as_text.setdefault(one.node_id, []).append(written_text(one.node))
+        unread = {one.node_id for one in nodes} - {one.node_id for one in left}
+        return cls(left, {name: "\n\n".join(texts) for name, texts in as_text.items()}, frozenset(unread))
+
+    @property
+    def as_latents(self) -> frozenset[str]:
+        """Ids of the nodes whose latents are read."""
+        return frozenset(one.node_id for one in self.nodes) - self.as_text.keys()
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The ids of the nodes, and which of them are read as text, as ``MPlusSynthesizer`` passes them on."""
-        return {"node_ids": [one.node_id for one in self.nodes], "as_text": self.as_text}
+        """What ``MPlusSynthesizer`` passes on: the ids of the nodes, the texts to show, and the ids not to read."""
+        return {"node_ids": [one.node_id for one in self.nodes], "as_text": self.as_text, "unread": self.unread}

@@ -34,8 +34,9 @@ PACKING = (
 NOTHING = NodeWithScore(node=TextNode(text=""))
 CONTEXT = "What follows is known:"
 """Begins what stands in the prompt of nodes that are not in memory as they are."""
-RESPONSE = frozenset({"node_ids", "as_text"})
+RESPONSE = frozenset({"node_ids", "as_text", "unread"})
 """Arguments of a response beside question and texts."""
+NO_TEXTS: Mapping[str, str] = {}
 
 
 class MPlusSynthesizer(BaseSynthesizer):
@@ -55,6 +56,8 @@ class MPlusSynthesizer(BaseSynthesizer):
         streaming: Return answers piece by piece.
         output_cls: A Pydantic class for the answers.
         callback_manager: Notified of every answer.
+        known: Ids of the nodes that were written, such as ``index.index_struct.nodes``. One that memory has no longer
+            was forgotten, and is neither read nor cited.
     """
 
     def __init__(
@@ -69,11 +72,13 @@ class MPlusSynthesizer(BaseSynthesizer):
         streaming: bool = False,
         output_cls: type[BaseModel] | None = None,
         callback_manager: CallbackManager | None = None,
+        known: Collection[str] = (),
     ) -> None:
         super().__init__(llm=llm, callback_manager=callback_manager, streaming=streaming, output_cls=output_cls)
         warn_of_packing()
         self._reader, self._latents, self._where = llm, latents, where
         self._only_nodes, self._before, self._own = only_nodes, list(before), own
+        self._known = known
 
     def _get_prompts(self) -> PromptDictType:
         return {}
@@ -118,7 +123,7 @@ class MPlusSynthesizer(BaseSynthesizer):
         return response if found.nodes else _uncited(response, additional_source_nodes)
 
     def _left(self, nodes: Sequence[NodeWithScore]) -> LeftNodes:
-        return LeftNodes.of(nodes, self._latents.read(self._reader.loaded))
+        return LeftNodes.of(nodes, self._latents.read(self._reader.loaded), self._known)
 
     def _has_conversation(self) -> bool:
         """Whether there is a conversation to answer from."""
@@ -131,16 +136,17 @@ class MPlusSynthesizer(BaseSynthesizer):
         query_str: str,
         text_chunks: Sequence[str],
         node_ids: Sequence[str] = (),
-        as_text: Collection[str] = (),
+        as_text: Mapping[str, str] = NO_TEXTS,
+        unread: Collection[str] = (),
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
-        """The answer itself; of ``text_chunks`` only those of the nodes ``as_text`` stand in the prompt.
+        """The answer itself; ``as_text`` stands in the prompt, and ``text_chunks``, which hold metadata too, do not.
 
         Raises:
             ValueError: An argument that does not exist.
         """
         UnknownNameError.check(response_kwargs, RESPONSE, of="MPlusSynthesizer")
-        llm, messages = self._bound(node_ids, as_text), self._messages(query_str, text_chunks, node_ids, as_text)
+        llm, messages = self._bound(node_ids, {*as_text, *unread}), self._messages(query_str, as_text.values())
         if self._output_cls is not None:
             return parsed(self._output_cls, llm.chat(messages, **asking(self._output_cls)))
         if self._streaming:
@@ -152,31 +158,30 @@ class MPlusSynthesizer(BaseSynthesizer):
         query_str: str,
         text_chunks: Sequence[str],
         node_ids: Sequence[str] = (),
-        as_text: Collection[str] = (),
+        as_text: Mapping[str, str] = NO_TEXTS,
+        unread: Collection[str] = (),
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """``get_response`` without blocking the event loop."""
         UnknownNameError.check(response_kwargs, RESPONSE, of="MPlusSynthesizer")
-        llm, messages = self._bound(node_ids, as_text), self._messages(query_str, text_chunks, node_ids, as_text)
+        llm, messages = self._bound(node_ids, {*as_text, *unread}), self._messages(query_str, as_text.values())
         if self._output_cls is not None:
             return parsed(self._output_cls, await llm.achat(messages, **asking(self._output_cls)))
         if self._streaming:
             return _adeltas(llm, messages)
         return (await llm.achat(messages)).message.content or ""
 
-    def _messages(
-        self, query: str, texts: Sequence[str], node_ids: Sequence[str], as_text: Collection[str]
-    ) -> list[ChatMessage]:
+    def _messages(self, query: str, texts: Collection[str]) -> list[ChatMessage]:
         """The question, after the texts that are not in memory as they are."""
-        shown = [text for text, name in zip(texts, node_ids, strict=False) if name in as_text]
-        context = [ChatMessage(role=MessageRole.SYSTEM, content="\n\n".join([CONTEXT, *shown]))] if shown else []
+        context = [ChatMessage(role=MessageRole.SYSTEM, content="\n\n".join([CONTEXT, *texts]))] if texts else []
         lead = sum(message.role == MessageRole.SYSTEM for message in self._before[:1])
         question = ChatMessage(role=MessageRole.USER, content=query)
         return [*self._before[:lead], *context, *self._before[lead:], question]
 
-    def _bound(self, node_ids: Sequence[str], as_text: Collection[str]) -> MPlusLLM:
+    def _bound(self, node_ids: Sequence[str], others: Collection[str]) -> MPlusLLM:
+        """The LLM that reads the latents of nodes, except ``others``."""
         beside = self._where.now() if isinstance(self._where, Findable) else self._where
-        allowed, changed = frozenset(node_ids) - frozenset(as_text), frozenset(as_text)
+        allowed, changed = frozenset(node_ids) - frozenset(others), frozenset(others)
 
         def of_nodes(name: str, metadata: Mapping[str, Any]) -> bool:
             if name in changed or (self._only_nodes and NODE in metadata and name not in allowed):
@@ -191,7 +196,7 @@ class MPlusSynthesizer(BaseSynthesizer):
 
 
 class FoundSynthesizer(BaseSynthesizer):
-    """A synthesizer that puts text into prompts, and an LLM that reads the latents of the same nodes and no others.
+    """A synthesizer that puts text into prompts, and an LLM that reads latents beside it.
 
     Of a node whose text is not the one in memory, as a postprocessor leaves it, only the text is read.
 
@@ -200,11 +205,23 @@ class FoundSynthesizer(BaseSynthesizer):
         llm: The model.
         latents: The memory with the documents.
         where: A test of its sources to read; None: all.
+        only_nodes: Read only the latents of the given nodes, as after a filter or a reranker.
+        known: Ids of the nodes that were written, as for an ``MPlusSynthesizer``.
     """
 
-    def __init__(self, stock: BaseSynthesizer, llm: MPlusLLM, latents: Latents, where: Where | None) -> None:
+    def __init__(
+        self,
+        stock: BaseSynthesizer,
+        llm: MPlusLLM,
+        latents: Latents,
+        where: Where | None,
+        *,
+        only_nodes: bool = True,
+        known: Collection[str] = (),
+    ) -> None:
         super().__init__(llm=llm, streaming=stock._streaming, output_cls=stock._output_cls)
         self._stock, self._reader, self._latents, self._where = stock, llm, latents, where
+        self._only_nodes, self._known = only_nodes, known
 
     def _get_prompts(self) -> PromptDictType:
         return self._stock._get_prompts()
@@ -212,17 +229,22 @@ class FoundSynthesizer(BaseSynthesizer):
     def _update_prompts(self, prompts_dict: PromptDictType) -> None:
         self._stock._update_prompts(prompts_dict)
 
-    def _of(self, nodes: Sequence[NodeWithScore]) -> BaseSynthesizer:
-        left = LeftNodes.of(nodes, self._latents.read(self._reader.loaded))
-        names = frozenset(left.arguments["node_ids"]) - left.as_text
+    def _of(self, nodes: Sequence[NodeWithScore]) -> tuple[BaseSynthesizer, list[NodeWithScore]]:
+        """The synthesizer for some nodes, and those of them that are left."""
+        left = LeftNodes.of(nodes, self._latents.read(self._reader.loaded), self._known)
+        names, others = left.as_latents, left.as_text.keys() | left.unread
         beside = self._where.now() if isinstance(self._where, Findable) else self._where
-        where: Where = lambda name, about: name in names and (beside is None or beside(name, about))
+
+        def where(name: str, about: Mapping[str, Any]) -> bool:
+            is_read = name in names if self._only_nodes else name not in others
+            return is_read and (beside is None or beside(name, about))
+
         found = copy(self._stock)
         found._llm, found._streaming = self._reader.reading(self._latents, where), self._streaming
         for name, value in vars(found).items():  # such as what makes the programs of a ``Refine``
             if getattr(value, "__self__", None) is self._stock:
                 setattr(found, name, MethodType(value.__func__, found))
-        return found
+        return found, left.nodes
 
     def synthesize(
         self,
@@ -232,7 +254,8 @@ class FoundSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """Answer a question from the text and the latents of some nodes."""
-        return self._of(nodes).synthesize(query, nodes, additional_source_nodes, **response_kwargs)
+        found, left = self._of(nodes)
+        return found.synthesize(query, left, additional_source_nodes, **response_kwargs)
 
     async def asynthesize(
         self,
@@ -242,8 +265,8 @@ class FoundSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """``synthesize`` without blocking the event loop."""
-        found = await in_thread(self._of, nodes)
-        return await found.asynthesize(query, nodes, additional_source_nodes, **response_kwargs)
+        found, left = await in_thread(self._of, nodes)
+        return await found.asynthesize(query, left, additional_source_nodes, **response_kwargs)
 
     def get_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> RESPONSE_TEXT_TYPE:
         """The answer of the stock synthesizer."""

@@ -173,6 +173,9 @@ def test_threads_that_were_written_into_default_are_found_once_they_are_moved(
     said = {thread: [("human", f"I like {fruit}."), ("ai", "I see.")] for thread, fruit in threads.items()}
     for thread, history in said.items():
         before.invoke([*history, ("human", "And now?")], {"configurable": {"thread_id": thread}})
+    with before.opened(None) as memory:  # a turn that an agent has written
+        about = {"mplus_thread": "monday"}
+        MODEL.write(memory, "User: I like figs.", source="turn", metadata=about, keep_text=True)
     page = (Path(__file__).parents[3] / "docs/how-to/move-memories.md").read_text(encoding="utf-8")
     code = page.partition("## Threads that were")[2].partition("```python\n")[2].partition("```")[0]
     monkeypatch.chdir(tmp_path)
@@ -182,7 +185,8 @@ def test_threads_that_were_written_into_default_are_found_once_they_are_moved(
         chat.invoke([*said[thread], ("human", "And now?")], {"configurable": {"thread_id": thread}})
         with chat.opened(thread) as memory:
             texts = [text for source in memory.sources() for text in source.texts]
-        assert texts == [f"User: I like {fruit}.", "Assistant: I see."], "recognised, and written once"
+        more = ["User: I like figs."] if thread == "monday" else []
+        assert texts == [f"User: I like {fruit}.", "Assistant: I see.", *more], "recognised, and written once"
     with chat.opened("default") as memory:
         assert [source.name for source in memory.sources()] == ["note"]
     assert {stored.id for stored in store.list()} == {"default", *threads}

@@ -9,7 +9,7 @@ import pytest
 from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.postprocessor import MetadataReplacementPostProcessor
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
 from pydantic import BaseModel
 
 from mplus import Memory, MemoryStore
@@ -110,6 +110,9 @@ WAYS: dict[str, Callable[[MPlusIndex], Any]] = {
     "hybrid, streamed": lambda index: _tokens(_engine(index, recall="hybrid", streaming=True).query(QUESTION)),
     "hybrid, refined": lambda index: _engine(index, recall="hybrid", response_mode="refine").query(QUESTION),
     "hybrid, as a tree": lambda index: _engine(index, recall="hybrid", response_mode="tree_summarize").query(QUESTION),
+    "hybrid, masked outside": lambda index: (engine := index.as_query_engine(recall="hybrid")).synthesize(
+        QueryBundle(QUESTION), Masks().postprocess_nodes(engine.retrieve(QueryBundle(QUESTION)))
+    ),
     "text": lambda index: _engine(index, recall="text").query(QUESTION),
     "context": lambda index: index.as_chat_engine(ChatMode.CONTEXT, node_postprocessors=[Masks()]).chat(QUESTION),
     "context, streamed": lambda index: _tokens(
@@ -186,3 +189,66 @@ def test_a_node_that_another_process_has_rewritten_is_cited_as_it_is_in_memory(t
         MODEL.write(memory, "The library opens at ten.", source="n0", metadata={"mplus_node": None}, keep_text=True)
     (cited,) = ours.as_query_engine().query(QUESTION).source_nodes
     assert cited.node.get_content() == "The library opens at ten."
+
+
+def test_metadata_is_not_read_beside_what_was_left(llm: MPlusLLM, reads: Reads) -> None:
+    about = {"author": "Anna", "window": SECRET, "original_text": SECRET}
+    index = MPlusIndex(nodes=[TextNode(text=SECRET, id_="n0", metadata=about)], llm=llm)
+    _engine(index).query(QUESTION)
+    index.as_chat_engine(ChatMode.CONTEXT, node_postprocessors=[Masks()]).chat(QUESTION)
+    reads.check()
+    assert not any("author" in one for one in reads.prompts), reads.prompts
+
+
+def test_a_node_without_text_is_neither_read_nor_cited(index: MPlusIndex, reads: Reads) -> None:
+    nodes = index.as_retriever().retrieve(QUESTION)
+    empty = [one for one in nodes if one.node_id == "n0"]
+    left = [one for one in nodes if one.node_id == "n1"] + Empties().postprocess_nodes(empty)
+    (cited,) = MPlusSynthesizer(index.llm, index.latents).synthesize(QUESTION, left).source_nodes
+    assert cited.node_id == "n1" and reads.latents == [OTHER]
+    assert not any("What follows is known" in prompt for prompt in reads.prompts)
+    assert str(_engine(index, Empties()).query(QUESTION)) == "Empty Response"
+
+
+class Brings(BaseNodePostprocessor):
+    """Adds a given node, as one does that brings the neighbours of what was found."""
+
+    node: TextNode
+
+    def _postprocess_nodes(self, nodes: list[NodeWithScore], query_bundle: Any = None) -> list[NodeWithScore]:
+        return [*nodes, NodeWithScore(node=self.node)]
+
+
+def _answers(index: MPlusIndex, left: BaseNodePostprocessor) -> list[list[NodeWithScore]]:
+    """What engines cite that read only what is left."""
+    engines = [_engine(index, left, recall=recall) for recall in ("latent", "hybrid")]
+    chats = [
+        index.as_chat_engine(m, node_postprocessors=[left]) for m in (ChatMode.CONTEXT, ChatMode.CONDENSE_QUESTION)
+    ]
+    answers = [engine.query(QUESTION) for engine in engines] + [chat.chat(QUESTION) for chat in chats]
+    answers += [asyncio.run(engine.aquery(QUESTION)) for engine in engines]
+    answers += [asyncio.run(chat.achat(QUESTION)) for chat in chats]
+    return [answer.source_nodes for answer in answers]
+
+
+def test_chat_and_query_engines_cite_no_image_that_nobody_read(index: MPlusIndex) -> None:
+    image = ImageNode(image_url="https://example.com/a.png", id_="image")
+    for cited in _answers(index, Brings(node=image)):
+        assert {one.node_id for one in cited} <= {"n0", "n1"}, cited
+
+
+def test_what_was_forgotten_does_not_come_back_as_text(index: MPlusIndex, reads: Reads) -> None:
+    forgotten = TextNode(text=SECRET, id_="n0")
+    with index.latents.opened(MODEL) as memory:
+        memory.forget("n0")  # as another process does: the index still lists the node
+    for cited in _answers(index, Brings(node=forgotten)):
+        assert [one.node_id for one in cited] == ["n1"]
+    assert reads.prompts and not any("4711" in one for one in (*reads.prompts, *reads.latents))
+
+
+def test_without_postprocessors_a_hybrid_engine_reads_all_other_documents_too(index: MPlusIndex, reads: Reads) -> None:
+    engine = index.as_query_engine(recall="hybrid", similarity_top_k=1)
+    nodes = [one for one in index.as_retriever().retrieve(QUESTION) if one.node_id == "n0"]
+    engine.synthesize(QueryBundle(QUESTION), Masks().postprocess_nodes(nodes))
+    assert set(reads.latents) == {OTHER}
+    reads.check()
