@@ -95,7 +95,7 @@ def test_nodes_of_an_index_count_from_the_date_in_their_metadata(tmp_path: Path)
     assert {one.node.node_id for one in answer.source_nodes} == {"old"}
     engine = index.as_query_engine(since="2024-01-01", recall="latent", similarity_top_k=5)
     index.insert_nodes([node("newer", "The key is in the shed.", "2024-06-01")])  # said in the engine's period
-    where = engine._response_synthesizer._bound([])._bound_where
+    where = engine._response_synthesizer._bound([], ())._bound_where
     assert [name for name in ("old", "new", "newer") if where(name, {})] == ["new", "newer"]
 
 
