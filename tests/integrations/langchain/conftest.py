@@ -5,11 +5,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mplus import MPlus, Scheduler
+from mplus import MemoryStore, MPlus, Scheduler
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import MPlusChat
 from tests.conftest import TINY
@@ -20,6 +21,14 @@ TICK = 0.005
 def add(a: int, b: int) -> int:
     """Add two numbers."""
     return a + b
+
+
+def codes_of_users(folder: Path, model: MPlus) -> Path:
+    """A folder with a memory for each of two users, and one that nobody named, each of another code."""
+    chat = MPlusChat(model=model, store=MemoryStore(folder))
+    for key, code in (("anna", "4711"), ("bob", "0815"), (None, "9999")):
+        chat.memorize(f"My code is {code}.", source="code", memory_key=key)
+    return folder
 
 
 def nothing_is_deleted(ours: type) -> None:

@@ -25,6 +25,7 @@ from mplus import KeyVault, Memory, MemoryStore
 from mplus.testing import tiny_model
 from mplus_integrations.langchain import MPlusChat, MPlusRetriever, MPlusStore, MPlusVectorStore
 from tests.conftest import TINY
+from tests.integrations.langchain.conftest import codes_of_users
 
 MODEL = tiny_model(1, memory=TINY)
 ANNA: Any = {"configurable": {"memory_key": "anna"}}
@@ -35,11 +36,7 @@ MESSAGES = [[HumanMessage("What is my code?")]]
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a memory for each user."""
-    folder = tmp_path_factory.mktemp("written") / "memories"
-    chat = MPlusChat(model=MODEL, store=MemoryStore(folder))
-    for key, code in (("anna", "4711"), ("bob", "0815"), (None, "9999")):
-        chat.memorize(f"My code is {code}.", source="code", memory_key=key)
-    return folder
+    return codes_of_users(tmp_path_factory.mktemp("written") / "memories", MODEL)
 
 
 @pytest.fixture
