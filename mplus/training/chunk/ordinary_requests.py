@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def answered(
     Args:
         model: The backbone; its trained parts do not count.
         requests: What is asked.
-        kept: File of replies: what is in it is not asked again, the rest is added. None: nothing is kept.
+        kept: File of replies: what is in it is not asked again, the rest is added batch by batch. None: nothing is
+            kept.
         batch: Requests that are answered together.
         max_new_tokens: Of a reply.
 
@@ -72,8 +74,9 @@ def answered(
         memories = [model.new_memory() for _ in asked]
         made = model.generate_batch(memories, prompts, max_new_tokens=max_new_tokens)
         replies |= {text: reply.text.strip() for text, reply in zip(asked, made, strict=True)}
-    if kept is not None and missing:
-        new = kept.with_suffix(".new")
-        new.write_text(json.dumps(replies, ensure_ascii=False, indent=0), "utf-8")
-        new.replace(kept)
+        print(f"replies: {start + len(asked):,} of {len(missing):,} requests", file=sys.stderr, flush=True)
+        if kept is not None:
+            new = kept.with_suffix(".new")
+            new.write_text(json.dumps(replies, ensure_ascii=False, indent=0), "utf-8")
+            new.replace(kept)
     return [(text, replies[text]) for text in requests if replies[text]]

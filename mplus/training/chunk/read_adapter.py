@@ -8,6 +8,7 @@ writes them, too, from some layer on: then chunks are encoded in every step, and
 
 import copy
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +32,8 @@ from mplus.weights import Weights
 PROMPT_STEP = 16
 PREFIX_STEP = 128
 POOLED_BATCHES = 4
+STRESS = 3.0
+"""How much a token of the answer itself counts, beside one of the sentence around it."""
 
 
 def _whole(size: int, step: int) -> int:
@@ -84,6 +87,7 @@ class Sample:
     clean: tuple[int, ...] = ()
     kind: str = ""
     order: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 @runtime_checkable
@@ -209,7 +213,9 @@ class Reader:
         for sample, mine, teacher in zip(samples, logits, self._taught(samples), strict=True):
             if teacher is None:
                 target = torch.tensor(sample.input_ids[sample.target :], device=self.device)
-                losses.append(functional.cross_entropy(mine, target))
+                each = functional.cross_entropy(mine, target, reduction="none")
+                weights = torch.tensor(sample.weights or [1.0] * len(target), device=self.device)
+                losses.append(each @ weights / weights.sum())
             else:
                 losses.append(
                     functional.kl_div(mine.log_softmax(dim=-1), teacher, log_target=True, reduction="batchmean")
@@ -348,9 +354,34 @@ def encode_sample(
     *,
     distil: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    stressed: Sequence[str] = (),
 ) -> Sample:
-    """A sample of a prompt and its reply, ended as the model ends a turn."""
+    """A sample of a prompt and its reply, ended as the model ends a turn.
+
+    Args:
+        tokenizer: Of the model.
+        read: What is read before.
+        prompt: Text, or messages.
+        reply: What should follow.
+        distil: See `Sample`.
+        tools: Offered beside messages.
+        stressed: What the reply is about: the tokens of these, where they stand in it, count `STRESS` times.
+    """
     encoded: Prompt = encode_prompt(tokenizer, prompt, tools=tools)
     target = [*encode_inert(tokenizer, reply), tokenizer.eos_token_id]
     ids = (*encoded.input_ids, *target)
-    return Sample(tuple(read.chunks), ids, len(encoded.input_ids), distil, order=tuple(read.order))
+    weights = _weights(tokenizer, reply, len(target), stressed)
+    return Sample(tuple(read.chunks), ids, len(encoded.input_ids), distil, order=tuple(read.order), weights=weights)
+
+
+def _weights(tokenizer: Any, reply: str, size: int, stressed: Sequence[str]) -> tuple[float, ...]:
+    """How much each of ``size`` tokens counts; empty where none of ``stressed`` stands in the reply."""
+    weights = [1.0] * size
+    for text in filter(None, stressed):
+        found = re.search(rf"(?<!\w){re.escape(text)}(?!\w)", reply, re.IGNORECASE)
+        if found is not None:
+            # The space before a word belongs to its first token.
+            first = len(encode_inert(tokenizer, reply[: found.start()].rstrip(" ")))
+            last = len(encode_inert(tokenizer, reply[: found.end()]))
+            weights[first:last] = [STRESS] * (last - first)
+    return tuple(weights) if STRESS in weights else ()

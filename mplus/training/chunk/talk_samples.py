@@ -53,6 +53,8 @@ ATTRIBUTE_SHARE = 0.2
 """So many told questions ask for an attribute (a name, an age, a price), as most of those that nothing answers do."""
 ABSENT_SHARE = 0.5
 """So many unknown questions are answered by a text that memory does not hold; so their form tells nothing."""
+KIND_WEIGHTS = {"yes/no": 1.5, "why": 1.5, "change": 2.0}
+"""How often kinds of questions are drawn that are answered least, beside their share of the corpus."""
 EXCHANGES = 0.3
 """Share of conversations whose questions and answers are encoded as turns, to be read before later questions."""
 OTHERS = (0, 0, 0, 4, 12, 40, 160)
@@ -161,6 +163,9 @@ class TalkSamples:
     def __post_init__(self) -> None:
         self.recall = BankRecall(self.bank, self.scorer, self.layer)
         self._attributes = _attribute_questions(self.tellings)
+        polar = [q for t in self.tellings for q in t.item.ask if q.kind == "yes/no"]
+        agreed = sum(map(_is_yes, polar))
+        self._yes_weight = (len(polar) - agreed) / agreed if agreed else 1.0
         talks = [t for t in self.tellings if t.item.kind == "conversation"]
         self._by_plainness = [_by_plainness(self.tellings), _by_plainness(talks)]
 
@@ -185,7 +190,13 @@ class TalkSamples:
         if self._attributes and rng.random() < ATTRIBUTE_SHARE:
             return rng.choice(self._attributes)
         telling = self._telling(rng)
-        return telling, rng.randrange(len(telling.item.ask))
+        return telling, self._number(rng, telling)
+
+    def _number(self, rng: random.Random, telling: Telling) -> int:
+        """A question of an item: scarce kinds more often, yes as often as no."""
+        asked = telling.item.ask
+        weights = [KIND_WEIGHTS.get(q.kind, 1.0) * (self._yes_weight if _is_yes(q) else 1.0) for q in asked]
+        return rng.choices(range(len(asked)), weights)[0]
 
     # --- kinds ------------------------------------------------------------------------------------
 
@@ -205,12 +216,12 @@ class TalkSamples:
         needed = self._needed(telling, question)
         text = typed(rng, question.q)
         read = as_remembered(self.recall, text, memory, self._config(rng), needed=needed)
-        return self._asked(rng, read, before, text, question.full, _short(question))
+        return self._asked(rng, read, before, text, question.full, _short(question), question.short)
 
     def _within(self, rng: random.Random) -> Sample | None:
         """Asked while what was said last stands in the prompt; a fact told there is read from there."""
         telling = self._telling(rng, talks=True)
-        number = rng.randrange(len(telling.item.ask))
+        number = self._number(rng, telling)
         question = telling.item.ask[number]
         last = self._moment(rng, telling, question)
         size = rng.choice((1, 2, 2, 3))
@@ -224,7 +235,7 @@ class TalkSamples:
         needed = self._needed(telling, question) & {c for n in telling.told[:first] for c in self.bank.chunks_of[n]}
         text = typed(rng, question.q)
         read = as_remembered(self.recall, text, memory, self._config(rng), needed=needed)
-        return self._asked(rng, read, before, text, question.full, _short(question))
+        return self._asked(rng, read, before, text, question.full, _short(question), question.short)
 
     def _unknown(self, rng: random.Random) -> Sample:
         telling = self._telling(rng)
@@ -271,7 +282,7 @@ class TalkSamples:
         needed = self.bank.gold_chunks(question)
         gold = set(as_remembered(self.recall, text, needed, self.config).chunks[-1:]) if needed else set[int]()
         read = as_remembered(self.recall, text, memory, self._config(rng), needed=gold)
-        return self._asked(rng, read, [], text, question.reply, question.answers[0])
+        return self._asked(rng, read, [], text, question.reply, question.answers[0], question.answers)
 
     def _tool(self, rng: random.Random) -> Sample | None:
         """A question beside tools, with another's text in memory, or the one that it asks about."""
@@ -354,18 +365,25 @@ class TalkSamples:
         return holding or set(chunks[:4])
 
     def _asked(
-        self, rng: random.Random, read: AsRead, before: list[dict[str, str]], text: str, full: str, short: str
+        self,
+        rng: random.Random,
+        read: AsRead,
+        before: list[dict[str, str]],
+        text: str,
+        full: str,
+        short: str,
+        stressed: Sequence[str] = (),
     ) -> Sample:
         """The question in one of the forms that people use, with the answer that fits the form."""
         style = rng.random()
         tokenizer = self.bank.tokenizer
         if style >= 0.9 and not before:
-            return encode_sample(tokenizer, read, f"Question: {text}\nAnswer:", f" {short}\n")
+            return encode_sample(tokenizer, read, f"Question: {text}\nAnswer:", f" {short}\n", stressed=stressed)
         is_short = style >= 0.68
         content = f"{text}\n{rng.choice(SHORT)}" if is_short else text
         system = [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < 0.12 else []
         prompt = [*system, *before, {"role": "user", "content": content}]
-        return encode_sample(tokenizer, read, prompt, short if is_short else full)
+        return encode_sample(tokenizer, read, prompt, short if is_short else full, stressed=stressed)
 
 
 def _attribute_questions(tellings: Sequence[Telling]) -> list[tuple[Telling, int]]:
@@ -376,6 +394,10 @@ def _attribute_questions(tellings: Sequence[Telling]) -> list[tuple[Telling, int
 def _by_plainness(tellings: Sequence[Telling]) -> tuple[list[Telling], list[Telling]]:
     plain = [t for t in tellings if t.item.writer in PLAIN_WRITERS]
     return plain, [t for t in tellings if t.item.writer not in PLAIN_WRITERS]
+
+
+def _is_yes(question: Asked) -> bool:
+    return question.kind == "yes/no" and question.short[0].lower().startswith("yes")
 
 
 def _exchange(asked: Asked) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ from mplus.training.chunk.chunk_bank import ChunkBank, HeldStates
 from mplus.training.chunk.ordinary_requests import answered, general_requests
 from mplus.training.chunk.read_adapter import (
     POOLED_BATCHES,
+    STRESS,
     AsRead,
     Reader,
     ReaderSettings,
@@ -138,6 +139,21 @@ def test_clean_reading_teaches_what_the_adapter_did_with_those_chunks_alone(mode
         for leaf in reader.parameters().values():
             leaf.mul_(1.5)
     assert float(reader.loss([same])[0].detach()) > 1e-4, "the teacher stays as it was"
+
+
+def test_tokens_of_the_answer_count_more_than_the_sentence_around_it(model: MPlus, bank: ChunkBank) -> None:
+    prompt = [{"role": "user", "content": "Who?"}]
+    made = encode_sample(model.tokenizer, AsRead([0]), prompt, "It is Ann, Annie.", stressed=["ann", "absent"])
+    target = made.input_ids[made.target :]
+    weighed = [token for token, weight in zip(target, made.weights, strict=True) if weight == STRESS]
+    assert model.tokenizer.decode(weighed) == " Ann", "the whole word, once, with the space before it"
+    assert not encode_sample(model.tokenizer, AsRead([0]), prompt, "It is Ann.", stressed=["Bo"]).weights
+    reader = Reader(model.weights, bank, new_adapter(model.weights, ReaderSettings(rank=2)))
+    with torch.no_grad():
+        logits = reader._logits([made], reader.backbone, memory=True)[0]
+        each = torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="none")
+        weights = torch.tensor(made.weights)
+        torch.testing.assert_close(reader.loss([made])[0], (each * weights).sum() / weights.sum())
 
 
 def test_training_lowers_the_loss_and_resumes(model: MPlus, bank: ChunkBank, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Samples of told things: read as a real memory is read, and the answers that fit."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +94,24 @@ def test_a_fifth_of_questions_ask_for_an_attribute(model: MPlus) -> None:
     of_all = [question.q for t in samples.tellings for question in t.item.ask]
     shares = [sum(map(bool, map(ATTRIBUTE.search, questions))) / len(questions) for questions in (asked, of_all)]
     assert shares[0] == pytest.approx(0.2 + 0.8 * shares[1], abs=0.06)
+
+
+def test_yes_is_drawn_as_often_as_no_and_scarce_kinds_more_often(model: MPlus) -> None:
+    samples = samples_of(model, ())
+    telling = samples.tellings[0]
+    like = telling.item.ask[0]
+    asked = [
+        *(replace(like, kind="yes/no", short=("no",)) for _ in range(8)),
+        *(replace(like, kind="yes/no", short=("yes",)) for _ in range(2)),
+        *(replace(like, kind="change", short=("x",)) for _ in range(5)),
+        *(replace(like, kind="which", short=("x",)) for _ in range(5)),
+    ]
+    telling = telling._replace(item=replace(telling.item, ask=tuple(asked)))
+    samples = replace(samples, tellings=[telling])
+    rng = random.Random(0)
+    drawn = Counter((asked[n].kind, asked[n].short) for n in (samples._number(rng, telling) for _ in range(2000)))
+    assert drawn["yes/no", ("yes",)] == pytest.approx(drawn["yes/no", ("no",)], rel=0.2)
+    assert drawn["change", ("x",)] == pytest.approx(2 * drawn["which", ("x",)], rel=0.25)
 
 
 def test_what_an_assistant_said_wrong_stands_in_memory_too(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
