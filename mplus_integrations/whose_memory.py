@@ -1,6 +1,5 @@
 """The memory that a call reads and writes: a given one, one from a store, or one of the object's own."""
 
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +18,7 @@ from pydantic import (
 )
 
 from mplus import Embedder, Memory, MemoryStore, MPlus
+from mplus.forks import ProcessLock
 from mplus_integrations.conversations import turns_of
 from mplus_integrations.copies import PackedMemory, Referring
 from mplus_integrations.models import load, loaded_already
@@ -93,7 +93,7 @@ class Latents:
         self._made: dict[str, Memory] = {}
         self._packed: dict[str | None, PackedMemory] = {}
         """Memories of a pickle that were not used since, by the fingerprint of their model; None: the given one."""
-        self._guard = threading.Lock()
+        self._guard = ProcessLock()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "Latents":
         return self
@@ -167,7 +167,7 @@ class OwnMemories:
 
     def __init__(self) -> None:
         self._by_name: dict[str | None, Latents] = {}
-        self._guard = threading.Lock()
+        self._guard = ProcessLock()
 
     def get(self, key: str | None) -> Latents:
         """The memory of that name, made at its first use."""

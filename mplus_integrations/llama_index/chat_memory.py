@@ -1,7 +1,6 @@
 """``MPlusMemory``: conversations in latent memory."""
 
 import asyncio
-import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
 from mplus import Memory, MemoryStore, MPlus, Source, UnknownNameError, prompt_start, question_place
+from mplus.forks import ProcessLock
 from mplus_integrations.arguments import checked_several, checked_switch
 from mplus_integrations.conversations import THREAD, before_all, turns_of
 from mplus_integrations.copies import Referring
@@ -107,7 +107,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
 
     _model: MPlus | None = PrivateAttr(default=None)
     _latents: Latents | None = PrivateAttr(default=None)
-    _guard: threading.RLock = PrivateAttr(default_factory=threading.RLock)
+    _guard: ProcessLock = PrivateAttr(default_factory=ProcessLock)
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
