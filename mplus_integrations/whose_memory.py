@@ -24,7 +24,7 @@ from mplus_integrations.copies import PackedMemory, Referring
 from mplus_integrations.models import load, loaded_already
 from mplus_integrations.saved import SavedByName, not_saved
 from mplus_integrations.settings import conversation_name
-from mplus_integrations.sources import named, refuse_others, time_of, without_blanks
+from mplus_integrations.sources import checked_name, named, refuse_others, time_of, without_blanks
 from mplus_integrations.worker import in_thread
 
 UNLOADED_WINDOW = 4096
@@ -150,14 +150,14 @@ class Latents:
             return memory if self.store is None else memory.fork()
 
 
-def check_memory(memory: object, store: object) -> None:
+def check_memory(memory: object, store: object, *, name: str = "memory") -> None:
     """Check that arguments are a memory and a store, where they are given.
 
     Raises:
         ValueError: One is something else.
     """
     if memory is not None and not isinstance(memory, Memory | Latents):
-        raise ValueError(f"memory={memory!r:.40} is {type(memory).__name__}: expected a Memory, or another's latents.")
+        raise ValueError(f"{name}={memory!r:.40} is {type(memory).__name__}: expected a Memory, or another's latents.")
     if store is not None and not isinstance(store, MemoryStore):
         raise ValueError(f"store={store!r:.40} is {type(store).__name__}: expected mplus.MemoryStore(folder).")
 
@@ -450,10 +450,11 @@ class Remembering(SavedByName, Referring, Generic[Item]):
         """Remove a source from memory for good; returns how many memory tokens were removed, 0 if there is no such one.
 
         Raises:
-            ValueError: The name is neither text, a number nor a UUID; or as for ``latents``.
+            ValueError: The name is neither text, a number nor a UUID, or empty; or as for ``latents``.
         """
+        name = checked_name(source, "source")
         with self.opened(self._present_key(memory_key)) as memory:
-            return memory.forget(source)
+            return memory.forget(name)
 
     def forget_conversation(self, conversation_id: str | int | UUID, *, memory_key: str | None = None) -> int:
         """Forget all turns of a conversation for good: of a ``conversation_id=``, or a thread or session of a config.
@@ -471,7 +472,7 @@ class Remembering(SavedByName, Referring, Generic[Item]):
             ValueError: The name is neither text, a number nor a UUID; or as for ``latents``.
         """
         name = conversation_name(conversation_id)
-        if name is None:
+        if name is None or not name.strip():
             raise ValueError(f"conversation_id={conversation_id!r}: expected the name of a conversation.")
         key = self._present_key(memory_key, name)
         is_single = key is not None or self.memory_key is not None or self.memory is not None or self.store is not None

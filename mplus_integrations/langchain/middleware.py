@@ -17,6 +17,7 @@ from mplus_integrations.langchain.configs import as_mapping, asked_in
 from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
 from mplus_integrations.langchain.runs import Run, current_run
 from mplus_integrations.settings import instead_where
+from mplus_integrations.sources import checked_name
 from mplus_integrations.whose_memory import all_or_nothing, forget_all
 from mplus_integrations.worker import in_thread
 
@@ -114,10 +115,14 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
 
         Returns:
             How many turns were forgotten.
+
+        Raises:
+            ValueError: The thread is neither text, a number nor a UUID, or empty.
         """
-        key = None if self.chat.memory is not None else memory_key or self.chat.memory_key or str(thread_id)
+        thread_id = checked_name(thread_id, "thread_id")
+        key = None if self.chat.memory is not None else memory_key or self.chat.memory_key or thread_id
         with self.chat.opened(key) as memory:
-            said = [source.name for source in memory.sources() if source.metadata.get(THREAD) == str(thread_id)]
+            said = [source.name for source in memory.sources() if source.metadata.get(THREAD) == thread_id]
             if said:
                 forget_all(memory, said)
         return len(said)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 from typing_extensions import is_typeddict
 
 from mplus import Constraint
+from mplus_integrations.arguments import checked_several
 from mplus_integrations.forms import response_format, tool_choice
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -37,6 +38,13 @@ def with_tools(
     chat: BaseChatModel, tools: Sequence[Tool], choice: Choice, kwargs: dict[str, Any]
 ) -> Runnable[LanguageModelInput, AIMessage]:
     """The chat model with tools bound to it; a bad tool or choice fails here, not at the first answer."""
+    tools = checked_several(tools, "tools")
+    for tool in tools:
+        if not isinstance(tool, dict | BaseTool) and not callable(tool):
+            raise ValueError(
+                f"tools has {tool!r:.40} ({type(tool).__name__}) in it: expected functions, Pydantic classes, "
+                "LangChain's tools or OpenAI's tool descriptions."
+            )
     chosen = tool_choice(choice, tools)
     if tools:
         formatted = [as_tool(tool) for tool in tools]

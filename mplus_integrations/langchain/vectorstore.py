@@ -19,7 +19,7 @@ from mplus import FoundSource, Memory, UnknownNameError, metadata_filter
 from mplus_integrations.arguments import checked_count, checked_once, checked_several, checked_switch, checked_text
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.settings import instead_where
-from mplus_integrations.sources import DOCUMENT, headings_of, named, refuse_others, without_blanks
+from mplus_integrations.sources import DOCUMENT, checked_name, headings_of, named, refuse_others, without_blanks
 from mplus_integrations.whose_memory import Latents, Where, all_or_nothing, checked_key, forget_all
 from mplus_integrations.worker import in_thread
 
@@ -213,7 +213,7 @@ class MPlusVectorStore(VectorStore):
                 "delete_all=True."
             )
         fits = document_filter(filter)
-        wanted = None if ids is None else {named(name) for name in checked_several(ids, "ids")}
+        wanted = None if ids is None else {checked_name(name, "ids") for name in checked_several(ids, "ids")}
         with self.chat.opened(self.memory_key) as memory:
             doomed = [str(d.id) for d in _documents(memory) if (wanted is None or d.id in wanted) and fits(d)]
             if doomed:
@@ -292,9 +292,9 @@ class MPlusVectorStore(VectorStore):
         """The documents of these ids; unknown ids are skipped.
 
         Raises:
-            ValueError: It is a single id, not several.
+            ValueError: It is a single id, not several, or one of them is none.
         """
-        wanted = [named(name) for name in checked_several(ids, "ids")]
+        wanted = [checked_name(name, "ids") for name in checked_several(ids, "ids")]
         with self.chat.opened(self.memory_key) as memory:
             known = {document.id: document for document in _documents(memory)}
         return [known[name] for name in wanted if name in known]

@@ -7,11 +7,17 @@ from uuid import uuid4
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine
+from llama_index.core.chat_engine.types import (
+    AGENT_CHAT_RESPONSE_TYPE,
+    BaseChatEngine,
+    StreamingAgentChatResponse,
+)
 from llama_index.core.memory.types import BaseMemory
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import NodeWithScore
 
+from mplus_integrations.arguments import checked_text
 from mplus_integrations.conversations import CONVERSATION
 from mplus_integrations.llama_index.chat_memory import TURN, MPlusMemory
 from mplus_integrations.llama_index.left_nodes import LeftNodes
@@ -39,7 +45,33 @@ def told(memory: BaseMemory, history: Sequence[ChatMessage]) -> list[ChatMessage
     return [message for message in history if not (isinstance(message, Turn) and message.is_marker)]
 
 
-class MPlusQuestionChatEngine(CondenseQuestionChatEngine):
+class KnownMessages(BaseChatEngine):
+    """A chat engine that refuses a message that is no text, before anything is said or remembered.
+
+    Raises:
+        ValueError: It is none, of every way to ask.
+    """
+
+    def chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AGENT_CHAT_RESPONSE_TYPE:
+        """Answer a message."""
+        return super().chat(checked_text(message, "message"), chat_history)  # pyright: ignore[reportAbstractUsage]
+
+    async def achat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AGENT_CHAT_RESPONSE_TYPE:
+        """``chat`` without blocking the event loop."""
+        return await super().achat(checked_text(message, "message"), chat_history)  # pyright: ignore[reportAbstractUsage]
+
+    def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> StreamingAgentChatResponse:
+        """Answer a message piece by piece."""
+        return super().stream_chat(checked_text(message, "message"), chat_history)  # pyright: ignore[reportAbstractUsage]
+
+    async def astream_chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None
+    ) -> StreamingAgentChatResponse:
+        """``stream_chat`` without blocking the event loop."""
+        return await super().astream_chat(checked_text(message, "message"), chat_history)  # pyright: ignore[reportAbstractUsage]
+
+
+class MPlusQuestionChatEngine(KnownMessages, CondenseQuestionChatEngine):
     """Rephrases each question so that it stands alone. If the model returns nothing, the question is asked as it is."""
 
     def _condense_question(self, chat_history: list[ChatMessage], last_message: str) -> str:
@@ -51,7 +83,7 @@ class MPlusQuestionChatEngine(CondenseQuestionChatEngine):
         return condensed if condensed.strip() else last_message
 
 
-class MPlusChatEngine(CondensePlusContextChatEngine):
+class MPlusChatEngine(KnownMessages, CondensePlusContextChatEngine):
     """Chats about an index: the question and the latest turns are in the prompt, everything else is read as latents.
 
     The documents and the conversation stay in memories of their own, which are read together.

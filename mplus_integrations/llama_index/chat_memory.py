@@ -315,10 +315,16 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
 
         Returns:
             How many turns were forgotten.
+
+        Raises:
+            ValueError: The name is neither text, a number nor a UUID, or empty.
         """
+        wanted = None if conversation_id is None else conversation_name(conversation_id)
+        if conversation_id is not None and not (wanted or "").strip():
+            raise ValueError(f"conversation_id={conversation_id!r}: expected the name of a conversation, or None.")
         with self._guard:
-            is_this = conversation_id is None or conversation_name(conversation_id) == self.conversation_id
-            name = self.conversation_id if is_this else conversation_name(conversation_id)
+            is_this = wanted is None or wanted == self.conversation_id
+            name = self.conversation_id if is_this else wanted
             with self.latents.opened(self.loaded) as memory:
                 known = {source.name for source in memory.sources()}
                 said = set(turns_of(memory, name)) if name is not None else set[str]()

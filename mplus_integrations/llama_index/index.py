@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.response.schema import RESPONSE_TYPE
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.embeddings.utils import resolve_embed_model
@@ -20,7 +21,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.response_synthesizers.context_only import ContextOnly
 from llama_index.core.response_synthesizers.no_text import NoText
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, QueryType
 from llama_index.core.storage import StorageContext
 from llama_index.core.storage.docstore.types import RefDocInfo
 
@@ -34,7 +35,7 @@ from mplus import (
     MPlus,
     UnknownNameError,
 )
-from mplus_integrations.arguments import checked_several, checked_switch
+from mplus_integrations.arguments import checked_folder, checked_id, checked_several, checked_switch
 from mplus_integrations.llama_index.chat_engine import MPlusChatEngine, MPlusQuestionChatEngine, latents_of
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.documents import KnownDocumentArguments
@@ -62,7 +63,7 @@ from mplus_integrations.llama_index.index_storage import (
 )
 from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes, written_text
-from mplus_integrations.llama_index.retriever import Findable, MPlusIndexRetriever
+from mplus_integrations.llama_index.retriever import Findable, MPlusIndexRetriever, checked_query
 from mplus_integrations.llama_index.synthesizer import FoundSynthesizer, MPlusSynthesizer
 from mplus_integrations.store_place import StorePlace
 from mplus_integrations.whose_memory import Latents, check_memory, checked_key, forget_all
@@ -184,8 +185,9 @@ class MPlusIndex(KnownDocumentArguments):
             ValueError: There is another kind of index, or an argument does not exist.
         """
         UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex.load", instead=INSTEAD_OF_INDEX)
+        folder = checked_folder(persist_dir, "persist_dir")
         try:
-            context = StorageContext.from_defaults(persist_dir=str(persist_dir))
+            context = StorageContext.from_defaults(persist_dir=folder)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MemoryNotFoundError(
                 f"{persist_dir}: no saved index. Expected a folder that index.persist(folder) has written."
@@ -205,10 +207,11 @@ class MPlusIndex(KnownDocumentArguments):
 
     def persist(self, persist_dir: str | Path) -> None:
         """Save text, structure and latents into a folder, as ``storage_context.persist`` does."""
-        self.storage_context.persist(persist_dir=str(persist_dir))
+        self.storage_context.persist(persist_dir=checked_folder(persist_dir, "persist_dir"))
 
     def set_index_id(self, index_id: str) -> None:
         """Give the index another id."""
+        checked_id(index_id, "index_id")
         self.storage_context.vector_stores.pop(namespace(self.index_id), None)
         super().set_index_id(index_id)
         self._keep_beside()
@@ -222,7 +225,7 @@ class MPlusIndex(KnownDocumentArguments):
     # --- writing: into memory first, so that an error leaves everything unchanged -----------------------
 
     def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> MPlusStruct:
-        struct: MPlusStruct = build_kwargs["struct"]
+        struct: MPlusStruct = build_kwargs.get("struct") or self._index_struct
         self._write(struct, nodes)
         if nodes and not struct.nodes:
             which = ", ".join(map(described, nodes[:5]))
@@ -231,6 +234,7 @@ class MPlusIndex(KnownDocumentArguments):
 
     def build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> MPlusStruct:
         """Write nodes; their text is added to the document store, as in every index."""
+        nodes = checked_several(nodes, "nodes", BaseNode)
         struct = self._build_index_from_nodes(nodes, **build_kwargs)
         self._docstore.add_documents(nodes, allow_update=True)
         return struct
@@ -331,7 +335,7 @@ class MPlusIndex(KnownDocumentArguments):
         Raises:
             ValueError: An argument is unknown, or is for text in the prompt and ``recall`` is "latent".
         """
-        reader = self.llm if llm is None else self._as_embedding(resolve_llm(llm, self._callback_manager))
+        reader = self.llm if llm is None else self._as_embedding(llm)
         recall = recall or ("latent" if isinstance(reader, MPlusLLM) else "text")
         if recall not in ("latent", "hybrid", "text"):
             raise ValueError(f"recall={recall!r}: expected 'latent', 'hybrid' or 'text'.")
@@ -392,7 +396,7 @@ class MPlusIndex(KnownDocumentArguments):
             ValueError: The mode or an argument is unknown.
         """
         chat_mode = ChatMode.BEST if chat_mode is None else chat_mode
-        if chat_mode not in CHAT_OF_MODE:
+        if not isinstance(chat_mode, str) or chat_mode not in CHAT_OF_MODE:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
                 f"chat_mode={chat_mode!r}: expected BEST, CONTEXT, CONDENSE_PLUS_CONTEXT, CONDENSE_QUESTION or SIMPLE. "
                 "For an agent, give a FunctionAgent or ReActAgent this index's query engine as a tool."
@@ -403,7 +407,7 @@ class MPlusIndex(KnownDocumentArguments):
         UnknownNameError.check(kwargs, every, of="as_chat_engine", instead=INSTEAD_OF_CHAT)
         takes = CHAT_OF_MODE[ChatMode(chat_mode)]
         UnknownNameError.check(kwargs, takes, of=f"as_chat_engine with {ChatMode(chat_mode).name}")
-        reader = self.llm if llm is None else mplus_llm(self._as_embedding(resolve_llm(llm, self._callback_manager)))
+        reader = self.llm if llm is None else mplus_llm(self._as_embedding(llm))
         retriever = self.as_retriever(**{k: v for k, v in kwargs.items() if k in RETRIEVER})
         chat = {k: v for k, v in kwargs.items() if k not in RETRIEVER}
         history, memory = chat.pop("chat_history", None), chat.pop("memory", None)
@@ -450,8 +454,16 @@ class MPlusIndex(KnownDocumentArguments):
             query_engine=engine, llm=reader.without_memory(), memory=memory, **chat
         )
 
-    def _as_embedding(self, llm: LLM) -> LLM:
-        """Another LLM, with the embedder of the index unless it has one of its own."""
+    def _as_embedding(self, given: LLMType) -> LLM:
+        """Another LLM, with the embedder of the index unless it has one of its own.
+
+        Raises:
+            ValueError: It is none.
+        """
+        try:
+            llm = resolve_llm(given, self._callback_manager)
+        except AssertionError as error:
+            raise ValueError(f"llm={given!r:.60} is {type(given).__name__}: expected an LLM, or its name.") from error
         if isinstance(llm, MPlusLLM) and llm.embedder is None:
             return _embedding_with(llm, self.llm.embedder)
         return llm
@@ -466,7 +478,19 @@ for _name in STRUCT_TYPES:
 
 
 class MPlusQueryEngine(RetrieverQueryEngine):
-    """LlamaIndex's query engine, which refuses a prompt that it does not have."""
+    """LlamaIndex's query engine, which refuses what is no question, and a prompt that it does not have."""
+
+    def query(self, str_or_query_bundle: QueryType) -> RESPONSE_TYPE:
+        """Answer a question.
+
+        Raises:
+            ValueError: It is neither text nor a ``QueryBundle``.
+        """
+        return super().query(checked_query(str_or_query_bundle))
+
+    async def aquery(self, str_or_query_bundle: QueryType) -> RESPONSE_TYPE:
+        """``query`` without blocking the event loop."""
+        return await super().aquery(checked_query(str_or_query_bundle))
 
     def update_prompts(self, prompts_dict: PromptDictType) -> None:
         """Change prompts.
