@@ -25,6 +25,7 @@ from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import Turn
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
+from mplus_integrations.llama_index.text_room import TextRoom
 from mplus_integrations.whose_memory import Latents
 from mplus_integrations.worker import in_thread
 
@@ -145,7 +146,10 @@ class MPlusChatEngine(KnownMessages, CondensePlusContextChatEngine):
     def _read(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
         """The nodes that are read: these are cited."""
         index = self._nodes.index
-        return LeftNodes.of(nodes, index.latents.read(self._reader.loaded), index.index_struct.nodes).nodes
+        model = self._reader.loaded
+        memory = index.latents.read(model)
+        own = [] if self._own.is_same(index.latents) else [self._own.read(model)]
+        return LeftNodes.of(nodes, memory, index.index_struct.nodes, TextRoom.of(model, memory, *own)).nodes
 
     def _condense_question(self, chat_history: list[ChatMessage], latest_message: str) -> str:
         condensed = super()._condense_question(told(self._memory, chat_history), latest_message)
