@@ -199,7 +199,7 @@ def memory_tools(chat: MPlusChat) -> list[BaseTool]:
         """Remember a text for later. The source is a short name for it, if it should have one."""
         key = current_key(chat)
         with chat.opened(key) as memory:
-            name = _free_name(source or "note", {known.name for known in memory.sources()}, is_given=bool(source))
+            name = _free_name(source or "note", set(memory.told()), is_given=bool(source))
         chat.memorize(text, source=name, memory_key=key)
         return f"Remembered as {name}."
 

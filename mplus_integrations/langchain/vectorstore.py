@@ -108,7 +108,7 @@ class MPlusVectorStore(VectorStore):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """Write texts into memory, all in one go; a text whose id is there already replaces it.
+        """Write texts into memory, all in one go; a text whose id is there already replaces it, if it is another one.
 
         A text without a visible character, such as a blank page, is left out, and the log names it.
 
@@ -146,20 +146,24 @@ class MPlusVectorStore(VectorStore):
             return []
         with self.chat.opened(self.memory_key) as memory, memory.adding():
             refuse_others(memory, written, DOCUMENT)
-            replaced = written.keys() & memory.told().keys()
+            known = memory.told()
+            fresh = {name: item for name, item in written.items() if not _has(known.get(name), *item)}
+            replaced = fresh.keys() & known.keys()
             if not replaced:
-                self._write(memory, written, show_progress=show_progress)
+                self._write(memory, fresh, show_progress=show_progress)
                 return list(written)
             with all_or_nothing(memory) as fork:
                 for name in sorted(replaced):
                     fork.forget(name)
-                self._write(fork, written, show_progress=show_progress)
+                self._write(fork, fresh, show_progress=show_progress)
         return list(written)
 
     def _write(
         self, memory: Memory, written: Mapping[str, tuple[str, Mapping[str, Any]]], *, show_progress: bool
     ) -> None:
         """Write texts; several calls in a row go through the model together."""
+        if not written:
+            return
         key = self.time_key
         at = None if key is None else [(about or {}).get(key) for _, about in written.values()]
         self.chat.loaded.write(
@@ -416,6 +420,11 @@ def checked_k(k: int | None, name: str = "k") -> int:
         ValueError: Below 1, or no whole number.
     """
     return DEFAULT_K if k is None else checked_count(k, name)
+
+
+def _has(told: Any, text: str, about: Mapping[str, Any]) -> bool:
+    """Whether what was told under an id is this text with this metadata."""
+    return told is not None and told.texts == (text,) and told.metadata == {**about, DOCUMENT: True}
 
 
 def _documents(memory: Memory) -> list[Document]:

@@ -11,7 +11,7 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
-from mplus import Memory, MemoryStore, MPlus, Source, UnknownNameError, prompt_start, question_place
+from mplus import Memory, MemoryStore, MPlus, UnknownNameError, prompt_start, question_place
 from mplus.forks import ProcessLock
 from mplus_integrations.arguments import checked_several, checked_switch
 from mplus_integrations.conversations import THREAD, before_all, turns_of
@@ -390,8 +390,8 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         said, kept = [spoken(message) for message in (*messages, *more)], {id(turn) for turn in self.chat_history}
         turns: list[Turn] = []
         fresh: list[Turn] = []
-        with self.latents.opened(self.loaded) as memory:
-            known = {source.name: source for source in memory.sources()}
+        with self.latents.opened(self.loaded) as memory, memory.adding():
+            known = memory.told()
             mine = _forgettable(self.chat_history) | self._of_conversation(known)
             written = {name: source.texts for name, source in known.items()}
             for place, (message, text) in enumerate(zip((*messages, *more), said, strict=True)):
@@ -409,7 +409,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             self._change(memory, gone - {turn.source for turn in turns}, fresh)
         return turns
 
-    def _of_conversation(self, known: Mapping[str, Source]) -> "set[str]":
+    def _of_conversation(self, known: Mapping[str, Any]) -> "set[str]":
         """Names of the turns in memory that are this conversation's by its name."""
         about = {name: source.metadata for name, source in known.items() if TURN in source.metadata}
         return {
@@ -419,12 +419,16 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         }
 
     def _change(self, memory: Memory, gone: "set[str]", fresh: Sequence[Turn]) -> None:
+        if not gone:
+            self._write(memory, fresh)
+            return
         with all_or_nothing(memory) as fork:
             for name in sorted(gone):
                 fork.forget(name)
             self._write(fork, fresh)
 
     def _write(self, memory: Memory, turns: Sequence[Turn]) -> None:
+        """Write turns; those of several calls in a row go through the model together."""
         said = [(spoken(turn), turn) for turn in turns if spoken(turn)]
         about = {} if self.conversation_id is None else {THREAD: self.conversation_id}
         if said:
@@ -434,6 +438,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
                 source=[turn.source for _, turn in said],
                 metadata=[{TURN: True, **about, "role": ROLES[turn.role]} for _, turn in said],
                 keep_text=True,
+                later=True,
             )
 
 

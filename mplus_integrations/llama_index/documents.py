@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 from llama_index.core.indices.base import BaseIndex
+from llama_index.core.ingestion import run_transformations
 from llama_index.core.schema import BaseNode, Document
 
 from mplus import UnknownNameError
@@ -86,13 +87,32 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
         """Write the documents that are new or have changed; says of each whether it was written."""
         _check(update_kwargs, REFRESH, of="refresh_ref_docs")
         documents = check(documents)
-        return super().refresh_ref_docs(documents)
+        if len({document.id_ for document in documents}) < len(documents):
+            return super().refresh_ref_docs(documents)  # each is compared with the one before it
+        with self._callback_manager.as_trace("refresh_ref_docs"):
+            known = [self.docstore.get_document_hash(document.id_) for document in documents]
+            fresh = [found != document.hash for found, document in zip(known, documents, strict=True)]
+            self._replace([document for document, is_fresh in zip(documents, fresh, strict=True) if is_fresh])
+        return fresh
+
+    def _replace(self, documents: Sequence[Document]) -> None:
+        """Write documents in place of what was written of them, all through the model together.
+
+        Nodes are made before anything is forgotten: an error of a splitter leaves everything as it was.
+        """
+        blanks(documents)
+        nodes = run_transformations(documents, self._transformations, show_progress=self._show_progress)
+        for document in documents:
+            if self.docstore.get_document_hash(document.id_) is not None:
+                self.delete_ref_doc(document.id_)
+        self.insert_nodes(nodes)
+        for document in documents:
+            self.docstore.set_document_hash(document.id_, document.hash)
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """``refresh_ref_docs`` without blocking the event loop."""
         _check(update_kwargs, REFRESH, of="arefresh_ref_docs")
-        documents = check(documents)
-        return await super().arefresh_ref_docs(documents)
+        return await in_thread(self.refresh_ref_docs, documents, **update_kwargs)
 
 
 def check(documents: Sequence[Document]) -> list[Document]:
