@@ -326,7 +326,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         given = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         if isinstance(schema := given.get("response_format"), type):
             given["response_format"] = response_format(schema.__name__, as_json_schema(schema))
-        return self._as_call({"stop": stop or None, **self._asked_in(None, given)})
+        return self._as_call({"stop": None if stop == [] else stop, **self._asked_in(None, given)})
 
     def _memories_of(self, call: Call) -> tuple[Latents, list[Shared]]:
         """The memory of a call, and those that it reads beside it."""
@@ -422,7 +422,9 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
 
 
 def _checked(call: Call, kwargs: Mapping[str, Any], answer: Answer) -> Answer:
-    """The answer. JSON, and a form of an agent, must be whole where no parser of ours checks it."""
-    if kwargs.get(FORM, "chat" if call.response_format is not None else "parser") == "chat":
-        check_form(call, answer.generation, [one for _, one in answer.calls], [one for _, one in answer.invalid_calls])
+    """The answer. JSON, a call that was asked for and a form of an agent must be whole where no parser checks it."""
+    calls, invalid = [one for _, one in answer.calls], [one for _, one in answer.invalid_calls]
+    says_nothing = not (calls or invalid)  # else ``invalid_tool_calls`` of the message tells what is wrong
+    if kwargs.get(FORM, "chat" if call.response_format is not None or says_nothing else "parser") == "chat":
+        check_form(call, answer.generation, calls, invalid)
     return answer

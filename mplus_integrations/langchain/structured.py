@@ -29,6 +29,11 @@ CUT_OFF = {
     "cancelled": "it was cut off when its timeout was over or it was cancelled",
 }
 """Why an answer ended early, by its finish reason."""
+FORMS = frozenset(
+    {"type", "properties", "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "items", "prefixItems", "not"}
+    | {"patternProperties", "additionalProperties"}
+)
+"""Keywords of a JSON schema that say what a value is."""
 FORM = "mplus_form"
 """Argument that says who checks that an answer has its form: "parser", or "chat" where nobody would."""
 Method = Literal["json_schema", "function_calling", "json_mode"]
@@ -106,17 +111,31 @@ def as_tool(tool: Tool) -> dict[str, Any]:
     goes, or nothing at all.
     """
     whole = _schema_of(tool)
-    if whole is None or not _is_recursive(whole):
+    if whole is None or ("properties" in whole and not _is_recursive(whole)):
         return convert_to_openai_tool(tool)
     name, about = _told(tool, whole)
+    if whole.get("type") != "object" and "$ref" not in whole:
+        raise ValueError(
+            f"The arguments of {name!r} are {whole!r:.80}: expected an object that names its properties. Another form "
+            "is one of an answer: with_structured_output(…, method='json_schema')."
+        )
     return {"type": "function", "function": {"name": name, "description": about, "parameters": whole}}
 
 
 def as_json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
-    """The JSON schema of a class or description, in which definitions that contain themselves are kept."""
+    """The JSON schema of a class or description, in which definitions that contain themselves are kept.
+
+    LangChain keeps of a schema only its properties: of a list, a choice or a union it leaves nothing.
+
+    Raises:
+        ValueError: It does not say what an answer is.
+    """
     whole = _schema_of(schema)
-    if whole is None or not _is_recursive(whole):
-        return convert_to_json_schema(schema)
+    if whole is None or ("properties" in whole and not _is_recursive(whole)):
+        found = convert_to_json_schema(schema)
+        if not FORMS & found.keys():
+            raise ValueError(f"schema={schema!r:.120}: expected a JSON schema with one of {', '.join(sorted(FORMS))}.")
+        return found
     name, about = _told(schema, whole)
     return {**whole, "title": name, "description": about}
 
@@ -145,7 +164,7 @@ def _schema_of(described: Any) -> dict[str, Any] | None:
     given = cast("dict[str, Any]", described)
     function = given.get("function", given)
     found = function.get("parameters", function)
-    return found if "properties" in found or "$ref" in found else None
+    return found if FORMS & found.keys() else None
 
 
 def _is_recursive(schema: dict[str, Any]) -> bool:

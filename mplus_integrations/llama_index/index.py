@@ -63,6 +63,7 @@ from mplus_integrations.llama_index.index_storage import (
 )
 from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes, written_text
+from mplus_integrations.llama_index.raising import raising
 from mplus_integrations.llama_index.retriever import Findable, MPlusIndexRetriever, checked_query
 from mplus_integrations.llama_index.synthesizer import FoundSynthesizer, MPlusSynthesizer
 from mplus_integrations.store_place import StorePlace
@@ -365,7 +366,10 @@ class MPlusIndex(KnownDocumentArguments):
         without_llm = WITHOUT_LLM.get(cast("ResponseMode", engine.get("response_mode")))
         if without_llm is not None and "response_synthesizer" not in engine:
             engine["response_synthesizer"] = without_llm(llm=reader)  # else LlamaIndex asks for a hosted LLM
+        is_own = "response_synthesizer" in engine
         made = MPlusQueryEngine.from_args(retriever, llm=reader, **engine)
+        if not is_own and isinstance(reader, MPlusLLM):
+            raising(made._response_synthesizer)
         if recall == "hybrid" and "response_synthesizer" not in engine:
             made._response_synthesizer = FoundSynthesizer(
                 made._response_synthesizer,
