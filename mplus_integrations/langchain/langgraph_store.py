@@ -22,8 +22,8 @@ from mplus import Memory, UnknownNameError, metadata_filter
 from mplus_integrations.arguments import checked_several
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.langchain.places import KnownPlaces, Namespace
+from mplus_integrations.latents import all_or_nothing, checked_key
 from mplus_integrations.settings import instead_where
-from mplus_integrations.whose_memory import all_or_nothing, checked_key
 from mplus_integrations.worker import in_thread
 
 ITEM = "mplus_item"

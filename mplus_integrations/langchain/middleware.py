@@ -16,9 +16,9 @@ from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.langchain.configs import as_mapping, asked_in
 from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
 from mplus_integrations.langchain.runs import Run, current_run
+from mplus_integrations.latents import all_or_nothing, forget_all
 from mplus_integrations.settings import instead_where
 from mplus_integrations.sources import checked_name
-from mplus_integrations.whose_memory import all_or_nothing, forget_all
 from mplus_integrations.worker import in_thread
 
 INSTEAD_OF_THREADS = {

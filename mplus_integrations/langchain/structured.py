@@ -73,6 +73,8 @@ def with_schema(
     """The chat model constrained to a schema, followed by a parser of its answers."""
     is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
     wanted = as_json_schema(schema)
+    if wanted.get("type") == "object" and not (FORMS - {"type", "additionalProperties"}) & wanted.keys():
+        raise ValueError(f"schema={schema!r:.120}: expected properties, without which {{}} is the only answer.")
     note = {"kwargs": {"method": method, "strict": strict}, "schema": wanted}
     fields = cast("type[BaseModel]", schema) if is_class else None
     if method == "function_calling":

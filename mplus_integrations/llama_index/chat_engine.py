@@ -19,6 +19,7 @@ from llama_index.core.schema import NodeWithScore
 
 from mplus_integrations.arguments import checked_text
 from mplus_integrations.conversations import CONVERSATION
+from mplus_integrations.latents import Latents
 from mplus_integrations.llama_index.chat_memory import TURN, MPlusMemory
 from mplus_integrations.llama_index.left_nodes import LeftNodes
 from mplus_integrations.llama_index.llm import MPlusLLM
@@ -26,7 +27,6 @@ from mplus_integrations.llama_index.messages import Turn
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 from mplus_integrations.llama_index.text_room import TextRoom
-from mplus_integrations.whose_memory import Latents
 from mplus_integrations.worker import in_thread
 
 

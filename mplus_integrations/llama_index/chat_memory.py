@@ -6,65 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.llm import LLM
 from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
-from mplus import Memory, MemoryStore, MPlus, UnknownNameError, prompt_start, question_place
+from mplus import Memory, MemoryStore, MPlus, UnknownNameError
 from mplus.forks import ProcessLock
 from mplus_integrations.arguments import checked_several, checked_switch
 from mplus_integrations.conversations import THREAD, before_all, turns_of
 from mplus_integrations.copies import Referring
+from mplus_integrations.latents import Latents, MemoryKeyName, all_or_nothing, check_memory, checked_key, forget_all
 from mplus_integrations.llama_index.llm import mplus_llm
+from mplus_integrations.llama_index.memory_arguments import FROM_DEFAULTS, INSTEAD_OF_MEMORY, refuse_documents
 from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
-from mplus_integrations.llama_index.nodes import NODE
+from mplus_integrations.llama_index.recent_turns import RecentTurns
 from mplus_integrations.llama_index.turns import as_turn
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import (
-    INSTEAD,
     ConversationName,
     KnownNames,
     PromptTurns,
     conversation_name,
-    turns_in_prompt,
 )
 from mplus_integrations.store_place import StorePlace
-from mplus_integrations.whose_memory import (
-    Latents,
-    MemoryKeyName,
-    all_or_nothing,
-    check_memory,
-    checked_key,
-    forget_all,
-)
 
 TURN = "mplus_turn"
 """Metadata key of sources that are turns of a conversation."""
-TOKEN_LIMIT = 1024
-"""Most tokens of recent turns for a model that takes as many as fit."""
-MESSAGE_TOKENS = 4
-"""Approximate number of tokens that a chat template adds to a message."""
-
-INSTEAD_OF_MEMORY = {
-    **INSTEAD,
-    "chat_store": "store=mplus.MemoryStore(folder)",
-    "chat_store_key": "memory_key",
-    "memory_blocks": "nothing: the LLM reads all turns as latents",
-    "async_database_uri": "store=mplus.MemoryStore(folder)",
-    "table_name": "memory_key",
-    "thread_id": "conversation_id",
-    "token_flush_size": "prompt_turns",
-    "chat_history_token_ratio": "prompt_turns",
-    "tokenizer_fn": "nothing: the model's own tokenizer counts",
-    "persist_directory": "store=mplus.MemoryStore(folder)",
-}
-"""Ours for arguments of LlamaIndex's memories."""
-
-FROM_DEFAULTS = frozenset(
-    {"chat_history", "llm", "memory", "store", "memory_key", "conversation_id", "prompt_turns", "token_limit"}
-)
-"""Arguments of ``MPlusMemory.from_defaults``."""
 
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
 
@@ -162,7 +130,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             if memory_key is not None:
                 raise ValueError(f"memory= and memory_key={memory_key!r:.60}: expected one of them, not both.")
             latents = Latents(memory=memory) if isinstance(memory, Memory) else memory
-            _refuse_documents(latents, memory)
+            refuse_documents(latents, memory)
             store, key = latents.store, latents.key
         elif store is not None and key is None:
             raise ValueError("store= without memory_key=: expected a name, so that this conversation is found again.")
@@ -244,7 +212,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         turns = self.chat_history  # never changed in place
         first = next((n for n, turn in enumerate(turns) if ROLES[turn.role] != "system"), len(turns))
         system, turns = turns[:first], turns[first:]
-        standing = turns[self._window(turns) if turns else 0 :]
+        standing = turns[self._recent.start(turns) if turns else 0 :]
         given: list[ChatMessage] = [turn.given_by(self, stays=True) for turn in [*system, *standing]]
         if not standing and self.latents.read(self.loaded).sources():
             given.append(Turn.marker(self))
@@ -253,7 +221,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
     def recent(self) -> list[ChatMessage]:
         """The turns since the last reset that ``token_limit`` allows, for a prompt that tells what was said."""
         turns = [turn for turn in self.chat_history if ROLES[turn.role] != "system"]
-        return [turn.given_by(self) for turn in turns[self._by_tokens(turns) if turns else 0 :]]
+        return [turn.given_by(self) for turn in turns[self._recent.start_by_tokens(turns) if turns else 0 :]]
 
     def get_all(self) -> list[ChatMessage]:
         """All turns since the last reset."""
@@ -341,31 +309,9 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
 
     # --- internal ---------------------------------------------------------------------------------
 
-    def _window(self, turns: Sequence[Turn]) -> int:
-        """Index of the first turn that is given."""
-        everything = self.prompt_turns is None and self.token_limit is not None
-        wanted = None if everything else turns_in_prompt(self.prompt_turns, self.loaded)
-        if wanted is None:
-            return self._by_tokens(turns)
-        chat: list[dict[str, Any]] = [{"role": ROLES[turn.role]} for turn in turns]
-        calls = any(isinstance(block, ToolCallBlock) for block in turns[-1].blocks)
-        # After a plain answer the question is still to come.
-        end = len(turns) if chat[-1]["role"] == "assistant" and not calls else question_place(chat)
-        start = prompt_start(chat, end, wanted)
-        return start if self.token_limit is None else min(max(start, self._by_tokens(turns)), end)
-
-    def _by_tokens(self, turns: Sequence[Turn]) -> int:
-        """Index of the first recent turn; it is a question, so that no answer or tool result is separated from it."""
-        tokenizer, used, start = self.loaded.tokenizer, 0, len(turns)
-        for turn in reversed(turns):
-            used += len(tokenizer(spoken(turn), add_special_tokens=False)["input_ids"]) + MESSAGE_TOKENS
-            if used > (self.token_limit or TOKEN_LIMIT):
-                break
-            start -= 1
-        if start == 0:
-            return 0
-        asked = [n for n, turn in enumerate(turns) if turn.role == MessageRole.USER]
-        return next((n for n in asked if n >= start), asked[-1] if asked else min(start, len(turns) - 1))
+    @property
+    def _recent(self) -> RecentTurns:
+        return RecentTurns(self.loaded, self.prompt_turns, self.token_limit)
 
     def _place_of(self, message: ChatMessage) -> int | None:
         """Where the history has an earlier version of a message; None: nowhere."""
@@ -445,12 +391,3 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
 def _forgettable(turns: Sequence[Turn]) -> set[str]:
     """Names of turns that no other conversation may have said too."""
     return {turn.source for turn in turns if not turn.is_shared}
-
-
-def _refuse_documents(latents: Latents, given: Memory | Latents) -> None:
-    held = isinstance(given, Memory) and any(NODE in source.metadata for source in given.sources())
-    if latents.is_of_index or held:
-        raise ValueError(
-            "memory= holds the documents of an index: turns written there would be read by all who read it. Read them "
-            "beside the conversation: index.as_chat_engine(memory=…), or an LLM with MPlusLLM(shared=index.latents)."
-        )

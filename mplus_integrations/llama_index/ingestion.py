@@ -11,10 +11,10 @@ from pydantic import Field, PrivateAttr, model_validator
 from mplus import Memory, UnknownNameError
 from mplus_integrations.arguments import checked_id, checked_several
 from mplus_integrations.copies import Referring
+from mplus_integrations.latents import Latents, MemoryKeyName, all_or_nothing, forget_all
 from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, write_nodes
 from mplus_integrations.settings import KnownNames
-from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, forget_all
 from mplus_integrations.worker import in_thread
 
 

@@ -30,6 +30,7 @@ from mplus import Memory, UnknownNameError
 from mplus_integrations.answering import Answer, Answering, Asked, Piece
 from mplus_integrations.arguments import checked_several
 from mplus_integrations.forms import check_form, tool_choice
+from mplus_integrations.latents import Latents, Shared, Where, check_memory
 from mplus_integrations.llama_index.messages import (
     Prompt,
     Turn,
@@ -44,7 +45,6 @@ from mplus_integrations.llama_index.messages import (
 from mplus_integrations.llama_index.structured import StructuredPredict
 from mplus_integrations.saved import not_saved
 from mplus_integrations.settings import Call
-from mplus_integrations.whose_memory import Latents, Shared, Where, check_memory
 from mplus_integrations.worker import answered, streamed
 
 F = TypeVar("F", bound=Callable[..., Any])

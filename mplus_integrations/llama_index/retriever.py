@@ -13,10 +13,10 @@ from llama_index.core.vector_stores import MetadataFilters
 from mplus import FoundSource, UnknownNameError, metadata_filter
 from mplus_integrations.arguments import checked_count, checked_several
 from mplus_integrations.filters import of_metadata_filters
+from mplus_integrations.latents import Latents, Where
 from mplus_integrations.llama_index.index_storage import MPlusStruct
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.sources import headings_of
-from mplus_integrations.whose_memory import Latents, Where
 from mplus_integrations.worker import in_thread
 
 DEFAULT_TOP_K = 2

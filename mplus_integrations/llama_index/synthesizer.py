@@ -18,13 +18,14 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
 from mplus import UnknownNameError
+from mplus_integrations.latents import Latents, Shared, Where
 from mplus_integrations.llama_index.left_nodes import LeftNodes
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE
 from mplus_integrations.llama_index.retriever import Findable
 from mplus_integrations.llama_index.structured import asking, parsed
 from mplus_integrations.llama_index.text_room import TextRoom
-from mplus_integrations.whose_memory import UNLOADED_WINDOW, Latents, Shared, Where
+from mplus_integrations.whose_memory import UNLOADED_WINDOW
 from mplus_integrations.worker import in_thread
 
 PACKING = (
