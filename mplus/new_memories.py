@@ -1,6 +1,5 @@
 """``NewMemories``: memories in which nothing has been written."""
 
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from mplus.checkpoint.initial_memory import initial_state
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
 from mplus.weights import Weights
@@ -27,12 +26,7 @@ class NewMemories:
     def __init__(self, weights: Weights, tokenizer: Any, parts: TrainedParts) -> None:
         self._weights, self._tokenizer, self._parts = weights, tokenizer, parts
         self._initial_states: dict[MemoryConfig, MemoryState] = {}
-        self.after_fork()
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def make(self, config: MemoryConfig, seed: int) -> Memory:
         """A memory of a layout.

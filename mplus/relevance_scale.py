@@ -5,7 +5,6 @@ the match itself, on a scale that facts of our own give: how well questions matc
 """
 
 import math
-import threading
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from mplus.config import EMBEDDING, MemoryConfig
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock
 from mplus.memory.memory import Memory
 from mplus.recall.choose import rank_sources
 from mplus.self_check import FACTS
@@ -56,12 +55,7 @@ class RelevanceScales:
     def __init__(self, weights: Weights, tokenizer: Any) -> None:
         self._weights, self._tokenizer = weights, tokenizer
         self._late: RelevanceScale | None = None
-        self.after_fork()
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def score(self, config: MemoryConfig, match: float) -> float:
         """The score of a match in a memory of some layout.

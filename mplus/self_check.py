@@ -6,7 +6,6 @@ The result is kept by the model's fingerprint, in this process and in the cache 
 import json
 import os
 import tempfile
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from mplus.checkpoint.catalog import cache_root
 from mplus.config import MemoryConfig
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock
 from mplus.generation.engine import decode
 from mplus.generation.requests import Requests
 from mplus.generation.row import Row
@@ -88,12 +87,7 @@ class SelfCheck:
         self._weights, self._tokenizer, self._name = weights, tokenizer, name
         self.known = known or self._obvious()
         """The result, once there is one."""
-        self.after_fork()
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def result(self) -> HowRead:
         """How this model reads: known, kept from an earlier check, or checked now."""

@@ -3,11 +3,10 @@
 Nobody knows which memory such a text was said to, so all of it is dropped whenever something is forgotten or deleted.
 """
 
-import threading
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock
 from mplus.weak_identity_set import WeakIdentitySet
 
 Key = TypeVar("Key", bound=Hashable)
@@ -49,13 +48,8 @@ class LatestTraces(Generic[Key, Made]):
     def __init__(self, most: int) -> None:
         self._most = most
         self._made: dict[Key, Made] = {}
-        self.after_fork()
-        renewed_after_fork(self)
+        self._guard = ProcessLock()
         dropped_when_forgotten(self)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._guard = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._made)

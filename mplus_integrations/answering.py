@@ -22,9 +22,10 @@ from mplus import (
 from mplus_integrations.conversations import Conversation
 from mplus_integrations.forms import NoCalls, before_calls, form_of, has_result, may_hold_calls, tool_choice, with_told
 from mplus_integrations.history import OURS, Fitted, fitted
+from mplus_integrations.latents import Latents, Shared, Where
 from mplus_integrations.settings import AnswerSettings, Call, instead_where
 from mplus_integrations.sources import headings_of
-from mplus_integrations.whose_memory import Item, Latents, Remembering, Shared, Where
+from mplus_integrations.whose_memory import Item, Remembering
 
 Asked = str | list[dict[str, Any]]
 """Text to continue, or chat messages; ``history`` says what ``source``, ``id`` and ``stays`` of a message mean."""

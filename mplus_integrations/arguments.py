@@ -1,5 +1,6 @@
 """Checks of arguments, the same in both frameworks: an error has the value, what was expected, and the fix."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
 from typing import Any, TypeVar
@@ -38,6 +39,29 @@ def checked_text(given: object, name: str) -> str:
     if not isinstance(given, str):
         raise ValueError(f"{name}={given!r:.40} is {type(given).__name__}: expected text.")
     return given
+
+
+def checked_id(given: object, name: str) -> str:
+    """The id of something as LlamaIndex has them.
+
+    Raises:
+        ValueError: It is no text, or empty.
+    """
+    if not isinstance(given, str) or not given.strip():
+        raise ValueError(f"{name}={given!r:.40} is {type(given).__name__}: expected text, with a visible character.")
+    return given
+
+
+def checked_folder(given: object, name: str) -> str:
+    """A folder as text.
+
+    Raises:
+        ValueError: It is neither text nor a path, or empty.
+    """
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(path, str) or not path.strip():
+        raise ValueError(f"{name}={given!r:.40} is {type(given).__name__}: expected a folder, as text or a Path.")
+    return path
 
 
 def checked_several(given: Any, name: str, kind: type[Item] | None = None) -> list[Item]:

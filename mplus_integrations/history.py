@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mplus import Memory, MPlus, prompt_start, question_place, turn_text
 from mplus_integrations.conversations import CONVERSATION, Compared, Conversation, Messages, compared
-from mplus_integrations.whose_memory import all_or_nothing
+from mplus_integrations.latents import all_or_nothing
 
 KEPT_SHARE = 0.75
 """Share of the room that the prompt takes after turns have been moved into memory because they did not fit."""

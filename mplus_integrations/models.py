@@ -1,13 +1,13 @@
 """Models by name, loaded once per process for both frameworks."""
 
-import threading
 from weakref import WeakValueDictionary
 
 from mplus import MPlus
+from mplus.forks import ProcessLock
 
 _LOADED: dict[str, MPlus] = {}
 _LIVE: WeakValueDictionary[str, MPlus] = WeakValueDictionary()
-_LOADING = threading.Lock()
+_LOADING = ProcessLock()
 
 
 def load(model: str | MPlus) -> MPlus:

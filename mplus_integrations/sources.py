@@ -95,6 +95,18 @@ def named(name: object) -> str | None:
     return str(name)
 
 
+def checked_name(name: object, what: str) -> str:
+    """A name by which something is found, as text.
+
+    Raises:
+        ValueError: It is neither text, a number nor a UUID, or empty.
+    """
+    found = named(name)
+    if found is None:
+        raise ValueError(f"{what}={name!r}: expected text, a number or a UUID.")
+    return found
+
+
 def refuse_others(memory: Memory, names: Iterable[str], kind: str | None = None) -> None:
     """Refuse names that are taken by sources of another kind, which would be replaced or mixed up.
 

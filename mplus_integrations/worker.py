@@ -5,7 +5,6 @@ of the application.
 """
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,31 +12,31 @@ from contextvars import copy_context
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from mplus.forks import renewed_after_fork
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=64, thread_name_prefix="mplus")
+class _Threads:
+    """The pool; a forked process, which has none of its parent's threads and would wait for them, has a new one."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin without threads."""
+        self.pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="mplus")
 
 
-_threads = _pool()
-
-
-def _renew() -> None:
-    """A pool for a forked process, which has none of its parent's threads and would wait for them."""
-    global _threads
-    _threads = _pool()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+_THREADS = _Threads()
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in a thread, with the caller's context variables."""
     call = partial(copy_context().run, function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_threads, call)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS.pool, call)
 
 
 async def answered(work: Callable[[threading.Event], T]) -> T:

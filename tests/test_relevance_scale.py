@@ -2,8 +2,7 @@
 
 import pytest
 
-from mplus import forks
-from mplus.relevance_scale import RelevanceScale, RelevanceScales
+from mplus.relevance_scale import RelevanceScale
 from mplus.testing import tiny_model
 from tests.conftest import TINY
 
@@ -31,12 +30,3 @@ def test_search_gives_scores_that_fall_with_relevance_and_need_no_other_texts() 
     (only,) = model.search(alone, TEXTS[0])
     (other,) = model.search(alone, "Zxqv zxqv?")
     assert other.score < 0.5 < only.score
-
-
-def test_a_forked_child_measures_with_a_lock_of_its_own() -> None:
-    model = tiny_model(memory=TINY)
-    scales = RelevanceScales(model.weights, model.tokenizer)
-    assert any(owner is scales for owner in forks._OWNERS)
-    with scales._lock:  # another thread measures at the moment of the fork
-        scales.after_fork()
-        assert not scales._lock.locked()

@@ -84,11 +84,3 @@ def test_the_latest_texts_are_kept_until_something_is_forgotten() -> None:
     assert [latest.get(text) for text in ("a", "bb", "ccc")] == [None, 2, 3], "what was put first made room"
     drop_traces()
     assert not len(latest) and latest.get("ccc") is None
-
-
-def test_a_child_has_a_lock_of_its_own() -> None:
-    latest = LatestTraces[str, int](2)
-    latest.put("a", 1)
-    with latest._guard:  # held by another thread at the moment of the fork
-        latest.after_fork()
-        assert latest.get("a") == 1

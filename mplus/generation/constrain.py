@@ -5,7 +5,6 @@ A ``Constraint`` describes the form. The engine turns it into a mask over the vo
 """
 
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock
 from mplus.memory.transfer import moved
 
 MAX_STRING = 200
@@ -222,18 +221,7 @@ def _nested(schema: dict[str, Any], name: str) -> dict[str, Any]:
 _VOCABULARIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
-class _Guard:
-    """The lock of the vocabularies, one for each process."""
-
-    def __init__(self) -> None:
-        self.after_fork()
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        self.lock = threading.Lock()
-
-
-_GUARD = _Guard()
+_GUARD = ProcessLock()
 
 
 class ConstrainedDecoding:
@@ -265,7 +253,7 @@ class ConstrainedDecoding:
 def _vocabulary(tokenizer: Any, stop_token_ids: frozenset[int]) -> Any:
     from llguidance.hf import from_tokenizer
 
-    with _GUARD.lock:
+    with _GUARD:
         known = _VOCABULARIES.get(tokenizer)
         if known is None:
             known = from_tokenizer(tokenizer, eos_token=sorted(stop_token_ids) or None)

@@ -1,11 +1,10 @@
 """``MadeOfStates``: what reads made of memories' states, for the next read of the same ones."""
 
-import threading
 from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 from weakref import ref
 
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock
 from mplus.memory.state import MemoryState
 
 MOST_KEPT = 16
@@ -19,12 +18,7 @@ class MadeOfStates(Generic[Made]):
 
     def __init__(self) -> None:
         self._known: dict[tuple[Hashable, ...], tuple[list[ref[MemoryState]], Made]] = {}
-        self.after_fork()
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._guard = threading.RLock()  # reentrant: garbage collection can drop a state while the lock is held
+        self._guard = ProcessLock()  # reentrant: garbage collection can drop a state while it is held
 
     def get(self, states: Sequence[MemoryState], how: Hashable = None) -> Made | None:
         """What was made of these states in some way; None if nothing was."""

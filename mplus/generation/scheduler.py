@@ -12,7 +12,7 @@ from typing import Unpack
 from weakref import WeakKeyDictionary
 
 from mplus.errors import QueueFullError, SchedulerClosedError
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock, renewed_after_fork
 from mplus.generation.engine import Engine
 from mplus.generation.memories_read import MemoryLike
 from mplus.generation.prompt import PromptLike
@@ -44,12 +44,12 @@ class Scheduler:
         self.max_running = whole_number("max_running", max_running, least=1)
         self.max_waiting = whole_number("max_waiting", max_waiting, least=0)
         self._requests, self._closed = requests, False
+        self._guard = ProcessLock()
         self._begin(engine)
         renewed_after_fork(self)
 
     def _begin(self, engine: Engine) -> None:
         self._engine, self._process = engine, os.getpid()
-        self._guard = threading.Lock()
         self._queue = FairQueue()
         self._running: list[Ticket] = []
         self._worker: threading.Thread | None = None

@@ -1,13 +1,12 @@
 """``LiveState``: the present state of a memory, which threads share, texts wait for, and time changes."""
 
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from mplus.config import MemoryConfig
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock, renewed_after_fork
 from mplus.memory.clock import MemoryClock
 from mplus.memory.history import History
 from mplus.memory.ledger import LedgerEntry, WrittenText
@@ -31,12 +30,11 @@ class LiveState:
         self._clock: MemoryClock | None = None
         self._saved_clock: MemoryClock | None = None
         self._waiting: Waiting | None = None
-        self.after_fork()
+        self._lock = ProcessLock()
         renewed_after_fork(self)
 
     def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._lock = threading.RLock()
+        """Have what waits written by this process."""
         if self._waiting is not None:
             self._waiting.is_running = False  # the thread that wrote them is the parent's
 

@@ -1,6 +1,5 @@
 """The most recently used memories of a store, kept in host memory up to a limit."""
 
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock
 from mplus.memory.mapped import ShardPlane
 from mplus.memory.memory import Memory
 from mplus.memory.state import MemoryState
@@ -36,12 +35,7 @@ class RecentMemories:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._held: OrderedDict[str, _Held] = OrderedDict()
-        self.after_fork()
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._guard = threading.Lock()
+        self._guard = ProcessLock()
 
     def get(self, name: str, model: Any, saved_as: bytes, load: Callable[[], Memory]) -> Memory:
         """A fork of the held memory if that still equals the one on disk, else the result of ``load``."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mplus.errors import MemoryLockedError, MemorySaveError
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock, renewed_after_fork
 from mplus.given import check_number
 
 POLL_SECONDS = 0.01
@@ -26,17 +26,17 @@ class StoreLocks:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._renew()
+        self._guard = ProcessLock()
+        self._begin()
         renewed_after_fork(self)
 
-    def _renew(self) -> None:
-        self._guard = threading.Lock()
+    def _begin(self) -> None:
         self._locks: dict[str, threading.Lock] = {}
         self._holders: dict[str, int] = {}
 
     def after_fork(self) -> None:
         """Begin without locks. ``filelock`` closes the files of the parent's here, which leaves them to the parent."""
-        self._renew()
+        self._begin()
 
     @contextmanager
     def held(self, name: str, timeout: float, entered: Callable[[], object] = lambda: None) -> Generator[None]:

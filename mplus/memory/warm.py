@@ -5,7 +5,6 @@ ids, whoever holds the chunk, and dropping them changes no answer: they are made
 """
 
 import hashlib
-import threading
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from jaxtyping import Int, Int32
 from torch import Tensor
 
 from mplus.config import MemoryConfig, StorageDtype
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.tiers import Segment, SegmentTier
 from mplus.memory.tokens import Tokens
@@ -48,8 +47,7 @@ class WarmChunks:
         self._held: OrderedDict[tuple[bytes, StorageDtype], Segment] = OrderedDict()
         self._nbytes = 0
         self._short_term: WeakKeyDictionary[Tokens, Tokens] = WeakKeyDictionary()
-        self.after_fork()
-        renewed_after_fork(self)
+        self._guard = ProcessLock()
 
     @classmethod
     def of(cls, config: MemoryConfig, tier: SegmentTier) -> "WarmChunks | None":
@@ -57,10 +55,6 @@ class WarmChunks:
         if not config.keeps_ids:
             return None
         return cls(config.resolved_long_term_dtype, tier, config.long_term_latent_bytes)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._guard = threading.RLock()
 
     @property
     def nbytes(self) -> int:

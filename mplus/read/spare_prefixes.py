@@ -1,14 +1,13 @@
 """Prefixes of finished reads, which later reads of the same memory reuse."""
 
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakSet, finalize, ref
 
 from torch import Tensor
 
-from mplus.forks import renewed_after_fork
+from mplus.forks import ProcessLock
 from mplus.memory.tokens import Tokens
 from mplus.read.cache_layer import PrefixLayer
 from mplus.read.prefix import Chosen, ReadingOrder
@@ -100,12 +99,7 @@ class SparePrefixes:
         self.max_bytes = max_bytes
         self._kept: list[SparePrefix] = []
         self._watched: WeakSet[Tokens] = WeakSet()
-        self.after_fork()
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Begin with a lock of this process."""
-        self._guard = threading.RLock()  # reentrant: garbage collection can end a read while the lock is held
+        self._guard = ProcessLock()  # reentrant: garbage collection can end a read while it is held
 
     def take(self, short_term: Tokens, chosen: Chosen | None, prompt: Sequence[int]) -> SparePrefix | None:
         """Take out the kept prefix of this short-term memory that saves the most work; None if there is none."""

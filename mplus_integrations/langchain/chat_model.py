@@ -9,34 +9,29 @@ from typing import Any, Literal
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
-    BaseCallbackManager,
     CallbackManagerForLLMRun,
-    Callbacks,
 )
-from langchain_core.documents import Document
 from langchain_core.globals import get_llm_cache
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
+from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, Field, SecretStr
 
 from mplus import source_filter
-from mplus_integrations.answering import Answer, Answering, Piece
+from mplus_integrations.answering import Answer, Piece
 from mplus_integrations.forms import check_form, response_format
 from mplus_integrations.history import OURS
-from mplus_integrations.langchain.configs import asked_in, has_lost_names
 from mplus_integrations.langchain.messages import to_chat, to_last_chunk, to_message, to_text, usage
+from mplus_integrations.langchain.named_calls import CONFIG_SEEN, NamedCalls
 from mplus_integrations.langchain.structured import FORM, as_json_schema, as_tool, with_schema, with_tools
+from mplus_integrations.latents import Latents, Shared
 from mplus_integrations.settings import Call
-from mplus_integrations.whose_memory import Latents, Shared
 from mplus_integrations.worker import answered, in_thread, streamed
 
 MEMORY_STATE = "mplus_memory_state"
 """Argument that passes the state of a call's memory to the key of LangChain's cache."""
-CONFIG_SEEN = "mplus_config_seen"
-"""Argument that says that the config of a call was looked at, so that a missing name is none that was lost."""
 WITHOUT_EFFECT = frozenset(
     {
         *("strict", "stream", "stream_usage", "ls_structured_output_format", "structured_output_format"),
@@ -47,7 +42,7 @@ WITHOUT_EFFECT = frozenset(
 strict and the last chunk always has the usage; the other arguments are for LangChain itself."""
 
 
-class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
+class MPlusChat(NamedCalls):
     """Chat with a local model that remembers.
 
         chat = MPlusChat()
@@ -136,115 +131,6 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
             kwargs[MEMORY_STATE] = await in_thread(self._memory_state, kwargs)
         return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
-    # A memory may be chosen by ``config={"configurable": {"memory_key": …}}``, in chains and agents too. Every way to
-    # ask goes through ``configs.asked_in``: with the config if there is one, else with the metadata of the callbacks.
-
-    def generate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Callbacks = None,
-        *,
-        metadata: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer several conversations, as chains such as ``LLMChain`` do, which do not pass their config on."""
-        kwargs = self._keyed_without_config(kwargs, callbacks, metadata)
-        return super().generate(messages, stop, callbacks, metadata=metadata, **kwargs)
-
-    async def agenerate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Callbacks = None,
-        *,
-        metadata: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """``generate`` without blocking the event loop."""
-        kwargs = self._keyed_without_config(kwargs, callbacks, metadata)
-        return await super().agenerate(messages, stop, callbacks, metadata=metadata, **kwargs)
-
-    def _keyed_without_config(
-        self, kwargs: dict[str, Any], callbacks: Callbacks, metadata: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        """Arguments of a call of which only callbacks and metadata are known, with the memory that they name.
-
-        Raises:
-            ValueError: A chain asks without a name, which it may have been given and lost.
-        """
-        seen = kwargs.pop(CONFIG_SEEN, False)
-        kwargs = self._asked_in(None, kwargs, callbacks, metadata)
-        is_in_chain = isinstance(callbacks, BaseCallbackManager) and callbacks.parent_run_id is not None
-        self.refuse_lost_key(kwargs, is_lost=is_in_chain and not seen)
-        return kwargs
-
-    def _keyed(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of a call with the names that its config gives.
-
-        Raises:
-            ValueError: A chain asks without a name, which it may have been given and lost.
-        """
-        found = self._asked_in(config, kwargs)
-        self.refuse_lost_key(found, is_lost=has_lost_names(config))
-        return found
-
-    def refuse_lost_key(self, asked: Mapping[str, Any], *, is_lost: bool) -> None:
-        """Refuse a call without a name where a chain may have lost it, unless ``require_key`` says otherwise.
-
-        Raises:
-            ValueError: It reads a memory of the store and names none.
-        """
-        has_key = asked.get("memory_key") is not None or self.memory_key is not None
-        is_free = has_key or asked.get("use_memory") is False or self.store is None
-        if is_lost and not is_free and self.require_key is None:
-            raise self._no_key("A chain asked that passes no config on")
-
-    def invoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """Answer; ``memory_key`` per call or in ``config["configurable"]``."""
-        return super().invoke(input, config, stop=stop, **self._keyed(config, kwargs), **{CONFIG_SEEN: True})
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """``invoke`` without blocking the event loop; cancelling it stops generation."""
-        return await super().ainvoke(input, config, stop=stop, **self._keyed(config, kwargs), **{CONFIG_SEEN: True})
-
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        """Answer piece by piece; leaving the loop stops generation."""
-        yield from super().stream(input, config, stop=stop, **self._keyed(config, kwargs))
-
-    async def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        """``stream`` without blocking the event loop."""
-        async for chunk in super().astream(input, config, stop=stop, **self._keyed(config, kwargs)):
-            yield chunk
-
     def get_token_ids(self, text: str) -> list[int]:
         """Tokens of the model's own tokenizer, or of ``custom_get_token_ids``."""
         if self.custom_get_token_ids is not None:
@@ -326,7 +212,7 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         given = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         if isinstance(schema := given.get("response_format"), type):
             given["response_format"] = response_format(schema.__name__, as_json_schema(schema))
-        return self._as_call({"stop": stop or None, **self._asked_in(None, given)})
+        return self._as_call({"stop": None if stop == [] else stop, **self._asked_in(None, given)})
 
     def _memories_of(self, call: Call) -> tuple[Latents, list[Shared]]:
         """The memory of a call, and those that it reads beside it."""
@@ -339,18 +225,6 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
         if memory_key is not None or self.memory is not None:
             return memory_key
         return self._asked_in(None, {"conversation_id": conversation}).get("memory_key")
-
-    def _asked_in(
-        self,
-        config: RunnableConfig | None,
-        kwargs: dict[str, Any],
-        callbacks: Callbacks = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Arguments of a call, with the names that its config gives to its memory and its conversation."""
-        return asked_in(
-            config, kwargs, callbacks, metadata, memory=self.memory, store=self.store, memory_key=self.memory_key
-        )
 
     def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
         return to_text(item)
@@ -422,7 +296,9 @@ class MPlusChat(Answering[str | Document | BaseMessage], BaseChatModel):
 
 
 def _checked(call: Call, kwargs: Mapping[str, Any], answer: Answer) -> Answer:
-    """The answer. JSON, and a form of an agent, must be whole where no parser of ours checks it."""
-    if kwargs.get(FORM, "chat" if call.response_format is not None else "parser") == "chat":
-        check_form(call, answer.generation, [one for _, one in answer.calls], [one for _, one in answer.invalid_calls])
+    """The answer. JSON, a call that was asked for and a form of an agent must be whole where no parser checks it."""
+    calls, invalid = [one for _, one in answer.calls], [one for _, one in answer.invalid_calls]
+    says_nothing = not (calls or invalid)  # else ``invalid_tool_calls`` of the message tells what is wrong
+    if kwargs.get(FORM, "chat" if call.response_format is not None or says_nothing else "parser") == "chat":
+        check_form(call, answer.generation, calls, invalid)
     return answer

@@ -17,6 +17,8 @@ READ = "__pregel_read"
 """Where LangGraph keeps what reads the state of a graph in its nodes."""
 SAVER = "__pregel_checkpointer"
 """Where LangGraph keeps the checkpointer of a graph."""
+TAGS_OF_RUNS = ("seq:step:", "map:key:", "graph:step:", "condition:", "branch:", "retry:attempt:")
+"""What tags of steps begin with that LangChain and LangGraph pass their whole config on to."""
 RUNTIME = "__pregel_runtime"
 """Where LangGraph keeps the runtime of a graph, which has the context that its caller gave."""
 
@@ -74,11 +76,18 @@ def asked_in(
 
 
 def has_lost_names(config: RunnableConfig | None) -> bool:
-    """Whether a chain such as ``RetrievalQA`` calls, which passes on its callbacks but nothing that was configured."""
-    if config is None or "configurable" in config or var_child_runnable_config.get() is not None:
+    """Whether a chain such as ``RetrievalQA`` calls, which passes on its callbacks but nothing that was configured.
+
+    What runs within a sequence, a map or a graph has the config of that run around it, or its tag. Wrappers such as
+    ``with_config`` and ``EnsembleRetriever`` make a whole config of the callbacks that they get, without either.
+    """
+    callbacks = None if config is None else config.get("callbacks")
+    if not isinstance(callbacks, BaseCallbackManager) or callbacks.parent_run_id is None:
         return False
-    callbacks = config.get("callbacks")
-    return isinstance(callbacks, BaseCallbackManager) and callbacks.parent_run_id is not None
+    around = (var_child_runnable_config.get() or {}).get("callbacks")
+    if isinstance(around, BaseCallbackManager) and around.parent_run_id is not None:
+        return False
+    return not any(tag.startswith(TAGS_OF_RUNS) for tag in callbacks.tags)
 
 
 def _given_to_call(
@@ -106,7 +115,8 @@ def _of_manager(callbacks: Callbacks) -> list[Mapping[str, Any]]:
 
 def _given_in(config: RunnableConfig) -> list[Mapping[str, Any]]:
     """The context of the running graph, as a mapping, and what may be configured."""
-    configurable = config.get("configurable", {})
+    # Some retrievers over others make a config of their own, which has the callbacks of the run around it and no names.
+    configurable = config.get("configurable") or (var_child_runnable_config.get() or {}).get("configurable") or {}
     context = getattr(configurable.get(RUNTIME), "context", None)
     return [as_mapping(context), configurable]
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
 from langgraph.store.base import (
-    BaseStore,
     GetOp,
     Item,
     ListNamespacesOp,
@@ -22,8 +21,9 @@ from langgraph.store.base import (
 from mplus import Memory, UnknownNameError, metadata_filter
 from mplus_integrations.arguments import checked_several
 from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.langchain.places import KnownPlaces, Namespace
+from mplus_integrations.latents import all_or_nothing, checked_key
 from mplus_integrations.settings import instead_where
-from mplus_integrations.whose_memory import all_or_nothing, checked_key
 from mplus_integrations.worker import in_thread
 
 ITEM = "mplus_item"
@@ -39,10 +39,8 @@ INSTEAD_OF_STORES = {
 }
 """Ours for arguments of other stores of LangGraph."""
 
-Namespace = tuple[str, ...]
 
-
-class MPlusStore(BaseStore):
+class MPlusStore(KnownPlaces):
     """Items under namespaces, for ``create_agent(store=…)`` and LangGraph's ``compile(store=…)``.
 
         store = MPlusStore(chat)
@@ -81,7 +79,7 @@ class MPlusStore(BaseStore):
         Raises:
             ValueError: A value is not JSON, a key is empty, or an operation or filter is unknown.
         """
-        ops = list(ops)
+        ops = checked_several(ops, "ops")
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
         with self._opened() as memory, memory.adding():
             kept = {(item.namespace, item.key): item for item in _kept(memory)}

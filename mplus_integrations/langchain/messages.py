@@ -19,6 +19,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 
 from mplus import Generation, turn_text
 from mplus_integrations.answering import Answer
+from mplus_integrations.arguments import checked_several
 from mplus_integrations.forms import OPEN_CALL
 
 _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
@@ -39,7 +40,7 @@ def to_chat(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     Raises:
         ValueError: There are no messages, or a message is empty, of an unknown type, or has content that is not text.
     """
-    if not messages:
+    if not checked_several(messages, "messages", BaseMessage):
         raise ValueError("messages=[]: expected at least one message to answer.")
     found: list[dict[str, Any]] = []
     for message in messages:

@@ -16,8 +16,9 @@ from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.langchain.configs import as_mapping, asked_in
 from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
 from mplus_integrations.langchain.runs import Run, current_run
+from mplus_integrations.latents import all_or_nothing, forget_all
 from mplus_integrations.settings import instead_where
-from mplus_integrations.whose_memory import all_or_nothing, forget_all
+from mplus_integrations.sources import checked_name
 from mplus_integrations.worker import in_thread
 
 INSTEAD_OF_THREADS = {
@@ -114,10 +115,14 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
 
         Returns:
             How many turns were forgotten.
+
+        Raises:
+            ValueError: The thread is neither text, a number nor a UUID, or empty.
         """
-        key = None if self.chat.memory is not None else memory_key or self.chat.memory_key or str(thread_id)
+        thread_id = checked_name(thread_id, "thread_id")
+        key = None if self.chat.memory is not None else memory_key or self.chat.memory_key or thread_id
         with self.chat.opened(key) as memory:
-            said = [source.name for source in memory.sources() if source.metadata.get(THREAD) == str(thread_id)]
+            said = [source.name for source in memory.sources() if source.metadata.get(THREAD) == thread_id]
             if said:
                 forget_all(memory, said)
         return len(said)
@@ -194,7 +199,7 @@ def memory_tools(chat: MPlusChat) -> list[BaseTool]:
         """Remember a text for later. The source is a short name for it, if it should have one."""
         key = current_key(chat)
         with chat.opened(key) as memory:
-            name = _free_name(source or "note", {known.name for known in memory.sources()}, is_given=bool(source))
+            name = _free_name(source or "note", set(memory.told()), is_given=bool(source))
         chat.memorize(text, source=name, memory_key=key)
         return f"Remembered as {name}."
 

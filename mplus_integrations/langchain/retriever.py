@@ -13,10 +13,10 @@ from mplus import UnknownNameError, source_filter
 from mplus_integrations.arguments import checked_text
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.langchain.configs import has_lost_names
-from mplus_integrations.langchain.vectorstore import DEFAULT_K, checked_k, document_of
+from mplus_integrations.langchain.documents import DEFAULT_K, checked_k, document_of
+from mplus_integrations.latents import MemoryKeyName, Where
 from mplus_integrations.settings import KnownNames
 from mplus_integrations.sources import headings_of
-from mplus_integrations.whose_memory import MemoryKeyName, Where
 from mplus_integrations.worker import in_thread
 
 

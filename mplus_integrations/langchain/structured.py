@@ -19,6 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 from typing_extensions import is_typeddict
 
 from mplus import Constraint
+from mplus_integrations.arguments import checked_several
 from mplus_integrations.forms import response_format, tool_choice
 
 Tool = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -28,6 +29,11 @@ CUT_OFF = {
     "cancelled": "it was cut off when its timeout was over or it was cancelled",
 }
 """Why an answer ended early, by its finish reason."""
+FORMS = frozenset(
+    {"type", "properties", "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "items", "prefixItems", "not"}
+    | {"patternProperties", "additionalProperties"}
+)
+"""Keywords of a JSON schema that say what a value is."""
 FORM = "mplus_form"
 """Argument that says who checks that an answer has its form: "parser", or "chat" where nobody would."""
 Method = Literal["json_schema", "function_calling", "json_mode"]
@@ -37,6 +43,13 @@ def with_tools(
     chat: BaseChatModel, tools: Sequence[Tool], choice: Choice, kwargs: dict[str, Any]
 ) -> Runnable[LanguageModelInput, AIMessage]:
     """The chat model with tools bound to it; a bad tool or choice fails here, not at the first answer."""
+    tools = checked_several(tools, "tools")
+    for tool in tools:
+        if not isinstance(tool, dict | BaseTool) and not callable(tool):
+            raise ValueError(
+                f"tools has {tool!r:.40} ({type(tool).__name__}) in it: expected functions, Pydantic classes, "
+                "LangChain's tools or OpenAI's tool descriptions."
+            )
     chosen = tool_choice(choice, tools)
     if tools:
         formatted = [as_tool(tool) for tool in tools]
@@ -60,6 +73,8 @@ def with_schema(
     """The chat model constrained to a schema, followed by a parser of its answers."""
     is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
     wanted = as_json_schema(schema)
+    if wanted.get("type") == "object" and not (FORMS - {"type", "additionalProperties"}) & wanted.keys():
+        raise ValueError(f"schema={schema!r:.120}: expected properties, without which {{}} is the only answer.")
     note = {"kwargs": {"method": method, "strict": strict}, "schema": wanted}
     fields = cast("type[BaseModel]", schema) if is_class else None
     if method == "function_calling":
@@ -98,17 +113,31 @@ def as_tool(tool: Tool) -> dict[str, Any]:
     goes, or nothing at all.
     """
     whole = _schema_of(tool)
-    if whole is None or not _is_recursive(whole):
+    if whole is None or ("properties" in whole and not _is_recursive(whole)):
         return convert_to_openai_tool(tool)
     name, about = _told(tool, whole)
+    if whole.get("type") != "object" and "$ref" not in whole:
+        raise ValueError(
+            f"The arguments of {name!r} are {whole!r:.80}: expected an object that names its properties. Another form "
+            "is one of an answer: with_structured_output(…, method='json_schema')."
+        )
     return {"type": "function", "function": {"name": name, "description": about, "parameters": whole}}
 
 
 def as_json_schema(schema: dict[str, Any] | type) -> dict[str, Any]:
-    """The JSON schema of a class or description, in which definitions that contain themselves are kept."""
+    """The JSON schema of a class or description, in which definitions that contain themselves are kept.
+
+    LangChain keeps of a schema only its properties: of a list, a choice or a union it leaves nothing.
+
+    Raises:
+        ValueError: It does not say what an answer is.
+    """
     whole = _schema_of(schema)
-    if whole is None or not _is_recursive(whole):
-        return convert_to_json_schema(schema)
+    if whole is None or ("properties" in whole and not _is_recursive(whole)):
+        found = convert_to_json_schema(schema)
+        if not FORMS & found.keys():
+            raise ValueError(f"schema={schema!r:.120}: expected a JSON schema with one of {', '.join(sorted(FORMS))}.")
+        return found
     name, about = _told(schema, whole)
     return {**whole, "title": name, "description": about}
 
@@ -137,7 +166,7 @@ def _schema_of(described: Any) -> dict[str, Any] | None:
     given = cast("dict[str, Any]", described)
     function = given.get("function", given)
     found = function.get("parameters", function)
-    return found if "properties" in found or "$ref" in found else None
+    return found if FORMS & found.keys() else None
 
 
 def _is_recursive(schema: dict[str, Any]) -> bool:

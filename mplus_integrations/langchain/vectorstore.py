@@ -6,7 +6,6 @@ embedder if it has one. With
 """
 
 import hashlib
-import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -15,18 +14,26 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
-from mplus import FoundSource, Memory, UnknownNameError, metadata_filter
-from mplus_integrations.arguments import checked_count, checked_once, checked_several, checked_switch, checked_text
+from mplus import Memory, UnknownNameError
+from mplus_integrations.arguments import checked_once, checked_several, checked_switch, checked_text
 from mplus_integrations.langchain.chat_model import MPlusChat
+from mplus_integrations.langchain.documents import (
+    DEFAULT_K,
+    Filter,
+    by_words_too,
+    checked_k,
+    diverse,
+    document_filter,
+    document_of,
+    documents_of,
+    has_text,
+)
+from mplus_integrations.latents import Latents, Where, all_or_nothing, checked_key, forget_all
 from mplus_integrations.settings import instead_where
-from mplus_integrations.sources import DOCUMENT, headings_of, named, refuse_others, without_blanks
-from mplus_integrations.whose_memory import Latents, Where, all_or_nothing, checked_key, forget_all
+from mplus_integrations.sources import DOCUMENT, checked_name, headings_of, named, refuse_others, without_blanks
 from mplus_integrations.worker import in_thread
 
-Filter = Mapping[str, Any] | Callable[[Document], bool]
 RecallMode = Literal["latent", "hybrid", "text"]
-DEFAULT_K = 4
-"""Most documents of a search, as for LangChain's own stores."""
 MAKING = frozenset({"chat", "memory_key", "recall", "time_key"})
 TIMES = frozenset({"since", "until", "as_of"})
 INSTEAD_OF_STORES = {
@@ -46,7 +53,6 @@ INSTEAD_OF_STORES = {
 """Ours for arguments of other vector stores."""
 INDEXING = frozenset({"batch_size"})
 """Arguments that LangChain's ``index`` passes to stores; ignored, since all documents are written at once."""
-WORD = re.compile(r"\w+")
 
 
 class MPlusVectorStore(VectorStore):
@@ -108,7 +114,7 @@ class MPlusVectorStore(VectorStore):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """Write texts into memory, all in one go; a text whose id is there already replaces it.
+        """Write texts into memory, all in one go; a text whose id is there already replaces it, if it is another one.
 
         A text without a visible character, such as a blank page, is left out, and the log names it.
 
@@ -146,20 +152,24 @@ class MPlusVectorStore(VectorStore):
             return []
         with self.chat.opened(self.memory_key) as memory, memory.adding():
             refuse_others(memory, written, DOCUMENT)
-            replaced = written.keys() & memory.told().keys()
+            known = memory.told()
+            fresh = {name: item for name, item in written.items() if not has_text(known.get(name), *item)}
+            replaced = fresh.keys() & known.keys()
             if not replaced:
-                self._write(memory, written, show_progress=show_progress)
+                self._write(memory, fresh, show_progress=show_progress)
                 return list(written)
             with all_or_nothing(memory) as fork:
                 for name in sorted(replaced):
                     fork.forget(name)
-                self._write(fork, written, show_progress=show_progress)
+                self._write(fork, fresh, show_progress=show_progress)
         return list(written)
 
     def _write(
         self, memory: Memory, written: Mapping[str, tuple[str, Mapping[str, Any]]], *, show_progress: bool
     ) -> None:
         """Write texts; several calls in a row go through the model together."""
+        if not written:
+            return
         key = self.time_key
         at = None if key is None else [(about or {}).get(key) for _, about in written.values()]
         self.chat.loaded.write(
@@ -213,9 +223,9 @@ class MPlusVectorStore(VectorStore):
                 "delete_all=True."
             )
         fits = document_filter(filter)
-        wanted = None if ids is None else {named(name) for name in checked_several(ids, "ids")}
+        wanted = None if ids is None else {checked_name(name, "ids") for name in checked_several(ids, "ids")}
         with self.chat.opened(self.memory_key) as memory:
-            doomed = [str(d.id) for d in _documents(memory) if (wanted is None or d.id in wanted) and fits(d)]
+            doomed = [str(d.id) for d in documents_of(memory) if (wanted is None or d.id in wanted) and fits(d)]
             if doomed:
                 forget_all(memory, doomed)
         return True
@@ -292,11 +302,11 @@ class MPlusVectorStore(VectorStore):
         """The documents of these ids; unknown ids are skipped.
 
         Raises:
-            ValueError: It is a single id, not several.
+            ValueError: It is a single id, not several, or one of them is none.
         """
-        wanted = [named(name) for name in checked_several(ids, "ids")]
+        wanted = [checked_name(name, "ids") for name in checked_several(ids, "ids")]
         with self.chat.opened(self.memory_key) as memory:
-            known = {document.id: document for document in _documents(memory)}
+            known = {document.id: document for document in documents_of(memory)}
         return [known[name] for name in wanted if name in known]
 
     def similarity_search(self, query: str, k: int | None = DEFAULT_K, **kwargs: Any) -> list[Document]:
@@ -326,9 +336,8 @@ class MPlusVectorStore(VectorStore):
         UnknownNameError.check(kwargs, {"k", "filter", *TIMES}, of="A search", instead=INSTEAD_OF_STORES)
         k = checked_k(k)
         found = self._found(query, filter, kwargs)
-        if self.recall == "text":  # shared words raise the rank
-            words = set(WORD.findall(query.lower()))
-            found = sorted(found, key=lambda f: -f[1] - 0.2 * _shared(words, f[0].page_content))
+        if self.recall == "text":
+            found = by_words_too(query, found)
         return [(self._shown(document), score) for document, score in found[:k]]
 
     def _shown(self, document: Document) -> Document:
@@ -361,19 +370,7 @@ class MPlusVectorStore(VectorStore):
         if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
             raise ValueError(f"lambda_mult={lambda_mult!r:.40}: expected 0 (only diversity) to 1 (only relevance).")
         left = self._found(query, kwargs.pop("filter", None), kwargs)[:fetch_k]
-        words = {document.id: set(WORD.findall(document.page_content.lower())) for document, _ in left}
-        chosen: list[Document] = []
-        while left and len(chosen) < k:
-
-            def worth(found: tuple[Document, float]) -> float:
-                document, relevance = found
-                same = max((_overlap(words[document.id], words[c.id]) for c in chosen), default=0.0)
-                return lambda_mult * relevance - (1 - lambda_mult) * same
-
-            best = max(left, key=worth)
-            left.remove(best)
-            chosen.append(best[0])
-        return [self._shown(document) for document in chosen]
+        return [self._shown(document) for document in diverse(left, k, lambda_mult)]
 
     def _found(self, query: str, wanted: Filter | None, times: Mapping[str, Any]) -> list[tuple[Document, float]]:
         query = checked_text(query, "query")
@@ -386,52 +383,8 @@ class MPlusVectorStore(VectorStore):
         return [(document, score) for document, score in documents if fits(document)]
 
 
-def document_filter(wanted: Filter | None) -> Callable[[Document], bool]:
-    """A filter of documents as a test.
-
-    Raises:
-        ValueError: It is neither a mapping nor a test, or an operator of it is unknown.
-    """
-    if wanted is None:
-        return lambda _: True
-    if isinstance(wanted, Mapping):
-        fits = metadata_filter(wanted)
-        return lambda document: fits(document.metadata)
-    if not callable(wanted):
-        raise ValueError(f"filter={wanted!r:.60}: expected a mapping of metadata, or a test of a document.")
-    return wanted
-
-
 def _chat_with(embedding: Embeddings | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a store, with a new chat that has the embedder unless a chat is given."""
     if embedding is None or kwargs.get("chat") is not None:
         return dict(kwargs)
     return {**kwargs, "chat": MPlusChat(embedder=embedding)}
-
-
-def checked_k(k: int | None, name: str = "k") -> int:
-    """The most documents of a search; None: the default.
-
-    Raises:
-        ValueError: Below 1, or no whole number.
-    """
-    return DEFAULT_K if k is None else checked_count(k, name)
-
-
-def _documents(memory: Memory) -> list[Document]:
-    return [document_of(s.name, s) for s in memory.sources() if s.metadata.get(DOCUMENT)]
-
-
-def document_of(name: str, source: Any) -> Document:
-    """A source, or what a search found, as a document with the metadata that its user gave."""
-    found: FoundSource = source
-    metadata = {key: value for key, value in found.metadata.items() if key != DOCUMENT}
-    return Document("\n".join(found.texts), id=name, metadata=metadata)
-
-
-def _shared(words: set[str], text: str) -> float:
-    return len(words & set(WORD.findall(text.lower()))) / max(len(words), 1)
-
-
-def _overlap(a: set[str], b: set[str]) -> float:
-    return len(a & b) / max(len(a | b), 1)

@@ -7,19 +7,26 @@ from uuid import uuid4
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine
+from llama_index.core.chat_engine.types import (
+    AGENT_CHAT_RESPONSE_TYPE,
+    BaseChatEngine,
+    StreamingAgentChatResponse,
+)
 from llama_index.core.memory.types import BaseMemory
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import NodeWithScore
 
+from mplus_integrations.arguments import checked_text
 from mplus_integrations.conversations import CONVERSATION
+from mplus_integrations.latents import Latents
 from mplus_integrations.llama_index.chat_memory import TURN, MPlusMemory
 from mplus_integrations.llama_index.left_nodes import LeftNodes
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import Turn
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
-from mplus_integrations.whose_memory import Latents
+from mplus_integrations.llama_index.text_room import TextRoom
 from mplus_integrations.worker import in_thread
 
 
@@ -39,7 +46,33 @@ def told(memory: BaseMemory, history: Sequence[ChatMessage]) -> list[ChatMessage
     return [message for message in history if not (isinstance(message, Turn) and message.is_marker)]
 
 
-class MPlusQuestionChatEngine(CondenseQuestionChatEngine):
+class KnownMessages(BaseChatEngine):
+    """A chat engine that refuses a message that is no text, before anything is said or remembered.
+
+    Raises:
+        ValueError: It is none, of every way to ask.
+    """
+
+    def chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AGENT_CHAT_RESPONSE_TYPE:
+        """Answer a message."""
+        return super().chat(checked_text(message, "message"), chat_history)  # pyright: ignore[reportAbstractUsage]
+
+    async def achat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AGENT_CHAT_RESPONSE_TYPE:
+        """``chat`` without blocking the event loop."""
+        return await super().achat(checked_text(message, "message"), chat_history)  # pyright: ignore[reportAbstractUsage]
+
+    def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> StreamingAgentChatResponse:
+        """Answer a message piece by piece."""
+        return super().stream_chat(checked_text(message, "message"), chat_history)  # pyright: ignore[reportAbstractUsage]
+
+    async def astream_chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None
+    ) -> StreamingAgentChatResponse:
+        """``stream_chat`` without blocking the event loop."""
+        return await super().astream_chat(checked_text(message, "message"), chat_history)  # pyright: ignore[reportAbstractUsage]
+
+
+class MPlusQuestionChatEngine(KnownMessages, CondenseQuestionChatEngine):
     """Rephrases each question so that it stands alone. If the model returns nothing, the question is asked as it is."""
 
     def _condense_question(self, chat_history: list[ChatMessage], last_message: str) -> str:
@@ -51,7 +84,7 @@ class MPlusQuestionChatEngine(CondenseQuestionChatEngine):
         return condensed if condensed.strip() else last_message
 
 
-class MPlusChatEngine(CondensePlusContextChatEngine):
+class MPlusChatEngine(KnownMessages, CondensePlusContextChatEngine):
     """Chats about an index: the question and the latest turns are in the prompt, everything else is read as latents.
 
     The documents and the conversation stay in memories of their own, which are read together.
@@ -113,7 +146,10 @@ class MPlusChatEngine(CondensePlusContextChatEngine):
     def _read(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
         """The nodes that are read: these are cited."""
         index = self._nodes.index
-        return LeftNodes.of(nodes, index.latents.read(self._reader.loaded), index.index_struct.nodes).nodes
+        model = self._reader.loaded
+        memory = index.latents.read(model)
+        own = [] if self._own.is_same(index.latents) else [self._own.read(model)]
+        return LeftNodes.of(nodes, memory, index.index_struct.nodes, TextRoom.of(model, memory, *own)).nodes
 
     def _condense_question(self, chat_history: list[ChatMessage], latest_message: str) -> str:
         condensed = super()._condense_question(told(self._memory, chat_history), latest_message)

@@ -1,70 +1,38 @@
 """``MPlusMemory``: conversations in latent memory."""
 
 import asyncio
-import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.llm import LLM
 from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
-from mplus import Memory, MemoryStore, MPlus, Source, UnknownNameError, prompt_start, question_place
+from mplus import Memory, MemoryStore, MPlus, UnknownNameError
+from mplus.forks import ProcessLock
 from mplus_integrations.arguments import checked_several, checked_switch
 from mplus_integrations.conversations import THREAD, before_all, turns_of
 from mplus_integrations.copies import Referring
+from mplus_integrations.latents import Latents, MemoryKeyName, all_or_nothing, check_memory, checked_key, forget_all
 from mplus_integrations.llama_index.llm import mplus_llm
+from mplus_integrations.llama_index.memory_arguments import FROM_DEFAULTS, INSTEAD_OF_MEMORY, refuse_documents
 from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
-from mplus_integrations.llama_index.nodes import NODE
+from mplus_integrations.llama_index.recent_turns import RecentTurns
 from mplus_integrations.llama_index.turns import as_turn
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import (
-    INSTEAD,
     ConversationName,
     KnownNames,
     PromptTurns,
     conversation_name,
-    turns_in_prompt,
 )
 from mplus_integrations.store_place import StorePlace
-from mplus_integrations.whose_memory import (
-    Latents,
-    MemoryKeyName,
-    all_or_nothing,
-    check_memory,
-    checked_key,
-    forget_all,
-)
 
 TURN = "mplus_turn"
 """Metadata key of sources that are turns of a conversation."""
-TOKEN_LIMIT = 1024
-"""Most tokens of recent turns for a model that takes as many as fit."""
-MESSAGE_TOKENS = 4
-"""Approximate number of tokens that a chat template adds to a message."""
-
-INSTEAD_OF_MEMORY = {
-    **INSTEAD,
-    "chat_store": "store=mplus.MemoryStore(folder)",
-    "chat_store_key": "memory_key",
-    "memory_blocks": "nothing: the LLM reads all turns as latents",
-    "async_database_uri": "store=mplus.MemoryStore(folder)",
-    "table_name": "memory_key",
-    "thread_id": "conversation_id",
-    "token_flush_size": "prompt_turns",
-    "chat_history_token_ratio": "prompt_turns",
-    "tokenizer_fn": "nothing: the model's own tokenizer counts",
-    "persist_directory": "store=mplus.MemoryStore(folder)",
-}
-"""Ours for arguments of LlamaIndex's memories."""
-
-FROM_DEFAULTS = frozenset(
-    {"chat_history", "llm", "memory", "store", "memory_key", "conversation_id", "prompt_turns", "token_limit"}
-)
-"""Arguments of ``MPlusMemory.from_defaults``."""
 
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
 
@@ -107,7 +75,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
 
     _model: MPlus | None = PrivateAttr(default=None)
     _latents: Latents | None = PrivateAttr(default=None)
-    _guard: threading.RLock = PrivateAttr(default_factory=threading.RLock)
+    _guard: ProcessLock = PrivateAttr(default_factory=ProcessLock)
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
@@ -162,7 +130,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             if memory_key is not None:
                 raise ValueError(f"memory= and memory_key={memory_key!r:.60}: expected one of them, not both.")
             latents = Latents(memory=memory) if isinstance(memory, Memory) else memory
-            _refuse_documents(latents, memory)
+            refuse_documents(latents, memory)
             store, key = latents.store, latents.key
         elif store is not None and key is None:
             raise ValueError("store= without memory_key=: expected a name, so that this conversation is found again.")
@@ -244,7 +212,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         turns = self.chat_history  # never changed in place
         first = next((n for n, turn in enumerate(turns) if ROLES[turn.role] != "system"), len(turns))
         system, turns = turns[:first], turns[first:]
-        standing = turns[self._window(turns) if turns else 0 :]
+        standing = turns[self._recent.start(turns) if turns else 0 :]
         given: list[ChatMessage] = [turn.given_by(self, stays=True) for turn in [*system, *standing]]
         if not standing and self.latents.read(self.loaded).sources():
             given.append(Turn.marker(self))
@@ -253,7 +221,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
     def recent(self) -> list[ChatMessage]:
         """The turns since the last reset that ``token_limit`` allows, for a prompt that tells what was said."""
         turns = [turn for turn in self.chat_history if ROLES[turn.role] != "system"]
-        return [turn.given_by(self) for turn in turns[self._by_tokens(turns) if turns else 0 :]]
+        return [turn.given_by(self) for turn in turns[self._recent.start_by_tokens(turns) if turns else 0 :]]
 
     def get_all(self) -> list[ChatMessage]:
         """All turns since the last reset."""
@@ -315,10 +283,16 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
 
         Returns:
             How many turns were forgotten.
+
+        Raises:
+            ValueError: The name is neither text, a number nor a UUID, or empty.
         """
+        wanted = None if conversation_id is None else conversation_name(conversation_id)
+        if conversation_id is not None and not (wanted or "").strip():
+            raise ValueError(f"conversation_id={conversation_id!r}: expected the name of a conversation, or None.")
         with self._guard:
-            is_this = conversation_id is None or conversation_name(conversation_id) == self.conversation_id
-            name = self.conversation_id if is_this else conversation_name(conversation_id)
+            is_this = wanted is None or wanted == self.conversation_id
+            name = self.conversation_id if is_this else wanted
             with self.latents.opened(self.loaded) as memory:
                 known = {source.name for source in memory.sources()}
                 said = set(turns_of(memory, name)) if name is not None else set[str]()
@@ -335,31 +309,9 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
 
     # --- internal ---------------------------------------------------------------------------------
 
-    def _window(self, turns: Sequence[Turn]) -> int:
-        """Index of the first turn that is given."""
-        everything = self.prompt_turns is None and self.token_limit is not None
-        wanted = None if everything else turns_in_prompt(self.prompt_turns, self.loaded)
-        if wanted is None:
-            return self._by_tokens(turns)
-        chat: list[dict[str, Any]] = [{"role": ROLES[turn.role]} for turn in turns]
-        calls = any(isinstance(block, ToolCallBlock) for block in turns[-1].blocks)
-        # After a plain answer the question is still to come.
-        end = len(turns) if chat[-1]["role"] == "assistant" and not calls else question_place(chat)
-        start = prompt_start(chat, end, wanted)
-        return start if self.token_limit is None else min(max(start, self._by_tokens(turns)), end)
-
-    def _by_tokens(self, turns: Sequence[Turn]) -> int:
-        """Index of the first recent turn; it is a question, so that no answer or tool result is separated from it."""
-        tokenizer, used, start = self.loaded.tokenizer, 0, len(turns)
-        for turn in reversed(turns):
-            used += len(tokenizer(spoken(turn), add_special_tokens=False)["input_ids"]) + MESSAGE_TOKENS
-            if used > (self.token_limit or TOKEN_LIMIT):
-                break
-            start -= 1
-        if start == 0:
-            return 0
-        asked = [n for n, turn in enumerate(turns) if turn.role == MessageRole.USER]
-        return next((n for n in asked if n >= start), asked[-1] if asked else min(start, len(turns) - 1))
+    @property
+    def _recent(self) -> RecentTurns:
+        return RecentTurns(self.loaded, self.prompt_turns, self.token_limit)
 
     def _place_of(self, message: ChatMessage) -> int | None:
         """Where the history has an earlier version of a message; None: nowhere."""
@@ -384,8 +336,8 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         said, kept = [spoken(message) for message in (*messages, *more)], {id(turn) for turn in self.chat_history}
         turns: list[Turn] = []
         fresh: list[Turn] = []
-        with self.latents.opened(self.loaded) as memory:
-            known = {source.name: source for source in memory.sources()}
+        with self.latents.opened(self.loaded) as memory, memory.adding():
+            known = memory.told()
             mine = _forgettable(self.chat_history) | self._of_conversation(known)
             written = {name: source.texts for name, source in known.items()}
             for place, (message, text) in enumerate(zip((*messages, *more), said, strict=True)):
@@ -403,7 +355,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             self._change(memory, gone - {turn.source for turn in turns}, fresh)
         return turns
 
-    def _of_conversation(self, known: Mapping[str, Source]) -> "set[str]":
+    def _of_conversation(self, known: Mapping[str, Any]) -> "set[str]":
         """Names of the turns in memory that are this conversation's by its name."""
         about = {name: source.metadata for name, source in known.items() if TURN in source.metadata}
         return {
@@ -413,12 +365,16 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         }
 
     def _change(self, memory: Memory, gone: "set[str]", fresh: Sequence[Turn]) -> None:
+        if not gone:
+            self._write(memory, fresh)
+            return
         with all_or_nothing(memory) as fork:
             for name in sorted(gone):
                 fork.forget(name)
             self._write(fork, fresh)
 
     def _write(self, memory: Memory, turns: Sequence[Turn]) -> None:
+        """Write turns; those of several calls in a row go through the model together."""
         said = [(spoken(turn), turn) for turn in turns if spoken(turn)]
         about = {} if self.conversation_id is None else {THREAD: self.conversation_id}
         if said:
@@ -428,18 +384,10 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
                 source=[turn.source for _, turn in said],
                 metadata=[{TURN: True, **about, "role": ROLES[turn.role]} for _, turn in said],
                 keep_text=True,
+                later=True,
             )
 
 
 def _forgettable(turns: Sequence[Turn]) -> set[str]:
     """Names of turns that no other conversation may have said too."""
     return {turn.source for turn in turns if not turn.is_shared}
-
-
-def _refuse_documents(latents: Latents, given: Memory | Latents) -> None:
-    held = isinstance(given, Memory) and any(NODE in source.metadata for source in given.sources())
-    if latents.is_of_index or held:
-        raise ValueError(
-            "memory= holds the documents of an index: turns written there would be read by all who read it. Read them "
-            "beside the conversation: index.as_chat_engine(memory=…), or an LLM with MPlusLLM(shared=index.latents)."
-        )

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 from llama_index.core.indices.base import BaseIndex
+from llama_index.core.ingestion import run_transformations
 from llama_index.core.schema import BaseNode, Document
 
 from mplus import UnknownNameError
-from mplus_integrations.arguments import checked_several, checked_switch
+from mplus_integrations.arguments import checked_id, checked_several, checked_switch
 from mplus_integrations.llama_index.index_storage import MPlusStruct
 from mplus_integrations.llama_index.nodes import check_ids, check_metadata, described, written_text
 from mplus_integrations.worker import in_thread
@@ -35,8 +36,7 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
         Raises:
             ValueError: None of them has text, they are no documents, an id is empty, or metadata cannot be kept.
         """
-        documents = cast(list[Document], checked_several(documents, "documents", BaseNode))
-        check(documents)
+        documents = check(documents)
         blank = blanks(documents)
         if blank and len(blank) == len(documents):
             raise ValueError(f"{len(blank)} documents, none of them with text ({', '.join(blank[:5])}): expected some.")
@@ -45,7 +45,6 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Write a document."""
         UnknownNameError.check(insert_kwargs, {"document"}, of="insert")
-        checked_several([document], "document", BaseNode)
         check([document])
         blanks([document])
         super().insert(document)
@@ -59,12 +58,13 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def delete(self, doc_id: str, **delete_kwargs: Any) -> None:
         """``delete_ref_doc`` by the name that LlamaIndex had for it."""
         UnknownNameError.check(delete_kwargs, {"doc_id"}, of="delete")
-        super().delete(doc_id)
+        super().delete(checked_id(doc_id, "doc_id"))
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
         """Forget a document: neither latents nor, unless asked to keep it, text stay; a refresh takes it again."""
         UnknownNameError.check(delete_kwargs, {"ref_doc_id", "delete_from_docstore"}, of="delete_ref_doc")
         checked_switch(delete_from_docstore, "delete_from_docstore")
+        checked_id(ref_doc_id, "ref_doc_id")
         super().delete_ref_doc(ref_doc_id, delete_from_docstore=delete_from_docstore)
 
     async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True, **delete_kwargs: Any) -> None:
@@ -74,7 +74,6 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Write a document in place of what was written of it."""
         _check(update_kwargs, UPDATE, of="update_ref_doc")
-        checked_several([document], "document", BaseNode)
         check([document])
         super().update_ref_doc(document)
 
@@ -87,25 +86,45 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Write the documents that are new or have changed; says of each whether it was written."""
         _check(update_kwargs, REFRESH, of="refresh_ref_docs")
-        documents = cast(list[Document], checked_several(documents, "documents", BaseNode))
-        check(documents)
-        return super().refresh_ref_docs(documents)
+        documents = check(documents)
+        if len({document.id_ for document in documents}) < len(documents):
+            return super().refresh_ref_docs(documents)  # each is compared with the one before it
+        with self._callback_manager.as_trace("refresh_ref_docs"):
+            known = [self.docstore.get_document_hash(document.id_) for document in documents]
+            fresh = [found != document.hash for found, document in zip(known, documents, strict=True)]
+            self._replace([document for document, is_fresh in zip(documents, fresh, strict=True) if is_fresh])
+        return fresh
+
+    def _replace(self, documents: Sequence[Document]) -> None:
+        """Write documents in place of what was written of them, all through the model together.
+
+        Nodes are made before anything is forgotten: an error of a splitter leaves everything as it was.
+        """
+        blanks(documents)
+        nodes = run_transformations(documents, self._transformations, show_progress=self._show_progress)
+        for document in documents:
+            if self.docstore.get_document_hash(document.id_) is not None:
+                self.delete_ref_doc(document.id_)
+        self.insert_nodes(nodes)
+        for document in documents:
+            self.docstore.set_document_hash(document.id_, document.hash)
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """``refresh_ref_docs`` without blocking the event loop."""
         _check(update_kwargs, REFRESH, of="arefresh_ref_docs")
-        check(documents)
-        return await super().arefresh_ref_docs(documents)
+        return await in_thread(self.refresh_ref_docs, documents, **update_kwargs)
 
 
-def check(documents: Sequence[Document]) -> None:
-    """Check ids and metadata before LlamaIndex looks at them: it makes a hash of metadata.
+def check(documents: Sequence[Document]) -> list[Document]:
+    """Documents whose ids and metadata are checked before LlamaIndex looks at them: it makes a hash of metadata.
 
     Raises:
-        ValueError: An id is empty, or metadata cannot be kept.
+        ValueError: They are no documents, an id is empty, or metadata cannot be kept.
     """
-    check_ids(documents)
-    check_metadata(documents)
+    found = cast(list[Document], checked_several(documents, "documents", BaseNode))
+    check_ids(found)
+    check_metadata(found)
+    return found
 
 
 def blanks(documents: Sequence[Document]) -> list[str]:

@@ -2,75 +2,41 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
-from llama_index.core.base.base_query_engine import BaseQueryEngine
-from llama_index.core.base.llms.types import ChatMessage, MessageRole
-from llama_index.core.chat_engine import SimpleChatEngine
-from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
-from llama_index.core.embeddings.utils import resolve_embed_model
 from llama_index.core.indices.loading import load_index_from_storage
 from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
 from llama_index.core.llms.llm import LLM
-from llama_index.core.llms.utils import LLMType, resolve_llm
-from llama_index.core.memory.types import BaseMemory
-from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.prompts.mixin import PromptDictType
-from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.response_synthesizers import ResponseMode
-from llama_index.core.response_synthesizers.context_only import ContextOnly
-from llama_index.core.response_synthesizers.no_text import NoText
 from llama_index.core.schema import BaseNode
 from llama_index.core.storage import StorageContext
 from llama_index.core.storage.docstore.types import RefDocInfo
 
 from mplus import (
-    Embedder,
     FoundSource,
     Memory,
-    MemoryMismatchError,
     MemoryNotFoundError,
     MemoryStore,
-    MPlus,
     UnknownNameError,
 )
-from mplus_integrations.arguments import checked_several, checked_switch
-from mplus_integrations.llama_index.chat_engine import MPlusChatEngine, MPlusQuestionChatEngine, latents_of
-from mplus_integrations.llama_index.chat_memory import MPlusMemory
-from mplus_integrations.llama_index.documents import KnownDocumentArguments
+from mplus_integrations.arguments import checked_folder, checked_id, checked_several, checked_switch
+from mplus_integrations.latents import Latents, check_memory, checked_key, forget_all
+from mplus_integrations.llama_index.engines import Engines, embedding_with
 from mplus_integrations.llama_index.index_arguments import (
-    ABOUT_TEXT,
-    CHAT_OF_MODE,
-    INSTEAD_OF_CHAT,
     INSTEAD_OF_INDEX,
-    INSTEAD_OF_SEARCH,
-    LATENT_ENGINE,
     MAKING,
-    ONE_CALL,
     PASSED_ON,
-    RETRIEVER,
-    TEXT_ENGINE,
-    given,
-    refuse_about_text,
 )
 from mplus_integrations.llama_index.index_storage import (
     STRUCT_TYPES,
     LatentsBesideIndex,
     MPlusStruct,
     namespace,
-    saved_folder,
 )
-from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
+from mplus_integrations.llama_index.llm import mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes, written_text
-from mplus_integrations.llama_index.retriever import Findable, MPlusIndexRetriever
-from mplus_integrations.llama_index.synthesizer import FoundSynthesizer, MPlusSynthesizer
+from mplus_integrations.llama_index.restoring import restored
 from mplus_integrations.store_place import StorePlace
-from mplus_integrations.whose_memory import Latents, check_memory, checked_key, forget_all
 from mplus_integrations.worker import in_thread
-
-WITHOUT_LLM = {ResponseMode.NO_TEXT: NoText, ResponseMode.CONTEXT_ONLY: ContextOnly}
-"""Synthesizers that return what was found, and ask no LLM."""
-RecallMode = Literal["latent", "hybrid", "text"]
 
 _COPIES = (
     "An MPlusIndex is neither copied nor pickled: two of them would write into one memory. Save it with "
@@ -78,7 +44,7 @@ _COPIES = (
 )
 
 
-class MPlusIndex(KnownDocumentArguments):
+class MPlusIndex(Engines):
     """Documents in latent memory.
 
         index = MPlusIndex.from_documents(documents, llm=llm)
@@ -116,7 +82,7 @@ class MPlusIndex(KnownDocumentArguments):
         **kwargs: Any,
     ) -> None:
         UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex", instead=INSTEAD_OF_INDEX)
-        self.llm = _embedding_with(mplus_llm(llm), embed_model)
+        self.llm = embedding_with(mplus_llm(llm), embed_model)
         storage_context = storage_context or StorageContext.from_defaults()
         struct = index_struct or MPlusStruct()
         struct.time_key = struct.time_key if time_key is None else time_key
@@ -138,7 +104,7 @@ class MPlusIndex(KnownDocumentArguments):
         if store is not None:
             struct.store, struct.memory_key = StorePlace.of(store).model_dump(), memory_key
         elif index_struct is not None and memory is None:
-            self.latents = _restored(self.llm, index_struct, storage_context, persist_dir)
+            self.latents = restored(self.llm, index_struct, storage_context, persist_dir)
             self.latents.is_of_index = True
         super().__init__(
             nodes=nodes,
@@ -184,8 +150,9 @@ class MPlusIndex(KnownDocumentArguments):
             ValueError: There is another kind of index, or an argument does not exist.
         """
         UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex.load", instead=INSTEAD_OF_INDEX)
+        folder = checked_folder(persist_dir, "persist_dir")
         try:
-            context = StorageContext.from_defaults(persist_dir=str(persist_dir))
+            context = StorageContext.from_defaults(persist_dir=folder)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MemoryNotFoundError(
                 f"{persist_dir}: no saved index. Expected a folder that index.persist(folder) has written."
@@ -205,10 +172,11 @@ class MPlusIndex(KnownDocumentArguments):
 
     def persist(self, persist_dir: str | Path) -> None:
         """Save text, structure and latents into a folder, as ``storage_context.persist`` does."""
-        self.storage_context.persist(persist_dir=str(persist_dir))
+        self.storage_context.persist(persist_dir=checked_folder(persist_dir, "persist_dir"))
 
     def set_index_id(self, index_id: str) -> None:
         """Give the index another id."""
+        checked_id(index_id, "index_id")
         self.storage_context.vector_stores.pop(namespace(self.index_id), None)
         super().set_index_id(index_id)
         self._keep_beside()
@@ -222,7 +190,7 @@ class MPlusIndex(KnownDocumentArguments):
     # --- writing: into memory first, so that an error leaves everything unchanged -----------------------
 
     def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> MPlusStruct:
-        struct: MPlusStruct = build_kwargs["struct"]
+        struct: MPlusStruct = build_kwargs.get("struct") or self._index_struct
         self._write(struct, nodes)
         if nodes and not struct.nodes:
             which = ", ".join(map(described, nodes[:5]))
@@ -231,6 +199,7 @@ class MPlusIndex(KnownDocumentArguments):
 
     def build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> MPlusStruct:
         """Write nodes; their text is added to the document store, as in every index."""
+        nodes = checked_several(nodes, "nodes", BaseNode)
         struct = self._build_index_from_nodes(nodes, **build_kwargs)
         self._docstore.add_documents(nodes, allow_update=True)
         return struct
@@ -301,222 +270,6 @@ class MPlusIndex(KnownDocumentArguments):
         is_same = node is not None and (not found.texts or written_text(node) == "\n".join(found.texts))
         return node if node is not None and is_same else as_node(found.source, found)
 
-    # --- reading ----------------------------------------------------------------------------------
-
-    def as_retriever(self, **kwargs: Any) -> MPlusIndexRetriever:
-        """A retriever that returns nodes with scores.
-
-        Args:
-            kwargs: similarity_top_k, filters, node_ids, doc_ids, since, until, as_of, callback_manager, verbose.
-
-        Raises:
-            ValueError: There is another argument.
-        """
-        takes = RETRIEVER | {"callback_manager", "verbose"}
-        UnknownNameError.check(kwargs, takes, of="as_retriever", instead=INSTEAD_OF_SEARCH)
-        return MPlusIndexRetriever(self, **{name: value for name, value in kwargs.items() if value is not None})
-
-    def as_query_engine(
-        self, llm: LLMType | None = None, recall: RecallMode | None = None, **kwargs: Any
-    ) -> BaseQueryEngine:
-        """A query engine that answers questions and cites nodes.
-
-        Args:
-            llm: Another LLM to answer with. If it is not an ``MPlusLLM``, it gets text.
-            recall: "latent": the question is asked alone and the documents are read as memory; "text": the text
-                of the retrieved nodes is put into the prompt, as in RAG; "hybrid": both.
-            kwargs: For the retriever (similarity_top_k, filters, node_ids, doc_ids, since, until, as_of) and for the
-                engine.
-
-        Raises:
-            ValueError: An argument is unknown, or is for text in the prompt and ``recall`` is "latent".
-        """
-        reader = self.llm if llm is None else self._as_embedding(resolve_llm(llm, self._callback_manager))
-        recall = recall or ("latent" if isinstance(reader, MPlusLLM) else "text")
-        if recall not in ("latent", "hybrid", "text"):
-            raise ValueError(f"recall={recall!r}: expected 'latent', 'hybrid' or 'text'.")
-        if recall != "text" and not isinstance(reader, MPlusLLM):
-            raise ValueError(f"recall={recall!r} with {type(reader).__name__}: only an MPlusLLM reads latents.")
-        kwargs = given(kwargs, RETRIEVER | TEXT_ENGINE | ABOUT_TEXT)
-        if recall == "latent":
-            refuse_about_text(kwargs, "or use recall='hybrid'")
-        takes = RETRIEVER | (LATENT_ENGINE if recall == "latent" else TEXT_ENGINE)
-        UnknownNameError.check(kwargs, takes, of="as_query_engine", instead=INSTEAD_OF_SEARCH)
-        retriever = self.as_retriever(**{k: v for k, v in kwargs.items() if k in RETRIEVER})
-        engine = {k: v for k, v in kwargs.items() if k not in RETRIEVER}
-        where = self.where(retriever)
-        if recall == "latent":
-            engine["response_synthesizer"] = MPlusSynthesizer(
-                cast("MPlusLLM", reader),
-                self.latents,
-                where=where,
-                only_nodes=bool(engine.get("node_postprocessors")),
-                streaming=engine.pop("streaming", False),
-                output_cls=engine.pop("output_cls", None),
-                callback_manager=engine.get("callback_manager"),
-                known=self._index_struct.nodes,
-            )
-        elif recall == "hybrid":
-            reader = cast("MPlusLLM", reader).reading(self.latents, where)
-        without_llm = WITHOUT_LLM.get(cast("ResponseMode", engine.get("response_mode")))
-        if without_llm is not None and "response_synthesizer" not in engine:
-            engine["response_synthesizer"] = without_llm(llm=reader)  # else LlamaIndex asks for a hosted LLM
-        made = MPlusQueryEngine.from_args(retriever, llm=reader, **engine)
-        if recall == "hybrid" and "response_synthesizer" not in engine:
-            made._response_synthesizer = FoundSynthesizer(
-                made._response_synthesizer,
-                cast("MPlusLLM", reader),
-                self.latents,
-                where,
-                # What a filter or a reranker has taken away is not read as latents either.
-                only_nodes=bool(engine.get("node_postprocessors")),
-                known=self._index_struct.nodes,
-            )
-        return made
-
-    def as_chat_engine(
-        self, chat_mode: ChatMode | None = ChatMode.BEST, llm: LLMType | None = None, **kwargs: Any
-    ) -> BaseChatEngine:
-        """A chat engine for conversations about the documents, which are read as memory.
-
-        Args:
-            chat_mode: BEST (the default) and CONTEXT: the question as it was asked, after the recent turns.
-                CONDENSE_PLUS_CONTEXT and CONDENSE_QUESTION: put into words of its own first, without any memory.
-                SIMPLE: without the documents.
-            llm: Another ``MPlusLLM`` of the same weights.
-            kwargs: memory, chat_history, system_prompt, verbose, node_postprocessors, a prompt for condensing,
-                and what the retriever takes. The latents of an ``MPlusMemory`` are read beside the documents in every
-                mode, also after a restart, and are never mixed with them. Without ``memory`` the engine makes one.
-
-        Raises:
-            ValueError: The mode or an argument is unknown.
-        """
-        chat_mode = ChatMode.BEST if chat_mode is None else chat_mode
-        if chat_mode not in CHAT_OF_MODE:
-            raise ValueError(
-                f"chat_mode={chat_mode!r}: expected BEST, CONTEXT, CONDENSE_PLUS_CONTEXT, CONDENSE_QUESTION or SIMPLE. "
-                "For an agent, give a FunctionAgent or ReActAgent this index's query engine as a tool."
-            )
-        every = frozenset[str]().union(*CHAT_OF_MODE.values())
-        kwargs = given(kwargs, every | ABOUT_TEXT | ONE_CALL)
-        refuse_about_text(kwargs, "or build LlamaIndex's own chat engine on as_retriever()")
-        UnknownNameError.check(kwargs, every, of="as_chat_engine", instead=INSTEAD_OF_CHAT)
-        takes = CHAT_OF_MODE[ChatMode(chat_mode)]
-        UnknownNameError.check(kwargs, takes, of=f"as_chat_engine with {ChatMode(chat_mode).name}")
-        reader = self.llm if llm is None else mplus_llm(self._as_embedding(resolve_llm(llm, self._callback_manager)))
-        retriever = self.as_retriever(**{k: v for k, v in kwargs.items() if k in RETRIEVER})
-        chat = {k: v for k, v in kwargs.items() if k not in RETRIEVER}
-        history, memory = chat.pop("chat_history", None), chat.pop("memory", None)
-        if memory is None:
-            memory = MPlusMemory.from_defaults(chat_history=history, llm=reader, memory=Latents())
-        elif history is not None:
-            memory.set(history)
-        if chat_mode == ChatMode.SIMPLE:
-            return SimpleChatEngine.from_defaults(llm=reader, memory=memory, **chat)
-        if chat_mode == ChatMode.CONDENSE_QUESTION:
-            return self._question_engine(retriever, reader, memory, **chat)
-        return MPlusChatEngine(
-            retriever,
-            reader,
-            memory,
-            skip_condense=chat_mode != ChatMode.CONDENSE_PLUS_CONTEXT,
-            callback_manager=self._callback_manager,
-            **chat,
-        )
-
-    def _question_engine(
-        self,
-        retriever: MPlusIndexRetriever,
-        reader: MPlusLLM,
-        memory: BaseMemory,
-        *,
-        system_prompt: str | None = None,
-        node_postprocessors: list[BaseNodePostprocessor] | None = None,
-        **chat: Any,
-    ) -> BaseChatEngine:
-        """A chat engine that asks a query engine questions that it has put into words of their own."""
-        synthesizer = MPlusSynthesizer(
-            reader,
-            self.latents,
-            where=self.where(retriever),
-            only_nodes=bool(node_postprocessors),
-            before=[ChatMessage(role=MessageRole.SYSTEM, content=system_prompt)] if system_prompt else [],
-            own=latents_of(memory),
-            callback_manager=self._callback_manager,
-            known=self._index_struct.nodes,
-        )
-        engine = RetrieverQueryEngine(retriever, synthesizer, node_postprocessors, self._callback_manager)
-        return MPlusQuestionChatEngine.from_defaults(
-            query_engine=engine, llm=reader.without_memory(), memory=memory, **chat
-        )
-
-    def _as_embedding(self, llm: LLM) -> LLM:
-        """Another LLM, with the embedder of the index unless it has one of its own."""
-        if isinstance(llm, MPlusLLM) and llm.embedder is None:
-            return _embedding_with(llm, self.llm.embedder)
-        return llm
-
-    def where(self, retriever: MPlusIndexRetriever) -> Any:
-        """A test of the sources to read for answers about what a retriever may find; None: all sources."""
-        return Findable(retriever) if retriever.is_limited or self.is_shared else None
-
 
 for _name in STRUCT_TYPES:
     INDEX_STRUCT_TYPE_TO_INDEX_CLASS[_name] = MPlusIndex
-
-
-class MPlusQueryEngine(RetrieverQueryEngine):
-    """LlamaIndex's query engine, which refuses a prompt that it does not have."""
-
-    def update_prompts(self, prompts_dict: PromptDictType) -> None:
-        """Change prompts.
-
-        Raises:
-            ValueError: There is no such prompt; answers from latents have none.
-        """
-        UnknownNameError.check(prompts_dict, self.get_prompts(), of="update_prompts of this engine")
-        super().update_prompts(prompts_dict)
-
-
-def _embedding_with(llm: MPlusLLM, embed_model: Any) -> MPlusLLM:
-    """The LLM with an embedder; it shares weights and memories with the given one."""
-    if embed_model is None:
-        return llm
-    if isinstance(embed_model, str):
-        embed_model = resolve_embed_model(embed_model)
-    found = llm.model_copy(update={"embedder": Embedder.of(embed_model)})
-    found._embedding = None
-    return found
-
-
-def _restored(
-    llm: MPlusLLM, struct: MPlusStruct, storage_context: StorageContext, persist_dir: str | Path | None
-) -> Latents:
-    """The latents of a persisted index; written again from its text if they are missing or of another model."""
-    model = llm.loaded
-    folder = saved_folder(storage_context, struct.index_id, persist_dir)
-    if folder is not None:
-        try:
-            memory = Memory.load(folder, model)
-            if _holds(memory, struct, storage_context):
-                return Latents(memory=_as_embedded(memory, model))
-        except (MemoryNotFoundError, MemoryMismatchError):  # moved, or now read by another model
-            pass
-    memory = model.new_memory()
-    write_nodes(model, memory, storage_context.docstore.get_nodes(list(struct.nodes)), time_key=struct.time_key)
-    return Latents(memory=memory)
-
-
-def _holds(memory: Memory, struct: MPlusStruct, storage_context: StorageContext) -> bool:
-    """Whether a memory has the nodes of an index with their present text."""
-    texts = {name: told.texts for name, told in memory.told().items() if NODE in told.metadata}
-    nodes = {node.node_id: node for node in storage_context.docstore.get_nodes(list(struct.nodes), raise_error=False)}
-    return texts.keys() == struct.nodes.keys() and all(texts[n] == (written_text(node),) for n, node in nodes.items())
-
-
-def _as_embedded(memory: Memory, model: MPlus) -> Memory:
-    """A memory with vectors for all chunks, if the model has an embedder that the memory was written without."""
-    recall = model.memory_config.recall
-    if recall == f"embedding+{memory.config.recall}":
-        return model.with_recall(memory, recall)
-    return memory

@@ -9,12 +9,12 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore, Vector
 from pydantic import Field, PrivateAttr, model_validator
 
 from mplus import Memory, UnknownNameError
-from mplus_integrations.arguments import checked_several
+from mplus_integrations.arguments import checked_id, checked_several
 from mplus_integrations.copies import Referring
+from mplus_integrations.latents import Latents, MemoryKeyName, all_or_nothing, forget_all
 from mplus_integrations.llama_index.llm import MPlusLLM, mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, write_nodes
 from mplus_integrations.settings import KnownNames
-from mplus_integrations.whose_memory import Latents, MemoryKeyName, all_or_nothing, forget_all
 from mplus_integrations.worker import in_thread
 
 
@@ -129,9 +129,10 @@ class WrittenNodes(BasePydanticVectorStore):
         """Forget the nodes of a document.
 
         Raises:
-            ValueError: There is another argument.
+            ValueError: There is another argument, or the id is no text.
         """
         UnknownNameError.check(delete_kwargs, {"ref_doc_id"}, of="delete")
+        checked_id(ref_doc_id, "ref_doc_id")
         with self.client.opened(self._writer.llm.loaded) as memory:
             about = {name: told.metadata[NODE] for name, told in memory.told().items() if NODE in told.metadata}
             # A document that no parser has cut is a node itself.

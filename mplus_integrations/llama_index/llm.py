@@ -28,7 +28,9 @@ from pydantic import PrivateAttr, model_validator
 
 from mplus import Memory, UnknownNameError
 from mplus_integrations.answering import Answer, Answering, Asked, Piece
+from mplus_integrations.arguments import checked_several
 from mplus_integrations.forms import check_form, tool_choice
+from mplus_integrations.latents import Latents, Shared, Where, check_memory
 from mplus_integrations.llama_index.messages import (
     Prompt,
     Turn,
@@ -43,7 +45,6 @@ from mplus_integrations.llama_index.messages import (
 from mplus_integrations.llama_index.structured import StructuredPredict
 from mplus_integrations.saved import not_saved
 from mplus_integrations.settings import Call
-from mplus_integrations.whose_memory import Latents, Shared, Where
 from mplus_integrations.worker import answered, streamed
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -176,6 +177,9 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
             where: A test of the sources to read.
             shared: Memories to read beside it.
         """
+        if latents is None:  # pyright: ignore[reportUnnecessaryComparison]
+            raise ValueError("latents=None: expected a Memory, or another's latents.")
+        check_memory(latents, None, name="latents")
         bound = self.model_copy()
         bound._bound = Latents(memory=latents) if isinstance(latents, Memory) else latents
         bound._bound_where, bound._bound_shared, bound._reads_nothing = where, tuple(shared), False
@@ -247,6 +251,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         tool_required: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        tools = checked_several(tools or [], "tools", BaseTool)
         choice = kwargs.pop("tool_choice", None)
         chosen = tool_choice("required" if choice is None and tool_required else choice, tools)
         messages = list(chat_history or [])
@@ -271,6 +276,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
             ValueError: There is none, and that is an error; or an argument that does not exist.
         """
         UnknownNameError.check(kwargs, {"response", "error_on_no_tool_call"}, of="get_tool_calls_from_response")
+        checked_several([response], "response", ChatResponse)
         calls = [
             ToolSelection(tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=call.tool_kwargs)
             for call in response.message.blocks

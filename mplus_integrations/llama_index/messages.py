@@ -22,7 +22,7 @@ from pydantic import PrivateAttr
 
 from mplus import turn_text
 from mplus_integrations.answering import Answer, Piece
-from mplus_integrations.whose_memory import Latents
+from mplus_integrations.latents import Latents
 
 Prompt = str | Sequence[ChatMessage]
 

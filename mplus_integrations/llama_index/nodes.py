@@ -8,8 +8,8 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, Re
 
 from mplus import FoundSource, Memory, MPlus, Source
 from mplus_integrations.arguments import checked_once, checked_several
+from mplus_integrations.latents import all_or_nothing
 from mplus_integrations.sources import NODE, refuse_others
-from mplus_integrations.whose_memory import all_or_nothing
 
 logger = logging.getLogger(__name__)
 

@@ -6,17 +6,17 @@ from typing import Any, Protocol
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptDictType
-from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, QueryType
 from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.vector_stores import MetadataFilters
 
 from mplus import FoundSource, UnknownNameError, metadata_filter
 from mplus_integrations.arguments import checked_count, checked_several
 from mplus_integrations.filters import of_metadata_filters
+from mplus_integrations.latents import Latents, Where
 from mplus_integrations.llama_index.index_storage import MPlusStruct
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.sources import headings_of
-from mplus_integrations.whose_memory import Latents, Where
 from mplus_integrations.worker import in_thread
 
 DEFAULT_TOP_K = 2
@@ -120,6 +120,18 @@ class MPlusIndexRetriever(BaseRetriever):
 
         return matches
 
+    def retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
+        """The nodes that are found for a query.
+
+        Raises:
+            ValueError: It is neither text nor a ``QueryBundle``.
+        """
+        return super().retrieve(checked_query(str_or_query_bundle))
+
+    async def aretrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
+        """``retrieve`` without blocking the event loop."""
+        return await super().aretrieve(checked_query(str_or_query_bundle))
+
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         model = self.index.llm.loaded
         memory, fits = self.index.latents.read(model), self.where()
@@ -130,6 +142,18 @@ class MPlusIndexRetriever(BaseRetriever):
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await in_thread(self._retrieve, query_bundle)
+
+
+def checked_query(given: QueryType) -> QueryType:
+    """What is asked or searched for.
+
+    Raises:
+        ValueError: It is neither text nor a ``QueryBundle`` of text.
+    """
+    found: Any = given
+    if not isinstance(found, str) and not (isinstance(found, QueryBundle) and isinstance(found.query_str, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"query={given!r:.40} is {type(given).__name__}: expected text, or a QueryBundle of text.")
+    return given
 
 
 class Findable:

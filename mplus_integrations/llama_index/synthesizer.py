@@ -18,12 +18,14 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
 from mplus import UnknownNameError
+from mplus_integrations.latents import Latents, Shared, Where
 from mplus_integrations.llama_index.left_nodes import LeftNodes
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE
 from mplus_integrations.llama_index.retriever import Findable
 from mplus_integrations.llama_index.structured import asking, parsed
-from mplus_integrations.whose_memory import UNLOADED_WINDOW, Latents, Shared, Where
+from mplus_integrations.llama_index.text_room import TextRoom
+from mplus_integrations.whose_memory import UNLOADED_WINDOW
 from mplus_integrations.worker import in_thread
 
 PACKING = (
@@ -123,7 +125,10 @@ class MPlusSynthesizer(BaseSynthesizer):
         return response if found.nodes else _uncited(response, additional_source_nodes)
 
     def _left(self, nodes: Sequence[NodeWithScore]) -> LeftNodes:
-        return LeftNodes.of(nodes, self._latents.read(self._reader.loaded), self._known)
+        model = self._reader.loaded
+        memory = self._latents.read(model)
+        own = [] if self._own is None or self._own.is_same(self._latents) else [self._own.read(model)]
+        return LeftNodes.of(nodes, memory, self._known, TextRoom.of(model, memory, *own))
 
     def _has_conversation(self) -> bool:
         """Whether there is a conversation to answer from."""

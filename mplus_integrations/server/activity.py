@@ -1,9 +1,10 @@
 """What was done with memories since the server started: how long it took, and how large they became. No contents."""
 
-import threading
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+
+from mplus.forks import ProcessLock
 
 KEPT = 500
 """Acts that are kept of each memory, the latest."""
@@ -39,7 +40,7 @@ class Activity:
         self.since = time.time()
         """Unix time since when they are kept."""
         self._acts: OrderedDict[str, deque[Act]] = OrderedDict()
-        self._guard = threading.Lock()
+        self._guard = ProcessLock()
 
     def note(self, memory: str, act: Act) -> None:
         """Keep an act."""

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import secrets
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from mplus import MemoryStore
+from mplus.forks import ProcessLock
 
 FORMAT = 1
 OWN_PREFIX = "key-"
@@ -79,7 +79,7 @@ class KeyRing:
         self.path = Path(path).expanduser()
         self._known: dict[str, KnownKey] = {}
         self._read_at: tuple[int, int, int] | None = None
-        self._guard = threading.Lock()
+        self._guard = ProcessLock()
 
     def add(self, memory: str, *, opens: Iterable[str] | None = ()) -> tuple[KnownKey, str]:
         """Make a key for a memory.

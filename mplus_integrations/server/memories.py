@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from mplus import CorruptMemoryError, Memory, MemoryNotFoundError, MemoryStore, MPlus, Source, StoredMemory, turn_text
 from mplus_integrations.conversations import turn_names
+from mplus_integrations.latents import all_or_nothing
 from mplus_integrations.server.problems import Problem
-from mplus_integrations.whose_memory import all_or_nothing
 
 SCRATCH = ".serve"
 """Folder of files that are being sent and received."""

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from mplus import KeyVault, Memory, MemoryStore, MPlus, Scheduler, UrlStore
 from mplus_integrations.answering import Answer, Answering
+from mplus_integrations.latents import Latents, Shared
 from mplus_integrations.server.access import Access
 from mplus_integrations.server.activity import NOTED, Act, Activity
 from mplus_integrations.server.admission import Admission, Rates
@@ -21,7 +22,6 @@ from mplus_integrations.server.metrics import Metrics, NoMetrics
 from mplus_integrations.server.problems import Problem, problem_of
 from mplus_integrations.server.settings import ServeSettings
 from mplus_integrations.server.telemetry import Span, Telemetry
-from mplus_integrations.whose_memory import Latents, Shared
 from mplus_integrations.worker import in_thread, streamed
 
 P = ParamSpec("P")

@@ -14,6 +14,7 @@ from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
+from langchain_core.runnables import RunnableLambda
 
 from mplus import Memory, MemoryStore
 from mplus.testing import tiny_model
@@ -26,6 +27,7 @@ CONFIGURED: Any = {"configurable": {"memory_key": "anna"}}
 TOLD: Any = {"metadata": {"memory_key": "anna"}}
 BOTH: Any = {**CONFIGURED, **TOLD}
 PROMPT = PromptTemplate.from_template("{query}")
+PROMPT_OF_ANSWER = PromptTemplate.from_template("{answer}")
 STUFFED = ChatPromptTemplate.from_messages([("system", "Known: {context}"), ("human", "{input}")])
 REPHRASED = ChatPromptTemplate.from_messages([MessagesPlaceholder("chat_history"), ("human", "{input}")])
 ASKED = {
@@ -181,3 +183,34 @@ def test_a_retriever_refuses_a_config_that_has_nothing_but_callbacks_of_a_chain(
     assert [found.page_content for found in free.invoke("code", lost)] == ["My code is 9999."]
     own = MPlusRetriever(chat=chat, memory_key="bob")
     assert [found.page_content for found in own.invoke("code", lost)] == ["My code is 0815."]
+
+
+WRAPPED: dict[str, Callable[[MPlusChat], Any]] = {
+    "with_config": lambda chat: chat.with_config(tags=["mine"]),
+    "bind": lambda chat: chat.bind(stop=["x"]),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapper_hides_no_name_that_a_chain_loses(name: str, chat: MPlusChat, looked_at: set[str]) -> None:
+    chain = classic("chains").LLMChain(llm=WRAPPED[name](chat), prompt=PROMPT)
+    with pytest.raises(ValueError, match="passes no config on"):
+        chain.invoke(ASKED, CONFIGURED)
+    assert not looked_at
+    chain.invoke(ASKED, TOLD)
+    assert looked_at == {"My code is 4711."}
+    looked_at.clear()
+    for free in (WRAPPED[name](chat), WRAPPED[name](chat) | str, {"answer": WRAPPED[name](chat)} | PROMPT_OF_ANSWER):
+        free.invoke("What is my code?")
+        free.batch(["What is my code?", "And?"])
+    assert looked_at == {"My code is 9999."}, "without any name, and without a chain that loses it"
+
+
+def test_a_retriever_over_others_hides_no_name(chat: MPlusChat, looked_at: set[str]) -> None:
+    retriever = classic("retrievers").EnsembleRetriever(retrievers=[MPlusRetriever(chat=chat)])
+    with pytest.raises(ValueError, match="passes no config on"):
+        question_answering("stuff")(FakeListChatModel(responses=["Yes."]), retriever).invoke(ASKED, CONFIGURED)
+    assert not looked_at
+    for asked in (retriever, RunnableLambda(str) | retriever):
+        for config in (TOLD, CONFIGURED):
+            assert [found.page_content for found in asked.invoke("code", config)] == ["My code is 4711."]

@@ -502,3 +502,40 @@ def test_many_nodes_are_written_in_one_go(llm: MPlusLLM, monkeypatch: pytest.Mon
     changed = [Document(text=f"Box {n} was sold.", id_=f"d{n}") for n in range(5)]
     index.insert_nodes([TextNode(text=d.text, id_=f"new-{d.id_}") for d in changed])
     assert calls == [42, 9, 5]
+
+
+class LongForm(BaseModel):
+    """A form that four tokens do not hold."""
+
+    name: str
+    note: str
+
+
+@pytest.mark.parametrize("recall", ["latent", "hybrid", "text"])
+@pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])
+def test_a_cut_form_of_an_engine_raises_and_is_no_empty_response(recall: Any, mode: str, llm: MPlusLLM) -> None:
+    index = MPlusIndex.from_documents([Document(text="The library opens at nine.")], llm=llm)
+    index.llm.max_tokens = 4
+    modes = {} if recall == "latent" else {"response_mode": mode}
+    engine = index.as_query_engine(recall=recall, output_cls=LongForm, **modes)
+    with pytest.raises(ValueError, match="'length'"):
+        engine.query("When?")
+    with pytest.raises(ValueError, match="'length'"):
+        asyncio.run(engine.aquery("When?"))
+
+
+@pytest.mark.parametrize("recall", ["hybrid", "text"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_error_of_a_prompt_is_no_empty_response(
+    recall: Any, streaming: bool, llm: MPlusLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = MPlusIndex.from_documents([Document(text="The library opens at nine.")], llm=llm)
+    engine = index.as_query_engine(recall=recall, streaming=streaming)
+    monkeypatch.setattr(MODEL, "stream", lambda *_, **__: (_ for _ in ()).throw(ValueError("no room")))
+
+    def asked() -> str:
+        found = engine.query("When?")
+        return "".join(found.response_gen) if streaming else str(found)
+
+    with pytest.raises(ValueError, match="no room"):
+        asked()

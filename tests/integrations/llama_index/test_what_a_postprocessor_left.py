@@ -252,3 +252,31 @@ def test_without_postprocessors_a_hybrid_engine_reads_all_other_documents_too(in
     engine.synthesize(QueryBundle(QUESTION), Masks().postprocess_nodes(nodes))
     assert set(reads.latents) == {OTHER}
     reads.check()
+
+
+class AddsMuch(BaseNodePostprocessor):
+    """Adds more text than a prompt has room for, as a search of the web does."""
+
+    def _postprocess_nodes(self, nodes: list[NodeWithScore], query_bundle: Any = None) -> list[NodeWithScore]:
+        text = "Found on the web. " * 30
+        return [
+            *nodes,
+            *(NodeWithScore(node=TextNode(text=f"Number {n} was {text.lower()}", id_=f"web-{n}")) for n in range(9)),
+        ]
+
+
+@pytest.mark.parametrize(
+    "mode", [None, *(ChatMode.CONTEXT, ChatMode.CONDENSE_PLUS_CONTEXT, ChatMode.CONDENSE_QUESTION)]
+)
+def test_more_text_than_there_is_room_for_is_read_and_cited_as_far_as_it_fits(
+    index: MPlusIndex, reads: Reads, mode: ChatMode | None
+) -> None:
+    adds = [AddsMuch()]
+    if mode is None:
+        found = index.as_query_engine(node_postprocessors=adds).query(QUESTION).source_nodes
+    else:
+        found = index.as_chat_engine(mode, node_postprocessors=adds).chat(QUESTION).source_nodes
+    *_, last = found
+    assert last.node_id.startswith("web-") and len(found) < 9, "the last ones are not cited"
+    assert last.node.get_content().endswith("web.") and last.node.get_content() in reads.prompts[-1]
+    assert reads.prompts[-1].count("found on the web.") == last.node.get_content().count("found on the web.") > 0
