@@ -6,6 +6,7 @@ import uvicorn
 
 from mplus import MPlus
 from mplus_integrations.server.app import create_app
+from mplus_integrations.server.heap import share_heap
 from mplus_integrations.server.logs import log, set_up_logs
 from mplus_integrations.server.service import Service
 from mplus_integrations.server.settings import ServeSettings
@@ -56,6 +57,7 @@ def run(settings: ServeSettings, *, model: MPlus | None = None) -> None:
         Exception: The model could not be loaded, or the store not be opened.
         OSError: The port is taken.
     """
+    share_heap()
     set_up_logs(settings.log)
     service = Service(settings, model=model)
     server = Server(service)

@@ -16,7 +16,7 @@ from mplus_integrations.answering import Answer, Answering
 from mplus_integrations.server.access import Access
 from mplus_integrations.server.activity import NOTED, Act, Activity
 from mplus_integrations.server.admission import Admission, Rates
-from mplus_integrations.server.memories import SCRATCH, Memories, sweep_scratch
+from mplus_integrations.server.memories import SCRATCH, Memories, named, sweep_scratch
 from mplus_integrations.server.metrics import Metrics, NoMetrics
 from mplus_integrations.server.problems import Problem, problem_of
 from mplus_integrations.server.settings import ServeSettings
@@ -36,7 +36,9 @@ class AsSaved(Latents):
         """A copy of the memory."""
         assert self.store is not None
         assert self.key is not None
-        yield self.store.load(self.key, model)
+        with named(self.key):
+            memory = self.store.load(self.key, model)
+        yield memory
 
 
 class Answers(Answering[str]):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import mplus
+from mplus.memory.state import MemoryState
 from mplus_integrations.server.logs import Line
 from mplus_integrations.server.running import run
 from mplus_integrations.server.settings import ServeSettings
@@ -65,6 +66,27 @@ def test_eight_users_at_once_hear_of_their_own_dogs_alone(served: Served, tiny: 
         answers = dict(zip(DOGS, threads.map(use, DOGS), strict=True))
     assert {dog: text for dog, (text, _) in answers.items()} == expected
     assert all(set(memories) == {dog} for dog, (_, memories) in answers.items())
+
+
+def test_answers_count_the_tokens_of_sources_once_for_each_state_of_a_memory(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the server adds to an answer of one token, half was counting them anew, four times an answer."""
+    counted = vars(MemoryState)["source_counts"]
+    count, states = counted.func, list[int]()
+
+    def counting(state: MemoryState) -> Any:
+        states.append(id(state))
+        return count(state)
+
+    monkeypatch.setattr(counted, "func", counting)
+    with served.client() as http:
+        http.post("/v1/memories/me/write", json={"text": "Plums are blue.", "source": "plum"}).raise_for_status()
+        served.chat("What of plums?", memory="me").raise_for_status()
+        states.clear()
+        for _ in range(3):
+            served.chat("What of plums?", memory="me").raise_for_status()
+    assert states == []
 
 
 @pytest.mark.parametrize("stream", [True, False])
