@@ -89,6 +89,23 @@ def test_answers_count_the_tokens_of_sources_once_for_each_state_of_a_memory(
     assert states == []
 
 
+def test_an_answer_and_an_operation_take_one_thread_each(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mplus_integrations import worker
+    from mplus_integrations.server import service
+
+    taken: list[str] = []
+    for module in (worker, service):
+        turn = module.in_thread
+        monkeypatch.setattr(module, "in_thread", lambda *a, turn=turn, **kw: taken.append("") or turn(*a, **kw))
+    with served.client() as http:
+        http.post("/v1/memories/me/write", json={"text": "Plums are blue.", "source": "plum"}).raise_for_status()
+        assert len(taken) == 1
+        served.chat("What of plums?", memory="me").raise_for_status()
+        assert len(taken) == 2
+        acts = http.get("/v1/memories/me/activity").json()["acts"]
+    assert [act["operation"] for act in acts] == ["write", "chat"] and all(act["nbytes"] > 1000 for act in acts)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_ends_its_answer(served: Served, steps: Steps, stream: bool) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 2000, "stream": stream}
@@ -217,9 +234,9 @@ def test_spans_follow_the_conventions_and_hold_contents_only_where_asked(serving
         assert ("plums" in told) == ("anna" in told) == contents
 
 
-def start(folder: Path, port: int, model: mplus.MPlus) -> int:
+def start(folder: Path, port: int, model: mplus.MPlus, **more: Any) -> int:
     """A server in a process of its own, a fork of this one, ready; returns its process id."""
-    settings = ServeSettings(model=MODEL, memories=folder, port=port, max_tokens=8)
+    settings = ServeSettings(**{"model": MODEL, "memories": folder, "port": port, "max_tokens": 8, **more})
     process = fork(lambda: run(settings, model=model))
     end = time.monotonic() + 120
     while time.monotonic() < end:
@@ -265,6 +282,20 @@ def test_what_was_acknowledged_survives_a_kill_and_a_stop_answers_who_is_inside(
         os.kill(process, signal.SIGTERM)
         assert [line for line in lines if line][-1] == "data: [DONE]", "a stop waits for the answers inside"
     assert os.waitpid(process, 0)[1] in (0, signal.SIGTERM), "it ends as it was told to"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="servers are forks, which this system does not have")
+def test_a_stream_that_outlasts_a_stop_ends_with_an_error(tmp_path: Path, tiny: mplus.MPlus, unused_port: int) -> None:
+    process = start(tmp_path, unused_port, tiny, shutdown_seconds=0)
+    body = {"model": MODEL, "prompt": "Go on", "max_tokens": 100_000, "logit_bias": {"260": -100}, "stream": True}
+    url = f"http://127.0.0.1:{unused_port}/v1/completions"
+    with httpx.stream("POST", url, json=body, timeout=120) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        os.kill(process, signal.SIGTERM)
+        last = [line for line in lines if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "cut_off"
+    assert os.waitpid(process, 0)[1] in (0, signal.SIGTERM)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
