@@ -48,9 +48,11 @@ def loaded(name: str) -> mplus.MPlus:
 
 def serve(options: Any) -> None:
     """The side of the server."""
+    from mplus_integrations.server.heap import share_heap
     from mplus_integrations.server.running import run
     from mplus_integrations.server.settings import ServeSettings
 
+    share_heap()  # as mplus serve does, before there is a model and with it threads
     settings = ServeSettings(
         model=options.model,
         memories=options.folder / "memories",

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-
 from mplus.memory.state import MemoryState
 
 
@@ -49,18 +47,6 @@ class Source:
 
 def listed(state: MemoryState) -> list[Source]:
     """Every source that was written and not forgotten, in the order of first writing."""
-    counts = torch.zeros(3, len(state.sources), dtype=torch.int64)
-    oldest = torch.zeros(len(state.sources), dtype=torch.int64)
-    for track in state.tracks:
-        for place, pool in enumerate(track.pools):
-            provenance = pool.provenance
-            known = provenance.sources >= 0
-            row, age = provenance.sources[known], provenance.ages[known]
-            counts[place].index_add_(0, row, torch.ones_like(row))
-            oldest.scatter_reduce_(0, row, age, reduce="amax")
-    tail = torch.bincount(torch.tensor(state.tail.sources, dtype=torch.int64), minlength=len(state.sources))
-    totals, pools = counts.sum(0) // len(state.tracks), counts.T // len(state.tracks)
-    numbers = (column.tolist() for column in (totals, pools, tail, oldest))  # whole columns: single numbers are slow
     return [
         Source(
             record.name,
@@ -76,6 +62,6 @@ def listed(state: MemoryState) -> list[Source]:
             record.texts,
             *record.span,
         )
-        for record, total, by_pool, waiting, age in zip(state.sources, *numbers, strict=True)
+        for record, total, by_pool, waiting, age in zip(state.sources, *state.source_counts, strict=True)
         if not record.forgotten
     ]

@@ -7,6 +7,7 @@ diverges, a failed operation changes nothing, and a read never sees half of a wr
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -288,6 +289,26 @@ class MemoryState:
     """Whether writing the ledger again gives this state. True until something is removed from the state."""
     removed_rows: int = 0
     """Rows of forgotten sources that went from the table, so that names that were made by number do not come back."""
+
+    @cached_property
+    def source_counts(self) -> tuple[list[int], list[list[int]], list[int], list[int]]:
+        """Of each source: its tokens (mean over tracks), those by pool, text tokens of the tail, and its oldest age.
+
+        A state never changes, so they are counted once; an answer looks at them several times.
+        """
+        counts = torch.zeros(3, len(self.sources), dtype=torch.int64)
+        oldest = torch.zeros(len(self.sources), dtype=torch.int64)
+        for track in self.tracks:
+            for place, pool in enumerate(track.pools):
+                provenance = pool.provenance
+                known = provenance.sources >= 0
+                row, age = provenance.sources[known], provenance.ages[known]
+                counts[place].index_add_(0, row, torch.ones_like(row))
+                oldest.scatter_reduce_(0, row, age, reduce="amax")
+        tail = torch.bincount(torch.tensor(self.tail.sources, dtype=torch.int64), minlength=len(self.sources))
+        totals, pools = counts.sum(0) // len(self.tracks), counts.T // len(self.tracks)
+        # Whole columns: single numbers are slow.
+        return totals.tolist(), pools.tolist(), tail.tolist(), oldest.tolist()
 
     def numbers(self, names: Collection[str]) -> Int[Tensor, " n"]:
         """Rows of the sources of these names that are not forgotten."""

@@ -23,6 +23,7 @@ from mplus_integrations.cluster.front import Front, ReplicaLostError, replica_he
 from mplus_integrations.cluster.passing import Passed, answered_by
 from mplus_integrations.cluster.routing import OwnerRouter
 from mplus_integrations.server.app import create_app
+from mplus_integrations.server.heap import share_heap
 from mplus_integrations.server.logs import log, set_up_logs
 from mplus_integrations.server.problems import Problem
 from mplus_integrations.server.service import Service
@@ -48,6 +49,7 @@ class Replica:
 
     def __init__(self, settings: Mapping[str, Any], load: Loader | None) -> None:
         chosen = ServeSettings(**settings)
+        share_heap()
         set_up_logs(chosen.log)
         self._service = Service(chosen, model=None if load is None else load())
         self._service.load()

@@ -76,15 +76,20 @@ def may_open(caller: Caller, name: str) -> str:
     return name
 
 
-def may_read(caller: Caller, names: Sequence[str]) -> list[str]:
+def may_read(caller: Caller, names: Sequence[str], field: str = "shared") -> list[str]:
     """The names of memories that the caller may read.
+
+    Args:
+        caller: Who asks.
+        names: The names.
+        field: What they are given as, for messages.
 
     Raises:
         ValueError: A name is not allowed.
         Problem: The caller may not read one of them (403).
     """
     for name in names:
-        MemoryStore.check_name(name, "shared=")
+        MemoryStore.check_name(name, f"{field}=")
         if not caller.reads(name):
             raise Problem(403, "memory_forbidden", f"This API key does not read the memory {name!r}.")
     return list(dict.fromkeys(names))

@@ -50,7 +50,11 @@ def create_app(settings: ServeSettings, *, model: MPlus | None = None, service: 
     app.add_middleware(Door, service=served)
     if settings.origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-Id"],
         )
     app.add_exception_handler(HTTPException, _told)
     app.add_exception_handler(RequestValidationError, _told)
@@ -84,6 +88,12 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def healthz() -> dict[str, str]:
         """Whether the process lives."""
         return {"status": "ok"}
+
+    @app.head("/healthz", include_in_schema=False)
+    @app.head("/readyz", include_in_schema=False)
+    async def head(request: Request) -> Response:
+        """The status of either, without a body."""
+        return Response(status_code=200 if service.is_ready or request.url.path == "/healthz" else 503)
 
     @app.get("/readyz", tags=["health"], responses={503: {"description": "Not yet, or no more."}})
     async def readyz() -> JSONResponse:

@@ -11,10 +11,12 @@ from pydantic import Field
 from starlette.applications import Starlette
 
 import mplus
+from mplus_integrations.answering import Answer
 from mplus_integrations.server.access import may_open, memory_for
 from mplus_integrations.server.keys import Caller
 from mplus_integrations.server.memories import Item, Times
 from mplus_integrations.server.problems import problem_of
+from mplus_integrations.server.routes import plain_json
 from mplus_integrations.server.service import Question, Service
 from mplus_integrations.server.wire import When
 
@@ -130,7 +132,7 @@ class Tools:
         asked = Question(prompt, Times(since, until, as_of)._asdict(), name, shared, only_reads=True)
         answer = await self._tried(self._service.answer, asked)
         sources = [{"source": one["source"], "share": one["share"]} for one in answer.about["recalled"]]
-        return {"answer": answer.text, "confidence": answer.about["confidence"], "sources": sources}
+        return plain_json({"answer": answer.text, "confidence": answer.about["confidence"], "sources": sources})
 
     async def forget(
         self, source: Annotated[str, Field(min_length=1, description="The name of the source.")], context: Context[Any]
@@ -166,7 +168,8 @@ class Tools:
 
     async def _tried(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            return await work(*args, **kwargs)
+            found = await work(*args, **kwargs)
+            return found if isinstance(found, Answer) else plain_json(found)
         except Exception as error:
             raise _told(error) from error
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mplus import CorruptMemoryError, Memory, MemoryNotFoundError, MemoryStore, MPlus, Source, StoredMemory, turn_text
 from mplus_integrations.conversations import turn_names
 from mplus_integrations.latents import all_or_nothing
-from mplus_integrations.server.problems import Problem
+from mplus_integrations.server.problems import Problem, no_memory
 
 SCRATCH = ".serve"
 """Folder of files that are being sent and received."""
@@ -83,19 +83,20 @@ class Memories:
         """Make an empty memory, or a copy of another.
 
         Raises:
-            Problem: The name is taken (409).
-            MemoryNotFoundError: There is none to copy.
+            Problem: The name is taken (409), or there is none to copy (404).
         """
         with self._as_new(name):
             if copy_of is None:
                 self.store.put(name, self.model.new_memory())
             else:
-                self.store.copy(copy_of, name)
+                with named(copy_of):
+                    self.store.copy(copy_of, name)
         return self.describe(name)
 
     def delete(self, name: str) -> None:
         """Remove a memory for good."""
-        self.store.delete(name, timeout=LOCK_SECONDS)
+        with named(name):
+            self.store.delete(name, timeout=LOCK_SECONDS)
 
     def describe(self, name: str) -> dict[str, Any]:
         """Tokens and bytes by pool, ages, and how many sources there are."""
@@ -250,7 +251,8 @@ class Memories:
     # --- inside -----------------------------------------------------------------------------------
 
     def _read(self, name: str) -> Memory:
-        return self.store.load(name, self.model)
+        with named(name):
+            return self.store.load(name, self.model)
 
     @contextmanager
     def _changing(self, name: str) -> Generator[Memory]:
@@ -282,6 +284,19 @@ class Memories:
             )
         after = _sizes(memory.sources())
         return {**report, "sources": [name for name in after if after[name] != before.get(name)]}
+
+
+@contextmanager
+def named(name: str) -> Generator[None]:
+    """Tells of a memory that is missing by its name alone; the store's own message lists others.
+
+    Raises:
+        Problem: It is missing (404).
+    """
+    try:
+        yield
+    except MemoryNotFoundError as error:
+        raise no_memory(name) from error
 
 
 def _sizes(sources: Iterable[Source]) -> dict[str, tuple[int, float]]:

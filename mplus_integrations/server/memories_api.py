@@ -21,6 +21,7 @@ from mplus_integrations.server.memories_wire import (
     Writing,
 )
 from mplus_integrations.server.problems import Problem
+from mplus_integrations.server.routes import Route
 from mplus_integrations.server.service import Question, Service
 from mplus_integrations.server.wire import to_chat
 from mplus_integrations.worker import in_thread
@@ -34,7 +35,7 @@ A_FILE: dict[int | str, Json] = {
 
 def memory_routes(service: Service) -> APIRouter:
     """All endpoints of memories."""
-    routes = APIRouter(prefix="/v1/memories", tags=["memories"])
+    routes = APIRouter(prefix="/v1/memories", tags=["memories"], route_class=Route)
     _add_whole(routes, service)
     _add_writing(routes, service)
     _add_reading(routes, service)
@@ -55,7 +56,7 @@ def _add_whole(routes: APIRouter, service: Service) -> None:
         """Make an empty memory, or a copy of another."""
         name = may_open(request.state.caller, new.name)
         if new.copy_of is not None:
-            may_read(request.state.caller, [new.copy_of])
+            may_read(request.state.caller, [new.copy_of], "copy_of")
         return await service.operate("create", name, service.memories.create, name, copy_of=new.copy_of)
 
     @routes.get("/{name}")
@@ -250,8 +251,10 @@ def _decoded(data: bytes, name: str | None) -> str:
 
 
 def _moment(text: str | None) -> str | float | None:
-    """A time of a query: Unix seconds as a number, anything else as it is."""
+    """A time of a query: Unix seconds as a number, anything else as it is; 20240303 is a day, as in a body."""
+    if text is None or (len(text) == len("20240303") and text.isdecimal()):
+        return text
     try:
-        return text if text is None else float(text)
+        return float(text)
     except ValueError:
         return text

@@ -10,6 +10,7 @@ from uuid import uuid4
 from mplus_integrations.answering import Answer, Piece
 from mplus_integrations.server.problems import Problem, body_of
 from mplus_integrations.server.processors import NoteTokens, TokenNote, token_entry
+from mplus_integrations.server.routes import as_json
 
 Json = dict[str, Any]
 MARK = "text"
@@ -169,4 +170,4 @@ def _call(numbered: tuple[str, Any]) -> Json:
 
 
 def _event(data: Json) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {as_json(data)}\n\n"

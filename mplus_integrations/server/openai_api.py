@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from mplus_integrations.answering import Answer
 from mplus_integrations.server.access import may_read, memory_for
@@ -15,6 +15,7 @@ from mplus_integrations.server.leaving import EventStream, while_there
 from mplus_integrations.server.openai_answers import Shape, check_whole, error_event, events
 from mplus_integrations.server.problems import Problem, problem_of
 from mplus_integrations.server.processors import NoteTokens, Penalties
+from mplus_integrations.server.routes import Json, Route
 from mplus_integrations.server.service import Question, Service
 from mplus_integrations.server.wire import Asking, ChatRequest, CompletionRequest, to_chat
 
@@ -23,7 +24,7 @@ STARTED = int(time.time())
 
 def openai_routes(service: Service) -> APIRouter:
     """The endpoints, under /v1."""
-    routes = APIRouter(prefix="/v1", tags=["answers"])
+    routes = APIRouter(prefix="/v1", tags=["answers"], route_class=Route)
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
@@ -71,7 +72,7 @@ async def _answered(
     if not asked.stream:
         answer = await while_there(request, service.answer(question, kind))
         check_whole(answer)
-        return JSONResponse(shape.whole(answer))
+        return Json(shape.whole(answer))
     pieces = service.pieces(question, kind)
     try:
         first = await while_there(request, anext(pieces))  # what goes wrong before the first byte gets its own status

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -20,17 +21,26 @@ class Problem(HTTPException):
         code: A word for programs.
         detail: What is wrong, what was expected, and the fix.
         retry_after: Seconds after which to try again.
+        headers: Further headers of the response.
     """
 
-    def __init__(self, status: int, code: str, detail: str, *, retry_after: int | None = None) -> None:
-        super().__init__(status, detail, None if retry_after is None else {"Retry-After": str(retry_after)})
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        again = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        super().__init__(status, detail, {**(headers or {}), **again} or None)
         self.code = code
 
 
 STATUSES: Sequence[tuple[type[Exception], int, str]] = (
     (mplus.QueueFullError, 429, "queue_full"),
     (mplus.SchedulerClosedError, 503, "stopping"),
-    (mplus.MemoryNotFoundError, 404, "memory_not_found"),
     (mplus.MemoryLockedError, 409, "memory_in_use"),
     (mplus.MemoryConflictError, 409, "memory_conflict"),
     (mplus.MemoryMismatchError, 409, "memory_of_another_model"),
@@ -54,18 +64,46 @@ def problem_of(error: Exception, *, retry_after: int = RETRY_SECONDS) -> Problem
     if isinstance(error, Problem):
         return error
     if isinstance(error, HTTPException):
-        return Problem(error.status_code, "http", str(error.detail))
+        return _of_http(error)
+    if isinstance(error, ValidationError):  # of settings of an answer
+        return invalid(error.errors(include_url=False, include_context=False))
+    if isinstance(error, mplus.MemoryNotFoundError):
+        # Its message names the folder and other memories, which the caller may not know of.
+        return Problem(404, "memory_not_found", "There is no such memory. /v1/memories lists those of the key.")
     for kind, status, code in STATUSES:
         if isinstance(error, kind):
             return Problem(status, code, str(error), retry_after=retry_after if code in AGAIN else None)
     return Problem(500, "internal", "Something went wrong in the server; its log says where.")
 
 
+def no_memory(name: str) -> Problem:
+    """The problem of a memory that there is not; names no other."""
+    return Problem(404, "memory_not_found", f"There is no memory called {name!r}. Write into it, and there is.")
+
+
+def _of_http(error: HTTPException) -> Problem:
+    headers, code = error.headers, error.status_code
+    if code == 404:
+        return Problem(404, "not_found", "There is nothing at this path. /openapi.json lists what there is.")
+    if code == 405:
+        allowed = (headers or {}).get("Allow", "another method")
+        return Problem(405, "method_not_allowed", f"This path takes {allowed}.", headers=headers)
+    return Problem(code, "http", str(error.detail), headers=headers)
+
+
 def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
     """What is wrong with the first field of a request that is."""
     first = errors[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["loc"] == ("body",) and isinstance(first["input"], bytes):
+        return Problem(
+            415, "not_json", "The body is not said to be JSON: expected the header Content-Type: application/json."
+        )
+    # A value that may be of several types has an error for each of them.
+    same = [error for error in errors if error["input"] is first["input"] and error["loc"][:-1] == first["loc"][:-1]]
+    place = first["loc"] if len(same) == 1 else first["loc"][:-1]
+    where = ".".join(str(part) for part in place if part != "body")
+    messages = [str(error["msg"]).replace("Value error, ", "") for error in same]
+    message = ", or ".join([messages[0], *(one.removeprefix("Input should be ") for one in messages[1:])])
     return Problem(400, "invalid_request", f"{where}: {message}" if where else message)
 
 

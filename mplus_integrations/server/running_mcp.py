@@ -4,6 +4,7 @@ import asyncio
 import sys
 
 from mplus import MPlus
+from mplus_integrations.server.heap import share_heap
 from mplus_integrations.server.mcp_tools import mcp_server
 from mplus_integrations.server.service import Service
 from mplus_integrations.server.settings import ServeSettings
@@ -18,6 +19,7 @@ def run_mcp(settings: ServeSettings, memory: str, *, over_http: bool, model: MPl
         over_http: Whether by HTTP.
         model: A loaded model; None: the one that the settings name.
     """
+    share_heap()
     service = Service(settings, model=model)
     server = mcp_server(service, memory=memory)
     service.load()

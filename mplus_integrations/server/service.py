@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,7 +16,7 @@ from mplus_integrations.latents import Latents, Shared
 from mplus_integrations.server.access import Access
 from mplus_integrations.server.activity import NOTED, Act, Activity
 from mplus_integrations.server.admission import Admission, Rates
-from mplus_integrations.server.memories import SCRATCH, Memories, sweep_scratch
+from mplus_integrations.server.memories import SCRATCH, Memories, named, sweep_scratch
 from mplus_integrations.server.metrics import Metrics, NoMetrics
 from mplus_integrations.server.problems import Problem, problem_of
 from mplus_integrations.server.settings import ServeSettings
@@ -36,7 +35,9 @@ class AsSaved(Latents):
         """A copy of the memory."""
         assert self.store is not None
         assert self.key is not None
-        yield self.store.load(self.key, model)
+        with named(self.key):
+            memory = self.store.load(self.key, model)
+        yield memory
 
 
 class Answers(Answering[str]):
@@ -186,6 +187,7 @@ class Service:
             QueueFullError: Too many requests are inside.
         """
         answers, started, said = self._present()[1], time.monotonic(), None
+        sizes: list[int | None] = []
         with self.admission.place(), self.telemetry.answer(kind, self.settings.model, _asked(question)) as span:
             span.content({"gen_ai.input.messages": str(question.prompt), "mplus.memory": question.memory})
 
@@ -194,7 +196,15 @@ class Service:
                 self.metrics.tokens.labels("answer").inc(tokens[1])
                 span.note({"gen_ai.usage.input_tokens": tokens[0], "gen_ai.usage.output_tokens": tokens[1]})
 
-            async with aclosing(streamed(partial(answers.pieces, question, spent))) as pieces:
+            def made(left: threading.Event) -> Generator[str | Answer]:
+                for piece in answers.pieces(question, spent, left):
+                    if isinstance(piece, Answer) and kind in NOTED:
+                        sizes.append(
+                            self._size(question.memory)
+                        )  # in this thread: another one costs half a millisecond
+                    yield piece
+
+            async with aclosing(streamed(made)) as pieces:
                 try:
                     async for piece in pieces:
                         if said is None:
@@ -202,7 +212,7 @@ class Service:
                             self.metrics.first_token.observe(said)
                         if isinstance(piece, Answer):
                             self._note(span, piece)
-                            await self._keep(kind, question.memory, started, said)
+                            self._keep(kind, question.memory, started, next(iter(sizes), None), said)
                         yield piece
                 except (GeneratorExit, asyncio.CancelledError):  # the client went away
                     self.metrics.cut.inc()
@@ -247,18 +257,28 @@ class Service:
         """
         self._present()
         with self.admission.place(), self.telemetry.memory(operation, name), self._measured(operation):
-            started, done = time.monotonic(), await in_thread(work, *args, **kw)
+            started, noted = time.monotonic(), operation in NOTED
+
+            def worked() -> tuple[T, int | None]:
+                done = work(*args, **kw)
+                return done, self._size(name) if noted and name is not None else None
+
+            done, nbytes = await in_thread(worked)
             if name is not None:
-                await self._keep(operation, name, started)
+                self._keep(operation, name, started, nbytes)
             return done
 
-    async def _keep(self, operation: str, name: str, started: float, first: float | None = None) -> None:
+    def _size(self, name: str) -> int | None:
+        """Bytes of a memory; None if they cannot be told, which changes nothing of what was done."""
+        with suppress(OSError):
+            return None if self._loaded is None else self._loaded[0].nbytes(name)
+        return None
+
+    def _keep(self, operation: str, name: str, started: float, nbytes: int | None, first: float | None = None) -> None:
         """Keep in mind what was done with a memory."""
-        if operation not in NOTED or self._loaded is None:
+        if operation not in NOTED:
             return
-        seconds, nbytes = time.monotonic() - started, None
-        with suppress(OSError):  # what was done is done, whether or not its size can be told
-            nbytes = await in_thread(self._loaded[0].nbytes, name)
+        seconds = time.monotonic() - started
         act = Act(time=time.time(), operation=operation, seconds=seconds, first_text_seconds=first, nbytes=nbytes)
         self.activity.note(name, act)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -116,6 +117,18 @@ class ServeSettings(BaseSettings):
     @classmethod
     def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(MemoryStore.check_name(name, "shared=") for name in names)
+
+    @field_validator("origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if not parts.scheme or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}".lower():
+                raise ValueError(
+                    f"{origin!r:.80}: expected an origin as browsers send it: scheme, '://' and host in small letters, "
+                    "and the port if it is not the scheme's own, such as https://chat.example.com."
+                )
+        return origins
 
     @model_validator(mode="after")
     def _keys_are_needed(self) -> Self:

@@ -30,7 +30,8 @@ export function chart(place, series, written, title) {
     svg("text", { x: x(time), y: HEIGHT - 6, "text-anchor": anchor }, clock(time, last - first < 600)));
   const drawing = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": title },
     ...parts, ...ends, ...series.flatMap((one) => drawn(one, x, y)));
-  const keys = series.filter((one) => one.label).map((one) => h("span", {}, one.label));
+  const keys = series.filter((one) => one.label).map((one) =>
+    h("span", {}, h("i", { class: one.kind, "aria-hidden": "true" }, one.mark), one.label));
   place.replaceChildren(drawing, h("div", { class: "key" }, keys));
 }
 

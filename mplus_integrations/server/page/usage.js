@@ -24,8 +24,8 @@ export async function show() {
   chart($("bytes-chart"), [{ kind: "step", points: sizes }], bytes, "Bytes of the memory on disk over time");
   const answers = acts.filter((act) => act.first_text_seconds !== null);
   chart($("latency-chart"), [
-    { kind: "first", label: "● first text of an answer", points: answers.map((act) => ({ x: act.time, y: act.first_text_seconds })) },
-    { kind: "whole", label: "○ whole operation", points: acts.map((act) => ({ x: act.time, y: act.seconds })) },
+    { kind: "first", mark: "●", label: "first text of an answer", points: answers.map((act) => ({ x: act.time, y: act.first_text_seconds })) },
+    { kind: "whole", mark: "○", label: "whole operation", points: acts.map((act) => ({ x: act.time, y: act.seconds })) },
   ], seconds, "Seconds to the first text of answers, and to the end of operations, over time");
   fill($("acts"), ["Time", "Operation", "#First text", "#Whole", "#Bytes afterwards"], acts.slice(-LATEST).reverse().map((act) => h("tr", {},
     h("td", {}, clock(act.time, true)), h("th", { scope: "row" }, act.operation), number(seconds(act.first_text_seconds)),

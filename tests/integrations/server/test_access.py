@@ -146,6 +146,15 @@ def test_pages_of_elsewhere_and_other_host_names_are_refused(serving: Serving) -
     with serving(origins=("https://chat.example",)) as served, served.client(Origin="https://chat.example") as http:
         answer = http.get("/v1/memories")
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://chat.example"
+        assert answer.headers["access-control-expose-headers"] == "Retry-After, X-Request-Id"
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "null", "chat.example", "https://chat.example/", "https://Chat.example", "https:"]
+)
+def test_an_origin_that_no_browser_sends_is_refused_when_the_server_starts(origin: str) -> None:
+    with pytest.raises(ValueError, match="expected an origin as browsers send it"):
+        ServeSettings(origins=("https://good.example:8443", origin))
 
 
 def test_too_large_requests_are_refused_also_those_that_do_not_say(serving: Serving) -> None:

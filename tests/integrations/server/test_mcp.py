@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ httpx2 = pytest.importorskip("httpx2", reason="needs mcp's own client of HTTP")
 from mcp import Client, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
+import mplus
 from mplus_integrations.server.keys import KeyRing
 from tests.integrations.server.conftest import Served, Serving
 
@@ -56,6 +58,22 @@ def test_an_agent_remembers_and_forgets_by_http(served: Served) -> None:
     async def work() -> None:
         async with by_http(served) as client:
             await use(client)
+
+    asyncio.run(work())
+
+
+def test_an_agent_lists_what_json_has_no_form_for(served: Served, tiny: mplus.MPlus) -> None:
+    with served.service.memories.store.open("default", tiny) as memory:
+        metadata = {"on": date(2024, 3, 3), "most": float("inf"), "raw": b"\xff"}
+        tiny.write(memory, "Plums are blue.", source="caf\udce9.txt", metadata=metadata)
+
+    async def work() -> None:
+        async with by_http(served) as client:
+            (listed,) = told(await client.call_tool("list", {}))["sources"]
+            (found,) = told(await client.call_tool("recall", {"query": "plums"}))["found"]
+            shown = {"on": "2024-03-03", "most": None, "raw": "/w=="}
+            assert (listed["name"], listed["metadata"], found["metadata"]) == ("caf?.txt", shown, shown)
+            assert told(await client.call_tool("ask", {"question": "What of plums?"}))["answer"]
 
     asyncio.run(work())
 

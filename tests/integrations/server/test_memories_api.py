@@ -165,5 +165,9 @@ def test_what_is_written_with_a_time_is_read_by_it(served: Served) -> None:
     assert names(served) == ["now", "new", turn["name"], "old"]
     for wrong in ({"at": "soon"}, {"dated": True}, {"at": True}):
         call(served, "POST", "/me/write", {"text": "x", **wrong}, status=400)
+    day = {"since": "20230501", "until": "20230501"}  # a day, as in a body, and not seconds of 1970
+    assert [one["name"] for one in call(served, "GET", "/me/sources", params=day)["sources"]] == []
+    call(served, "POST", "/me/write", {"text": "On a day.", "source": "day", "at": "20230501"})
+    assert [one["name"] for one in call(served, "GET", "/me/sources", params=day)["sources"]] == ["day"]
     call(served, "POST", "/me/search", {"query": "key", "since": 2, "until": 1}, status=400)
     call(served, "GET", "/me/sources", params={"as_of": "then"}, status=400)

@@ -364,6 +364,32 @@ def test_every_view_is_readable_named_and_fits(opening: Opening, scheme: str) ->
     assert page.evaluate(background) != before and page.evaluate(CONTRAST) == []
 
 
+def test_on_a_narrow_screen_what_can_be_done_with_a_row_stays_in_sight(opening: Opening) -> None:
+    seen = opening(viewport={"width": 360, "height": 800})
+    page = seen.page
+    seen.view("memory")
+    for button in ("Show the text of dog", "Pin dog", "Forget dog"):
+        box = page.get_by_role("button", name=button).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360, button
+    seen.view("snapshots")
+    edges = "(at) => [...document.querySelectorAll(at)].map((one) => getComputedStyle(one).paddingLeft)"
+    sync_api.expect(page.locator("#snapshots td.empty")).to_be_visible()
+    assert set(page.evaluate(edges, "#snapshots td.empty, #snapshots th")) == {page.evaluate(edges, "#snapshots th")[0]}
+
+
+def test_the_key_of_a_chart_has_the_colours_of_its_marks(opening: Opening) -> None:
+    seen = opening()
+    page = seen.page
+    page.fill("#question", "Who is Biscuit?")
+    page.keyboard.press("Enter")
+    page.locator("#turns li[aria-busy=false]").wait_for()
+    seen.view("usage")
+    page.locator("#latency-chart circle.first").first.wait_for()
+    colour = "([at, name]) => getComputedStyle(document.querySelector(`#latency-chart ${at}`))[name]"
+    for kind, drawn in (("first", "fill"), ("whole", "stroke")):
+        assert page.evaluate(colour, [f".key .{kind}", "color"]) == page.evaluate(colour, [f"circle.{kind}", drawn])
+
+
 def test_a_server_that_is_gone_and_a_refused_request_are_told(opening: Opening) -> None:
     seen = opening()
     seen.view("memory")

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import mplus
+from mplus.memory.state import MemoryState
 from mplus_integrations.server.logs import Line
 from mplus_integrations.server.running import run
 from mplus_integrations.server.settings import ServeSettings
@@ -65,6 +66,44 @@ def test_eight_users_at_once_hear_of_their_own_dogs_alone(served: Served, tiny: 
         answers = dict(zip(DOGS, threads.map(use, DOGS), strict=True))
     assert {dog: text for dog, (text, _) in answers.items()} == expected
     assert all(set(memories) == {dog} for dog, (_, memories) in answers.items())
+
+
+def test_answers_count_the_tokens_of_sources_once_for_each_state_of_a_memory(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the server adds to an answer of one token, half was counting them anew, four times an answer."""
+    counted = vars(MemoryState)["source_counts"]
+    count, states = counted.func, list[int]()
+
+    def counting(state: MemoryState) -> Any:
+        states.append(id(state))
+        return count(state)
+
+    monkeypatch.setattr(counted, "func", counting)
+    with served.client() as http:
+        http.post("/v1/memories/me/write", json={"text": "Plums are blue.", "source": "plum"}).raise_for_status()
+        served.chat("What of plums?", memory="me").raise_for_status()
+        states.clear()
+        for _ in range(3):
+            served.chat("What of plums?", memory="me").raise_for_status()
+    assert states == []
+
+
+def test_an_answer_and_an_operation_take_one_thread_each(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mplus_integrations import worker
+    from mplus_integrations.server import service
+
+    taken: list[str] = []
+    for module in (worker, service):
+        turn = module.in_thread
+        monkeypatch.setattr(module, "in_thread", lambda *a, turn=turn, **kw: taken.append("") or turn(*a, **kw))
+    with served.client() as http:
+        http.post("/v1/memories/me/write", json={"text": "Plums are blue.", "source": "plum"}).raise_for_status()
+        assert len(taken) == 1
+        served.chat("What of plums?", memory="me").raise_for_status()
+        assert len(taken) == 2
+        acts = http.get("/v1/memories/me/activity").json()["acts"]
+    assert [act["operation"] for act in acts] == ["write", "chat"] and all(act["nbytes"] > 1000 for act in acts)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -195,9 +234,9 @@ def test_spans_follow_the_conventions_and_hold_contents_only_where_asked(serving
         assert ("plums" in told) == ("anna" in told) == contents
 
 
-def start(folder: Path, port: int, model: mplus.MPlus) -> int:
+def start(folder: Path, port: int, model: mplus.MPlus, **more: Any) -> int:
     """A server in a process of its own, a fork of this one, ready; returns its process id."""
-    settings = ServeSettings(model=MODEL, memories=folder, port=port, max_tokens=8)
+    settings = ServeSettings(**{"model": MODEL, "memories": folder, "port": port, "max_tokens": 8, **more})
     process = fork(lambda: run(settings, model=model))
     end = time.monotonic() + 120
     while time.monotonic() < end:
@@ -243,6 +282,20 @@ def test_what_was_acknowledged_survives_a_kill_and_a_stop_answers_who_is_inside(
         os.kill(process, signal.SIGTERM)
         assert [line for line in lines if line][-1] == "data: [DONE]", "a stop waits for the answers inside"
     assert os.waitpid(process, 0)[1] in (0, signal.SIGTERM), "it ends as it was told to"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="servers are forks, which this system does not have")
+def test_a_stream_that_outlasts_a_stop_ends_with_an_error(tmp_path: Path, tiny: mplus.MPlus, unused_port: int) -> None:
+    process = start(tmp_path, unused_port, tiny, shutdown_seconds=0)
+    body = {"model": MODEL, "prompt": "Go on", "max_tokens": 100_000, "logit_bias": {"260": -100}, "stream": True}
+    url = f"http://127.0.0.1:{unused_port}/v1/completions"
+    with httpx.stream("POST", url, json=body, timeout=120) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        os.kill(process, signal.SIGTERM)
+        last = [line for line in lines if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "cut_off"
+    assert os.waitpid(process, 0)[1] in (0, signal.SIGTERM)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,83 @@
+"""Errors as clients see them: what was wrong, and nothing about others."""
+
+from pathlib import Path
+
+import pytest
+
+from mplus_integrations.server.keys import KeyRing
+from tests.integrations.server.conftest import MODEL, Served, Serving
+
+ASK = {"model": MODEL, "messages": [{"role": "user", "content": "Who am I?"}], "max_tokens": 2}
+
+
+def test_a_memory_that_is_missing_tells_no_other_memory_and_no_place(serving: Serving, tmp_path: Path) -> None:
+    ring = KeyRing(tmp_path / "keys.json")
+    (_, anna), (_, bob) = ring.add("anna", opens=["team"]), ring.add("bob-of-nordwind")
+    with serving(keys=tmp_path / "keys.json") as served:
+        with served.client(bob) as http:
+            note = {"text": "Mine.", "source": "x"}
+            assert http.post("/v1/memories/bob-of-nordwind/write", json=note).status_code == 200
+        with served.client(anna) as http:
+            answers = [
+                http.request(method, path, json=body)
+                for method, path, body in [
+                    ("GET", "/v1/memories/anna", None),
+                    ("DELETE", "/v1/memories/anna", None),
+                    ("GET", "/v1/memories/anna/sources", None),
+                    ("GET", "/v1/memories/anna/snapshots", None),
+                    ("GET", "/v1/memories/anna/diff?before=x", None),
+                    ("GET", "/v1/memories/anna/export", None),
+                    ("GET", "/v1/memories/anna/activity", None),
+                    ("POST", "/v1/memories/anna/snapshots", {}),
+                    ("POST", "/v1/memories/anna/rollback", {"snapshot": "x"}),
+                    ("POST", "/v1/memories/anna/search", {"query": "x"}),
+                    ("POST", "/v1/memories/anna/recalled", {"question": "x"}),
+                    ("POST", "/v1/memories/anna/forget", {"source": "x"}),
+                    ("POST", "/v1/memories/anna/replace", {"source": "x", "text": "y"}),
+                    ("POST", "/v1/memories/anna/pin", {"source": "x"}),
+                    ("POST", "/v1/memories", {"name": "anna", "copy_of": "team"}),
+                    ("POST", "/v1/chat/completions", {**ASK, "shared": ["team"]}),
+                    ("POST", "/v1/chat/completions", {**ASK, "shared": ["team"], "stream": True}),
+                ]
+            ]
+        for answer in answers:
+            assert (answer.status_code, answer.json()["code"]) == (404, "memory_not_found"), answer.url
+            detail = answer.json()["detail"]
+            assert "'anna'" in detail or "'team'" in detail, "the one that was meant is named"
+            assert "nordwind" not in answer.text and str(tmp_path) not in answer.text
+
+
+def test_a_wrong_path_or_method_says_what_there_is(served: Served) -> None:
+    with served.client() as http:
+        lost, wrong = http.get("/v1/memory"), http.put("/v1/models")
+        assert (lost.status_code, lost.json()["code"]) == (404, "not_found")
+        assert "/openapi.json" in lost.json()["detail"]
+        assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")
+        assert wrong.headers["allow"] == "GET" and "GET" in wrong.json()["detail"]
+        for path in ("/healthz", "/readyz", "/"):
+            assert http.head(path).status_code == 200 and http.head(path).content == b""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"stop": [""]}, "stop=['']: stop holds an empty string"),
+        ({"since": True}, "since: Input should be a valid string, or a valid number"),
+        ({"seed": "x"}, "seed: Input should be a valid integer"),
+        ({"where": {"a": {"$near": 1}}}, "$near"),
+        ({"memory": "../x"}, "memory='../x'"),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_line_and_others_are_not_shown(
+    served: Served, wrong: dict[str, object], told: str
+) -> None:
+    with served.client() as http:
+        answer = http.post("/v1/chat/completions", json={**ASK, **wrong})
+    assert answer.status_code == 400 and told in answer.json()["detail"], answer.text
+    assert "\n" not in answer.json()["detail"] and "Who am I?" not in answer.text and "pydantic" not in answer.text
+
+
+def test_a_copy_names_the_field_that_is_wrong(served: Served) -> None:
+    with served.client() as http:
+        answer = http.post("/v1/memories", json={"name": "me", "copy_of": "../.."})
+    assert answer.status_code == 400 and answer.json()["detail"].startswith("copy_of='../..'")
