@@ -13,6 +13,7 @@ question by question. Nothing is timed. ``--model tiny --facts 4`` checks the sc
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ from mplus.training.talk.corpus import talk_files
 from mplus.write import absorb
 from mplus.write.apart import provenance_of
 
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 24
+TOGETHER = 8
+"""How many questions are answered in one batch."""
 OTHER = "text of others "
 """How names of sources begin that every question may read, beside its own texts."""
 
@@ -92,12 +95,21 @@ def right(model: mplus.MPlus, task: Task, config: mplus.MemoryConfig, more: Sequ
         for number, text in enumerate(more):
             model.write(memory, text, source=f"{OTHER}{number}")
     found: list[bool] = []
-    for question in task.questions:
-        asked, own = prompt(question.text, task.style, before=question.before), set(question.contexts)
-        mine = lambda name, _, own=own: name in own or name.startswith(OTHER)
-        answer = model.generate(memory, asked, max_new_tokens=ANSWER_TOKENS, where=mine)
-        found.append(contains_answer(answer.text, question.answers))
+    for first in range(0, len(task.questions), TOGETHER):
+        some = task.questions[first : first + TOGETHER]
+        answers = model.generate_batch(
+            [memory] * len(some),
+            [prompt(question.text, task.style, before=question.before) for question in some],
+            where=[partial(readable, frozenset(question.contexts)) for question in some],
+            max_new_tokens=ANSWER_TOKENS,
+        )
+        found += [contains_answer(answer.text, asked.answers) for answer, asked in zip(answers, some, strict=True)]
     return found
+
+
+def readable(own: frozenset[str], name: str, _: Any) -> bool:
+    """Whether a question may read a source: one of its own texts, or one of others."""
+    return name in own or name.startswith(OTHER)
 
 
 def tasks_of(given: Any) -> dict[str, Task]:
