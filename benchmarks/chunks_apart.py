@@ -1,18 +1,19 @@
 """How well chunks are read that were encoded with the chunk before, by themselves, or in windows of a few.
 
     python benchmarks/chunks_apart.py --squad dev.json.gz --dialogue dev.jsonl.gz --own-talk
-        [--questions 40] [--distractors 20000] [--windows 4:1 8:2] [--output results]
+        [--questions 40] [--distractors 20000] [--sides previous none 4:1 8:2] [--output results]
 
 The same questions of the same texts, to one memory of each side: "previous", a chunk with the chunk before it, as by
 default; "none", by itself, as where token ids are kept; "W:O", in a window of W chunks of one text, of which the first
 O overlap with the window before, so that it depends on at most W - 1 chunks before it, however long the text is.
-All keep latents. "right" counts answers that contain what was asked for; "both" and "alone" compare with "previous",
-question by question. Nothing is timed. ``--model tiny --facts 4`` checks the script itself.
+All keep latents. "right" counts answers that contain what was asked for; "both", "alone" and "first_alone" compare
+with the first side, question by question. Nothing is timed. ``--model tiny --facts 4`` checks the script itself.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ from mplus.training.talk.corpus import talk_files
 from mplus.write import absorb
 from mplus.write.apart import provenance_of
 
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 24
+TOGETHER = 8
+"""How many questions are answered in one batch."""
 OTHER = "text of others "
 """How names of sources begin that every question may read, beside its own texts."""
 
@@ -48,17 +51,20 @@ class Windows:
 
     def __init__(self, size: int, overlap: int) -> None:
         if not 0 <= overlap < size:
-            raise SystemExit(f"--windows {size}:{overlap}: expected W:O with O below W.")
+            raise SystemExit(f"--sides {size}:{overlap}: expected W:O with O below W.")
         self.size, self.overlap = size, overlap
         self.text: list[list[int]] = []
         """Chunks of the text that is being written."""
+        self.source = -1
 
     def __call__(self, weights: Any, config: Any, state: Any, chunks: Sequence[Chunk]) -> list[Tokens]:
         """New tokens of every track."""
         ((layers, recall_layer),) = weights.tracks(config)
         parts: list[Content] = []
         for chunk in chunks:
-            self.text = [*(self.text if chunk.continues else []), chunk.input_ids]
+            # Where chunks are encoded apart, none is marked as continuing another: a text is what has one source.
+            self.text = [*(self.text if chunk.sources[0] == self.source else []), chunk.input_ids]
+            self.source = chunk.sources[-1]
             own = slice(-len(chunk.input_ids), None)
             encoded = encode_apart(weights, [i for ids in self.text[self.first(len(self.text) - 1) :] for i in ids])
             states = tuple(encoded.states[layer][own] for layer in layers)
@@ -92,12 +98,21 @@ def right(model: mplus.MPlus, task: Task, config: mplus.MemoryConfig, more: Sequ
         for number, text in enumerate(more):
             model.write(memory, text, source=f"{OTHER}{number}")
     found: list[bool] = []
-    for question in task.questions:
-        asked, own = prompt(question.text, task.style, before=question.before), set(question.contexts)
-        mine = lambda name, _, own=own: name in own or name.startswith(OTHER)
-        answer = model.generate(memory, asked, max_new_tokens=ANSWER_TOKENS, where=mine)
-        found.append(contains_answer(answer.text, question.answers))
+    for first in range(0, len(task.questions), TOGETHER):
+        some = task.questions[first : first + TOGETHER]
+        answers = model.generate_batch(
+            [memory] * len(some),
+            [prompt(question.text, task.style, before=question.before) for question in some],
+            where=[partial(readable, frozenset(question.contexts)) for question in some],
+            max_new_tokens=ANSWER_TOKENS,
+        )
+        found += [contains_answer(answer.text, asked.answers) for answer, asked in zip(answers, some, strict=True)]
     return found
+
+
+def readable(own: frozenset[str], name: str, _: Any) -> bool:
+    """Whether a question may read a source: one of its own texts, or one of others."""
+    return name in own or name.startswith(OTHER)
 
 
 def tasks_of(given: Any) -> dict[str, Task]:
@@ -134,11 +149,10 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, nargs="*", default=[], help="more texts to stand between")
     parser.add_argument("--questions", type=int, default=40, help="of each set")
     parser.add_argument("--distractors", type=int, default=20_000, help="text tokens written after each set's own")
-    parser.add_argument("--windows", nargs="*", default=["4:1", "8:2"], help="chunks of a window, and of its overlap")
+    parser.add_argument("--sides", nargs="+", default=["previous", "none", "4:1", "8:2"], help="how chunks are encoded")
     given = parser.parse_args()
     model = tiny_model() if given.model == "tiny" else mplus.MPlus.from_pretrained(given.model, device="cpu")
-    sides: dict[str, Windows | None] = {"previous": None, "none": None}
-    sides |= {name: Windows(*map(int, name.split(":"))) for name in given.windows}
+    sides = {name: Windows(*map(int, name.split(":"))) if ":" in name else None for name in given.sides}
     rows: list[dict[str, Any]] = []
     for name, task in tasks_of(given).items():
         more = others(task, model, given)
@@ -147,7 +161,7 @@ def main() -> None:
             changes = {"chunk_context": "previous" if side == "previous" else "none", "long_term_keep": "latents"}
             config = mplus.MemoryConfig.model_validate(model.memory_config.model_dump() | changes)
             known[side] = right(model, task, config, more, windows)
-            pairs = list(zip(known["previous"], known[side], strict=True))
+            pairs = list(zip(known[given.sides[0]], known[side], strict=True))
             share = sum(known[side]) / len(pairs)
             rows.append(
                 {
@@ -158,7 +172,7 @@ def main() -> None:
                     "±": 1.96 * math.sqrt(share * (1 - share) / len(pairs)),
                     "both": sum(a and b for a, b in pairs),
                     "alone": sum(b and not a for a, b in pairs),
-                    "previous_alone": sum(a and not b for a, b in pairs),
+                    "first_alone": sum(a and not b for a, b in pairs),
                 }
             )
             print(rows[-1], flush=True)

@@ -4,6 +4,8 @@
 
 * write: text tokens per second into memory, over a plain forward of the backbone on the same text;
 * decode: tokens per second over ``transformers.generate`` at equal KV length;
+* decode, bytes: weights read per second by one user's decoding, in float32 and with ``decode_dtype="auto"``, over the
+  bytes per second that reading a large tensor takes in turn with it, all in processor time of one thread;
 * gather: rows of whole chunks read from disk with cold caches, over plain reads of as many bytes at as many
   random places of the same files;
 * recall: late interaction over all keys of a memory and a comparison of words, over one bare matrix product of the
@@ -23,6 +25,7 @@ from typing import Any
 import core
 import report
 import torch
+from cpu_decode import load, read_seconds, reading, weight_bytes
 from synthetic import long_term_of, spoken_words, unit_keys
 
 import mplus
@@ -90,6 +93,28 @@ def gather_over_random_reads(model: mplus.MPlus, tokens: int, runs: int) -> dict
     }
 
 
+def decode_over_reading(model: mplus.MPlus, kind: str, prefix: int, runs: int) -> dict[str, Any]:
+    """Bytes of weights per second of decoding for one user, and of reading a tensor, on one thread."""
+    ones, threads = torch.ones(2**26), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        state, logits = reading(model, prefix)
+        token, mine, other = int(logits.argmax()), list[float](), list[float]()
+        for _ in range(4 * runs):
+            started = time.thread_time()
+            state.decode([token])
+            mine.append(time.thread_time() - started)
+            other.append(read_seconds(ones))
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "limit": f"decode, bytes, {kind}",
+        "unit": "GB/s",
+        "ours": weight_bytes(model) / min(mine) / 1e9,
+        "theirs": ones.nbytes / min(other) / 1e9,
+    }
+
+
 def _make_cold(files: list[Path]) -> None:
     for path in files:
         with path.open("rb") as file:
@@ -148,8 +173,18 @@ def main() -> None:
         measured("gather", lambda: gather_over_random_reads(model, arguments.gathered, arguments.runs)),
         measured("write", write),
         measured("decode", decode),
+        *(
+            measured(f"bytes, {kind}", lambda one=one, kind=kind: decode_over_reading(one, kind, 512, arguments.runs))
+            for kind, one in (("float32", model), ("auto", load(arguments.model, "auto")))
+        ),
     ]
-    targets = {"write over plain forward": 0.85, "decode over generate": 1.0, "recall scoring": 0.7}
+    targets = {
+        "write over plain forward": 0.85,
+        "decode over generate": 1.0,
+        "recall scoring": 0.7,
+        "decode, bytes, float32": 0.8,
+        "decode, bytes, auto": 0.8,
+    }
     rows = [{**row, "target": targets.get(row["limit"])} for row in rows]
     report.table(rows)
 

@@ -90,6 +90,7 @@ class MPlus(Writes, Answers):
         dtype: str | torch.dtype | None = "auto",
         memory: MemoryConfig | None = None,
         attention: str = "auto",
+        decode_dtype: str | None = None,
         embedder: Any = None,
         revision: str | None = None,
         local_files_only: bool = False,
@@ -104,9 +105,12 @@ class MPlus(Writes, Answers):
                 Hugging Face repository.
             device: "auto" (as None), "cpu", "cuda", "cuda:1", or an accelerate device map.
             dtype: "auto" (as None: float32 on CPU, the checkpoint's own on a GPU), a torch dtype or its name, or
-                "int8": int8 weights for decoding beside bfloat16, for the CPU.
+                "int8": bfloat16 (float32 on a CPU without it), and ``decode_dtype="int8"``.
             memory: Layout of new memories; None takes the checkpoint's, else a preset for the backbone.
             attention: "auto", "sdpa", "eager" or "flash_attention_2".
+            decode_dtype: Decode on a CPU with smaller copies of the weights, up to 16 rows at once: "auto", float16 or
+                bfloat16, or "int8", those or int8. Which is quickest on this machine, and whether any is, is measured
+                when the model is loaded. Writing and reading prompts stay as they are. None: no copies.
             embedder: Your own embedder, to find what a question is about: an ``Embedder``, or what that takes. Unless
                 ``memory`` says which ``recall``, it is used beside the model's own scorer ("embedding+late").
             revision: Branch, tag or commit of a hub repository.
@@ -128,6 +132,7 @@ class MPlus(Writes, Answers):
             device=device,
             dtype=dtype,
             attention=attention,
+            decode_dtype=decode_dtype,
             revision=revision,
             local_files_only=local_files_only,
             gguf_file=gguf_file,

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from mplus.backbone.adapters import Adapter, LoraWeights
 from mplus.backbone.backbone import Backbone
-from mplus.backbone.cpu import is_slow_in
+from mplus.backbone.cpu import computes_bfloat16, is_slow_in
+from mplus.backbone.few_rows import check_decode_dtype, prepare_for_decoding
 from mplus.backbone.own_layers import UNKNOWN_WINDOW, OwnLayers
-from mplus.backbone.quantised import dense, quantise_for_decoding
+from mplus.backbone.quantised import dense
 from mplus.checkpoint.backbone_files import (
     load_backbone,
     load_tokenizer,
@@ -63,6 +64,7 @@ def load(
     device: str | Mapping[str, Any],
     dtype: str,
     attention: str,
+    decode_dtype: str | None = None,
     trained: Path | None = None,
     gguf_file: str | None = None,
     **options: Any,
@@ -72,8 +74,11 @@ def load(
     Args:
         folder: Backbone, published checkpoint or our own save.
         device: "auto", a torch device, or an accelerate device map.
-        dtype: "auto", a torch dtype by name, or "int8": int8 weights for decoding beside bfloat16, on the CPU.
+        dtype: "auto", a torch dtype by name, or "int8": bfloat16, or float32 where the CPU has no bfloat16, and
+            ``decode_dtype="int8"``.
         attention: "auto", "sdpa", "eager" or "flash_attention_2".
+        decode_dtype: How coarse the copies of weights may be with which a CPU decodes: "auto" or "int8"; None: there
+            are none.
         trained: Where our trained parts are, if not in ``folder``.
         gguf_file: The GGUF file in the folder that is the backbone.
         options: Passed on to transformers (quantization_config, offload_folder, …).
@@ -82,6 +87,7 @@ def load(
         CheckpointError: Weights are missing, of the wrong shape, or would be dropped.
         UnsupportedModelError: A backbone that M+ cannot read and write.
     """
+    check_decode_dtype(decode_dtype)
     if trained is not None:
         check_files(trained)
     if gguf_file is None:
@@ -91,7 +97,8 @@ def load(
         check_file(folder / gguf_file)
         config = gguf_config(folder / gguf_file)
         options = options | {"gguf_file": gguf_file}
-    quantised, dtype = dtype == "int8", "bfloat16" if dtype == "int8" else dtype
+    if dtype == "int8":
+        dtype, decode_dtype = "bfloat16" if computes_bfloat16() else "float32", decode_dtype or "int8"
     if is_published(config):
         state_dict, parts = read_published(folder, config)
         model = load_backbone(folder, backbone_config(config), state_dict, device, dtype, attention, options)
@@ -106,12 +113,12 @@ def load(
     weights = assemble(model, tokenizer, parts)
     if is_slow_in(weights.backbone.dtype, weights.backbone.device):
         warnings.warn(
-            f"dtype={'int8' if quantised else 'bfloat16'!r}: this CPU computes bfloat16 in software, dozens of times "
-            "slower than float32. Load the model with dtype='float32'.",
+            "dtype='bfloat16': this CPU computes bfloat16 in software, dozens of times slower than float32. Load the "
+            "model with dtype='float32'.",
             stacklevel=2,
         )
-    if quantised:
-        quantise_for_decoding(weights.backbone.trees)
+    if decode_dtype is not None:
+        prepare_for_decoding(weights.backbone.trees, decode_dtype)
     return Loaded(weights, tokenizer, parts.memory or MemoryConfig.for_window(weights.backbone.window), parts)
 
 

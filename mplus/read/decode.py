@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from mplus.backbone.attention import Rotation
 from mplus.backbone.backbone import Backbone
+from mplus.backbone.few_rows import decoding
 from mplus.backbone.own_layers import OwnLayers
 from mplus.backbone.passes import Reads
 from mplus.read.cache_layer import PrefixLayer, Slots, join, leave, prepare
@@ -48,10 +49,10 @@ class Reading:
     def decode(self, tokens: Sequence[int]) -> Float[Tensor, "B V"]:
         """Logits after one more token in every row."""
         backbone = self.weights.backbone
-        hidden = through_model(
-            backbone, self.modules, self.layers, torch.tensor(tokens)[:, None], recurrent=self.recurrent
-        )
-        return backbone.logits(hidden[:, -1])
+        ids = torch.tensor(tokens)[:, None]
+        with decoding():
+            hidden = through_model(backbone, self.modules, self.layers, ids, recurrent=self.recurrent)
+            return backbone.logits(hidden[:, -1])
 
     @torch.inference_mode()
     def join(self, other: "Reading") -> None:
