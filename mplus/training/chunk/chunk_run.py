@@ -34,7 +34,8 @@ from mplus.training.chunk.read_adapter import Reader, ReaderSettings, SampleSour
 from mplus.training.chunk.read_adapter_task import ReaderTask
 from mplus.training.chunk.samples import Samples
 from mplus.training.chunk.several import JoinedBanks, Mixed, Part
-from mplus.training.chunk.talk_samples import TalkSamples, add_tellings
+from mplus.training.chunk.talk_samples import TalkSamples
+from mplus.training.chunk.tellings import add_tellings
 from mplus.training.chunk.text_samples import TextSamples
 from mplus.training.chunk.training_data import TrainingData, make_training_data
 from mplus.training.chunk.writing import kept_layer, recall_layer_of, trained_to_write_from
@@ -47,15 +48,15 @@ from mplus.training.talk import talk_items
 Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 
 TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=700)
-TALK_SHARE = 0.62
+TALK_SHARE = 0.8
 """Share of samples of the package's own corpus and of broad passages, where they are learnt from."""
 BESIDE_TALK = (
-    ("passage", 0.14),
+    ("passage", 0.18),
     ("cloze", 0.04),
-    ("persona", 0.40),
-    ("dialogue", 0.18),
-    ("keep", 0.08),
-    ("request", 0.16),
+    ("persona", 0.22),
+    ("dialogue", 0.16),
+    ("keep", 0.14),
+    ("request", 0.26),
 )
 """The mixture of the other samples then."""
 REQUESTS = 120

@@ -18,7 +18,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from mplus.config import MemoryConfig
 from mplus.recall.late_interaction import LateInteraction
@@ -28,18 +28,17 @@ from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.offered_tools import call_text, called, offered
 from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
-from mplus.training.talk import Item, drawn
+from mplus.training.chunk.tellings import DECLINED, Telling
 from mplus.training.talk.corpus import PLAIN_WRITERS
 from mplus.training.talk.format import Question as Asked
 
-DECLINED = "I don't know."
 MIXTURE = (
-    ("told", 0.59),
+    ("told", 0.64),
     ("within", 0.03),
     ("unknown", 0.15),
     ("reply", 0.02),
-    ("passage", 0.17),
-    ("tool", 0.04),
+    ("passage", 0.13),
+    ("tool", 0.03),
 )
 SHORT = ("Answer in a few words.", "Answer briefly.", "Just the answer, please.")
 SYSTEMS = ("You are a helpful assistant.", "You are a friendly assistant. Be brief.", "Answer from what you were told.")
@@ -53,10 +52,8 @@ ATTRIBUTE_SHARE = 0.2
 """So many told questions ask for an attribute (a name, an age, a price), as most of those that nothing answers do."""
 ABSENT_SHARE = 0.5
 """So many unknown questions are answered by a text that memory does not hold; so their form tells nothing."""
-KIND_WEIGHTS = {"yes/no": 1.5, "why": 1.5, "change": 2.0}
+KIND_WEIGHTS = {"why": 1.5, "change": 2.0}
 """How often kinds of questions are drawn that are answered least, beside their share of the corpus."""
-EXCHANGES = 0.3
-"""Share of conversations whose questions and answers are encoded as turns, to be read before later questions."""
 OTHERS = (0, 0, 0, 4, 12, 40, 160)
 """Other texts in the memory."""
 ATTRIBUTE = re.compile(
@@ -67,72 +64,6 @@ _WORD = re.compile(r"\w{4,}")
 _COMMON = frozenset(
     "what when where which does have will with that this from there their they your many much were name called".split()
 )
-
-
-class Telling(NamedTuple):
-    """An item with values in its slots, and where its texts are in the bank.
-
-    Attributes:
-        item: The item, filled in.
-        told: Text of each message.
-        asked: For each question, the texts of the question and of its full answer, as turns; empty if not encoded.
-        said: The same of questions that were answered wrong or declined: what an assistant said is no fact.
-    """
-
-    item: Item
-    told: list[int]
-    asked: list[tuple[int, int]]
-    said: list[tuple[int, int]]
-
-
-def turn_text(role: str, text: str) -> str:
-    """A turn as it is written into memory."""
-    return f"{role.capitalize()}: {text}"
-
-
-def add_tellings(bank: ChunkBank, items: Sequence[Item], times: int, rng: random.Random) -> list[Telling]:
-    """Draw values for every item, several times, and encode it.
-
-    Messages of conversations are encoded as turns, the paragraphs of documents as one text, notes either way.
-    """
-    planned: list[tuple[Item, list[str], int]] = []
-    for _ in range(times):
-        for item in items:
-            filled = drawn(item, rng)
-            as_turns = item.kind == "conversation" or (item.kind == "note" and rng.random() < 0.5)
-            if as_turns:
-                texts = [turn_text(message.role, message.text) for message in filled.told]
-            elif item.kind == "note" and rng.random() < 0.5:
-                texts = [message.text for message in filled.told]
-            else:
-                texts = ["\n\n".join(message.text for message in filled.told)]
-            size = len(texts)
-            if as_turns and rng.random() < EXCHANGES:
-                right = [(question.q, question.full) for question in filled.ask]
-                for question, answer in [*right, *_not_facts(filled, drawn(item, rng), rng)]:
-                    texts += [turn_text("user", question), turn_text("assistant", answer)]
-            planned.append((filled, texts, size))
-    numbers = iter(bank.add([text for _, texts, _ in planned for text in texts], progress="told texts"))
-    tellings: list[Telling] = []
-    for filled, texts, size in planned:
-        mine = [next(numbers) for _ in texts]
-        told = mine[:size] if size > 1 else mine[:1] * len(filled.told)
-        turns = list(zip(mine[size::2], mine[size + 1 :: 2], strict=True))
-        count = len(filled.ask)
-        tellings.append(Telling(filled, told, turns[:count], turns[count:]))
-    return tellings
-
-
-def _not_facts(item: Item, other: Item, rng: random.Random) -> list[tuple[str, str]]:
-    """Questions with what an assistant might say that is not so: values of another, an answer to something else.
-
-    ``other`` is the same item with other values. Declined questions are among them.
-    """
-    pairs = list(zip(item.ask, other.ask, strict=True))
-    mistaken = [(mine.q, its.full) for mine, its in pairs if not any(s.lower() in its.full.lower() for s in mine.short)]
-    unknown = rng.sample(item.unknown, min(len(item.unknown), 3))
-    said = rng.sample(mistaken, min(len(mistaken), 3)) + [(question, DECLINED) for question in unknown[1:]]
-    return [*said, *((question, rng.choice(item.ask).full) for question in unknown[:1])]
 
 
 @dataclass

@@ -17,7 +17,8 @@ from mplus.training.chunk.as_remembered import as_remembered
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.gate import GateExample, GateSettings, gate_examples, train_gate
-from mplus.training.chunk.talk_samples import ATTRIBUTE, DECLINED, TalkSamples, add_tellings, typed
+from mplus.training.chunk.talk_samples import ATTRIBUTE, TalkSamples, typed
+from mplus.training.chunk.tellings import DECLINED, add_tellings
 from mplus.training.talk import talk_items
 from mplus.training.talk.corpus import PLAIN_WRITERS
 
@@ -115,7 +116,7 @@ def test_yes_is_drawn_as_often_as_no_and_scarce_kinds_more_often(model: MPlus) -
 
 
 def test_what_an_assistant_said_wrong_stands_in_memory_too(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mplus.training.chunk.talk_samples.EXCHANGES", 1.0)
+    monkeypatch.setattr("mplus.training.chunk.tellings.EXCHANGES", 1.0)
     samples = samples_of(model, ())
     texts = lambda number: "".join(samples.bank.texts[c] for c in samples.bank.chunks_of[number])
     for telling in samples.tellings:
