@@ -54,6 +54,10 @@ def plain(linear: nn.Linear) -> Kernel:
     return lambda inputs: functional.linear(inputs, linear.weight, linear.bias)
 
 
+def _bias(linear: Any, dtype: torch.dtype) -> Tensor | None:
+    return None if linear.bias is None else linear.bias.detach().to(dtype)
+
+
 def float16(linear: nn.Linear) -> Kernel | None:
     """Weights in float16, activations and sums in float32; None where torch is built without it, as on ARM.
 
@@ -62,7 +66,7 @@ def float16(linear: nn.Linear) -> Kernel | None:
     weight = linear.weight.detach()
     if weight.abs().max() > torch.finfo(torch.float16).max:
         return None
-    bias = None if linear.bias is None else linear.bias.detach().float()
+    bias = _bias(linear, torch.float32)
     try:
         packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
     except (AttributeError, RuntimeError):
@@ -76,7 +80,7 @@ def bfloat16(linear: nn.Linear) -> Kernel | None:
     if linear.weight.dtype == torch.bfloat16 or not computes_bfloat16():
         return None
     weight = linear.weight.detach().bfloat16()
-    bias = None if linear.bias is None else linear.bias.detach().bfloat16()
+    bias = _bias(linear, torch.bfloat16)
     return lambda inputs: functional.linear(inputs.bfloat16(), weight, bias).to(inputs.dtype)
 
 
@@ -87,7 +91,7 @@ def int8(linear: nn.Linear) -> Kernel | None:
     weight = linear.weight.detach().float()
     scale = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
     levels, scale = (weight / scale[:, None]).round().to(torch.int8), scale.bfloat16()
-    bias = None if linear.bias is None else linear.bias.detach()
+    bias = _bias(linear, linear.weight.dtype)
 
     def product(inputs: Tensor) -> Tensor:
         output = torch.ops.aten._weight_int8pack_mm(inputs.bfloat16(), levels, scale).to(inputs.dtype)
