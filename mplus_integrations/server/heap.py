@@ -12,7 +12,7 @@ def share_heap() -> bool:
 
     By default glibc gives each thread an arena, up to eight for a core, and keeps in each what the thread has freed. A
     server's threads take turns at the same work, so that each arena grows to what an answer needs at most: after 40
-    rounds of eight users 138 of 296 MiB were free, and the process still grew.
+    rounds of eight users 135 of 289 MiB were free, and the process still grew.
 
     Returns:
         Whether it was done: not where another C library is used, or where MALLOC_ARENA_MAX or GLIBC_TUNABLES say how
