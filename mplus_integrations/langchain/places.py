@@ -1,11 +1,10 @@
 """Places in a LangGraph store: a namespace and a key, checked before anything is looked up or changed."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from langgraph.store.base import BaseStore, Item, SearchItem
 
-from mplus_integrations.arguments import checked_several
 from mplus_integrations.sources import checked_name
 
 Namespace = tuple[str, ...]
@@ -54,17 +53,20 @@ class KnownPlaces(BaseStore):
 
     def search(self, namespace_prefix: Namespace, /, **options: Any) -> list[SearchItem]:
         """The items under a namespace that fit a query and a filter."""
-        return super().search(checked_namespace(namespace_prefix), **options)
+        return super().search(checked_namespace(namespace_prefix, "namespace_prefix"), **options)
 
     async def asearch(self, namespace_prefix: Namespace, /, **options: Any) -> list[SearchItem]:
         """``search`` without blocking the event loop."""
-        return await super().asearch(checked_namespace(namespace_prefix), **options)
+        return await super().asearch(checked_namespace(namespace_prefix, "namespace_prefix"), **options)
 
 
-def checked_namespace(given: Namespace) -> Namespace:
+def checked_namespace(given: Namespace, name: str = "namespace") -> Namespace:
     """A namespace.
 
     Raises:
         ValueError: It is a single text, or a label is none.
     """
-    return tuple(checked_several(given, "namespace", str))
+    labels: Any = given
+    if not isinstance(labels, tuple | list) or not all(isinstance(one, str) for one in cast("list[Any]", labels)):
+        raise ValueError(f"{name}={given!r:.60}: expected a tuple of labels, such as ('users', 'anna').")
+    return tuple(cast("list[str]", labels))

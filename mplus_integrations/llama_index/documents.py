@@ -45,14 +45,14 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Write a document."""
         UnknownNameError.check(insert_kwargs, {"document"}, of="insert")
-        check([document])
+        check([document], "document")
         blanks([document])
         super().insert(document)
 
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
         """``insert`` without blocking the event loop."""
         UnknownNameError.check(insert_kwargs, {"document"}, of="ainsert")
-        check([document])
+        check([document], "document")
         await super().ainsert(document)
 
     def delete(self, doc_id: str, **delete_kwargs: Any) -> None:
@@ -74,13 +74,13 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Write a document in place of what was written of it."""
         _check(update_kwargs, UPDATE, of="update_ref_doc")
-        check([document])
+        check([document], "document")
         super().update_ref_doc(document)
 
     async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """``update_ref_doc`` without blocking the event loop."""
         _check(update_kwargs, UPDATE, of="aupdate_ref_doc")
-        check([document])
+        check([document], "document")
         await super().aupdate_ref_doc(document)
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
@@ -115,13 +115,13 @@ class KnownDocumentArguments(BaseIndex[MPlusStruct]):
         return await in_thread(self.refresh_ref_docs, documents, **update_kwargs)
 
 
-def check(documents: Sequence[Document]) -> list[Document]:
+def check(documents: Sequence[Document], name: str = "documents") -> list[Document]:
     """Documents whose ids and metadata are checked before LlamaIndex looks at them: it makes a hash of metadata.
 
     Raises:
         ValueError: They are no documents, an id is empty, or metadata cannot be kept.
     """
-    found = cast(list[Document], checked_several(documents, "documents", BaseNode))
+    found = cast(list[Document], checked_several(documents, name, BaseNode))
     check_ids(found)
     check_metadata(found)
     return found
