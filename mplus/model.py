@@ -67,6 +67,7 @@ class MPlus(Writes, Answers):
             name=name,
             calibration=parts.calibration,
             decline_threshold=parts.decline_threshold,
+            yes_odds=parts.yes_odds,
             prefers_text=self._self_check.prefers_text,
         )
         Writes.__init__(self, weights, tokenizer, name)

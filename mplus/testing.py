@@ -103,6 +103,7 @@ def tiny_model(
     model_type: str = "llama",
     prompt_turns: int | None = None,
     decline_threshold: float | None = None,
+    yes_odds: float | None = None,
     **changes: Any,
 ) -> MPlus:
     """A tiny random M+ model with a byte tokenizer. It works like any other, but its answers are random text.
@@ -114,11 +115,12 @@ def tiny_model(
         model_type: A type of transformers, such as "llama", "qwen3" or "gemma2"; all are given the same few sizes.
         prompt_turns: How many turns stand in the prompt before the question; None: as many as fit.
         decline_threshold: Probability from which on an answer from memory declines; None: if that is likeliest.
+        yes_odds: What the odds of yes to no are multiplied with where an answer from memory begins; None: nothing.
         changes: Other settings of the transformers config.
     """
     tokenizer = byte_tokenizer()
     model = tiny_backbone(model_type, seed=seed, **changes)
-    parts = TrainedParts(prompt_turns=prompt_turns, decline_threshold=decline_threshold)
+    parts = TrainedParts(prompt_turns=prompt_turns, decline_threshold=decline_threshold, yes_odds=yes_odds)
     weights = assemble(model, tokenizer, parts)
     own = MemoryConfig.for_window(weights.backbone.window)
     reads = HowRead("latent", "random weights read nothing")

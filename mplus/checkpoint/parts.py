@@ -22,6 +22,7 @@ FORMATS = (1, 2)
 """Formats that are read; the second one has ``write_from``."""
 MOST_SCALE = 1e6
 MOST_TURNS = 2**20
+MOST_ODDS = 1000
 PARTS_FILE, PARTS_TENSORS = "mplus.json", "mplus.safetensors"
 
 
@@ -60,6 +61,8 @@ class TrainedParts:
     """First decoder layer that encodes what is written through the read adapter, too; None: no layer does."""
     decline_threshold: float | None = None
     """Probability from which on an answer from memory declines; None: whenever that is likeliest."""
+    yes_odds: float | None = None
+    """What the odds of yes to no are multiplied with where an answer from memory begins; None: nothing."""
 
 
 def write_parts(folder: Path, parts: TrainedParts) -> None:
@@ -92,6 +95,7 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
         "prompt_turns": parts.prompt_turns,
         **({} if parts.write_from is None else {"write_from": parts.write_from}),
         "decline_threshold": parts.decline_threshold,
+        **({} if parts.yes_odds is None else {"yes_odds": parts.yes_odds}),
     }
     (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -128,6 +132,7 @@ def read_parts(folder: Path) -> TrainedParts:
         _gate(_section(tensors, "gate")),
         description.get("write_from"),
         _decline_threshold(folder, description.get("decline_threshold")),
+        _yes_odds(folder, description.get("yes_odds")),
     )
     if tensors:
         raise CheckpointError(f"{folder}: {len(tensors)} tensors would be dropped, first {min(tensors)!r}.")
@@ -239,6 +244,15 @@ def _decline_threshold(folder: Path, saved: Any) -> float | None:
     raise CheckpointError(
         f"{folder / PARTS_FILE}: decline_threshold={saved!r:.40}; expected a probability, 0 to 1, or null for "
         "declining whenever it is likeliest."
+    )
+
+
+def _yes_odds(folder: Path, saved: Any) -> float | None:
+    if saved is None or (type(saved) in (int, float) and 1 / MOST_ODDS <= saved <= MOST_ODDS):
+        return saved
+    raise CheckpointError(
+        f"{folder / PARTS_FILE}: yes_odds={saved!r:.40}; expected a factor, 1/{MOST_ODDS} to {MOST_ODDS}, or null for "
+        "none."
     )
 
 

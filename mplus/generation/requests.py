@@ -15,6 +15,7 @@ from mplus.generation.constrain import ConstrainedDecoding, Constraint
 from mplus.generation.declining import DeclineThreshold, declining_token
 from mplus.generation.memories_read import MemoryLike, memories_of
 from mplus.generation.passages import PassageReader
+from mplus.generation.polarity import YesOdds
 from mplus.generation.present import PresentStates
 from mplus.generation.prompt import Prompt, PromptLike, TemplateOptions, Tools, encode_prompt
 from mplus.generation.room import check_fits, room_beside
@@ -59,6 +60,7 @@ class Requests:
         name: str = "",
         calibration: Calibration | None = None,
         decline_threshold: float | None = None,
+        yes_odds: float | None = None,
         prefers_text: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare to make rows.
@@ -69,10 +71,11 @@ class Requests:
             name: Its name, for messages.
             calibration: Turns the evidence for an answer into a probability.
             decline_threshold: Probability from which on an answer from memory declines, where a request has none.
+            yes_odds: What the odds of yes to no are multiplied with where an answer from memory begins; None: nothing.
             prefers_text: Whether ``read="auto"`` stands for "text"; asked when a memory is first read.
         """
         self._weights, self._tokenizer, self._name, self._calibration = weights, tokenizer, name, calibration
-        self._decline_threshold = decline_threshold
+        self._decline_threshold, self._yes_odds = decline_threshold, yes_odds
         self._passages = PassageReader(tokenizer, weights.words_of)
         self._text_reads = TextReads(weights, tokenizer, prefers_text)
         self.present = PresentStates(weights, name)
@@ -111,6 +114,8 @@ class Requests:
         if constraint is not None:
             processors = (*processors, ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids()))
         elif not isinstance(prompt, str | Prompt) and has_prefix(request):
+            if self._yes_odds is not None:
+                processors = (*processors, YesOdds(self._tokenizer, self._yes_odds))
             least = self._decline_threshold if params.decline_threshold is None else params.decline_threshold
             if least:
                 # A call is another way not to answer from memory; what no gate has seen may be no question about it.

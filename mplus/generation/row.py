@@ -10,6 +10,7 @@ import torch
 from mplus.confidence import Calibration, Evidence, TokenTrace, uncalibrated_confidence
 from mplus.generation.declining import DeclineThreshold
 from mplus.generation.passages import PassageReader, ReadPassage
+from mplus.generation.polarity import YesOdds
 from mplus.generation.sampling import SamplingParams
 from mplus.generation.sources_read import RecalledSource, recalled_sources, relevance_of_sources
 from mplus.memory.memory import Memory
@@ -125,7 +126,7 @@ class Row:
         """Answer ``request.otherwise`` instead; nothing has been said yet."""
         assert self.request.otherwise is not None
         self.request = self.request.otherwise
-        self.processors = tuple(p for p in self.processors if not isinstance(p, DeclineThreshold))
+        self.processors = tuple(p for p in self.processors if not isinstance(p, DeclineThreshold | YesOdds))
 
     def complete(self) -> None:
         """Raise the error that ended the answer, or raise the recall frequency of the tokens it has used.

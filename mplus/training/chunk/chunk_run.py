@@ -116,7 +116,8 @@ class ChunkRun:
             return self._scorer(layer, start)
         if name == "gate":
             return self._gate(layer, start)
-        start = replace(start, calibration=None, decline_threshold=None)  # Fitted to parts that are trained anew.
+        # These are fitted to parts that are trained anew.
+        start = replace(start, calibration=None, decline_threshold=None, yes_odds=None)
         if name == "projection":
             return self._projection(layer, start)
         start = replace(start, write_from=trained_to_write_from(self.settings, self.model.weights))
