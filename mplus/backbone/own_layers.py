@@ -6,10 +6,9 @@ values; recurrent layers and layers that reuse another's keys are none, and read
 in a memory layer is what its attention is given. A read adapter changes linear layers of a second view of the body.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from mplus.backbone.adapters import Adapter, LoraLinear, seen_through, with_chil
 from mplus.backbone.attention import KeysValues, Projection
 from mplus.backbone.backbone import Backbone, HeadShapes
 from mplus.backbone.memory_layer import MemoryLayer, Rotations
+from mplus.backbone.own_head import own_head
 from mplus.backbone.own_pass import OWN_ATTENTION, Pass, PassCache, Window, register_own_attention, run, watch
 from mplus.backbone.passes import ReadAlone, Writing
 from mplus.backbone.survey import FAILURES, PASSING, body_name, surveyed, windows_of
@@ -247,12 +247,7 @@ class OwnLayers(Backbone):
     @cached_property
     def _head(self) -> nn.Module:
         """The causal model around a body that returns what it is given: final scales and caps are the model's own."""
-        head = copy.copy(self.model)
-        for name in ("forward", "_hf_hook", "_old_forward"):  # accelerate binds these to the model itself
-            head.__dict__.pop(name, None)
-        body = _GivenStates(self._inner)
-        head.__dict__["_modules"] = {**self.model._modules, body_name(self.model): body}
-        return head
+        return own_head(self.model, body_name(self.model))
 
     def logits(self, hidden: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
         """The model's own head on states after its final norm."""
@@ -393,31 +388,3 @@ class OwnLayers(Backbone):
         ids = pad_sequence(rows, batch_first=True, padding_value=self.bos_token_id)
         self.forward(writing, ids, writing.positions, self.new_cache(), writing=True)
         return writing.states, writing.made
-
-
-class _GivenStates(nn.Module):
-    """A body of a model that returns the states it is given, and nothing else that a head might ask for."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self._body = [body]  # not a part, so that no weight is in two places
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_body"][0], name)
-
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
-        """The states as a model's output."""
-        return _only_states()(last_hidden_state=inputs_embeds)
-
-
-@cache
-def _only_states() -> Any:
-    """A kind of output in which everything but the last states is None."""
-    from transformers.modeling_outputs import BaseModelOutputWithPast
-
-    class OnlyStates(BaseModelOutputWithPast):
-        def __getattr__(self, name: str) -> None:
-            if name.startswith("__"):
-                raise AttributeError(name)
-
-    return OnlyStates
