@@ -56,19 +56,14 @@ class Weights:
 
     @cached_property
     def bos(self) -> tuple[KeysValues, ...]:
-        """Keys (before rotary embedding) and values of bos in each layer, the same in every read."""
+        """Latents of bos in each layer, the same in every read."""
         backbone = self.backbone
+        layers = tuple(range(backbone.num_layers))
         with torch.inference_mode(False), torch.no_grad():
             states = backbone.bos_states.to(backbone.dtype)
-            made = [
-                backbone.keys_values(
-                    backbone.read_layers[layer],
-                    self.norm(layer, states[layer : layer + 1].to(backbone.layer_device(layer)), reading=True),
-                )
-                for layer in range(backbone.num_layers)
-            ]
-        layers = side_by_side(paired([one.keys for one in made], [one.values for one in made]))
-        return tuple(map(KeysValues, *unpaired(layers)))
+            made = self.latents(layers, tuple(states[n : n + 1].to(backbone.layer_device(n)) for n in layers))
+        stacks = side_by_side(paired([one.keys for one in made], [one.values for one in made]))
+        return tuple(map(KeysValues, *unpaired(stacks)))
 
     def words_of(self, input_ids: Sequence[int]) -> Int32[Tensor, " S"]:
         """Number of the word that begins in each token of a text."""
@@ -156,15 +151,34 @@ class Weights:
         states: tuple[Float[Tensor, "T D"], ...],
         written: Sequence[KeysValues] | None = None,
     ) -> Sequence[KeysValues]:
-        """Keys and values for reading of memory tokens; takes what ``content`` does."""
+        """Keys and values for reading of memory tokens; takes what ``content`` does.
+
+        Keys are those before rotary embedding, without the backbone's ``key_offsets``.
+        """
         backbone = self.backbone
         made: list[KeysValues] = []
         for number, (layer, rows) in enumerate(zip(layers, states, strict=True)):
             if written is not None and backbone.reads_as_written[layer]:
-                made.append(written[number])
+                one = written[number]
             else:
-                made.append(backbone.keys_values(backbone.read_layers[layer], self.norm(layer, rows, reading=True)))
+                one = backbone.keys_values(backbone.read_layers[layer], self.norm(layer, rows, reading=True))
+            offset = backbone.key_offsets[layer]
+            made.append(one if offset is None else KeysValues(one.keys - offset, one.values))
         return made
+
+    def whole(self, layers: Sequence[int], latents: KeysValues) -> KeysValues:
+        """Latents of some layers, [layers, rows, heads, size], with the bias of their keys.
+
+        Args:
+            layers: Which layers, in order.
+            latents: As ``latents`` makes them.
+        """
+        offsets = [self.backbone.key_offsets[layer] for layer in layers]
+        if all(offset is None for offset in offsets):
+            return latents
+        none = latents.keys.new_zeros(latents.keys.shape[2:])
+        added = torch.stack([none if offset is None else offset for offset in offsets])
+        return KeysValues(latents.keys + added[:, None].to(latents.keys.device), latents.values)
 
     def scored(self, recall_layer: int, states: Float[Tensor, "T D"], config: MemoryConfig) -> RetrievalKeys:
         """Retrieval keys of memory tokens, in host memory, from their states at the recall layer."""

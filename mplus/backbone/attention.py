@@ -151,10 +151,20 @@ class RotatedHeads(NamedTuple):
         return [RotatedHeads(*part) for part in zip(first, second, cos, sin, strict=True)]
 
     def write(self, heads: Float[Tensor, "L P H E"]) -> None:
-        """Rotate heads and write them to all positions."""
+        """Rotate heads and write them to all positions.
+
+        In half precision each product is rounded, as in ``rotate``: keys with a large bias would else be other numbers
+        here than in the prompt, and attention would lean to one of the two.
+        """
         first, second = heads.chunk(2, dim=-1)
-        torch.mul(first, self.cos, out=self.first).addcmul_(second, self.sin, value=-1)
-        torch.mul(second, self.cos, out=self.second).addcmul_(first, self.sin)
+        torch.mul(first, self.cos, out=self.first)
+        torch.mul(second, self.cos, out=self.second)
+        if heads.dtype.itemsize < 4:
+            self.first.sub_(second * self.sin)
+            self.second.add_(first * self.sin)
+        else:
+            self.first.addcmul_(second, self.sin, value=-1)
+            self.second.addcmul_(first, self.sin)
 
 
 def eager_attention(

@@ -367,6 +367,21 @@ class Backbone:
         hidden = hidden + block.self_attn.o_proj(attended)
         return hidden + block.mlp(block.post_attention_layernorm(hidden))
 
+    @cached_property
+    def key_offsets(self) -> Sequence[Float[Tensor, "H E"] | None]:
+        """For each layer, the keys that reading makes of a row of zeros, which is their bias; None where there is none.
+
+        Memory keeps keys without it: biases of some models (Qwen2, Qwen2.5) are a hundred times larger than what tells
+        one token from another, which would be lost in eight bits, and in part in sixteen.
+        """
+        found: list[Tensor | None] = []
+        with torch.inference_mode(False), torch.no_grad():
+            for index, layer in enumerate(self.read_layers):
+                zeros = torch.zeros(1, self.hidden_size, dtype=self.dtype, device=self.layer_device(index))
+                keys = self.keys_values(layer, zeros).keys[0]
+                found.append(keys if bool(keys.isfinite().all() and keys.any()) else None)
+        return found
+
     # --- packed rows through one layer ------------------------------------------------------------
 
     def layer_input(self, layer: nn.Module, rows: Float[Tensor, "T D"]) -> LayerInput:

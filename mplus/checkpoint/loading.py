@@ -265,7 +265,9 @@ def fingerprints(backbone: Backbone, parts: TrainedParts) -> dict[Recall, str]:
             named += [(f"{role}.{name}.down", weights.down), (f"{role}.{name}.up", weights.up)]
     named += _named("late", parts.late)
     about = [model.config.model_type, backbone.num_layers, backbone.hidden_size]
-    digest.update(json.dumps(about if parts.write_from is None else [*about, parts.write_from]).encode())
+    about += [] if parts.write_from is None else [parts.write_from]
+    about += ["keys without bias"] if any(offset is not None for offset in backbone.key_offsets) else []
+    digest.update(json.dumps(about).encode())
     digest.update(_sampled(named))
     with_retriever = digest.copy()
     with_retriever.update(_sampled(_named("published", parts.published)))

