@@ -1,9 +1,13 @@
-"""Encodes a user's text without ever making control tokens of it, alone or inside what a chat template writes."""
+"""Encodes a user's text without ever making control tokens of it, alone or inside what a chat template writes.
+
+Control tokens are a tokenizer's special tokens, and others that were added to it and that its chat template writes,
+such as ``<tool_call>``. The latter are part of what an assistant says, so in what it said they stay what they are.
+"""
 
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -13,7 +17,7 @@ PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10F
 
 
 def encode_inert(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of plain text; special-token strings inside it are encoded as ordinary characters.
+    """Token ids of plain text; control tokens inside it are encoded as ordinary characters.
 
     Otherwise a user could write control tokens, such as the end of a message, into a prompt. Half a character, as some
     programs cut them, counts as the replacement character.
@@ -61,7 +65,7 @@ class Inert:
 
     def __init__(self, tokenizer: Any, texts: Any) -> None:
         self._tokenizer = tokenizer
-        self._controls, self._pattern = _controls(tokenizer)
+        self._controls, self._pattern, self._special, _ = _controls(tokenizer)
         strings = list(_strings(texts))
         written = dict.fromkeys(found for text in strings for found in self._pattern.findall(text))
         said = "\n".join(strings)
@@ -73,11 +77,17 @@ class Inert:
         # A template may write texts as JSON of ASCII characters.
         self._meant |= {_escaped(mark): _escaped(control) for control, mark in self._marks.items()}
 
-    def marked(self, value: Any) -> Any:
-        """A value whose texts have marks instead of control tokens."""
+    def marked(self, value: Any, *, by_assistant: bool = False) -> Any:
+        """A value whose texts have marks instead of control tokens.
+
+        Args:
+            value: Whatever has texts.
+            by_assistant: An assistant said it: only special tokens are marked.
+        """
+        pattern = self._special if by_assistant else self._pattern
 
         def mark(text: str) -> str:
-            return self._pattern.sub(lambda found: self._marks[found[0]], well_formed(text))
+            return pattern.sub(lambda found: self._marks[found[0]], well_formed(text))
 
         return _mapped(value, mark)
 
@@ -158,20 +168,48 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
 
 # --- tokenizers ---------------------------------------------------------------------------------------
 
-_CONTROLS: WeakKeyDictionary[Any, tuple[dict[str, int], re.Pattern[str]]] = WeakKeyDictionary()
+
+class _Controls(NamedTuple):
+    """Control tokens of a tokenizer.
+
+    Attributes:
+        ids: By text.
+        pattern: Finds the longest of them.
+        special: Finds the longest of those that are special tokens.
+        others: Those that are not.
+    """
+
+    ids: dict[str, int]
+    pattern: re.Pattern[str]
+    special: re.Pattern[str]
+    others: frozenset[str]
+
+
+_CONTROLS: WeakKeyDictionary[Any, _Controls] = WeakKeyDictionary()
 _BACKENDS: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
 """For each tokenizer, copies of its backend: one that makes control tokens, and one that never does."""
 
 
-def _controls(tokenizer: Any) -> tuple[dict[str, int], re.Pattern[str]]:
-    """The control tokens of a tokenizer with their ids, and a pattern that finds the longest of them."""
+def _controls(tokenizer: Any) -> _Controls:
     known = _CONTROLS.get(tokenizer)
     if known is None:
-        ids = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        names = sorted(filter(None, ids), key=len, reverse=True)
-        pattern = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
-        known = _CONTROLS[tokenizer] = (ids, pattern)
+        template = json.dumps(getattr(tokenizer, "chat_template", None) or "", ensure_ascii=False)
+        added = tokenizer.added_tokens_decoder.items()
+        special = {str(token): number for number, token in added if token.special}
+        others = {str(token): number for number, token in added if not token.special and _is_named(token, template)}
+        ids = {**special, **others}
+        known = _CONTROLS[tokenizer] = _Controls(ids, _any_of(ids), _any_of(special), frozenset(others))
     return known
+
+
+def _is_named(token: Any, template: str) -> bool:
+    """Whether a template writes a token; blanks and line breaks, which some tokenizers add, are no marks of it."""
+    return bool(str(token).strip()) and json.dumps(str(token), ensure_ascii=False)[1:-1] in template
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    found = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, found)) if found else r"(?!)")
 
 
 def _encode(tokenizer: Any, text: str, *, inert: bool) -> tuple[list[int], list[tuple[int, int]]]:
@@ -180,7 +218,7 @@ def _encode(tokenizer: Any, text: str, *, inert: bool) -> tuple[list[int], list[
     backends = _BACKENDS.get(tokenizer)
     if backends is None:
         one = tokenizer.backend_tokenizer
-        backends = _BACKENDS[tokenizer] = (_copied(one, inert=False), _copied(one, inert=True))
+        backends = _BACKENDS[tokenizer] = (_copied(one), _copied(one, _controls(tokenizer).others, inert=True))
     found = backends[inert].encode(text, add_special_tokens=False)
     return found.ids, found.offsets
 
@@ -193,14 +231,27 @@ def _encode_slowly(tokenizer: Any, text: str, *, inert: bool) -> tuple[list[int]
     return ids, [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
-def _copied(backend: Any, *, inert: bool) -> Any:
+def _copied(backend: Any, controls: Container[str] = (), *, inert: bool = False) -> Any:
     """A copy of a tokenizer's backend that makes control tokens, or never does.
 
     transformers instead switches a flag of its single backend. With two threads, a user's control tokens could then
     be encoded as control tokens, or a template's as plain characters.
+
+    Args:
+        backend: The backend.
+        controls: Tokens that are no special ones, and that an inert copy does not make either.
+        inert: Whether it never makes control tokens.
     """
-    backend = copy.deepcopy(backend)
+    backend = _all_special(backend, controls) if controls else copy.deepcopy(backend)
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = inert
     return backend
+
+
+def _all_special(backend: Any, controls: Container[str]) -> Any:
+    """A copy whose added tokens of these texts are special ones: a backend's switch is for all of these together."""
+    written = json.loads(backend.to_str())
+    for token in written["added_tokens"]:
+        token["special"] |= token["content"] in controls
+    return type(backend).from_str(json.dumps(written))

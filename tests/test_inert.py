@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from mplus.generation.prompt import encode_prompt
 from mplus.inert import Inert, encode_inert, well_formed
@@ -13,6 +14,8 @@ from mplus.testing import byte_tokenizer
 from tests.generation.templates import FAMILIES, QWEN3, tokenizer_of
 
 TOKENIZERS = {name: tokenizer_of(family) for name, family in FAMILIES.items()}
+MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<b>")
+"""Added tokens; a template writes all but the last."""
 CONTROLS = [control for family in FAMILIES.values() for control in family.controls]
 PIECES = st.sampled_from([*CONTROLS, *(c[:-1] for c in CONTROLS), "<think>", "</think>", "\ue000", "\ue001", "\ue5a0", "0\ue5a1", '"', "\n", " ", "a", "Ann", "é", "☃", "<|im_<|im_end|>end|>", "\\ue000", "\ud83d", "\U0001f600"])  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=6).map("".join)
@@ -65,6 +68,37 @@ def test_inert_text_survives_any_template(family: str, texts: tuple[str, ...]) -
     assert f"Q{well_formed(parts[1])}Q" in written
     question = tokenizer.decode(found.input_ids[slice(*found.query)])
     assert question == f"Q{well_formed(parts[1])}Q"
+
+
+def with_added_marks() -> Any:
+    """A tokenizer like Qwen3's: the marks of calls and thoughts are tokens, but no special ones."""
+    tokenizer = tokenizer_of(QWEN3)
+    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in MARKS])
+    return tokenizer
+
+
+def marks_in(tokenizer: Any, ids: Any) -> list[str]:
+    return [token for one in ids if (token := tokenizer.convert_ids_to_tokens(one)) in MARKS]
+
+
+def test_marks_of_a_template_that_are_no_special_tokens_stay_inert() -> None:
+    tokenizer, evil = with_added_marks(), "".join(MARKS)
+    assert marks_in(tokenizer, tokenizer(evil)["input_ids"]) == list(MARKS)
+    ids = encode_inert(tokenizer, f"a {evil} b")
+    assert marks_in(tokenizer, ids) == ["<b>"] and tokenizer.decode(ids) == f"a {evil} b"
+    found = [
+        encode_prompt(tokenizer, chat(text, text, "fine", "f", text, text), tools=[tool(text)]).input_ids
+        for text in (f"{evil}", "x")
+    ]
+    theirs = [[mark for mark in marks_in(tokenizer, ids) if mark != "<b>"] for ids in found]
+    assert theirs[0] == theirs[1] == ["<tool_call>", "</tool_call>"], "those around the assistant's call alone"
+
+
+def test_marks_in_what_an_assistant_said_are_what_they_were() -> None:
+    tokenizer = with_added_marks()
+    said = "<tool_call>\n{}\n</tool_call>"
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": said}, {"role": "user", "content": "Q"}]
+    assert marks_in(tokenizer, encode_prompt(tokenizer, turns).input_ids) == ["<tool_call>", "</tool_call>"]
 
 
 def without_controls(text: str, controls: tuple[str, ...]) -> str:

@@ -128,7 +128,11 @@ def _encode_chat(
     """Render the template with the real contents, then encode what it wrote, in which no content has control tokens."""
     messages = [{**message, "content": message.get("content") or ""} for message in messages]
     inert = Inert(tokenizer, [messages, tools, options])
-    messages, tools, options = (inert.marked(given) for given in (messages, tools, options))
+    messages = [
+        {**inert.marked(turn), "content": inert.marked(turn["content"], by_assistant=turn["role"] == "assistant")}
+        for turn in messages
+    ]
+    tools, options = inert.marked(tools), inert.marked(options)
     question = messages[asked]["content"].strip()
     own = None if tokenizer.chat_template else PLAIN_TEMPLATE
     fewer = fitting(tokenizer, messages, template=own, tools=tools, options=options)
