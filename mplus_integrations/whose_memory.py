@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from os import PathLike
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 from uuid import UUID
 
@@ -75,6 +76,20 @@ class Remembering(SavedByName, Referring, Generic[Item]):
     @classmethod
     def _is_embedder(cls, embedder: Any) -> Embedder | None:
         return None if embedder is None else Embedder.of(embedder)
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _is_store(cls, store: Any) -> Any:
+        if isinstance(store, str | PathLike):
+            raise ValueError("store= is a path: expected a mplus.MemoryStore. Write store=mplus.MemoryStore(path).")
+        return store
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _is_memory(cls, memory: Any) -> Any:
+        if isinstance(memory, str):
+            raise ValueError("memory= is a text: expected a mplus.Memory. The name of a memory goes into memory_key=.")
+        return memory
 
     @model_validator(mode="after")
     def _one_memory(self) -> Self:

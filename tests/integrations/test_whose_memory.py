@@ -91,3 +91,12 @@ def test_what_is_written_is_kept_from_the_first_text_on(tmp_path: Path) -> None:
     _conversation(store).put(ChatMessage(content="Quinces."))
     assert [memory.name for memory in store.list()] == ["anna", "langgraph-store"]
     assert isinstance(MPlusStore(_chat(store)).get(("a",), "b"), Item)
+
+
+@pytest.mark.parametrize("kind", [MPlusChat, MPlusLLM])
+def test_a_path_is_no_store_and_a_name_no_memory(kind: Any, tmp_path: Path) -> None:
+    for path in (str(tmp_path), tmp_path):
+        with pytest.raises(ValueError, match=r"store= is a path.*Write store=mplus.MemoryStore\(path\)"):
+            kind(model=MODEL, store=path)
+    with pytest.raises(ValueError, match="The name of a memory goes into memory_key="):
+        kind(model=MODEL, memory="anna")
