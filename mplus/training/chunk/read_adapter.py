@@ -368,7 +368,7 @@ def encode_sample(
         stressed: What the reply is about: the tokens of these, where they stand in it, count `STRESS` times.
     """
     encoded: Prompt = encode_prompt(tokenizer, prompt, tools=tools)
-    target = [*encode_inert(tokenizer, reply), tokenizer.eos_token_id]
+    target = [*encode_inert(tokenizer, reply, by_assistant=True), tokenizer.eos_token_id]
     ids = (*encoded.input_ids, *target)
     weights = _weights(tokenizer, reply, len(target), stressed)
     return Sample(tuple(read.chunks), ids, len(encoded.input_ids), distil, order=tuple(read.order), weights=weights)
@@ -381,7 +381,7 @@ def _weights(tokenizer: Any, reply: str, size: int, stressed: Sequence[str]) -> 
         found = re.search(rf"(?<!\w){re.escape(text)}(?!\w)", reply, re.IGNORECASE)
         if found is not None:
             # The space before a word belongs to its first token.
-            first = len(encode_inert(tokenizer, reply[: found.start()].rstrip(" ")))
-            last = len(encode_inert(tokenizer, reply[: found.end()]))
+            first = len(encode_inert(tokenizer, reply[: found.start()].rstrip(" "), by_assistant=True))
+            last = len(encode_inert(tokenizer, reply[: found.end()], by_assistant=True))
             weights[first:last] = [STRESS] * (last - first)
     return tuple(weights) if STRESS in weights else ()
