@@ -195,22 +195,22 @@ class _Controls(NamedTuple):
     others: frozenset[str]
 
 
-_CONTROLS: WeakKeyDictionary[Any, tuple[str, _Controls]] = WeakKeyDictionary()
+_CONTROLS: WeakKeyDictionary[Any, tuple[Any, _Controls]] = WeakKeyDictionary()
 """For each tokenizer its template, which may be replaced, and its control tokens."""
 _BACKENDS: WeakKeyDictionary[Any, tuple[frozenset[str], dict[Disarmed, Any]]] = WeakKeyDictionary()
 """For each tokenizer, its controls that are no special tokens, and a copy of its backend for each way to encode."""
 
 
 def _controls(tokenizer: Any) -> _Controls:
-    template = json.dumps(getattr(tokenizer, "chat_template", None) or "", ensure_ascii=False)
-    known = _CONTROLS.get(tokenizer)
+    template, known = getattr(tokenizer, "chat_template", None), _CONTROLS.get(tokenizer)
     if known is None or known[0] != template:
+        written = json.dumps(template or "", ensure_ascii=False)
         added = tokenizer.added_tokens_decoder.items()
         special = {str(token): number for number, token in added if token.special}
-        others = {str(token): number for number, token in added if not token.special and _is_mark(token, template)}
+        others = {str(token): number for number, token in added if not token.special and _is_mark(token, written)}
         ids = {**special, **others}
         found = _Controls(ids, _any_of(ids), _any_of(special), frozenset(others))
-        known = _CONTROLS[tokenizer] = (template, found)
+        known = _CONTROLS[tokenizer] = (copy.copy(template), found)
     return known[1]
 
 
