@@ -56,7 +56,7 @@ def gate_examples(samples: TalkSamples, general: Sequence[str], count: int, rng:
     found: list[GateExample] = []
     for _ in range(count):
         telling = rng.choice(samples.tellings)
-        memory = samples.memory(rng, telling, len(telling.told) - 1, [], without=-1)
+        memory = samples.memory(rng, telling, len(telling.told) - 1, [], without=())
         kind = rng.random() * (1.0 if samples.questions else 0.75)
         if kind < 0.42:
             text, is_needed = rng.choice(general), False

@@ -10,15 +10,16 @@ Kinds of samples, drawn at random:
 * ``tool``: a question beside tools: answered from a tool's result, by calling one, or from memory that knows.
 
 What is read before each is what recall brings from a memory of the item, of earlier questions with their answers, and
-of texts that have nothing to do with it.
+of texts that have nothing to do with it. Four questions, told and unknown, are asked of one memory: a step that encodes
+what they read does so once for all of them.
 """
 
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mplus.config import MemoryConfig
 from mplus.recall.late_interaction import LateInteraction
@@ -27,7 +28,7 @@ from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.offered_tools import call_text, called, offered
 from mplus.training.chunk.questions import Question
-from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
+from mplus.training.chunk.read_adapter import TOGETHER, AsRead, Sample, encode_sample
 from mplus.training.chunk.tellings import DECLINED, Telling
 from mplus.training.talk.corpus import PLAIN_WRITERS
 from mplus.training.talk.format import Question as Asked
@@ -64,6 +65,22 @@ _WORD = re.compile(r"\w{4,}")
 _COMMON = frozenset(
     "what when where which does have will with that this from there their they your many much were name called".split()
 )
+
+
+class Scene(NamedTuple):
+    """A memory that several questions are asked of.
+
+    Attributes:
+        telling: The item that it is about.
+        last: The last message of it that was told.
+        memory: Chunks in the order in which they were written.
+        numbers: Questions that are asked of it, by number.
+    """
+
+    telling: Telling
+    last: int
+    memory: list[int]
+    numbers: list[int]
 
 
 @dataclass
@@ -103,13 +120,41 @@ class TalkSamples:
     def draw(self, rng: random.Random, count: int) -> list[Sample]:
         """Some samples of the mixture."""
         kinds = rng.choices([k for k, _ in self.mixture], [w for _, w in self.mixture], k=count)
-        return [self._one(rng, kind) for kind in kinds]
+        together = [kind for kind in kinds if kind in ("told", "unknown")]
+        samples = [self._one(rng, kind) for kind in kinds if kind not in ("told", "unknown")]
+        for start in range(0, len(together), TOGETHER):
+            samples += self._of_one_memory(rng, together[start : start + TOGETHER])
+        return samples
 
     def _one(self, rng: random.Random, kind: str) -> Sample:
         while True:
             sample = getattr(self, f"_{kind}")(rng)
-            if sample is not None and len(sample.input_ids) <= (LONGEST_TOOL if kind == "tool" else LONGEST):
+            if sample is not None and _is_short(sample, kind):
                 return replace(sample, kind=kind)
+
+    def _of_one_memory(self, rng: random.Random, kinds: Sequence[str]) -> list[Sample]:
+        """Samples of these kinds, told and unknown, about one memory."""
+        while True:
+            scene = self._scene(rng, kinds.count("told"))
+            numbers = iter(scene.numbers)
+            made = [self._told(rng, scene, next(numbers)) if k == "told" else self._unknown(rng, scene) for k in kinds]
+            if all(map(_is_short, made, kinds)):
+                mark = rng.getrandbits(48) + 1
+                return [replace(sample, kind=k, memory=mark) for sample, k in zip(made, kinds, strict=True)]
+
+    def _scene(self, rng: random.Random, count: int) -> Scene:
+        """A memory of an item of which as many questions are asked, some twice where there are fewer."""
+        telling, first = self._telling_and_question(rng) if count else (self._telling(rng), 0)
+        asked, end = telling.item.ask, len(telling.item.told) - 1
+        last = end if rng.random() < 0.7 else rng.randint(asked[first].after if count else 0, end)
+        weights = [weight * (q.after <= last) for q, weight in zip(asked, self._weights(telling), strict=True)]
+        numbers = [first][:count]
+        while len(numbers) < count:
+            weights[numbers[-1]] = 0
+            wanted = [weight * bool(ATTRIBUTE.search(q.q)) for q, weight in zip(asked, weights, strict=True)]
+            wanted = wanted if any(wanted) and rng.random() < ATTRIBUTE_SHARE else weights
+            numbers += rng.choices(range(len(asked)), wanted) if any(wanted) else [rng.choice(numbers)]
+        return Scene(telling, last, self.memory(rng, telling, last, [], without=numbers), numbers)
 
     def _telling(self, rng: random.Random, *, talks: bool = False) -> Telling:
         """An item; a conversation if asked for. Plain text is drawn more often than its number of items."""
@@ -125,25 +170,26 @@ class TalkSamples:
 
     def _number(self, rng: random.Random, telling: Telling) -> int:
         """A question of an item: scarce kinds more often, yes as often as no."""
+        return rng.choices(range(len(telling.item.ask)), self._weights(telling))[0]
+
+    def _weights(self, telling: Telling) -> list[float]:
         asked = telling.item.ask
-        weights = [KIND_WEIGHTS.get(q.kind, 1.0) * (self._yes_weight if _is_yes(q) else 1.0) for q in asked]
-        return rng.choices(range(len(asked)), weights)[0]
+        return [KIND_WEIGHTS.get(q.kind, 1.0) * (self._yes_weight if _is_yes(q) else 1.0) for q in asked]
 
     # --- kinds ------------------------------------------------------------------------------------
 
-    def _told(self, rng: random.Random) -> Sample:
-        telling, number = self._telling_and_question(rng)
+    def _told(self, rng: random.Random, scene: Scene, number: int) -> Sample:
+        telling = scene.telling
         question = telling.item.ask[number]
-        last = self._moment(rng, telling, question)
         before: list[dict[str, str]] = []
-        turns: list[int] = []
+        memory = scene.memory
         if question.kind == "follow-up" and number:
             asked = telling.item.ask[number - 1]
             if telling.asked and rng.random() < 0.6:
-                turns = list(telling.asked[number - 1])
+                turns = self.bank.chunks_in(telling.asked[number - 1])
+                memory = [*(chunk for chunk in memory if chunk not in turns), *turns]
             else:
                 before = _exchange(asked)
-        memory = self.memory(rng, telling, last, turns, without=number)
         needed = self._needed(telling, question)
         text = typed(rng, question.q)
         read = as_remembered(self.recall, text, memory, self._config(rng), needed=needed)
@@ -162,19 +208,17 @@ class TalkSamples:
         if question.kind == "follow-up" and number:
             before = _exchange(telling.item.ask[number - 1])
             first = last + 1
-        memory = self.memory(rng, telling, first - 1, [], without=number)
+        memory = self.memory(rng, telling, first - 1, [], without=[number])
         needed = self._needed(telling, question) & {c for n in telling.told[:first] for c in self.bank.chunks_of[n]}
         text = typed(rng, question.q)
         read = as_remembered(self.recall, text, memory, self._config(rng), needed=needed)
         return self._asked(rng, read, before, text, question.full, _short(question), question.short)
 
-    def _unknown(self, rng: random.Random) -> Sample:
-        telling = self._telling(rng)
+    def _unknown(self, rng: random.Random, scene: Scene) -> Sample:
+        telling = scene.telling
         absent = self._absent(rng, telling) if rng.random() < ABSENT_SHARE else None
         text = typed(rng, absent or rng.choice(telling.item.unknown))
-        last = len(telling.told) - 1
-        memory = self.memory(rng, telling, last, [], without=-1)
-        read = as_remembered(self.recall, text, memory, self._config(rng))
+        read = as_remembered(self.recall, text, scene.memory, self._config(rng))
         return self._asked(rng, read, [], text, DECLINED, DECLINED)
 
     def _absent(self, rng: random.Random, telling: Telling) -> str | None:
@@ -197,7 +241,7 @@ class TalkSamples:
         if not places:
             return None
         place = rng.choice(places)
-        memory = self.memory(rng, telling, place - 2, [], without=-1)
+        memory = self.memory(rng, telling, place - 2, [], without=())
         text = told[place - 1].text
         read = as_remembered(self.recall, text, memory, self._config(rng))
         prompt = [{"role": "user", "content": text}]
@@ -228,7 +272,7 @@ class TalkSamples:
         if owner.item.id == telling.item.id and not is_known:
             return None
         memory = self.memory(
-            rng, owner, last if is_known else len(owner.told) - 1, [], without=number if is_known else -1
+            rng, owner, last if is_known else len(owner.told) - 1, [], without=[number] if is_known else ()
         )
         text = typed(rng, question.q)
         needed = self._needed(telling, question) if is_known else set[int]()
@@ -264,7 +308,9 @@ class TalkSamples:
         last = len(telling.item.told) - 1
         return last if rng.random() < 0.7 else rng.randint(question.after, last)
 
-    def memory(self, rng: random.Random, telling: Telling, last: int, turns: list[int], *, without: int) -> list[int]:
+    def memory(
+        self, rng: random.Random, telling: Telling, last: int, turns: list[int], *, without: Collection[int]
+    ) -> list[int]:
         """Chunks in the order in which they were written.
 
         Args:
@@ -272,10 +318,10 @@ class TalkSamples:
             telling: What was told.
             last: The last message of it.
             turns: Turns that were said just now.
-            without: A question that was not asked before.
+            without: Questions that were not asked before.
         """
         own = list(dict.fromkeys(telling.told[: last + 1]))
-        asked_before = [n for n in range(len(telling.asked)) if n != without and telling.item.ask[n].after <= last]
+        asked_before = [n for n in range(len(telling.asked)) if n not in without and telling.item.ask[n].after <= last]
         if asked_before and rng.random() < 0.5:
             for number in rng.sample(asked_before, min(len(asked_before), rng.choice((1, 2, 4)))):
                 own += telling.asked[number]
@@ -315,6 +361,10 @@ class TalkSamples:
         system = [{"role": "system", "content": rng.choice(SYSTEMS)}] if rng.random() < 0.12 else []
         prompt = [*system, *before, {"role": "user", "content": content}]
         return encode_sample(tokenizer, read, prompt, short if is_short else full, stressed=stressed)
+
+
+def _is_short(sample: Sample, kind: str) -> bool:
+    return len(sample.input_ids) <= (LONGEST_TOOL if kind == "tool" else LONGEST)
 
 
 def _attribute_questions(tellings: Sequence[Telling]) -> list[tuple[Telling, int]]:

@@ -17,6 +17,7 @@ from mplus.training.chunk.as_remembered import as_remembered
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.gate import GateExample, GateSettings, gate_examples, train_gate
+from mplus.training.chunk.read_adapter import TOGETHER, ReaderSettings, pooled_batches
 from mplus.training.chunk.talk_samples import ATTRIBUTE, TalkSamples, typed
 from mplus.training.chunk.tellings import DECLINED, add_tellings
 from mplus.training.talk import talk_items
@@ -115,6 +116,36 @@ def test_yes_is_drawn_as_often_as_no_and_scarce_kinds_more_often(model: MPlus) -
     assert drawn["change", ("x",)] == pytest.approx(2 * drawn["which", ("x",)], rel=0.25)
 
 
+def test_four_questions_are_asked_of_one_memory_and_stay_beside_each_other(
+    model: MPlus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mplus.training.chunk.talk_samples.LONGEST", 4096)  # the tokenizer counts bytes
+    samples = samples_of(model, (("told", 0.6), ("unknown", 0.2), ("within", 0.2)))
+    batches = pooled_batches(samples, ReaderSettings(batch=8), 0)
+    marks = [sample.memory for batch in batches for sample in batch]
+    times = Counter(mark for mark in marks if mark)
+    assert max(times.values()) == TOGETHER
+    assert sorted(times.values())[1:] == [TOGETHER] * (len(times) - 1)
+    for mark in (mark for mark, count in times.items() if count == TOGETHER):
+        first = marks.index(mark)
+        assert first % TOGETHER == 0
+        assert marks[first : first + TOGETHER] == [mark] * TOGETHER
+    drawn = [sample for batch in batches for sample in batch if sample.memory]
+    assert all(sample.kind in ("told", "unknown") for sample in drawn)
+    # Little is read by one question that none of the others about its memory reads.
+    read = {mark: [set(sample.chunks) for sample in drawn if sample.memory == mark] for mark in times}
+    assert all(len(set.union(*sets)) < sum(map(len, sets)) for sets in read.values() if len(sets) > 1)
+
+
+def test_questions_of_one_memory_were_all_told_by_then(model: MPlus) -> None:
+    samples = samples_of(model, ())
+    for seed in range(60):
+        scene = samples._scene(random.Random(seed), TOGETHER)
+        asked = scene.telling.item.ask
+        assert len(set(scene.numbers)) == min(TOGETHER, sum(q.after <= scene.last for q in asked))
+        assert all(asked[number].after <= scene.last for number in scene.numbers)
+
+
 def test_what_an_assistant_said_wrong_stands_in_memory_too(model: MPlus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mplus.training.chunk.tellings.EXCHANGES", 1.0)
     samples = samples_of(model, ())
@@ -126,7 +157,7 @@ def test_what_an_assistant_said_wrong_stands_in_memory_too(model: MPlus, monkeyp
         assert wrong
         assert all(not any(s.lower() in answer.lower() for s in right[q].short) for q, answer in wrong)
         assert any(q in telling.item.unknown and DECLINED in answer for q, answer in said)
-    drawn = [samples.memory(random.Random(seed), samples.tellings[0], 99, [], without=0) for seed in range(20)]
+    drawn = [samples.memory(random.Random(seed), samples.tellings[0], 99, [], without=()) for seed in range(20)]
     not_facts = set(samples.bank.chunks_in(n for turn in samples.tellings[0].said for n in turn))
     assert any(not_facts & set(chunks) for chunks in drawn)
 
