@@ -183,4 +183,5 @@ class MPlusChatEngine(KnownMessages, CondensePlusContextChatEngine):
             streaming=streaming,
             callback_manager=self.callback_manager,
             known=index.index_struct.nodes,
+            adds_to_nodes=True,
         )

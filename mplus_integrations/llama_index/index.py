@@ -130,7 +130,7 @@ class MPlusIndex(Engines):
         """An index over nodes that are in a memory already, such as those of an ingestion pipeline."""
         index = cls(nodes=[], llm=llm, memory=memory, store=store, memory_key=memory_key, **kwargs)
         found = [s for s in index.latents.read(index.llm.loaded).sources() if NODE in s.metadata]
-        index.insert_nodes([as_node(source.name, source) for source in found])
+        index.insert_nodes([as_node(source.name, source.metadata, source.texts) for source in found])
         return index
 
     @classmethod
@@ -268,7 +268,7 @@ class MPlusIndex(Engines):
         """The node of a source, from the document store unless the memory has another text by now."""
         node = self.docstore.get_node(found.source, raise_error=False)
         is_same = node is not None and (not found.texts or written_text(node) == "\n".join(found.texts))
-        return node if node is not None and is_same else as_node(found.source, found)
+        return node if node is not None and is_same else as_node(found.source, found.metadata, found.texts)
 
 
 for _name in STRUCT_TYPES:

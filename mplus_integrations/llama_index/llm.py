@@ -61,6 +61,10 @@ UNUSED = {
 """Arguments of LlamaIndex's LLMs that have no meaning here, and why."""
 
 
+Heard = Callable[[Sequence[Mapping[str, Any]]], None]
+"""What is told the sources that an answer has read."""
+
+
 def mplus_llm(llm: LLM | None) -> "MPlusLLM":
     """The LLM itself if it can read latents; None: ``Settings.llm``, or a new one where that is not set.
 
@@ -110,6 +114,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
     _bound_where: Where | None = PrivateAttr(default=None)
     _bound_shared: tuple[Shared, ...] | None = PrivateAttr(default=None)
     _reads_nothing: bool = PrivateAttr(default=False)
+    _heard: Heard | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -168,7 +173,12 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         return bound
 
     def reading(
-        self, latents: Latents | Memory, where: Where | None = None, *, shared: Sequence[Shared] = ()
+        self,
+        latents: Latents | Memory,
+        where: Where | None = None,
+        *,
+        shared: Sequence[Shared] = (),
+        heard: Heard | None = None,
     ) -> "MPlusLLM":
         """A copy of this LLM that always reads the given memory; weights are shared.
 
@@ -176,6 +186,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
             latents: The memory to read.
             where: A test of the sources to read.
             shared: Memories to read beside it.
+            heard: Called with the sources that each answer has read, as in ``raw["recalled"]``.
         """
         if latents is None:  # pyright: ignore[reportUnnecessaryComparison]
             raise ValueError("latents=None: expected a Memory, or another's latents.")
@@ -183,6 +194,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         bound = self.model_copy()
         bound._bound = Latents(memory=latents) if isinstance(latents, Memory) else latents
         bound._bound_where, bound._bound_shared, bound._reads_nothing = where, tuple(shared), False
+        bound._heard = heard
         return bound
 
     # --- LlamaIndex's eight methods ---------------------------------------------------------------
@@ -343,15 +355,16 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
                 shown += piece
                 yield to_piece(shown, piece)
             else:
-                yield to_response(_checked(call, piece), is_last_chunk=True)
+                yield to_response(self._checked(call, piece), is_last_chunk=True)
 
     def _answered(self, prompt: Prompt, asked: Asked, call: Call, left: threading.Event) -> ChatResponse:
         answer = self._answer(asked, call, self._latents_of(prompt, call), left, **self._beside())
-        return to_response(_checked(call, answer), is_last_chunk=False)
+        return to_response(self._checked(call, answer), is_last_chunk=False)
 
-
-def _checked(call: Call, answer: Answer) -> Answer:
-    """The answer, if it has the form that was asked for."""
-    calls = [one for _, one in answer.calls]
-    check_form(call, answer.generation, calls, [one for _, one in answer.invalid_calls])
-    return answer
+    def _checked(self, call: Call, answer: Answer) -> Answer:
+        """The answer, if it has the form that was asked for."""
+        calls = [one for _, one in answer.calls]
+        check_form(call, answer.generation, calls, [one for _, one in answer.invalid_calls])
+        if self._heard is not None:
+            self._heard(answer.about["recalled"])
+        return answer

@@ -3,10 +3,11 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
-from mplus import FoundSource, Memory, MPlus, Source
+from mplus import Memory, MPlus
 from mplus_integrations.arguments import checked_once, checked_several
 from mplus_integrations.latents import all_or_nothing
 from mplus_integrations.sources import NODE, refuse_others
@@ -127,11 +128,11 @@ def described(node: BaseNode) -> str:
     return " ".join([node.ref_doc_id or node.node_id, *known])
 
 
-def as_node(name: str, source: Source | FoundSource) -> TextNode:
-    """A node made of a source in memory."""
-    metadata = {key: value for key, value in source.metadata.items() if key != NODE}
-    node = TextNode(id_=name, text="\n".join(source.texts), metadata=metadata)
-    document = source.metadata.get(NODE)
+def as_node(name: str, about: Mapping[str, Any], texts: Sequence[str]) -> TextNode:
+    """A node made of a source in memory: of its metadata and its texts."""
+    metadata = {key: value for key, value in about.items() if key != NODE}
+    node = TextNode(id_=name, text="\n".join(texts), metadata=metadata)
+    document = about.get(NODE)
     if document:
         node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=document)
     return node

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from mplus import UnknownNameError
 from mplus_integrations.latents import Latents, Shared, Where
+from mplus_integrations.llama_index.citing import Citing
 from mplus_integrations.llama_index.left_nodes import LeftNodes
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import NODE
@@ -36,13 +37,15 @@ PACKING = (
 NOTHING = NodeWithScore(node=TextNode(text=""))
 CONTEXT = "What follows is known:"
 """Begins what stands in the prompt of nodes that are not in memory as they are."""
-RESPONSE = frozenset({"node_ids", "as_text", "unread"})
+RESPONSE = frozenset({"node_ids", "as_text", "unread", "citing"})
 """Arguments of a response beside question and texts."""
 NO_TEXTS: Mapping[str, str] = {}
 
 
 class MPlusSynthesizer(BaseSynthesizer):
     """Asks the LLM the question alone. Documents are read as latents, and the nodes are cited.
+
+    Cited are the nodes that were found, and after them those that the answer has read beside them.
 
     A node whose text is not the one in memory, as a postprocessor leaves it that masks or replaces, stands in the
     prompt as it is, and its latents are not read.
@@ -60,6 +63,7 @@ class MPlusSynthesizer(BaseSynthesizer):
         callback_manager: Notified of every answer.
         known: Ids of the nodes that were written, such as ``index.index_struct.nodes``. One that memory has no longer
             was forgotten, and is neither read nor cited.
+        adds_to_nodes: Add the nodes that are read to the list of those that were found, which a chat engine returns.
     """
 
     def __init__(
@@ -75,12 +79,13 @@ class MPlusSynthesizer(BaseSynthesizer):
         output_cls: type[BaseModel] | None = None,
         callback_manager: CallbackManager | None = None,
         known: Collection[str] = (),
+        adds_to_nodes: bool = False,
     ) -> None:
         super().__init__(llm=llm, callback_manager=callback_manager, streaming=streaming, output_cls=output_cls)
         warn_of_packing()
         self._reader, self._latents, self._where = llm, latents, where
         self._only_nodes, self._before, self._own = only_nodes, list(before), own
-        self._known = known
+        self._known, self._adds_to_nodes = known, adds_to_nodes
 
     def _get_prompts(self) -> PromptDictType:
         return {}
@@ -104,9 +109,9 @@ class MPlusSynthesizer(BaseSynthesizer):
         found = self._left(nodes)
         if not found.nodes and not self._has_conversation():
             return super().synthesize(query, [], additional_source_nodes)
-        cited = found.nodes or [NOTHING]
-        response = super().synthesize(query, cited, additional_source_nodes, **found.arguments)
-        return response if found.nodes else _uncited(response, additional_source_nodes)
+        cited, citing = found.nodes or [NOTHING], self._citing(query, nodes)
+        response = super().synthesize(query, cited, additional_source_nodes, **found.arguments, citing=citing)
+        return citing.cited_in(response if found.nodes else _uncited(response, additional_source_nodes))
 
     async def asynthesize(
         self,
@@ -120,9 +125,12 @@ class MPlusSynthesizer(BaseSynthesizer):
         found = await in_thread(self._left, nodes)
         if not found.nodes and not await in_thread(self._has_conversation):
             return await super().asynthesize(query, [], additional_source_nodes)
-        cited = found.nodes or [NOTHING]
-        response = await super().asynthesize(query, cited, additional_source_nodes, **found.arguments)
-        return response if found.nodes else _uncited(response, additional_source_nodes)
+        cited, citing = found.nodes or [NOTHING], self._citing(query, nodes)
+        response = await super().asynthesize(query, cited, additional_source_nodes, **found.arguments, citing=citing)
+        return citing.cited_in(response if found.nodes else _uncited(response, additional_source_nodes))
+
+    def _citing(self, query: str | QueryBundle, nodes: list[NodeWithScore]) -> Citing:
+        return Citing(self._reader, self._latents, query, found=nodes if self._adds_to_nodes else None)
 
     def _left(self, nodes: Sequence[NodeWithScore]) -> LeftNodes:
         model = self._reader.loaded
@@ -143,6 +151,7 @@ class MPlusSynthesizer(BaseSynthesizer):
         node_ids: Sequence[str] = (),
         as_text: Mapping[str, str] = NO_TEXTS,
         unread: Collection[str] = (),
+        citing: Citing | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """The answer itself; ``as_text`` stands in the prompt, and ``text_chunks``, which hold metadata too, do not.
@@ -151,7 +160,8 @@ class MPlusSynthesizer(BaseSynthesizer):
             ValueError: An argument that does not exist.
         """
         UnknownNameError.check(response_kwargs, RESPONSE, of="MPlusSynthesizer")
-        llm, messages = self._bound(node_ids, {*as_text, *unread}), self._messages(query_str, as_text.values())
+        llm = self._bound(node_ids, {*as_text, *unread}, citing)
+        messages = self._messages(query_str, as_text.values())
         if self._output_cls is not None:
             return parsed(self._output_cls, llm.chat(messages, **asking(self._output_cls)))
         if self._streaming:
@@ -165,11 +175,13 @@ class MPlusSynthesizer(BaseSynthesizer):
         node_ids: Sequence[str] = (),
         as_text: Mapping[str, str] = NO_TEXTS,
         unread: Collection[str] = (),
+        citing: Citing | None = None,
         **response_kwargs: Any,
     ) -> RESPONSE_TEXT_TYPE:
         """``get_response`` without blocking the event loop."""
         UnknownNameError.check(response_kwargs, RESPONSE, of="MPlusSynthesizer")
-        llm, messages = self._bound(node_ids, {*as_text, *unread}), self._messages(query_str, as_text.values())
+        llm = self._bound(node_ids, {*as_text, *unread}, citing)
+        messages = self._messages(query_str, as_text.values())
         if self._output_cls is not None:
             return parsed(self._output_cls, await llm.achat(messages, **asking(self._output_cls)))
         if self._streaming:
@@ -183,8 +195,9 @@ class MPlusSynthesizer(BaseSynthesizer):
         question = ChatMessage(role=MessageRole.USER, content=query)
         return [*self._before[:lead], *context, *self._before[lead:], question]
 
-    def _bound(self, node_ids: Sequence[str], others: Collection[str]) -> MPlusLLM:
-        """The LLM that reads the latents of nodes, except ``others``."""
+    def _bound(self, node_ids: Sequence[str], others: Collection[str], citing: Citing | None = None) -> MPlusLLM:
+        """The LLM that reads the latents of nodes, except ``others``, and says what it has read."""
+        heard = None if citing is None else citing.hear
         beside = self._where.now() if isinstance(self._where, Findable) else self._where
         allowed, changed = frozenset(node_ids) - frozenset(others), frozenset(others)
 
@@ -196,8 +209,8 @@ class MPlusSynthesizer(BaseSynthesizer):
 
         where = of_nodes if changed or self._only_nodes else beside
         if self._own is None or self._own.is_same(self._latents):
-            return self._reader.reading(self._latents, where)
-        return self._reader.reading(self._own, shared=[Shared(self._latents, where)])
+            return self._reader.reading(self._latents, where, heard=heard)
+        return self._reader.reading(self._own, shared=[Shared(self._latents, where)], heard=heard)
 
 
 class FoundSynthesizer(BaseSynthesizer):
@@ -234,7 +247,7 @@ class FoundSynthesizer(BaseSynthesizer):
     def _update_prompts(self, prompts_dict: PromptDictType) -> None:
         self._stock._update_prompts(prompts_dict)
 
-    def _of(self, nodes: Sequence[NodeWithScore]) -> tuple[BaseSynthesizer, list[NodeWithScore]]:
+    def _of(self, nodes: Sequence[NodeWithScore], citing: Citing) -> tuple[BaseSynthesizer, list[NodeWithScore]]:
         """The synthesizer for some nodes, and those of them that are left."""
         left = LeftNodes.of(nodes, self._latents.read(self._reader.loaded), self._known)
         names, others = left.as_latents, left.as_text.keys() | left.unread
@@ -245,7 +258,7 @@ class FoundSynthesizer(BaseSynthesizer):
             return is_read and (beside is None or beside(name, about))
 
         found = copy(self._stock)
-        found._llm, found._streaming = self._reader.reading(self._latents, where), self._streaming
+        found._llm, found._streaming = self._reader.reading(self._latents, where, heard=citing.hear), self._streaming
         for name, value in vars(found).items():  # such as what makes the programs of a ``Refine``
             if getattr(value, "__self__", None) is self._stock:
                 setattr(found, name, MethodType(value.__func__, found))
@@ -259,8 +272,9 @@ class FoundSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """Answer a question from the text and the latents of some nodes."""
-        found, left = self._of(nodes)
-        return found.synthesize(query, left, additional_source_nodes, **response_kwargs)
+        citing = Citing(self._reader, self._latents, query)
+        found, left = self._of(nodes, citing)
+        return citing.cited_in(found.synthesize(query, left, additional_source_nodes, **response_kwargs))
 
     async def asynthesize(
         self,
@@ -270,8 +284,9 @@ class FoundSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,
     ) -> RESPONSE_TYPE:
         """``synthesize`` without blocking the event loop."""
-        found, left = await in_thread(self._of, nodes)
-        return await found.asynthesize(query, left, additional_source_nodes, **response_kwargs)
+        citing = Citing(self._reader, self._latents, query)
+        found, left = await in_thread(self._of, nodes, citing)
+        return citing.cited_in(await found.asynthesize(query, left, additional_source_nodes, **response_kwargs))
 
     def get_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> RESPONSE_TEXT_TYPE:
         """The answer of the stock synthesizer."""

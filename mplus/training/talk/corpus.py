@@ -8,11 +8,11 @@ from mplus.training.talk.format import Item, read_items
 
 Split = Literal["train", "dev"]
 DATA = Path(__file__).parent / "data"
-DEV_WRITERS = frozenset({"amber", "finch", "heron", "jade", "larch", "sage", "slate", "teal"})
+DEV_WRITERS = frozenset({"amber", "finch", "heron", "jade", "larch", "osprey", "sage", "slate", "teal"})
 """Writers whose items are never trained on. About a tenth; a list, so that a new writer never moves an old one."""
 
 PLAIN_WRITERS = frozenset(
-    "alder aspen birch briar clover cress dahlia dill elder erica fennel fern finch gorse heron sage topaz umber "
+    "alder aspen birch briar clover cress dahlia dill elder erica fennel fern finch gorse heron osprey sage topaz umber "
     "vesper violet willow wren yarrow".split()
 )
 """Writers of plain text: short, clear statements as most messages and office documents are made of."""

@@ -30,7 +30,7 @@ def test_a_pipeline_writes_and_an_index_finds(llm: MPlusLLM) -> None:
     assert [node.ref_doc_id for node in nodes] == ["d0", "d1", "d2"] and len(texts(writer)) == 3
     index = MPlusIndex.from_latents(llm=llm, memory=writer.latents)
     assert index.as_retriever().retrieve(DOCUMENTS[1].text)[0].node.ref_doc_id == "d1"
-    assert len(index.as_query_engine().query("Where is box 1?").source_nodes) == 2
+    assert len(index.as_query_engine().query("Where is box 1?").source_nodes) == 3
     again = MPlusIndex(nodes, llm=llm, memory=writer.latents)
     assert set(again.ref_doc_info) == {"d0", "d1", "d2"} and len(texts(writer)) == 3
 

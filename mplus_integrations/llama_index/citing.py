@@ -1,0 +1,65 @@
+"""Nodes that an answer reads beside those that were found for its question."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.schema import NodeWithScore, QueryBundle
+
+from mplus_integrations.latents import Latents
+from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.llama_index.nodes import as_node
+from mplus_integrations.sources import NODE
+
+
+class Citing:
+    """Adds to a response the nodes that its answer has read and that it does not cite yet.
+
+    An answer reads what recall brings for it, which may be more than the nodes that a retriever found. Those follow the
+    ones that were found, the most relevant first. A streamed response has them once it is read to its end.
+
+    Args:
+        llm: What answers.
+        latents: The memory with the nodes.
+        query: The question, which says how relevant a node is.
+        found: The nodes that were found, where a chat engine returns this list: what is read is added to it, too.
+    """
+
+    def __init__(
+        self, llm: MPlusLLM, latents: Latents, query: str | QueryBundle, *, found: list[NodeWithScore] | None = None
+    ) -> None:
+        self._llm, self._latents, self._found = llm, latents, found
+        self._query = query if isinstance(query, str) else query.query_str
+        self._read: dict[str, NodeWithScore] = {}
+        self._response: RESPONSE_TYPE | None = None
+
+    def hear(self, recalled: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of what an answer has read.
+
+        Args:
+            recalled: Its sources, as in ``raw["recalled"]`` of a response of the LLM.
+        """
+        names = {one["source"] for one in recalled if NODE in one["metadata"]} - self._read.keys()
+        if not names:
+            return
+        model = self._llm.loaded
+        memory = self._latents.read(model)
+        where = lambda name, about: name in names and NODE in about
+        for one in model.search(memory, self._query, limit=len(names), where=where):
+            node = as_node(one.source, one.metadata, one.texts)
+            self._read[one.source] = NodeWithScore(node=node, score=one.score)
+        if self._response is not None:
+            self._add(self._response)
+
+    def cited_in(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+        """The response, with what its answer has read, or will have read at its end."""
+        self._response = response
+        self._add(response)
+        return response
+
+    def _add(self, response: RESPONSE_TYPE) -> None:
+        for nodes in [response.source_nodes, *([] if self._found is None else [self._found])]:
+            known = {one.node_id for one in nodes}
+            nodes.extend(found for name, found in self._read.items() if name not in known)
+        read = {name: found.node.metadata for name, found in self._read.items()}
+        response.metadata = {**read, **(response.metadata or {})}
