@@ -65,6 +65,12 @@ class Scheduler:
             with suppress(Exception):  # its reader may have gone
                 ticket.deliver(None)
 
+    def __getstate__(self) -> object:
+        raise ValueError(
+            "A Scheduler is neither pickled nor copied: threads and their requests belong to one process. Call "
+            "model.serve() in the other one."
+        )
+
     @property
     def running(self) -> int:
         """Number of requests that are being answered."""

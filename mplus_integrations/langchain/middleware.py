@@ -1,19 +1,17 @@
 """``MPlusMemoryMiddleware``: latent memory for agents of ``create_agent``, separate for each user or thread."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import count
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
 from langchain.agents.middleware.types import PrivateStateAttr
 from langchain_core.messages import BaseMessage, HumanMessage
-from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.runtime import Runtime
 
 from mplus import UnknownNameError
 from mplus_integrations.conversations import GRAPH_THREAD as THREAD
+from mplus_integrations.langchain.agent_tools import current_key, memory_tools
 from mplus_integrations.langchain.chat_model import MPlusChat
-from mplus_integrations.langchain.configs import as_mapping, asked_in
 from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
 from mplus_integrations.langchain.runs import Run, current_run
 from mplus_integrations.latents import all_or_nothing, forget_all
@@ -180,45 +178,3 @@ def _before_question(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
     """The messages before the last question, which is written once it is answered."""
     asked = [n for n, m in enumerate(messages) if isinstance(m, HumanMessage) and not is_summary(m)]
     return messages[: asked[-1]] if asked else messages
-
-
-def current_key(chat: MPlusChat, context: Any = None) -> str | None:
-    """The memory that the running graph names, by its context or its config; None: the chat's only one."""
-    if chat.memory is not None:
-        return None
-    given = as_mapping(context)
-    asked = asked_in(None, {}, metadata=given, store=chat.store, memory_key=chat.memory_key, by_thread=True)
-    found = asked.get("memory_key")
-    return chat.memory_key if found is None else str(found)
-
-
-def memory_tools(chat: MPlusChat) -> list[BaseTool]:
-    """Tools ``remember``, ``recall`` and ``forget`` for an agent, on the memory of the present user or thread."""
-
-    def remember(text: str, source: str | None = None) -> str:
-        """Remember a text for later. The source is a short name for it, if it should have one."""
-        key = current_key(chat)
-        with chat.opened(key) as memory:
-            name = _free_name(source or "note", set(memory.told()), is_given=bool(source))
-        chat.memorize(text, source=name, memory_key=key)
-        return f"Remembered as {name}."
-
-    def recall(query: str) -> str:
-        """Find what is remembered about something."""
-        with chat.opened(current_key(chat)) as memory:
-            found = chat.loaded.search(memory, query, limit=3)
-        return "\n".join(f"{s.source}: {' '.join(s.texts)}".strip() for s in found) or "Nothing is remembered."
-
-    def forget(source: str) -> str:
-        """Forget everything remembered under a source name."""
-        gone = chat.forget(source, memory_key=current_key(chat))
-        return f"Forgot {source}." if gone else f"Nothing is remembered as {source}."
-
-    return [StructuredTool.from_function(function) for function in (remember, recall, forget)]
-
-
-def _free_name(wanted: str, taken: set[str], *, is_given: bool) -> str:
-    """A name for a note of its own: the wanted one if it is free, else with a number."""
-    if is_given and wanted not in taken:
-        return wanted
-    return next(name for n in count(2 if is_given else 1) if (name := f"{wanted}-{n}") not in taken)

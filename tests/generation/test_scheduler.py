@@ -1,10 +1,13 @@
 import asyncio
+import copy
 import gc
 import json
+import pickle
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -348,3 +351,9 @@ def until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize("send", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_scheduler_stays_in_its_process(send: Callable[[Any], Any], model: MPlus) -> None:
+    with model.serve() as scheduler, pytest.raises(ValueError, match="neither pickled nor copied"):
+        send(scheduler)

@@ -17,7 +17,7 @@ from mplus_integrations.langchain import (
     MPlusStore,
     MPlusVectorStore,
 )
-from mplus_integrations.langchain.middleware import memory_tools
+from mplus_integrations.langchain.agent_tools import memory_tools
 from mplus_integrations.llama_index import MPlusIndex, MPlusLLM, MPlusMemory, MPlusWriter
 from tests.conftest import TINY
 

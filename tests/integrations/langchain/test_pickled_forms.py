@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from mplus import MemoryStore
 from mplus.testing import tiny_model
-from mplus_integrations.langchain import MPlusChat, MPlusMemoryMiddleware
+from mplus_integrations.langchain import MPlusChat, MPlusMemoryMiddleware, memory_tools
 from tests.conftest import TINY
 
 MODEL = tiny_model(1, memory=TINY)
@@ -58,3 +58,16 @@ def test_a_middleware_goes_through_a_pickle(tmp_path: Path) -> None:
     chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), memory_key="anna", max_tokens=4)
     again = pickle.loads(pickle.dumps(MPlusMemoryMiddleware(chat)))
     assert again.chat.store.root == chat.store.root and chat.store is not None
+
+
+def test_the_tools_of_an_agent_go_through_a_pickle(tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), memory_key="anna", max_tokens=4)
+    tools = memory_tools(chat)
+    assert "Remembered as key." in tools[0].invoke({"text": "The key is under the pot.", "source": "key"})
+    for again in (
+        pickle.loads(pickle.dumps(tools)),
+        pickle.loads(pickle.dumps(MPlusMemoryMiddleware(chat, tools=True))).tools,
+    ):
+        assert [tool.name for tool in again] == ["remember", "recall", "forget"]
+        assert [tool.description for tool in again] == [tool.description for tool in tools]
+        assert "under the pot" in again[1].invoke({"query": "key"})
