@@ -7,6 +7,8 @@ One language wherever sources are chosen: ``where=`` of a read, filters of both 
     {"author": {"name": "Anna"}}, {"author.name": "Anna"}          values inside a mapping
 """
 
+import inspect
+import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Final, cast
@@ -28,6 +30,44 @@ OPERATORS = (
     *("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$between", "$in", "$nin", "$all"),
     *("$contains", "$icontains", "$exists", "$empty"),
 )
+
+
+def checked_test(test: Callable[..., Any], name: str, *takes: str) -> Callable[..., bool]:
+    """A function that a user gave to choose with, whose results are checked whenever it is asked.
+
+    Args:
+        test: The function.
+        name: The argument that it was given as.
+        takes: What it is asked about.
+
+    Returns:
+        The test. It raises ``ValueError`` where the result is neither True nor False; None counts as False. A text, a
+        generator or a coroutine counts as true in Python, so that a slip would choose everything.
+
+    Raises:
+        ValueError: It is asynchronous, or takes something else.
+    """
+    expected = f"expected a function of {', '.join(takes)} that returns True or False"
+    if inspect.iscoroutinefunction(test) or inspect.iscoroutinefunction(type(test).__call__):
+        raise ValueError(f"{name}={test!r:.80} is asynchronous: {expected}.")
+    try:
+        inspect.signature(test).bind(*takes)
+    except TypeError as error:
+        raise ValueError(f"{name}={test!r:.80}: {expected}. It has {error}.") from None
+    except ValueError:  # some built-in functions have no signature
+        pass
+
+    def asked(*about: Any) -> bool:
+        found = test(*about)
+        if found is None or isinstance(found, numbers.Integral) or type(found).__name__ in ("bool", "bool_"):
+            return bool(found)
+        if hasattr(found, "close"):  # a coroutine that nobody awaits
+            found.close()
+        raise ValueError(
+            f"{name} returned {found!r:.60} of {about[0]!r:.60}: expected True or False. Wrap it in bool(…)."
+        )
+
+    return asked
 
 
 def metadata_filter(wanted: Mapping[str, Any], *, absent: Any = ABSENT) -> Callable[[Mapping[str, Any]], bool]:

@@ -24,16 +24,35 @@ KINDS = {
 }
 """What a source is, by the metadata key that marks it; without one it is a note."""
 TURNS = ("mplus_conversation", "mplus_thread", "mplus_turn")
-
-
+MARK = "mplus_"
+"""Begins the metadata keys that say what a source is; a user's metadata has none of them."""
 NODE = "mplus_node"
 """Metadata key of sources that are nodes of a LlamaIndex index; its value names their document."""
 TIMES = ("timestamp", "created_at")
+"""Keys under which messages have the time at which they were said."""
 LEAST_MILLISECONDS = 1e11
 """A noted number from here on is in milliseconds: in seconds it would be the year 5138."""
-"""Keys under which messages have the time at which they were said."""
 HEADING = re.compile(r" {0,3}#{1,6}([ \t].*)?|<h([1-6])\b[^>]*>.*</h\2>\s*", re.IGNORECASE)
 UNDERLINE = re.compile(r" {0,3}(=+|-+)\s*")
+
+
+def without_marks(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's part of the metadata of a source."""
+    return {key: value for key, value in metadata.items() if not key.startswith(MARK)}
+
+
+def refuse_marks(metadata: Mapping[str, Any], of: str) -> None:
+    """Refuse metadata that would make a source of another kind of it, such as a turn of somebody's conversation.
+
+    Raises:
+        ValueError: A key begins with "mplus_".
+    """
+    for key in metadata:
+        if isinstance(key, str) and key.startswith(MARK):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(
+                f"Metadata {key!r:.60} of {of}: keys that begin with {MARK!r} say what a source is, and are not "
+                "taken from outside. Leave it out, or give it another name."
+            )
 
 
 def is_heading(text: str) -> bool:

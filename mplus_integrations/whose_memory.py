@@ -31,7 +31,7 @@ from mplus_integrations.latents import (
 from mplus_integrations.models import load, loaded_already
 from mplus_integrations.saved import SavedByName, not_saved
 from mplus_integrations.settings import conversation_name
-from mplus_integrations.sources import checked_name, named, refuse_others, time_of, without_blanks
+from mplus_integrations.sources import checked_name, named, refuse_marks, refuse_others, time_of, without_blanks
 from mplus_integrations.worker import in_thread
 
 UNLOADED_WINDOW = 4096
@@ -241,6 +241,8 @@ class Remembering(SavedByName, Referring, Generic[Item]):
         if metadata is not None and not isinstance(metadata, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"metadata={metadata!r:.60}: expected a mapping, such as {{'author': 'Anna'}}.")
         names = [named(source) or name for _, name, _, _ in texts]
+        for place, (_, _, own, _) in enumerate(texts):
+            refuse_marks({**own, **(metadata or {})}, f"number {place}")
         with self.opened(self._present_key(memory_key)) as memory:
             refuse_others(memory, filter(None, names))
             return self.loaded.write(

@@ -1,11 +1,15 @@
 """The one language of filters: operators, nesting, kinds of values, and clear errors."""
 
+import re
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mplus import metadata_filter
+from mplus.filters import checked_test
 
 ANNA: dict[str, Any] = {
     "name": "Anna",
@@ -137,3 +141,46 @@ def test_a_filter_that_says_nothing_is_an_error_before_anything_is_searched(want
 def test_what_is_not_there_may_count_as_a_value() -> None:
     assert metadata_filter({"colour": None}, absent=None)(ANNA)
     assert not metadata_filter({"colour": {"$exists": True}}, absent=None)(ANNA)
+
+
+async def later(*_: Any) -> bool:
+    return False
+
+
+class Later:
+    async def __call__(self, *_: Any) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (later, "asynchronous"),
+        (Later(), "asynchronous"),
+        (partial(later, 1), "asynchronous"),
+        (lambda name: True, "expected a function of name, metadata that returns True or False"),
+        (lambda name, metadata, more: True, "expected a function of name, metadata"),
+    ],
+)
+def test_a_test_that_cannot_be_asked_is_refused_before(test: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"where=.*{message}"):
+        checked_test(test, "where", "name", "metadata")
+
+
+@pytest.mark.parametrize("given", ["no", "", (x for x in ()), [], re.match("a", "a"), 0.5])
+def test_a_result_that_is_neither_true_nor_false_is_an_error(given: Any) -> None:
+    with pytest.raises(ValueError, match="where returned .* of 'note': expected True or False"):
+        checked_test(lambda *_: given, "where", "name", "metadata")("note", {})
+
+
+def test_a_coroutine_chooses_nothing() -> None:
+    with pytest.raises(ValueError, match="expected True or False"):
+        checked_test(lambda *about: later(*about), "where", "name", "metadata")("note", {})
+
+
+@pytest.mark.parametrize(
+    ("given", "fits"), [(True, True), (False, False), (None, False), (np.True_, True), (np.False_, False), (1, True)]
+)
+def test_truth_may_be_said_in_several_ways(given: Any, fits: bool) -> None:
+    assert checked_test(lambda *_: given, "where", "name", "metadata")("note", {}) is fits
+    assert checked_test(bool, "where", "name")("note") is True

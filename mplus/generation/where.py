@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mplus.filters import metadata_filter
+from mplus.filters import checked_test, metadata_filter
 from mplus.memory.together import Together
 
 Where = Mapping[str, Any] | Callable[[str, Mapping[str, Any]], bool]
@@ -44,10 +44,11 @@ def source_filter(where: Where) -> Callable[[str, Mapping[str, Any]], bool]:
         where: A filter of metadata (``metadata_filter``), or a test already.
 
     Raises:
-        ValueError: An operator of a filter is unknown, or its operand is of the wrong kind.
+        ValueError: An operator of a filter is unknown, or its operand is of the wrong kind. The test is asynchronous,
+            takes something else, or, when it is asked, returns neither True nor False.
     """
     if callable(where):
-        return lambda name, metadata: bool(where(name, metadata))
+        return checked_test(where, "where", "name", "metadata")
     fits = metadata_filter(where)
     return lambda _, metadata: fits(metadata)
 

@@ -1,5 +1,6 @@
 """What the config of a call says about its memory and its conversation: the one place that decides, for every path."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -13,6 +14,10 @@ from mplus_integrations.langchain.messages import is_summary
 
 CONVERSATION_NAMES = ("conversation_id", "thread_id", "session_id")
 """Names of a conversation in a config; chains, graphs and histories differ in theirs."""
+MISNAMED = re.compile(
+    r"(user|chat|thread|session|conversation|tenant|account|customer|member)_?(id|key|name)?|memory_?(id|name)", re.I
+)
+"""Names in a config that are meant for a user or a conversation, and that nothing reads."""
 READ = "__pregel_read"
 """Where LangGraph keeps what reads the state of a graph in its nodes."""
 SAVER = "__pregel_checkpointer"
@@ -49,6 +54,10 @@ def asked_in(
         store: The object's store.
         memory_key: The object's own name of a memory.
         by_thread: Whether a conversation names a memory without a store too.
+
+    Raises:
+        ValueError: There is a store and no name, but one is meant that nobody reads, such as ``userId``: everybody
+            would get the same memory.
     """
     known = ensure_config(config)
     context, inherited = _given_in(known)
@@ -63,6 +72,8 @@ def asked_in(
         key = _first(places, ("user_id",))
         if key is None and memory_key is None and (store is not None or by_thread):
             key = None if kwargs.get("conversation_id") == "" else conversation
+        if key is None and memory_key is None and store is not None and kwargs.get("conversation_id") != "":
+            _refuse_misnamed([*_contexts(known), inherited, (config or {}).get("configurable") or {}])
     found = {
         "memory_key": key,
         "conversation_id": None if conversation is None else str(conversation),
@@ -119,6 +130,21 @@ def _given_in(config: RunnableConfig) -> list[Mapping[str, Any]]:
     configurable = config.get("configurable") or (var_child_runnable_config.get() or {}).get("configurable") or {}
     context = getattr(configurable.get(RUNTIME), "context", None)
     return [as_mapping(context), configurable]
+
+
+def _contexts(config: RunnableConfig) -> list[Mapping[str, Any]]:
+    """All that the context of the running graph has."""
+    context = getattr(config.get("configurable", {}).get(RUNTIME), "context", None)
+    return [context if isinstance(context, Mapping) else getattr(context, "__dict__", {})]
+
+
+def _refuse_misnamed(places: Sequence[Mapping[str, Any]]) -> None:
+    for name, value in ((name, value) for place in places for name, value in place.items()):
+        if value is not None and MISNAMED.fullmatch(str(name)):
+            raise ValueError(
+                f"{name}={value!r:.60} in a config or context names no memory, so that everybody would read one: "
+                f"expected memory_key, user_id, {', '.join(CONVERSATION_NAMES)}. Rename it, or give memory_key, too."
+            )
 
 
 def is_kept(config: RunnableConfig) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 from langchain_core.documents import Document
 
 from mplus import FoundSource, Memory, metadata_filter
+from mplus.filters import checked_test
 from mplus_integrations.arguments import checked_count
-from mplus_integrations.sources import DOCUMENT
+from mplus_integrations.sources import DOCUMENT, without_marks
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 Found = tuple[Document, float]
@@ -22,7 +23,8 @@ def document_filter(wanted: Filter | None) -> Callable[[Document], bool]:
     """A filter of documents as a test.
 
     Raises:
-        ValueError: It is neither a mapping nor a test, or an operator of it is unknown.
+        ValueError: It is neither a mapping nor a test, or an operator of it is unknown. A test is asynchronous, or,
+            when it is asked, returns neither True nor False.
     """
     if wanted is None:
         return lambda _: True
@@ -31,7 +33,7 @@ def document_filter(wanted: Filter | None) -> Callable[[Document], bool]:
         return lambda document: fits(document.metadata)
     if not callable(wanted):
         raise ValueError(f"filter={wanted!r:.60}: expected a mapping of metadata, or a test of a document.")
-    return wanted
+    return checked_test(wanted, "filter", "document")
 
 
 def checked_k(k: int | None, name: str = "k") -> int:
@@ -56,8 +58,7 @@ def documents_of(memory: Memory) -> list[Document]:
 def document_of(name: str, source: Any) -> Document:
     """A source, or what a search found, as a document with the metadata that its user gave."""
     found: FoundSource = source
-    metadata = {key: value for key, value in found.metadata.items() if key != DOCUMENT}
-    return Document("\n".join(found.texts), id=name, metadata=metadata)
+    return Document("\n".join(found.texts), id=name, metadata=without_marks(found.metadata))
 
 
 def by_words_too(query: str, found: Sequence[Found]) -> list[Found]:

@@ -186,6 +186,9 @@ class _Kept(NamedTuple):
         return SearchItem(**self._parts(), score=score)
 
 
+ITEM_FIELDS = frozenset(_Kept._fields) - {"source"}
+
+
 def _as_json(op: PutOp) -> dict[str, Any]:
     """A copy of the value of an item as JSON, in which a tuple is a list.
 
@@ -222,8 +225,10 @@ def _checked_fields(given: Any, name: str) -> list[str] | None:
 def _kept(memory: Memory) -> Iterable[_Kept]:
     for name, told in memory.told().items():
         item = told.metadata.get(ITEM)
-        if item is not None:
-            fields: dict[str, Any] = {**item, "namespace": tuple(item["namespace"])}
+        about: Mapping[str, Any] = item if isinstance(item, Mapping) else {}
+        # What something else wrote under this mark is no item.
+        if about.keys() == ITEM_FIELDS and isinstance(about["value"], dict) and isinstance(about["namespace"], list):
+            fields: dict[str, Any] = {**about, "namespace": tuple(about["namespace"])}
             yield _Kept(name, **fields)
 
 

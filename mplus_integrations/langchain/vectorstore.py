@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
+from langchain_core.vectorstores import VectorStoreRetriever
 
 from mplus import Memory, UnknownNameError
 from mplus_integrations.arguments import checked_once, checked_several, checked_switch, checked_text
@@ -28,9 +28,18 @@ from mplus_integrations.langchain.documents import (
     documents_of,
     has_text,
 )
+from mplus_integrations.langchain.no_vectors import WithoutVectors
 from mplus_integrations.latents import Latents, Where, all_or_nothing, checked_key, forget_all
 from mplus_integrations.settings import instead_where
-from mplus_integrations.sources import DOCUMENT, checked_name, headings_of, named, refuse_others, without_blanks
+from mplus_integrations.sources import (
+    DOCUMENT,
+    checked_name,
+    headings_of,
+    named,
+    refuse_marks,
+    refuse_others,
+    without_blanks,
+)
 from mplus_integrations.worker import in_thread
 
 RecallMode = Literal["latent", "hybrid", "text"]
@@ -55,7 +64,7 @@ INDEXING = frozenset({"batch_size"})
 """Arguments that LangChain's ``index`` passes to stores; ignored, since all documents are written at once."""
 
 
-class MPlusVectorStore(VectorStore):
+class MPlusVectorStore(WithoutVectors):
     """Documents in the latent memory of an ``MPlusChat``.
 
         chat = MPlusChat()
@@ -139,6 +148,8 @@ class MPlusVectorStore(VectorStore):
         texts = checked_several(texts, "texts", str)
         told = [about or {} for about in checked_several(metadatas or [], "metadatas")]
         abouts = [dict(about) for about in checked_several(told, "metadatas", Mapping)]
+        for place, about in enumerate(abouts):
+            refuse_marks(about, f"number {place}")
         given = checked_several(ids or [], "ids")
         if len(abouts) not in (0, len(texts)) or (ids is not None and len(given) != len(texts)):
             raise ValueError(

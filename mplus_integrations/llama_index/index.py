@@ -31,6 +31,7 @@ from mplus_integrations.llama_index.index_storage import (
     LatentsBesideIndex,
     MPlusStruct,
     namespace,
+    refuse_vectors,
 )
 from mplus_integrations.llama_index.llm import mplus_llm
 from mplus_integrations.llama_index.nodes import NODE, as_node, check_metadata, described, write_nodes, written_text
@@ -84,6 +85,7 @@ class MPlusIndex(Engines):
         UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex", instead=INSTEAD_OF_INDEX)
         self.llm = embedding_with(mplus_llm(llm), embed_model)
         storage_context = storage_context or StorageContext.from_defaults()
+        refuse_vectors(storage_context)
         struct = index_struct or MPlusStruct()
         struct.time_key = struct.time_key if time_key is None else time_key
         check_memory(memory, store)

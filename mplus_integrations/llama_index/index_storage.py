@@ -12,7 +12,7 @@ from llama_index.core.data_structs.data_structs import IndexStruct
 from llama_index.core.data_structs.registry import INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS
 from llama_index.core.data_structs.struct_type import IndexStructType
 from llama_index.core.storage import StorageContext
-from llama_index.core.vector_stores.simple import SimpleVectorStore
+from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, SimpleVectorStore
 from pydantic import PrivateAttr
 
 from mplus import Memory
@@ -54,6 +54,20 @@ def namespace(index_id: str) -> str:
     """The name of an index's latents among the vector stores of a ``StorageContext``, and on disk."""
     digest = hashlib.sha256(index_id.encode("utf-8", "surrogatepass")).hexdigest()
     return f"mplus-{digest[:16]}"
+
+
+def refuse_vectors(storage_context: StorageContext) -> None:
+    """Refuse a ``StorageContext`` that was made with a vector store: nothing would be put there.
+
+    Raises:
+        ValueError: It was.
+    """
+    found = storage_context.vector_stores.get(DEFAULT_VECTOR_STORE)
+    if found is not None and not isinstance(found, SimpleVectorStore):
+        raise ValueError(
+            f"storage_context= with vector_store={type(found).__name__}: an MPlusIndex keeps latents, no vectors. To "
+            "keep it, write store=mplus.MemoryStore(folder) with memory_key=, or index.persist(folder)."
+        )
 
 
 class LatentsBesideIndex(SimpleVectorStore):

@@ -10,7 +10,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, Re
 from mplus import Memory, MPlus
 from mplus_integrations.arguments import checked_once, checked_several
 from mplus_integrations.latents import all_or_nothing
-from mplus_integrations.sources import NODE, refuse_others
+from mplus_integrations.sources import NODE, refuse_marks, refuse_others, without_marks
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ def write_nodes(
     """
     nodes = checked_several(nodes, "nodes", BaseNode)
     check_ids(nodes)
+    for node in nodes:
+        refuse_marks(node.metadata, described(node))
     texts = checked_once([(node.node_id, (node, written_text(node))) for node in nodes], "nodes", _is_same)
     blank = [name for name, (_, text) in texts.items() if not text.strip()]
     if blank:
@@ -91,6 +93,7 @@ def check_metadata(nodes: Sequence[BaseNode]) -> None:
         ValueError: A value would come back as something else, or cannot be saved; or one of them is no node.
     """
     for node in checked_several(nodes, "nodes", BaseNode):
+        refuse_marks(node.metadata, described(node))
         for key, value in node.metadata.items():
             try:
                 is_kept = json.loads(json.dumps(value, allow_nan=False)) == value
@@ -130,8 +133,7 @@ def described(node: BaseNode) -> str:
 
 def as_node(name: str, about: Mapping[str, Any], texts: Sequence[str]) -> TextNode:
     """A node made of a source in memory: of its metadata and its texts."""
-    metadata = {key: value for key, value in about.items() if key != NODE}
-    node = TextNode(id_=name, text="\n".join(texts), metadata=metadata)
+    node = TextNode(id_=name, text="\n".join(texts), metadata=without_marks(about))
     document = about.get(NODE)
     if document:
         node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=document)

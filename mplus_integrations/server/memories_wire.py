@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mplus_integrations.server.activity import Act
 from mplus_integrations.server.memories import Item, Times
 from mplus_integrations.server.wire import Message, When
+from mplus_integrations.sources import refuse_marks
 
 
 class Body(BaseModel):
@@ -15,7 +16,13 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _unmarked(metadata: dict[str, Any]) -> dict[str, Any]:
+    refuse_marks(metadata, "what is to be remembered")
+    return metadata
+
+
 Text = Annotated[str, Field(min_length=1)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_unmarked)]
 Named = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
@@ -40,7 +47,7 @@ class Document(Body):
     text: Text
     source: Named | None = None
     """Name under which it can be recalled and forgotten; by default one is made."""
-    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+    metadata: Metadata = Field(default_factory=dict[str, Any])
     """Data about it, returned when it is recalled."""
     at: When = None
     """When it was said; by default now."""
@@ -60,7 +67,7 @@ class Writing(Body):
     text: Text | None = None
     source: Named | None = None
     """Name of the text, or of all documents without one."""
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     """Data about the text, or about all documents beside their own."""
     documents: Annotated[list[Document], Field(min_length=1)] | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
@@ -105,7 +112,7 @@ class Replacing(Body):
 
     source: Named
     text: Text
-    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+    metadata: Metadata = Field(default_factory=dict[str, Any])
     """Data about it, in place of that of the old text."""
     keep_text: bool = True
     at: When = None

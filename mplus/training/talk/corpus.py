@@ -12,8 +12,8 @@ DEV_WRITERS = frozenset({"amber", "finch", "heron", "jade", "larch", "osprey", "
 """Writers whose items are never trained on. About a tenth; a list, so that a new writer never moves an old one."""
 
 PLAIN_WRITERS = frozenset(
-    "alder aspen birch briar clover cress dahlia dill elder erica fennel fern finch gorse heron osprey sage topaz umber "
-    "vesper violet willow wren yarrow".split()
+    "alder aspen birch briar clover cress dahlia dill elder erica fennel fern finch gorse heron osprey sage topaz "
+    "umber vesper violet willow wren yarrow".split()
 )
 """Writers of plain text: short, clear statements as most messages and office documents are made of."""
 

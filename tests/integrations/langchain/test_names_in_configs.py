@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import RunnableLambda
 from langgraph.graph import START, MessagesState, StateGraph
 
 import mplus
@@ -190,3 +191,45 @@ def test_threads_that_were_written_into_default_are_found_once_they_are_moved(
     with chat.opened("default") as memory:
         assert [source.name for source in memory.sources()] == ["note"]
     assert {stored.id for stored in store.list()} == {"default", *threads}
+
+
+@dataclass
+class OtherContext:
+    """A context with names of its own."""
+
+    userId: str
+
+
+MISNAMED: dict[str, Callable[[MPlusChat, str], Any]] = {
+    "a chat": lambda chat, name: chat.invoke(HISTORY, {"configurable": {name: "eve"}}),
+    "a stream": lambda chat, name: asyncio.run(astreamed(chat, {"configurable": {name: "eve"}})),
+    "a retriever": lambda chat, name: MPlusRetriever(chat=chat).invoke("code", {"configurable": {name: "eve"}}),
+    "a sequence": lambda chat, name: (RunnableLambda(lambda x: x) | chat).invoke(
+        HISTORY, {"configurable": {name: "eve"}}
+    ),
+    "a node": lambda chat, name: graph(lambda s: {"messages": [chat.invoke(s["messages"])]}).invoke(
+        {"messages": HISTORY}, {"configurable": {name: "eve"}}
+    ),
+    "an agent": lambda chat, name: create_agent(chat, middleware=[MPlusMemoryMiddleware(chat)]).invoke(
+        {"messages": HISTORY}, {"configurable": {name: "eve"}}
+    ),
+    "the context of an agent": lambda chat, name: create_agent(
+        chat, middleware=[MPlusMemoryMiddleware(chat)], context_schema=dict
+    ).invoke({"messages": HISTORY}, context={name: "eve"}),
+    "an object as context": lambda chat, _: create_agent(
+        chat, middleware=[MPlusMemoryMiddleware(chat)], context_schema=OtherContext
+    ).invoke({"messages": HISTORY}, context=OtherContext("eve")),
+}
+
+
+@pytest.mark.parametrize("way", MISNAMED)
+def test_a_name_that_nobody_reads_is_refused_where_everybody_would_read_one_memory(way: str, tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+    for name in ("userId", "chat_id", "tenant"):
+        with pytest.raises(ValueError, match=r"='eve' in a config or context names no memory.*user_id"):
+            MISNAMED[way](chat, name)
+    assert not chat.store.list()
+    # Beside a name that is read it says nothing, nor where the application has named the memory.
+    chat.invoke(HISTORY, {"configurable": {"userId": "eve", "user_id": "eve"}})
+    MISNAMED["a chat"](MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2, memory_key="all"), "userId")
+    MISNAMED["a chat"](MPlusChat(model=MODEL, max_tokens=2), "userId")

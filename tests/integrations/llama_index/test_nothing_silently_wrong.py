@@ -539,3 +539,10 @@ def test_an_error_of_a_prompt_is_no_empty_response(
 
     with pytest.raises(ValueError, match="no room"):
         asked()
+
+
+def test_a_vector_store_that_nothing_would_be_put_into_is_refused(llm: MPlusLLM) -> None:
+    context = StorageContext.from_defaults(vector_store=MPlusWriter(llm=llm).vector_store)
+    with pytest.raises(ValueError, match=r"vector_store=WrittenNodes.*MemoryStore"):
+        MPlusIndex.from_documents([Document(text="A.")], llm=llm, storage_context=context)
+    MPlusIndex.from_documents([Document(text="A.")], llm=llm, storage_context=StorageContext.from_defaults())
