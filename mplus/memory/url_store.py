@@ -1,12 +1,19 @@
 """``UrlStore``: a store behind a url that many machines share; each has copies of what it used in a local folder."""
 
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mplus.errors import CorruptMemoryError, MemoryLockedError, MemoryNotFoundError, MemoryReadError, MemorySaveError
+from mplus.errors import (
+    CorruptMemoryError,
+    MemoryKeyError,
+    MemoryLockedError,
+    MemoryNotFoundError,
+    MemoryReadError,
+    MemorySaveError,
+)
 from mplus.given import check_kind, check_number
 from mplus.memory.deletions import Deletions
 from mplus.memory.memory import Memory, MemoryMaker
@@ -17,7 +24,7 @@ from mplus.memory.stored import COPIES_OF, StoredMemory, copies_of
 from mplus.storage.address import folder_of
 from mplus.storage.clear_errors import clear_errors
 from mplus.storage.folder import Folder
-from mplus.storage.manifest import is_sealed
+from mplus.storage.manifest import is_sealed, parse_manifest
 from mplus.storage.mirror import Base, fetched, published, removed
 from mplus.storage.names import MANIFEST, check_name, id_of
 from mplus.storage.place import Place, not_read, not_saved
@@ -37,7 +44,7 @@ class UrlStore(MemoryStore):
 
     A change is behind the url when ``open`` ends. What is read is the last save of any machine: each use asks the url
     whether there is a newer one. Of two machines that change a memory at once, the second to save gets a
-    ``MemoryConflictError``, and what the first saved is intact.
+    ``MemoryConflictError``, and what the first saved is intact. A copy that was lost or damaged is fetched anew.
 
     Args:
         url: An ``fsspec`` url of a folder, such as "s3://bucket/memories".
@@ -123,7 +130,7 @@ class UrlStore(MemoryStore):
 
     @clear_errors
     def verify(self, name: str) -> str | None:
-        """What is wrong with this machine's copy of the last save, which is fetched if need be; None if nothing is.
+        """What is wrong with the last save, of which a damaged copy here is fetched anew first; None if nothing is.
 
         Raises:
             MemoryNotFoundError: There is none of that name.
@@ -134,6 +141,8 @@ class UrlStore(MemoryStore):
         if found is None:
             return None
         with self._held(name, READ_SECONDS):  # the copy may have made room for another while it was read
+            if read(name) is not None:
+                self._fetch(name, anew=True)
             return read(name)
 
     def _backed_up(self, name: str, target: Place) -> str:
@@ -207,33 +216,53 @@ class UrlStore(MemoryStore):
                     raise
                 # The copy may have made room for another, or a newer save may have come, while it was read.
         with self._held(name, READ_SECONDS):  # which fetches it
+            return self._whole(name, read)
+
+    def _whole(self, name: str, read: Callable[[], Read]) -> Read:
+        try:
+            return read()
+        except CorruptMemoryError:
+            self._fetch(name, anew=True)
             return read()
 
     @contextmanager
     def _held(self, name: str, timeout: float) -> Generator[None]:
         """Hold a memory's lock on this machine, with the last save of any machine in the local folder."""
         with super()._held(name, timeout):
-            place = self._remote(name)
+            is_new = Folder(self.path(name)).content(MANIFEST) is None
             try:
-                before = Folder(self.path(name)).content(MANIFEST)
-                is_new = before is None
-                self._bases[name] = fetched(place, Folder(self.path(name)))
-                if before not in (None, Folder(self.path(name)).content(MANIFEST)):
-                    self._saves.note_forgotten()  # another machine saved it, and may have forgotten something
-            except OSError as error:
-                raise not_read(place, error) from error
-            try:
+                self._fetch(name)
                 if is_new and self._bases[name].manifest is not None:
                     self._make_room(name)
                 yield
             finally:
                 self._bases.pop(name, None)
 
+    def _fetch(self, name: str, *, anew: bool = False) -> None:
+        """Bring the last save of any machine into the local folder of a memory whose lock is held."""
+        place, local = self._remote(name), Folder(self.path(name))
+        try:
+            before = local.content(MANIFEST)
+            self._bases[name] = fetched(place, local, lambda text: self._files_of(name, text), anew=anew)
+            if before not in (None, local.content(MANIFEST)):
+                self._saves.note_forgotten()  # another machine saved it, and may have forgotten something
+        except OSError as error:
+            raise not_read(place, error) from error
+
+    def _files_of(self, name: str, text: bytes) -> Mapping[str, int] | None:
+        """Bytes of the files by name that a manifest of a memory lists; None if it cannot be read."""
+        try:
+            key = self.vault.key(name) if self.vault is not None and is_sealed(text) else None
+            return {file: about.nbytes for file, about in parse_manifest(text, name, key).files.items()}
+        except (CorruptMemoryError, MemoryKeyError, MemoryReadError):  # whoever reads it says so
+            return None
+
     def _publish(self, name: str) -> None:
         """Bring what was saved in the folder behind the url; if that fails, the folder has what was there before."""
         place = self._remote(name)
         try:
-            self._bases[name] = published(Folder(self.path(name)), place, self._bases[name])
+            files_of = lambda text: self._files_of(name, text)
+            self._bases[name] = published(Folder(self.path(name)), place, self._bases[name], files_of)
         except BaseException as error:
             self._recent.drop(name)
             shutil.rmtree(self.path(name), ignore_errors=True)

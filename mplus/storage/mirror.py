@@ -13,6 +13,9 @@ from mplus.storage.place import COPY_BYTES, Place
 TRIES = 8
 """So often a memory is fetched anew that is saved while it is fetched."""
 
+FilesOf = Callable[[bytes], Mapping[str, int] | None]
+"""Bytes of the files by name that a manifest lists; None if it cannot be read, as without its key."""
+
 
 class Base(NamedTuple):
     """A save that a change begins from.
@@ -26,15 +29,18 @@ class Base(NamedTuple):
     names: Collection[str] = ()
 
 
-def fetched(shared: Place, local: Folder) -> Base:
+def fetched(shared: Place, local: Folder, files_of: FilesOf, *, anew: bool = False) -> Base:
     """Bring what is saved in a shared place into a local folder, which is then the same.
 
-    Only files that the folder lacks are fetched. A folder whose save was never published, because its process was
-    killed, becomes as the shared place is.
+    Only files are fetched that the folder lacks, or has in another size than the manifest says. A folder whose save was
+    never published, because its process was killed, becomes as the shared place is. Where the shared place itself lacks
+    a file the folder lacks it too, unless it had it.
 
     Args:
         shared: The shared place.
         local: The folder; the caller holds its lock.
+        files_of: Reads a manifest.
+        anew: Fetch every file, since one that is as large as it should be is damaged.
 
     Returns:
         What is there now.
@@ -42,39 +48,44 @@ def fetched(shared: Place, local: Folder) -> Base:
     Raises:
         OSError: The shared place cannot be reached, or the folder cannot be written to.
     """
-    for tried in range(TRIES):
+    incomplete: bytes | None = None
+    for _ in range(TRIES):
         text = shared.content(MANIFEST)
         if text is None:
             shutil.rmtree(local.path, ignore_errors=True)
             return Base(None)
-        if local.content(MANIFEST) == text:
-            return Base(text, _own(local))
+        is_same, files = local.content(MANIFEST) == text, files_of(text)
+        if is_same and not anew and (files is None or not _lacking(local, files)):
+            return Base(text, _own(local) if files is None else files)
+        files = _listed(shared) if files is None else files
         local.make()
-        try:
-            # Encrypted files of one name may differ in their bytes, so none that were not published are trusted.
-            _copy(shared, local, known={} if is_sealed(text) else _own(local))
-        except FileNotFoundError:
-            # Another save ended meanwhile, and removed files of the one that is being fetched.
-            if tried == TRIES - 1 or shared.content(MANIFEST) == text:
-                raise
-            continue
+        # Encrypted files of one name may differ in their bytes, so none of another save is trusted.
+        is_trusted = not anew and (is_same or not is_sealed(text))
+        needed = _lacking(local, files) if is_trusted else files
+        is_whole = all([_is_copied(shared, local, name, nbytes) for name, nbytes in needed.items()])
+        # Another save may have ended meanwhile, and have removed files of the one that is being fetched.
         if shared.content(MANIFEST) != text:
+            continue
+        if not is_whole and incomplete != text:
+            incomplete = text  # once more, in case the storage was behind
             continue
         local.exchange(MANIFEST, text)
         local.sync()
-        for name in _own(local).keys() - _own(shared).keys():
+        # What the shared place has by now may be of a later save.
+        for name in _own(local).keys() - files.keys():
             local.remove(name)
-        return Base(text, _own(local))
+        return Base(text, files)
     raise OSError(f"{shared}: was saved anew {TRIES} times while it was read")
 
 
-def published(local: Folder, shared: Place, base: Base) -> Base:
+def published(local: Folder, shared: Place, base: Base, files_of: FilesOf) -> Base:
     """Bring what is saved in a local folder into a shared place, in one step, if ``base`` is still what is there.
 
     Args:
         local: The folder; the caller holds its lock.
         shared: The shared place.
         base: The save that the folder's one was made from.
+        files_of: Reads a manifest.
 
     Returns:
         What is there now.
@@ -89,16 +100,18 @@ def published(local: Folder, shared: Place, base: Base) -> Base:
         raise OSError(f"{local}: {MANIFEST} is gone")
     if text == base.manifest:
         return base
-    names = _own(local)
+    files = files_of(text) or _own(local)
     with shared.lock(SAVE_TIMEOUT):
         if shared.content(MANIFEST) != base.manifest:
             raise shared.conflict()
         present = _own(shared)
-        _copy(local, shared, known={name: nbytes for name, nbytes in present.items() if name in base.names})
+        for name, nbytes in files.items():
+            if name not in base.names or present.get(name) != nbytes:
+                _copy(local, shared, name, nbytes)
         shared.exchange_if(MANIFEST, text, base.manifest)
-        for name in present.keys() - names.keys():
+        for name in present.keys() - files.keys():
             shared.remove(name)
-    return Base(text, names)
+    return Base(text, files)
 
 
 def removed(shared: Place, doomed: bytes, before: Callable[[], object]) -> bool:
@@ -120,11 +133,13 @@ def removed(shared: Place, doomed: bytes, before: Callable[[], object]) -> bool:
         present = shared.content(MANIFEST)
         if present is not None and not present.startswith(doomed):
             return False
+        # Looked at first: a storage that does not list what is there would have its files left behind.
+        names = {} if present is None else _listed(shared)
         before() if present is not None else None
         shared.remove(MANIFEST)
         if shared.content(MANIFEST) is not None:
             raise OSError(f"{shared}: {MANIFEST} could not be removed")
-        for name in _own(shared):
+        for name in names.keys() | _own(shared).keys():
             shared.remove(name)
     return True
 
@@ -134,11 +149,42 @@ def _own(place: Place) -> dict[str, int]:
     return {name: nbytes for name, nbytes in place.sizes().items() if is_own_file(name)}
 
 
-def _copy(source: Place, target: Place, known: Mapping[str, int]) -> None:
-    """Copy the files of a save that the target does not have whole."""
-    for name, nbytes in _own(source).items():
-        if known.get(name) == nbytes:
-            continue
-        with source.open(name) as read, target.put(name) as written:
-            while part := read.read(COPY_BYTES):
-                written.write(part)
+def _listed(place: Place) -> dict[str, int]:
+    """Bytes by name of the files of a save that is known to be there.
+
+    Raises:
+        OSError: The listing has not even its manifest, so that it says nothing of the other files.
+    """
+    if MANIFEST not in (found := place.sizes()):
+        raise OSError(f"{place}: {MANIFEST} is there, but is not listed")
+    return {name: nbytes for name, nbytes in found.items() if is_own_file(name)}
+
+
+def _lacking(place: Place, files: Mapping[str, int]) -> dict[str, int]:
+    """Those of some files that a place does not have whole."""
+    present = place.sizes()
+    return {name: nbytes for name, nbytes in files.items() if present.get(name) != nbytes}
+
+
+def _is_copied(source: Place, target: Place, name: str, nbytes: int) -> bool:
+    """Copy a file; whether it was there whole. If it was not, the target stays as it is."""
+    try:
+        _copy(source, target, name, nbytes)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _copy(source: Place, target: Place, name: str, nbytes: int) -> None:
+    """Copy a file.
+
+    Raises:
+        FileNotFoundError: There is none of that size.
+    """
+    with source.open(name) as read, target.put(name) as written:
+        copied = 0
+        while part := read.read(COPY_BYTES):
+            written.write(part)
+            copied += len(part)
+        if copied != nbytes:
+            raise FileNotFoundError(f"{source}: {name} has {copied:,} bytes, expected {nbytes:,}")

@@ -45,7 +45,7 @@ class Url(Place):
             raise not_read(self, error) from error
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file by its name; listed again at each call."""
+        """Bytes of every file by its name; listed again at each call. Empty also where the storage is behind."""
         with _transport():
             self._files.invalidate_cache(self._root)
             try:
