@@ -3,10 +3,16 @@
 import math
 import operator
 import os
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
+
+# One letter is a drive of Windows.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::.+)?://")
+_URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::.+)?:[/\\]")
+"""``Path`` makes one slash of two."""
 
 
 def refused(name: str, value: object, expected: str) -> ValueError:
@@ -24,15 +30,30 @@ def check_kind(name: str, value: object, kind: type[Any], expected: str, *, opti
         raise refused(name, value, expected)
 
 
-def path_of(name: str, value: Any) -> Path:
+def is_url(text: str) -> bool:
+    """Whether a text is a url of a file or folder, not a path; "C://x" is a path."""
+    return _URL.match(text) is not None
+
+
+def path_of(name: str, value: Any, *, instead: str = "Name a folder or file of this machine.") -> Path:
     """A path, with the user's home folder written out.
 
+    Args:
+        name: The argument's name.
+        value: What was given.
+        instead: What to do where a url was given.
+
     Raises:
-        ValueError: It is none, or empty, which would mean the present folder.
+        ValueError: It is none, or empty, which would mean the present folder, or a url, of which folders would be made.
     """
-    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str) or value == "":
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or text == "":
         raise refused(name, value, "a path")
-    return Path(value).expanduser()
+    if "\0" in text:
+        raise refused(name, value, "a path, which has no null character")
+    if is_url(text) if isinstance(value, str) else _URL_AS_PATH.match(text):
+        raise ValueError(f"{refused(name, value, 'a path on this machine, not a url')} {instead}")
+    return Path(text).expanduser()
 
 
 def whole_number(name: str, value: Any, *, least: int | None = None) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
 from typing import Any, TypeVar
 
+from mplus.given import path_of
+
 Item = TypeVar("Item")
 
 
@@ -56,11 +58,12 @@ def checked_folder(given: object, name: str) -> str:
     """A folder as text.
 
     Raises:
-        ValueError: It is neither text nor a path, or empty.
+        ValueError: It is neither text nor a path, or empty, or a url, of which a folder would be made here.
     """
     path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
     if not isinstance(path, str) or not path.strip():
         raise ValueError(f"{name}={given!r:.40} is {type(given).__name__}: expected a folder, as text or a Path.")
+    path_of(name, given, instead="Latents are saved on local disks; behind a url a mplus.UrlStore keeps memories.")
     return path
 
 

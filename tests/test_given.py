@@ -34,6 +34,27 @@ def test_a_path_is_one_and_not_empty(value: Any) -> None:
         path_of("folder", value)
 
 
+URLS = ("s3://bucket/x", "gs://bucket", "file:///tmp/x", "simplecache::s3://bucket/x", Path("s3://bucket/x"))
+
+
+@pytest.mark.parametrize("value", URLS)
+def test_a_url_is_no_path(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"folder=.*expected a path on this machine, not a url\. Mount it\."):
+        path_of("folder", value, instead="Mount it.")
+
+
+@pytest.mark.parametrize(
+    "value", ["C://data", "C:/data", "./s3:/x", "/data/s3://x", "a:b", "memories::x", Path("C:/x")]
+)
+def test_what_only_looks_like_a_url_is_a_path(value: Any) -> None:
+    assert path_of("folder", value) == Path(value)
+
+
+def test_a_path_has_no_null_character() -> None:
+    with pytest.raises(ValueError, match=r"folder='a.x00b'.*null character"):
+        path_of("folder", "a\0b")
+
+
 @pytest.mark.parametrize("value", [None, "ab", b"ab", {}, 5])
 def test_a_text_is_no_list(value: Any) -> None:
     assert listed("texts", ("a",)) == ["a"]

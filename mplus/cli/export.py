@@ -9,6 +9,7 @@ import typer
 
 from mplus.cli.opened import located
 from mplus.cli.options import MemoryOption, ModelOption
+from mplus.given import is_url, path_of
 from mplus.moments import as_text
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    file: Annotated[Path, typer.Argument(help="File to write, such as alice.mplus.")],
+    file: Annotated[str, typer.Argument(help="File or url to write, such as alice.mplus.")],
     memory: MemoryOption = "default",
     model: ModelOption = "smol-135m",
     text: Annotated[
@@ -33,10 +34,12 @@ def export(
     held = store.load(name, MPlus.from_pretrained(model))
     if not text:
         held.export(file)
-        print(f"Wrote {memory!r} to {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+        size = "" if is_url(file) else f" ({Path(file).expanduser().stat().st_size / 2**20:.1f} MiB)"
+        print(f"Wrote {memory!r} to {file}{size}")
         return
+    path = path_of("file", file)
     lines = list(text_lines(held))
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     left = len(held.sources()) - len(lines)
     unkept = f"; {left:,} sources were written without keeping their text" if left else ""
     print(f"Wrote the texts of {len(lines):,} sources of {memory!r} to {file}{unkept}")

@@ -1,6 +1,5 @@
 """``mplus import``: a memory out of a portable file, or what another program exported."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -8,6 +7,7 @@ import typer
 from mplus.cli.brought import Brought, Origin, read_export
 from mplus.cli.opened import located, opened
 from mplus.cli.options import ModelOption
+from mplus.given import path_of
 from mplus.progress import is_watched
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="Portable file, the folder of a saved memory, or what --from exported.")],
+    file: Annotated[
+        str, typer.Argument(help="Portable file or folder of a saved memory, or its url; or what --from exported.")
+    ],
     memory: Annotated[
         str, typer.Option("--memory", help="Name that it gets, which must be free; with --from, memory to write into.")
     ] = "default",
@@ -34,7 +36,7 @@ def import_(
     if dated and origin is None:
         raise ValueError("--dated without --from: a portable file has its texts as they were written. Leave it out.")
     if origin is not None:
-        brought = read_export(file, origin)
+        brought = read_export(path_of("file", file), origin)
         with opened(memory, model) as (loaded, held):
             written, replaced = bring(loaded, held, brought, dated=dated)
             described = repr(held)

@@ -2,8 +2,9 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mplus.given import path_of
 
 if TYPE_CHECKING:
     from mplus import KeyVault, Memory, MemoryStore, MPlus
@@ -30,7 +31,7 @@ def located(memory: str) -> "tuple[MemoryStore, str]":
     from mplus import MemoryStore
 
     if "/" in memory:
-        path = Path(memory).expanduser()
+        path = path_of("memory", memory)
         return MemoryStore(path.parent), path.name
     return user_store(), memory
 

@@ -14,6 +14,7 @@ from mplus.evaluation.metrics import contains_all, contains_answer, exact_match,
 from mplus.evaluation.replies import Answered, Answerer
 from mplus.evaluation.retention import Stream
 from mplus.evaluation.tasks import Question
+from mplus.given import path_of
 from mplus.progress import StageProgress
 
 ANSWERS, RUN = "answers.jsonl", "run.json"
@@ -32,9 +33,9 @@ class RawAnswers:
             settings: What makes answers comparable; the same when a run goes on.
 
         Raises:
-            ValueError: The folder holds a run with other settings.
+            ValueError: The folder is a url, or holds a run with other settings.
         """
-        self.folder = folder
+        self.folder = path_of("out", folder)
         self.settings = settings
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / RUN

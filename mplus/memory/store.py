@@ -63,7 +63,7 @@ class MemoryStore:
             is_optional = limit != "max_resident_bytes"
             check_number(limit, value, "a number of bytes, 0 or more", optional=is_optional)
         check_kind("vault", vault, KeyVault, "a KeyVault, or None to encrypt nothing", optional=True)
-        self.root = path_of("root", root)
+        self.root = path_of("root", root, instead="UrlStore(url, folder) keeps memories behind a url.")
         self.max_memory_bytes, self.max_total_bytes = max_memory_bytes, max_total_bytes
         self.max_resident_bytes = max_resident_bytes
         self.vault = vault

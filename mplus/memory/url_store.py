@@ -14,7 +14,7 @@ from mplus.errors import (
     MemoryReadError,
     MemorySaveError,
 )
-from mplus.given import check_kind, check_number
+from mplus.given import check_kind, check_number, path_of
 from mplus.memory.deletions import Deletions
 from mplus.memory.memory import Memory, MemoryMaker
 from mplus.memory.saved_memories import SavedMemories
@@ -72,6 +72,7 @@ class UrlStore(MemoryStore):
     ) -> None:
         check_kind("url", url, str, "a url such as 's3://bucket/memories'")
         check_number("max_local_bytes", max_local_bytes, "a number of bytes, 0 or more", optional=True)
+        folder = path_of("folder", folder, instead="Name one for the copies of what is behind the url.")
         place = folder_of(url)
         if not isinstance(place, Url):
             raise ValueError(f"url={url!r} is a local folder. Expected a url such as 's3://bucket/memories'.")

@@ -50,7 +50,7 @@ def folder_of(where: str | Path) -> Folder | Url:
         MemoryReadError: The file system cannot be reached.
     """
     if not isinstance(where, str) or not ("://" in where or "::" in where):
-        return Folder(path_of("place", where))
+        return Folder(path_of("place", where, instead="Give it as text."))
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 

@@ -43,7 +43,9 @@ class KeyVault:
     """What errors of the file system call it."""
 
     def __init__(self, folder: str | Path, *, master: bytes | None = None) -> None:
-        self.folder = self.root = path_of("folder", folder)
+        self.folder = self.root = path_of(
+            "folder", folder, instead="Name a folder, or one that is mounted, for the keys."
+        )
         self._make()
         self._master = None if master is None else MemoryKey(master)
 

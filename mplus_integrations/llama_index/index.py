@@ -83,6 +83,7 @@ class MPlusIndex(Engines):
         **kwargs: Any,
     ) -> None:
         UnknownNameError.check(kwargs, PASSED_ON | MAKING, of="MPlusIndex", instead=INSTEAD_OF_INDEX)
+        persist_dir = None if persist_dir is None else checked_folder(persist_dir, "persist_dir")
         self.llm = embedding_with(mplus_llm(llm), embed_model)
         storage_context = storage_context or StorageContext.from_defaults()
         refuse_vectors(storage_context)

@@ -16,6 +16,7 @@ from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, SimpleVe
 from pydantic import PrivateAttr
 
 from mplus import Memory
+from mplus_integrations.arguments import checked_folder
 from mplus_integrations.store_place import StorePlace as StorePlace  # earlier pickles look for it here
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class LatentsBesideIndex(SimpleVectorStore):
 
     def persist(self, persist_path: str = "", fs: fsspec.AbstractFileSystem | None = None) -> None:
         """Save the latents into a folder beside the file that LlamaIndex names."""
+        checked_folder(Path(persist_path).parent, "persist_dir") if fs is None else None
         memory = self._memory()
         if memory is not None and fs is None:
             folder = Path(persist_path).absolute().parent / self._name

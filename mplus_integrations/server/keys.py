@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from mplus import MemoryStore
 from mplus.forks import ProcessLock
+from mplus.given import path_of
 
 FORMAT = 1
 OWN_PREFIX = "key-"
@@ -76,7 +77,7 @@ class KeyRing:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = path_of("keys", path)
         self._known: dict[str, KnownKey] = {}
         self._read_at: tuple[int, int, int] | None = None
         self._guard = ProcessLock()

@@ -176,6 +176,25 @@ def test_errors_are_one_line(
     assert message in error and error.count("\n") == 1 and error.startswith("mplus: ")
 
 
+def test_a_url_is_exported_to_and_imported_from_and_no_folder_of_memories(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    invoke("write", "-m", folder, "--memory", "me", "My dog is called Biscuit, ok?", "--source", "dog")
+    assert "Wrote 'me' to memory://exports/me.mplus" in invoke(
+        "export", "memory://exports/me.mplus", "-m", folder, "--memory", "me"
+    )
+    assert "Imported 'copy'" in invoke("import", "memory://exports/me.mplus", "-m", folder, "--memory", "copy")
+    for command in (
+        ("export", "s3://bucket/me.jsonl", "-m", folder, "--memory", "me", "--text"),
+        ("write", "-m", folder, "--memory", "s3://bucket/me", "A text."),
+        ("convert", folder, "s3://bucket/model"),
+    ):
+        refused = RUN.invoke(app, list(command))
+        assert refused.exit_code != 0 and "not a url" in str(refused.exception or refused.output), command
+    assert not [path.name for path in tmp_path.iterdir() if "s3" in path.name]
+
+
 def test_export_import_list_and_delete(folder: str, tmp_path: Path) -> None:
     file = tmp_path / "me.mplus"
     invoke("write", "-m", folder, "--memory", "me", "My dog is called Biscuit, ok?", "--source", "dog")

@@ -39,6 +39,13 @@ def stream_of(model: MPlus, folder: Path, *, together: bool = False) -> Stream:
     return Stream.of(task, passages(filler_file(folder)), model.tokenizer, [0, 500, 1500], together=together)
 
 
+def test_a_url_is_no_folder_of_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"out=.*not a url"):
+        RawAnswers(Path("s3://bucket/run"), {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_level_has_at_least_its_tokens_and_the_fewest_texts(model: MPlus, tmp_path: Path) -> None:
     stream = stream_of(model, tmp_path)
     sizes = [len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in stream.distractors]

@@ -22,6 +22,7 @@ from mplus_integrations import MPlusChat, MPlusIndex, MPlusLLM, MPlusMemory, MPl
 from mplus_integrations.langchain import MPlusMemoryMiddleware, MPlusStore
 from mplus_integrations.llama_index import MPlusMemoryBlock, MPlusWriter
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
+from mplus_integrations.server.keys import KeyRing
 from tests.conftest import TINY
 
 MODEL = tiny_model(memory=TINY)
@@ -55,6 +56,26 @@ class Fruit(BaseModel):
     """A fruit."""
 
     name: str = ""
+
+
+def test_an_index_is_not_persisted_behind_a_url(
+    built: "Built", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("s3://bucket/index", Path("s3://bucket/index")):
+        calls: list[Callable[[], Any]] = [
+            lambda url=url: built.index.persist(url),
+            lambda url=url: MPlusIndex.load(url, built.llm),
+            lambda url=url: MPlusIndex(nodes=[], llm=built.llm, persist_dir=url),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match=r"persist_dir=.*not a url.*UrlStore"):
+                call()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"persist_dir=.*not a url.*UrlStore"):
+        built.index.storage_context.persist("s3://bucket/index")
+    with pytest.raises(ValueError, match=r"keys=.*not a url"):
+        KeyRing("s3://bucket/keys.json")
 
 
 NODE = TextNode(text="Plums are blue.", id_="plum")
