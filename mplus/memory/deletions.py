@@ -4,16 +4,16 @@ A deletion begins with a mark, the file ``.deleting-<name>``, which says what th
 key is destroyed, the folder is removed, and the mark goes last.
 """
 
-import shutil
+import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from mplus.errors import MemoryLockedError
+from mplus.errors import CorruptMemoryError, MemoryLockedError
 from mplus.memory.forgettings import Forgettings
 from mplus.memory.recent import identity
-from mplus.storage.folder import Folder, is_present
+from mplus.storage.folder import Folder, is_present, is_regular, remove_folder
 from mplus.storage.manifest import is_sealed, key_id
 from mplus.storage.names import forget_id
 from mplus.storage.vault import KeyVault
@@ -43,8 +43,10 @@ class Deletions:
         Raises:
             OSError: The folder cannot be written to; what was begun is finished later.
         """
-        place = Folder(self._root)
-        place.exchange(f"{MARK}{name}", identity(self._root / name))
+        place, mark = Folder(self._root), self._root / f"{MARK}{name}"
+        if mark.is_dir() and not mark.is_symlink():
+            raise OSError(errno.EISDIR, f"{mark} is no file, as the store would write there. Remove it")
+        place.exchange(mark.name, identity(self._root / name))
         place.sync()
         return self.finish(name)
 
@@ -70,7 +72,7 @@ class Deletions:
             gone = self._root / f"{DELETED}{name}-{time.time_ns()}"
             folder.rename(gone)
             place.sync()
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_folder(gone)
         if is_gone:
             Forgettings(self._root).note()
         if self._vault is None and is_sealed(doomed):
@@ -100,7 +102,7 @@ class Deletions:
     def sweep(self, held: Callable[[str], AbstractContextManager[None]]) -> None:
         """Finish all deletions that were begun, except of memories that are open elsewhere."""
         for path in self._root.glob(f"{DELETED}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)
         for name in self._begun():
             try:
                 with held(name):
@@ -110,12 +112,18 @@ class Deletions:
 
     def _begun(self) -> Iterator[str]:
         for path in sorted(self._root.glob(f"{MARK}*")):
-            yield path.name.removeprefix(MARK)
+            if is_regular(path):
+                yield path.name.removeprefix(MARK)
 
     def _marked(self, name: str) -> bytes | None:
-        """What the memory began with that is to be deleted; None if none is."""
+        """What the memory began with that is to be deleted; None if none is, also if no store wrote what is there."""
+        mark = self._root / f"{MARK}{name}"
         try:
-            with Folder(self._root).open(f"{MARK}{name}") as file:
+            with Folder(self._root).open(mark.name) as file:
                 return file.read(MARK_BYTES)
         except FileNotFoundError:
+            return None
+        except CorruptMemoryError:
+            if is_regular(mark):
+                raise
             return None

@@ -1,6 +1,7 @@
 """Tells the processes of a store that something was forgotten, so that each drops what it keeps of it to save work."""
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from mplus.memory.state import MemoryState
 
 NOTE = ".forgotten"
 """A file that grows by a byte whenever something is forgotten or deleted; no name or text is in it."""
+_ONLY_FILES = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""A link in its place is not followed, and a pipe not waited for."""
 
 
 class Forgettings:
@@ -24,9 +27,10 @@ class Forgettings:
     def note(self) -> None:
         """Say that something was forgotten, once nothing of it is on disk."""
         with suppress(OSError):  # a full disk: other processes notice when they next use the memory
-            descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _ONLY_FILES, 0o600)
             try:
-                os.write(descriptor, b".")
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    os.write(descriptor, b".")
             finally:
                 os.close(descriptor)
 

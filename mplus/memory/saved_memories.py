@@ -1,6 +1,5 @@
 """``SavedMemories``: the memories in a store's folder, as they were last saved."""
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from mplus.memory.saving import load, save
 from mplus.storage.clear_errors import clear_errors
 from mplus.storage.encryption import MemoryKey
 from mplus.storage.files import copy
-from mplus.storage.folder import Folder
+from mplus.storage.folder import Folder, remove_folder
 from mplus.storage.manifest import is_sealed
 from mplus.storage.names import MANIFEST, check_name, check_spelling, note_id
 from mplus.storage.place import Place, not_saved
@@ -79,7 +78,7 @@ class SavedMemories:
         if self.has(name):
             raise ValueError(f"A memory called {name!r} exists already. Delete it first, or choose another name.")
         # A folder without manifest is left over from a killed save.
-        shutil.rmtree(self.path(name), ignore_errors=True)
+        remove_folder(self.path(name))
 
     # --- keys -------------------------------------------------------------------------------------
 
@@ -193,7 +192,7 @@ class SavedMemories:
             except OSError as error:
                 raise not_saved(self.root / new_name, error) from error
             finally:
-                shutil.rmtree(work, ignore_errors=True)
+                remove_folder(work)
 
     @clear_errors
     def bring(self, source: Place, name: str, *, key: MemoryKey | None, id: str | None) -> None:

@@ -1,6 +1,5 @@
 """``UrlStore``: a store behind a url that many machines share; each has copies of what it used in a local folder."""
 
-import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from mplus.memory.store_locks import StoreLocks
 from mplus.memory.stored import COPIES_OF, StoredMemory, copies_of
 from mplus.storage.address import folder_of
 from mplus.storage.clear_errors import clear_errors
-from mplus.storage.folder import Folder
+from mplus.storage.folder import Folder, remove_folder
 from mplus.storage.manifest import is_sealed, parse_manifest
 from mplus.storage.mirror import Base, fetched, published, removed
 from mplus.storage.names import MANIFEST, check_name, id_of
@@ -170,7 +169,7 @@ class UrlStore(MemoryStore):
         # A copy that is locked is being saved for the first time.
         with suppress(MemoryLockedError, OSError), self._locks.held(name, 0.0):
             if self._remote(name).content(MANIFEST) is None:
-                shutil.rmtree(self.root / name, ignore_errors=True)
+                remove_folder(self.root / name)
                 self._recent.drop(name)
                 self._saves.note_forgotten()
 
@@ -266,7 +265,7 @@ class UrlStore(MemoryStore):
             self._bases[name] = published(Folder(self.path(name)), place, self._bases[name], files_of)
         except BaseException as error:
             self._recent.drop(name)
-            shutil.rmtree(self.path(name), ignore_errors=True)
+            remove_folder(self.path(name))
             if isinstance(error, OSError) and not isinstance(error, MemorySaveError):
                 raise not_saved(place, error) from error
             raise
@@ -302,7 +301,7 @@ class UrlStore(MemoryStore):
                 continue
             try:
                 with self._locks.held(memory.name, 0.0):
-                    shutil.rmtree(self.root / memory.name, ignore_errors=True)
+                    remove_folder(self.root / memory.name)
             except (MemoryLockedError, MemorySaveError):
                 continue
             self._recent.drop(memory.name)

@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -152,6 +153,21 @@ def is_present(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a file is at a path, and no link, folder, pipe or device."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and what is in it, and ignore errors. ``rmtree`` would wait for a pipe in its place."""
+    with suppress(OSError):
+        if stat.S_ISDIR(path.lstat().st_mode):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def is_foreign(path: Path) -> bool:

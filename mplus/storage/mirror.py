@@ -1,11 +1,10 @@
 """A saved memory in two places: fetched from a shared one, and published there if nobody else has saved meanwhile."""
 
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from mplus.storage.files import SAVE_TIMEOUT
-from mplus.storage.folder import Folder
+from mplus.storage.folder import Folder, remove_folder
 from mplus.storage.manifest import is_sealed
 from mplus.storage.names import MANIFEST, is_own_file
 from mplus.storage.place import COPY_BYTES, Place
@@ -52,7 +51,7 @@ def fetched(shared: Place, local: Folder, files_of: FilesOf, *, anew: bool = Fal
     for _ in range(TRIES):
         text = shared.content(MANIFEST)
         if text is None:
-            shutil.rmtree(local.path, ignore_errors=True)
+            remove_folder(local.path)
             return Base(None)
         is_same, files = local.content(MANIFEST) == text, files_of(text)
         if is_same and not anew and (files is None or not _lacking(local, files)):

@@ -6,6 +6,7 @@ import unicodedata
 from contextlib import suppress
 from pathlib import Path
 
+from mplus.errors import CorruptMemoryError
 from mplus.ids import Id, id_text
 from mplus.storage.folder import Folder
 
@@ -111,13 +112,17 @@ def _note(root: Path, name: str) -> Path:
 
 def forget_id(root: Path, name: str) -> None:
     """Remove what ``note_id`` has kept."""
-    _note(root, name).unlink(missing_ok=True)
+    if not (note := _note(root, name)).is_dir():
+        note.unlink(missing_ok=True)
 
 
 def noted_id(root: Path, name: str) -> str:
     """The id of a memory: what its name tells, else what ``note_id`` has kept; the name itself if neither is there."""
     if name.startswith(HASHED):
-        with suppress(OSError, UnicodeDecodeError), _note(root, name).open("rb") as file:
+        with (
+            suppress(OSError, UnicodeDecodeError, CorruptMemoryError),
+            Folder(root).open(_note(root, name).name) as file,
+        ):
             found = file.read(MAX_ID_BYTES).decode("utf-8", "surrogatepass")
             return found if found.strip() and name_for(found) == name else name
     return id_of(name)

@@ -134,7 +134,7 @@ def test_a_writer_that_dies_between_leaves_what_was_there(
 
     with monkeypatch.context() as patched:
         patched.setattr(Url, "put" if when == "before the files" else "exchange_if", die)
-        patched.setattr("mplus.memory.url_store.shutil.rmtree", lambda *_, **__: None)  # nobody cleans up
+        patched.setattr("mplus.memory.url_store.remove_folder", lambda _: None)  # nobody cleans up
         with pytest.raises(KilledError):
             write(here, model, "lost")
     assert sources(there, model) == ["a"]
