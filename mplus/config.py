@@ -93,7 +93,7 @@ class MemoryConfig(BaseModel):
     """How an answer sees memory: "latent", as memory tokens in front of the prompt; "text", as recalled text in the
     prompt, decoded from the ledger. "auto": "latent" where the model has a read adapter; without one, what a short
     check of the model finds better (``MPlus.reading``). Text needs the chunk layout and a ledger."""
-    recalled_neighbours: NonNegativeInt = 0
+    recalled_neighbours: Times = 0
     """Number of chunks of the same text on either side of the most relevant one that are recalled with it, before
     others: the answer is often beside the words that the question names. Chunk layout only."""
     relevance_cutoff: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0

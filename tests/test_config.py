@@ -59,6 +59,7 @@ def test_every_setting_has_a_description() -> None:
         ({"repeat_short_recall": True}, 'layout="token"'),
         ({"long_term_dtype": "int2"}, "long_term_dtype"),
         ({"chunk_token": 3}, "chunk_token"),
+        ({"recalled_neighbours": 65}, "recalled_neighbours"),
     ],
 )
 def test_bad_settings_are_named(settings: dict, named: str) -> None:

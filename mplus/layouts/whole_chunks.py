@@ -133,9 +133,13 @@ def neighbours(best: int, goes_on: Bool[Tensor, " U"], reach: int) -> list[int]:
     """
     before, after = [best], [best]
     for _ in range(reach):
-        if before[-1] > 0 and goes_on[before[-1]]:
+        goes_back = before[-1] > 0 and bool(goes_on[before[-1]])
+        goes_ahead = after[-1] + 1 < len(goes_on) and bool(goes_on[after[-1] + 1])
+        if not (goes_back or goes_ahead):
+            break
+        if goes_back:
             before.append(before[-1] - 1)
-        if after[-1] + 1 < len(goes_on) and goes_on[after[-1] + 1]:
+        if goes_ahead:
             after.append(after[-1] + 1)
     return sorted({*before, *after}, key=lambda unit: (abs(unit - best), unit))
 

@@ -459,6 +459,7 @@ def test_neighbours_end_where_the_text_does() -> None:
     assert neighbours(2, goes_on, 3) == [2, 1, 0]
     assert neighbours(3, goes_on, 2) == [3, 4, 5]
     assert neighbours(0, goes_on, 0) == [0]
+    assert neighbours(5, goes_on, 2**50) == [5, 4, 6, 3], "it went on looking where nothing is left"
     sizes = torch.tensor([8, 8, 8, 8, 8, 8, 8])
     assert first_fitting([1, 0, 2, 5, 1, 4], sizes, 34).tolist() == [1, 0, 2, 5]
     assert first_fitting([], sizes, 34).tolist() == []
