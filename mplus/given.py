@@ -74,6 +74,17 @@ def whole_number(name: str, value: Any, *, least: int | None = None) -> int:
     return found
 
 
+def no_switch(value: Any) -> Any:
+    """A value that is to be a number, also one of numpy; True and False would count as 1 and 0.
+
+    Raises:
+        ValueError: It is True or False.
+    """
+    if type(value).__name__ in ("bool", "bool_"):
+        raise ValueError(f"expected a number, not {value}")
+    return value
+
+
 def check_number(name: str, value: Any, expected: str, *, optional: bool = False) -> None:
     """Check that an argument is a finite number, 0 or more, also one of numpy.
 

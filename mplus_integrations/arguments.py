@@ -3,11 +3,17 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from mplus.given import path_of
+from pydantic import BeforeValidator
+
+from mplus.given import no_switch, path_of
 
 Item = TypeVar("Item")
+Whole = Annotated[int, BeforeValidator(no_switch)]
+"""A field of a whole number; True is none."""
+Number = Annotated[float, BeforeValidator(no_switch)]
+"""A field of a number; True is none."""
 
 
 def checked_count(number: object, name: str) -> int:

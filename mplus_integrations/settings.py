@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mplus import MPlus, SamplingParams, UnknownNameError
+from mplus_integrations.arguments import Number, Whole
 
 INSTEAD = {
     "max_new_tokens": "max_tokens",
@@ -81,27 +82,27 @@ class KnownNames(BaseModel):
 class AnswerSettings(KnownNames):
     """How answers are generated; ranges are checked by ``mplus.SamplingParams``."""
 
-    max_tokens: int = 256
+    max_tokens: Whole = 256
     """Most tokens of an answer."""
-    temperature: float = 0.0
+    temperature: Number = 0.0
     """0 always takes the likeliest token."""
-    top_p: float = 1.0
+    top_p: Number = 1.0
     """Sample from the likeliest tokens that together have this probability."""
-    top_k: int = 0
+    top_k: Whole = 0
     """Sample from this many likeliest tokens; 0 from all."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Number = 1.0
     """Above 1 makes tokens that occur in the prompt or answer less likely."""
     stop: str | list[str] | None = None
     """Strings that end an answer."""
-    seed: int | None = None
+    seed: Whole | None = None
     """The same seed gives the same answer."""
-    timeout: float | None = None
+    timeout: Number | None = None
     """Seconds after which an answer is cut off; None: never."""
-    abstain_below: float | None = None
+    abstain_below: Number | None = None
     """Reply with ``abstain_reply`` if the confidence in an answer in text is below this; None: never."""
     abstain_reply: str = "I don't know."
     """The reply that is given instead of the answer."""
-    decline_threshold: float | None = None
+    decline_threshold: Number | None = None
     """Probability of declining ("I don't know.") from which on an answer from memory declines: 1 hardly ever, 0 has no
     threshold: whenever that is likeliest; None: the model's (``MPlus.decline_threshold``)."""
 
@@ -115,6 +116,18 @@ class AnswerSettings(KnownNames):
     def _in_range(self) -> Self:
         self.sampling()
         return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, with other values of some fields.
+
+        Raises:
+            UnknownNameError: There is no field of that name.
+            ValueError: A setting of answers is out of range.
+        """
+        copied = super().model_copy(update=update, deep=deep)
+        if (update or {}).keys() & AnswerSettings.model_fields.keys():
+            AnswerSettings.model_validate(copied._own_settings())
+        return copied
 
     def _own_settings(self) -> dict[str, Any]:
         """The settings by name, without other fields of the object."""

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mplus.given import check_kind, check_number, listed, path_of, whole_number
+from mplus.given import check_kind, check_number, listed, no_switch, path_of, whole_number
+
+
+def test_true_is_no_number() -> None:
+    assert [no_switch(value) for value in (1, 0.5, "5", None)] == [1, 0.5, "5", None]
+    for value in (True, False, np.bool_(True)):
+        with pytest.raises(ValueError, match="expected a number, not (True|False)"):
+            no_switch(value)
 
 
 @pytest.mark.parametrize("value", [None, True, "5", 2.5, float("nan"), []])

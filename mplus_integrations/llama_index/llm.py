@@ -136,7 +136,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         window = self.window
         return LLMMetadata(
             context_window=window,
-            num_output=min(self.max_tokens, window // 2),
+            num_output=min(self.sampling().max_new_tokens, window // 2),
             is_chat_model=True,
             is_function_calling_model=True,
             model_name=self.model_name,

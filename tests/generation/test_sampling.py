@@ -46,6 +46,19 @@ def test_what_could_begin_a_stop_string_is_held_back_until_it_cannot() -> None:
     assert stream.finished
 
 
+NUMBERS = (
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "seed",
+    "timeout",
+    "abstain_below",
+    "decline_threshold",
+)
+
+
 def next_tokens(samplers: list[Sampler], logits: torch.Tensor, generated: list[int] | None = None) -> list[int]:
     scores = [sampler.scores(row, generated or []) for sampler, row in zip(samplers, logits, strict=True)]
     return [c.token for c in choose(logits, scores, [sampler.generator for sampler in samplers], with_entropy=False)]
@@ -113,6 +126,19 @@ def test_probabilities_that_are_no_numbers_are_told_of_their_row_alone() -> None
     assert tokens[1] < 0 <= min(tokens[0], tokens[2])
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-6])
+def test_a_temperature_of_almost_zero_takes_the_likeliest_token(temperature: float) -> None:
+    logits = torch.tensor([90.0, 90.5, -3.0])
+    assert next_token(Sampler(SamplingParams(temperature=temperature, seed=0), [], CPU), logits) == 1
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1e-5}, {"temperature": 1e6}, {"repetition_penalty": 1e6}])
+@pytest.mark.parametrize("ruled_out", [0.0, -math.inf])
+def test_settings_at_their_limits_give_numbers(settings: dict, ruled_out: float) -> None:
+    sampler = Sampler(SamplingParams(**{"temperature": 1.0, "seed": 0, **settings}), [0, 1], CPU)
+    assert next_token(sampler, torch.tensor([90.0, -90.0, ruled_out])) in {0, 1, 2}
+
+
 def test_top_k_and_top_p_limit_the_choice() -> None:
     logits = torch.tensor([5.0, 4.9, 1.0, 0.5, 0.1])
     for settings, allowed in (({"top_k": 2}, {0, 1}), ({"top_p": 0.9}, {0, 1}), ({"top_k": 1}, {0})):
@@ -141,6 +167,11 @@ def test_repetition_penalty_counts_prompt_and_answer() -> None:
         ({"top_k": -1}, "top_k"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"repetition_penalty": math.inf}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),
+        ({"temperature": 1e300}, "temperature"),
+        ({"seed": 2**64}, "seed"),
+        ({"stop_token_ids": [True]}, r"stop_token_ids.*\n.*expected a number, not True"),
+        *(({name: True}, rf"{name}.*\n.*") for name in NUMBERS),
         ({"stop": ["x", ""]}, "empty string"),
         ({"temprature": 1.0}, r"does not take 'temprature'\. Use temperature\. It takes: abstain_below, .*, top_p"),
     ],

@@ -31,6 +31,19 @@ MODEL = tiny_model(memory=TINY)
 ASKED = [ChatMessage(content="Hello?")]
 
 
+NUMBERS = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "seed",
+    "timeout",
+    "abstain_below",
+    "decline_threshold",
+)
+
+
 @pytest.fixture
 def chat() -> MPlusChat:
     return MPlusChat(model=MODEL, max_tokens=12)
@@ -133,6 +146,7 @@ def test_every_setting_counts_for_a_call_and_for_an_object(
         ({"temperature": float("nan")}, "temperature=nan: "),
         ({"temperature": "hot"}, "temperature"),
         ({"stop": [""]}, "stop"),
+        *(({name: True}, "expected a number, not True") for name in NUMBERS),
     ],
 )
 def test_a_constructor_refuses_what_it_cannot_use(kind: Any, given: dict[str, Any], said: str) -> None:
@@ -148,13 +162,38 @@ def test_none_is_the_default_of_a_constructor(kind: Any) -> None:
 
 @pytest.mark.parametrize("door", ["invoke", "astream", "chat", "stream_complete"])
 @pytest.mark.parametrize(
-    ("given", "said"), [({"top_p": 2}, "top_p=2"), ({"max_tokens": 0}, "max_tokens=0"), ({"where": 5}, "where")]
+    ("given", "said"),
+    [
+        ({"top_p": 2}, "top_p=2"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"max_tokens": True}, "expected a number, not True"),
+        ({"temperature": False}, "expected a number, not False"),
+        ({"where": 5}, "where"),
+    ],
 )
 def test_a_setting_of_a_call_out_of_range_is_named(
     chat: MPlusChat, llm: MPlusLLM, door: str, given: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
         DOORS[door](chat, llm, given)
+
+
+@pytest.mark.parametrize("kind", [MPlusChat, MPlusLLM])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"temperature": -5}, "temperature=-5"),
+        ({"temperature": True}, "not True"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"gate": "open"}, "gate"),
+        ({"prompt_turns": -1}, "prompt_turns"),
+    ],
+)
+def test_a_copy_refuses_a_setting_out_of_range(kind: Any, given: dict[str, Any], said: str) -> None:
+    made = kind(model=MODEL)
+    with pytest.raises(ValueError, match=said):
+        made.model_copy(update=given)
+    assert made.model_copy(update={"temperature": 0.5}).temperature == 0.5
 
 
 MAKERS: dict[str, Callable[..., Any]] = {

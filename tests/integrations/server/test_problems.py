@@ -63,6 +63,8 @@ def test_a_wrong_path_or_method_says_what_there_is(served: Served) -> None:
     [
         ({"stop": [""]}, "stop=['']: stop holds an empty string"),
         ({"since": True}, "since: Input should be a valid string, or a valid number"),
+        ({"temperature": True}, "expected a number, not True"),
+        ({"max_tokens": True}, "expected a number, not True"),
         ({"seed": "x"}, "seed: Input should be a valid integer"),
         ({"where": {"a": {"$near": 1}}}, "$near"),
         ({"memory": "../x"}, "memory='../x'"),
