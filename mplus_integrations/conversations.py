@@ -21,8 +21,12 @@ THREAD = "mplus_conversation_id"
 """Metadata key of turns: the name of their conversation, if there is one."""
 GRAPH_THREAD = "mplus_thread"
 """Metadata key of turns that an agent's middleware wrote: the id of their LangGraph thread."""
+GRAPH_MESSAGE = "mplus_thread_message"
+"""Metadata key of turns that an agent's middleware wrote: the id of their message, which may not be their name."""
 PART = "mplus_part"
 """Metadata key of turns: the part of an application that asked first with them."""
+TURN = "mplus_turn"
+"""Metadata key of turns that a memory of LlamaIndex's wrote."""
 MESSAGE = "mplus_message"
 """Metadata key of turns: the id of their message, if it has one."""
 REPLACED = "mplus_replaces"
@@ -116,6 +120,7 @@ def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
     """
     names, asked = turn_names(turns, of.thread), question_place(turns)
     root, of_message, edited = _root(turns, names, of), _by_message(known, of), set[str]()
+    of_graphs = _by_graph_message(known, of)
     for place, turn in enumerate(turns):
         versions = of_message.get(turn.get("id") or "", [])
         same = [source.name for source in versions if source.texts == (turn_text(turn),)]
@@ -124,8 +129,8 @@ def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
         edited |= {source.name for source in versions if source.name not in same}
         if same and names[place] not in known:
             names[place] = same[0]
-        if _is_noted(known, turn):
-            names[place] = turn["id"]
+        if noted := _noted_as(known, of_graphs, turn):
+            names[place] = noted
     mine = {name for name, source in known.items() if root and source.metadata.get(CONVERSATION) == root}
     gone = _gone(mine, names[:asked], known, of) if asked else set[str]()
     return Compared(names, root, mine, edited | gone | (_deleted(turns, known, of) - set(names)))
@@ -178,13 +183,30 @@ def _by_message(known: Known, of: Conversation) -> dict[str, list[Source]]:
     """Turns in memory by the id of their message, as far as it tells them from messages of other conversations."""
     found: dict[str, list[Source]] = {}
     for name, source in known.items():
-        is_note = "role" in source.metadata and not any(key in source.metadata for key in (*KINDS, *TURNS))
-        message = name if is_note else source.metadata.get(MESSAGE)
-        if message is None or (source.metadata.get(THREAD) != of.thread and not is_note):
+        is_noted = is_note(source)
+        message = name if is_noted else source.metadata.get(MESSAGE)
+        if message is None or (source.metadata.get(THREAD) != of.thread and not is_noted):
             continue
-        if (of.thread is not None and not is_note) or is_unique(message):
+        if (of.thread is not None and not is_noted) or is_unique(message):
             found.setdefault(message, []).append(source)
     return found
+
+
+def _by_graph_message(known: Known, of: Conversation) -> dict[str, list[Source]]:
+    """Turns that an agent's middleware wrote by the id of their message; those of the conversation come first."""
+    found: dict[str, list[Source]] = {}
+    for source in known.values():
+        if (message := source.metadata.get(GRAPH_MESSAGE)) is not None:
+            found.setdefault(message, []).append(source)
+    return {
+        message: sorted(several, key=lambda source: source.metadata.get(GRAPH_THREAD) != of.thread)
+        for message, several in found.items()
+    }
+
+
+def is_note(source: Source) -> bool:
+    """Whether a source is a message that was memorized, or a turn of an agent without a thread."""
+    return "role" in source.metadata and not any(key in source.metadata for key in (*KINDS, *TURNS))
 
 
 def is_unique(message_id: str) -> bool:
@@ -196,7 +218,8 @@ def is_unique(message_id: str) -> bool:
     return UUID.search(message_id) is not None or any(len(SWITCH.findall(run)) >= 4 for run in runs)
 
 
-def _is_noted(known: Known, turn: Mapping[str, Any]) -> bool:
-    """Whether the id of a turn is the name of a source with its text, as ``memorize`` writes it."""
-    source = known.get(turn.get("id") or "")
-    return source is not None and source.texts == (turn_text(turn),)
+def _noted_as(known: Known, of_graphs: Mapping[str, list[Source]], turn: Mapping[str, Any]) -> str | None:
+    """The source with the text of a turn that its id names, as ``memorize`` and an agent's middleware write it."""
+    message = turn.get("id") or ""
+    found = [*of_graphs.get(message, []), *([known[message]] if message in known else [])]
+    return next((source.name for source in found if source.texts == (turn_text(turn),)), None)

@@ -14,6 +14,7 @@ from mplus_integrations.langchain.agent_tools import current_key, memory_tools
 from mplus_integrations.langchain.chat_model import MPlusChat
 from mplus_integrations.langchain.messages import is_summary, to_chat, written_text
 from mplus_integrations.langchain.runs import Run, current_run
+from mplus_integrations.langchain.thread_turns import ThreadTurns
 from mplus_integrations.latents import all_or_nothing, forget_all
 from mplus_integrations.settings import instead_where
 from mplus_integrations.sources import checked_name
@@ -37,8 +38,9 @@ class MemoryState(AgentState[Any]):
 class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
     """Writes each turn of an agent into latent memory once, and reads that memory at every model call.
 
-    A turn is written when the agent has answered, under its message's id. From then on it is read from memory; how many
-    of the latest turns also stand in the prompt is the model's (``MPlus.prompt_turns``) or the chat's ``prompt_turns``.
+    A turn is written when the agent has answered, under its message's id, or a hash where that names something else.
+    From then on it is read from memory; how many of the latest turns also stand in the prompt is the model's
+    (``MPlus.prompt_turns``) or the chat's ``prompt_turns``.
     What the thread no longer says is forgotten: removed or replaced messages, and what was said after a checkpoint that
     the thread goes back to. Without a checkpointer nothing is taken back, and what is sent again is there once. This
     holds for an agent within another graph too, which may be given a part of the messages, unless it keeps a state of
@@ -140,33 +142,35 @@ class MPlusMemoryMiddleware(AgentMiddleware[MemoryState, Any]):
         before = list(state.get("mplus_written", []))
         present = {str(message.id) for message in state["messages"]}
         said = {str(m.id): (text, m) for m in messages if m.id and (text := written_text(m))}
+        texts = {name: text for name, (text, _) in said.items()}
         summaries = [str(message.id) for message in messages if is_summary(message)]
         if not before and not said:
             return None
         model = self.chat.loaded
         with self.chat.opened(key) as memory:
-            known = {source.name: source for source in memory.sources()}
-            gone: set[str] = set()
+            turns, gone = ThreadTurns(run, {source.name: source for source in memory.sources()}), set[str]()
             if set(summaries) <= set(before):  # else turns are missing because they have just been summed up
-                gone = set(before) - present
+                gone = turns.of_messages(set(before) - present)
                 if not summaries:
-                    earlier = {n for n, s in known.items() if run.has_written(s)} - present
+                    earlier = turns.of_others(present)
                     # Where nothing is kept a run has what its caller sends, maybe a part, or under new ids.
-                    sent = {(text,) for text, _ in said.values()}
-                    gone |= earlier if run.is_kept else {name for name in earlier if known[name].texts in sent}
-            gone |= {name for name, (text, _) in said.items() if name in known and known[name].texts != (text,)}
-            gone &= set(known)
-            fresh = {name: turn for name, turn in said.items() if name not in known or name in gone}
-            if gone or fresh:
+                    sent = {(text,) for text in texts.values()}
+                    gone |= earlier if run.is_kept else {name for name in earlier if turns.known[name].texts in sent}
+            change = turns.changed(texts, gone)
+            if change.gone or change.fresh:
                 with all_or_nothing(memory) as fork:
-                    for name in sorted(gone):
+                    for name in sorted(change.gone):
                         fork.forget(name)
-                    if fresh:
+                    if change.fresh:
+                        roles = [to_chat([said[name][1]])[0]["role"] for name in change.fresh]
                         model.write(
                             fork,
-                            [text for text, _ in fresh.values()],
-                            source=list(fresh),
-                            metadata=[{**run.metadata, "role": to_chat([m])[0]["role"]} for _, m in fresh.values()],
+                            [texts[name] for name in change.fresh],
+                            source=list(change.fresh.values()),
+                            metadata=[
+                                {**run.metadata(name), "role": role}
+                                for name, role in zip(change.fresh, roles, strict=True)
+                            ],
                             keep_text=True,
                         )
         written = [name for name in before if name in present]

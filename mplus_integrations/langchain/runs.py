@@ -5,8 +5,8 @@ from typing import NamedTuple
 from langgraph.config import get_config
 
 from mplus import Source
+from mplus_integrations.conversations import GRAPH_MESSAGE, PART
 from mplus_integrations.conversations import GRAPH_THREAD as THREAD
-from mplus_integrations.conversations import PART
 from mplus_integrations.langchain.configs import graph_of, is_kept
 
 
@@ -23,15 +23,24 @@ class Run(NamedTuple):
     graph: str
     is_kept: bool
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Metadata of the turns that are written in it."""
-        return {**({} if self.thread is None else {THREAD: self.thread}), **({PART: self.graph} if self.graph else {})}
+    def metadata(self, message: str) -> dict[str, str]:
+        """Metadata of a turn that is written in it, by the id of its message."""
+        thread = {} if self.thread is None else {THREAD: self.thread}
+        return {**thread, **({PART: self.graph} if self.graph else {}), GRAPH_MESSAGE: message}
+
+    def knows(self, source: Source) -> bool:
+        """Whether a source is a turn whose message has its id from where this run's messages have theirs.
+
+        That is the thread, or the graph's own state on it. Without a thread it is whoever calls, with any graph.
+        """
+        about = source.metadata
+        if self.thread is None:
+            return GRAPH_MESSAGE in about and THREAD not in about
+        return about.get(THREAD) == self.thread and (not self.is_kept or about.get(PART, "") == self.graph)
 
     def has_written(self, source: Source) -> bool:
         """Whether it, or an earlier run of the same graph on the same thread, has written a turn."""
-        about = source.metadata
-        return self.thread is not None and about.get(THREAD) == self.thread and about.get(PART, "") == self.graph
+        return self.knows(source) and source.metadata.get(PART, "") == self.graph
 
 
 def current_run() -> Run:
