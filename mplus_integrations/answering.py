@@ -21,7 +21,7 @@ from mplus import (
 )
 from mplus_integrations.conversations import Conversation
 from mplus_integrations.forms import NoCalls, before_calls, form_of, has_result, may_hold_calls, tool_choice, with_told
-from mplus_integrations.history import OURS, Fitted, fitted
+from mplus_integrations.history import OURS, Fitted, fitted, said_by_none
 from mplus_integrations.latents import Latents, Shared, Where
 from mplus_integrations.settings import AnswerSettings, Call, instead_where
 from mplus_integrations.sources import headings_of
@@ -217,7 +217,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             call = call.model_copy(update={"prompt_turns": "all", "where": None})
         if form.constraint is not None:  # a tool call or object cannot be replaced by a sentence
             sampling = sampling.model_copy(update={"abstain_below": None})
-        tests = [source_filter(one) for one in (where, call.where) if one is not None]
+        tests = [source_filter(one) for one in (where, call.where, said_by_none(prompt, latents)) if one is not None]
         beside = [one for one in shared if not one.latents.is_same(latents)]
         others = [one.latents.read(model) for one in beside]  # before the own memory is locked, so none waits for two
         # What is read is fixed here: neither a later write nor another history of this memory changes it, and
@@ -229,7 +229,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 # A memory without a name belongs to nobody: each conversation reads only its own turns.
                 thread = call.conversation_id or latents.conversation
                 says = None if call.conversation_says is None else frozenset(call.conversation_says)
-                of = Conversation(thread, call.conversation_part, self.own.is_unnamed(latents), says)
+                of = Conversation(thread, call.conversation_part, latents.is_nobodys, says)
                 found = self._fitted(model, [memory, *others], told, call, of)
                 said = found.messages
                 if of.is_alone:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mplus import Memory, MPlus, prompt_start, question_place, turn_text
-from mplus_integrations.conversations import CONVERSATION, Compared, Conversation, Messages, compared
-from mplus_integrations.latents import all_or_nothing
+from mplus_integrations.conversations import CONVERSATION, THREAD, TURN, Compared, Conversation, Messages, compared
+from mplus_integrations.latents import Latents, Where, all_or_nothing
 
 KEPT_SHARE = 0.75
 """Share of the room that the prompt takes after turns have been moved into memory because they did not fit."""
@@ -26,15 +26,26 @@ class Fitted(NamedTuple):
     Attributes:
         messages: The messages of the prompt. One that is in memory too has its name there as ``source``.
         names: The names of all turns of the history.
+        thread: The name of its conversation; None: unknown.
     """
 
     messages: list[dict[str, Any]]
     names: frozenset[str]
+    thread: str | None
 
     def where(self, name: str, metadata: Mapping[str, Any]) -> bool:
         """A test of sources for a history that shares its memory with others: it excludes their turns."""
         # A turn's name is a hash of the conversation up to it, so no other conversation has the same name.
-        return CONVERSATION not in metadata or name in self.names
+        if CONVERSATION not in metadata or name in self.names:
+            return True
+        # A memory of LlamaIndex's has taken it out of the history, which is why no history brings it along.
+        return TURN in metadata and self.thread is not None and metadata.get(THREAD) == self.thread
+
+
+def said_by_none(prompt: object, latents: Latents) -> Where | None:
+    """A test of sources for text that is continued: in a memory without a name it excludes turns of conversations."""
+    is_alone = isinstance(prompt, str) and latents.is_nobodys
+    return (lambda _, metadata: CONVERSATION not in metadata) if is_alone else None
 
 
 def fitted(
@@ -71,7 +82,7 @@ def fitted(
     _change(model, memory, found, fresh, of)
     standing = [{**t, "source": name} if name in written else t for t, name in zip(turns, names, strict=True)][start:]
     instructions = [dict(turn) for turn in turns[:start] if turn["role"] == "system"]
-    return Fitted([*system, *instructions, *standing], frozenset(names))
+    return Fitted([*system, *instructions, *standing], frozenset(names), of.thread)
 
 
 def _change(

@@ -68,6 +68,8 @@ class Latents:
         self.key = (key or "default") if self.store is not None else None
         self.is_of_index = False
         """Whether it holds the documents of an index, which others read too."""
+        self.is_nobodys = False
+        """Whether it is an object's memory without a name: each conversation there reads only its own turns."""
         self.conversation: str | None = None
         """The only conversation that writes its turns here."""
         self._memory = memory
@@ -83,13 +85,19 @@ class Latents:
         with self._guard:
             held: dict[str | None, Memory] = {**self._made, **({None: self._memory} if self._memory else {})}
             packed = {**self._packed, **{name: PackedMemory.of(memory) for name, memory in held.items()}}
-        about = {"is_of_index": self.is_of_index, "conversation": self.conversation}
+        about = {name: getattr(self, name) for name in ("is_of_index", "is_nobodys", "conversation")}
         return {"store": self.store, "key": self.key, "packed": packed, **about}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(store=state["store"], key=state["key"])
         self._packed, self.is_of_index = state["packed"], state["is_of_index"]
-        self.conversation = state.get("conversation")
+        self.is_nobodys, self.conversation = state.get("is_nobodys", False), state.get("conversation")
+
+    def of_conversation(self, name: str) -> "Latents":
+        """The same memory, into which the conversation of this name writes its turns."""
+        found = Latents()
+        vars(found).update(vars(self), conversation=name)
+        return found
 
     @contextmanager
     def opened(self, model: MPlus) -> Generator[Memory]:
@@ -117,7 +125,7 @@ class Latents:
         """Whether both are the same memory."""
         if self.store is not None and other.store is not None:
             return self.store.root.resolve() == other.store.root.resolve() and self.key == other.key
-        return self is other or (self._memory is not None and self._memory is other._memory)
+        return self._made is other._made or (self._memory is not None and self._memory is other._memory)
 
     def has_text(self) -> bool:
         """Whether something is remembered in this process."""
@@ -153,11 +161,9 @@ class OwnMemories:
     def get(self, key: str | None) -> Latents:
         """The memory of that name, made at its first use."""
         with self._guard:
-            return self._by_name.setdefault(key, Latents())
-
-    def is_unnamed(self, latents: Latents) -> bool:
-        """Whether these are the latents without a name."""
-        return latents is self._by_name.get(None)
+            found = self._by_name.setdefault(key, Latents())
+            found.is_nobodys = key is None
+            return found
 
     def has_text(self) -> bool:
         """Whether something is remembered in one of them."""

@@ -18,9 +18,9 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import NodeWithScore
 
 from mplus_integrations.arguments import checked_text
-from mplus_integrations.conversations import CONVERSATION
+from mplus_integrations.conversations import CONVERSATION, TURN
 from mplus_integrations.latents import Latents
-from mplus_integrations.llama_index.chat_memory import TURN, MPlusMemory
+from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.left_nodes import LeftNodes
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import Turn

@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr
 from mplus import Memory, MemoryStore, MPlus, UnknownNameError
 from mplus.forks import ProcessLock
 from mplus_integrations.arguments import checked_several, checked_switch
-from mplus_integrations.conversations import THREAD, before_all, turns_of
+from mplus_integrations.conversations import CONVERSATION, THREAD, TURN, before_all, turns_of
 from mplus_integrations.copies import Referring
 from mplus_integrations.latents import Latents, MemoryKeyName, all_or_nothing, check_memory, checked_key, forget_all
 from mplus_integrations.llama_index.llm import mplus_llm
@@ -30,9 +30,6 @@ from mplus_integrations.settings import (
     conversation_name,
 )
 from mplus_integrations.store_place import StorePlace
-
-TURN = "mplus_turn"
-"""Metadata key of sources that are turns of a conversation."""
 
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
 
@@ -376,7 +373,9 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
     def _write(self, memory: Memory, turns: Sequence[Turn]) -> None:
         """Write turns; those of several calls in a row go through the model together."""
         said = [(spoken(turn), turn) for turn in turns if spoken(turn)]
-        about = {} if self.conversation_id is None else {THREAD: self.conversation_id}
+        of = None if self._latents is None else self._latents.conversation
+        about = {THREAD: self.conversation_id, CONVERSATION: of}
+        about = {key: name for key, name in about.items() if name is not None}
         if said:
             self.loaded.write(
                 memory,

@@ -282,13 +282,13 @@ async def test_the_block_takes_what_the_stock_memory_drops(llm: MPlusLLM) -> Non
     )
     for n in range(8):
         await memory.aput(ChatMessage(content=f"Turn {n} is about box {n} and nothing else."))
-    kept = await memory.aget()
-    assert not any("<memory>" in (message.content or "") for message in kept)  # it adds nothing to prompts
+    marker, *kept = await memory.aget()
+    assert not marker.blocks and all(message.content for message in kept)  # it adds no text to prompts
     flushed = [" ".join(s.texts) for s in llm.latents().read(MODEL).sources()]
     assert flushed and flushed[0] == "User: Turn 0 is about box 0 and nothing else."
     assert len(flushed) == len(set(flushed)) and len(flushed) + len(kept) == 8
-    assert (await llm.achat(kept)).raw["prefix_tokens"] > 0
-    block.forget()
+    assert (await llm.achat([marker, *kept])).raw["prefix_tokens"] > 0
+    assert block.forget() == len(flushed)
     assert llm.latents().read(MODEL).sources() == []
     await memory.sql_store._async_engine.dispose()  # type: ignore[union-attr]
 
