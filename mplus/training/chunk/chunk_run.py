@@ -48,7 +48,7 @@ from mplus.training.talk import talk_items
 Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 
 TUNED = ReaderSettings(steps=500, learning_rate=3e-4, warmup=20, decay=700)
-TALK_SHARE = 0.72
+TALK_SHARE = 0.8
 """Share of samples of the package's own corpus and of broad passages, where they are learnt from."""
 BESIDE_TALK = (
     ("passage", 0.18),
