@@ -9,7 +9,7 @@ One language wherever sources are chosen: ``where=`` of a read, filters of both 
 
 import inspect
 import numbers
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from datetime import UTC, date, datetime
 from typing import Any, Final, cast
 
@@ -41,8 +41,8 @@ def checked_test(test: Callable[..., Any], name: str, *takes: str) -> Callable[.
         takes: What it is asked about.
 
     Returns:
-        The test. It raises ``ValueError`` where the result is neither True nor False; None counts as False. A text, a
-        generator or a coroutine counts as true in Python, so that a slip would choose everything.
+        The test. It raises ``ValueError`` where the result is neither True nor False; None and what is empty count as
+        False. A text, a generator or a coroutine counts as true in Python, so that a slip would choose everything.
 
     Raises:
         ValueError: It is asynchronous, or takes something else.
@@ -58,9 +58,12 @@ def checked_test(test: Callable[..., Any], name: str, *takes: str) -> Callable[.
         pass
 
     def asked(*about: Any) -> bool:
-        found = test(*about)
-        if found is None or isinstance(found, numbers.Integral) or type(found).__name__ in ("bool", "bool_"):
+        found: Any = test(*about)
+        is_flag = str(getattr(found, "dtype", "")).endswith("bool") and not getattr(found, "shape", ())
+        if found is None or isinstance(found, numbers.Integral) or is_flag:
             return bool(found)
+        if isinstance(found, Sized) and not len(found):  # nothing chooses nothing
+            return False
         if hasattr(found, "close"):  # a coroutine that nobody awaits
             found.close()
         raise ValueError(

@@ -80,7 +80,7 @@ def no_switch(value: Any) -> Any:
     Raises:
         ValueError: It is True or False.
     """
-    if type(value).__name__ in ("bool", "bool_"):
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
         raise ValueError(f"expected a number, not {value}")
     return value
 

@@ -10,9 +10,11 @@ from pydantic import BeforeValidator
 from mplus.given import no_switch, path_of
 
 Item = TypeVar("Item")
-Whole = Annotated[int, BeforeValidator(no_switch)]
+NO_SWITCH = BeforeValidator(no_switch)
+"""Stands last: bounds that stand after it would not get into the schema."""
+Whole = Annotated[int, NO_SWITCH]
 """A field of a whole number; True is none."""
-Number = Annotated[float, BeforeValidator(no_switch)]
+Number = Annotated[float, NO_SWITCH]
 """A field of a number; True is none."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mplus import metadata_filter
 from mplus.filters import checked_test
@@ -167,7 +168,7 @@ def test_a_test_that_cannot_be_asked_is_refused_before(test: Any, message: str) 
         checked_test(test, "where", "name", "metadata")
 
 
-@pytest.mark.parametrize("given", ["no", "", (x for x in ()), [], re.match("a", "a"), 0.5])
+@pytest.mark.parametrize("given", ["no", (x for x in ()), ["x"], re.match("a", "a"), 0.5, np.array([True])])
 def test_a_result_that_is_neither_true_nor_false_is_an_error(given: Any) -> None:
     with pytest.raises(ValueError, match="where returned .* of 'note': expected True or False"):
         checked_test(lambda *_: given, "where", "name", "metadata")("note", {})
@@ -178,9 +179,12 @@ def test_a_coroutine_chooses_nothing() -> None:
         checked_test(lambda *about: later(*about), "where", "name", "metadata")("note", {})
 
 
-@pytest.mark.parametrize(
-    ("given", "fits"), [(True, True), (False, False), (None, False), (np.True_, True), (np.False_, False), (1, True)]
-)
-def test_truth_may_be_said_in_several_ways(given: Any, fits: bool) -> None:
-    assert checked_test(lambda *_: given, "where", "name", "metadata")("note", {}) is fits
+@pytest.mark.parametrize("given", [True, 1, np.True_, np.array(True), torch.tensor(True)])
+def test_true_may_be_said_in_several_ways(given: Any) -> None:
+    assert checked_test(lambda *_: given, "where", "name", "metadata")("note", {}) is True
     assert checked_test(bool, "where", "name")("note") is True
+
+
+@pytest.mark.parametrize("given", [False, None, 0, np.False_, np.array(False), torch.tensor(False), [], "", {}])
+def test_what_is_empty_chooses_nothing(given: Any) -> None:
+    assert checked_test(lambda *_: given, "where", "name", "metadata")("note", {}) is False

@@ -51,7 +51,8 @@ def test_a_record_that_cannot_be_read_or_kept_means_another_check(home: Path, mo
 
 
 def test_the_better_way_is_taken_and_latents_where_both_are_alike() -> None:
-    assert [HowRead.measured(*right).read for right in ((4, 9), (9, 9), (9, 4))] == ["text", "latent", "latent"]
+    found = [HowRead.measured(*right).read for right in ((4, 9), (9, 9), (12, 11), (9, 4), (0, 0))]
+    assert found == ["text", "text", "text", "latent", "latent"]
     assert (
         HowRead.measured(4, 9).reason == "no read adapter; of 12 facts the model answers 4 from latents and 9 from text"
     )

@@ -13,8 +13,10 @@ from mplus.errors import UnknownNameError
 from mplus.given import no_switch
 from mplus.memory.transfer import moved
 
-Whole = Annotated[int, BeforeValidator(no_switch)]
-Number = Annotated[float, BeforeValidator(no_switch)]
+NO_SWITCH = BeforeValidator(no_switch)
+"""Stands last: bounds that stand after it would not get into the schema."""
+Whole = Annotated[int, NO_SWITCH]
+Number = Annotated[float, NO_SWITCH]
 LEAST_TEMPERATURE = 1e-5
 """Below it the likeliest token is certain to far more digits than float32 has, and logits over it overflow soon."""
 
@@ -49,30 +51,30 @@ class SamplingParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_new_tokens: Annotated[Whole, Field(ge=1, strict=True)] = 256
+    max_new_tokens: Annotated[int, Field(ge=1, strict=True), NO_SWITCH] = 256
     """Most tokens of an answer."""
-    temperature: Annotated[Number, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False), NO_SWITCH] = 0.0
     """0, or less than 0.00001, always takes the likeliest token."""
-    top_p: Annotated[Number, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), NO_SWITCH] = 1.0
     """Sample from the likeliest tokens that together have this probability."""
-    top_k: Annotated[Whole, Field(ge=0, strict=True)] = 0
+    top_k: Annotated[int, Field(ge=0, strict=True), NO_SWITCH] = 0
     """Sample from this many likeliest tokens; 0 from all."""
-    repetition_penalty: Annotated[Number, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False), NO_SWITCH] = 1.0
     """Above 1 makes tokens that occur in the prompt or answer less likely."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer and are not part of it."""
     stop_token_ids: tuple[Whole, ...] = ()
     """Tokens that end the answer, in addition to the model's own end token."""
-    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**64)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64), NO_SWITCH] | None = None
     """The same seed gives the same answer, regardless of other requests in the batch."""
-    timeout: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False), NO_SWITCH] | None = None
     """Seconds after which an answer is cut off, as if cancelled; None: never."""
 
-    abstain_below: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    abstain_below: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NO_SWITCH] | None = None
     """Reply with ``abstain_reply`` if the confidence in an answer is below this; None: never."""
     abstain_reply: str = "I don't know."
     """The reply that is given instead of the answer."""
-    decline_threshold: Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    decline_threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NO_SWITCH] | None = None
     """Probability of declining ("I don't know.") from which on an answer from memory to a chat declines, whatever else
     is likelier; below it, it does not. 1 hardly ever declines, 0 has no threshold: whenever that is likeliest. Beside
     tools nothing is declined that is not likeliest. None: the model's (``MPlus.decline_threshold``)."""

@@ -15,7 +15,7 @@ from mplus_integrations.langchain.messages import is_summary
 CONVERSATION_NAMES = ("conversation_id", "thread_id", "session_id")
 """Names of a conversation in a config; chains, graphs and histories differ in theirs."""
 MISNAMED = re.compile(
-    r"(user|chat|thread|session|conversation|tenant|account|customer|member)_?(id|key|name)?|memory_?(id|name)", re.I
+    r"(user|chat|thread|session|conversation|tenant|account|customer|member)_?(id|key)?|memory_?(id|name)", re.I
 )
 """Names in a config that are meant for a user or a conversation, and that nothing reads."""
 READ = "__pregel_read"
@@ -72,7 +72,8 @@ def asked_in(
         key = _first(places, ("user_id",))
         if key is None and memory_key is None and (store is not None or by_thread):
             key = None if kwargs.get("conversation_id") == "" else conversation
-        if key is None and memory_key is None and store is not None and kwargs.get("conversation_id") != "":
+        is_named = memory_key is not None or kwargs.get("memory_key") is not None or kwargs.get("memory") is not None
+        if key is None and not is_named and store is not None and kwargs.get("conversation_id") != "":
             _refuse_misnamed([*_contexts(known), inherited, (config or {}).get("configurable") or {}])
     found = {
         "memory_key": key,
@@ -140,7 +141,7 @@ def _contexts(config: RunnableConfig) -> list[Mapping[str, Any]]:
 
 def _refuse_misnamed(places: Sequence[Mapping[str, Any]]) -> None:
     for name, value in ((name, value) for place in places for name, value in place.items()):
-        if value is not None and MISNAMED.fullmatch(str(name)):
+        if value not in (None, "") and MISNAMED.fullmatch(str(name)):
             raise ValueError(
                 f"{name}={value!r:.60} in a config or context names no memory, so that everybody would read one: "
                 f"expected memory_key, user_id, {', '.join(CONVERSATION_NAMES)}. Rename it, or give memory_key, too."

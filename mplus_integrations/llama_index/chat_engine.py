@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine
 from llama_index.core.chat_engine.types import (
@@ -75,6 +76,16 @@ class KnownMessages(BaseChatEngine):
 class MPlusQuestionChatEngine(KnownMessages, CondenseQuestionChatEngine):
     """Rephrases each question so that it stands alone. If the model returns nothing, the question is asked as it is."""
 
+    def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> StreamingAgentChatResponse:
+        """Answer a message piece by piece."""
+        return _citing(super().stream_chat(message, chat_history))
+
+    async def astream_chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None
+    ) -> StreamingAgentChatResponse:
+        """``stream_chat`` without blocking the event loop."""
+        return _citing(await super().astream_chat(message, chat_history))
+
     def _condense_question(self, chat_history: list[ChatMessage], last_message: str) -> str:
         condensed = super()._condense_question(told(self._memory, chat_history), last_message)
         return condensed if condensed.strip() else last_message
@@ -82,6 +93,14 @@ class MPlusQuestionChatEngine(KnownMessages, CondenseQuestionChatEngine):
     async def _acondense_question(self, chat_history: list[ChatMessage], last_message: str) -> str:
         condensed = await super()._acondense_question(told(self._memory, chat_history), last_message)
         return condensed if condensed.strip() else last_message
+
+
+def _citing(response: StreamingAgentChatResponse) -> StreamingAgentChatResponse:
+    """A streamed answer with the nodes of the answer that it streams, to which those are added that are read."""
+    for source in response.sources:
+        if isinstance(source.raw_output, StreamingResponse | AsyncStreamingResponse):
+            response.source_nodes = source.raw_output.source_nodes
+    return response
 
 
 class MPlusChatEngine(KnownMessages, CondensePlusContextChatEngine):

@@ -12,6 +12,7 @@ from mplus import CorruptMemoryError, Memory, MemoryNotFoundError, MemoryStore, 
 from mplus_integrations.conversations import turn_names
 from mplus_integrations.latents import all_or_nothing
 from mplus_integrations.server.problems import Problem, no_memory
+from mplus_integrations.sources import MARK, refuse_marks
 
 SCRATCH = ".serve"
 """Folder of files that are being sent and received."""
@@ -36,6 +37,16 @@ class Item(NamedTuple):
     metadata: Mapping[str, Any]
     at: str | float | None = None
     dated: bool = False
+
+    def in_place_of(self, old: Mapping[str, Any]) -> "Item":
+        """The same as the kind of source that it replaces: what says so stays.
+
+        Raises:
+            ValueError: It would be of another kind.
+        """
+        marks = {key: value for key, value in old.items() if key.startswith(MARK)}
+        refuse_marks({k: v for k, v in self.metadata.items() if marks.get(k) != v}, "what is to be remembered")
+        return self._replace(metadata={**self.metadata, **marks})
 
 
 class Times(NamedTuple):
@@ -170,11 +181,12 @@ class Memories:
         with self._changing(name) as memory:
             if item.source is None or not _has(memory, item.source):
                 raise _no_source(name, item.source)
-            was_pinned = any(one.pinned for one in memory.sources() if one.name == item.source)
-            memory.forget(item.source)
+            old = next(one for one in memory.sources() if one.name == item.source)
+            was_pinned, item = old.pinned, item.in_place_of(old.metadata)
+            memory.forget(old.name)
             report = self._write(memory, [item], keep_text=keep_text)
             if was_pinned:
-                memory.pin(item.source)
+                memory.pin(old.name)
             return report
 
     def forget(self, name: str, source: str, *, rebuild: bool = False) -> int:

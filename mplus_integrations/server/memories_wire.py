@@ -112,8 +112,8 @@ class Replacing(Body):
 
     source: Named
     text: Text
-    metadata: Metadata = Field(default_factory=dict[str, Any])
-    """Data about it, in place of that of the old text."""
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Data about it, in place of that of the old text. What says what the source is stays."""
     keep_text: bool = True
     at: When = None
     """When it was said; by default now."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mplus_integrations.arguments import Number, Whole
+from mplus_integrations.arguments import NO_SWITCH, Whole
 from mplus_integrations.settings import PromptTurns
 
 WITHOUT_EFFECT = (
@@ -112,18 +112,18 @@ class Asking(BaseModel):
 
     model: str
     """A name of the model, as /v1/models lists it."""
-    max_tokens: Annotated[Whole, Field(ge=1)] | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=1), NO_SWITCH] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), NO_SWITCH] | None = None
     """0, the default here, always takes the likeliest token."""
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1), NO_SWITCH] | None = None
     stop: str | list[str] | None = None
     seed: Whole | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
-    n: Annotated[Whole, Field(ge=1, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2), NO_SWITCH] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2), NO_SWITCH] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100), NO_SWITCH]] | None = None
+    n: Annotated[int, Field(ge=1, le=1), NO_SWITCH] | None = None
     """One answer to a request."""
 
     user: str | None = None
@@ -151,13 +151,13 @@ class Asking(BaseModel):
     passages: bool | None = None
     """Whether ``mplus.passages`` tells the sentences that are read; a stream then tells them, and the sources, at its
     beginning."""
-    top_k: Annotated[Whole, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
+    top_k: Annotated[int, Field(ge=0), NO_SWITCH] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0), NO_SWITCH] | None = None
     gate: Literal["auto", "always", "never"] | None = None
     """Whether memory is read: as the model's gate decides, always, or never."""
-    abstain_below: Annotated[Number, Field(ge=0, le=1)] | None = None
+    abstain_below: Annotated[float, Field(ge=0, le=1), NO_SWITCH] | None = None
     abstain_reply: str | None = None
-    decline_threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
+    decline_threshold: Annotated[float, Field(ge=0, le=1), NO_SWITCH] | None = None
     """Least probability with which an answer from memory declines; by default the model's."""
 
     def settings(self) -> dict[str, Any]:
@@ -184,13 +184,13 @@ class ChatRequest(Asking):
     """A request of /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), NO_SWITCH] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), NO_SWITCH] | None = None
     modalities: list[Literal["text"]] | None = None
     prompt_turns: PromptTurns | None = None
     """How many of the latest turns before the question also stand in the prompt; earlier ones are read from memory."""
@@ -231,9 +231,9 @@ class CompletionRequest(Asking):
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
     """Text to continue, or a list of one text."""
-    logprobs: Annotated[Whole, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5), NO_SWITCH] | None = None
     echo: Literal[False] | None = None
-    best_of: Annotated[Whole, Field(ge=1, le=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1), NO_SWITCH] | None = None
     suffix: Literal[""] | None = None
 
     def text(self) -> str:

@@ -1,4 +1,6 @@
+import json
 import math
+import re
 
 import pytest
 import torch
@@ -191,3 +193,9 @@ def test_keyword_arguments_and_fields_have_the_same_names() -> None:
 
 def test_one_stop_string_may_be_given_alone() -> None:
     assert SamplingParams(stop="END").stop == ("END",)
+
+
+def test_the_schema_has_the_bounds_of_numbers() -> None:
+    fields = SamplingParams.model_json_schema()["properties"]
+    assert fields["temperature"]["minimum"] == 0 and fields["max_new_tokens"]["minimum"] == 1
+    assert not re.search(r'"(ge|gt|le|lt)":', json.dumps(fields))

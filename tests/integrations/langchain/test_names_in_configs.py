@@ -233,3 +233,25 @@ def test_a_name_that_nobody_reads_is_refused_where_everybody_would_read_one_memo
     chat.invoke(HISTORY, {"configurable": {"userId": "eve", "user_id": "eve"}})
     MISNAMED["a chat"](MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2, memory_key="all"), "userId")
     MISNAMED["a chat"](MPlusChat(model=MODEL, max_tokens=2), "userId")
+
+
+NAMED: dict[str, Callable[[MPlusChat, Any], Any]] = {
+    "invoke": lambda chat, config: chat.invoke(HISTORY, config, memory_key="anna"),
+    "stream": lambda chat, config: list(chat.stream(HISTORY, config, memory_key="anna")),
+    "batch": lambda chat, config: chat.batch([HISTORY], config, memory_key="anna"),
+    "bind": lambda chat, config: chat.bind(memory_key="anna").invoke(HISTORY, config),
+    "a function": lambda chat, config: RunnableLambda(lambda said: chat.invoke(said, memory_key="anna")).invoke(
+        HISTORY, config
+    ),
+    "a retriever": lambda chat, config: MPlusRetriever(chat=chat, memory_key="anna").invoke("code", config),
+    "a call of a retriever": lambda chat, config: MPlusRetriever(chat=chat).invoke("code", config, memory_key="anna"),
+}
+
+
+@pytest.mark.parametrize("way", NAMED)
+def test_a_memory_that_is_named_beside_other_names_is_read(way: str, tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, store=MemoryStore(tmp_path), max_tokens=2)
+    chat.memorize("My code is 4711.", memory_key="anna")
+    for name in ("user", "session", "tenant_id", "chat_id"):
+        NAMED[way](chat, {"configurable": {name: "eve"}})
+    assert [one.name for one in chat.store.list()] == ["anna"]

@@ -63,7 +63,7 @@ def test_what_was_read_and_not_found_is_cited_too(index: MPlusIndex, how: str) -
     ]
 
 
-@pytest.mark.parametrize("mode", [ChatMode.BEST, ChatMode.CONTEXT])
+@pytest.mark.parametrize("mode", [ChatMode.BEST, ChatMode.CONTEXT, ChatMode.CONDENSE_QUESTION])
 def test_a_chat_engine_cites_what_it_reads(index: MPlusIndex, mode: ChatMode) -> None:
     engine = index.as_chat_engine(mode, similarity_top_k=1)
     assert sorted(cited(engine.chat(QUESTION))) == ["d0", "d1", "d2"]

@@ -1,5 +1,6 @@
 """The OpenAPI schema: what schemathesis makes of it is never answered with a 500."""
 
+import re
 import warnings
 from typing import Any
 
@@ -11,6 +12,7 @@ with warnings.catch_warnings():
 
 from hypothesis import HealthCheck, Phase, given, settings
 
+from mplus_integrations.server.wire import ChatRequest
 from tests.integrations.server.conftest import Served
 
 
@@ -38,3 +40,10 @@ def test_every_endpoint_says_what_it_does(served: Served) -> None:
         for method, about in methods.items():
             assert about["description"], (method, path)
             assert path.startswith("/v1") <= ({"4XX", "5XX"} <= about["responses"].keys()), path
+
+
+def test_the_schema_has_the_bounds_of_numbers() -> None:
+    fields = ChatRequest.model_json_schema()["properties"]
+    assert "'maximum': 2, 'minimum': 0" in str(fields["temperature"])
+    assert "'minimum': 1" in str(fields["max_tokens"])
+    assert not re.search(r"'(ge|gt|le|lt)':", str(ChatRequest.model_json_schema()))

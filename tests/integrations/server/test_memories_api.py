@@ -60,6 +60,24 @@ def test_replace_keeps_the_pin_and_the_old_text_is_gone(served: Served) -> None:
     assert names(served) == ["note"]
 
 
+def test_what_is_replaced_stays_what_it_is(served: Served) -> None:
+    call(served, "POST", "/me/write", {"text": NOTE, "source": "note", "metadata": {"lang": "en"}})
+    memories = served.service.memories
+    with memories.store.open("me", memories.model) as memory:
+        memories.model.write(memory, NOTE, source="turn", metadata={"mplus_thread": "t", "role": "user"})
+    (turn,) = [one for one in call(served, "GET", "/me/sources")["sources"] if one["name"] == "turn"]
+    new = {"text": "Another one.", "source": "turn"}
+    for metadata in (turn["metadata"], {"role": "user"}):
+        call(served, "POST", "/me/replace", {**new, "metadata": metadata})
+        found = {one["name"]: one["metadata"] for one in call(served, "GET", "/me/sources")["sources"]}
+        assert found["turn"] == {"mplus_thread": "t", "role": "user"}
+    for source in ("turn", "note"):
+        said = call(
+            served, "POST", "/me/replace", {**new, "source": source, "metadata": {"mplus_thread": "x"}}, status=400
+        )
+        assert "mplus_thread" in said["detail"]
+
+
 def test_history_is_kept_compared_and_undone(served: Served) -> None:
     call(served, "POST", "/me/write", {"text": NOTE, "source": "first"})
     taken = call(served, "POST", "/me/snapshots", {"label": "before"}, status=201)["id"]
