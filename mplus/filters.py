@@ -58,13 +58,13 @@ def checked_test(test: Callable[..., Any], name: str, *takes: str) -> Callable[.
         pass
 
     def asked(*about: Any) -> bool:
-        found: Any = test(*about)
+        found = test(*about)
         is_flag = str(getattr(found, "dtype", "")).endswith("bool") and not getattr(found, "shape", ())
         if found is None or isinstance(found, numbers.Integral) or is_flag:
             return bool(found)
         if isinstance(found, Sized) and not len(found):  # nothing chooses nothing
             return False
-        if hasattr(found, "close"):  # a coroutine that nobody awaits
+        if inspect.iscoroutine(found):  # nobody awaits it
             found.close()
         raise ValueError(
             f"{name} returned {found!r:.60} of {about[0]!r:.60}: expected True or False. Wrap it in bool(…)."

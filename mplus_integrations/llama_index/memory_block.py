@@ -27,9 +27,9 @@ class MPlusMemoryBlock(KnownNames, Referring, BaseMemoryBlock[list[ChatMessage]]
     Its ``session_id`` names the conversation. A user's memory, which ``memory_key`` names, is read in all of her
     conversations; without one, each conversation reads what the LLM has memorized and its own turns.
 
-    It adds no text to prompts: a message without text says which memory to read, to an ``MPlusLLM``, which therefore has
-    to be what answers. LlamaIndex does not call blocks in
-    ``Memory.reset`` and ``Memory.set``: call ``forget`` of the block, or use an ``MPlusMemory`` alone.
+    It adds no text to prompts: a message without text tells the ``MPlusLLM`` that answers which memory to read.
+    LlamaIndex does not call blocks in ``Memory.reset`` and ``Memory.set``: call ``forget`` of the block, or use an
+    ``MPlusMemory`` alone.
     """
 
     _not_pickled: ClassVar[frozenset[str]] = frozenset({"_turns"})
