@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 # One letter is a drive of Windows.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::.+)?://")
@@ -83,6 +85,14 @@ def no_switch(value: Any) -> Any:
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
         raise ValueError(f"expected a number, not {value}")
     return value
+
+
+NO_SWITCH = BeforeValidator(no_switch)
+"""Stands last: bounds that stand after it would not get into the schema."""
+Whole = Annotated[int, NO_SWITCH]
+"""A field of a whole number; True is none."""
+Number = Annotated[float, NO_SWITCH]
+"""A field of a number; True is none."""
 
 
 def check_number(name: str, value: Any, expected: str, *, optional: bool = False) -> None:

@@ -3,19 +3,11 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BeforeValidator
-
-from mplus.given import no_switch, path_of
+from mplus.given import path_of
 
 Item = TypeVar("Item")
-NO_SWITCH = BeforeValidator(no_switch)
-"""Stands last: bounds that stand after it would not get into the schema."""
-Whole = Annotated[int, NO_SWITCH]
-"""A field of a whole number; True is none."""
-Number = Annotated[float, NO_SWITCH]
-"""A field of a number; True is none."""
 
 
 def checked_count(number: object, name: str) -> int:

@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mplus import MPlus, SamplingParams, UnknownNameError
-from mplus_integrations.arguments import Number, Whole
+from mplus.given import Number, Whole
 
 INSTEAD = {
     "max_new_tokens": "max_tokens",

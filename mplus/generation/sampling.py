@@ -6,17 +6,13 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from mplus.errors import UnknownNameError
-from mplus.given import no_switch
+from mplus.given import NO_SWITCH, Whole
 from mplus.memory.transfer import moved
 
-NO_SWITCH = BeforeValidator(no_switch)
-"""Stands last: bounds that stand after it would not get into the schema."""
-Whole = Annotated[int, NO_SWITCH]
-Number = Annotated[float, NO_SWITCH]
 LEAST_TEMPERATURE = 1e-5
 """Below it the likeliest token is certain to far more digits than float32 has, and logits over it overflow soon."""
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from mplus.backbone.cpu import usable_cores
-from mplus.training.chunk.read_adapter import POOLED_BATCHES, ReaderSettings, Sample, SampleSource, pooled_batches
+from mplus.training.chunk.read_adapter import TOGETHER, ReaderSettings, Sample, SampleSource
 
+POOLED_BATCHES = 4
+"""Batches that are drawn together, so that each can be of samples that go well together."""
 MOST_PROCESSES = 14
 AHEAD = 3
 """Pools of batches that each process may have ready."""
@@ -81,6 +83,34 @@ def _as_it_is(pool: Any) -> Any:
 
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
+
+
+def pooled_batches(samples: SampleSource, settings: ReaderSettings, pool: int) -> list[list[Sample]]:
+    """Batches of some steps in a row, drawn together: each of samples of like length, so that little is padding."""
+    rng = random.Random(settings.seed * 1_000_003 + pool)
+    drawn = _laid_together(samples.draw(rng, settings.batch * POOLED_BATCHES))
+    places = list(range(POOLED_BATCHES))
+    rng.shuffle(places)
+    return [drawn[place * settings.batch : (place + 1) * settings.batch] for place in places]
+
+
+def _laid_together(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples about one memory beside each other, where there are enough of them; else by length, as these are."""
+    by_memory: dict[int, list[Sample]] = {}
+    for sample in samples:
+        by_memory.setdefault(sample.memory, []).append(sample)
+    alone = by_memory.pop(0, [])
+    together = [mine for mine in by_memory.values() if len(mine) == TOGETHER]
+    alone += [sample for mine in by_memory.values() if len(mine) != TOGETHER for sample in mine]
+    alone.sort(key=_length)
+    together += [alone[start : start + TOGETHER] for start in range(0, len(alone), TOGETHER)]
+    # What is left over of those alone is the longest of them, and stands last, so that the others are not cut apart.
+    together.sort(key=lambda mine: (len(mine) < TOGETHER, max(map(_length, mine))))
+    return [sample for mine in together for sample in mine]
+
+
+def _length(sample: Sample) -> int:
+    return len(sample.input_ids)
 
 
 def in_parallel(work: Callable[[str], Any], texts: Sequence[str], processes: int) -> list[Any]:

@@ -8,8 +8,8 @@ from langchain_core.documents import Document
 
 from mplus import FoundSource, Memory, metadata_filter
 from mplus.filters import checked_test
-from mplus_integrations.arguments import checked_count
-from mplus_integrations.sources import DOCUMENT, without_marks
+from mplus_integrations.arguments import checked_count, checked_several
+from mplus_integrations.sources import DOCUMENT, refuse_marks, without_marks
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 Found = tuple[Document, float]
@@ -43,6 +43,19 @@ def checked_k(k: int | None, name: str = "k") -> int:
         ValueError: Below 1, or no whole number.
     """
     return DEFAULT_K if k is None else checked_count(k, name)
+
+
+def checked_metadatas(metadatas: Any) -> list[dict[str, Any]]:
+    """Metadata of several documents; None stands for none.
+
+    Raises:
+        ValueError: It is that of one alone, one of them is no mapping, or says what a source is.
+    """
+    given = [about or {} for about in checked_several(metadatas, "metadatas")]
+    abouts = [dict(about) for about in checked_several(given, "metadatas", Mapping)]
+    for place, about in enumerate(abouts):
+        refuse_marks(about, f"number {place}")
+    return abouts
 
 
 def has_text(told: Any, text: str, about: Mapping[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from mplus_integrations.langchain.documents import (
     Filter,
     by_words_too,
     checked_k,
+    checked_metadatas,
     diverse,
     document_filter,
     document_of,
@@ -36,7 +37,6 @@ from mplus_integrations.sources import (
     checked_name,
     headings_of,
     named,
-    refuse_marks,
     refuse_others,
     without_blanks,
 )
@@ -146,10 +146,7 @@ class MPlusVectorStore(WithoutVectors):
             kwargs, {*INDEXING, "metadatas", "ids", "show_progress"}, of="add_texts", instead=INSTEAD_OF_STORES
         )
         texts = checked_several(texts, "texts", str)
-        told = [about or {} for about in checked_several(metadatas or [], "metadatas")]
-        abouts = [dict(about) for about in checked_several(told, "metadatas", Mapping)]
-        for place, about in enumerate(abouts):
-            refuse_marks(about, f"number {place}")
+        abouts = checked_metadatas(metadatas or [])
         given = checked_several(ids or [], "ids")
         if len(abouts) not in (0, len(texts)) or (ids is not None and len(given) != len(texts)):
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mplus_integrations.arguments import NO_SWITCH, Whole
+from mplus.given import NO_SWITCH, Whole
 from mplus_integrations.settings import PromptTurns
 
 WITHOUT_EFFECT = (

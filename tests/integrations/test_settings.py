@@ -26,22 +26,13 @@ from mplus_integrations import (
 from mplus_integrations.llama_index import MPlusWriter
 from mplus_integrations.settings import AnswerSettings, Call
 from tests.conftest import TINY
+from tests.generation.test_sampling import NUMBERS as OF_SAMPLING
 
 MODEL = tiny_model(memory=TINY)
 ASKED = [ChatMessage(content="Hello?")]
 
 
-NUMBERS = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "repetition_penalty",
-    "seed",
-    "timeout",
-    "abstain_below",
-    "decline_threshold",
-)
+NUMBERS = ("max_tokens", *(name for name in OF_SAMPLING if name != "max_new_tokens"))
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from mplus.training.ahead import Batches, in_parallel
-from mplus.training.chunk.read_adapter import POOLED_BATCHES, ReaderSettings, Sample, pooled_batches
+from mplus.training.ahead import POOLED_BATCHES, Batches, in_parallel, pooled_batches
+from mplus.training.chunk.read_adapter import ReaderSettings, Sample
 
 
 class Source:

@@ -10,8 +10,8 @@ from mplus.training.chunk.broad import BroadRows
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.projection import Lesson
 from mplus.training.chunk.questions import Question
-from mplus.training.chunk.talk_samples import typed
 from mplus.training.chunk.tellings import turn_text
+from mplus.training.chunk.typed import typed
 from mplus.training.talk import Item, drawn
 
 

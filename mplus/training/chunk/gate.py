@@ -12,7 +12,8 @@ from torch.nn import functional
 from mplus.recall.choose import best_of
 from mplus.recall.gate import NOTHING, BestUnit, Gate
 from mplus.recall.scorer import Shortlist
-from mplus.training.chunk.talk_samples import TalkSamples, typed
+from mplus.training.chunk.talk_samples import TalkSamples
+from mplus.training.chunk.typed import typed
 
 
 @dataclass(frozen=True)

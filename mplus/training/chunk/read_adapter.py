@@ -31,7 +31,6 @@ from mplus.weights import Weights
 # Padded to multiples of these, batches come in few shapes: a CPU kernel is built per shape.
 PROMPT_STEP = 16
 PREFIX_STEP = 128
-POOLED_BATCHES = 4
 TOGETHER = 4
 """Samples about one memory: they stay beside each other in a batch, where what they read is encoded once."""
 STRESS = 3.0
@@ -340,34 +339,6 @@ class Reader:
                 parts = parts[:, torch.tensor(sample.order, device=parts.device)]
             states[:, row, first + 1 : first + length] = parts
         return ReadStates(states.unbind(), lengths)
-
-
-def pooled_batches(samples: SampleSource, settings: ReaderSettings, pool: int) -> list[list[Sample]]:
-    """Batches of some steps in a row, drawn together: each of samples of like length, so that little is padding."""
-    rng = random.Random(settings.seed * 1_000_003 + pool)
-    drawn = _laid_together(samples.draw(rng, settings.batch * POOLED_BATCHES))
-    places = list(range(POOLED_BATCHES))
-    rng.shuffle(places)
-    return [drawn[place * settings.batch : (place + 1) * settings.batch] for place in places]
-
-
-def _laid_together(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples about one memory beside each other, where there are enough of them; else by length, as these are."""
-    by_memory: dict[int, list[Sample]] = {}
-    for sample in samples:
-        by_memory.setdefault(sample.memory, []).append(sample)
-    alone = by_memory.pop(0, [])
-    together = [mine for mine in by_memory.values() if len(mine) == TOGETHER]
-    alone += [sample for mine in by_memory.values() if len(mine) != TOGETHER for sample in mine]
-    alone.sort(key=_length)
-    together += [alone[start : start + TOGETHER] for start in range(0, len(alone), TOGETHER)]
-    # What is left over of those alone is the longest of them, and stands last, so that the others are not cut apart.
-    together.sort(key=lambda mine: (len(mine) < TOGETHER, max(map(_length, mine))))
-    return [sample for mine in together for sample in mine]
-
-
-def _length(sample: Sample) -> int:
-    return len(sample.input_ids)
 
 
 def encode_sample(

@@ -30,6 +30,7 @@ from mplus.training.chunk.offered_tools import call_text, called, offered
 from mplus.training.chunk.questions import Question
 from mplus.training.chunk.read_adapter import TOGETHER, AsRead, Sample, encode_sample
 from mplus.training.chunk.tellings import DECLINED, Telling
+from mplus.training.chunk.typed import typed
 from mplus.training.talk.corpus import PLAIN_WRITERS
 from mplus.training.talk.format import Question as Asked
 
@@ -387,16 +388,3 @@ def _exchange(asked: Asked) -> list[dict[str, str]]:
 
 def _short(question: Asked) -> str:
     return ", ".join(question.short) if question.kind == "list" else question.short[0]
-
-
-def typed(rng: random.Random, text: str) -> str:
-    """A question as somebody else might type it: without capitals, without its mark, with a slip."""
-    style = rng.random()
-    if style < 0.6:
-        return text
-    if style < 0.75:
-        return text[:1].upper() + text[1:].rstrip("?. ") + "?"
-    if style < 0.9:
-        return text.lower().rstrip("?. ")
-    place = rng.randrange(max(len(text) - 1, 1))
-    return text[:place] + text[place + 1 : place + 2] + text[place] + text[place + 2 :]

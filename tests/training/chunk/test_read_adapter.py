@@ -18,11 +18,11 @@ from mplus.generation.prompt import Prompt
 from mplus.model import MPlus
 from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
+from mplus.training.ahead import POOLED_BATCHES, pooled_batches
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank, HeldStates
 from mplus.training.chunk.ordinary_requests import answered, general_requests
 from mplus.training.chunk.read_adapter import (
-    POOLED_BATCHES,
     STRESS,
     AsRead,
     Reader,
@@ -30,7 +30,6 @@ from mplus.training.chunk.read_adapter import (
     Sample,
     encode_sample,
     new_adapter,
-    pooled_batches,
 )
 from mplus.training.chunk.read_adapter_task import ReaderTask
 from mplus.training.loop import train

@@ -13,13 +13,15 @@ from mplus.recall.choose import recall
 from mplus.recall.gate import BestUnit, Gate
 from mplus.recall.late_interaction import LateInteraction
 from mplus.testing import tiny_model
+from mplus.training.ahead import pooled_batches
 from mplus.training.chunk.as_remembered import as_remembered
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.gate import GateExample, GateSettings, gate_examples, train_gate
-from mplus.training.chunk.read_adapter import TOGETHER, ReaderSettings, pooled_batches
-from mplus.training.chunk.talk_samples import ATTRIBUTE, TalkSamples, typed
+from mplus.training.chunk.read_adapter import TOGETHER, ReaderSettings
+from mplus.training.chunk.talk_samples import ATTRIBUTE, TalkSamples
 from mplus.training.chunk.tellings import DECLINED, add_tellings
+from mplus.training.chunk.typed import typed
 from mplus.training.talk import talk_items
 from mplus.training.talk.corpus import PLAIN_WRITERS
 
