@@ -36,7 +36,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
-from mplus.backbone.backbone import Backbone
+from mplus.backbone.llama_layers import LlamaLayers
 from mplus.config import LayoutName, MemoryConfig
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.placement import placed
@@ -94,7 +94,7 @@ class Machine:
             ]
             late = LateInteraction(torch.zeros(layers, hidden), torch.ones(layers, hidden))
         retriever = PublishedRetriever(*projections).to(torch.bfloat16).requires_grad_(False)
-        backbone = Backbone.wrap(self.model, bos_token_id=1)
+        backbone = LlamaLayers.wrap(self.model, bos_token_id=1)
         recall_layer = layers // 5 or 1
         self.weights = Weights(backbone, {"published": retriever, "late": late}, recall_layer, "random")
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mplus.backbone.attention import KeysValues, Packing
-from mplus.backbone.backbone import Backbone
+from mplus.backbone.llama_layers import LlamaLayers
 from mplus.backbone.own_layers import OwnLayers
 from mplus.config import MemoryConfig
 from mplus.memory.state import Context
@@ -68,6 +68,7 @@ def encode_states(
         joined = [chunk.continues and context is None for chunk, context in zip(chunks, contexts, strict=True)]
         kept, made = backbone.encode([chunk.input_ids for chunk in chunks], joined, known, num_layers)
         return Encoded(tuple(kept), tuple(made))
+    assert isinstance(backbone, LlamaLayers)
     packing = _packed(backbone, chunks, contexts)
     hidden = backbone.embed(torch.tensor([i for chunk in chunks for i in chunk.input_ids]))
     states: list[Tensor] = []
@@ -106,7 +107,7 @@ def latents_apart(
     return tuple(one.keys for one in rows), tuple(one.values for one in rows)
 
 
-def _packed(backbone: Backbone, chunks: Sequence[Chunk], contexts: Sequence[Context | None]) -> Packing:
+def _packed(backbone: LlamaLayers, chunks: Sequence[Chunk], contexts: Sequence[Context | None]) -> Packing:
     """The attention pattern of rows of [bos ; contexts written earlier ; chunks], laid out as [chunk, row]."""
     sizes = torch.tensor([len(chunk.input_ids) for chunk in chunks])
     is_earlier = torch.tensor([context is not None for context in contexts])
@@ -160,6 +161,7 @@ def encode_adapter(
         observe: Called with each layer's number and the text rows at its input, for checks.
     """
     backbone, size, num_new = weights.backbone, len(input_ids), config.tokens_per_write
+    assert isinstance(backbone, LlamaLayers), "a checkpoint with a write adapter for other layers is refused"
     hidden = backbone.embed(torch.tensor(list(input_ids)))
     length = 1 + past[0].shape[0] + size
     first = max(length - max(num_new, size), 1)

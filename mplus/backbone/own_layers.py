@@ -1,6 +1,6 @@
 """``OwnLayers``: a backbone whose layers are called as they are, for every model that is not like Llama throughout.
 
-Departs from ``Backbone`` in what it knows of a layer: nothing. Keys and values are taken where attention makes them,
+Unlike ``LlamaLayers`` it knows nothing of a layer. Keys and values are taken where attention makes them,
 and how they turn with position is measured (``turning.py``). A memory layer is one whose attention keeps keys and
 values; recurrent layers and layers that reuse another's keys are none, and read the prompt alone. The state of a token
 in a memory layer is what its attention is given. A read adapter changes linear layers of a second view of the body.
@@ -155,9 +155,13 @@ class OwnLayers(Backbone):
         layers = nn.ModuleList([*self.decoder_layers[:first], *read[first:]])
         return with_descendant(self._inner, self._layers_path, layers)
 
-    @cached_property
+    @property
     def encoding_layers(self) -> Sequence[nn.Module]:
         """Attention modules of memory layers that encode what is written."""
+        return self._encoding_layers
+
+    @cached_property
+    def _encoding_layers(self) -> list[nn.Module]:
         return [(self.write_body or self._inner).get_submodule(path) for path in self._paths]
 
     def adapted_linears(self) -> dict[str, LoraLinear]:
@@ -361,10 +365,6 @@ class OwnLayers(Backbone):
         reading = ReadAlone(self, len(input_ids), num_layers)
         self.forward(reading, input_ids[None], reading.positions[None], self.new_cache())
         return reading.states
-
-    def plain_state(self, input_ids: Int[Tensor, " S"], layer: int) -> Float[Tensor, "S D"]:
-        """States of a text read alone, in one memory layer."""
-        return self.plain_states(input_ids, layer)[-1]
 
     def encode(
         self,

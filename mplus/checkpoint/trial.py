@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mplus.backbone.adapters import Adapter, is_merged
 from mplus.backbone.backbone import Backbone
+from mplus.backbone.llama_layers import LlamaLayers
 from mplus.backbone.own_layers import OwnLayers
 from mplus.backbone.quantised import dense
 from mplus.backbone.survey import FAILURES, PASSING, windows_of
@@ -128,7 +129,7 @@ def tried(model: Any, bos_token_id: int, trained: TrainedLayers | None = None) -
 
 def _made(model: Any, way: Way, bos_token_id: int, trained: TrainedLayers) -> Backbone:
     if way == "llama":
-        return Backbone.wrap(model, bos_token_id=bos_token_id, **trained._asdict())
+        return LlamaLayers.wrap(model, bos_token_id=bos_token_id, **trained._asdict())
     return _reading(OwnLayers.discover(model, bos_token_id=bos_token_id), trained)
 
 
@@ -145,9 +146,9 @@ def _first_that_is_exact(model: Any, bos_token_id: int) -> tuple[Backbone, Trial
     windows, recurrent = windows_of(config)
     kind = "recurrent" if recurrent else "windows" if windows else "full"
     implementation = model.config._attn_implementation
-    if kind == "full" and Backbone.looks_like_llama(model):
+    if kind == "full" and LlamaLayers.looks_like_llama(model):
         try:
-            backbone = Backbone.wrap(model, bos_token_id=bos_token_id)
+            backbone = LlamaLayers.wrap(model, bos_token_id=bos_token_id)
             found = _compared(backbone, bos_token_id, "llama", kind)
             if not found.refused:
                 return backbone, found

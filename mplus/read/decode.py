@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from mplus.backbone.attention import Rotation
 from mplus.backbone.backbone import Backbone
 from mplus.backbone.few_rows import decoding
+from mplus.backbone.llama_layers import LlamaLayers
 from mplus.backbone.own_layers import OwnLayers
 from mplus.backbone.passes import Reads
 from mplus.read.cache_layer import PrefixLayer, Slots, join, leave, prepare
@@ -81,7 +82,7 @@ class Geometry(NamedTuple):
     """As decoder layers take it; None if all columns are seen."""
 
 
-def geometry(backbone: Backbone, size: int, lengths: tuple[int, ...], where: torch.device) -> Geometry:
+def geometry(backbone: LlamaLayers, size: int, lengths: tuple[int, ...], where: torch.device) -> Geometry:
     """Geometry of ``size`` new tokens in every row after ``lengths`` columns; a column is a position."""
     position = torch.tensor(lengths, device=where)[:, None] + torch.arange(size, device=where)
     unequal, mask, slots = len(set(lengths)) > 1, None, None
@@ -102,8 +103,9 @@ def through_model(
     recurrent: Any = None,
 ) -> Float[Tensor, "B S D"]:
     """States of new tokens, from which ``Backbone.logits`` computes logits; arguments as of ``through_layers``."""
-    if not isinstance(backbone, OwnLayers):
+    if isinstance(backbone, LlamaLayers):
         return through_layers(backbone, modules, layers, backbone.embed(input_ids), make)
+    assert isinstance(backbone, OwnLayers)
     reads = Reads(backbone, layers, make, *input_ids.shape)
     reading = modules is backbone.read_layers
     hidden = backbone.forward(reads, input_ids, reads.positions, recurrent, reading=reading)
@@ -112,7 +114,7 @@ def through_model(
 
 
 def through_layers(
-    backbone: Backbone,
+    backbone: LlamaLayers,
     modules: nn.ModuleList,
     layers: list[PrefixLayer],
     hidden: Float[Tensor, "B S D"],

@@ -7,7 +7,7 @@ import torch
 
 from mplus import MemoryConfig
 from mplus.backbone.attention import KeysValues
-from mplus.backbone.backbone import Backbone
+from mplus.backbone.llama_layers import LlamaLayers
 from mplus.checkpoint import trial
 from mplus.checkpoint.loading import assemble
 from mplus.checkpoint.parts import TrainedParts
@@ -59,7 +59,7 @@ def test_the_trial_still_refuses_a_wrong_calculation(mistake: str, monkeypatch: 
 
     monkeypatch.setattr(Weights, "whole", wrong)
     model = biased(tiny_of("qwen2", seed=5)).to(torch.bfloat16)
-    found = trial._compared(Backbone.wrap(model, bos_token_id=257), 257, "llama", "full")
+    found = trial._compared(LlamaLayers.wrap(model, bos_token_id=257), 257, "llama", "full")
     assert "differ from the plain model's" in found.refused
 
 

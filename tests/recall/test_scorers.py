@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mplus.backbone.backbone import Backbone
+from mplus.backbone.llama_layers import LlamaLayers
 from mplus.config import MemoryConfig
 from mplus.layouts.layout import choose_units
 from mplus.model import MPlus
@@ -95,7 +95,7 @@ def test_published_relevance_is_the_mean_sigmoid() -> None:
 def test_attention_relevance_is_attention_mass() -> None:
     torch.manual_seed(0)
     model = tiny_backbone()
-    scorer = AttentionScorer(Backbone.wrap(model).projections(), 2, 8)
+    scorer = AttentionScorer(LlamaLayers.wrap(model).projections(), 2, 8)
     rows, text = torch.randn(7, 48), torch.randn(3, 48)
     with torch.no_grad():
         keys, queries = scorer.keys(2, rows), scorer.queries(2, text)

@@ -175,6 +175,8 @@ assert torch.equal(both[0], both[1]), "processes parted"
 print("fingerprint", doing.objective.memory.fingerprint)
 accelerator.wait_for_everyone()  # the first process keeps the store that the others talk to
 accelerator.end_training()
+sys.stdout.flush()
+os._exit(0)  # a thread of the process group may abort the interpreter's end, when all that is asked for is done
 """
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mplus.backbone.attention import Rotation, rotate
 from mplus.backbone.backbone import Backbone
+from mplus.backbone.llama_layers import LlamaLayers
 from mplus.backbone.own_layers import OwnLayers
 from mplus.backbone.passes import Behind
 
@@ -30,7 +31,7 @@ class ReadStates(NamedTuple):
 
 def pads_left(backbone: Backbone) -> bool:
     """Whether prompts and what they read are padded on the left: recurrent layers must not see padding first."""
-    return not isinstance(backbone, OwnLayers)
+    return isinstance(backbone, LlamaLayers)
 
 
 def last_states(
@@ -58,6 +59,7 @@ def last_states(
         padded[row, start : start + len(ids)] = torch.tensor(ids)
     if isinstance(backbone, OwnLayers):
         return _own(backbone, padded, read, plain=plain)
+    assert isinstance(backbone, LlamaLayers)
     return _like_llama(backbone, padded, [len(ids) for ids in prompts], read, precision, plain=plain)
 
 
@@ -72,7 +74,7 @@ def _own(backbone: OwnLayers, padded: Tensor, read: ReadStates | None, *, plain:
 
 
 def _like_llama(
-    backbone: Backbone,
+    backbone: LlamaLayers,
     padded: Tensor,
     sizes: Sequence[int],
     read: ReadStates | None,
@@ -99,7 +101,7 @@ def _like_llama(
 
 
 def _through(
-    backbone: Backbone,
+    backbone: LlamaLayers,
     layer: Any,
     hidden: Tensor,
     read: Tensor | None,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mplus.backbone.attention import Rotation, rotate
+from mplus.backbone.llama_layers import LlamaLayers
 from mplus.config import MemoryConfig
 from mplus.encode import Chunk, encode_adapter
 from mplus.memory.memory import Memory
@@ -63,6 +64,7 @@ def read_target(weights: Weights, input_ids: Int[Tensor, " S"], front: Front) ->
         front: Memory tokens of each layer.
     """
     backbone = weights.backbone
+    assert isinstance(backbone, LlamaLayers), "a run refuses others"
     hidden = backbone.embed(input_ids)
     rows = hidden.shape[0]
     seen: list[Tensor] = []
