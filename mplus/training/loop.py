@@ -11,6 +11,7 @@ import random
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mplus.checkpoint.parts import TrainedParts, read_parts, write_parts
 from mplus.errors import CheckpointError
 from mplus.training.run_folder import Log
 from mplus.training.run_settings import RunSettings
+from mplus.training.stopping import StoppedError, stop_signals
 from mplus.training.task import Task
 
 TENSORS, PROGRESS = "training.safetensors", "training.json"
@@ -39,8 +41,11 @@ def train(
 ) -> None:
     """Train a task to its last step, from its last checkpoint in ``folder`` if there is one.
 
+    One process saves a checkpoint when a signal asks it to stop; of several, each would stop at a step of its own.
+
     Raises:
         CheckpointError: A checkpoint is of another number of processes, or cannot be read.
+        StoppedError: A signal has asked for it.
     """
     groups = task.groups()
     leaves = {name: leaf for group in groups.values() for name, leaf in group.items()}
@@ -55,7 +60,8 @@ def train(
     log.cut(task.name, done)
     figures: dict[str, list[float]] = {}
     started = time.perf_counter()
-    with log.progress(task.name, done, task.steps) as advance:
+    signals = stop_signals() if accelerator.num_processes == 1 else nullcontext(int)
+    with log.progress(task.name, done, task.steps) as advance, signals as stopping:
         for step in range(done, task.steps):
             for group in optimizer.param_groups:
                 group["lr"] = task.learning_rate(group["group"], step)
@@ -70,7 +76,8 @@ def train(
             accelerator.clip_grad_norm_(leaves.values(), task.clip)
             optimizer.step()
             advance()
-            is_saved = (step + 1) % save_every == 0 or step + 1 == task.steps
+            asked = stopping()
+            is_saved = (step + 1) % save_every == 0 or step + 1 == task.steps or asked
             # A checkpoint closes the means of the log, so that a run which goes on from it logs the same.
             if is_saved or (step + 1) % log_every == 0:
                 rates = {group["group"]: group["lr"] for group in optimizer.param_groups}
@@ -83,6 +90,9 @@ def train(
                 if measured:
                     log.write(task.name, step + 1, measured)
                 checkpoints.save(task, leaves, optimizer, step + 1)
+            if asked:
+                log.say(f"Stopped behind step {step + 1} of {task.steps}; --resume goes on.")
+                raise StoppedError(128 + asked)
 
 
 def train_task(task: Task, accelerator: Accelerator, folder: Path, log: Log, settings: RunSettings) -> TrainedParts:

@@ -1,0 +1,37 @@
+"""A run that is asked to stop (Ctrl+C, SIGTERM) ends behind a checkpoint; asked again, it ends at once."""
+
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StoppedError(SystemExit):
+    """A run has stopped because a signal asked for it; the exit status is 128 and the signal's number."""
+
+
+@contextmanager
+def stop_signals() -> Generator[Callable[[], int]]:
+    """Take the first Ctrl+C or SIGTERM as a wish; yields what tells its number, 0 before.
+
+    Signals are left as they are outside the main thread, where Python lets nobody catch them.
+    """
+    asked = 0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = number
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        restore()

@@ -1,0 +1,53 @@
+"""A run that a signal asks to stop."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mplus.training.stopping import StoppedError
+from tests.training.test_loop import STEPS, assert_same_leaves, one_thread, run, task, whole
+
+__all__ = ["one_thread", "whole"]  # fixtures
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_behind_a_checkpoint(
+    whole, number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped, _ = task()
+    loss = stopped.loss
+
+    def signalled(step: int, sample: int):
+        if (step, sample) == (1, 0):
+            os.kill(os.getpid(), number)
+        return loss(step, sample)
+
+    stopped.loss = signalled
+    before = signal.getsignal(number)
+    with pytest.raises(StoppedError) as stop:
+        run(stopped, tmp_path)
+    assert stop.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"], "between two of its own"
+    assert f"Stopped behind step 2 of {STEPS}; --resume goes on." in capsys.readouterr().err
+    again, found = task()
+    run(again, tmp_path)
+    assert_same_leaves(found, whole[1])
+
+
+def test_a_second_signal_stops_it_at_once(tmp_path: Path) -> None:
+    stopped, _ = task()
+    loss = stopped.loss
+
+    def signalled(step: int, sample: int):
+        if (step, sample) == (1, 0):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(step, sample)
+
+    stopped.loss = signalled
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
