@@ -188,6 +188,7 @@ class Service:
         """
         answers, started, said = self._present()[1], time.monotonic(), None
         sizes: list[int | None] = []
+        whole: Answer | None = None
         with self.admission.place(), self.telemetry.answer(kind, self.settings.model, _asked(question)) as span:
             span.content({"gen_ai.input.messages": str(question.prompt), "mplus.memory": question.memory})
 
@@ -213,10 +214,14 @@ class Service:
                         if isinstance(piece, Answer):
                             self._note(span, piece)
                             self._keep(kind, question.memory, started, next(iter(sizes), None), said)
-                        yield piece
+                            whole = piece
+                        else:
+                            yield piece
                 except (GeneratorExit, asyncio.CancelledError):  # the client went away
                     self.metrics.cut.inc()
                     raise
+        if whole is not None:  # whoever has it asks for no more, and has not gone away
+            yield whole
 
     async def answer(self, question: Question, kind: str = "chat") -> Answer:
         """The whole answer; takes the arguments of ``pieces``."""

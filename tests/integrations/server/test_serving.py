@@ -148,6 +148,14 @@ def test_a_stream_that_is_left_early_has_its_tokens_counted(serving: Serving, st
     assert tokens["prompt"] > 10 and 0 < tokens["answer"] < 1500
 
 
+def test_an_answer_that_is_whole_is_not_counted_as_cut(serving: Serving) -> None:
+    with serving() as served:
+        for stream in (False, True):
+            assert served.chat("Who?", stream=stream).status_code == 200
+        with served.client() as http:
+            assert "mplus_answers_cut_total 0.0" in http.get("/metrics").text
+
+
 def test_a_full_queue_is_a_429_that_says_when_to_come_again(serving: Serving, steps: Steps) -> None:
     with serving(max_running=1, max_waiting=0, max_tokens=3000) as served:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 3000, "stream": True}
@@ -227,6 +235,7 @@ def test_spans_follow_the_conventions_and_hold_contents_only_where_asked(serving
             with served.client() as http:
                 http.post("/v1/memories/anna/search", json={"query": "plums"})
         chat, search = exporter.get_finished_spans()
+        assert "error.type" not in chat.attributes, "an answer that is whole has no error"
         assert chat.name == f"chat {MODEL}" and chat.attributes["gen_ai.operation.name"] == "chat"
         assert chat.attributes["gen_ai.usage.output_tokens"] <= 3 and chat.attributes["gen_ai.request.max_tokens"] == 3
         assert search.attributes["gen_ai.operation.name"] == "search_memory"
