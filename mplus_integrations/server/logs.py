@@ -8,10 +8,14 @@ import traceback
 from typing import Any, Literal
 
 LOGGER = logging.getLogger("mplus.serve")
+OURS = ("mplus.serve", "uvicorn", "uvicorn.error")
+"""Loggers whose messages hold no contents."""
 
 
 class Line(logging.Formatter):
     """One line for each record; of an exception its type and places, since its message may hold contents.
+
+    Of what a library logs its logger and place, for the same reason.
 
     Args:
         form: "json" or "text".
@@ -25,6 +29,8 @@ class Line(logging.Formatter):
         """The line."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         about: dict[str, Any] = {"event": record.getMessage(), **getattr(record, "about", {})}
+        if record.name not in OURS:
+            about = {"event": "library", "logger": record.name, "place": f"{record.pathname}:{record.lineno}"}
         if record.exc_info and record.exc_info[1] is not None:
             about |= where_of(record.exc_info[1])
         if self._form == "json":
@@ -43,7 +49,8 @@ def set_up_logs(form: Literal["json", "text"]) -> None:
     """Write the log lines of the server to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Line(form))
-    for name in ("mplus.serve", "uvicorn", "uvicorn.error"):
+    logging.getLogger().handlers = [handler]  # before mcp gives it one that writes text
+    for name in OURS:
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name != "uvicorn.error" else []
         logger.setLevel(logging.INFO)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -205,6 +207,24 @@ def test_log_lines_hold_no_contents_names_or_keys(served: Served, caplog: pytest
     assert [line["status"] for line in found] == [200, 404, 400]
     assert found[0]["route"] == "/v1/chat/completions" and found[1]["route"] == "/v1/memories/{name}/sources"
     assert not any(secret in line for line in lines for secret in ("plum", "anna", "sk-secret"))
+
+
+def test_lines_of_libraries_are_json_and_say_where_and_not_what() -> None:
+    code = """
+import logging
+from mplus_integrations.server.logs import set_up_logs
+set_up_logs("json")
+logging.basicConfig(format="%(message)s", handlers=[logging.StreamHandler()])  # as mcp does
+logging.getLogger("python_multipart").warning("Expected boundary, got %s", "plum")
+try:
+    raise ValueError("plum")
+except ValueError:
+    logging.getLogger("asyncio").exception("Task of plum")
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    found = [json.loads(line) for line in told.splitlines()]
+    assert [(line["event"], line["logger"]) for line in found] == [("library", "python_multipart"), ("library", "asyncio")]
+    assert found[1]["error"] == "ValueError" and "plum" not in told and "<string>:6" in found[0]["place"]
 
 
 def test_what_nobody_expected_is_a_500_that_tells_nothing(
