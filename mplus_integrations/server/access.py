@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from mplus import MemoryStore
 from mplus_integrations.server.keys import Caller, KeyRing, own_memory
-from mplus_integrations.server.problems import Problem
+from mplus_integrations.server.problems import HIDDEN, RETRY_SECONDS, Problem
 from mplus_integrations.server.settings import ServeSettings
 
 MEMORY_HEADER = "x-mplus-memory"
@@ -18,11 +18,16 @@ class Access:
 
     Args:
         settings: Whether keys are needed, where they are, and what is shared.
+
+    Raises:
+        ValueError: The file of keys is damaged.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
         self._needs_key = settings.needs_key
         self._ring = None if settings.keys is None else KeyRing(settings.keys)
+        if self._ring is not None:
+            self._ring.list()
         self._shared = frozenset(settings.shared)
 
     def caller(self, headers: Mapping[str, str], address: str) -> Caller:
@@ -33,7 +38,7 @@ class Access:
             address: The network address that it comes from.
 
         Raises:
-            Problem: A key is needed and missing, or is not known (401).
+            Problem: A key is needed and missing, or is not known (401), or the file of keys is damaged (503).
         """
         key = _key_in(headers)
         if key is None:
@@ -43,7 +48,10 @@ class Access:
         if self._ring is None:
             own = own_memory(key)
             return Caller(own[:16], own, frozenset({own}) if self._needs_key else None, self._shared)
-        known = self._ring.find(key)
+        try:
+            known = self._ring.find(key)
+        except (ValueError, OSError) as error:
+            raise Problem(503, "keys_unreadable", HIDDEN["keys_unreadable"], retry_after=RETRY_SECONDS) from error
         if known is None:
             raise Problem(401, "key_unknown", "This API key is not known here. mplus keys add makes one.")
         opens = None if known.opens is None else frozenset({known.memory, *known.opens})

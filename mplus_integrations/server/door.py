@@ -1,6 +1,5 @@
 """The door of the web server: who may enter, how large a request may be, and what is counted and logged."""
 
-import logging
 import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
@@ -10,9 +9,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mplus_integrations.server.logs import log, where_of
+from mplus_integrations.server.logs import log
 from mplus_integrations.server.page import PREFIX as PAGE_PREFIX
-from mplus_integrations.server.problems import Problem, problem_of, response_of
+from mplus_integrations.server.problems import Problem, log_hidden, problem_of, response_of
 from mplus_integrations.server.service import Service
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/"})
@@ -78,8 +77,7 @@ class Door:
 
     async def _refuse(self, error: Exception, scope: Scope, receive: Receive, visit: "Visit") -> None:
         problem = problem_of(error, retry_after=self._service.admission.retry_seconds)
-        if problem.status_code == 500:
-            log("error", level=logging.ERROR, id=visit.id, **where_of(error))
+        log_hidden(problem, error, id=visit.id)
         if visit.status is None:
             await response_of(problem)(scope, receive, visit.send)
 

@@ -15,7 +15,7 @@ from mplus_integrations.answering import Answer
 from mplus_integrations.server.access import may_open, memory_for
 from mplus_integrations.server.keys import Caller
 from mplus_integrations.server.memories import Item, Times
-from mplus_integrations.server.problems import problem_of
+from mplus_integrations.server.problems import log_hidden, problem_of
 from mplus_integrations.server.routes import plain_json
 from mplus_integrations.server.service import Question, Service
 from mplus_integrations.server.wire import When
@@ -175,4 +175,6 @@ class Tools:
 
 
 def _told(error: Exception) -> ToolError:
-    return ToolError(str(problem_of(error).detail))
+    problem = problem_of(error)
+    log_hidden(problem, error)
+    return ToolError(str(problem.detail))

@@ -13,7 +13,7 @@ from mplus_integrations.server.access import may_read, memory_for
 from mplus_integrations.server.keys import Caller
 from mplus_integrations.server.leaving import EventStream, while_there
 from mplus_integrations.server.openai_answers import Shape, check_whole, error_event, events
-from mplus_integrations.server.problems import Problem, problem_of
+from mplus_integrations.server.problems import Problem, log_hidden, problem_of
 from mplus_integrations.server.processors import NoteTokens, Penalties
 from mplus_integrations.server.routes import Json, Route
 from mplus_integrations.server.service import Question, Service
@@ -88,7 +88,9 @@ async def _streamed(shape: Shape, first: str | Answer, pieces: AsyncGenerator[st
             async for event in events(shape, first, pieces):
                 yield event
         except Exception as error:  # the status has been sent, so the stream itself must tell
-            yield error_event(problem_of(error))
+            problem = problem_of(error)
+            log_hidden(problem, error)
+            yield error_event(problem)
 
 
 def _penalties(asked: Asking) -> list[Penalties]:

@@ -1,5 +1,6 @@
 """What goes wrong, as an HTTP answer: problem+json (RFC 9457), with the ``error`` member that OpenAI's clients read."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -9,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 import mplus
+from mplus_integrations.server.logs import log, where_of
 
 RETRY_SECONDS = 1
 
@@ -55,6 +57,16 @@ STATUSES: Sequence[tuple[type[Exception], int, str]] = (
     (ValueError, 400, "invalid_request"),
 )
 """The first that an error is one of counts."""
+HIDDEN: Mapping[str, str] = {
+    "internal": "Something went wrong in the server; its log says where.",
+    "keys_unreadable": "The server's file of keys cannot be read. Whoever runs the server restores it.",
+    "not_saved": "The change could not be saved. What was saved before is intact.",
+    "not_reachable": "The memory cannot be reached now; it may be intact. Ask again later.",
+    "memory_key": "The memory is encrypted, and the server has no key that opens it. Whoever runs it restores the key.",
+    "memory_damaged": "The memory is damaged. Whoever runs the server restores it from a copy, or delete it.",
+    "embedder_failed": "The embedder of the server failed, and nothing was changed. Ask again once it works.",
+}
+"""What clients are told of trouble of the server itself; its message may name folders, urls and what others said."""
 AGAIN = frozenset({"queue_full", "stopping", "memory_in_use", "memory_conflict", "not_reachable"})
 """What may work a little later."""
 
@@ -72,8 +84,15 @@ def problem_of(error: Exception, *, retry_after: int = RETRY_SECONDS) -> Problem
         return Problem(404, "memory_not_found", "There is no such memory. /v1/memories lists those of the key.")
     for kind, status, code in STATUSES:
         if isinstance(error, kind):
-            return Problem(status, code, str(error), retry_after=retry_after if code in AGAIN else None)
-    return Problem(500, "internal", "Something went wrong in the server; its log says where.")
+            detail = HIDDEN.get(code, str(error))
+            return Problem(status, code, detail, retry_after=retry_after if code in AGAIN else None)
+    return Problem(500, "internal", HIDDEN["internal"])
+
+
+def log_hidden(problem: Problem, error: Exception, **about: Any) -> None:
+    """Log where an error arose whose message clients are not told."""
+    if problem.code in HIDDEN:
+        log("error", level=logging.ERROR, code=problem.code, **about, **where_of(error))
 
 
 def no_memory(name: str) -> Problem:

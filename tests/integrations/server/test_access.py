@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mplus_integrations.server.access import Access
 from mplus_integrations.server.admission import Rates
 from mplus_integrations.server.keys import KeyRing, own_memory
 from mplus_integrations.server.problems import Problem
@@ -90,6 +91,22 @@ def test_no_key_and_unknown_keys_are_refused_and_a_revoked_one_at_once(serving: 
         assert status(served, key, "POST", "/v1/chat/completions", json=ASK | {"memory": "anyone"}) == 200
         ring.revoke(known.id)
         assert status(served, key, "GET", "/v1/memories") == 401
+
+
+def test_a_damaged_file_of_keys_is_told_at_the_start_and_later_without_its_place(
+    serving: Serving, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys.json"
+    _, key = KeyRing(file).add("anna")
+    with serving(keys=file) as served:
+        file.write_text("{oops")
+        with served.client(key) as http:
+            answer = http.get("/v1/models")
+        assert (answer.status_code, answer.json()["code"]) == (503, "keys_unreadable"), answer.text
+        assert str(tmp_path) not in answer.text and answer.headers["retry-after"]
+        assert any(getattr(record, "about", {}).get("code") == "keys_unreadable" for record in caplog.records)
+    with pytest.raises(ValueError, match="keys.json is not a file of keys"):
+        Access(ServeSettings(keys=file))
 
 
 def test_a_file_of_keys_holds_hashes_and_is_for_the_user_alone(tmp_path: Path) -> None:

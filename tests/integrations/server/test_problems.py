@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mplus_integrations.server.keys import KeyRing
+from mplus_integrations.server.openai_answers import Shape
 from tests.integrations.server.conftest import MODEL, Served, Serving
 
 ASK = {"model": MODEL, "messages": [{"role": "user", "content": "Who am I?"}], "max_tokens": 2}
@@ -45,6 +46,37 @@ def test_a_memory_that_is_missing_tells_no_other_memory_and_no_place(serving: Se
             detail = answer.json()["detail"]
             assert "'anna'" in detail or "'team'" in detail, "the one that was meant is named"
             assert "nordwind" not in answer.text and str(tmp_path) not in answer.text
+
+
+def test_trouble_of_the_server_tells_clients_no_place_and_the_log_where(
+    serving: Serving, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving() as served, served.client() as http:
+        assert http.post("/v1/memories/anna/write", json={"text": "Mine.", "source": "x"}).status_code == 200
+        (tmp_path / "memories" / "anna" / "memory.json").write_text("{oops")
+        answers = [http.get("/v1/memories/anna"), http.post("/v1/chat/completions", json={**ASK, "memory": "anna"})]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"]) == (503, "memory_damaged")
+        assert str(tmp_path) not in answer.text
+    about = [record.about for record in caplog.records if record.levelname == "ERROR"]
+    assert [one["error"] for one in about] == ["CorruptMemoryError"] * 2 and str(tmp_path) not in str(about)
+
+
+def test_what_goes_wrong_in_a_stream_or_a_tool_stands_in_the_log(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("about plums")
+
+    monkeypatch.setattr(Shape, "event", fail)
+    with served.client() as http:
+        events = http.post("/v1/chat/completions", json={**ASK, "stream": True}).text
+    assert '"code":"internal"' in events and "plums" not in events and "[DONE]" not in events
+    pytest.importorskip("mcp", reason="needs the extra mcp")
+    from mplus_integrations.server.mcp_tools import _told
+
+    assert _told(RuntimeError("about plums")).args == ("Something went wrong in the server; its log says where.",)
+    assert [record.about["error"] for record in caplog.records if record.levelname == "ERROR"] == ["RuntimeError"] * 2
 
 
 def test_a_wrong_path_or_method_says_what_there_is(served: Served) -> None:

@@ -223,7 +223,10 @@ except ValueError:
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     found = [json.loads(line) for line in told.splitlines()]
-    assert [(line["event"], line["logger"]) for line in found] == [("library", "python_multipart"), ("library", "asyncio")]
+    assert [(line["event"], line["logger"]) for line in found] == [
+        ("library", "python_multipart"),
+        ("library", "asyncio"),
+    ]
     assert found[1]["error"] == "ValueError" and "plum" not in told and "<string>:6" in found[0]["place"]
 
 
