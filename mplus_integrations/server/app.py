@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 import mplus
 from mplus import MPlus
@@ -28,6 +29,7 @@ from mplus_integrations.server.service import Service
 from mplus_integrations.server.settings import ServeSettings
 from mplus_integrations.worker import in_thread
 
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"description": about, "content": {"application/problem+json": {"schema": ProblemBody.model_json_schema()}}}
     for code, about in (("4XX", "The request cannot be answered."), ("5XX", "The server cannot answer now."))
@@ -145,5 +147,14 @@ async def _load(service: Service) -> None:
         log("ready", model=service.settings.model)
 
 
-async def _told(_: Request, error: Exception) -> Response:
+async def _told(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        error = HTTPException(405, headers={"Allow": _allowed(request)})
     return response_of(invalid(error.errors()) if isinstance(error, RequestValidationError) else problem_of(error))
+
+
+def _allowed(request: Request) -> str:
+    """The methods that a path takes; the router names those of one of its endpoints alone."""
+    asked = [(method, {**request.scope, "method": method}) for method in METHODS]
+    found = (name for name, scope in asked if any(r.matches(scope)[0] is Match.FULL for r in request.app.routes))
+    return ", ".join(found)

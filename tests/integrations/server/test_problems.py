@@ -86,6 +86,16 @@ def test_a_wrong_path_or_method_says_what_there_is(served: Served) -> None:
         assert "/openapi.json" in lost.json()["detail"]
         assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")
         assert wrong.headers["allow"] == "GET" and "GET" in wrong.json()["detail"]
+        for method, path, allowed in [
+            ("PUT", "/v1/memories/anna", "DELETE, GET"),
+            ("PUT", "/v1/memories", "GET, POST"),
+            ("PATCH", "/v1/memories/anna/snapshots/x", "DELETE"),
+            ("HEAD", "/v1/memories/anna/snapshots", "GET, POST"),
+            ("OPTIONS", "/v1/chat/completions", "POST"),
+            ("POST", "/healthz", "GET, HEAD"),
+        ]:
+            answer = http.request(method, path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, allowed), path
         for path in ("/healthz", "/readyz", "/"):
             assert http.head(path).status_code == 200 and http.head(path).content == b""
 
