@@ -65,7 +65,8 @@ def memory_for(caller: Caller, named: str | None, headers: Mapping[str, str]) ->
         ValueError: The name is not allowed.
         Problem: The caller may not open it (403).
     """
-    header = headers.get(MEMORY_HEADER)
+    given = headers.get(MEMORY_HEADER)
+    header = None if given is None else _as_meant(given)
     if named is not None and header is not None and named != header:
         raise ValueError(f"memory={named!r} beside {MEMORY_HEADER}: {header!r}: expected one of them.")
     return may_open(caller, named if named is not None else header if header is not None else caller.memory)
@@ -110,6 +111,14 @@ def _key_in(headers: Mapping[str, str]) -> str | None:
     if scheme.lower() != "bearer" or not key.strip():
         raise Problem(401, "key_malformed", "Authorization: expected 'Bearer', a space and an API key.")
     return key.strip()
+
+
+def _as_meant(header: str) -> str:
+    """A header that was read as Latin-1, in which browsers send it; curl sends the terminal's UTF-8."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
 
 
 def _hidden(address: str) -> str:

@@ -123,6 +123,13 @@ def test_a_file_of_keys_holds_hashes_and_is_for_the_user_alone(tmp_path: Path) -
         ring.list()
 
 
+@pytest.mark.parametrize("sent", ["Zoê".encode(), "Zoê".encode("latin-1")], ids=["curl", "browser"])
+def test_a_header_names_a_memory_however_its_letters_are_sent(served: Served, sent: bytes) -> None:
+    with served.client() as http:
+        answer = http.post("/v1/chat/completions", json=ASK, headers=[(b"x-mplus-memory", sent)])
+    assert answer.json()["mplus"]["memory"] == "Zoê"
+
+
 def test_without_a_file_each_key_has_a_memory_of_its_own(serving: Serving) -> None:
     with serving(require_key=True) as served:
         assert status(served, None, "GET", "/v1/memories") == 401
