@@ -75,7 +75,12 @@ class Front:
         )
 
     async def _body(self, request: Request) -> bytes:
+        """The body; of who is not let in it is not read, since the replica refuses that by the headers."""
         settings = self._settings
+        try:
+            self._access.caller(request.headers, "")
+        except Problem:
+            return b""
         most = settings.max_import_bytes if request.url.path.endswith("/import") else settings.max_body_bytes
         parts: list[bytes] = []
         taken = 0

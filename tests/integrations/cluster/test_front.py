@@ -76,7 +76,6 @@ def client(passed_to: Answering, key: str | None = None, **settings: Any) -> htt
         ("POST", CHAT, {"memory": 7}, {}, "default"),
         ("POST", CHAT, {"memory": "../etc"}, {}, None),
         ("POST", CHAT, ["no object"], {}, "default"),
-        ("POST", CHAT, {"memory": "anna"}, {"Authorization": "Basic x"}, None),
     ],
 )
 async def test_a_request_goes_to_the_owner_of_the_memory_that_the_server_would_open(
@@ -157,6 +156,21 @@ async def test_a_request_that_is_too_large_is_passed_to_nobody() -> None:
     async with client(replicas, max_body_bytes=10) as http:
         answer = await http.post("/v1/memories/anna/write", json={"text": "more than ten bytes"})
     assert answer.status_code == 413 and replicas.asked == []
+
+
+async def test_the_body_of_who_is_not_let_in_is_not_kept(tmp_path: Path) -> None:
+    _, key = KeyRing(tmp_path / "keys.json").add("anna")
+    body = json.dumps({"memory": "anna"}).encode()
+    for given, expected in [
+        (f"Bearer {key}", ("anna", body)),
+        ("Bearer guess", (None, b"")),
+        ("Basic x", (None, b"")),
+        ("", (None, b"")),
+    ]:
+        replicas = Replicas()
+        async with client(replicas, keys=tmp_path / "keys.json") as http:
+            await http.post(CHAT, content=body, headers={"Authorization": given})
+        assert [(memory, passed.body) for memory, passed in replicas.asked] == [expected], given
 
 
 def passed(body: bytes = b"hello") -> Passed:
