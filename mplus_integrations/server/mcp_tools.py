@@ -15,6 +15,7 @@ from mplus_integrations.answering import Answer
 from mplus_integrations.server.access import may_open, memory_for
 from mplus_integrations.server.keys import Caller
 from mplus_integrations.server.memories import Item, Times
+from mplus_integrations.server.memories_wire import Named
 from mplus_integrations.server.problems import log_hidden, problem_of
 from mplus_integrations.server.routes import plain_json
 from mplus_integrations.server.service import Question, Service
@@ -90,7 +91,7 @@ class Tools:
         text: Annotated[str, Field(min_length=1, description="What to remember, in whole sentences.")],
         context: Context[Any],
         source: Annotated[
-            str | None, Field(description="A name, to find and forget it by. By default one is made.")
+            Named | None, Field(description="A name, to find and forget it by. By default one is made.")
         ] = None,
         at: At = None,
         dated: Annotated[

@@ -172,7 +172,7 @@ class Memories:
         """Write the turns of a conversation, each under a name of its own; those in memory already stay."""
         names = turn_names(messages)
         turns = [Item(turn_text(m), n, {"role": m["role"]}, at, dated) for n, m in zip(names, messages, strict=True)]
-        with self.store.open(name, self.model, timeout=LOCK_SECONDS) as memory:
+        with self.store.open(name, self.model, timeout=LOCK_SECONDS, keep_empty=False) as memory:
             known = {source.name for source in memory.sources()}
             return self._write(memory, [one for one in turns if one.text and one.source not in known], keep_text=True)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Query, Request, UploadFile
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import FileResponse, Response
 from starlette.background import BackgroundTask
 
@@ -18,6 +18,7 @@ from mplus_integrations.server.memories_wire import (
     Recalling,
     Replacing,
     Searching,
+    SentFiles,
     Writing,
 )
 from mplus_integrations.server.problems import Problem
@@ -92,19 +93,15 @@ def _add_writing(routes: APIRouter, service: Service) -> None:
 
     @routes.post("/{name}/files")
     async def write_files(
-        name: str,
-        request: Request,
-        files: Annotated[list[UploadFile], File(description="Text files; the name of each is its source.")],
-        source: Annotated[str | None, Form(min_length=1)] = None,
-        at: Annotated[str | None, Form(description="When they were said; by default now.")] = None,
-        dated: Annotated[bool, Form(description="Whether each begins with the date for the reader.")] = False,
+        name: str, request: Request, sent: Annotated[SentFiles, Form(media_type="multipart/form-data")]
     ) -> Json:
         """Remember text files (UTF-8)."""
         _own(request, name)
-        if dated and at is None:
-            raise ValueError("dated without at: expected when it was said, such as '2024-03-03'.")
-        said = _moment(at)
-        items = [Item(_decoded(await f.read(), f.filename), source or f.filename, {}, said, dated) for f in files]
+        said = _moment(sent.at)
+        items = [
+            Item(_decoded(await file.read(), file.filename), sent.source or file.filename, {}, said, sent.dated)
+            for file in sent.files
+        ]
         return _told(service, await service.operate("write", name, service.memories.write, name, items))
 
     @routes.post("/{name}/replace")

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from fastapi import UploadFile
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mplus_integrations.server.activity import Act
 from mplus_integrations.server.memories import Item, Times
@@ -105,6 +106,32 @@ class Writing(Body):
             )
             for one in documents
         ]
+
+
+class SentFiles(Body):
+    """Text files to remember, as a form."""
+
+    files: list[UploadFile]
+    """Text files; the name of each is its source."""
+    source: Named | None = None
+    """Name of all of them."""
+    at: str | None = None
+    """When they were said; by default now."""
+    dated: bool = False
+    """Whether each begins with the date for the reader."""
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _are_files(cls, parts: Any) -> Any:
+        if any(isinstance(part, str) for part in parts):
+            raise ValueError("expected files with names, such as curl -F files=@notes.txt")
+        return parts
+
+    @model_validator(mode="after")
+    def _has_a_time(self) -> Self:
+        if self.dated and self.at is None:
+            raise ValueError("dated without at: expected when it was said, such as '2024-03-03'.")
+        return self
 
 
 class Replacing(Body):

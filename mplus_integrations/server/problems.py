@@ -120,10 +120,15 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
     # A value that may be of several types has an error for each of them.
     same = [error for error in errors if error["input"] is first["input"] and error["loc"][:-1] == first["loc"][:-1]]
     place = first["loc"] if len(same) == 1 else first["loc"][:-1]
-    where = ".".join(str(part) for part in place if part != "body")
+    where = ".".join(map(str, place[1:] if place[:1] in (("body",), ("query",)) else place))
+    if first["type"] == "extra_forbidden":
+        return Problem(
+            400, "invalid_request", f"{where}: there is no such field. /openapi.json lists those that there are."
+        )
+    given = f"={first['input']!r:.40}" if where and isinstance(first["input"], str | int | float) else ""
     messages = [str(error["msg"]).replace("Value error, ", "") for error in same]
     message = ", or ".join([messages[0], *(one.removeprefix("Input should be ") for one in messages[1:])])
-    return Problem(400, "invalid_request", f"{where}: {message}" if where else message)
+    return Problem(400, "invalid_request", f"{where}{given}: {message}" if where else message)
 
 
 def body_of(problem: Problem) -> dict[str, Any]:

@@ -13,15 +13,21 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from mplus import UnknownNameError
 from mplus_integrations.server.problems import Problem
 
 Handler = Callable[..., Awaitable[Any]]
+WITHOUT_EFFECT = frozenset({"api-version"})
+"""Names in a query that clients made for Azure send, and that change nothing here."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """Begins an escape of JSON that may be half a character."""
 
 
 class Route(APIRoute):
-    """An endpoint whose bodies are read by ``read_json``, and whose dictionaries are answered by ``as_json``."""
+    """An endpoint whose bodies are read by ``read_json``, and whose dictionaries are answered by ``as_json``.
+
+    Names in a query that it does not take are errors.
+    """
 
     def __init__(self, path: str, endpoint: Handler, **options: Any) -> None:
         super().__init__(path, _answered(endpoint, options.get("status_code") or 200), **options)
@@ -29,8 +35,11 @@ class Route(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What answers a request."""
         handle = super().get_route_handler()
+        known = {field.alias for field in self.dependant.query_params}
 
         async def strictly(request: Request) -> Response:
+            given = [name for name in request.query_params if name not in WITHOUT_EFFECT]
+            UnknownNameError.check(given, known, of=f"The query of {self.path}")
             return await handle(_Strict(request.scope, request.receive))
 
         return strictly

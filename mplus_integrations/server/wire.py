@@ -203,7 +203,8 @@ class ChatRequest(Asking):
         """
         most = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(most) > 1:
-            raise ValueError(f"max_tokens={self.max_tokens} and max_completion_tokens={self.max_completion_tokens}.")
+            both = f"max_tokens={self.max_tokens} beside max_completion_tokens={self.max_completion_tokens}"
+            raise ValueError(f"{both}: expected one of them, or both alike.")
         form = self.response_format
         return {
             **super().settings(),

@@ -47,6 +47,8 @@ def test_messages_and_files_are_written_each_once(served: Served) -> None:
     assert call(served, "POST", "/me/files", files=files)["sources"] == ["a.txt", "b.md"]
     call(served, "POST", "/me/files", files=[("files", ("c.bin", b"\xff\xfe\x00"))], status=415)
     assert names(served)[-2:] == ["a.txt", "b.md"]
+    call(served, "POST", "/none/write", {"messages": [{"role": "assistant", "content": ""}]})
+    call(served, "GET", "/none", status=404)  # of nothing to remember no memory is made
 
 
 def test_replace_keeps_the_pin_and_the_old_text_is_gone(served: Served) -> None:

@@ -171,7 +171,7 @@ def test_models_are_listed_and_others_are_not_found(serving: Serving) -> None:
     ("wrong", "said"),
     [
         ({"temperture": 1}, "temperture"),
-        ({"n": 2}, "n:"),
+        ({"n": 2}, "n=2: "),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": " "}]}, "expected text"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text only"),

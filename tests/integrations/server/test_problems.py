@@ -9,6 +9,7 @@ from mplus_integrations.server.openai_answers import Shape
 from tests.integrations.server.conftest import MODEL, Served, Serving
 
 ASK = {"model": MODEL, "messages": [{"role": "user", "content": "Who am I?"}], "max_tokens": 2}
+FILE = {"files": ("a.txt", b"A text.")}
 
 
 def test_a_memory_that_is_missing_tells_no_other_memory_and_no_place(serving: Serving, tmp_path: Path) -> None:
@@ -104,10 +105,13 @@ def test_a_wrong_path_or_method_says_what_there_is(served: Served) -> None:
     ("wrong", "told"),
     [
         ({"stop": [""]}, "stop=['']: stop holds an empty string"),
-        ({"since": True}, "since: Input should be a valid string, or a valid number"),
+        ({"since": True}, "since=True: Input should be a valid string, or a valid number"),
+        ({"n": 2}, "n=2: Input should be less than or equal to 1"),
+        ({"max_token": 4}, "max_token: there is no such field. /openapi.json lists those that there are."),
+        ({"max_completion_tokens": 4}, "max_tokens=2 beside max_completion_tokens=4: expected one of them"),
         ({"temperature": True}, "expected a number, not True"),
         ({"max_tokens": True}, "expected a number, not True"),
-        ({"seed": "x"}, "seed: Input should be a valid integer"),
+        ({"seed": "x"}, "seed='x': Input should be a valid integer"),
         ({"where": {"a": {"$near": 1}}}, "$near"),
         ({"memory": "../x"}, "memory='../x'"),
     ],
@@ -119,6 +123,25 @@ def test_a_wrong_field_is_named_in_one_line_and_others_are_not_shown(
         answer = http.post("/v1/chat/completions", json={**ASK, **wrong})
     assert answer.status_code == 400 and told in answer.json()["detail"], answer.text
     assert "\n" not in answer.json()["detail"] and "Who am I?" not in answer.text and "pydantic" not in answer.text
+
+
+def test_names_that_nobody_reads_are_refused_in_a_query_and_a_form(served: Served) -> None:
+    with served.client() as http:
+        http.post("/v1/memories/anna/write", json={"text": "Mine.", "source": "x"}).raise_for_status()
+        for answer, told in [
+            (http.get("/v1/memories/anna/sources?sorce=y"), "does not take 'sorce'. Use source."),
+            (http.get("/v1/memories?limit=3"), "does not take 'limit'. It takes nothing here."),
+            (http.post("/v1/memories/anna/forget?rebuild=true", json={"source": "y"}), "does not take 'rebuild'"),
+            (http.post("/v1/chat/completions?memory=anna", json=ASK), "does not take 'memory'"),
+            (http.post("/v1/memories/anna/search", json={"query": ""}), "query='': String should have at least 1"),
+            (http.get("/v1/memories/anna/sources?texts=so"), "texts='so': Input should be a valid boolean"),
+            (http.post("/v1/memories/anna/files", files=FILE, data={"sorce": "y"}), "sorce: there is no such field"),
+            (http.post("/v1/memories/anna/files", files=FILE, data={"source": "y" * 4097}), "at most 4096 characters"),
+            (http.post("/v1/memories/anna/files", files={"files": (None, "Hi")}), "expected files with names"),
+        ]:
+            assert answer.status_code == 400 and told in answer.json()["detail"], answer.text
+        assert http.post("/v1/chat/completions?api-version=1", json=ASK).status_code == 200, "clients made for Azure"
+        assert [one["name"] for one in http.get("/v1/memories/anna/sources").json()["sources"]] == ["x"]
 
 
 def test_a_copy_names_the_field_that_is_wrong(served: Served) -> None:
