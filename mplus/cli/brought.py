@@ -67,7 +67,8 @@ def _parsed(file: Path) -> Any:
 
 
 def _lines(file: Path) -> list[Any]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    # splitlines would also end lines at U+2028 and the like, which stand in texts.
+    return [json.loads(line) for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
 def _chatgpt(conversations: Sequence[Mapping[str, Any]]) -> Iterator[Brought]:
@@ -75,10 +76,17 @@ def _chatgpt(conversations: Sequence[Mapping[str, Any]]) -> Iterator[Brought]:
         about = {"from": "chatgpt", "conversation": talk.get("conversation_id") or talk["id"], "title": talk["title"]}
         for node in _path(talk["mapping"], talk["current_node"], "parent"):
             said = node.get("message")
-            if said is None or said["content"].get("content_type") != "text":
+            if said is None or said["content"].get("content_type") not in ("text", "multimodal_text"):
                 continue
-            text = "\n".join(part for part in said["content"]["parts"] if isinstance(part, str))
+            text = "\n".join(filter(None, map(_words, said["content"]["parts"])))
             yield from _turn(said["author"]["role"], text, said["id"], said.get("create_time"), about)
+
+
+def _words(part: Any) -> str:
+    """What was typed or spoken in a part of a message; nothing of a picture."""
+    if isinstance(part, str):
+        return part
+    return part["text"] if part.get("content_type") == "audio_transcription" else ""
 
 
 def _claude(conversations: Sequence[Mapping[str, Any]]) -> Iterator[Brought]:

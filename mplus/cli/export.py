@@ -1,7 +1,7 @@
 """``mplus export``: a memory in one portable file, or its texts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,10 +39,15 @@ def export(
         return
     path = path_of("file", file)
     lines = list(text_lines(held))
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_lines(path, lines)
     left = len(held.sources()) - len(lines)
     unkept = f"; {left:,} sources were written without keeping their text" if left else ""
     print(f"Wrote the texts of {len(lines):,} sources of {memory!r} to {file}{unkept}")
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines of JSON; half a character, which the name of a file may have, is an escape."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
 
 
 def text_lines(memory: "Memory") -> Iterator[str]:

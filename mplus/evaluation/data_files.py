@@ -62,7 +62,7 @@ def numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         numbered = list(enumerate(records, 1))
     else:
         numbered = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
             try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mplus.cli.brought import READERS, read_export
-from mplus.cli.export import text_lines
+from mplus.cli.export import text_lines, write_lines
 from mplus.cli.import_ import bring
 from mplus.testing import tiny_model
 from tests.conftest import TINY
@@ -213,6 +213,27 @@ def test_texts_of_a_source_that_was_written_in_parts_come_back_as_one(tmp_path: 
     (one,) = read_export(file, "jsonl")
     assert (one.text, one.at) == ("It is 2024-01-01.\nIt is 2024-01-02.", memory.sources()[0].latest)
     assert bring(model, memory, [one]) == (0, 0)
+
+
+def test_words_beside_a_picture_or_spoken_are_brought_too(tmp_path: Path) -> None:
+    talk = json.loads(json.dumps(CHATGPT))
+    said = talk[0]["mapping"]["n1"]["message"]["content"]
+    spoken = {"content_type": "audio_transcription", "text": "He is three."}
+    picture = {"content_type": "image_asset_pointer", "asset_pointer": "file://1"}
+    said.update(content_type="multimodal_text", parts=[picture, "My dog is called Biscuit.", spoken])
+    (tmp_path / "file.json").write_text(json.dumps(talk))
+    first, _ = read_export(tmp_path / "file.json", "chatgpt")
+    assert first.text == "User: My dog is called Biscuit.\nHe is three."
+
+
+def test_texts_with_any_character_are_exported_and_come_back(tmp_path: Path) -> None:
+    model = tiny_model(memory=TINY, num_hidden_layers=1)
+    memory, again = model.new_memory(), model.new_memory()
+    text = "One line\u2028another\x85\x0cand\r\na third."
+    model.write(memory, text, source="caf\udce9.txt", keep_text=True)
+    write_lines(tmp_path / "texts.jsonl", text_lines(memory))
+    bring(model, again, read_export(tmp_path / "texts.jsonl", "jsonl"))
+    assert [(one.name, one.texts) for one in again.sources()] == [("caf\udce9.txt", (text,))]
 
 
 def test_a_time_that_is_none_names_the_file(tmp_path: Path) -> None:

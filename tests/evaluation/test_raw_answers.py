@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from mplus.evaluation.data_files import passages
+from mplus.evaluation.data_files import passages, read_records
 from mplus.evaluation.datasets import locomo, squad
 from mplus.evaluation.facts_task import facts
 from mplus.evaluation.from_memory import Recalling
 from mplus.evaluation.modes import answerers, chosen
 from mplus.evaluation.question_prompts import prompt
-from mplus.evaluation.raw_answers import ANSWERS, RawAnswers
+from mplus.evaluation.raw_answers import ANSWERS, RawAnswers, _known
 from mplus.evaluation.replies import Answered, Answerer, Settings
 from mplus.evaluation.report import lines, markdown
 from mplus.evaluation.retention import Stream, WrittenMemory, distractor_names
@@ -144,6 +144,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_answers(model: MPlus, tmp_p
     assert texts[0] == texts[1]
     on_disk = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert on_disk == resumed.rows
+
+
+def test_lines_end_where_json_lines_do(tmp_path: Path) -> None:
+    rows = [{"answer": "One\u2028two\x85three"}, {"answer": "four"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    assert _known(tmp_path / "rows.jsonl") == list(read_records(tmp_path / "rows.jsonl")) == rows
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
