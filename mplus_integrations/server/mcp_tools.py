@@ -5,6 +5,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import ToolAnnotations
 from pydantic import Field
@@ -49,21 +50,31 @@ def mcp_server(service: Service, *, memory: str | None = None) -> MCPServer[Any]
     """
     given = None if memory is None else mplus.MemoryStore.check_name(memory)
     tools = Tools(service, given)
-    server: MCPServer[Any] = MCPServer(
-        "mplus", version=mplus.__version__, instructions=INSTRUCTIONS, log_level="WARNING"
-    )
     reads = ToolAnnotations(read_only_hint=True, destructive_hint=False, open_world_hint=False)
     writes = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
     removes = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
-    for tool, annotations in (
+    offered = (
         (tools.remember, writes),
         (tools.recall, reads),
         (tools.ask, reads),
         (tools.forget, removes),
         (tools.list, reads),
-    ):
-        server.tool(annotations=annotations)(tool)
-    return server
+    )
+    return MCPServer(
+        "mplus",
+        version=mplus.__version__,
+        instructions=INSTRUCTIONS,
+        log_level="WARNING",
+        tools=[_exact(Tool.from_function(tool, annotations=annotations)) for tool, annotations in offered],
+    )
+
+
+def _exact(tool: Tool) -> Tool:
+    """The tool, for which a name that it does not take is an error; an agent's ``date=`` would silently be nothing."""
+    arguments = tool.fn_metadata.arg_model
+    arguments.model_config["extra"] = "forbid"
+    arguments.model_rebuild(force=True)
+    return tool.model_copy(update={"parameters": arguments.model_json_schema(by_alias=True)})
 
 
 def mcp_app(server: MCPServer[Any]) -> Starlette:

@@ -41,7 +41,9 @@ async def by_http(served: Served, key: str | None = None) -> AsyncIterator[Any]:
 
 async def use(client: Any) -> None:
     """Remember, recall, ask, list, forget."""
-    assert {tool.name for tool in (await client.list_tools()).tools} == {"remember", "recall", "ask", "forget", "list"}
+    tools = (await client.list_tools()).tools
+    assert {tool.name for tool in tools} == {"remember", "recall", "ask", "forget", "list"}
+    assert all(tool.input_schema["additionalProperties"] is False for tool in tools)
     wrote = told(await client.call_tool("remember", {"text": "My dog is called Biscuit.", "source": "dog"}))
     assert wrote["sources"] == ["dog"]
     found = told(await client.call_tool("recall", {"query": "dog"}))["found"]
@@ -98,6 +100,8 @@ def test_an_agent_says_when_it_was_said_and_asks_as_of_a_time(served: Served) ->
             for tool, wrong in (
                 ("remember", {"text": "x", "at": "soon"}),
                 ("remember", {"text": "x", "dated": True}),
+                ("remember", {"text": "x", "date": "2024-03-03"}),
+                ("remember", {"text": "x", "source": "x" * 4097}),
                 ("recall", {"query": "x", "as_of": "soon"}),
                 ("ask", {"question": "x", "since": "2024-02-30"}),
                 ("list", {"since": 2, "until": 1}),
