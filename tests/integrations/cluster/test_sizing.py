@@ -1,13 +1,19 @@
 """What many users need: replicas that keep the wait, bytes that add up, and mistakes that are told."""
 
 import math
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mplus_integrations.cluster.sizing import Demand, Measured, most_used, needed
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_replicas_are_as_few_as_keep_the_wait_and_one_more() -> None:
@@ -38,6 +44,19 @@ def test_bytes_and_requests_are_those_of_the_figures() -> None:
     assert found.sent_bytes_per_day == 50 * 30 * 10 + 50 * 3 * 1000
     assert found.answers_per_second == pytest.approx(50 * 2 * 2 / 86_400)
     assert found.storage_requests_per_second == pytest.approx((50 * 2 + 50 * 3 * 5) * 2 / 86_400)
+
+
+def test_the_page_has_what_is_computed_and_the_simulation_keeps_the_wait() -> None:
+    script = [sys.executable, "benchmarks/cluster_sizing.py", "--runs", "3", "--minutes", "30"]
+    done = subprocess.run(script, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (ROOT / "docs" / "how-to" / "size-a-cluster.md").read_text(encoding="utf-8")
+    for row in done.stdout.splitlines()[2:]:
+        users, replicas, answers, _, _, _, requests, _, late = (cell.strip() for cell in row.strip("| ").split("|"))
+        (told,) = (line for line in page.splitlines() if line.startswith(f"| {users} |"))
+        assert [replicas, requests] == [told.split(" | ")[n] for n in (1, 5)], (row, told)
+        assert float(answers) == pytest.approx(float(told.split(" | ")[2]), rel=0.01)
+        assert float(late) <= 0.015, "at most 1% is asked for; these are three half hours"
 
 
 @given(st.integers(1, 10**8), st.floats(0.01, 1), st.floats(0.1, 100), st.floats(0.1, 60))
