@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from mplus import KeyVault, Memory, MemoryStore, MPlus, Scheduler, UrlStore
+from mplus import KeyVault, Memory, MemoryNotFoundError, MemoryStore, MPlus, Scheduler, UrlStore
 from mplus_integrations.answering import Answer, Answering
 from mplus_integrations.latents import Latents, Shared
 from mplus_integrations.server.access import Access
@@ -40,8 +40,26 @@ class AsSaved(Latents):
         yield memory
 
 
+class IfThere(AsSaved):
+    """A memory that every answer reads; while it is deleted and not yet made anew, it is empty."""
+
+    @contextmanager
+    def opened(self, model: MPlus) -> Generator[Memory]:
+        """A copy of the memory."""
+        assert self.store is not None
+        assert self.key is not None
+        try:
+            memory = self.store.load(self.key, model)
+        except MemoryNotFoundError:
+            memory = model.new_memory()
+        yield memory
+
+
 class Answers(Answering[str]):
     """The model of a server; the same path to an answer as in LangChain and LlamaIndex."""
+
+    always: frozenset[str] = frozenset()
+    """Memories that every answer reads."""
 
     def _cited_as(self, latents: Latents) -> str:
         return latents.key or "own"
@@ -58,7 +76,10 @@ class Answers(Answering[str]):
             self._as_call(question.settings),
             (AsSaved if question.only_reads else Latents)(store=self.store, key=question.memory),
             left,
-            shared=[Shared(AsSaved(store=self.store, key=name)) for name in question.shared],
+            shared=[
+                Shared((IfThere if name in self.always else AsSaved)(store=self.store, key=name))
+                for name in question.shared
+            ],
             processors=question.processors,
             passages=question.passages,
             spent=spent,
@@ -126,7 +147,12 @@ class Service:
                 pass
         scheduler = model.serve(max_running=settings.max_running, max_waiting=settings.max_waiting)
         answers = Answers(
-            model=model, store=store, scheduler=scheduler, max_tokens=settings.max_tokens, timeout=settings.timeout
+            model=model,
+            store=store,
+            scheduler=scheduler,
+            max_tokens=settings.max_tokens,
+            timeout=settings.timeout,
+            always=frozenset(settings.shared),
         )
         self.metrics.gauge(
             "mplus_requests_inside", "Requests that are answered or wait.", lambda: self.admission.inside

@@ -156,6 +156,11 @@ def test_shared_memories_are_read_beside_the_own_one_and_not_written(serving: Se
         alone = served.chat("When is the office closed?", key, gate="always", shared=[]).json()["mplus"]
         assert {one["memory"] for one in alone["recalled"]} == {"anna"}
         assert alone["prefix_tokens"] < about["prefix_tokens"], "both are read"
+        assert status(served, admin, "DELETE", "/v1/memories/handbook") == 204
+        left = served.chat("When is the office closed?", key, gate="always").json()["mplus"]
+        assert {one["memory"] for one in left["recalled"]} == {"anna"}, "others are still answered"
+        lost = served.chat("When?", admin, shared=["nobody"])
+        assert (lost.status_code, lost.json()["code"]) == (404, "memory_not_found")
 
 
 def test_pages_of_elsewhere_and_other_host_names_are_refused(serving: Serving) -> None:
