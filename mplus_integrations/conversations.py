@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mplus import Memory, Source, question_place, turn_text
-from mplus_integrations.sources import KINDS, TURNS
+from mplus_integrations.sources import KINDS, TURNS, Told
 
 CONVERSATION = "mplus_conversation"
 """Metadata key of turns: what tells their history from those that begin otherwise."""
@@ -119,10 +119,10 @@ def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
         of: What is known about its conversation.
     """
     names, asked = turn_names(turns, of.thread), question_place(turns)
-    root, of_message, edited = _root(turns, names, of), _by_message(known, of), set[str]()
+    root, of_message, edited = _root(turns, names, of), by_message(known, of.thread), set[str]()
     of_graphs = _by_graph_message(known, of)
     for place, turn in enumerate(turns):
-        versions = of_message.get(turn.get("id") or "", [])
+        versions = [known[name] for name in of_message.get(turn.get("id") or "", [])]
         same = [source.name for source in versions if source.texts == (turn_text(turn),)]
         if turn["role"] == "tool" or turn.get("tool_calls"):  # shortened in the prompt to save room, not taken back
             same = same or [source.name for source in versions]
@@ -179,16 +179,16 @@ def _deleted(turns: Messages, known: Known, of: Conversation) -> set[str]:
     }
 
 
-def _by_message(known: Known, of: Conversation) -> dict[str, list[Source]]:
-    """Turns in memory by the id of their message, as far as it tells them from messages of other conversations."""
-    found: dict[str, list[Source]] = {}
+def by_message(known: Mapping[str, Told], thread: str | None) -> dict[str, list[str]]:
+    """Names of turns of a conversation by the id of their message, as far as it tells them from those of others."""
+    found: dict[str, list[str]] = {}
     for name, source in known.items():
         is_noted = is_note(source)
         message = name if is_noted else source.metadata.get(MESSAGE)
-        if message is None or (source.metadata.get(THREAD) != of.thread and not is_noted):
+        if message is None or (source.metadata.get(THREAD) != thread and not is_noted):
             continue
-        if (of.thread is not None and not is_noted) or is_unique(message):
-            found.setdefault(message, []).append(source)
+        if (thread is not None and not is_noted) or is_unique(message):
+            found.setdefault(message, []).append(name)
     return found
 
 
@@ -204,7 +204,7 @@ def _by_graph_message(known: Known, of: Conversation) -> dict[str, list[Source]]
     }
 
 
-def is_note(source: Source) -> bool:
+def is_note(source: Told) -> bool:
     """Whether a source is a message that was memorized, or a turn of an agent without a thread."""
     return "role" in source.metadata and not any(key in source.metadata for key in (*KINDS, *TURNS))
 

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
 
 from mplus import Memory
@@ -34,6 +34,20 @@ LEAST_MILLISECONDS = 1e11
 """A noted number from here on is in milliseconds: in seconds it would be the year 5138."""
 HEADING = re.compile(r" {0,3}#{1,6}([ \t].*)?|<h([1-6])\b[^>]*>.*</h\2>\s*", re.IGNORECASE)
 UNDERLINE = re.compile(r" {0,3}(=+|-+)\s*")
+
+
+class Told(Protocol):
+    """What a memory was told under a name."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Its metadata."""
+        ...
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that were kept."""
+        ...
 
 
 def without_marks(metadata: Mapping[str, Any]) -> dict[str, Any]:

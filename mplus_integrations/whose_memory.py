@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 from uuid import UUID
@@ -25,9 +25,11 @@ from mplus_integrations.latents import (
     MemoryKeyName,
     OwnMemories,
     Shared,
+    all_or_nothing,
     checked_key,
     forget_all,
 )
+from mplus_integrations.memorized import Memorized, changed
 from mplus_integrations.models import load, loaded_already
 from mplus_integrations.saved import SavedByName, not_saved
 from mplus_integrations.settings import conversation_name
@@ -212,9 +214,13 @@ class Remembering(SavedByName, Referring, Generic[Item]):
     ) -> int:
         """Write texts, documents or messages into memory.
 
+        Under an id of its own a document or message is there once: with another text it takes the place of what it said
+        before, and what is there already is not written again. Ids of messages that are counted anew in every
+        conversation, such as "3", prove nothing.
+
         Args:
-            items: Texts, documents or messages. A document's id names its source, and in LangChain also its
-                ``metadata["source"]`` and a message's id.
+            items: Texts, documents or messages. The id of a document or message names its source, and in LangChain also
+                a document's ``metadata["source"]``.
             source: One source for all items.
             metadata: Metadata of the sources, returned when they are recalled.
             memory_key: Name of the memory.
@@ -231,31 +237,46 @@ class Remembering(SavedByName, Referring, Generic[Item]):
         """
         several = isinstance(items, Sequence) and not isinstance(items, str)
         given = list(cast("Sequence[Item]", items)) if several else [cast("Item", items)]
-        times = _each_time(at, given)
-        texts = [(*self._to_text(item), time) for item, time in zip(given, times, strict=True)]
-        if self._may_be_blank(given):
-            numbered = {f"number {n} ({one[1]})": one for n, one in enumerate(texts)}  # several may be of one source
-            texts = list(without_blanks(numbered, lambda item: item[0]).values())
-        if not texts:
+        found = self._as_written(given, named(source), metadata, _each_time(at, given))
+        if not found:
             return 0
+        with self.opened(self._present_key(memory_key)) as memory, memory.adding():
+            refuse_others(memory, (one.source for one in found if one.source))
+            gone, fresh = changed(found, memory.told())
+            with all_or_nothing(memory) if gone else nullcontext(memory) as written:
+                for name in sorted(gone):
+                    written.forget(name)
+                if not fresh:
+                    return 0
+                return self.loaded.write(
+                    written,
+                    [one.text for one in fresh],
+                    source=[one.source for one in fresh],
+                    metadata=[one.metadata for one in fresh],
+                    keep_text=True,
+                    progress=show_progress,
+                    later=True,
+                    at=None if all(one.at is None for one in fresh) else [one.at for one in fresh],
+                    dated=dated,
+                ).text_tokens
+
+    def _as_written(
+        self, items: Sequence[Item], source: str | None, metadata: Mapping[str, Any] | None, times: Sequence[Any]
+    ) -> list[Memorized]:
+        """Items as they are written, without those of several that have no text."""
         if metadata is not None and not isinstance(metadata, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"metadata={metadata!r:.60}: expected a mapping, such as {{'author': 'Anna'}}.")
-        names = [named(source) or name for _, name, _, _ in texts]
-        for place, (_, _, own, _) in enumerate(texts):
-            refuse_marks({**own, **(metadata or {})}, f"number {place}")
-        with self.opened(self._present_key(memory_key)) as memory:
-            refuse_others(memory, filter(None, names))
-            return self.loaded.write(
-                memory,
-                [text for text, *_ in texts],
-                source=names,
-                metadata=[{**own, **(metadata or {})} for _, _, own, _ in texts],
-                keep_text=True,
-                progress=show_progress,
-                later=True,
-                at=None if all(time is None for *_, time in texts) else [time for *_, time in texts],
-                dated=dated,
-            ).text_tokens
+        found: list[Memorized] = []
+        for item, time in zip(items, times, strict=True):
+            one = self._memorized(item)
+            about = {**one.metadata, **(metadata or {})}
+            refuse_marks(about, f"number {len(found)}")
+            one = one._replace(metadata=about, at=time)
+            found.append(one if source is None else one._replace(source=source, is_own=False))
+        if self._may_be_blank(items):
+            numbered = {f"number {n} ({one.source})": one for n, one in enumerate(found)}  # a source may have several
+            found = list(without_blanks(numbered, lambda item: item.text).values())
+        return found
 
     def _may_be_blank(self, items: Sequence[Any]) -> bool:
         """Whether items may have no text, as pages of a file; others are errors then."""
@@ -335,8 +356,8 @@ class Remembering(SavedByName, Referring, Generic[Item]):
         return conversation if is_unnamed and self.memory is None and self.store is not None else memory_key
 
     @abstractmethod
-    def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
-        """The text of an item, the name of its source if it has one, and its metadata.
+    def _memorized(self, item: Any) -> Memorized:
+        """An item as it is written.
 
         Raises:
             ValueError: The item has no text.

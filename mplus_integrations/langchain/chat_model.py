@@ -23,10 +23,11 @@ from mplus import source_filter
 from mplus_integrations.answering import Answer, Piece
 from mplus_integrations.forms import check_form, response_format
 from mplus_integrations.history import OURS
-from mplus_integrations.langchain.messages import to_chat, to_last_chunk, to_message, to_text, usage
+from mplus_integrations.langchain.messages import memorized, to_chat, to_last_chunk, to_message, usage
 from mplus_integrations.langchain.named_calls import CONFIG_SEEN, NamedCalls
 from mplus_integrations.langchain.structured import FORM, as_json_schema, as_tool, with_schema, with_tools
 from mplus_integrations.latents import Latents, Shared
+from mplus_integrations.memorized import Memorized
 from mplus_integrations.settings import Call
 from mplus_integrations.worker import answered, in_thread, streamed
 
@@ -226,8 +227,8 @@ class MPlusChat(NamedCalls):
             return memory_key
         return self._asked_in(None, {"conversation_id": conversation}).get("memory_key")
 
-    def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
-        return to_text(item)
+    def _memorized(self, item: Any) -> Memorized:
+        return memorized(item)
 
     def _generate(
         self,

@@ -20,7 +20,9 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 from mplus import Generation, turn_text
 from mplus_integrations.answering import Answer
 from mplus_integrations.arguments import checked_several
+from mplus_integrations.conversations import is_unique
 from mplus_integrations.forms import OPEN_CALL
+from mplus_integrations.memorized import Memorized
 
 _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (HumanMessage, "user"),
@@ -159,18 +161,19 @@ def usage(tokens: tuple[int, int], told: tuple[int, int] = (0, 0)) -> UsageMetad
     return UsageMetadata(input_tokens=prompt, output_tokens=answer, total_tokens=prompt + answer)
 
 
-def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
-    """The text of an item, the name of its source if it has one, and its metadata.
+def memorized(item: object) -> Memorized:
+    """An item as it is written into memory.
 
     Raises:
         ValueError: The item is neither text, document nor message.
     """
     if isinstance(item, str):
-        return item, None, {}
+        return Memorized(item, None, {})
     if isinstance(item, Document):
         source = item.id or item.metadata.get("source")
-        return item.page_content, None if source is None else str(source), dict(item.metadata)
+        name = None if source is None else str(source)
+        return Memorized(item.page_content, name, dict(item.metadata), bool(item.id))
     if isinstance(item, BaseMessage):
         chat = _to_chat(item)
-        return turn_text(chat) or text_of(item), item.id, {"role": chat["role"]}
+        return Memorized(turn_text(chat) or text_of(item), item.id, {"role": chat["role"]}, is_unique(item.id or ""))
     raise ValueError(f"Cannot memorize {type(item).__name__}: expected text, documents or messages.")

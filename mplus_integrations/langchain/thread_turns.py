@@ -52,7 +52,8 @@ class ThreadTurns:
             gone: Names of turns that are taken back.
         """
         edited = {name for m, text in said.items() for name in self._proven(m) if text not in self.known[name].texts}
-        gone = gone | edited
+        noted = {message for message in said if is_unique(message) and self._is_note(message)}
+        gone = gone | edited | {message for message in noted if self.known[message].texts != (said[message],)}
         fresh = {m: self._name(m, text, gone) for m, text in said.items() if not self._holds(m, text, gone)}
         return Change(gone, fresh)
 
@@ -74,8 +75,12 @@ class ThreadTurns:
         """Whether memory has a message already, as a turn or as a note that ``memorize`` has made of it."""
         if any(text in self.known[name].texts and name not in gone for name in self._names.get(message, [])):
             return True
+        return self._is_note(message) and self.known[message].texts == (text,)
+
+    def _is_note(self, message: str) -> bool:
+        """Whether ``memorize`` has made a note of a message."""
         noted = self.known.get(message)
-        return noted is not None and is_note(noted) and GRAPH_MESSAGE not in noted.metadata and noted.texts == (text,)
+        return noted is not None and is_note(noted) and GRAPH_MESSAGE not in noted.metadata
 
     def _name(self, message: str, text: str, gone: Collection[str]) -> str:
         if message not in self.known or message in gone:

@@ -14,12 +14,12 @@ from pydantic import Field, PrivateAttr
 from mplus import Memory, MemoryStore, MPlus, UnknownNameError
 from mplus.forks import ProcessLock
 from mplus_integrations.arguments import checked_several, checked_switch
-from mplus_integrations.conversations import CONVERSATION, THREAD, TURN, before_all, turns_of
+from mplus_integrations.conversations import CONVERSATION, MESSAGE, THREAD, TURN, before_all, by_message, turns_of
 from mplus_integrations.copies import Referring
 from mplus_integrations.latents import Latents, MemoryKeyName, all_or_nothing, check_memory, checked_key, forget_all
 from mplus_integrations.llama_index.llm import mplus_llm
 from mplus_integrations.llama_index.memory_arguments import FROM_DEFAULTS, INSTEAD_OF_MEMORY, refuse_documents
-from mplus_integrations.llama_index.messages import ROLES, Turn, spoken
+from mplus_integrations.llama_index.messages import ROLES, Turn, id_of, spoken
 from mplus_integrations.llama_index.recent_turns import RecentTurns
 from mplus_integrations.llama_index.turns import as_turn
 from mplus_integrations.models import by_fingerprint, load
@@ -29,6 +29,7 @@ from mplus_integrations.settings import (
     PromptTurns,
     conversation_name,
 )
+from mplus_integrations.sources import Told
 from mplus_integrations.store_place import StorePlace
 
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
@@ -348,7 +349,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
                     fresh.append(turn)
                     written[turn.source] = (text,)
                 turns.append(turn)
-            gone = (mine if gone is None else gone) & set(known)
+            gone = ((mine if gone is None else gone) & set(known)) | self._edited(fresh, known)
             self._change(memory, gone - {turn.source for turn in turns}, fresh)
         return turns
 
@@ -360,6 +361,11 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             for n, data in about.items()
             if self.conversation_id is not None and data.get(THREAD) == self.conversation_id
         }
+
+    def _edited(self, turns: Sequence[Turn], known: Mapping[str, Told]) -> "set[str]":
+        """Names of earlier versions of turns, which an earlier process may have written."""
+        versions = by_message(known, self.conversation_id)
+        return {name for turn in turns for name in versions.get(id_of(turn) or "", []) if name != turn.source}
 
     def _change(self, memory: Memory, gone: "set[str]", fresh: Sequence[Turn]) -> None:
         if not gone:
@@ -373,18 +379,21 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
     def _write(self, memory: Memory, turns: Sequence[Turn]) -> None:
         """Write turns; those of several calls in a row go through the model together."""
         said = [(spoken(turn), turn) for turn in turns if spoken(turn)]
-        of = None if self._latents is None else self._latents.conversation
-        about = {THREAD: self.conversation_id, CONVERSATION: of}
-        about = {key: name for key, name in about.items() if name is not None}
         if said:
             self.loaded.write(
                 memory,
                 [text for text, _ in said],
                 source=[turn.source for _, turn in said],
-                metadata=[{TURN: True, **about, "role": ROLES[turn.role]} for _, turn in said],
+                metadata=[self._about(turn) for _, turn in said],
                 keep_text=True,
                 later=True,
             )
+
+    def _about(self, turn: Turn) -> dict[str, Any]:
+        """Metadata of a turn."""
+        of = None if self._latents is None else self._latents.conversation
+        names = {THREAD: self.conversation_id, CONVERSATION: of, MESSAGE: id_of(turn)}
+        return {TURN: True, **{key: name for key, name in names.items() if name is not None}, "role": ROLES[turn.role]}
 
 
 def _forgettable(turns: Sequence[Turn]) -> set[str]:

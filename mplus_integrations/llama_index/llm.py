@@ -36,13 +36,14 @@ from mplus_integrations.llama_index.messages import (
     Turn,
     as_prompt,
     described,
+    memorized,
     to_chat,
     to_completion,
     to_piece,
     to_response,
-    to_text,
 )
 from mplus_integrations.llama_index.structured import StructuredPredict
+from mplus_integrations.memorized import Memorized
 from mplus_integrations.saved import not_saved
 from mplus_integrations.settings import Call
 from mplus_integrations.worker import answered, streamed
@@ -324,8 +325,8 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
             return messages
         return [ChatMessage(role=MessageRole.SYSTEM, content=self.system_prompt), *messages]
 
-    def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
-        return to_text(item)
+    def _memorized(self, item: Any) -> Memorized:
+        return memorized(item)
 
     def _latents_of(self, prompt: Prompt, call: Call) -> Latents:
         if self._reads_nothing and call.memory_key is not None:

@@ -22,7 +22,9 @@ from pydantic import PrivateAttr
 
 from mplus import turn_text
 from mplus_integrations.answering import Answer, Piece
+from mplus_integrations.conversations import is_unique
 from mplus_integrations.latents import Latents
+from mplus_integrations.memorized import Memorized
 
 Prompt = str | Sequence[ChatMessage]
 
@@ -130,9 +132,15 @@ def _to_chat(message: ChatMessage) -> dict[str, Any]:
         raise ValueError(f"ChatMessage(role='user', content={message.content!r:.40}): expected text. Leave it out.")
     if isinstance(message, Turn) and message.source:
         found["source"], found["stays"] = message.source, message._stays
-    if isinstance(name := message.additional_kwargs.get("id"), str) and name:
+    if name := id_of(message):
         found["id"] = name
     return found
+
+
+def id_of(message: ChatMessage) -> str | None:
+    """The id of a message, as LlamaIndex's stores and agents note it; None: it has none."""
+    name = message.additional_kwargs.get("id")
+    return name if isinstance(name, str) and name else None
 
 
 def _arguments(call: ToolCallBlock) -> dict[str, Any]:
@@ -210,18 +218,20 @@ def to_piece(shown: str, piece: Piece) -> ChatResponse:
     )
 
 
-def to_text(item: object) -> tuple[str, str | None, dict[str, Any]]:
-    """The text of an item, the name of its source if it has one, and its metadata.
+def memorized(item: object) -> Memorized:
+    """An item as it is written into memory.
 
     Raises:
         ValueError: The item is neither text, document, node nor message.
     """
     if isinstance(item, str):
-        return item, None, {}
+        return Memorized(item, None, {})
     if isinstance(item, BaseNode):
-        return item.get_content(metadata_mode=MetadataMode.NONE), item.node_id, dict(item.metadata)
+        text = item.get_content(metadata_mode=MetadataMode.NONE)
+        return Memorized(text, item.node_id, dict(item.metadata), is_own=True)
     if isinstance(item, ChatMessage):
-        return spoken(item), None, {"role": ROLES[item.role]}
+        name = id_of(item)
+        return Memorized(spoken(item), name, {"role": ROLES[item.role]}, is_unique(name or ""))
     raise ValueError(f"Cannot memorize {type(item).__name__}: expected text, documents, nodes or messages.")
 
 

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from mplus import KeyVault, Memory, MemoryNotFoundError, MemoryStore, MPlus, Scheduler, UrlStore
 from mplus_integrations.answering import Answer, Answering
 from mplus_integrations.latents import Latents, Shared
+from mplus_integrations.memorized import Memorized
 from mplus_integrations.server.access import Access
 from mplus_integrations.server.activity import NOTED, Act, Activity
 from mplus_integrations.server.admission import Admission, Rates
@@ -64,8 +65,8 @@ class Answers(Answering[str]):
     def _cited_as(self, latents: Latents) -> str:
         return latents.key or "own"
 
-    def _to_text(self, item: Any) -> tuple[str, str | None, dict[str, Any]]:
-        return str(item), None, {}
+    def _memorized(self, item: Any) -> Memorized:
+        return Memorized(str(item), None, {})
 
     def pieces(
         self, question: "Question", spent: Callable[[tuple[int, int]], object], left: threading.Event
