@@ -13,6 +13,7 @@ from llama_index.core.chat_engine.types import (
     BaseChatEngine,
     StreamingAgentChatResponse,
 )
+from llama_index.core.memory import Memory
 from llama_index.core.memory.types import BaseMemory
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
@@ -24,6 +25,7 @@ from mplus_integrations.latents import Latents
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.left_nodes import LeftNodes
 from mplus_integrations.llama_index.llm import MPlusLLM
+from mplus_integrations.llama_index.memory_block import MPlusMemoryBlock
 from mplus_integrations.llama_index.messages import Turn
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
@@ -32,9 +34,16 @@ from mplus_integrations.worker import in_thread
 
 
 def latents_of(memory: BaseMemory) -> Latents:
-    """The latents of a conversation: those of an ``MPlusMemory``, else new ones, for turns outside the prompt."""
+    """The latents of a conversation: those of an ``MPlusMemory`` or of a block, else new ones.
+
+    New ones are for turns outside the prompt.
+    """
     if isinstance(memory, MPlusMemory):
         return memory.latents
+    if isinstance(memory, Memory):
+        blocks = [block for block in memory.memory_blocks if isinstance(block, MPlusMemoryBlock)]
+        if blocks:
+            return blocks[0].latents(memory.session_id)
     found = Latents()
     found.conversation = uuid4().hex
     return found

@@ -9,7 +9,7 @@ from llama_index.core.memory.memory import BaseMemoryBlock
 from pydantic import Field, PrivateAttr, model_validator
 
 from mplus_integrations.copies import Referring
-from mplus_integrations.latents import MemoryKeyName
+from mplus_integrations.latents import Latents, MemoryKeyName
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.messages import Turn
@@ -64,6 +64,17 @@ class MPlusMemoryBlock(KnownNames, Referring, BaseMemoryBlock[list[ChatMessage]]
             "MPlusMemoryBlock over an LLM with a store, for nobody: expected memory_key=, the name of one user's "
             "memory, or conversation_id=. Give one of them to the block, or memory_key= to its MPlusLLM."
         )
+
+    def latents(self, session_id: str | None = None) -> Latents:
+        """The memory with the turns of a conversation.
+
+        Args:
+            session_id: The conversation.
+
+        Raises:
+            ValueError: The conversation has no name, and neither has the memory in the LLM's store.
+        """
+        return self._conversation(session_id).latents
 
     def _conversation(self, session: str | None) -> MPlusMemory:
         """The conversation of a session.

@@ -18,6 +18,7 @@ from llama_index.core.types import RESPONSE_TEXT_TYPE
 from pydantic import BaseModel
 
 from mplus import UnknownNameError
+from mplus_integrations.conversations import CONVERSATION, THREAD
 from mplus_integrations.latents import Latents, Shared, Where
 from mplus_integrations.llama_index.citing import Citing
 from mplus_integrations.llama_index.left_nodes import LeftNodes
@@ -142,7 +143,10 @@ class MPlusSynthesizer(BaseSynthesizer):
         """Whether there is a conversation to answer from."""
         said = [m for m in self._before if m.role != MessageRole.SYSTEM]
         own = None if self._own is None or self._own.is_same(self._latents) else self._own
-        return bool(said) or (own is not None and bool(own.read(self._reader.loaded).sources()))
+        if said or own is None:
+            return bool(said)
+        held = own.read(self._reader.loaded).sources()
+        return any(CONVERSATION not in one.metadata or one.metadata.get(THREAD) == own.conversation for one in held)
 
     def get_response(
         self,

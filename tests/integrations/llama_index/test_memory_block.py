@@ -244,6 +244,52 @@ async def test_engines_and_agents_read_the_conversation(asked: list[Any]) -> Non
         mine = {s.name for s in latents.sources() if "anna" in str(s.texts)}
         others = {s.name for s in latents.sources() if "bob" in str(s.texts)}
     assert any(name in found for name in mine) and not any(name in found for name in others)
-    documents = MPlusIndex.from_documents([Document(text="The museum opens at nine.")], llm=llm)
-    await documents.as_chat_engine(memory=stock("bob", MPlusMemoryBlock(llm=llm))).achat("When does it open?")
     assert all(message["content"] for prompt in asked for message in prompt), "nothing is added to prompts"
+
+
+MODES = [
+    ("best", "another LLM's memory"),
+    ("context", "a user's memory in a store"),
+    ("condense_plus_context", "the LLM's memory"),
+    ("condense_question", "the LLM's memory"),
+    ("simple", "the LLM's memory"),
+]
+
+
+@pytest.mark.parametrize(("mode", "where"), MODES)
+async def test_chat_engines_of_an_index_read_the_conversation_beside_the_documents(
+    mode: str, where: str, tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, real = list[str](), MODEL.stream
+
+    def stream(memory: Any, prompt: Any, *, where: Any = None, **options: Any) -> Any:
+        pairs = zip(memory, where, strict=True) if isinstance(memory, list) else [(memory, where)]
+        read.append(
+            str([s.texts for one, test in pairs for s in one.sources() if not test or test(s.name, s.metadata)])
+        )
+        return real(memory, prompt, where=where, **options)
+
+    llm = server(tmp_path) if "store" in where else server()
+    about = {"memory_key": "user"} if "store" in where else {}
+    writer = server() if "another" in where else llm
+    for name in ("anna", "bob"):
+        await told(name, MPlusMemoryBlock(llm=writer, **about))
+    documents = MPlusIndex.from_documents([Document(text="The museum opens at nine.")], llm=llm, store=None)
+    engine = documents.as_chat_engine(mode, memory=stock("bob", MPlusMemoryBlock(llm=writer, **about)))
+    monkeypatch.setattr(MODEL, "stream", stream)
+    response = await engine.achat("When does it open?")
+    assert read[-1].count("bob says") >= 3 and ("museum" in read[-1]) == (mode != "simple")
+    assert ("anna" in read[-1]) == ("store" in where), "a user's memory holds all of her conversations"
+    assert all("mplus" not in node.metadata for node in response.source_nodes)
+    engine.reset()
+    assert all(message["content"] for prompt in asked for message in prompt), "nothing is added to prompts"
+
+
+async def test_where_nothing_is_found_only_its_own_conversation_is_asked() -> None:
+    llm = server()
+    documents = MPlusIndex.from_documents([Document(text="The museum opens at nine.", doc_id="museum")], llm=llm)
+    documents.delete_ref_doc("museum")
+    await told("anna", MPlusMemoryBlock(llm=llm))
+    for name, is_asked in (("bob", False), ("anna", True)):
+        engine = documents.as_chat_engine("condense_question", memory=stock(name, MPlusMemoryBlock(llm=llm)))
+        assert (str(await engine.achat("Who says what?")) != "Empty Response") == is_asked
