@@ -71,11 +71,14 @@ class Inert:
     def __init__(self, tokenizer: Any, texts: Any) -> None:
         self._tokenizer = tokenizer
         self._controls, self._pattern, self._special, _ = _controls(tokenizer)
+        firsts = {control[0] for control in self._controls if control}
+        self._begins = re.compile("|".join([self._pattern.pattern, *map(re.escape, firsts)]))
         strings = list(_strings(texts))
         patterns = (self._pattern, self._special)
         written = dict.fromkeys(found for text in strings for one in patterns for found in one.findall(text))
         said = "\n".join(strings)
         free = (mark for mark in unused(chain(strings, self._controls)) if _escaped(mark) not in said)
+        written |= dict.fromkeys(first for first in sorted(firsts) if first in said)
         self._marks = dict(zip(written, free, strict=False))
         if len(self._marks) < len(written):
             raise ValueError("The prompt has every private character of Unicode: expected text. Remove some of them.")
@@ -97,6 +100,20 @@ class Inert:
 
         return _mapped(value, mark)
 
+    def apart(self, value: Any) -> Any:
+        """A marked value with marks for what begins like a control token too, so that none can be made of parts.
+
+        A template that leaves out a switch such as "/think" would make one of "<|im_/thinkstart|>".
+        """
+        return _mapped(value, lambda text: self._begins.sub(lambda found: self._first_marked(found[0]), text))
+
+    def _first_marked(self, found: str) -> str:
+        return self._marks.get(found, found) if len(found) == 1 else found
+
+    def controls_in(self, rendered: str) -> list[int]:
+        """Ids of the control tokens in what a template wrote from marked texts."""
+        return [self._controls[found] for found in self._pattern.findall(rendered)]
+
     def restored(self, text: str) -> str:
         """Text with the characters that its marks stand for."""
         if not self._meant:
@@ -108,7 +125,7 @@ class Inert:
 
         Spans count the characters of the restored text.
         """
-        armed = [self._controls[found] for found in self._pattern.findall(rendered)]
+        armed = self.controls_in(rendered)
         if self.restored(rendered) == rendered:
             ids, spans = _encode(self._tokenizer, rendered)
             special = set(self._controls.values())

@@ -140,6 +140,10 @@ def _encode_chat(
         return rendered(tokenizer, turns, template=own, tools=tools, options=options)
 
     written = render(fewer)
+    if (parts := inert.apart([fewer, tools, options, question])) != [fewer, tools, options, question]:
+        apart = rendered(tokenizer, parts[0], template=own, tools=parts[1], options=parts[2])
+        if inert.controls_in(apart) != inert.controls_in(written):  # the template has made some of a user's characters
+            (fewer, tools, options, question), written = parts, apart
     encoded = inert.encoded(written)
     start, end = _question_in(written, render, fewer, asked, question)
     query = encoded.within(len(inert.restored(written[:start])), len(inert.restored(written[:end])))
