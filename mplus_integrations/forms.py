@@ -105,9 +105,10 @@ def check_form(call: Call, generation: Generation, calls: Sequence[ToolCall], in
     more = f"{why} Allow it more max_tokens, leave stop= out, or give fields a limit."
     if call.response_format is not None and not (calls or invalid) and not _is_whole(generation):
         raise ValueError(f"{generation.text!r:.120} is not whole JSON. {more}")
-    if invalid and not calls:
+    is_asked_for = call.tools and tool_choice(call.tool_choice, call.tools) not in ("auto", "none")
+    if invalid and (not calls or (is_asked_for and call.parallel_tool_calls)):
         raise ValueError(f"The call {invalid[0].text!r:.120} is not valid: {invalid[0].error}. {more}")
-    if not calls and call.tools and tool_choice(call.tool_choice, call.tools) not in ("auto", "none"):
+    if not calls and is_asked_for:
         raise ValueError(f"{generation.text!r:.120} holds no tool call, and one was asked for. {more}")
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Literal, cast
 
 from langchain_core.exceptions import OutputParserException
@@ -12,6 +13,7 @@ from langchain_core.output_parsers import BaseTransformOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableAssign, RunnableLambda, RunnableMap
 from langchain_core.tools import BaseTool, StructuredTool
+from langchain_core.tools.base import create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.json import parse_partial_json
 from langchain_core.utils.pydantic import is_basemodel_subclass
@@ -148,6 +150,8 @@ def _told(described: Any, whole: dict[str, Any]) -> tuple[str, str]:
         return described.name, described.description
     if isinstance(described, type):
         return described.__name__, inspect.getdoc(described) or ""
+    if inspect.isroutine(described):
+        return described.__name__, whole.get("description", "")
     function: dict[str, Any] = described.get("function", described)
     name = function.get("name") or whole.get("title") or str(whole.get("$ref", "answer")).rpartition("/")[2]
     return name, function.get("description", "")
@@ -160,7 +164,13 @@ def _schema_of(described: Any) -> dict[str, Any] | None:
     if isinstance(described, type):
         if issubclass(described, BaseModel):
             return described.model_json_schema()
-        return TypeAdapter(described).json_schema() if is_typeddict(described) else None
+        is_fields = is_typeddict(described) or is_dataclass(described)
+        return TypeAdapter(described).json_schema() if is_fields else None
+    if inspect.isroutine(described):
+        fields = create_schema_from_function(
+            described.__name__, described, filter_args=(), parse_docstring=True, include_injected=False
+        )
+        return cast("type[BaseModel]", fields).model_json_schema()
     if not isinstance(described, dict):
         return None
     given = cast("dict[str, Any]", described)

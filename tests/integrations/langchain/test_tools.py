@@ -1,9 +1,11 @@
 """Tools and structured output, beyond the acceptance lines."""
 
 import asyncio
+import inspect
 import operator
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from typing import Annotated, Any, Literal
 
@@ -13,6 +15,7 @@ from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import InjectedToolArg
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
@@ -272,6 +275,33 @@ def test_a_recursive_schema_is_enforced(method: Any, schema: Any) -> None:
         chat = MPlusChat(model=MODEL, max_tokens=900, temperature=2.0, seed=seed)
         found = chat.with_structured_output(schema, method=method).invoke("Which parts?")
         assert fits(found if isinstance(found, dict) else found.model_dump())
+
+
+def build(part: Part, count: int = 1) -> str:
+    """Build a part."""
+    return ""
+
+
+@dataclass
+class Built:
+    """What was built."""
+
+    part: Part
+
+
+@pytest.mark.parametrize("of", [build, Built], ids=["function", "dataclass"])
+def test_a_recursive_parameter_is_enforced(of: Any) -> None:
+    assert as_tool(of)["function"]["description"] == inspect.getdoc(of)
+    for seed in range(3):
+        chat = MPlusChat(model=MODEL, max_tokens=900, temperature=2.0, seed=seed)
+        (call,) = chat.bind_tools([of], tool_choice=of.__name__, parallel_tool_calls=False).invoke("Which?").tool_calls
+        assert fits(call["args"]["part"])
+    assert "run" not in str(as_tool(_injected)), "what a graph gives is no parameter"
+
+
+def _injected(part: Part, run: Annotated[str, InjectedToolArg]) -> str:
+    """Build a part."""
+    return ""
 
 
 def test_a_schema_that_is_not_recursive_is_sent_as_langchain_makes_it() -> None:

@@ -15,6 +15,7 @@ from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.llms import ChatMessage, MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import SimilarityPostprocessor
+from llama_index.core.program import FunctionCallingProgram
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
@@ -154,6 +155,18 @@ def test_a_forced_tool_with_few_tokens_raises(llm: MPlusLLM) -> None:
         for way in ways:
             with pytest.raises(ValueError, match=r"'length'.*max_tokens"):
                 way()
+
+
+def test_of_several_calls_that_were_asked_for_a_cut_one_raises(llm: MPlusLLM, say: Saying) -> None:
+    call = '<tool_call>\n{"name": "Person", "arguments": {"name": "Anna", "city": "Graz"}}\n</tool_call>\n'
+    several = FunctionCallingProgram.from_defaults(Person, "x", llm=llm, allow_parallel_tool_calls=True)
+    say(call + call[:60])
+    with pytest.raises(ValueError, match=r"is not valid.*max_tokens"):
+        several()
+    say(call + call[:60])
+    assert FunctionCallingProgram.from_defaults(Person, "x", llm=llm)() == Person(name="Anna", city="Graz")
+    say(call + call)
+    assert several() == [Person(name="Anna", city="Graz")] * 2
 
 
 def test_a_form_beside_tools_is_of_answers_that_call_none(llm: MPlusLLM, say: Saying) -> None:
