@@ -254,6 +254,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 tools=call.tools,
                 constraint=form.constraint,
                 where=read_where if several else read_where[0],
+                chat_template_kwargs=call.chat_template_kwargs,
                 **call.times(),
                 **options,
             )

@@ -106,6 +106,8 @@ class AnswerSettings(KnownNames):
     """Probability of declining ("I don't know.") from which on an answer from memory declines: 1 hardly ever, 0 has no
     threshold: whenever that is likeliest; None: the model's (``MPlus.decline_threshold``)."""
 
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the model's chat template, such as ``{"enable_thinking": False}``."""
     gate: Literal["auto", "always", "never"] = "auto"
     """Whether an answer reads memory: as the model's gate decides, always, or never."""
     prompt_turns: PromptTurns | None = None
@@ -140,7 +142,7 @@ class AnswerSettings(KnownNames):
             ValueError: One of them is out of range.
         """
         settings = self._own_settings()
-        del settings["prompt_turns"]
+        del settings["prompt_turns"], settings["chat_template_kwargs"]
         settings["max_new_tokens"] = settings.pop("max_tokens")
         try:
             return SamplingParams.model_validate(settings)
