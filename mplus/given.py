@@ -13,6 +13,8 @@ from pydantic import BeforeValidator
 
 # One letter is a drive of Windows.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::.+)?://")
+_URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::.+)?:[/\\]")
+"""``Path`` makes one slash of two."""
 
 
 def refused(name: str, value: object, expected: str) -> ValueError:
@@ -36,7 +38,7 @@ def is_url(text: str) -> bool:
 
 
 def path_of(name: str, value: Any, *, instead: str = "Name a folder or file of this machine.") -> Path:
-    """A path, with the user's home folder written out. A ``Path`` is no url, whatever its parts are called.
+    """A path, with the user's home folder written out.
 
     Args:
         name: The argument's name.
@@ -51,17 +53,9 @@ def path_of(name: str, value: Any, *, instead: str = "Name a folder or file of t
         raise refused(name, value, "a path")
     if "\0" in text:
         raise refused(name, value, "a path, which has no null character")
-    if isinstance(value, str) and is_url(value):
+    if is_url(text) if isinstance(value, str) else _URL_AS_PATH.match(text):
         raise ValueError(f"{refused(name, value, 'a path on this machine, not a url')} {instead}")
     return Path(text).expanduser()
-
-
-def _local_path(value: Any) -> Path:
-    return path_of("path", value)
-
-
-LocalPath = Annotated[Path, BeforeValidator(_local_path)]
-"""A field of a path on this machine; the text of a url would be made a ``Path`` first."""
 
 
 def whole_number(name: str, value: Any, *, least: int | None = None) -> int:

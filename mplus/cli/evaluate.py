@@ -12,7 +12,6 @@ from mplus.cli.options import JsonOption
 from mplus.cli.settings_options import checked, given_settings, takes
 from mplus.cli.terminal import AnswerBar, show
 from mplus.evaluation.evaluation_settings import PERPLEXITY, EvaluationSettings
-from mplus.given import path_of
 
 if TYPE_CHECKING:
     from mplus.evaluation.raw_answers import RawAnswers
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def evaluate(
     *,
     file: Annotated[Path | None, typer.Argument(help="File of the task; the same as --data.")] = None,
-    out: Annotated[str | None, typer.Option(help="Folder of the raw answers; the same folder goes on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the raw answers; the same folder goes on.")] = None,
     as_json: JsonOption = False,
     **options: Any,
 ) -> None:
@@ -31,15 +30,14 @@ def evaluate(
         raise ValueError(f"{file} and --data {options['data']}: expected one file. Leave one of them out.")
     given = given_settings(EvaluationSettings, options)
     asked = checked(EvaluationSettings, given | ({"data": file} if file is not None else {}))
-    folder = None if out is None else path_of("out", out)
     if asked.task == "suite":
-        _run_suite(asked, folder, as_json=as_json)
+        _run_suite(asked, out, as_json=as_json)
         return
     from mplus.evaluation.experiment import Experiment
     from mplus.evaluation.modes import lacking
 
     bar = AnswerBar()
-    experiment = Experiment(asked, folder, bar.writing, talk_files=_own_talk(asked))
+    experiment = Experiment(asked, out, bar.writing, talk_files=_own_talk(asked))
     is_perplexity = asked.task == PERPLEXITY
     answers = experiment.scored(bar) if is_perplexity else experiment.answered(bar)
     bar.close()

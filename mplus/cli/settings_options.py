@@ -46,7 +46,7 @@ def takes(settings: type[BaseModel], **names: Sequence[str]) -> Callable[[Comman
 def _parameter(name: str, field: FieldInfo, names: Sequence[str]) -> inspect.Parameter:
     text = (field.description or "").replace("\n", " ")
     kind = _plain(field.annotation)
-    if get_origin(kind) is Literal or kind is Path:
+    if get_origin(kind) is Literal:
         kind = str  # which of them is checked with the other settings
     if field.is_required():
         annotation, default = Annotated[kind, typer.Argument(help=text)], inspect.Parameter.empty

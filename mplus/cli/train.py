@@ -1,26 +1,25 @@
 """``mplus train``: train M+ onto any backbone, on any texts. Its options are the fields of ``RunSettings``."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mplus.cli.settings_options import checked, given_settings, takes
-from mplus.given import path_of
 from mplus.training.run_folder import RunFolder
 from mplus.training.run_settings import RunSettings
 
 
 @takes(RunSettings, model=("--model", "-m"))
 def train(
-    out: Annotated[str, typer.Option(help="Folder of the run: settings, log, checkpoints, trained model.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: settings, log, checkpoints, trained model.")],
     *,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     **options: Any,
 ) -> None:
     """Train M+ onto a model; a run that was stopped goes on with --resume."""
-    folder = path_of("out", out)
-    known = RunFolder(folder).known_settings() if resume else {}
+    known = RunFolder(out).known_settings() if resume else {}
     settings = checked(RunSettings, known | given_settings(RunSettings, options))
     from mplus.training.run import run
 
-    run(settings, folder, resume=resume)
+    run(settings, out, resume=resume)

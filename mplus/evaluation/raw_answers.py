@@ -25,7 +25,7 @@ Key = tuple[str, int, str]
 class RawAnswers:
     """A folder of raw answers that grows until everything has been asked."""
 
-    def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         """Open a folder, or go on in it.
 
         Args:
@@ -35,7 +35,7 @@ class RawAnswers:
         Raises:
             ValueError: The folder is a url, or holds a run with other settings.
         """
-        self.folder = folder = path_of("out", folder)
+        self.folder = path_of("out", folder)
         self.settings = settings
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / RUN

@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mplus.given import path_of
 from mplus.progress import Bars, is_watched
 
 
@@ -102,6 +103,7 @@ class RunFolder:
             ValueError: The folder holds a run and ``resume`` is not set, or it holds none and it is, or
                 settings differ from those of the run.
         """
+        path_of("out", self.path)
         if self.path.is_file():
             raise ValueError(f"out={str(self.path)!r} is a file; expected a folder for the run.")
         if resume and not self.settings.exists():

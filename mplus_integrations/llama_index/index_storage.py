@@ -86,10 +86,7 @@ class LatentsBesideIndex(SimpleVectorStore):
 
     def persist(self, persist_path: str = "", fs: fsspec.AbstractFileSystem | None = None) -> None:
         """Save the latents into a folder beside the file that LlamaIndex names."""
-        if fs is None:
-            first, *rest = Path(persist_path).parts or [""]
-            is_url = first[:-1] in fsspec.available_protocols()  # of which LlamaIndex has made a path
-            checked_folder(f"{first}//{'/'.join(rest)}" if is_url else persist_path, "persist_dir")
+        checked_folder(Path(persist_path).parent, "persist_dir") if fs is None else None
         memory = self._memory()
         if memory is not None and fs is None:
             folder = Path(persist_path).absolute().parent / self._name

@@ -58,7 +58,7 @@ def mcp(
 def keys(
     action: Annotated[Literal["add", "list", "revoke"], typer.Argument(help="add, list or revoke.")],
     name: Annotated[str | None, typer.Argument(help="add: memory of the key; revoke: id of the key.")] = None,
-    file: Annotated[str, typer.Option(help="File of the keys; it holds their hashes only.")] = "keys.json",
+    file: Annotated[Path, typer.Option(help="File of the keys; it holds their hashes only.")] = Path("keys.json"),
     opens: Annotated[list[str] | None, typer.Option(help="add: another memory that the key opens. Repeatable.")] = None,
     opens_all: Annotated[bool, typer.Option("--opens-all", help="add: the key opens every memory.")] = False,
     as_json: JsonOption = False,

@@ -42,7 +42,7 @@ def stream_of(model: MPlus, folder: Path, *, together: bool = False) -> Stream:
 def test_a_url_is_no_folder_of_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"out=.*not a url"):
-        RawAnswers("s3://bucket/run", {})
+        RawAnswers(Path("s3://bucket/run"), {})
     assert not list(tmp_path.iterdir())
 
 
