@@ -13,8 +13,12 @@ from pydantic import BeforeValidator
 
 # One letter is a drive of Windows.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::.+)?://")
-_URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::.+)?:[/\\]")
-"""``Path`` makes one slash of two."""
+_URL_AS_PATH = re.compile(
+    r"(abfss?|adl|az|azure|dropbox|file|filecache|ftp|gcs|github|gs|hdfs|hf|https?|oci|oss|r2|s3a?|sftp|simplecache|ssh|"
+    r"wasbs?|webdav|webhdfs)(::.+)?:[/\\]",
+    re.IGNORECASE,
+)
+"""What ``Path``, which makes one slash of two, leaves of a url; any other folder may end in a colon."""
 
 
 def refused(name: str, value: object, expected: str) -> ValueError:

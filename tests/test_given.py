@@ -41,7 +41,14 @@ def test_a_path_is_one_and_not_empty(value: Any) -> None:
         path_of("folder", value)
 
 
-URLS = ("s3://bucket/x", "gs://bucket", "file:///tmp/x", "simplecache::s3://bucket/x", Path("s3://bucket/x"))
+URLS = (
+    "s3://bucket/x",
+    "gs://bucket",
+    "file:///tmp/x",
+    "simplecache::s3://bucket/x",
+    Path("s3://bucket/x"),
+    Path("simplecache::s3://bucket/x"),
+)
 
 
 @pytest.mark.parametrize("value", URLS)
@@ -51,7 +58,18 @@ def test_a_url_is_no_path(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["C://data", "C:/data", "./s3:/x", "/data/s3://x", "a:b", "memories::x", Path("C:/x")]
+    "value",
+    [
+        "C://data",
+        "C:/data",
+        "./s3:/x",
+        "/data/s3://x",
+        "a:b",
+        "memories::x",
+        "notes:/x",
+        Path("C:/x"),
+        Path("notes:") / "x",
+    ],
 )
 def test_what_only_looks_like_a_url_is_a_path(value: Any) -> None:
     assert path_of("folder", value) == Path(value)

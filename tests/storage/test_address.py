@@ -25,6 +25,20 @@ def test_a_url_is_no_folder_of_a_store_its_keys_or_a_model(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_path_is_no_url_though_its_first_part_ends_in_a_colon(
+    model: MPlus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, memory = Path("notes:"), model.new_memory()
+    store, _ = MemoryStore(folder / "store"), KeyVault(folder / "keys")
+    memory.save(folder / "saved")
+    memory.export(folder / "me.mplus")
+    store.backup(folder / "backup")
+    model.save_pretrained(folder / "model")
+    assert {path.name for path in folder.iterdir()} == {"store", "keys", "saved", "me.mplus", "backup", "model"}
+    assert Memory.load(folder / "me.mplus", model).fingerprint == Memory.load(folder / "saved", model).fingerprint
+
+
 def test_a_url_that_was_made_a_path_is_refused(model: MPlus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     memory, store = model.new_memory(), MemoryStore(tmp_path / "own")
