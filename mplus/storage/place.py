@@ -136,13 +136,26 @@ class Place(ABC):
                 shutil.copyfileobj(source, file, COPY_BYTES)
 
 
+_ADVICE = {
+    errno.ENOENT: "Make its folder first",
+    errno.ENOTDIR: "A file stands where a folder should be: remove it",
+    errno.ENOSPC: "Free space there",
+    errno.EDQUOT: "Free space there",
+    errno.EACCES: "Allow writing there",
+    errno.EPERM: "Allow writing there",
+    errno.EROFS: "Allow writing there",
+}
+"""What helps against the commonest errors of a file system."""
+
+
 def not_saved(place: Place | Path, error: OSError) -> MemorySaveError:
     """A ``MemorySaveError`` that says what happened and what to do."""
     reason = error.strerror or str(error)
+    advice = _ADVICE.get(error.errno or errno.EIO, "Free space or allow writing there")
     return MemorySaveError(
         error.errno or errno.EIO,
-        f"{place}: the memory was not saved ({reason}); what was saved there before is intact. Free space or allow "
-        "writing there, or save to another folder",
+        f"{place}: the memory was not saved ({reason}); what was saved there before is intact. {advice}, or save to "
+        "another folder",
     )
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 import zipfile
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from mplus.storage.address import folder_of, place_of, zip_of
 from mplus.storage.files import copy, verify
 from mplus.storage.folder import Folder
 from mplus.storage.names import MANIFEST
-from mplus.storage.place import Place
+from mplus.storage.place import Place, not_saved
 from mplus.storage.url import Url
 from mplus.storage.zip_file import Zip
 from tests.memory.saves import written
@@ -240,3 +241,15 @@ def test_a_path_and_its_url_are_the_same_place(tmp_path: Path) -> None:
     assert isinstance(place_of((tmp_path / "a.mplus").as_uri()), Zip)
     assert isinstance(place_of(tmp_path.as_uri()), Folder)
     assert isinstance(place_of(str(tmp_path / "nothing yet")), Folder)
+
+
+def test_what_was_not_saved_says_what_helps(tmp_path: Path, model: MPlus) -> None:
+    memory = model.new_memory()
+    model.write(memory, "A text.")
+    with pytest.raises(MemorySaveError, match=r"No such file or directory.*Make its folder first"):
+        memory.export(tmp_path / "missing" / "me.mplus")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(MemorySaveError, match=r"A file stands where a folder should be"):
+        memory.export(tmp_path / "file" / "me.mplus")
+    full = not_saved(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+    assert "Free space there, or save to another folder" in str(full)
