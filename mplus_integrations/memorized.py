@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mplus_integrations.conversations import GRAPH_MESSAGE, MESSAGE
+from mplus_integrations.conversations import GRAPH_MESSAGE, MESSAGE, is_unique
 from mplus_integrations.sources import TURNS, Told
 
 
@@ -46,11 +46,7 @@ def changed(items: Sequence[Memorized], known: Mapping[str, Told]) -> Change:
     """
     last = {item.source: place for place, item in enumerate(items) if item.is_own}
     items = [item for place, item in enumerate(items) if not item.is_own or last[item.source] == place]
-    versions = dict[str, list[str]]()
-    for name, told in known.items():
-        message = told.metadata.get(MESSAGE) or told.metadata.get(GRAPH_MESSAGE) or name
-        versions.setdefault(message, []).append(name)
-    gone, held = set[str](), set[str]()
+    versions, gone, held = _versions(known), set[str](), set[str]()
     for item in items:
         for name in versions.get(item.source or "", []) if item.is_own else []:
             if _holds(known[name], item):
@@ -60,6 +56,22 @@ def changed(items: Sequence[Memorized], known: Mapping[str, Told]) -> Change:
     return Change(gone, [item for item in items if not item.is_own or item.source not in held])
 
 
+def _versions(known: Mapping[str, Told]) -> dict[str, list[str]]:
+    """Names of sources by the id that they are versions of.
+
+    A turn is one of its message, and only if no other conversation has that id: a document "1" is none of theirs.
+    """
+    found: dict[str, list[str]] = {}
+    for name, told in known.items():
+        message = told.metadata.get(MESSAGE) or told.metadata.get(GRAPH_MESSAGE) or name
+        if not _is_turn(told) or is_unique(message):
+            found.setdefault(message, []).append(name)
+    return found
+
+
 def _holds(told: Told, item: Memorized) -> bool:
-    is_turn = any(key in told.metadata for key in TURNS)
-    return told.texts == (item.text,) and (is_turn or told.metadata == item.metadata)
+    return told.texts == (item.text,) and (_is_turn(told) or told.metadata == item.metadata)
+
+
+def _is_turn(told: Told) -> bool:
+    return GRAPH_MESSAGE in told.metadata or any(key in told.metadata for key in TURNS)

@@ -39,11 +39,13 @@ def texts(of: Ours) -> list[str]:
         return [text.removeprefix("User: ") for source in memory.sources() for text in source.texts]
 
 
-def middleware_says(of: MPlusChat, said: str, monkeypatch: pytest.MonkeyPatch, thread: str | None = None) -> None:
+def middleware_says(
+    of: MPlusChat, said: str, monkeypatch: pytest.MonkeyPatch, thread: str | None = None, *, name: str = UUID
+) -> None:
     """A turn of an agent that ends with this message."""
     monkeypatch.setattr("mplus_integrations.langchain.middleware.current_run", lambda: Run(thread, "", is_kept=True))
     middleware = MPlusMemoryMiddleware(MPlusChat(model=MODEL, memory=of.latents().read(MODEL), max_tokens=1))
-    middleware.after_agent({"messages": [HumanMessage(said, id=UUID)]}, None)  # type: ignore[typeddict-item,arg-type]
+    middleware.after_agent({"messages": [HumanMessage(said, id=name)]}, None)  # type: ignore[typeddict-item,arg-type]
 
 
 ITEMS: dict[str, tuple[Callable[[], Ours], Callable[[str], Any]]] = {
@@ -106,6 +108,29 @@ def test_ids_that_are_counted_anew_in_every_conversation_prove_no_edit() -> None
     theirs.memorize(message(GRAZ, "msg-1"))
     theirs.memorize(message(LINZ, "msg-1"))
     assert texts(ours) == texts(theirs) == [GRAZ, LINZ]
+
+
+def test_a_document_is_no_version_of_a_message_that_is_counted_as_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = chat()
+    for thread in ("anna", "bob"):
+        history = [
+            HumanMessage(f"I am {thread}.", id="1"),
+            AIMessage("I see.", id="2"),
+            HumanMessage("And now?", id="3"),
+        ]
+        ours.invoke(history, config={"configurable": {"thread_id": thread}})
+    ours.memorize(Document("Chapter one.", id="1"))
+    assert texts(ours) == ["I am anna.", "Assistant: I see.", "I am bob.", "Assistant: I see.", "Chapter one."]
+    theirs = llm()
+    MPlusMemory.from_defaults(llm=theirs, memory=theirs.latents(), conversation_id="bob").put(message(GRAZ, "1"))
+    theirs.memorize(TextNode(text="Chapter one.", id_="1"))
+    theirs.memorize(TextNode(text="Chapter two.", id_="1"))
+    assert texts(theirs) == [GRAZ, "Chapter two."]
+    agent = MPlusChat(model=MODEL, memory=MODEL.new_memory(), max_tokens=1)
+    for thread in ("t", None):
+        middleware_says(agent, GRAZ, monkeypatch, thread, name="1")
+    agent.memorize(Document("Chapter one.", id="1"))
+    assert texts(agent).count(GRAZ) == 2 and "Chapter one." in texts(agent)
 
 
 def asks(of: Ours, said: str) -> None:
