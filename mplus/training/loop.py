@@ -77,7 +77,8 @@ def train(
             optimizer.step()
             advance()
             asked = stopping()
-            is_saved = (step + 1) % save_every == 0 or step + 1 == task.steps or asked
+            is_measured = (step + 1) % save_every == 0 or step + 1 == task.steps
+            is_saved = is_measured or asked  # whoever asks may not wait for figures
             # A checkpoint closes the means of the log, so that a run which goes on from it logs the same.
             if is_saved or (step + 1) % log_every == 0:
                 rates = {group["group"]: group["lr"] for group in optimizer.param_groups}
@@ -86,7 +87,7 @@ def train(
                 log.write(task.name, step + 1, means, learning_rates=rates, seconds_per_step=round(spent, 3))
                 figures = {}
             if is_saved:
-                measured = task.measure()
+                measured = task.measure() if is_measured else {}
                 if measured:
                     log.write(task.name, step + 1, measured)
                 checkpoints.save(task, leaves, optimizer, step + 1)

@@ -15,7 +15,8 @@ class StoppedError(SystemExit):
 def stop_signals() -> Generator[Callable[[], int]]:
     """Take the first Ctrl+C or SIGTERM as a wish; yields what tells its number, 0 before.
 
-    Signals are left as they are outside the main thread, where Python lets nobody catch them.
+    Signals are left as they are outside the main thread, where Python lets nobody catch them, and where whoever started
+    the run has it ignore them, as a shell does with Ctrl+C in the background.
     """
     asked = 0
 
@@ -30,7 +31,8 @@ def stop_signals() -> Generator[Callable[[], int]]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = (n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) not in (signal.SIG_IGN, None))
+        before = {number: signal.signal(number, note) for number in heard}
     try:
         yield lambda: asked
     finally:
