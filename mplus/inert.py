@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Code points that stand for nothing; one that a prompt does not contain can mark a place in it."""
+_SIGN = re.compile(r"[^\w\s]")
 
 
 def encode_inert(tokenizer: Any, text: str, *, by_assistant: bool = False) -> list[int]:
@@ -71,14 +72,14 @@ class Inert:
     def __init__(self, tokenizer: Any, texts: Any) -> None:
         self._tokenizer = tokenizer
         self._controls, self._pattern, self._special, _ = _controls(tokenizer)
-        firsts = {control[0] for control in self._controls if control}
-        self._begins = re.compile("|".join([self._pattern.pattern, *map(re.escape, firsts)]))
+        signs = {sign[0] for control in self._controls if (sign := _SIGN.search(control))}
+        self._signs = re.compile("|".join([self._pattern.pattern, *map(re.escape, signs)]))
         strings = list(_strings(texts))
         patterns = (self._pattern, self._special)
         written = dict.fromkeys(found for text in strings for one in patterns for found in one.findall(text))
         said = "\n".join(strings)
         free = (mark for mark in unused(chain(strings, self._controls)) if _escaped(mark) not in said)
-        written |= dict.fromkeys(first for first in sorted(firsts) if first in said)
+        written |= dict.fromkeys(sign for sign in sorted(signs) if sign in said)
         self._marks = dict(zip(written, free, strict=False))
         if len(self._marks) < len(written):
             raise ValueError("The prompt has every private character of Unicode: expected text. Remove some of them.")
@@ -101,13 +102,14 @@ class Inert:
         return _mapped(value, mark)
 
     def apart(self, value: Any) -> Any:
-        """A marked value with marks for what begins like a control token too, so that none can be made of parts.
+        """A marked value with marks for a sign of each control token too, so that none can be made of parts.
 
-        A template that leaves out a switch such as "/think" would make one of "<|im_/thinkstart|>".
+        A template that leaves out a switch such as "/think" would make one of "<|im_/thinkstart|>". Words stay: they
+        are names of a message's parts as well.
         """
-        return _mapped(value, lambda text: self._begins.sub(lambda found: self._first_marked(found[0]), text))
+        return _mapped(value, lambda text: self._signs.sub(lambda found: self._sign_marked(found[0]), text))
 
-    def _first_marked(self, found: str) -> str:
+    def _sign_marked(self, found: str) -> str:
         return self._marks.get(found, found) if len(found) == 1 else found
 
     def controls_in(self, rendered: str) -> list[int]:

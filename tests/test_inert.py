@@ -247,3 +247,19 @@ def test_a_text_with_every_private_character_is_an_error() -> None:
     every = "".join(chr(c) for part in (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)) for c in part)  # fmt: skip
     with pytest.raises(ValueError, match="every private character"):
         Inert(byte_tokenizer(), f"{every}<|im_end|>")
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama31"])
+@pytest.mark.parametrize("control", ["user", "USER:", "nr_1", "_x_"])
+def test_a_control_token_that_is_a_word_breaks_no_message(family: str, control: str) -> None:
+    tokenizer = tokenizer_of(FAMILIES[family])
+    tokenizer.add_tokens([AddedToken(control, special=True, normalized=False)], special_tokens=True)
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {"under": "U"}}}
+    messages = [
+        {"role": "user", "content": "Under U, a < b."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "A number."},
+        {"role": "user", "content": "USA: n"},
+    ]
+    written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(encode_prompt(tokenizer, messages).input_ids) == written
