@@ -312,12 +312,15 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         return RecentTurns(self.loaded, self.prompt_turns, self.token_limit)
 
     def _place_of(self, message: ChatMessage) -> int | None:
-        """Where the history has an earlier version of a message; None: nowhere."""
+        """Where the history has an earlier version of a message; None: nowhere.
+
+        A question and its answer may share an id, and are none of each other.
+        """
         name, text = message.additional_kwargs.get("id"), spoken(message)
         source = message.source if isinstance(message, Turn) else ""
         for place, turn in enumerate(self.chat_history):
             is_same = (source and turn.source == source) or (name and turn.additional_kwargs.get("id") == name)
-            if is_same and spoken(turn) != text:
+            if is_same and turn.role == message.role and spoken(turn) != text:
                 return place
         return None
 
@@ -364,8 +367,11 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
 
     def _edited(self, turns: Sequence[Turn], known: Mapping[str, Told]) -> "set[str]":
         """Names of earlier versions of turns, which an earlier process may have written."""
+        if not any(map(id_of, turns)):
+            return set()
         versions = by_message(known, self.conversation_id)
-        return {name for turn in turns for name in versions.get(id_of(turn) or "", []) if name != turn.source}
+        found = {(name, ROLES[turn.role]) for turn in turns for name in versions.get(id_of(turn) or "", [])}
+        return {name for name, role in found if known[name].metadata.get("role") == role} - {t.source for t in turns}
 
     def _change(self, memory: Memory, gone: "set[str]", fresh: Sequence[Turn]) -> None:
         if not gone:

@@ -213,3 +213,15 @@ async def test_a_block_knows_messages_by_their_ids() -> None:
     await block.aput([message("I play the cello.", "m1")], session_id="bob")
     await block.aput([message(LINZ, "m1")], session_id="anna")
     assert texts(ours) == ["My code is 4711.", "I play the cello.", LINZ]
+
+
+async def test_a_question_and_an_answer_that_share_an_id_are_no_versions_of_each_other() -> None:
+    ours = llm()
+    answer = ChatMessage(role="assistant", content="I see.", additional_kwargs={"id": UUID})
+    block = MPlusMemoryBlock(llm=ours)
+    await block.aput([message(GRAZ)], session_id="anna")
+    await block.aput([answer], session_id="anna")
+    await MPlusMemoryBlock(llm=ours).aput([message(LINZ)], session_id="anna")
+    assert texts(ours) == ["Assistant: I see.", LINZ]
+    await MPlusMemoryBlock(llm=ours).aput([answer], session_id="anna")
+    assert texts(ours) == [LINZ, "Assistant: I see."]
