@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mplus.moments import seconds_of
 from mplus_integrations.conversations import GRAPH_MESSAGE, MESSAGE, is_unique
 from mplus_integrations.sources import TURNS, Told
 
@@ -70,7 +71,8 @@ def _versions(known: Mapping[str, Told]) -> dict[str, list[str]]:
 
 
 def _holds(told: Told, item: Memorized) -> bool:
-    return told.texts == (item.text,) and (_is_turn(told) or told.metadata == item.metadata)
+    is_then = item.at is None or told.latest == seconds_of(item.at, "at")
+    return told.texts == (item.text,) and (_is_turn(told) or (is_then and told.metadata == item.metadata))
 
 
 def _is_turn(told: Told) -> bool:

@@ -49,6 +49,11 @@ class Told(Protocol):
         """The texts that were kept."""
         ...
 
+    @property
+    def latest(self) -> float | None:
+        """Unix time at which its latest text was said."""
+        ...
+
 
 def without_marks(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A user's part of the metadata of a source."""

@@ -215,8 +215,9 @@ class Remembering(SavedByName, Referring, Generic[Item]):
         """Write texts, documents or messages into memory.
 
         Under an id of its own a document or message is there once: with another text it takes the place of what it said
-        before, and what is there already is not written again. Ids of messages that are counted anew in every
-        conversation, such as "3", prove nothing.
+        before, and what is there already is not written again, unless it was said at another time. All notes under its
+        name count as what it said, also those that ``source=`` has named so. Ids of messages that are counted anew in
+        every conversation, such as "3", prove nothing.
 
         Args:
             items: Texts, documents or messages. The id of a document or message names its source, and in LangChain also

@@ -21,10 +21,12 @@ class Told(NamedTuple):
     Attributes:
         metadata: Its metadata.
         texts: The texts that were kept.
+        latest: Unix time at which its latest text was said, where one was given.
     """
 
     metadata: Mapping[str, Any]
     texts: tuple[str, ...]
+    latest: float | None = None
 
 
 @dataclass
@@ -59,8 +61,9 @@ class Waiting:
 
 def told(state: MemoryState, waiting: Sequence[WrittenText]) -> dict[str, Told]:
     """What a memory was told under each name, by what is written and what waits."""
-    found = {record.name: Told(record.metadata, record.texts) for record in state.sources if not record.forgotten}
+    found = {one.name: Told(one.metadata, one.texts, one.latest) for one in state.sources if not one.forgotten}
     for text in waiting:
         before = found.get(text.source, Told({}, ()))
-        found[text.source] = Told({**before.metadata, **text.metadata}, before.texts + text.kept)
+        latest = before.latest if text.at is None else max(text.at, before.latest or text.at)
+        found[text.source] = Told({**before.metadata, **text.metadata}, before.texts + text.kept, latest)
     return found

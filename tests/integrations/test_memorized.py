@@ -84,6 +84,17 @@ def test_an_item_that_says_the_same_is_there_once(item: str, monkeypatch: pytest
     assert source.metadata["author"] == "Anna" and len(source.texts) == 1
 
 
+def test_an_item_that_was_said_at_another_time_is_written_anew() -> None:
+    of, day = chat(), 86400.0
+    of.memorize(Document(GRAZ, id="page-1"))
+    for at in (10 * day, 20 * day):
+        assert of.memorize(Document(GRAZ, id="page-1"), at=at) > 0
+        assert of.memorize(Document(GRAZ, id="page-1"), at=at) == 0
+        with of.opened() as memory:
+            assert [source.latest for source in memory.sources()] == [at]
+        assert of.memorize(Document(GRAZ, id="page-1"), at=at) == of.memorize(Document(GRAZ, id="page-1")) == 0
+
+
 @pytest.mark.parametrize("made", [chat, llm])
 def test_texts_of_one_given_source_stand_side_by_side(made: Callable[[], Ours]) -> None:
     of = made()

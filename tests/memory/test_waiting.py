@@ -104,7 +104,7 @@ def test_a_store_has_it_on_disk_when_it_is_closed(tmp_path: Path) -> None:
 
 def test_told_names_what_waits_without_writing_it(passes: list[int]) -> None:
     memory = told_later()
-    assert memory.told()["note-3"] == ({"n": 1}, (TEXTS["note-3"],)) and memory.told().keys() == TEXTS.keys()
+    assert memory.told()["note-3"] == ({"n": 1}, (TEXTS["note-3"],), None) and memory.told().keys() == TEXTS.keys()
     assert passes == []
 
 
