@@ -123,7 +123,9 @@ def application(settings: ServeSettings, *, load: Loader | None = None) -> serve
     """
     given = settings.model_dump()
     growing = settings.max_replicas is not None and settings.max_replicas > settings.replicas
-    replicas: Any = serve.deployment(Replica).options(
+    deployed: Any = serve.deployment  # Ray's types know neither its options
+    router: Any = OwnerRouter  # nor that a router may be given as a class
+    replicas = deployed(Replica).options(
         name="replica",
         num_replicas=None if growing else settings.replicas,
         autoscaling_config=AutoscalingConfig(
@@ -135,14 +137,14 @@ def application(settings: ServeSettings, *, load: Loader | None = None) -> serve
         if growing
         else None,
         max_ongoing_requests=settings.max_inside,
-        request_router_config=RequestRouterConfig(request_router_class=OwnerRouter),
+        request_router_config=RequestRouterConfig(request_router_class=router),
         ray_actor_options={"num_cpus": settings.replica_cpus, "num_gpus": settings.replica_gpus},
         health_check_period_s=HEALTH_SECONDS,
         logging_config=QUIET,
         graceful_shutdown_timeout_s=float(settings.shutdown_seconds),
         graceful_shutdown_wait_loop_s=0.5,
     )
-    entrance: Any = serve.deployment(Entrance).options(
+    entrance = deployed(Entrance).options(
         name="entrance",
         num_replicas=1,
         max_ongoing_requests=settings.max_inside * max(settings.replicas, settings.max_replicas or 1),
