@@ -62,6 +62,14 @@ def path_of(name: str, value: Any, *, instead: str = "Name a folder or file of t
     return Path(text).expanduser()
 
 
+def _local_path(value: Any) -> Path:
+    return path_of("path", value)
+
+
+LocalPath = Annotated[Path, BeforeValidator(_local_path)]
+"""A field of a path on this machine."""
+
+
 def whole_number(name: str, value: Any, *, least: int | None = None) -> int:
     """A whole number, also one of numpy.
 

@@ -45,9 +45,21 @@ def where_of(error: BaseException) -> dict[str, Any]:
     return {"error": type(error).__qualname__, "where": [f"{p.filename}:{p.lineno} {p.name}" for p in places[-8:]]}
 
 
+class StandardError(logging.Handler):
+    """Writes to what is standard error at that moment: a notebook or a test may have put another in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):  # nobody reads it any more
+            self.handleError(record)
+
+
 def set_up_logs(form: Literal["json", "text"]) -> None:
     """Write the log lines of the server to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StandardError()
     handler.setFormatter(Line(form))
     logging.getLogger().handlers = [handler]  # before mcp gives it one that writes text
     for name in OURS:

@@ -17,6 +17,7 @@ from pydantic_settings import (
 )
 
 from mplus import MemoryStore, UnknownNameError
+from mplus.given import LocalPath
 
 PREFIX = "MPLUS_SERVE_"
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -40,14 +41,14 @@ class ServeSettings(BaseSettings):
     """Where the model runs: auto, cpu, cuda, cuda:1."""
     aliases: Names = ()
     """Further names by which clients may call the model, separated by commas."""
-    memories: Path | None = None
+    memories: LocalPath | None = None
     """Folder of the memories; by default that of the other mplus commands. With --memories-url, a folder of copies of
     that url and nothing else; by default one of its own."""
     memories_url: str | None = None
     """Url of the memories, such as s3://bucket/memories, which many machines share; a folder holds copies."""
     max_local_bytes: Annotated[int, Field(ge=0)] | None = None
     """Most bytes of copies of memories behind a url; no limit by default."""
-    vault: Path | None = None
+    vault: LocalPath | None = None
     """Folder of a key for each memory, with which it is encrypted; by default memories are not encrypted."""
     shared: Names = ()
     """Memories that every answer reads beside the caller's own, separated by commas; those missing are made."""
@@ -56,7 +57,7 @@ class ServeSettings(BaseSettings):
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 chooses a free one."""
-    keys: Path | None = None
+    keys: LocalPath | None = None
     """File of the keys that mplus keys makes; only those are let in."""
     require_key: bool | None = None
     """Whether each request needs an API key. By default it does where keys are given, and where other machines can
