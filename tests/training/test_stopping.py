@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ from mplus.training.stopping import StoppedError, stop_signals
 from tests.training.test_loop import STEPS, assert_same_leaves, one_thread, run, task, whole
 
 __all__ = ["one_thread", "whole"]  # fixtures
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """As for a command in a terminal: tests that run in the background are told to ignore Ctrl+C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
