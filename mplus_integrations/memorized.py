@@ -47,7 +47,8 @@ def changed(items: Sequence[Memorized], known: Mapping[str, Told]) -> Change:
     """
     last = {item.source: place for place, item in enumerate(items) if item.is_own}
     items = [item for place, item in enumerate(items) if not item.is_own or last[item.source] == place]
-    versions, gone, held = _versions(known), set[str](), set[str]()
+    versions = _versions(known) if last else {}
+    gone, held = set[str](), set[str]()
     for item in items:
         for name in versions.get(item.source or "", []) if item.is_own else []:
             if _holds(known[name], item):

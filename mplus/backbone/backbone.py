@@ -80,6 +80,7 @@ class Backbone(ABC):
 
         Raises:
             CheckpointError: The adapter does not fit the model.
+            UnsupportedModelError: Its layers are in no common list.
         """
 
     @torch.inference_mode(False)

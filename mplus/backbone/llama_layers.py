@@ -95,16 +95,7 @@ class LlamaLayers(Backbone):
         return causal.model.layers
 
     def reading_through(self, adapter: Adapter, *, merge: bool, write_from: int | None = None) -> "LlamaLayers":
-        """The same backbone, which reads memory through an adapter; base weights are shared.
-
-        Args:
-            adapter: The adapter.
-            merge: Copy the layers that it changes, rather than change their outputs.
-            write_from: First decoder layer that encodes what is written through it, too; None: no layer does.
-
-        Raises:
-            CheckpointError: The adapter does not fit the model.
-        """
+        """The same backbone, which reads memory through an adapter; see ``Backbone``."""
         return replace(self, read_layers=with_adapter(self.write_layers, adapter, merge=merge), write_from=write_from)
 
     def adapted_linears(self) -> dict[str, LoraLinear]:

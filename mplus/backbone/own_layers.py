@@ -132,17 +132,7 @@ class OwnLayers(Backbone):
         return layers
 
     def reading_through(self, adapter: Adapter, *, merge: bool, write_from: int | None = None) -> "OwnLayers":
-        """The same backbone, which reads memory through an adapter; base weights are shared.
-
-        Args:
-            adapter: The adapter.
-            merge: Copy the layers that it changes, rather than change their outputs.
-            write_from: First decoder layer that encodes what is written through it, too; None: no layer does.
-
-        Raises:
-            CheckpointError: The adapter does not fit the model.
-            UnsupportedModelError: Its layers are in no common list.
-        """
+        """The same backbone, which reads memory through an adapter; see ``Backbone``."""
         body = seen_through(self._inner, self._layers_path, adapter, merge=merge)
         attentions = nn.ModuleList([body.get_submodule(path) for path in self._paths])
         writing = None if write_from is None else self._writing_body(body, write_from)

@@ -12,7 +12,6 @@ from mplus.cli.options import JsonOption
 from mplus.cli.settings_options import checked, given_settings, takes
 from mplus.cli.terminal import AnswerBar, show
 from mplus.evaluation.evaluation_settings import PERPLEXITY, EvaluationSettings
-from mplus.given import path_of
 
 if TYPE_CHECKING:
     from mplus.evaluation.raw_answers import RawAnswers
@@ -29,8 +28,6 @@ def evaluate(
     """Measure what is remembered: write contexts, then distractors, and ask after more and more of them."""
     if file is not None and options.get("data") is not None:
         raise ValueError(f"{file} and --data {options['data']}: expected one file. Leave one of them out.")
-    if out is not None:
-        path_of("out", out)
     given = given_settings(EvaluationSettings, options)
     asked = checked(EvaluationSettings, given | ({"data": file} if file is not None else {}))
     if asked.task == "suite":

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from mplus.cli.settings_options import checked, given_settings, takes
-from mplus.given import path_of
 from mplus.training.run_folder import RunFolder
 from mplus.training.run_settings import RunSettings
 
@@ -19,7 +18,6 @@ def train(
     **options: Any,
 ) -> None:
     """Train M+ onto a model; a run that was stopped goes on with --resume."""
-    path_of("out", out)
     known = RunFolder(out).known_settings() if resume else {}
     settings = checked(RunSettings, known | given_settings(RunSettings, options))
     from mplus.training.run import run

@@ -60,7 +60,7 @@ def train(
     log.cut(task.name, done)
     figures: dict[str, list[float]] = {}
     started = time.perf_counter()
-    signals = stop_signals() if accelerator.num_processes == 1 else nullcontext(int)
+    signals = stop_signals() if accelerator.num_processes == 1 else nullcontext(lambda: 0)
     with log.progress(task.name, done, task.steps) as advance, signals as stopping:
         for step in range(done, task.steps):
             for group in optimizer.param_groups:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -14,14 +14,14 @@ from pydantic import Field, PrivateAttr
 from mplus import Memory, MemoryStore, MPlus, UnknownNameError
 from mplus.forks import ProcessLock
 from mplus_integrations.arguments import checked_several, checked_switch
-from mplus_integrations.conversations import CONVERSATION, MESSAGE, THREAD, TURN, before_all, by_message, turns_of
+from mplus_integrations.conversations import CONVERSATION, MESSAGE, THREAD, TURN, before_all, turns_of
 from mplus_integrations.copies import Referring
 from mplus_integrations.latents import Latents, MemoryKeyName, all_or_nothing, check_memory, checked_key, forget_all
 from mplus_integrations.llama_index.llm import mplus_llm
 from mplus_integrations.llama_index.memory_arguments import FROM_DEFAULTS, INSTEAD_OF_MEMORY, refuse_documents
 from mplus_integrations.llama_index.messages import ROLES, Turn, id_of, spoken
 from mplus_integrations.llama_index.recent_turns import RecentTurns
-from mplus_integrations.llama_index.turns import as_turn
+from mplus_integrations.llama_index.turns import as_turn, earlier_versions, forgettable, of_conversation
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import (
     ConversationName,
@@ -29,7 +29,6 @@ from mplus_integrations.settings import (
     PromptTurns,
     conversation_name,
 )
-from mplus_integrations.sources import Told
 from mplus_integrations.store_place import StorePlace
 
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
@@ -243,7 +242,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
                 if place is None:
                     more.append(message)
                 else:
-                    gone |= _forgettable([self.chat_history[place]])
+                    gone |= forgettable([self.chat_history[place]])
                     said[place] = message
             self.chat_history = self._remembered(said, more, gone=gone)
 
@@ -294,7 +293,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
             with self.latents.opened(self.loaded) as memory:
                 known = {source.name for source in memory.sources()}
                 said = set(turns_of(memory, name)) if name is not None else set[str]()
-                said |= _forgettable(self.chat_history) & known if is_this else set()
+                said |= forgettable(self.chat_history) & known if is_this else set()
                 if said:
                     forget_all(memory, sorted(said))
             if is_this:
@@ -339,7 +338,7 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         fresh: list[Turn] = []
         with self.latents.opened(self.loaded) as memory, memory.adding():
             known = memory.told()
-            mine = _forgettable(self.chat_history) | self._of_conversation(known)
+            mine = forgettable(self.chat_history) | of_conversation(known, self.conversation_id)
             written = {name: source.texts for name, source in known.items()}
             for place, (message, text) in enumerate(zip((*messages, *more), said, strict=True)):
                 if isinstance(message, Turn) and id(message) in kept:
@@ -352,26 +351,11 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
                     fresh.append(turn)
                     written[turn.source] = (text,)
                 turns.append(turn)
-            gone = ((mine if gone is None else gone) & set(known)) | self._edited(fresh, known)
+            gone = ((mine if gone is None else gone) & set(known)) | earlier_versions(
+                fresh, known, self.conversation_id
+            )
             self._change(memory, gone - {turn.source for turn in turns}, fresh)
         return turns
-
-    def _of_conversation(self, known: Mapping[str, Any]) -> "set[str]":
-        """Names of the turns in memory that are this conversation's by its name."""
-        about = {name: source.metadata for name, source in known.items() if TURN in source.metadata}
-        return {
-            n
-            for n, data in about.items()
-            if self.conversation_id is not None and data.get(THREAD) == self.conversation_id
-        }
-
-    def _edited(self, turns: Sequence[Turn], known: Mapping[str, Told]) -> "set[str]":
-        """Names of earlier versions of turns, which an earlier process may have written."""
-        if not any(map(id_of, turns)):
-            return set()
-        versions = by_message(known, self.conversation_id)
-        found = {(name, ROLES[turn.role]) for turn in turns for name in versions.get(id_of(turn) or "", [])}
-        return {name for name, role in found if known[name].metadata.get("role") == role} - {t.source for t in turns}
 
     def _change(self, memory: Memory, gone: "set[str]", fresh: Sequence[Turn]) -> None:
         if not gone:
@@ -400,8 +384,3 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         of = None if self._latents is None else self._latents.conversation
         names = {THREAD: self.conversation_id, CONVERSATION: of, MESSAGE: id_of(turn)}
         return {TURN: True, **{key: name for key, name in names.items() if name is not None}, "role": ROLES[turn.role]}
-
-
-def _forgettable(turns: Sequence[Turn]) -> set[str]:
-    """Names of turns that no other conversation may have said too."""
-    return {turn.source for turn in turns if not turn.is_shared}

@@ -1,12 +1,13 @@
-"""The names under which an ``MPlusMemory`` writes its turns."""
+"""The names under which an ``MPlusMemory`` writes its turns, and which names in memory are its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 
-from mplus_integrations.conversations import turn_name
-from mplus_integrations.llama_index.messages import ROLES, Turn
+from mplus_integrations.conversations import THREAD, TURN, by_message, turn_name
+from mplus_integrations.llama_index.messages import ROLES, Turn, id_of
+from mplus_integrations.sources import Told
 
 
 def as_turn(
@@ -37,3 +38,25 @@ def free_name(name: str, taken: Mapping[str, Any]) -> str:
         number += 1
         found = f"{name}-{number}"
     return found
+
+
+def of_conversation(known: Mapping[str, Told], conversation_id: str | None) -> set[str]:
+    """Names of the turns in memory that are a conversation's by its name; none where it has no name."""
+    if conversation_id is None:
+        return set()
+    about = {name: told.metadata for name, told in known.items()}
+    return {name for name, data in about.items() if TURN in data and data.get(THREAD) == conversation_id}
+
+
+def earlier_versions(turns: Sequence[Turn], known: Mapping[str, Told], conversation_id: str | None) -> set[str]:
+    """Names of earlier versions of turns, which an earlier process may have written."""
+    if not any(map(id_of, turns)):
+        return set()
+    versions = by_message(known, conversation_id)
+    found = {(name, ROLES[turn.role]) for turn in turns for name in versions.get(id_of(turn) or "", [])}
+    return {name for name, role in found if known[name].metadata.get("role") == role} - {t.source for t in turns}
+
+
+def forgettable(turns: Sequence[Turn]) -> set[str]:
+    """Names of turns that no other conversation may have said too."""
+    return {turn.source for turn in turns if not turn.is_shared}

@@ -189,8 +189,6 @@ def test_a_url_is_exported_to_and_imported_from_and_no_folder_of_memories(
         ("export", "s3://bucket/me.jsonl", "-m", folder, "--memory", "me", "--text"),
         ("write", "-m", folder, "--memory", "s3://bucket/me", "A text."),
         ("convert", folder, "s3://bucket/model"),
-        ("train", "-m", folder, "--out", "s3://bucket/run"),
-        ("evaluate", "suite", "-m", folder, "--out", "s3://bucket/run"),
         ("serve", "-m", folder, "--memories", "s3://bucket/memories"),
         ("serve", "-m", folder, "--vault", "s3://bucket/keys"),
         ("keys", "add", "me", "--file", "s3://bucket/keys.json"),
