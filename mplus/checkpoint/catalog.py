@@ -158,7 +158,7 @@ def _fetch(model: BuiltInModel, work: Path, progress: StageProgress | None, loca
     if file is not None:
         _verify(file, model, progress)
         step = None if progress is None else lambda done, total: progress("convert", done, total)
-        gguf.convert(file, target, step=step)
+        gguf.convert(file, target, dtype=model.dtype, step=step)
     elif local_files_only or not _from_hub_into(model, target, tried):
         raise ModelNotFoundError(
             f"{model.name} is not in the cache ({cache_root()}), and it could not be fetched: {'; '.join(tried)}. "

@@ -33,8 +33,14 @@ LAYER_TENSOR_NAMES = {
 Step = Callable[[int, int], None]
 
 
-def convert(file: Path, folder: Path, *, step: Step | None = None) -> None:
-    """Write config, tokenizer and float32 safetensors of a GGUF model into ``folder``.
+def convert(file: Path, folder: Path, *, dtype: str = "float32", step: Step | None = None) -> None:
+    """Write config, tokenizer and safetensors of a GGUF model into ``folder``.
+
+    Args:
+        file: The GGUF file.
+        folder: An existing folder.
+        dtype: Of the weights that are written: "float32", or "bfloat16" where the architecture is not Llama's.
+        step: Shown what is done and how much there is.
 
     Raises:
         DownloadError: The file is not in GGUF.
@@ -49,14 +55,14 @@ def convert(file: Path, folder: Path, *, step: Step | None = None) -> None:
         raise DownloadError(f"{file.name}: not a readable GGUF file ({error}). Fetch it again.") from error
     if fields.get("general.architecture") != "llama":
         del reader
-        _convert_through_transformers(file, folder, step)
+        _convert_through_transformers(file, folder, dtype, step)
         return
     tied = _write_weights(reader, fields, folder, step)
     _write_config(fields, folder, tied=tied)
     _write_tokenizer(fields, folder)
 
 
-def _convert_through_transformers(file: Path, folder: Path, step: Step | None) -> None:
+def _convert_through_transformers(file: Path, folder: Path, dtype: str, step: Step | None) -> None:
     from mplus.checkpoint.backbone_files import load_backbone
     from mplus.checkpoint.gguf_model import gguf_config, gguf_tokenizer
 
@@ -65,7 +71,7 @@ def _convert_through_transformers(file: Path, folder: Path, step: Step | None) -
     tokenizer = gguf_tokenizer(file)
     done(1, 3)
     options = {"gguf_file": file.name}
-    model = load_backbone(file.parent, gguf_config(file), None, "cpu", "float32", "eager", options)
+    model = load_backbone(file.parent, gguf_config(file), None, "cpu", dtype, "eager", options)
     done(2, 3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -34,6 +34,7 @@ from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_memory_config,
 from mplus.checkpoint.published_layout import backbone_config, is_published, published_memory_config, read_published
 from mplus.checkpoint.trial import TrainedLayers, tried
 from mplus.config import MemoryConfig, Recall
+from mplus.decline_head import DeclineHead
 from mplus.errors import CheckpointError, UnsupportedModelError
 from mplus.recall.attention_scorer import AttentionScorer
 from mplus.recall.embedding_scorer import EmbeddingScorer
@@ -174,8 +175,28 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
     position = None if parts.write_position is None else cast(parts.write_position)
     words = None if tokenizer is None else Words(tokenizer)
     return Weights(
-        backbone, scorers, recall_layer, fingerprints(backbone, parts), position, words, tokenizer, parts.gate
+        backbone,
+        scorers,
+        recall_layer,
+        fingerprints(backbone, parts),
+        position,
+        words,
+        tokenizer,
+        parts.gate,
+        decline_head=_on_device(parts.decline_head, backbone),
     )
+
+
+def _on_device(head: DeclineHead | None, backbone: Backbone) -> DeclineHead | None:
+    """The decline head beside the layer whose input it looks at."""
+    if head is None:
+        return None
+    if head.layer >= backbone.num_layers or head.state.in_features != backbone.hidden_size:
+        raise CheckpointError(
+            f"The decline head is for states of {head.state.in_features} numbers at layer {head.layer}; this model has "
+            f"{backbone.num_layers} layers of {backbone.hidden_size}. Train it on this model: --stages decline."
+        )
+    return head.to(backbone.layer_device(head.layer))
 
 
 def _refuse_writing_parts(backbone: OwnLayers, parts: TrainedParts) -> None:

@@ -13,6 +13,7 @@ from mplus.backbone.adapters import Adapter, LoraWeights
 from mplus.checkpoint.limits import MAX_LAYERS, read_settings
 from mplus.confidence import Calibration
 from mplus.config import PRESETS, MemoryConfig
+from mplus.decline_head import DeclineHead
 from mplus.errors import CheckpointError
 from mplus.recall.gate import Gate
 from mplus.recall.late_interaction import LateInteraction
@@ -61,6 +62,8 @@ class TrainedParts:
     """First decoder layer that encodes what is written through the read adapter, too; None: no layer does."""
     decline_threshold: float | None = None
     """Probability from which on an answer from memory declines; None: whenever that is likeliest."""
+    decline_head: DeclineHead | None = None
+    """Whether what was read answers a question; None: the probability of declining says so."""
     yes_odds: float | None = None
     """What the odds of yes to no are multiplied with where an answer from memory begins; None: nothing."""
 
@@ -76,7 +79,12 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
             tensors[f"{role}.{name}.down"] = weights.down
             tensors[f"{role}.{name}.up"] = weights.up
             scales[role] = weights.scale
-    for kind, module in (("late", parts.late), ("published", parts.published), ("gate", parts.gate)):
+    for kind, module in (
+        ("late", parts.late),
+        ("published", parts.published),
+        ("gate", parts.gate),
+        ("decline_head", parts.decline_head),
+    ):
         if module is not None:
             tensors |= {f"{kind}.{name}": tensor for name, tensor in module.state_dict().items()}
     for name in ("bos_states", "write_position"):
@@ -95,6 +103,7 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
         "prompt_turns": parts.prompt_turns,
         **({} if parts.write_from is None else {"write_from": parts.write_from}),
         "decline_threshold": parts.decline_threshold,
+        **({} if (head := parts.decline_head) is None else {"decline_head": {"layer": head.layer, "read": head.read}}),
         **({} if parts.yes_odds is None else {"yes_odds": parts.yes_odds}),
     }
     (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -132,6 +141,7 @@ def read_parts(folder: Path) -> TrainedParts:
         _gate(_section(tensors, "gate")),
         description.get("write_from"),
         _decline_threshold(folder, description.get("decline_threshold")),
+        _decline_head(folder, description.get("decline_head"), _section(tensors, "decline_head")),
         _yes_odds(folder, description.get("yes_odds")),
     )
     if tensors:
@@ -245,6 +255,25 @@ def _decline_threshold(folder: Path, saved: Any) -> float | None:
         f"{folder / PARTS_FILE}: decline_threshold={saved!r:.40}; expected a probability, 0 to 1, or null for "
         "declining whenever it is likeliest."
     )
+
+
+def _decline_head(folder: Path, saved: Any, tensors: dict[str, Tensor]) -> DeclineHead | None:
+    if saved is None and not tensors:
+        return None
+    about = cast("dict[str, Any]", saved) if isinstance(saved, dict) else {}
+    layer, read = about.get("layer"), about.get("read")
+    if type(layer) is not int or not 0 <= layer < MAX_LAYERS or read not in ("latent", "text"):
+        raise CheckpointError(
+            f"{folder / PARTS_FILE}: decline_head={saved!r:.80}; expected the number of a layer and how memory is "
+            'read, as in {"layer": 14, "read": "text"}.'
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    size = (shapes.get("state.weight") or (0,))[-1]
+    if not size or shapes != {"state.weight": (1, size), "state.bias": (1,), "own": ()}:
+        raise CheckpointError(f"{folder}: the decline head has tensors {shapes}; expected a weight, a bias and own.")
+    head = DeclineHead(size, layer, read)
+    head.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return head.requires_grad_(False)
 
 
 def _yes_odds(folder: Path, saved: Any) -> float | None:

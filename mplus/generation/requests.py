@@ -1,7 +1,7 @@
 """Turns a memory and a prompt into a row for an engine, and checks that it fits the model's window."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mplus.confidence import Calibration
 from mplus.config import MemoryConfig
+from mplus.decline_head import ReadAs
 from mplus.errors import UnknownNameError
 from mplus.generation.constrain import ConstrainedDecoding, Constraint
-from mplus.generation.declining import DeclineThreshold, declining_token
+from mplus.generation.declining import DeclineThreshold, HeadThreshold, declining_token
 from mplus.generation.memories_read import MemoryLike, memories_of
 from mplus.generation.passages import PassageReader
 from mplus.generation.polarity import YesOdds
@@ -113,14 +114,10 @@ class Requests:
             params = params.model_copy(update={"max_new_tokens": max(room, 1)})
         if constraint is not None:
             processors = (*processors, ConstrainedDecoding(constraint, self._tokenizer, self.stop_token_ids()))
-        elif not isinstance(prompt, str | Prompt) and has_prefix(request):
-            if self._yes_odds is not None:
-                processors = (*processors, YesOdds(self._tokenizer, self._yes_odds))
-            least = self._decline_threshold if params.decline_threshold is None else params.decline_threshold
-            if least:
-                # A call is another way not to answer from memory; what no gate has seen may be no question about it.
-                forces = not options.get("tools") and (params.gate == "always" or self._is_gated(request.config))
-                processors = (*processors, DeclineThreshold(self._tokenizer, least, forces=forces))
+        elif not isinstance(prompt, str | Prompt):
+            # A call is another way not to answer from memory; what no gate has seen may be no question about it.
+            forces = not options.get("tools") and (params.gate == "always" or self._is_gated(request.config))
+            processors = (*processors, *self._of_memory(request, params, forces=forces))
         return Row(
             memories_of(memory),
             request,
@@ -131,6 +128,20 @@ class Requests:
             calibration=self._calibration,
             reader=self._passages,
         )
+
+    def _of_memory(self, request: ReadRequest, params: SamplingParams, *, forces: bool) -> Iterator[Any]:
+        """The logits processors of an answer from memory."""
+        if has_prefix(request) and self._yes_odds is not None:
+            yield YesOdds(self._tokenizer, self._yes_odds)
+        least = self._decline_threshold if params.decline_threshold is None else params.decline_threshold
+        if not least:
+            return
+        read: ReadAs = "latent" if request.told is None else "text"
+        head = self._weights.decline_head
+        if head is not None and head.read == read and (read == "text" or has_prefix(request)):
+            yield HeadThreshold(self._tokenizer, least, head, self.stop_token_ids(), forces=forces)
+        elif has_prefix(request):
+            yield DeclineThreshold(self._tokenizer, least, forces=forces)
 
     def read_request(
         self,

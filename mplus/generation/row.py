@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from mplus.confidence import Calibration, Evidence, TokenTrace, uncalibrated_confidence
-from mplus.generation.declining import DeclineThreshold
+from mplus.generation.declining import DeclineThreshold, HeadThreshold
 from mplus.generation.passages import PassageReader, ReadPassage
 from mplus.generation.polarity import YesOdds
 from mplus.generation.sampling import SamplingParams
@@ -117,6 +117,9 @@ class Row:
         self.chosen_relevance = relevance_of_sources(self.request, recalled)
         self.births = tuple(tuple(_born(member, track) for track in recalled) for member in self.request.members)
         self.prefix_tokens = reading.layers[0].lengths[place] - len(self.request.input_ids)
+        for processor in self.processors:
+            if isinstance(processor, HeadThreshold) and reading.decline_odds is not None:
+                processor.log_odds = reading.decline_odds[place]
 
     def turns_away(self, token: int) -> bool:
         """Whether the answer from memory begins by declining, and something else is to be read then."""

@@ -1,7 +1,8 @@
 """``TextReads``: reads of a memory as text, which stands in the prompt of the plain backbone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from mplus.generation.room import check_fits
 from mplus.generation.told import encode_told, text_of
 from mplus.memory.together import Together
 from mplus.read.prefill import ReadRequest
-from mplus.recall.texts import MOST_PIECES, Piece, Wanted, as_recalled, recall_pieces
+from mplus.recall.texts import FEW_PIECES, MANY_PIECES, Piece, Wanted, as_recalled, recall_pieces
 from mplus.weights import Weights
 
 ANSWER_ROOM = 128
 """Recalled text leaves at least so many positions of the window to the answer, or an eighth of a small window."""
+SMALL = 300_000_000
+"""A model with fewer parameters in its layers is small: it reads few pieces, the best of them last."""
 
 
 class TextReads:
@@ -82,7 +85,7 @@ class TextReads:
         pieces = self._pieces(read, config, encoded, most - asked, allowed)
         whole = encoded
         while pieces:
-            whole = encode_told(self._tokenizer, prompt, text_of(self._tokenizer, pieces), tools, options)
+            whole = encode_told(self._tokenizer, prompt, self._text_of(pieces), tools, options)
             if len(whole.input_ids) <= most:
                 break
             whole = encoded
@@ -94,6 +97,19 @@ class TextReads:
             bare, config, whole.input_ids, whole.query, members=read.members, told=told, pieces=tuple(pieces)
         )
 
+    @cached_property
+    def _reads_much(self) -> bool:
+        return sum(parameter.numel() for parameter in self._weights.backbone.read_layers.parameters()) >= SMALL
+
+    def _text_of(self, pieces: Sequence[Piece]) -> str:
+        """What is told. A model that reads much of it finds it as it was written: what changed stands behind what was.
+
+        A small model reads best what is near, so that it finds the best piece last.
+        """
+        if not self._reads_much:
+            return text_of(self._tokenizer, pieces[::-1])
+        return text_of(self._tokenizer, sorted(pieces, key=lambda piece: int(piece.provenance.chunks[0])))
+
     @torch.inference_mode()
     def _pieces(
         self, read: Together, config: MemoryConfig, asked: Prompt, room: int, allowed: Int[Tensor, " n"] | None
@@ -103,5 +119,8 @@ class TextReads:
         ids = asked.input_ids[slice(*asked.query)]
         vector = weights.question_vector(ids, state, config)
         question = weights.question(ids, state.tracks[0].recall_layer, vector)
-        wanted = Wanted(min(config.recalled_tokens or config.short_term_tokens, room), MOST_PIECES)
+        wanted = Wanted(
+            min(config.recalled_tokens or config.short_term_tokens, room),
+            MANY_PIECES if self._reads_much else FEW_PIECES,
+        )
         return recall_pieces(weights.scorers[config.recall], read, config, question, weights.words_of, wanted, allowed)

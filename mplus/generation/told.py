@@ -12,8 +12,8 @@ INSTRUCTION = "Answer briefly, from the text above."
 
 
 def text_of(tokenizer: Any, pieces: Sequence[Piece]) -> str:
-    """What pieces say, a text a line, the most relevant piece last: a small model reads best what is near."""
-    said = (tokenizer.decode(list(ids)).strip() for piece in reversed(pieces) for ids in piece.texts)
+    """What pieces say, in their order, a text a line."""
+    said = (tokenizer.decode(list(ids)).strip() for piece in pieces for ids in piece.texts)
     return "\n".join(filter(None, said))
 
 

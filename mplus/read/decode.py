@@ -20,6 +20,9 @@ from mplus.read.cache_layer import PrefixLayer, Slots, join, leave, prepare
 from mplus.recall.choose import Recalled
 from mplus.weights import Weights
 
+Watch = Callable[[int, Tensor], None]
+"""Is shown the states of new tokens at the input of each layer, [B, S, D]."""
+
 
 class Reading:
     """A batch of prompts being answered; the cache of each row has its own length.
@@ -43,6 +46,8 @@ class Reading:
         """States of recurrent layers, of models that have such."""
         self.recalled = recalled
         """For each row, the result of recall of each track."""
+        self.decline_odds: Float[Tensor, " B"] | None = None
+        """For each row that was just read, log-odds of the decline head; None without one."""
         self.when_done: Callable[[], object] = lambda: None
         """Called when the buffers are no longer needed."""
 
@@ -101,12 +106,13 @@ def through_model(
     input_ids: Int[Tensor, "B S"],
     make: Callable[[int, Tensor], list[PrefixLayer]] | None = None,
     recurrent: Any = None,
+    watch: Watch | None = None,
 ) -> Float[Tensor, "B S D"]:
     """States of new tokens, from which ``Backbone.logits`` computes logits; arguments as of ``through_layers``."""
     if isinstance(backbone, LlamaLayers):
-        return through_layers(backbone, modules, layers, backbone.embed(input_ids), make)
+        return through_layers(backbone, modules, layers, backbone.embed(input_ids), make, watch)
     assert isinstance(backbone, OwnLayers)
-    reads = Reads(backbone, layers, make, *input_ids.shape)
+    reads = Reads(backbone, layers, make, *input_ids.shape, watch=watch)
     reading = modules is backbone.read_layers
     hidden = backbone.forward(reads, input_ids, reads.positions, recurrent, reading=reading)
     assert hidden is not None, "a read goes to the end"
@@ -119,6 +125,7 @@ def through_layers(
     layers: list[PrefixLayer],
     hidden: Float[Tensor, "B S D"],
     make: Callable[[int, Tensor], list[PrefixLayer]] | None = None,
+    watch: Watch | None = None,
 ) -> Float[Tensor, "B S D"]:
     """Hidden states of new tokens after all decoder layers, each over its cache layer.
 
@@ -128,6 +135,7 @@ def through_layers(
         layers: The cache layers, to which the new tokens are appended; missing layers are made and added.
         hidden: Embeddings of the new tokens.
         make: Makes a cache layer, and some that follow it, from its number and the states at its decoder layer's input.
+        watch: Shown the states at the input of each decoder layer.
     """
     at = cache(partial(geometry, backbone, hidden.shape[1]))
     for index, module in enumerate(modules):
@@ -135,6 +143,8 @@ def through_layers(
             hidden = hidden.to(device)
         if make is not None and index == len(layers):
             layers += make(index, hidden)
+        if watch is not None:
+            watch(index, hidden)
         place = at(tuple(layers[index].lengths), hidden.device)
         if layers[index].step is None:
             prepare(layers[index:], hidden.shape[1], place.slots)

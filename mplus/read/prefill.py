@@ -22,7 +22,7 @@ from mplus.layouts.by_config import layout_of
 from mplus.memory.state import MemoryState, Track
 from mplus.memory.together import Member
 from mplus.read.cache_layer import Prefix, PrefixLayer, write_prefixes
-from mplus.read.decode import Reading, through_model
+from mplus.read.decode import Reading, Watch, through_model
 from mplus.read.prefix import TrackPrefix
 from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SPARE_PREFIXES, SparePrefix
 from mplus.read.warming import warmed_state
@@ -79,15 +79,18 @@ class Prefill(NamedTuple):
     reading: Reading
 
 
-def prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool = False) -> Prefill:
+def prefill(
+    weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool = False, watch: Watch | None = None
+) -> Prefill:
     """Read prompts through their memories up to the first answer token.
 
     Args:
         weights: The model.
         requests: One per row.
         all_logits: Compute logits of every prompt token, not only of the last.
+        watch: Shown the states of the prompts' tokens at the input of each layer.
     """
-    steps = prefill_steps(weights, requests, all_logits=all_logits)
+    steps = prefill_steps(weights, requests, all_logits=all_logits, watch=watch)
     while True:
         try:
             next(steps)
@@ -97,7 +100,7 @@ def prefill(weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bo
 
 @torch.inference_mode()
 def prefill_steps(
-    weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool = False
+    weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool = False, watch: Watch | None = None
 ) -> Generator[None, None, Prefill]:
     """``prefill`` as a generator that yields after every block of a long prompt, so that others get their turn."""
     backbone = weights.backbone
@@ -111,11 +114,13 @@ def prefill_steps(
     layers: list[PrefixLayer] = []
     recurrent = backbone.new_cache()
     hidden: list[Tensor] = []
+    head = weights.decline_head
+    watched = LastInput(head.layer, watch) if head is not None else watch
     for start in range(prefixes.kept_tokens, longest, prefixes.block):
         if hidden:
             yield
         block = prompts[:, start : start + prefixes.block]
-        hidden.append(through_model(backbone, modules, layers, block, prefixes.layers, recurrent))
+        hidden.append(through_model(backbone, modules, layers, block, prefixes.layers, recurrent, watched))
     sizes = [len(request.input_ids) for request in requests]
     for layer in layers:
         # Prompts are padded on the right to the longest one.
@@ -124,13 +129,36 @@ def prefill_steps(
     if (left := prefixes.left_by(layers)) is not None:
         reading.when_done = finalize(reading, SPARE_PREFIXES.keep, left)
         reading.when_done.atexit = False
+    if isinstance(watched, LastInput) and head is not None:
+        states = backbone.normed(modules, head.layer, last_of(watched.states, sizes))
+        reading.decline_odds = head.log_odds(states)
     if all_logits:
         return Prefill(backbone.logits(torch.cat(hidden, dim=1)), reading)
+    return Prefill(backbone.logits(last_of(hidden[-1], sizes)[:, None]), reading)
+
+
+class LastInput:
+    """Keeps the states at the input of one layer in the last block of a prompt."""
+
+    def __init__(self, layer: int, other: Watch | None = None) -> None:
+        self._layer, self._other = layer, other
+        self.states = torch.empty(0)
+
+    def __call__(self, layer: int, states: Tensor) -> None:
+        """Take what a layer is given."""
+        if layer == self._layer:
+            self.states = states
+        if self._other is not None:
+            self._other(layer, states)
+
+
+def last_of(states: Float[Tensor, "B S D"], sizes: Sequence[int]) -> Float[Tensor, "B D"]:
+    """States of the last token of prompts of such sizes, padded on the right, from those of the last block."""
+    longest = max(sizes)
     if min(sizes) == longest:
-        return Prefill(backbone.logits(hidden[-1][:, -1:]), reading)
-    last = torch.tensor(sizes, device=hidden[-1].device) - longest - 1
-    rows = torch.arange(len(sizes), device=last.device)
-    return Prefill(backbone.logits(hidden[-1][rows, last][:, None]), reading)
+        return states[:, -1]
+    last = torch.tensor(sizes, device=states.device) - longest - 1
+    return states[torch.arange(len(sizes), device=last.device), last]
 
 
 # --- prefixes -----------------------------------------------------------------------------------------

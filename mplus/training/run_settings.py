@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-CHUNK_STAGES = ("projection", "reader", "tune", "gate", "scorer")
+CHUNK_STAGES = ("projection", "reader", "tune", "gate", "scorer", "decline")
 PUBLISHED_STAGES = ("published-1", "published-2", "published-3")
 ALIASES = {"published": PUBLISHED_STAGES}
 """Names that stand for several stages."""
@@ -41,6 +41,7 @@ class RunSettings(BaseModel):
     """Folder of a sentence embedder: the projection also learns how it ranks passages."""
     stages: tuple[str, ...] = DEFAULT_STAGES
     """What is trained, in order: projection, reader, tune (go on with the read adapter there is), gate, scorer; or
+    decline, alone: when to say "I don't know.", by forward passes alone; or
     published-1, published-2, published-3 (published: all three)."""
     steps: dict[str, Positive] = Field(default_factory=dict)
     """Steps of a stage, as in reader=4000, where not the stage's own."""
@@ -119,7 +120,13 @@ class RunSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "RunSettings":
-        if not (self.texts or self.talk) and self.squad is None and self.dialogues is None:
+        if "decline" in self.stages and len(self.stages) > 1:
+            raise ValueError(
+                f"stages={', '.join(self.stages)}: decline looks at the model as it is loaded. Train it alone, on the "
+                "model that the other stages left: --model OUT/model --stages decline."
+            )
+        learns_texts = self.stages != ("decline",)
+        if learns_texts and not (self.texts or self.talk) and self.squad is None and self.dialogues is None:
             raise ValueError("Nothing to train on. Give text files or folders with --texts, or questions with --squad.")
         if self.invented and (self.squad is None or "reader" not in self.stages):
             raise ValueError(

@@ -14,8 +14,10 @@ from mplus.backbone.adapters import mean_of, rank_of, widened
 from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
+from mplus.evaluation.datasets.talk import talk_task
 from mplus.evaluation.passage_search import SentenceEmbedder
 from mplus.model import MPlus
+from mplus.progress import followed, is_watched
 from mplus.recall.gate import Gate
 from mplus.recall.late_interaction import LateInteraction
 from mplus.training.ahead import spare_processes
@@ -24,6 +26,7 @@ from mplus.training.chunk.broad import broad_files, general_questions, read_answ
 from mplus.training.chunk.broad_lessons import broad_lesson, talk_lessons
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.conversations import alike_conversations
+from mplus.training.chunk.decline import DECLINE_AT, DeclineSettings, decline_examples, fit_decline_head
 from mplus.training.chunk.gate import GateSettings, gate_examples, train_gate
 from mplus.training.chunk.invented_run import invent, shards
 from mplus.training.chunk.ordinary_requests import answered, general_requests
@@ -44,6 +47,7 @@ from mplus.training.published.comparison_scorer import ScorerSettings, ScorerTas
 from mplus.training.run_folder import RunFolder
 from mplus.training.run_settings import RunSettings
 from mplus.training.talk import talk_items
+from mplus.training.talk.corpus import decline_files
 
 Preset = TypeVar("Preset", ProjectionSettings, ReaderSettings, ScorerSettings)
 
@@ -116,8 +120,10 @@ class ChunkRun:
             return self._scorer(layer, start)
         if name == "gate":
             return self._gate(layer, start)
+        if name == "decline":
+            return self._decline(start)
         # These are fitted to parts that are trained anew.
-        start = replace(start, calibration=None, decline_threshold=None, yes_odds=None)
+        start = replace(start, calibration=None, decline_threshold=None, decline_head=None, yes_odds=None)
         if name == "projection":
             return self._projection(layer, start)
         start = replace(start, write_from=trained_to_write_from(self.settings, self.model.weights))
@@ -245,6 +251,17 @@ class ChunkRun:
         figures = train_gate(gate_examples(samples, general, settings.examples, rng), gate, settings)
         self.log.write("gate", settings.steps, figures)
         return replace(start, gate=gate.requires_grad_(False))
+
+    def _decline(self, start: TrainedParts) -> TrainedParts:
+        """Train the decline head, on the model as it was loaded."""
+        number = self.settings.steps.get("decline", DeclineSettings.questions)
+        settings = DeclineSettings(questions=number, seed=self.settings.seed)
+        task = talk_task(decline_files(), None, None, random.Random(settings.seed))
+        with followed(is_watched(), "decline", "question") as progress:
+            examples = decline_examples(self.computing, task, settings, progress)
+        head, figures = fit_decline_head(examples, settings)
+        self.log.write("decline", len(examples.own), figures)
+        return replace(start, decline_head=head, decline_threshold=DECLINE_AT)
 
     def _with_invented(
         self, samples: SampleSource, scorer: LateInteraction, layer: int

@@ -10,6 +10,8 @@ Split = Literal["train", "dev"]
 DATA = Path(__file__).parent / "data"
 DEV_WRITERS = frozenset("amber finch hazel heron jade larch linden marten osprey rowan sage slate teal".split())
 """Writers whose items are never trained on. About a tenth; a list, so that a new writer never moves an old one."""
+DECLINE_WRITERS = frozenset("amber finch jade larch sage slate teal".split())
+"""Held-out writers whose questions the decline head learns from; a read adapter knows those of the others too well."""
 
 PLAIN_WRITERS = frozenset(
     "alder aspen birch briar clover cress dahlia dill elder erica fennel fern finch gorse heron osprey sage topaz "
@@ -26,6 +28,11 @@ def writers() -> list[str]:
 def talk_files(split: Split) -> tuple[Path, ...]:
     """The files of one split."""
     return tuple(DATA / f"{writer}.jsonl" for writer in writers() if (writer in DEV_WRITERS) == (split == "dev"))
+
+
+def decline_files() -> tuple[Path, ...]:
+    """The files of `DECLINE_WRITERS`."""
+    return tuple(DATA / f"{writer}.jsonl" for writer in sorted(DECLINE_WRITERS))
 
 
 @cache
