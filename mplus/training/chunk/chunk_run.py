@@ -246,19 +246,24 @@ class ChunkRun:
         bank = ChunkBank(weights, tokenizer, MemoryConfig(), only_layer=layer, encoder=self.computing.weights)
         samples = self._talk(scorer, layer, bank, [], [])
         rng = random.Random(f"{settings.seed}/gate")
-        general = [*general_questions(broad_files(self.settings.broad)), *general_requests(rng, GENERAL)]
+        general = self._general(rng)
         gate = Gate(scorer.mean[layer].clone(), scorer.deviation[layer].clone(), settings.hidden)
         figures = train_gate(gate_examples(samples, general, settings.examples, rng), gate, settings)
         self.log.write("gate", settings.steps, figures)
         return replace(start, gate=gate.requires_grad_(False))
+
+    def _general(self, rng: random.Random) -> list[str]:
+        """Ordinary requests: of broad files, and generated ones."""
+        return [*general_questions(broad_files(self.settings.broad)), *general_requests(rng, GENERAL)]
 
     def _decline(self, start: TrainedParts) -> TrainedParts:
         """Train the decline head, on the model as it was loaded."""
         number = self.settings.steps.get("decline", DeclineSettings.questions)
         settings = DeclineSettings(questions=number, seed=self.settings.seed)
         task = talk_task(decline_files(), None, None, random.Random(settings.seed))
+        general = self._general(random.Random(f"{settings.seed}/decline"))
         with followed(is_watched(), "decline", "question") as progress:
-            examples = decline_examples(self.computing, task, settings, progress)
+            examples = decline_examples(self.computing, task, general, settings, progress)
         head, figures = fit_decline_head(examples, settings)
         self.log.write("decline", len(examples.own), figures)
         return replace(start, decline_head=head, decline_threshold=DECLINE_AT)

@@ -3,7 +3,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from mplus.decline_head import DeclineHead, ReadAs
 from mplus.evaluation.question_prompts import Asked, prompt
-from mplus.evaluation.tasks import Question, Task
+from mplus.evaluation.tasks import COMMON, Question, Task
 from mplus.generation.declining import LEAST_PROBABILITY, declining_token
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
@@ -21,6 +21,8 @@ from mplus.progress import Progress
 from mplus.read.prefill import prefill
 
 FOLDS = 5
+GENERAL_SHARE = 6
+"""One in so many of the questions is an ordinary request."""
 DECLINE_AT = 0.5
 """Threshold of a head: told and never told count alike when it is trained, so that this weighs both errors alike."""
 
@@ -74,17 +76,20 @@ def candidate_layers(num_layers: int) -> tuple[int, ...]:
 
 
 def decline_examples(
-    model: MPlus, task: Task, settings: DeclineSettings, progress: Progress | None = None
+    model: MPlus, task: Task, general: Sequence[str], settings: DeclineSettings, progress: Progress | None = None
 ) -> DeclineExamples:
     """Ask questions of a memory of what they are about, and keep what the model knows when its answer begins.
+
+    One in ``GENERAL_SHARE`` is an ordinary request beside such a memory, which is nothing to decline.
 
     Args:
         model: The model, which reads as it does for users.
         task: Questions, told and never told, with their texts.
+        general: Ordinary requests.
         settings: How many.
         progress: Shown how many of them were asked.
     """
-    asked = _some(task.questions, settings)
+    asked = _some(task.questions, general, settings)
     layers = candidate_layers(model.weights.backbone.num_layers)
     states, own, read = list[Tensor](), list[float](), set[ReadAs]()
     for contexts, questions in _by_contexts(asked).items():
@@ -147,14 +152,19 @@ def area_under(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> flo
     return float(wins.mean())
 
 
-def _some(questions: Sequence[Question], settings: DeclineSettings) -> list[Question]:
-    rng, half = random.Random(settings.seed), settings.questions // 2
+def _some(questions: Sequence[Question], general: Sequence[str], settings: DeclineSettings) -> list[Question]:
+    """Ordinary requests, as many told questions as never told ones as far as there are, and more told ones."""
+    rng = random.Random(settings.seed)
+    number = min(settings.questions // GENERAL_SHARE, len(general))
+    half = (settings.questions - number) // 2
     known = [question for question in questions if question.is_answerable]
     unknown = [question for question in questions if not question.is_answerable]
     if not known or not unknown:
         raise ValueError("The decline head learns from questions that were told and from some that were not.")
     unknown = rng.sample(unknown, min(half, len(unknown)))
-    return [*rng.sample(known, min(settings.questions - len(unknown), len(known))), *unknown]
+    told = rng.sample(known, min(settings.questions - number - len(unknown), len(known)))
+    beside = [replace(rng.choice(known), text=text, before=(), kind=COMMON) for text in rng.sample(general, number)]
+    return [*told, *unknown, *beside]
 
 
 def _by_contexts(questions: Sequence[Question]) -> dict[tuple[str, ...], list[Question]]:

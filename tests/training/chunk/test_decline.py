@@ -54,11 +54,12 @@ def test_states_that_say_nothing_give_an_area_of_a_half() -> None:
 def test_examples_are_read_as_users_read(model: MPlus) -> None:
     task = talk_task(decline_files()[:1], None, None, random.Random(0))
     seen = list[tuple[int, int]]()
+    general = ["Tell me a joke.", "What is 3 plus 4?", "Thank you!"]
     examples = decline_examples(
-        model, task, DeclineSettings(questions=12), lambda done, total: seen.append((done, total))
+        model, task, general, DeclineSettings(questions=12), lambda done, total: seen.append((done, total))
     )
     assert examples.read == "latent" and len(examples.own) == 12 == seen[-1][0] == seen[-1][1]
-    assert examples.unknown.sum() == 6 and examples.states.shape[1] == len(examples.layers)
+    assert examples.unknown.sum() == 5 and examples.states.shape[1] == len(examples.layers)
     assert all(group.startswith("amber") for group in examples.groups)
 
 
