@@ -54,6 +54,14 @@ def test_questions_are_asked_after_what_answers_them(task: Task) -> None:
     assert not unknown.is_answerable and len(unknown.contexts) == 3 and unknown.group == "conversation"
 
 
+def test_small_numbers_count_in_words_and_digits_also_within_an_answer(tmp_path: Path) -> None:
+    line = {"id": "a", "kind": "note", "told": ["Hold it for eight seconds, from 10 on."], "unknown": ["why?"]}
+    line["ask"] = [{"q": "how long", "short": ["eight seconds"]}, {"q": "from when", "short": ["from 10 on"]}]
+    held, start, _ = talk(lines_file(tmp_path, "talk.jsonl", [line]), None, None, random.Random(0)).questions
+    assert held.answers == ("eight seconds", "8 seconds") and start.answers == ("from 10 on", "from ten on")
+    assert scores(held, "You hold it for 8 seconds.")["contains"]
+
+
 def test_a_list_is_right_with_all_its_parts(task: Task) -> None:
     question = by_text(task)["what do we bring"]
     assert scores(question, "A grill and some chairs.")["contains"]

@@ -132,11 +132,12 @@ class _Item:
 
 
 def _accepted(short: Iterable[str]) -> Iterator[str]:
-    """Answers as given, and small numbers also in words or digits."""
+    """Answers as given, and with small numbers in words for digits, and the other way round."""
     for text in short:
         yield text
-        if text.lower() in SPELLED:
-            yield SPELLED[text.lower()]
+        swapped = " ".join(SPELLED.get(word.lower(), word) for word in text.split())
+        if swapped != " ".join(text.split()):
+            yield swapped
 
 
 def _items(path: Path) -> Iterator[_Item]:
