@@ -123,7 +123,7 @@ def test_convert_and_info(folder: str, tmp_path: Path) -> None:
     invoke("convert", folder, str(tmp_path / "copy"))
     assert (tmp_path / "copy" / "mplus.json").exists()
     info = json.loads(invoke("info", "--json"))
-    assert set(info["models"]) == {"smol-135m", "gemma3-270m", "qwen-0.5b"} and "torch" in info
+    assert set(info["models"]) == {"smol-135m", "gemma3-270m", "qwen-0.5b", "qwen-1.5b"} and "torch" in info
     assert "cache" in invoke("info")
 
 

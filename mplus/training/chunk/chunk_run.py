@@ -15,6 +15,7 @@ from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
 from mplus.evaluation.datasets.talk import talk_task
+from mplus.evaluation.facts_task import facts
 from mplus.evaluation.passage_search import SentenceEmbedder
 from mplus.model import MPlus
 from mplus.progress import followed, is_watched
@@ -66,6 +67,8 @@ BESIDE_TALK = (
 REQUESTS = 120
 GENERAL = 600
 """Generated requests that the gate learns to let pass, beside those of broad files."""
+PEOPLE_TELL = 110
+"""Questions of generated people that the decline head learns from, told, and as many never told."""
 INVENTED_SHARE = 0.25
 """Share of the reader stage's samples that are about made-up passages."""
 MEASURED_SHARE, MEASURED_MOST = 0.1, 200
@@ -260,7 +263,11 @@ class ChunkRun:
         """Train the decline head, on the model as it was loaded."""
         number = self.settings.steps.get("decline", DeclineSettings.questions)
         settings = DeclineSettings(questions=number, seed=self.settings.seed)
-        task = talk_task(decline_files(), None, None, random.Random(settings.seed))
+        talk = talk_task(decline_files(), None, None, random.Random(settings.seed))
+        people = facts(PEOPLE_TELL, PEOPLE_TELL, settings.seed, split="train")
+        task = replace(
+            talk, contexts={**talk.contexts, **people.contexts}, questions=(*talk.questions, *people.questions)
+        )
         general = self._general(random.Random(f"{settings.seed}/decline"))
         with followed(is_watched(), "decline", "question") as progress:
             examples = decline_examples(self.computing, task, general, settings, progress)

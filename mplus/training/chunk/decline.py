@@ -21,8 +21,8 @@ from mplus.progress import Progress
 from mplus.read.prefill import prefill
 
 FOLDS = 5
-GENERAL_SHARE = 6
-"""One in so many of the questions is an ordinary request."""
+OTHER_SHARE = 8
+"""One in so many of the prompts is an ordinary request, and one a message that tells something."""
 DECLINE_AT = 0.5
 """Threshold of a head: told and never told count alike when it is trained, so that this weighs both errors alike."""
 
@@ -80,7 +80,8 @@ def decline_examples(
 ) -> DeclineExamples:
     """Ask questions of a memory of what they are about, and keep what the model knows when its answer begins.
 
-    One in ``GENERAL_SHARE`` is an ordinary request beside such a memory, which is nothing to decline.
+    One in ``OTHER_SHARE`` is an ordinary request beside such a memory, and one something that a user tells in a
+    conversation: neither is anything to decline.
 
     Args:
         model: The model, which reads as it does for users.
@@ -153,18 +154,30 @@ def area_under(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> flo
 
 
 def _some(questions: Sequence[Question], general: Sequence[str], settings: DeclineSettings) -> list[Question]:
-    """Ordinary requests, as many told questions as never told ones as far as there are, and more told ones."""
-    rng = random.Random(settings.seed)
-    number = min(settings.questions // GENERAL_SHARE, len(general))
-    half = (settings.questions - number) // 2
+    """What is asked: as many told questions as never told ones as far as there are, and what is nothing to decline."""
+    rng, most = random.Random(settings.seed), settings.questions // OTHER_SHARE
     known = [question for question in questions if question.is_answerable]
     unknown = [question for question in questions if not question.is_answerable]
     if not known or not unknown:
         raise ValueError("The decline head learns from questions that were told and from some that were not.")
-    unknown = rng.sample(unknown, min(half, len(unknown)))
-    told = rng.sample(known, min(settings.questions - number - len(unknown), len(known)))
-    beside = [replace(rng.choice(known), text=text, before=(), kind=COMMON) for text in rng.sample(general, number)]
-    return [*told, *unknown, *beside]
+    requests = rng.sample(general, min(most, len(general)))
+    others = [replace(rng.choice(known), text=text, before=(), kind=COMMON) for text in requests]
+    told = _tellings(known)
+    others += rng.sample(told, min(most, len(told)))
+    left = settings.questions - len(others)
+    unknown = rng.sample(unknown, min(left // 2, len(unknown)))
+    return [*others, *unknown, *rng.sample(known, min(left - len(unknown), len(known)))]
+
+
+def _tellings(questions: Sequence[Question]) -> list[Question]:
+    """What users tell in the conversations that are asked about, each beside what was said before it."""
+    found = {
+        (question.contexts[:place], text): replace(question, text=text, contexts=question.contexts[:place], before=())
+        for question in questions
+        for place, (role, text) in enumerate(question.turns)
+        if role == "user" and place
+    }
+    return [found[key] for key in sorted(found)]
 
 
 def _by_contexts(questions: Sequence[Question]) -> dict[tuple[str, ...], list[Question]]:
