@@ -14,8 +14,9 @@ from pydantic import BeforeValidator
 # One letter is a drive of Windows.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::.+)?://")
 _URL_AS_PATH = re.compile(
-    r"(abfss?|adl|az|azure|dropbox|file|filecache|ftp|gcs|github|gs|hdfs|hf|https?|oci|oss|r2|s3a?|sftp|simplecache|ssh|"
-    r"wasbs?|webdav|webhdfs)(::.+)?:[/\\]",
+    r"(abfss?|adl|az|azure|blockcache|dbfs|dropbox|file|filecache|ftp|gcs|gdrive|github|gs|hdfs|hf|https?|libarchive|"
+    r"memory|oci|oss|r2|s3a?|sftp|simplecache|smb|ssh|tar|wasbs?|webdav|webhdfs|zip)(::.+)?:[/\\]"
+    r"|[A-Z][A-Z0-9+.-]+(:[/\\].*)?(::[A-Z][A-Z0-9+.-]+)+:[/\\]",  # a chain, also of others
     re.IGNORECASE,
 )
 """What ``Path``, which makes one slash of two, leaves of a url; any other folder may end in a colon."""

@@ -48,6 +48,16 @@ URLS = (
     "simplecache::s3://bucket/x",
     Path("s3://bucket/x"),
     Path("simplecache::s3://bucket/x"),
+    Path("zip::s3://bucket/x"),
+    Path("zip://inner/file::s3://bucket/x.zip"),
+    Path("zip://*.csv::simplecache::gs://bucket/x.zip"),
+    Path("ZIP::S3://bucket/x"),
+    Path("tar::file:///tmp/x.tar"),
+    Path("dask::ours://bucket/x"),
+    Path("memory://x"),
+    Path("zip://x"),
+    "zip::s3://bucket/x",
+    "zip://inner::s3://bucket/x.zip",
 )
 
 
@@ -69,6 +79,8 @@ def test_a_url_is_no_path(value: Any) -> None:
         "notes:/x",
         Path("C:/x"),
         Path("notes:") / "x",
+        Path("notes::anna") / "x",
+        Path("std::vector"),
     ],
 )
 def test_what_only_looks_like_a_url_is_a_path(value: Any) -> None:
