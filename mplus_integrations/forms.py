@@ -105,11 +105,15 @@ def check_form(call: Call, generation: Generation, calls: Sequence[ToolCall], in
     more = f"{why} Allow it more max_tokens, leave stop= out, or give fields a limit."
     if call.response_format is not None and not (calls or invalid) and not _is_whole(generation):
         raise ValueError(f"{generation.text!r:.120} is not whole JSON. {more}")
-    is_asked_for = call.tools and tool_choice(call.tool_choice, call.tools) not in ("auto", "none")
-    if invalid and (not calls or (is_asked_for and call.parallel_tool_calls)):
+    if invalid and (not calls or (is_forced(call) and call.parallel_tool_calls)):
         raise ValueError(f"The call {invalid[0].text!r:.120} is not valid: {invalid[0].error}. {more}")
-    if not calls and is_asked_for:
+    if not calls and is_forced(call):
         raise ValueError(f"{generation.text!r:.120} holds no tool call, and one was asked for. {more}")
+
+
+def is_forced(call: Call) -> bool:
+    """Whether a tool call was asked for, by name or of any tool."""
+    return bool(call.tools) and tool_choice(call.tool_choice, call.tools) not in ("auto", "none")
 
 
 def _is_whole(generation: Generation) -> bool:

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, SecretStr
 
 from mplus import source_filter
 from mplus_integrations.answering import Answer, Piece
-from mplus_integrations.forms import check_form, response_format
+from mplus_integrations.forms import check_form, is_forced, response_format
 from mplus_integrations.history import OURS
 from mplus_integrations.langchain.messages import memorized, to_chat, to_last_chunk, to_message, usage
 from mplus_integrations.langchain.named_calls import CONFIG_SEEN, NamedCalls
@@ -297,9 +297,12 @@ class MPlusChat(NamedCalls):
 
 
 def _checked(call: Call, kwargs: Mapping[str, Any], answer: Answer) -> Answer:
-    """The answer. JSON, a call that was asked for and a form of an agent must be whole where no parser checks it."""
+    """The answer. JSON, a call that was asked for and a form of an agent must be whole where no parser checks it.
+
+    Of a call that the model was free to make, ``invalid_tool_calls`` of the message tells what is wrong.
+    """
     calls, invalid = [one for _, one in answer.calls], [one for _, one in answer.invalid_calls]
-    says_nothing = not (calls or invalid)  # else ``invalid_tool_calls`` of the message tells what is wrong
-    if kwargs.get(FORM, "chat" if call.response_format is not None or says_nothing else "parser") == "chat":
+    must_be_whole = call.response_format is not None or is_forced(call)
+    if kwargs.get(FORM, "chat" if must_be_whole else "parser") == "chat":
         check_form(call, answer.generation, calls, invalid)
     return answer

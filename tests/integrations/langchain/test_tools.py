@@ -15,6 +15,12 @@ from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.output_parsers.openai_tools import (
+    JsonOutputKeyToolsParser,
+    JsonOutputToolsParser,
+    PydanticToolsParser,
+)
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import InjectedToolArg
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel, Field
@@ -174,13 +180,40 @@ def test_a_model_that_insists_on_a_call_is_kept_from_it(
     assert "<tool_call>" not in found.content
 
 
-def test_a_call_cut_short_is_an_invalid_call(chat: MPlusChat) -> None:
-    answer = chat.bind_tools([add], tool_choice="add").invoke("hi", max_tokens=25)
+def test_a_call_cut_short_is_an_invalid_call_where_none_was_asked_for(chat: MPlusChat, saying: Saying) -> None:
+    half = '<tool_call>\n{"name": "add", "arg'
+    saying(half, half)
+    answer = chat.bind_tools([add]).invoke("hi")
     assert answer.tool_calls == [] and answer.invalid_tool_calls[0]["error"]
     total = AIMessageChunk("")
-    for chunk in chat.bind_tools([add], tool_choice="add").stream("hi", max_tokens=25):
+    for chunk in chat.bind_tools([add]).stream("hi"):
         total += chunk
     assert total.tool_calls == [] and total.invalid_tool_calls[0]["args"] == answer.invalid_tool_calls[0]["args"]
+
+
+class Sum(BaseModel):
+    """A sum."""
+
+    a: int
+    b: int
+
+
+PARSERS = {
+    "the message": RunnableLambda(lambda message: message),
+    "JsonOutputToolsParser": JsonOutputToolsParser(),
+    "JsonOutputToolsParser of the first": JsonOutputToolsParser(first_tool_only=True),
+    "JsonOutputKeyToolsParser": JsonOutputKeyToolsParser(key_name="add", first_tool_only=True),
+    "PydanticToolsParser": PydanticToolsParser(tools=[Sum], first_tool_only=True),
+}
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("choice", ["any", "add", {"type": "function", "function": {"name": "add"}}])
+def test_a_forced_call_that_is_cut_short_raises(chat: MPlusChat, parser: str, choice: Any) -> None:
+    chain = chat.bind_tools([add], tool_choice=choice).bind(max_tokens=25) | PARSERS[parser]
+    for ask in (chain.invoke, lambda text: list(chain.stream(text)), lambda text: asyncio.run(chain.ainvoke(text))):
+        with pytest.raises(ValueError, match=r"call .*add.* is not valid.*'length' after 25 tokens.*max_tokens"):
+            ask("hi")
 
 
 # --- forms that are cut off, or contain themselves ----------------------------------------------------
