@@ -229,7 +229,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                 # A memory without a name belongs to nobody: each conversation reads only its own turns.
                 thread = call.conversation_id or latents.conversation
                 says = None if call.conversation_says is None else frozenset(call.conversation_says)
-                of = Conversation(thread, call.conversation_part, latents.is_nobodys, says)
+                handled = latents.handled if latents.conversation in (thread, None) else None
+                of = Conversation(thread, call.conversation_part, latents.is_nobodys, says, handled)
                 found = self._fitted(model, [memory, *others], told, call, of)
                 said = found.messages
                 if of.is_alone:

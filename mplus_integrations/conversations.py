@@ -5,8 +5,6 @@ that was edited, or another one. A turn is forgotten only where it is proven to 
 under the same id with other content, or the conversation is known by name and comes back without it.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mplus import Memory, Source, question_place, turn_text
 from mplus_integrations.sources import KINDS, TURNS, Told
+from mplus_integrations.turn_names import Messages, before_all, names_after, names_within, num_handled, turn_names
 
 CONVERSATION = "mplus_conversation"
 """Metadata key of turns: what tells their history from those that begin otherwise."""
@@ -32,7 +31,6 @@ MESSAGE = "mplus_message"
 REPLACED = "mplus_replaces"
 """Metadata key of turns that were written when others were taken back: they stand behind later turns in memory."""
 
-Messages = Sequence[Mapping[str, Any]]
 Known = Mapping[str, Source]
 
 UUID = re.compile(r"[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
@@ -50,12 +48,16 @@ class Conversation:
         says: Ids of all messages that the application keeps of it, of which a history may bring a few; None: unknown.
         is_alone: Whether every history brings all of its turns along, and reads no others of its memory. What it has
             no longer can then be forgotten without loss: a history that still has it brings it again.
+        handled: Names of turns that memory has or had, of a conversation whose first turns leave its history, because
+            another writer takes them over; those are not written again, also where they were forgotten. None: a
+            history says what there is.
     """
 
     thread: str | None = None
     part: str = ""
     is_alone: bool = False
     says: frozenset[str] | None = None
+    handled: set[str] | None = None
 
     def metadata(self, root: str, message: Mapping[str, Any], *, replaces: bool = False) -> dict[str, Any]:
         """The metadata of a turn whose history begins with ``root``; it may be written in place of others."""
@@ -76,38 +78,27 @@ class Compared(NamedTuple):
         root: What tells it from histories that begin otherwise; empty if there is no turn.
         mine: Names of turns in memory whose history begins with the same turn.
         stale: Names of turns that are to be forgotten.
+        num_handled: How many of the first turns are in memory, or were there and were forgotten.
     """
 
     names: list[str]
     root: str
     mine: set[str]
     stale: set[str]
+    num_handled: int
 
 
 def turns_of(memory: Memory, conversation: str) -> list[str]:
     """Names of the turns in memory that are of a conversation of that name."""
-    return [s.name for s in memory.sources() if conversation in (s.metadata.get(THREAD), s.metadata.get(GRAPH_THREAD))]
+    return turns_in({source.name: source for source in memory.sources()}, conversation)
 
 
-def turn_name(before: str, message: Mapping[str, Any]) -> str:
-    """The name of a turn: a hash of the turn and of the name before it, and so of the conversation up to it."""
-    said = json.dumps(
-        [before.removeprefix("turn-"), message["role"], message["content"], message.get("tool_calls")], sort_keys=True
-    )
-    return f"turn-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
-
-
-def before_all(thread: str | None) -> str:
-    """What stands for the name before the first turn of a conversation."""
-    return "" if thread is None else f"thread {thread}"
-
-
-def turn_names(messages: Messages, thread: str | None = None) -> list[str]:
-    """The name of every turn: its ``source``, else the hash of the conversation's name and of all turns up to it."""
-    names: list[str] = []
-    for message in messages:
-        names.append(message.get("source") or turn_name(names[-1] if names else before_all(thread), message))
-    return names
+def turns_in(known: Mapping[str, Told], conversation: str | None) -> list[str]:
+    """Names of the turns that are of a conversation of that name, in the order in which they were written."""
+    if conversation is None:
+        return []
+    about = {name: told.metadata for name, told in known.items()}
+    return [name for name, data in about.items() if conversation in (data.get(THREAD), data.get(GRAPH_THREAD))]
 
 
 def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
@@ -118,7 +109,9 @@ def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
         known: The sources of the memory by name.
         of: What is known about its conversation.
     """
-    names, asked = turn_names(turns, of.thread), question_place(turns)
+    said = turns_in(known, of.thread)
+    names, handled = _names(turns, said, of)
+    asked = question_place(turns)
     root, of_message, edited = _root(turns, names, of), by_message(known, of.thread), set[str]()
     of_graphs = _by_graph_message(known, of)
     for place, turn in enumerate(turns):
@@ -133,7 +126,20 @@ def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
             names[place] = noted
     mine = {name for name, source in known.items() if root and source.metadata.get(CONVERSATION) == root}
     gone = _gone(mine, names[:asked], known, of) if asked else set[str]()
-    return Compared(names, root, mine, edited | gone | (_deleted(turns, known, of) - set(names)))
+    return Compared(names, root, mine, edited | gone | (_deleted(turns, known, of) - set(names)), handled)
+
+
+def _names(turns: Messages, said: Sequence[str], of: Conversation) -> tuple[list[str], int]:
+    """The names of turns, and how many of the first ones memory has or had."""
+    first, had = before_all(of.thread), of.handled or set[str]()
+    known = {*said, *had}
+    if of.handled is not None:
+        names = names_within(turns, known, [first, *reversed(said), *had], said[-1] if said else first)
+        return names, num_handled(names, known)
+    names = names_after(first, turns)
+    if said and names and names[0] not in known:  # cut off at its beginning
+        names = names_within(turns, known, list(reversed(said)), first)
+    return names, 0
 
 
 def _root(turns: Messages, names: Sequence[str], of: Conversation) -> str:

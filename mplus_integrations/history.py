@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mplus import Memory, MPlus, prompt_start, question_place, turn_text
-from mplus_integrations.conversations import CONVERSATION, THREAD, TURN, Compared, Conversation, Messages, compared
+from mplus_integrations.conversations import CONVERSATION, THREAD, TURN, Compared, Conversation, compared
 from mplus_integrations.latents import Latents, Where, all_or_nothing
+from mplus_integrations.turn_names import Messages
 
 KEPT_SHARE = 0.75
 """Share of the room that the prompt takes after turns have been moved into memory because they did not fit."""
@@ -27,11 +28,13 @@ class Fitted(NamedTuple):
         messages: The messages of the prompt. One that is in memory too has its name there as ``source``.
         names: The names of all turns of the history.
         thread: The name of its conversation; None: unknown.
+        is_window: Whether earlier turns of the conversation have left the history, and are not taken back.
     """
 
     messages: list[dict[str, Any]]
     names: frozenset[str]
     thread: str | None
+    is_window: bool = False
 
     def where(self, name: str, metadata: Mapping[str, Any]) -> bool:
         """A test of sources for a history that shares its memory with others: it excludes their turns."""
@@ -39,7 +42,8 @@ class Fitted(NamedTuple):
         if CONVERSATION not in metadata or name in self.names:
             return True
         # A memory of LlamaIndex's has taken it out of the history, which is why no history brings it along.
-        return TURN in metadata and self.thread is not None and metadata.get(THREAD) == self.thread
+        left = self.is_window or TURN in metadata
+        return left and self.thread is not None and metadata.get(THREAD) == self.thread
 
 
 def said_by_none(prompt: object, latents: Latents) -> Where | None:
@@ -78,11 +82,15 @@ def fitted(
     if prompt_turns is None:  # what was moved once is not moved back
         start = max([start, *(n + 1 for n in range(asked) if names[n] in found.mine)])
     start = _fitting(model, memory, system, turns, start, room, tools)
-    fresh = [(names[n], turns[n]) for n in range(start) if names[n] not in written and turn_text(turns[n])]
+    ahead = range(min(found.num_handled, start), start)
+    fresh = [(names[n], turns[n]) for n in ahead if names[n] not in written and turn_text(turns[n])]
     _change(model, memory, found, fresh, of)
     standing = [{**t, "source": name} if name in written else t for t, name in zip(turns, names, strict=True)][start:]
     instructions = [dict(turn) for turn in turns[:start] if turn["role"] == "system"]
-    return Fitted([*system, *instructions, *standing], frozenset(names), of.thread)
+    if of.handled is not None:
+        of.handled.difference_update(found.stale)
+        of.handled.update(name for name in names[:start] if name in written or name in dict(fresh))
+    return Fitted([*system, *instructions, *standing], frozenset(names), of.thread, of.handled is not None)
 
 
 def _change(

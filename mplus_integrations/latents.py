@@ -72,6 +72,8 @@ class Latents:
         """Whether it is an object's memory without a name: each conversation there reads only its own turns."""
         self.conversation: str | None = None
         """The only conversation that writes its turns here."""
+        self.handled: set[str] | None = None
+        """Names of its turns that memory has or had, where several write them; what was forgotten stays so."""
         self._memory = memory
         self._made: dict[str, Memory] = {}
         self._packed: dict[str | None, PackedMemory] = {}
@@ -92,16 +94,27 @@ class Latents:
         self.__init__(store=state["store"], key=state["key"])
         self._packed, self.is_of_index = state["packed"], state["is_of_index"]
         self.is_nobodys, self.conversation = state.get("is_nobodys", False), state.get("conversation")
+        self.handled = None if self.conversation is None else set[str]()
 
     def of_conversation(self, name: str) -> "Latents":
         """The same memory, into which the conversation of this name writes its turns."""
         found = Latents()
-        vars(found).update(vars(self), conversation=name)
+        vars(found).update(vars(self), conversation=name, handled=set[str]())
         return found
 
     @contextmanager
     def opened(self, model: MPlus) -> Generator[Memory]:
         """The memory for writing. A memory in a store is locked, and saved at the end if it has changed."""
+        before = None if self.handled is None else set(self.handled)
+        try:
+            with self._opened(model) as memory:
+                yield memory
+        except BaseException:
+            self.handled = before  # what was written may not have been saved
+            raise
+
+    @contextmanager
+    def _opened(self, model: MPlus) -> Generator[Memory]:
         if self.store is not None:
             key = self.key or "default"
             with self.store.open(MemoryStore.name_for(key), model, id=key, keep_empty=False) as memory:

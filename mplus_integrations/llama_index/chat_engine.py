@@ -44,9 +44,7 @@ def latents_of(memory: BaseMemory) -> Latents:
         blocks = [block for block in memory.memory_blocks if isinstance(block, MPlusMemoryBlock)]
         if blocks:
             return blocks[0].latents(memory.session_id)
-    found = Latents()
-    found.conversation = uuid4().hex
-    return found
+    return Latents().of_conversation(uuid4().hex)
 
 
 def told(memory: BaseMemory, history: Sequence[ChatMessage]) -> list[ChatMessage]:

@@ -14,14 +14,21 @@ from pydantic import Field, PrivateAttr
 from mplus import Memory, MemoryStore, MPlus, UnknownNameError
 from mplus.forks import ProcessLock
 from mplus_integrations.arguments import checked_several, checked_switch
-from mplus_integrations.conversations import CONVERSATION, MESSAGE, THREAD, TURN, before_all, turns_of
+from mplus_integrations.conversations import CONVERSATION, MESSAGE, THREAD, TURN, turns_of
 from mplus_integrations.copies import Referring
 from mplus_integrations.latents import Latents, MemoryKeyName, all_or_nothing, check_memory, checked_key, forget_all
 from mplus_integrations.llama_index.llm import mplus_llm
 from mplus_integrations.llama_index.memory_arguments import FROM_DEFAULTS, INSTEAD_OF_MEMORY, refuse_documents
 from mplus_integrations.llama_index.messages import ROLES, Turn, id_of, spoken
 from mplus_integrations.llama_index.recent_turns import RecentTurns
-from mplus_integrations.llama_index.turns import as_turn, earlier_versions, forgettable, of_conversation
+from mplus_integrations.llama_index.turns import (
+    as_left,
+    as_turn,
+    earlier_place,
+    earlier_versions,
+    forgettable,
+    of_conversation,
+)
 from mplus_integrations.models import by_fingerprint, load
 from mplus_integrations.settings import (
     ConversationName,
@@ -30,6 +37,7 @@ from mplus_integrations.settings import (
     conversation_name,
 )
 from mplus_integrations.store_place import StorePlace
+from mplus_integrations.turn_names import before_all
 
 _LIVE: WeakValueDictionary[str, Latents] = WeakValueDictionary()
 
@@ -238,13 +246,31 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
         with self._guard:
             said, more, gone = list[ChatMessage](self.chat_history), list[ChatMessage](), set[str]()
             for message in messages:
-                place = self._place_of(message)
+                place = earlier_place(message, self.chat_history)
                 if place is None:
                     more.append(message)
                 else:
                     gone |= forgettable([self.chat_history[place]])
                     said[place] = message
             self.chat_history = self._remembered(said, more, gone=gone)
+
+    def put_left(self, messages: Sequence[ChatMessage]) -> None:
+        """Write messages that have left the prompt, in the order in which they leave it.
+
+        An engine that reads the conversation as memory may have written them; what was forgotten since stays so.
+        """
+        messages = [message for message in checked_several(messages, "messages", ChatMessage) if message.blocks]
+        name, latents = self.conversation_id, self.latents
+        assert name is not None
+        assert latents.handled is not None
+        with self._guard, latents.opened(self.loaded) as memory, memory.adding():
+            known, last = memory.told(), [turn.source for turn in self.chat_history[-1:]]
+            turns, fresh = as_left(messages, known, name, after=last[0] if last else None, handled=latents.handled)
+            gone = earlier_versions(fresh, known, name)
+            self._change(memory, gone, fresh)
+            latents.handled.difference_update(gone)
+            latents.handled.update(turn.source for turn in turns)
+            self.chat_history = turns[-1:] or self.chat_history  # needed only for the names of the next turns
 
     def set(self, messages: Sequence[ChatMessage]) -> None:
         """Replace the history.
@@ -309,19 +335,6 @@ class MPlusMemory(KnownNames, Referring, BaseMemory):
     @property
     def _recent(self) -> RecentTurns:
         return RecentTurns(self.loaded, self.prompt_turns, self.token_limit)
-
-    def _place_of(self, message: ChatMessage) -> int | None:
-        """Where the history has an earlier version of a message; None: nowhere.
-
-        A question and its answer may share an id, and are none of each other.
-        """
-        name, text = message.additional_kwargs.get("id"), spoken(message)
-        source = message.source if isinstance(message, Turn) else ""
-        for place, turn in enumerate(self.chat_history):
-            is_same = (source and turn.source == source) or (name and turn.additional_kwargs.get("id") == name)
-            if is_same and turn.role == message.role and spoken(turn) != text:
-                return place
-        return None
 
     def _remembered(
         self, messages: Sequence[ChatMessage], more: Sequence[ChatMessage], *, gone: "set[str] | None"

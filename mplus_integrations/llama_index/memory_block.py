@@ -27,6 +27,10 @@ class MPlusMemoryBlock(KnownNames, Referring, BaseMemoryBlock[list[ChatMessage]]
     Its ``session_id`` names the conversation. A user's memory, which ``memory_key`` names, is read in all of her
     conversations; without one, each conversation reads what the LLM has memorized and its own turns.
 
+    A turn is written once, also where a chat engine or an agent reads the conversation as memory before the block takes
+    it, and with new objects over the same store. What is forgotten is not written again from what ``Memory`` still
+    holds; after a restart this is known of turns before one that is remembered, so call ``Memory.reset`` too.
+
     It adds no text to prompts: a message without text tells the ``MPlusLLM`` that answers which memory to read.
     LlamaIndex does not call blocks in ``Memory.reset`` and ``Memory.set``: call ``forget`` of the block, or use an
     ``MPlusMemory`` alone.
@@ -122,9 +126,7 @@ class MPlusMemoryBlock(KnownNames, Referring, BaseMemoryBlock[list[ChatMessage]]
         await self.aput(messages)
 
     def _put(self, messages: Sequence[ChatMessage], session: str | None) -> None:
-        conversation = self._conversation(session)
-        conversation.put_messages(messages)
-        conversation.chat_history = conversation.chat_history[-1:]  # needed only for the names of the next turns
+        self._conversation(session).put_left(messages)
 
     def forget(self, conversation_id: str | None = None) -> int:
         """Forget the turns of one conversation for good; notes and other conversations stay.

@@ -113,13 +113,18 @@ def to_chat(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """
     if not messages:
         raise ValueError("messages=[]: expected at least one message to answer.")
-    found = [_to_chat(message) for message in messages if not (isinstance(message, Turn) and message.is_marker)]
+    found = [as_chat(message) for message in messages if not (isinstance(message, Turn) and message.is_marker)]
     if not found:
         raise ValueError("messages: expected at least one message with text to answer.")
     return found
 
 
-def _to_chat(message: ChatMessage) -> dict[str, Any]:
+def as_chat(message: ChatMessage) -> dict[str, Any]:
+    """Convert a message for the tokenizer's template.
+
+    Raises:
+        ValueError: It is none, a question is empty, or content is not text.
+    """
     if not isinstance(message, ChatMessage):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"Message of type {type(message).__name__}: expected a llama_index ChatMessage.")
     found: dict[str, Any] = {"role": ROLES[message.role], "content": text_of(message)}
@@ -183,7 +188,7 @@ def _texts(blocks: Iterable[Any], role: MessageRole) -> list[str]:
 
 def spoken(message: ChatMessage) -> str:
     """The text of a message as it is written into memory: its content, else its calls; may be empty."""
-    return turn_text(_to_chat(message)) if message.blocks else ""
+    return turn_text(as_chat(message)) if message.blocks else ""
 
 
 def to_response(answer: Answer, *, is_last_chunk: bool) -> ChatResponse:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mplus import CorruptMemoryError, Memory, MemoryNotFoundError, MemoryStore, MPlus, Source, StoredMemory, turn_text
-from mplus_integrations.conversations import turn_names
 from mplus_integrations.latents import all_or_nothing
 from mplus_integrations.server.problems import Problem, no_memory
 from mplus_integrations.sources import MARK, refuse_marks
+from mplus_integrations.turn_names import turn_names
 
 SCRATCH = ".serve"
 """Folder of files that are being sent and received."""

@@ -271,3 +271,10 @@ def test_a_wrong_name_of_a_conversation_is_refused(wrong: Any) -> None:
 )
 def test_ids_that_no_other_conversation_has_are_told_by_their_look(name: str, unique: bool) -> None:
     assert is_unique(name) is unique
+
+
+def test_a_named_conversation_that_is_cut_off_at_its_beginning_is_written_once(ask: Ask, store: MemoryStore) -> None:
+    said = [f"This is turn number {number}." for number in range(11)]
+    for end in range(1, 12, 2):
+        ask(turns(said[max(end - 5, 0) : end]), thread="monday")
+    assert remembered(store) == sorted(said[:10])
