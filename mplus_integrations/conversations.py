@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mplus import Memory, Source, question_place, turn_text
-from mplus_integrations.sources import KINDS, TURNS, Told
+from mplus_integrations.sources import KINDS, MEMORIZED, NAMED, TURNS, Told
 from mplus_integrations.turn_names import Messages, before_all, names_after, names_within, num_handled, turn_names
 
 CONVERSATION = "mplus_conversation"
@@ -116,6 +116,7 @@ def compared(turns: Messages, known: Known, of: Conversation) -> Compared:
     of_graphs = _by_graph_message(known, of)
     for place, turn in enumerate(turns):
         versions = [known[name] for name in of_message.get(turn.get("id") or "", [])]
+        versions = [one for one in versions if one.metadata.get("role", turn["role"]) == turn["role"]]
         same = [source.name for source in versions if source.texts == (turn_text(turn),)]
         if turn["role"] == "tool" or turn.get("tool_calls"):  # shortened in the prompt to save room, not taken back
             same = same or [source.name for source in versions]
@@ -190,7 +191,7 @@ def by_message(known: Mapping[str, Told], thread: str | None) -> dict[str, list[
     found: dict[str, list[str]] = {}
     for name, source in known.items():
         is_noted = is_note(source)
-        message = name if is_noted else source.metadata.get(MESSAGE)
+        message = source.metadata.get(NAMED, name) if is_noted else source.metadata.get(MESSAGE)
         if message is None or (source.metadata.get(THREAD) != thread and not is_noted):
             continue
         if (thread is not None and not is_noted) or is_unique(message):
@@ -199,10 +200,13 @@ def by_message(known: Mapping[str, Told], thread: str | None) -> dict[str, list[
 
 
 def _by_graph_message(known: Known, of: Conversation) -> dict[str, list[Source]]:
-    """Turns that an agent's middleware wrote by the id of their message; those of the conversation come first."""
+    """Turns that an agent's middleware wrote by the id of their message; those of the conversation come first.
+
+    With them are messages that were memorized under another name than their id, since that was taken.
+    """
     found: dict[str, list[Source]] = {}
     for source in known.values():
-        if (message := source.metadata.get(GRAPH_MESSAGE)) is not None:
+        if (message := source.metadata.get(GRAPH_MESSAGE) or source.metadata.get(NAMED)) is not None:
             found.setdefault(message, []).append(source)
     return {
         message: sorted(several, key=lambda source: source.metadata.get(GRAPH_THREAD) != of.thread)
@@ -212,7 +216,9 @@ def _by_graph_message(known: Known, of: Conversation) -> dict[str, list[Source]]
 
 def is_note(source: Told) -> bool:
     """Whether a source is a message that was memorized, or a turn of an agent without a thread."""
-    return "role" in source.metadata and not any(key in source.metadata for key in (*KINDS, *TURNS))
+    about = source.metadata
+    is_message = "role" in about and about.get(MEMORIZED, about["role"]) == about["role"]
+    return is_message and not any(key in about for key in (*KINDS, *TURNS))
 
 
 def is_unique(message_id: str) -> bool:

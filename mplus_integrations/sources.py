@@ -24,6 +24,10 @@ KINDS = {
 }
 """What a source is, by the metadata key that marks it; without one it is a note."""
 TURNS = ("mplus_conversation", "mplus_thread", "mplus_turn")
+MEMORIZED = "mplus_memorized"
+"""Metadata key of documents and messages that were memorized under their ids; its value is their kind."""
+NAMED = "mplus_named"
+"""Metadata key of notes whose name was taken by another kind: the name that they were given."""
 MARK = "mplus_"
 """Begins the metadata keys that say what a source is; a user's metadata has none of them."""
 NODE = "mplus_node"

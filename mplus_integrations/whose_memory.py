@@ -29,7 +29,7 @@ from mplus_integrations.latents import (
     checked_key,
     forget_all,
 )
-from mplus_integrations.memorized import Memorized, changed
+from mplus_integrations.memorized import NOTE, Memorized, called, changed
 from mplus_integrations.models import load, loaded_already
 from mplus_integrations.saved import SavedByName, not_saved
 from mplus_integrations.settings import conversation_name
@@ -215,9 +215,9 @@ class Remembering(SavedByName, Referring, Generic[Item]):
         """Write texts, documents or messages into memory.
 
         Under an id of its own a document or message is there once: with another text it takes the place of what it said
-        before, and what is there already is not written again, unless it was said at another time. All notes under its
-        name count as what it said, also those that ``source=`` has named so. Ids of messages that are counted anew in
-        every conversation, such as "3", prove nothing.
+        before, and what is there already is not written again, unless it was said at another time. Notes under its name
+        stay, as do messages of other roles: what comes second has its kind behind its name, as in "7 (document)". Ids
+        of messages that are counted anew in every conversation, such as "3", prove nothing.
 
         Args:
             items: Texts, documents or messages. The id of a document or message names its source, and in LangChain also
@@ -273,7 +273,7 @@ class Remembering(SavedByName, Referring, Generic[Item]):
             about = {**one.metadata, **(metadata or {})}
             refuse_marks(about, f"number {len(found)}")
             one = one._replace(metadata=about, at=time)
-            found.append(one if source is None else one._replace(source=source, is_own=False))
+            found.append(one if source is None else one._replace(source=source, is_own=False, kind=NOTE))
         if self._may_be_blank(items):
             numbered = {f"number {n} ({one.source})": one for n, one in enumerate(found)}  # a source may have several
             found = list(without_blanks(numbered, lambda item: item.text).values())
@@ -309,12 +309,18 @@ class Remembering(SavedByName, Referring, Generic[Item]):
     def forget(self, source: str | int | UUID, *, memory_key: str | None = None) -> int:
         """Remove a source from memory for good; returns how many memory tokens were removed, 0 if there is no such one.
 
+        Where a note, a document or a message go by the same name, all of them are removed.
+
         Raises:
             ValueError: The name is neither text, a number nor a UUID, or empty; or as for ``latents``.
         """
         name = checked_name(source, "source")
         with self.opened(self._present_key(memory_key)) as memory:
-            return memory.forget(name)
+            names = called(memory, name)
+            if len(names) < 2:
+                return memory.forget(names[0] if names else name)
+            with all_or_nothing(memory) as written:
+                return sum(written.forget(one) for one in names)
 
     def forget_conversation(self, conversation_id: str | int | UUID, *, memory_key: str | None = None) -> int:
         """Forget all turns of a conversation for good: of a ``conversation_id=``, or a thread or session of a config.

@@ -22,7 +22,7 @@ from mplus_integrations.answering import Answer
 from mplus_integrations.arguments import checked_several
 from mplus_integrations.conversations import is_unique
 from mplus_integrations.forms import OPEN_CALL
-from mplus_integrations.memorized import Memorized
+from mplus_integrations.memorized import DOCUMENT, NOTE, Memorized
 
 _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (HumanMessage, "user"),
@@ -172,8 +172,11 @@ def memorized(item: object) -> Memorized:
     if isinstance(item, Document):
         source = item.id or item.metadata.get("source")
         name = None if source is None else str(source)
-        return Memorized(item.page_content, name, dict(item.metadata), bool(item.id))
+        return Memorized(
+            item.page_content, name, dict(item.metadata), is_own=bool(item.id), kind=DOCUMENT if item.id else NOTE
+        )
     if isinstance(item, BaseMessage):
         chat = _to_chat(item)
-        return Memorized(turn_text(chat) or text_of(item), item.id, {"role": chat["role"]}, is_unique(item.id or ""))
+        text, role, is_own = turn_text(chat) or text_of(item), chat["role"], is_unique(item.id or "")
+        return Memorized(text, item.id, {"role": role}, is_own, kind=role)
     raise ValueError(f"Cannot memorize {type(item).__name__}: expected text, documents or messages.")

@@ -24,7 +24,7 @@ from mplus import turn_text
 from mplus_integrations.answering import Answer, Piece
 from mplus_integrations.conversations import is_unique
 from mplus_integrations.latents import Latents
-from mplus_integrations.memorized import Memorized
+from mplus_integrations.memorized import DOCUMENT, Memorized
 
 Prompt = str | Sequence[ChatMessage]
 
@@ -233,10 +233,11 @@ def memorized(item: object) -> Memorized:
         return Memorized(item, None, {})
     if isinstance(item, BaseNode):
         text = item.get_content(metadata_mode=MetadataMode.NONE)
-        return Memorized(text, item.node_id, dict(item.metadata), is_own=True)
+        return Memorized(text, item.node_id, dict(item.metadata), is_own=True, kind=DOCUMENT)
     if isinstance(item, ChatMessage):
         name = id_of(item)
-        return Memorized(spoken(item), name, {"role": ROLES[item.role]}, is_unique(name or ""))
+        role = ROLES[item.role]
+        return Memorized(spoken(item), name, {"role": role}, is_unique(name or ""), kind=role)
     raise ValueError(f"Cannot memorize {type(item).__name__}: expected text, documents, nodes or messages.")
 
 

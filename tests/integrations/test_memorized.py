@@ -111,6 +111,97 @@ def test_pages_of_one_file_stand_side_by_side() -> None:
     assert texts(of) == ["Page one.", "Page two.", "Page three."]
 
 
+DOCUMENTS: dict[str, tuple[Callable[[], Ours], Callable[[str, str], Any]]] = {
+    "LangChain": (chat, lambda text, name: Document(text, id=name)),
+    "LlamaIndex": (llm, lambda text, name: LlamaIndexDocument(text=text, doc_id=name)),
+}
+
+
+@pytest.mark.parametrize("framework", DOCUMENTS)
+@pytest.mark.parametrize("note_first", [True, False])
+def test_a_note_and_a_document_of_one_name_are_two(framework: str, note_first: bool) -> None:
+    made, document = DOCUMENTS[framework]
+    of = made()
+
+    def note() -> None:
+        of.memorize("A note.", source="7")
+
+    if note_first:
+        note()
+    of.memorize(document("Chapter one.", "7"))
+    if not note_first:
+        note()
+    of.memorize(document("Chapter two.", "7"))
+    assert of.memorize(document("Chapter two.", "7")) == 0
+    assert sorted(texts(of)) == ["A note.", "Chapter two."], "the document alone was edited"
+    of.memorize("Another note.", source="7", metadata={"role": "author"})
+    assert sorted(texts(of)) == ["A note.", "Another note.", "Chapter two."]
+    assert of.forget("7") > 0 and texts(of) == [], "all that goes by the name"
+
+
+@pytest.mark.parametrize("framework", DOCUMENTS)
+def test_a_note_a_document_and_a_message_of_one_id_are_three(framework: str) -> None:
+    made, document = DOCUMENTS[framework]
+    of = made()
+    said = (lambda text: HumanMessage(text, id=UUID)) if isinstance(of, MPlusChat) else message
+    for round in ("one", "two"):
+        of.memorize([f"Note {round}.", f"Line {round}."], source=UUID)
+        of.memorize([document(f"Chapter {round}.", UUID), said(f"I say {round}.")])
+    assert sorted(texts(of)) == ["Chapter two.", "I say two.", "Line one.", "Line two.", "Note one.", "Note two."]
+
+
+@pytest.mark.parametrize("framework", DOCUMENTS)
+@pytest.mark.parametrize("name", [UUID, "1"])
+@pytest.mark.parametrize("together", [True, False])
+def test_a_question_and_its_answer_of_one_id_are_two(framework: str, name: str, together: bool) -> None:
+    of = DOCUMENTS[framework][0]()
+    if isinstance(of, MPlusChat):
+        pair: list[Any] = [HumanMessage("Where do I live?", id=name), AIMessage("In Graz.", id=name)]
+    else:
+        answer = ChatMessage(role="assistant", content="In Graz.", additional_kwargs={"id": name})
+        pair = [message("Where do I live?", name), answer]
+    for _ in range(2 if name == UUID else 1):
+        for items in [pair] if together else [[one] for one in pair]:
+            of.memorize(items)
+    assert texts(of) == ["Where do I live?", "Assistant: In Graz."]
+    with of.opened() as memory:
+        assert [source.metadata["role"] for source in memory.sources()] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("framework", DOCUMENTS)
+def test_of_a_name_of_earlier_days_whose_owner_is_not_known_both_are_kept(framework: str) -> None:
+    made, document = DOCUMENTS[framework]
+    of = made()
+    with of.opened() as memory:  # as a document was written before documents were marked
+        MODEL.write(memory, "Chapter one.", source="7", metadata={}, keep_text=True)
+    assert of.memorize(document("Chapter one.", "7")) == 0, "it says the same"
+    of.memorize(document("Chapter two.", "7"))
+    of.memorize(document("Chapter three.", "7"))
+    assert texts(of) == ["Chapter one.", "Chapter three."]
+
+
+def test_messages_under_a_given_name_stand_side_by_side() -> None:
+    of = chat()
+    of.memorize(HumanMessage(GRAZ, id=UUID), source="notes")
+    of.memorize([HumanMessage(LINZ), "In winter."], source="notes")
+    with of.opened() as memory:
+        assert [source.name for source in memory.sources()] == ["notes"]
+    assert texts(of) == [GRAZ, LINZ, "In winter."]
+
+
+def test_a_history_whose_question_and_answer_share_an_id_is_written_once() -> None:
+    of = chat()
+    history: list[BaseMessage] = [HumanMessage(GRAZ, id=UUID), AIMessage("I see.", id=UUID), HumanMessage("And now?")]
+    config: Any = {"configurable": {"thread_id": "t"}}
+    of.invoke(history, config)
+    with of.opened() as memory:
+        before = memory.fingerprint
+    of.invoke(history, config)
+    with of.opened() as memory:
+        assert memory.fingerprint == before
+    assert texts(of) == [GRAZ, "Assistant: I see."]
+
+
 def test_ids_that_are_counted_anew_in_every_conversation_prove_no_edit() -> None:
     ours = chat()
     ours.memorize(HumanMessage(GRAZ, id="msg-1"))
