@@ -20,6 +20,7 @@ from mplus.memory.memory import Memory, check_memory
 from mplus.new_memories import NewMemories
 from mplus.recall.embedder import Embedder
 from mplus.self_check import HowRead, SelfCheck
+from mplus.storage.whole_folder import whole_folder
 from mplus.weights import Weights
 from mplus.writes import Writes
 
@@ -152,6 +153,11 @@ class MPlus(Writes, Answers):
     def save_pretrained(self, folder: str | Path) -> None:
         """Save backbone, tokenizer, trained parts and memory layout; ``from_pretrained`` loads them back.
 
+        When it returns all files are on disk, safe from a power loss. A new folder is written beside its place, as
+        ".writing-…", and gets its name when it is whole; what is killed leaves no folder of that name, and what is
+        named ".writing-…" may then be deleted. Files of a folder that is there already are replaced one by one: killed
+        meanwhile it may hold parts of two models, so save what must not be lost to a new one.
+
         Raises:
             ValueError: ``folder`` is a file, or the model came with a memory that only its published
                 checkpoint can hold.
@@ -159,11 +165,11 @@ class MPlus(Writes, Answers):
         path = path_of("folder", folder)
         if path.is_file():
             raise ValueError(f"folder={str(folder)!r} is a file; expected a folder to save into.")
-        path.mkdir(parents=True, exist_ok=True)
-        self.weights.backbone.save(path)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(path)
-        write_parts(path, replace(self._parts, memory=self.memory_config))
+        with whole_folder(path) as writing:
+            self.weights.backbone.save(writing)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(writing)
+            write_parts(writing, replace(self._parts, memory=self.memory_config))
 
     def with_calibration(self, calibration: Calibration) -> "MPlus":
         """This model with calibrated confidence. Weights are shared, and memories of one work with the other.

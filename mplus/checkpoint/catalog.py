@@ -18,6 +18,8 @@ from mplus.checkpoint import gguf
 from mplus.checkpoint.built_in import BUILT_IN, DEFAULT_MODEL, BuiltInModel
 from mplus.errors import DownloadError, ModelNotFoundError
 from mplus.progress import StageProgress, followed_by_stage
+from mplus.storage.folder import Folder
+from mplus.storage.whole_folder import sync_tree
 
 MANIFEST = "pulled.json"
 MANIFEST_FORMAT = 1
@@ -130,6 +132,7 @@ def pull(
                 if folder.exists():
                     folder.rename(Path(work) / "old")
                 (Path(work) / "model").rename(folder)
+                Folder(folder.parent).sync()
     return folder
 
 
@@ -168,12 +171,10 @@ def _fetch(model: BuiltInModel, work: Path, progress: StageProgress | None, loca
         )
     if model.terms:
         (target / "NOTICE").write_text(model.notice + "\n", encoding="utf-8")
-    for path in target.iterdir():
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
     files = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
     manifest = {"format": MANIFEST_FORMAT, "name": model.name, "sha256": model.sha256, "files": files}
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    sync_tree(target)
 
 
 def _installed(model: BuiltInModel) -> list[Path] | None:

@@ -42,10 +42,10 @@ class Folder(Place):
         """The folder's name in its parent."""
         return self.path.name
 
-    def make(self) -> None:
+    def make(self, *, mode: int = 0o700) -> None:
         """Make the folder, readable by the user only, and force its name to disk; an existing folder is unchanged."""
         missing = [path for path in (self.path, *self.path.parents) if not path.is_dir()]
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.mkdir(parents=True, exist_ok=True, mode=mode)
         for path in missing:
             Folder(path).parent.sync()
 

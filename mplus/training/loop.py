@@ -6,7 +6,6 @@ as if it had not been.
 """
 
 import json
-import os
 import random
 import shutil
 import time
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 
 from mplus.checkpoint.parts import TrainedParts, read_parts, write_parts
 from mplus.errors import CheckpointError
+from mplus.storage.folder import Folder
+from mplus.storage.whole_folder import sync_tree
 from mplus.training.run_folder import Log
 from mplus.training.run_settings import RunSettings
 from mplus.training.stopping import StoppedError, stop_signals
@@ -165,9 +166,10 @@ class Checkpoints:
             (writing / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
             (writing / "parts").mkdir()
             write_parts(writing / "parts", task.trained())
-            _sync(writing)
+            sync_tree(writing)
             shutil.rmtree(place, ignore_errors=True)
             writing.replace(place)
+            Folder(self.folder).sync()  # before the older ones go
             for older in self._complete()[:-1]:
                 shutil.rmtree(older)
         accelerator.wait_for_everyone()
@@ -226,15 +228,3 @@ def _load_tensors(path: Path, leaves: Mapping[str, nn.Parameter], optimizer: tor
                 state[kind] = value if kind == "step" else value.to(leaf.device)
         if state:
             optimizer.state[leaf] = state
-
-
-def _sync(folder: Path) -> None:
-    """Force a folder's files to disk: a rename must not overtake what it names."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir() and os.name == "nt":
-            continue
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -24,6 +24,8 @@ from mplus.checkpoint.parts import PARTS_FILE, PARTS_TENSORS, TrainedParts, read
 from mplus.checkpoint.published_layout import is_published
 from mplus.errors import UnsupportedModelError
 from mplus.model import MPlus
+from mplus.storage.folder import Folder
+from mplus.storage.whole_folder import sync_tree
 from mplus.training.before_after import before_and_after
 from mplus.training.chunk.chunk_run import ChunkRun
 from mplus.training.published.published_run import PublishedRun
@@ -113,5 +115,7 @@ def _put_in_place(folder: Path) -> Generator[Path]:
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     yield writing
+    sync_tree(writing)
     shutil.rmtree(folder, ignore_errors=True)
     writing.replace(folder)
+    Folder(folder.parent).sync()
