@@ -12,7 +12,7 @@ from torch import Tensor
 from mplus.backbone.attention import GROUPED_ATTENTION, register_attention
 from mplus.backbone.own_pass import register_own_attention
 from mplus.chat_template import EndlessTemplateError, check_ends
-from mplus.checkpoint.gguf_model import plain_weights
+from mplus.checkpoint.gguf_model import plain_weights, taken_out
 from mplus.checkpoint.limits import LIMITS, check_config, check_weights, read_settings
 from mplus.checkpoint.tensor_files import TensorFiles
 from mplus.errors import CheckpointError, UnknownNameError, UnsupportedModelError
@@ -209,6 +209,7 @@ def load_backbone(
             "attn_implementation": implementation,
             "ignore_mismatched_sizes": True,  # reported below, by name and shape
             "output_loading_info": True,
+            **(taken_out() if "gguf_file" in options else {}),
             **options,
         }
         try:

@@ -135,6 +135,19 @@ def _llama3(fields: Mapping[str, Any], factors: Tensor, file: Path) -> dict[str,
     }
 
 
+def taken_out() -> dict[str, Any]:
+    """Options with which transformers takes weights out of their quantisation, without a word about it.
+
+    Since 5.24 it keeps them packed where it has kernels for that, and else says that it does not, or that float32
+    would be faster. Earlier ones always take them out.
+    """
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
 def plain_weights(model: Any) -> None:
     """Let a model forget that its file was quantised: its weights no longer are, and it can be saved."""
     quantiser = getattr(model, "hf_quantizer", None)

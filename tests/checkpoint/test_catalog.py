@@ -43,8 +43,8 @@ def tiny_llama():
     )
 
 
-def write_gguf(path: Path, model) -> None:
-    from gguf import GGUFWriter
+def write_gguf(path: Path, model, *, quantised: bool = False) -> None:
+    from gguf import GGMLQuantizationType, GGUFWriter, quantize
     from tokenizers import pre_tokenizers
 
     writer = GGUFWriter(str(path), "llama")
@@ -81,7 +81,12 @@ def write_gguf(path: Path, model) -> None:
             target = f"blk.{layer}.{kind}.weight"
             if kind in ("attn_q", "attn_k"):
                 numbers = permuted(numbers, HEADS if kind == "attn_q" else KEY_VALUE_HEADS)
-        writer.add_tensor(target, np.ascontiguousarray(numbers))
+        numbers = np.ascontiguousarray(numbers)
+        if quantised and numbers.ndim == 2:
+            kind = GGMLQuantizationType.Q8_0
+            writer.add_tensor(target, quantize(numbers, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(target, numbers)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

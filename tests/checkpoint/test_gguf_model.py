@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,26 @@ def test_a_gguf_file_loads_by_path_or_by_its_folder_and_saves_as_a_folder(tmp_pa
     assert same.fingerprint == model.fingerprint
     model.save_pretrained(tmp_path / "saved")
     assert MPlus.from_pretrained(tmp_path / "saved").fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quantised_weights_are_taken_out_without_a_word(dtype: str, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_llama(), quantised=True)
+    said = list[str]()
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        model = MPlus.from_pretrained(tmp_path / "tiny.gguf", memory=TINY, dtype=dtype)
+    finally:
+        logger.removeHandler(handler)
+    assert said == []
+    backbone = model.weights.backbone.model
+    assert {type(module).__name__ for module in backbone.modules() if "Linear" in type(module).__name__} == {"Linear"}
+    assert {parameter.dtype for parameter in backbone.parameters()} == {getattr(torch, dtype)}
+    model.save_pretrained(tmp_path / "saved")
+    assert MPlus.from_pretrained(tmp_path / "saved", dtype=dtype).fingerprint == model.fingerprint
 
 
 def test_a_gguf_file_that_is_not_there_or_not_one_is_named(tmp_path: Path) -> None:
