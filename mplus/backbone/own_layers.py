@@ -9,7 +9,6 @@ in a memory layer is what its attention is given. A read adapter changes linear 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +21,16 @@ from mplus.backbone.attention import KeysValues, Projection
 from mplus.backbone.backbone import Backbone, HeadShapes
 from mplus.backbone.memory_layer import MemoryLayer, Rotations
 from mplus.backbone.own_head import own_head
-from mplus.backbone.own_pass import OWN_ATTENTION, Pass, PassCache, Window, register_own_attention, run, watch
+from mplus.backbone.own_pass import (
+    OWN_ATTENTION,
+    Pass,
+    PassCache,
+    Window,
+    cache_argument,
+    register_own_attention,
+    run,
+    watch,
+)
 from mplus.backbone.passes import ReadAlone, Writing
 from mplus.backbone.survey import FAILURES, PASSING, body_name, surveyed, windows_of
 from mplus.backbone.turning import UnknownTurningError, measured, steady_positions
@@ -269,8 +277,8 @@ class OwnLayers(Backbone):
             reading: Through the read adapter, where there is one.
             writing: Through the layers that encode what is written.
         """
-        name = "cache" if "cache" in signature(type(self._inner).forward).parameters else "past_key_values"
-        arguments: dict[str, Any] = {name: cache, "position_ids": positions.to(self.device), "use_cache": True}
+        arguments: dict[str, Any] = {"position_ids": positions.to(self.device), "use_cache": True}
+        arguments[cache_argument(type(self._inner))] = cache
         body = (self.read_body if reading else self.write_body if writing else None) or self._inner
         output = run(current, body, input_ids=input_ids.to(self.device), **arguments)
         return None if output is None else output.last_hidden_state

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -72,6 +74,12 @@ class Pass(ABC):
 
 
 CURRENT: ContextVar[Pass | None] = ContextVar("mplus_own_pass", default=None)
+
+
+@lru_cache
+def cache_argument(kind: type[nn.Module]) -> str:
+    """The name of the cache among the arguments of a model or a layer: transformers 5.24 renamed it, and warns."""
+    return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
 
 
 class PassCache(DynamicCache):

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mplus.backbone.own_pass import Enough, Pass, PassCache, Window, run
+from mplus.backbone.own_pass import Enough, Pass, PassCache, Window, cache_argument, run
 from mplus.errors import UnsupportedModelError
 
 POSITIONS = (0, 1, 2, 3, 5, 11, 23, 47)
@@ -175,8 +174,8 @@ def surveyed(model: Any) -> Survey:
             hooks.append(module.register_forward_pre_hook(attention_called, with_kwargs=True))
         elif next(module.parameters(), None) is None:
             hooks.append(module.register_forward_hook(rotary_called, with_kwargs=True))
-    name = "cache" if "cache" in signature(type(inner).forward).parameters else "past_key_values"
-    arguments = {"input_ids": ids, "position_ids": positions, name: PassCache(config), "use_cache": True}
+    arguments: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": True}
+    arguments[cache_argument(type(inner))] = PassCache(config)
     try:
         run(surveying, inner, **arguments)
     except PASSING:

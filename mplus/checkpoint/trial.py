@@ -24,6 +24,7 @@ from mplus.backbone.adapters import Adapter, is_merged
 from mplus.backbone.backbone import Backbone
 from mplus.backbone.llama_layers import LlamaLayers
 from mplus.backbone.own_layers import OwnLayers
+from mplus.backbone.own_pass import cache_argument
 from mplus.backbone.quantised import dense
 from mplus.backbone.survey import FAILURES, PASSING, windows_of
 from mplus.checkpoint.catalog import cache_root
@@ -315,11 +316,8 @@ def _layers_of(cache: Any) -> Sequence[Any]:
 
 
 def _read(model: Any, device: torch.device, ids: list[int], start: int, cache: Any) -> Tensor:
-    from inspect import signature
-
-    name = "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
     positions = torch.arange(start, start + len(ids), device=device)[None]
-    named = {name: cache, "position_ids": positions, "use_cache": True}
+    named = {cache_argument(type(model)): cache, "position_ids": positions, "use_cache": True}
     return model(input_ids=torch.tensor([ids], device=device), **named).logits[0]
 
 

@@ -1,8 +1,7 @@
 """Decoding of a batch: decoder layers over a cache, and the position of each row."""
 
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache, partial
-from inspect import signature
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from mplus.backbone.backbone import Backbone
 from mplus.backbone.few_rows import decoding
 from mplus.backbone.llama_layers import LlamaLayers
 from mplus.backbone.own_layers import OwnLayers
+from mplus.backbone.own_pass import cache_argument
 from mplus.backbone.passes import Reads
 from mplus.read.cache_layer import PrefixLayer, Slots, join, leave, prepare
 from mplus.recall.choose import Recalled
@@ -154,13 +154,7 @@ def through_layers(
             position_ids=place.position,
             use_cache=True,
             position_embeddings=place.rotation,
-            **{_cache_keyword(type(module)): Cache(layers=[*layers])},
+            **{cache_argument(type(module)): Cache(layers=[*layers])},
         )
         hidden = output[0] if isinstance(output, tuple) else output
     return hidden
-
-
-@lru_cache
-def _cache_keyword(kind: type[nn.Module]) -> str:
-    """The name of a decoder layer's cache argument: transformers 5.24 renamed it and warns about the old name."""
-    return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
