@@ -46,8 +46,19 @@ def export(
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines of JSON; half a character, which the name of a file may have, is an escape."""
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+    """Write lines of JSON; half a character, which the name of a file may have, is an escape.
+
+    A file is there whole or as it was before, and on disk at the end.
+    """
+    from mplus.storage.folder import Folder
+
+    content, path = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"), path.resolve()
+    if path.exists() and not path.is_file():  # a pipe
+        path.write_bytes(content)
+        return
+    place = Folder(path.parent)
+    place.exchange(path.name, content)
+    place.sync()
 
 
 def text_lines(memory: "Memory") -> Iterator[str]:

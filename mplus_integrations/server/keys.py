@@ -143,11 +143,16 @@ class KeyRing:
     def _write(self, keys: Iterable[KnownKey]) -> None:
         text = json.dumps({"format": FORMAT, "keys": [asdict(known) for known in keys]}, indent=1)
         work = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
-        with open(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(work, self.path)
+        try:
+            with open(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(work, self.path)
+        except BaseException:
+            work.unlink(missing_ok=True)
+            raise
+        _force_names(self.path.parent)  # else a key that was revoked opens memories again after a power loss
 
 
 class _Changing:
@@ -155,7 +160,11 @@ class _Changing:
 
     def __init__(self, ring: KeyRing) -> None:
         self._ring = ring
-        ring.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = ring.path.parent
+        missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            _force_names(path.parent)
         self._lock = FileLock(f"{ring.path}.lock", mode=0o600)
 
     def __enter__(self) -> dict[str, KnownKey]:
@@ -164,6 +173,17 @@ class _Changing:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+
+def _force_names(folder: Path) -> None:
+    """Force the names of a folder's files to disk, where the system lets folders be opened."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _parsed(path: Path) -> dict[str, KnownKey]:

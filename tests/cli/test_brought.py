@@ -1,6 +1,7 @@
 """What other programs export is read with its original times, and written once however often it is imported."""
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,33 @@ def test_texts_with_any_character_are_exported_and_come_back(tmp_path: Path) -> 
     write_lines(tmp_path / "texts.jsonl", text_lines(memory))
     bring(model, again, read_export(tmp_path / "texts.jsonl", "jsonl"))
     assert [(one.name, one.texts) for one in again.sources()] == [("caf\udce9.txt", (text,))]
+
+
+def test_an_export_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced, real, file = list[Path](), os.fsync, tmp_path / "texts.jsonl"
+
+    def fsync(handle: int) -> None:
+        forced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_lines(file, ["1"])
+    assert len(forced) == 2 and forced[1] == tmp_path, "the file, and its name"
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no room")))
+    with pytest.raises(OSError, match="no room"):
+        write_lines(file, ["2"])
+    assert file.read_text() == "1\n" and list(tmp_path.iterdir()) == [file]
+
+
+def test_an_export_may_go_to_a_pipe_or_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "there.jsonl")
+    write_lines(tmp_path / "link", ["1"])
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there.jsonl").read_text() == "1\n"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_lines(tmp_path / "pipe", ["2"])
+    assert os.read(reader, 9) == b"2\n"
+    os.close(reader)
 
 
 def test_a_time_that_is_none_names_the_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Keys, hosts, origins, limits: who is let in, and nobody reads another's memory."""
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -19,6 +20,33 @@ ASK = {"model": MODEL, "messages": [{"role": "user", "content": "Who am I?"}], "
 def status(served: Served, key: str | None, method: str, path: str, **more: object) -> int:
     with served.client(key) as http:
         return http.request(method, path, **more).status_code  # type: ignore[arg-type]
+
+
+def test_keys_are_on_disk_when_they_are_given_out_or_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, real, replace = list[tuple[str, Path]](), os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        done.append(("force", Path(os.readlink(f"/proc/self/fd/{handle}"))))
+        real(handle)
+
+    def replaced(old: Path, new: Path) -> None:
+        done.append(("replace", Path(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replaced)
+    file = tmp_path / "new" / "keys.json"
+    known, _ = KeyRing(file).add("anna")
+    assert ("force", tmp_path) in done, "the name of the new folder"
+    assert done[-2:] == [("replace", file), ("force", file.parent)]
+    done.clear()
+    KeyRing(file).revoke(known.id)
+    assert done[-2:] == [("replace", file), ("force", file.parent)]
+    before = file.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+    with pytest.raises(OSError, match="no room"):
+        KeyRing(file).add("bob")
+    assert file.read_bytes() == before and not list(file.parent.glob(".keys.json.*"))
 
 
 def test_a_key_opens_its_own_memory_and_no_other_by_any_door(serving: Serving, tmp_path: Path) -> None:
