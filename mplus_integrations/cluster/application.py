@@ -133,6 +133,8 @@ def application(settings: ServeSettings, *, load: Loader | None = None) -> serve
             initial_replicas=settings.replicas,
             max_replicas=settings.max_replicas or settings.replicas,
             target_ongoing_requests=settings.max_running,
+            upscale_delay_s=settings.grow_seconds,
+            downscale_delay_s=settings.shrink_seconds,
         )
         if growing
         else None,

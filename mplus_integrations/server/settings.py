@@ -93,6 +93,10 @@ class ServeSettings(BaseSettings):
     """Copies of the model with --ray."""
     max_replicas: Annotated[int, Field(ge=1)] | None = None
     """Most copies of the model with --ray, if many ask at the same time; by default as many as replicas says."""
+    grow_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds of more than max_running requests for each copy after which another is started, up to max_replicas."""
+    shrink_seconds: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds of fewer after which a copy is ended, down to replicas."""
     replica_cpus: Annotated[float, Field(gt=0)] = 1.0
     """CPU cores of each replica."""
     replica_gpus: Annotated[float, Field(ge=0)] = 0.0

@@ -59,3 +59,18 @@ def test_the_application_is_built_from_settings_and_asks_for_keys() -> None:
     assert type(build({"replicas": 2, "max_replicas": 4})).__name__ == "Application"
     with pytest.raises(ValueError, match="replica_count"):
         build({"replica_count": 2})
+
+
+def test_replicas_come_and_go_as_the_settings_say() -> None:
+    from mplus_integrations.cluster import build
+
+    def growing(**settings: Any) -> Any:
+        replicas: Any = build(settings)
+        return replicas._bound_deployment.init_args[1]._bound_deployment._deployment_config.autoscaling_config
+
+    usual = growing(replicas=2, max_replicas=4)
+    assert (usual.min_replicas, usual.max_replicas, usual.target_ongoing_requests) == (2, 4, 16)
+    assert (usual.upscale_delay_s, usual.downscale_delay_s) == (30, 600)
+    quick = growing(max_replicas=3, max_running=2, grow_seconds=4, shrink_seconds=9)
+    assert (quick.target_ongoing_requests, quick.upscale_delay_s, quick.downscale_delay_s) == (2, 4, 9)
+    assert growing(replicas=4, max_replicas=4) is None and growing(replicas=4) is None
