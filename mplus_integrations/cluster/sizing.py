@@ -47,7 +47,8 @@ class Demand:
         saves: Changes of a memory into which these are divided.
         kept_tokens: Tokens that a memory keeps in the end.
         busiest: How many times the mean the busiest minutes of a day are.
-        wait_seconds: How long one of a hundred requests may wait in these for the others of its replica.
+        wait_seconds: How long one of a hundred requests may wait in these for the others of its replica to be done,
+            if these are answered one after the other.
     """
 
     users: int

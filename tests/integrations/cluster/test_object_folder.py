@@ -46,7 +46,7 @@ def test_an_exchange_compares_and_an_object_is_made_once(url: str) -> None:
     before = files.info(f"{root}/a")["ETag"]
     files.pipe_file(f"{root}/a", b"2", IfMatch=before)
     for conditions in ({"IfMatch": before}, {"IfNoneMatch": "*"}, {"mode": "create"}):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="PreconditionFailed"):
             files.pipe_file(f"{root}/a", b"3", **conditions)
     assert files.cat_file(f"{root}/a") == b"2" and [one["name"] for one in files.ls(root)] == [f"{root}/a"]
 

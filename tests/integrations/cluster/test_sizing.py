@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -52,11 +53,35 @@ def test_the_page_has_what_is_computed_and_the_simulation_keeps_the_wait() -> No
     assert done.returncode == 0, done.stderr
     page = (ROOT / "docs" / "how-to" / "size-a-cluster.md").read_text(encoding="utf-8")
     for row in done.stdout.splitlines()[2:]:
-        users, replicas, answers, _, _, _, requests, _, late = (cell.strip() for cell in row.strip("| ").split("|"))
+        users, replicas, answers, _, _, _, requests, _, late, begun_late, longer = (
+            cell.strip() for cell in row.strip("| ").split("|")
+        )
         (told,) = (line for line in page.splitlines() if line.startswith(f"| {users} |"))
         assert [replicas, requests] == [told.split(" | ")[n] for n in (1, 5)], (row, told)
         assert float(answers) == pytest.approx(float(told.split(" | ")[2]), rel=0.01)
         assert float(late) <= 0.015, "at most 1% is asked for; these are three half hours"
+        assert float(begun_late) == 0, "the page says so"
+        median, slowest = map(float, longer.split(", "))
+        assert 2 < median < 5 and 20 < slowest < 45, "the page has 3 to 4, and 28 to 31"
+
+
+def test_the_simulation_of_answers_beside_each_other_is_exact_where_it_can_be_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / "cluster_sizing.py"))
+    speed, together = script["speed"], script["together"]
+    assert [round(speed(users)) for users in (1, 4, 16, 99)] == [21, 35, 69, 69]
+    assert speed(1) < speed(2) < speed(3) < speed(4) < speed(10) < speed(16)
+    demand = Demand(users=1, answers=1000)
+    few = together(1, demand, Measured(), 10_000.0, random.Random(0))
+    assert len(few.until_begun) == len(few.longer) > 100 and max(few.until_begun) == 0
+    assert min(few.longer) > -1e-6 and sorted(few.longer)[len(few.longer) // 2] < 0.5, "mostly alone"
+    # Shared alike at a speed that does not grow, the mean time of a queue is work / (1 - used), as of one by one.
+    monkeypatch.setitem(together.__globals__, "SPEEDS", {1: 50.0, 10**6: 50.0})
+    demand = Demand(users=1, answers=18_000, busiest=1, answer_tokens=100, written_tokens=0)
+    even = together(1, demand, Measured(first_token_seconds=1e-9), 300_000.0, random.Random(1))
+    used = 18_000 / 86_400 * 2
+    assert sum(even.longer) / len(even.longer) == pytest.approx(2 / (1 - used) - 2, rel=0.15)
 
 
 @given(st.integers(1, 10**8), st.floats(0.01, 1), st.floats(0.1, 100), st.floats(0.1, 60))
