@@ -27,7 +27,21 @@ def test_killed_replicas_lose_and_cross_nothing_and_memories_stay_warm(tmp_path:
     assert found["lost_or_crossed"] == []
     assert found["memories_that_open"] == found["memories"] > 0
     assert found["locality"] >= 0.9
-    assert found["old_replicas_after_restart"] == 0
+    assert found["given_up"] == [], "a client that asks again where it is told to gets every answer"
+    assert found["recovered_before_restart"] and found["old_replicas_after_restart"] == 0
+    assert found["statuses_during_restart"] and not any(" 5" in told for told in found["statuses_during_restart"])
+
+
+@pytest.mark.timeout(1500)
+def test_behind_a_url_killed_replicas_lose_and_cross_nothing_either(tmp_path: Path) -> None:
+    script = [sys.executable, "benchmarks/cluster.py", "--json", str(tmp_path / "found.json"), "--url", "objects"]
+    options = ["--seconds", "40", "--memories", "6", "--kill-every", "15"]
+    done = subprocess.run([*script, *options], cwd=ROOT, capture_output=True, text=True, check=False, timeout=1400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads((tmp_path / "found.json").read_text())
+    assert found["killed"] >= 1 and found["acknowledged_writes"] > found["memories"]
+    assert found["lost_or_crossed"] == [] and found["given_up"] == []
+    assert found["memories_that_open"] == found["memories"] > 0
 
 
 def replica(name: str) -> Any:
