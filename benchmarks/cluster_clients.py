@@ -154,8 +154,8 @@ class Client:
                     notes.answered_by.append(answer.headers["x-mplus-replica"])
                     return answer.json()
             notes.statuses[f"{kind} {told}"] += 1
-            if code == "memory_not_found" and not notes.acknowledged:
-                return None
+            if code == "source_not_found" or (code == "memory_not_found" and not notes.acknowledged):
+                return None  # what was looked for is not there
             if not wait or time.monotonic() > ends:
                 notes.given_up.append(f"{kind} {told}")
                 return None
