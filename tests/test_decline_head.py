@@ -44,6 +44,14 @@ def test_it_declines_to_the_end_for_a_model_that_never_learnt_to(model: MPlus, r
     assert declines.generate(memory, ASKED, max_new_tokens=8, decline_threshold=1.0).text != DECLINED
 
 
+def test_beside_tools_a_model_that_reads_text_says_what_it_would(model: MPlus) -> None:
+    tool = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
+    memory = told(model, read="text")
+    plain = model.generate(memory, ASKED, max_new_tokens=8, tools=[tool]).text
+    for bias in (9.0, -9.0):
+        assert with_head(model, bias, "text").generate(memory, ASKED, max_new_tokens=8, tools=[tool]).text == plain
+
+
 def test_it_counts_only_for_the_way_of_reading_that_it_was_fitted_to(model: MPlus) -> None:
     declines = with_head(model, 9.0, "text")
     assert declines.generate(told(model, read="latent"), ASKED, max_new_tokens=16).text != DECLINED

@@ -82,10 +82,10 @@ class HeadThreshold(DeclineThreshold):
         """
         if not token_ids:
             self._declines = self.is_likely(scores)
-            # A model that reads text was not taught to decline: the token may begin an answer of its own.
-            if self._head.read == "latent" or not self._forces:
+            if self._head.read == "latent":
                 return super().__call__(token_ids, scores)
-            return _only(self._token, scores).where(self._declines, scores)
+            # A model that reads text was not taught to decline: the token may begin an answer of its own.
+            return _only(self._token, scores).where(self._declines, scores) if self._forces else scores
         place = len(token_ids)
         goes_on = self._forces and place < len(self._sentence) and list(token_ids) == self._sentence[:place]
         if not goes_on or self._declines is None or not self._declines:
