@@ -103,12 +103,14 @@ def test_a_message_that_was_memorized_is_not_written_again(tmp_path: Path) -> No
     assert threads.said() == ["I live in Graz.", "And now?"], "who memorized it forgets it"
 
 
-def test_a_note_that_is_put_beside_a_turn_stays_while_the_thread_goes_on(tmp_path: Path) -> None:
+def test_a_note_by_the_name_of_a_turn_stays_when_the_thread_takes_the_turn_back(tmp_path: Path) -> None:
     threads = Threads.kept(tmp_path)
     threads.say("t", HumanMessage("I live in Graz.", id="m"))
     threads.chat.memorize("Near the park.", source="m", memory_key="anna")
     threads.say("t", HumanMessage("And now?", id="q"))
-    assert threads.sources()["m"].texts == ("User: I live in Graz.", "Near the park.")
+    assert threads.sources()["m"].texts == ("User: I live in Graz.",)
+    threads.say("t", RemoveMessage(id="m"))
+    assert "m" not in threads.sources() and threads.sources()["m (note)"].texts == ("Near the park.",)
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "without a checkpointer"])
