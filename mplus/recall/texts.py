@@ -24,7 +24,8 @@ from mplus.words import NO_WORD
 
 FEW_PIECES, MANY_PIECES = 2, 32
 """Most pieces that one answer reads, by a small model and by a larger one. With a third piece a model of 0.1 billion
-parameters answered fewer questions; one of 0.4 billion answered more with all that was told (docs/lab/recall.md)."""
+parameters answered fewer questions (docs/lab/recall.md); one of 0.4 billion is not distracted, and sees what stands
+around a piece (docs/lab/training.md, "More of the same")."""
 PIECE_TOKENS = 128
 """A recalled chunk is widened by the chunks beside it, up to this many tokens: a whole message, or some sentences. With
 twice as many, a small model answered fewer questions about paragraphs."""
