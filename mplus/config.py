@@ -269,6 +269,11 @@ class MemoryConfig(BaseModel):
         )
 
     @classmethod
+    def qwen_1_5b(cls) -> "MemoryConfig":
+        """The layout of ``qwen-1.5b``, which reads memory as text, so that token ids are all that it needs to keep."""
+        return cls(short_term_tokens=512, recalled_tokens=512, read="text", long_term_keep="ids")
+
+    @classmethod
     def for_window(cls, window: int) -> "MemoryConfig":
         """The layout of a model whose checkpoint names none: memory takes at most half of its window.
 
@@ -312,7 +317,7 @@ class MemoryConfig(BaseModel):
         )
 
 
-PRESETS = {"smol-135m": MemoryConfig.smol_135m}
+PRESETS = {"smol-135m": MemoryConfig.smol_135m, "qwen-1.5b": MemoryConfig.qwen_1_5b}
 """Layouts that a checkpoint may give by name."""
 
 SURVIVAL_FREQUENCY = 0.01
