@@ -77,8 +77,9 @@ class HeadThreshold(DeclineThreshold):
         """What the head found when the prompt was read."""
 
     def __call__(self, token_ids: Sequence[int], scores: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
-        """The scores of the next token, given those that were chosen. A model may not know how to decline: it is said
-        for it, to the end.
+        """The scores of the next token, given those that were chosen.
+
+        A model may not know how to go on after the first token of declining, so that the sentence is forced to its end.
         """
         if not token_ids:
             self._declines = self.is_likely(scores)

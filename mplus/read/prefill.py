@@ -115,12 +115,12 @@ def prefill_steps(
     recurrent = backbone.new_cache()
     hidden: list[Tensor] = []
     head = weights.decline_head
-    watched = LastInput(head.layer, watch) if head is not None else watch
+    seen = None if head is None else LastInput(head.layer, watch)
     for start in range(prefixes.kept_tokens, longest, prefixes.block):
         if hidden:
             yield
         block = prompts[:, start : start + prefixes.block]
-        hidden.append(through_model(backbone, modules, layers, block, prefixes.layers, recurrent, watched))
+        hidden.append(through_model(backbone, modules, layers, block, prefixes.layers, recurrent, seen or watch))
     sizes = [len(request.input_ids) for request in requests]
     for layer in layers:
         # Prompts are padded on the right to the longest one.
@@ -129,8 +129,8 @@ def prefill_steps(
     if (left := prefixes.left_by(layers)) is not None:
         reading.when_done = finalize(reading, SPARE_PREFIXES.keep, left)
         reading.when_done.atexit = False
-    if isinstance(watched, LastInput) and head is not None:
-        states = backbone.normed(modules, head.layer, last_of(watched.states, sizes))
+    if head is not None and seen is not None:
+        states = backbone.normed(modules, head.layer, last_of(seen.states, sizes))
         reading.decline_odds = head.log_odds(states)
     if all_logits:
         return Prefill(backbone.logits(torch.cat(hidden, dim=1)), reading)
