@@ -13,6 +13,7 @@ from mplus.decline_head import DeclineHead, ReadAs
 from mplus.generation.declining import DECLINED
 from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
+from tests.recall.test_gate import gated
 
 ASKED = [{"role": "user", "content": "Who calls?"}]
 
@@ -42,6 +43,30 @@ def test_it_declines_to_the_end_for_a_model_that_never_learnt_to(model: MPlus, r
     assert "".join(declines.stream(memory, ASKED, max_new_tokens=40)) == DECLINED
     assert answers.generate(plain, ASKED, max_new_tokens=8).text == model.generate(plain, ASKED, max_new_tokens=8).text
     assert declines.generate(memory, ASKED, max_new_tokens=8, decline_threshold=1.0).text != DECLINED
+
+
+@pytest.mark.parametrize("read", ["latent", "text"])
+def test_what_it_declines_is_answered_without_memory_where_the_gate_is_in_doubt(read: ReadAs) -> None:
+    for bias, gate, used in ((9.0, 0.2, False), (-9.0, 0.2, True), (9.0, 0.8, True)):
+        model = with_head(gated(gate), bias, read)
+        memory = told(model, read=read)
+        answer = model.generate(memory, ASKED, max_new_tokens=40)
+        empty = model.generate(model.new_memory(), ASKED, max_new_tokens=40)
+        assert answer.used_memory == used == bool(answer.recalled), (bias, gate)
+        assert (answer.token_ids == empty.token_ids) != used
+        assert (answer.text == DECLINED) == (bias > 0 and used)
+
+
+def test_an_answer_in_text_that_begins_as_declining_does_is_kept() -> None:
+    """A model that reads text may begin with "I" what the head finds answered."""
+    model = with_head(gated(0.2), -9.0, "text")
+    first = model.tokenizer.encode(DECLINED)[0]
+
+    def begins(token_ids: list[int], scores: torch.Tensor) -> torch.Tensor:
+        return scores if token_ids else scores.index_fill(0, torch.tensor([first]), 1e4)
+
+    answer = model.generate(told(model, read="text"), ASKED, max_new_tokens=8, processors=[begins])
+    assert answer.used_memory and answer.token_ids[0] == first
 
 
 def test_beside_tools_a_model_that_reads_text_says_what_it_would(model: MPlus) -> None:

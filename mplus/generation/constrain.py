@@ -6,8 +6,9 @@ A ``Constraint`` describes the form. The engine turns it into a mask over the vo
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -230,7 +231,8 @@ class ConstrainedDecoding:
     def __init__(self, constraint: Constraint, tokenizer: Any, stop_token_ids: frozenset[int]) -> None:
         from llguidance import LLMatcher
 
-        self._matcher = LLMatcher(_vocabulary(tokenizer, stop_token_ids), constraint.grammar)
+        vocabulary = _vocabulary(tokenizer, stop_token_ids)
+        self._matcher, self._spelled = LLMatcher(vocabulary.tokens, constraint.grammar), vocabulary.spelled
         self._stop_token_ids = torch.tensor(sorted(stop_token_ids))
         self._taken = 0
 
@@ -247,18 +249,68 @@ class ConstrainedDecoding:
             packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             bits = np.unpackbits(packed, bitorder="little")[: logits.shape[-1]]
             allowed[: len(bits)] = torch.from_numpy(bits.astype(np.bool_))
+            for token in self._spelled:
+                # What must come next is spelled in small tokens otherwise, and the model learnt it as one.
+                allowed[token] |= self._matcher.validate_tokens([token]) == 1
         return logits.masked_fill(~moved(allowed, logits.device), float("-inf"))
 
 
-def _vocabulary(tokenizer: Any, stop_token_ids: frozenset[int]) -> Any:
-    from llguidance.hf import from_tokenizer
-
+def _vocabulary(tokenizer: Any, stop_token_ids: frozenset[int]) -> "_Vocabulary":
     with _GUARD:
         known = _VOCABULARIES.get(tokenizer)
         if known is None:
-            known = from_tokenizer(tokenizer, eos_token=sorted(stop_token_ids) or None)
+            known = _made_vocabulary(tokenizer, sorted(stop_token_ids) or None)
             _VOCABULARIES[tokenizer] = known
         return known
+
+
+class _Vocabulary(NamedTuple):
+    """A vocabulary as llguidance knows it."""
+
+    tokens: Any
+    spelled: tuple[int, ...]
+    """Tokens of whole marks, such as "<tool_call>", that are text."""
+
+
+def _made_vocabulary(tokenizer: Any, eos_token: list[int] | None) -> _Vocabulary:
+    """The vocabulary of a tokenizer, in which added tokens that are text are that.
+
+    llguidance takes every added token "<...>" for a control token that no text contains. Tokenizers of Qwen, GLM and
+    others have such tokens for "<tool_call>" or "<think>" that are none (``special`` is false): a grammar that spells
+    them out would be given up at the first of them, and free text could not hold them.
+    """
+    from llguidance import LLTokenizer
+    from llguidance.hf import from_tokenizer
+
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    spelled = tuple(n for n, token in added.items() if not token.special and _looks_like_control(token.content))
+    if not spelled:
+        return _Vocabulary(from_tokenizer(tokenizer, eos_token=eos_token), ())
+    backend = copy(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    said = json.loads(backend.to_str())
+    if said["model"]["type"] != "BPE":
+        return _Vocabulary(from_tokenizer(tokenizer, eos_token=eos_token), ())
+    # All stand in the vocabulary then, since ids of those that do not are counted anew.
+    is_bytes = "ByteLevel" in json.dumps(said["decoder"])
+    for token in said["added_tokens"]:
+        written = token["content"] if token["special"] or not is_bytes else _in_bytes(token["content"])
+        said["model"]["vocab"].setdefault(written, token["id"])
+    said["added_tokens"] = [token for token in said["added_tokens"] if token["id"] not in spelled]
+    return _Vocabulary(LLTokenizer(json.dumps(said), eos_token=eos_token), spelled)
+
+
+def _looks_like_control(token: str) -> bool:
+    return token.startswith("<") and token.endswith(">")
+
+
+def _in_bytes(text: str) -> str:
+    """A text as a vocabulary of bytes spells it, one visible character for each byte."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    ((spelled, _),) = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    return spelled
 
 
 # --- calls in text ------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class HeadThreshold(DeclineThreshold):
         super().__init__(tokenizer, threshold, forces=forces)
         self._head = head
         self._sentence = [*encode_inert(tokenizer, DECLINED), *sorted(stops)[:1]]
-        self._declines: Tensor | None = None
+        self._found: Bool[Tensor, ""] | None = None
         self.log_odds: Float[Tensor, ""] | None = None
         """What the head found when the prompt was read."""
 
@@ -82,16 +82,19 @@ class HeadThreshold(DeclineThreshold):
         A model may not know how to go on after the first token of declining, so that the sentence is forced to its end.
         """
         if not token_ids:
-            self._declines = self.is_likely(scores)
+            self._found = self.is_likely(scores)
             if self._head.read == "latent":
                 return super().__call__(token_ids, scores)
             # A model that reads text was not taught to decline: the token may begin an answer of its own.
-            return _only(self._token, scores).where(self._declines, scores) if self._forces else scores
+            return _only(self._token, scores).where(self._found, scores) if self._forces else scores
         place = len(token_ids)
         goes_on = self._forces and place < len(self._sentence) and list(token_ids) == self._sentence[:place]
-        if not goes_on or self._declines is None or not self._declines:
-            return scores
-        return _only(self._sentence[place], scores)
+        return _only(self._sentence[place], scores) if goes_on and self.declines else scores
+
+    @property
+    def declines(self) -> bool:
+        """Whether the head found that memory does not answer; its first token has been chosen."""
+        return self._found is not None and bool(self._found)
 
     def is_likely(self, scores: Float[Tensor, " V"]) -> Bool[Tensor, ""]:
         """Whether the head's probability, with the model's own, is that of declining."""

@@ -180,7 +180,7 @@ class Requests:
                 return plain
         if self._text_reads.applies(read, config):
             return self._text_reads.request(
-                read, config, prompt, encoded, tools=tools, options=options, allowed=allowed
+                read, config, prompt, encoded, tools=tools, options=options, allowed=allowed, otherwise=plain
             )
         bos = getattr(self._tokenizer, "bos_token_id", None)
         remembers = any(map(len, state.tracks))

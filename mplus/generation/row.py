@@ -123,7 +123,8 @@ class Row:
 
     def turns_away(self, token: int) -> bool:
         """Whether the answer from memory begins by declining, and something else is to be read then."""
-        return self.request.otherwise is not None and not self.token_ids and token == self.declining
+        begins = self.request.otherwise is not None and not self.token_ids and token == self.declining
+        return begins and all(p.declines for p in self.processors if isinstance(p, HeadThreshold))
 
     def turn_away(self) -> None:
         """Answer ``request.otherwise`` instead; nothing has been said yet."""

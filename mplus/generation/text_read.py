@@ -64,6 +64,7 @@ class TextReads:
         tools: Tools | None,
         options: TemplateOptions,
         allowed: Int[Tensor, " n"] | None,
+        otherwise: ReadRequest | None = None,
     ) -> ReadRequest:
         """A read of the plain backbone, with the text that answers in the prompt: as much as fits, the best first.
 
@@ -75,6 +76,7 @@ class TextReads:
             tools: Tools described in the prompt.
             options: Variables of the chat template.
             allowed: Numbers of the sources that may be read; None for all.
+            otherwise: What is read instead where the answer from memory would decline.
 
         Raises:
             PromptTooLongError: The prompt does not fit the model's window beside its memory.
@@ -94,7 +96,14 @@ class TextReads:
         bare = replace(state, tracks=self._weights.empty_state(config).tracks)
         told = as_recalled(pieces, state.tracks[0].short_term.provenance.chunks)
         return ReadRequest(
-            bare, config, whole.input_ids, whole.query, members=read.members, told=told, pieces=tuple(pieces)
+            bare,
+            config,
+            whole.input_ids,
+            whole.query,
+            members=read.members,
+            told=told,
+            pieces=tuple(pieces),
+            otherwise=otherwise,
         )
 
     @cached_property

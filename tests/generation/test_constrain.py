@@ -1,9 +1,11 @@
 """Answers that must have a form always have it, whatever the weights say."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
+from transformers import AddedToken
 
 from mplus.generation.constrain import (
     ConstrainedDecoding,
@@ -44,14 +46,14 @@ GO = {
 END = 260
 
 
-def drawn(constraint: Constraint, seed: int, begin: str = "", steps: int = 600) -> str:
+def drawn(constraint: Constraint, seed: int, begin: str = "", steps: int = 600, tokenizer: Any = None) -> str:
     """What random logits say under a constraint."""
-    tokenizer = byte_tokenizer()
+    tokenizer = tokenizer or byte_tokenizer()
     generator = torch.Generator().manual_seed(seed)
     decoding = ConstrainedDecoding(constraint, tokenizer, frozenset([END]))
     ids: list[int] = tokenizer(begin, add_special_tokens=False)["input_ids"] if begin else []
     for _ in range(steps):
-        token = int(decoding(ids, torch.randn(261, generator=generator)).argmax())
+        token = int(decoding(ids, torch.randn(len(tokenizer), generator=generator)).argmax())
         if token == END:
             return tokenizer.decode(ids)
         ids.append(token)
@@ -93,6 +95,60 @@ def test_an_automatic_call_is_valid_once_it_is_begun(seed: int) -> None:
     content, calls = parse_tool_calls(text)
     assert content.startswith("Sure.") and calls[0].name == "go"
     assert calls[0].arguments is not None and set(calls[0].arguments["to"]) == {"name"}
+
+
+@pytest.fixture
+def with_marks() -> Any:
+    """A tokenizer with a token for each mark, as those of Qwen and GLM have: added, and no control token."""
+    tokenizer = byte_tokenizer()
+    marks = ("<tool_call>", "</tool_call>", "<think>", "<｜mark｜>")
+    assert tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in marks]) == len(marks)
+    return tokenizer
+
+
+@pytest.mark.parametrize("choice", ["required", "add"])
+def test_a_forced_call_is_valid_where_its_marks_are_tokens(with_marks: Any, choice: str) -> None:
+    for seed in range(4):
+        _, (call,) = parse_tool_calls(drawn(Constraint.tool_calls([ADD], choice), seed, tokenizer=with_marks))
+        assert call.error is None and call.name == "add"
+
+
+def test_marks_that_are_tokens_are_said_as_the_model_learnt_them(with_marks: Any) -> None:
+    """As one token and spelled out, forced and free to choose; what no call may hold at that place stays barred."""
+    call = tool_call_text("add", {"a": 1, "b": 2})
+    whole = with_marks.encode(call, add_special_tokens=False)
+    spelled = byte_tokenizer().encode(call, add_special_tokens=False)
+    open_call, think = with_marks.convert_tokens_to_ids(["<tool_call>", "<think>"])
+    assert whole[0] == open_call and len(spelled) > len(whole)
+    for choice in ("auto", "required"):
+        for ids in (whole, spelled):
+            decoding = ConstrainedDecoding(Constraint.tool_calls([ADD], choice), with_marks, frozenset([END]))
+            for place, token in enumerate(ids):
+                allowed = decoding(ids[:place], torch.zeros(len(with_marks))).isfinite()
+                assert allowed[token], (choice, place, with_marks.decode([token]))
+                assert choice == "auto" or not allowed[think]
+            assert decoding(ids, torch.zeros(len(with_marks))).isfinite()[END]
+
+
+def test_free_text_and_values_may_hold_marks_that_are_text(with_marks: Any) -> None:
+    said = '{"name": "<think> <｜mark｜> <tool_call>"}'
+    name = {"type": "object", "properties": {"name": {"const": json.loads(said)["name"]}}, "required": ["name"]}
+    for constraint, text in (
+        (Constraint.json_schema(name), said),
+        (Constraint.json_schema(PLACE), '{"name": "<think>"}'),
+        (Constraint.tool_calls([ADD]), "<think>Nothing to add.</think>"),
+    ):
+        ids = with_marks.encode(text, add_special_tokens=False)
+        decoding = ConstrainedDecoding(constraint, with_marks, frozenset([END]))
+        for place, token in enumerate(ids):
+            assert decoding(ids[:place], torch.zeros(len(with_marks))).isfinite()[token], (text, place)
+        assert decoding(ids, torch.zeros(len(with_marks))).isfinite()[END]
+
+
+def test_control_tokens_stay_barred_beside_marks_that_are_text(with_marks: Any) -> None:
+    decoding = ConstrainedDecoding(Constraint.tool_calls([ADD]), with_marks, frozenset([END]))
+    allowed = decoding([], torch.zeros(len(with_marks))).isfinite()
+    assert [with_marks.decode([n]) for n in range(256, 261) if allowed[n]] == ["<|im_end|>"], "it ends"
 
 
 def test_schemas_are_closed_and_bounded() -> None:

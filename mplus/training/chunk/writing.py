@@ -3,6 +3,9 @@
 from mplus.training.run_settings import RunSettings
 from mplus.weights import Weights
 
+READING = {"reader", "tune"}
+"""Stages that learn to read chunks."""
+
 
 def trained_to_write_from(settings: RunSettings, weights: Weights) -> int | None:
     """First decoder layer that is trained to write through the read adapter, too; None: none.
@@ -30,9 +33,11 @@ def recall_layer_of(settings: RunSettings, weights: Weights) -> int:
 
 
 def kept_layer(settings: RunSettings, weights: Weights) -> int | None:
-    """The one layer whose states a bank keeps; None: all of them.
+    """The one layer whose states a bank keeps, encoded no further than that; None: all of them.
 
-    Where the adapter writes, chunks are encoded in every step, and recall alone reads the bank.
+    No stage but these reads whole chunks, and where the adapter writes, chunks are encoded in every step: recall alone
+    reads the bank.
     """
-    is_enough = trained_to_write_from(settings, weights) is not None and "scorer" not in settings.stages
-    return recall_layer_of(settings, weights) if is_enough else None
+    stages = set(settings.stages)
+    reads = "scorer" in stages or (READING & stages and trained_to_write_from(settings, weights) is None)
+    return None if reads else recall_layer_of(settings, weights)
