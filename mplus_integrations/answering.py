@@ -20,7 +20,18 @@ from mplus import (
     source_filter,
 )
 from mplus_integrations.conversations import Conversation
-from mplus_integrations.forms import NoCalls, before_calls, form_of, has_result, may_hold_calls, tool_choice, with_told
+from mplus_integrations.forms import (
+    NoBareCall,
+    NoCalls,
+    bare_call,
+    before_calls,
+    form_of,
+    has_result,
+    may_become_bare_call,
+    may_hold_calls,
+    tool_choice,
+    with_told,
+)
 from mplus_integrations.history import OURS, Fitted, fitted, said_by_none
 from mplus_integrations.latents import Latents, Shared, Where
 from mplus_integrations.settings import AnswerSettings, Call, instead_where
@@ -149,7 +160,9 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                     told.read = reading_of(stream, names)
                     yield told
                 if call.tools:
-                    piece, held = before_calls(held + piece)
+                    begun = held + piece
+                    is_held = not shown and may_become_bare_call(call, begun)
+                    piece, held = ("", begun) if is_held else before_calls(begun)
                 if piece:
                     shown += piece
                     yield Piece.of(piece, stream.tokens)
@@ -157,6 +170,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
             sentences = {"passages": passages_of(stream, names)} if passages else {}
         said = generation.text
         text, calls = parse_tool_calls(said) if may_hold_calls(call, said) else (said, [])
+        if not calls and (only := bare_call(call, said)) is not None:
+            text, calls = "", [only]
         if not isinstance(prompt, str) and call.tools and tool_choice(call.tool_choice, call.tools) == "auto":
             new = [one for one in calls if one.arguments is None or not has_result(prompt, one)]
             if calls and not new and not text.strip() and not shown:
@@ -167,7 +182,7 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
                     left,
                     where=where,
                     shared=shared,
-                    processors=processors,
+                    processors=(*processors, NoBareCall(self._model_of(call).tokenizer)),
                     passages=passages,
                     spent=spent,
                 )

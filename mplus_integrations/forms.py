@@ -1,6 +1,7 @@
 """The form of an answer: tools that it may or must call, or a JSON schema that it must follow."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,9 @@ from mplus import Constraint, Generation, ToolCall
 from mplus_integrations.settings import Call
 
 OPEN_CALL = "<tool_call>"
+BLOCK = re.compile(r"```(?:json|tool_call)?\s*(?P<inside>\{.*\})\s*```|(?P<bare>\{.*\})", re.DOTALL)
+"""A JSON object, in a block of code or not."""
+BARE_BEGINNINGS = ("{", "`")
 
 
 class Form(NamedTuple):
@@ -179,6 +183,59 @@ class NoCalls:
         logits = logits.clone()
         logits[last if is_open else self._mark[0]] = float("-inf")
         return logits
+
+
+class NoBareCall:
+    """A logits processor: the answer does not begin as a call without marks does.
+
+    Args:
+        tokenizer: The model's.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        self._begin = [n for token, n in vocabulary.items() if token.lstrip("\n Ċ▁Ġ").startswith(BARE_BEGINNINGS)]
+
+    def __call__(self, token_ids: Sequence[int], logits: Tensor) -> Tensor:
+        """The logits [vocabulary], of the first token without those that would begin a call."""
+        if token_ids:
+            return logits
+        logits = logits.clone()
+        logits[self._begin] = float("-inf")
+        return logits
+
+
+def bare_call(call: Call, text: str) -> ToolCall | None:
+    """The call that an answer is, where it is nothing else and lacks the marks of one.
+
+    Models that learnt another form write a JSON object with a tool's name and arguments, maybe in a block of code. It
+    counts where the arguments are those that the tool has; else it is text.
+    """
+    said = BLOCK.fullmatch(text.strip())
+    if not said or not _may_be_bare(call):
+        return None
+    try:
+        found = json.loads(said["inside"] or said["bare"])
+        arguments = found.get("arguments", found.get("parameters", {}))
+        functions = [tool.get("function", tool) for tool in call.tools or ()]
+        taken = {one["name"]: one for one in functions}[found["name"]].get("parameters") or {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    known, needed = taken.get("properties") or {}, taken.get("required") or ()
+    if not isinstance(arguments, dict) or arguments.keys() - known.keys() or set(needed) - arguments.keys():
+        return None
+    return ToolCall(found["name"], arguments, text)
+
+
+def may_become_bare_call(call: Call, text: str) -> bool:
+    """Whether an answer that begins so may turn out to be a call without the marks of one."""
+    begun = text.lstrip()
+    return _may_be_bare(call) and (not begun or begun.startswith(BARE_BEGINNINGS))
+
+
+def _may_be_bare(call: Call) -> bool:
+    free = call.tools and call.response_format is None
+    return bool(free) and tool_choice(call.tool_choice, call.tools) == "auto"
 
 
 def before_calls(text: str) -> tuple[str, str]:

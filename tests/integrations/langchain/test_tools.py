@@ -47,6 +47,54 @@ def chat() -> MPlusChat:
     return MPlusChat(model=MODEL, max_tokens=600)
 
 
+BARE = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
+
+
+@pytest.mark.parametrize(
+    "said", [BARE, f"```json\n{BARE}\n```", f"\n```\n{BARE}\n```\n", BARE.replace("arguments", "parameters")]
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_that_is_nothing_but_a_call_is_one(
+    chat: MPlusChat, saying: Saying, said: str, streamed: bool
+) -> None:
+    """Models that learnt another form leave the marks of a call out."""
+    saying(said)
+    bound = chat.bind_tools([add])
+    chunks = list(bound.stream("What is 1 and 2?")) if streamed else [bound.invoke("What is 1 and 2?")]
+    answer = reduce(operator.add, chunks)
+    assert [(call["name"], call["args"]) for call in answer.tool_calls] == [("add", {"a": 1, "b": 2})]
+    assert not answer.content
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"name": "Ann", "arguments": {}}',
+        '{"name": "add", "arguments": {"a": 1}}',
+        '{"name": "add", "arguments": {"a": 1, "b": 2, "c": 3}}',
+        '{"name": "add", "arguments": [1, 2]}',
+        '{"name": ["add"]}',
+        '{{"name": "add"}}',
+        f"{BARE} is how to call it.",
+        "`add` adds.",
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_is_more_or_less_than_a_call_is_text(chat: MPlusChat, saying: Saying, said: str, streamed: bool) -> None:
+    saying(said)
+    bound = chat.bind_tools([add])
+    chunks = list(bound.stream("What is 1 and 2?")) if streamed else [bound.invoke("What is 1 and 2?")]
+    answer = reduce(operator.add, chunks)
+    assert answer.content == said and not answer.tool_calls and not answer.invalid_tool_calls
+
+
+@pytest.mark.parametrize("options", [{"tool_choice": "none"}, {"response_format": {"type": "json_object"}}])
+def test_json_that_was_asked_for_is_no_call(chat: MPlusChat, saying: Saying, options: dict[str, Any]) -> None:
+    saying(BARE)
+    answer = chat.bind_tools([add], **options).invoke("How is it called?")
+    assert answer.content == BARE and not answer.tool_calls
+
+
 def test_leaving_while_a_call_is_held_back_stops_generation(chat: MPlusChat, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
 
