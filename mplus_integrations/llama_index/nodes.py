@@ -30,7 +30,8 @@ def write_nodes(
     said.
 
     Returns:
-        The ids of those that have text. Nodes that the memory holds already with the same text are not written again.
+        The ids of those that have text. Nodes that the memory holds already with the same text and metadata
+        are not written again.
 
     Raises:
         ValueError: A node has the id of another one of them, or of something in this memory that is no node, such as a
@@ -48,7 +49,7 @@ def write_nodes(
     with memory.adding():
         refuse_others(memory, kept, NODE)
         known = memory.told()
-        fresh = {name: found for name, found in kept.items() if name not in known or known[name].texts != (found[1],)}
+        fresh = {name: found for name, found in kept.items() if not _has_node(known.get(name), *found)}
         replaced = fresh.keys() & known.keys()
         if not replaced:
             _write(model, memory, fresh, time_key, show_progress=show_progress)
@@ -58,6 +59,16 @@ def write_nodes(
                 fork.forget(name)
             _write(model, fork, fresh, time_key, show_progress=show_progress)
     return list(kept)
+
+
+def _has_node(told: Any, node: BaseNode, text: str) -> bool:
+    """Whether what was told under an id is this node: its text, with its metadata, of its document."""
+    return told is not None and told.texts == (text,) and told.metadata == _about(node)
+
+
+def _about(node: BaseNode) -> dict[str, Any]:
+    """The metadata of a node in memory, with its document."""
+    return {**node.metadata, NODE: node.ref_doc_id or ""}
 
 
 def _is_same(one: tuple[BaseNode, str], other: tuple[BaseNode, str]) -> bool:
@@ -78,7 +89,7 @@ def _write(
             memory,
             [text for _, text in fresh.values()],
             source=list(fresh),
-            metadata=[{**node.metadata, NODE: node.ref_doc_id or ""} for node, _ in fresh.values()],
+            metadata=[_about(node) for node, _ in fresh.values()],
             keep_text=True,
             progress=show_progress,
             later=True,

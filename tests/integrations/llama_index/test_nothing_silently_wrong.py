@@ -30,6 +30,7 @@ from mplus.generation.constrain import ConstrainedDecoding
 from mplus_integrations.llama_index import MPlusIndex, MPlusLLM, MPlusMemory, MPlusWriter
 from mplus_integrations.llama_index.index_storage import STRUCT_TYPE
 from mplus_integrations.llama_index.messages import described
+from mplus_integrations.sources import without_marks
 from tests.integrations.llama_index.conftest import MODEL, Saying
 
 DOCUMENTS = [
@@ -372,6 +373,22 @@ def test_metadata_is_kept_and_not_written_into_the_text(index: MPlusIndex, llm: 
     assert [source.metadata["n"] for source in sources] == [0, 1, 2]
     llm.memorize(Document(text="A note.", metadata={"A": "x"}))
     assert llm.latents().read(MODEL).sources()[-1].texts == ("A note.",)
+
+
+def test_a_node_of_the_same_id_and_text_with_other_metadata_replaces_it(llm: MPlusLLM) -> None:
+    index = MPlusIndex(nodes=[TextNode(text="A note.", id_="n", metadata={"trust": "high"})], llm=llm)
+    before = index.latents.read(MODEL).fingerprint
+    index.insert_nodes([TextNode(text="A note.", id_="n", metadata={"trust": "high"})])
+    assert index.latents.read(MODEL).fingerprint == before
+    index.insert_nodes([TextNode(text="A note.", id_="n", metadata={"trust": "none"})])
+    for trust, found in (("high", []), ("none", ["n"])):
+        filters = MetadataFilters(filters=[MetadataFilter(key="trust", value=trust)])
+        assert [one.node_id for one in index.as_retriever(filters=filters).retrieve("note")] == found
+    writer = MPlusWriter(llm=llm, memory=MODEL.new_memory())
+    for about in ({"trust": "high"}, {"trust": "none"}, {}):
+        writer([TextNode(text="A note.", id_="n", metadata=about)])
+    (source,) = writer.latents.read(MODEL).sources()
+    assert without_marks(source.metadata) == {}
 
 
 def test_a_note_and_a_node_of_one_name_do_not_meet(llm: MPlusLLM) -> None:
