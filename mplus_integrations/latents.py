@@ -1,7 +1,7 @@
 """The memories that calls read: a given one, a named one in a store, or one that is made at its first use."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
@@ -49,8 +49,9 @@ def all_or_nothing(memory: Memory) -> Generator[Memory]:
 
 def forget_all(memory: Memory, sources: Iterable[str]) -> None:
     """Forget sources for good; reads then equal those of a memory that never had them."""
-    with all_or_nothing(memory) as fork:
-        for name in sources:
+    names = list(sources)
+    with all_or_nothing(memory) if names else nullcontext(memory) as fork:
+        for name in names:
             fork.forget(name)
 
 
@@ -144,7 +145,7 @@ class Latents:
         """Whether something is remembered in this process."""
         with self._guard:
             held = [*self._made.values(), *([self._memory] if self._memory else [])]
-            return bool(self._packed) or any(memory.sources() for memory in held)
+            return bool(self._packed) or any(memory.told() for memory in held)
 
     def read(self, model: MPlus) -> Memory:
         """The present memory for reading, without a lock."""

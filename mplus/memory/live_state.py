@@ -116,6 +116,13 @@ class LiveState:
             self._expire()
             return told(self._history.state, () if self._waiting is None else self._waiting.texts)
 
+    def written_and_waiting(self) -> tuple[MemoryState, list[str]]:
+        """The state without what waits, and the sources of what waits in the order in which they were given."""
+        with self._lock:
+            self._expire()
+            waiting = () if self._waiting is None else self._waiting.texts
+            return self._history.state, [text.source for text in waiting]
+
     def _settle(self) -> None:
         """Write what waits; another thread that does so already is waited for."""
         if self._waiting is not None:

@@ -230,6 +230,8 @@ class Memory(LiveState):
                 f"forget({source!r}, rebuild=model)."
             )
         with self._lock:
+            if rebuild is None and not self._has_source(source):
+                return 0  # nothing is asked for, so what waits goes on waiting
             before, redaction = self._present(), Redaction(source)
             if rebuild is None:
                 self._history = before.without_source(self.config, redaction)
@@ -240,6 +242,12 @@ class Memory(LiveState):
                     self._history = before.rebuilt(redaction, replay, empty=empty, progress=told)
         drop_traces()
         return sum(s.memory_tokens + s.tail_tokens for s in listed(before.state) if s.name == source)
+
+    def _has_source(self, source: str) -> bool:
+        """Whether the state, a snapshot or what waits has a source."""
+        state, waiting = self.written_and_waiting()
+        states = (state, *(snapshot.state for snapshot in self._history.snapshots))
+        return source in waiting or any(one.source_number(source) is not None for one in states)
 
     def pin(self, source: Id) -> None:
         """Keep a source regardless of age limits, capacity and disuse, until ``unpin``; ``forget`` still removes it.

@@ -113,10 +113,8 @@ class Writer:
         raises what ``write`` does.
         """
         config, source = memory.config, _as_texts(source)
-        names = [None] if source is None or isinstance(source, str) else list(source)
-        is_named = isinstance(source, str) or None not in names
         packs = layout_of(config).writes_together and config.encoding == "states"
-        if not (is_named and packs) or config.has_vectors or config.has_age_limit or self._tokenizer is None:
+        if not packs or config.has_vectors or config.has_age_limit or self._tokenizer is None:
             (report,) = self.write(
                 [memory],
                 [texts],
@@ -129,13 +127,14 @@ class Writer:
             )
             return report
         given, started = self._tokenized(texts, at, dated=dated), time.perf_counter()
-        entry = self._entry(memory, source, metadata, given, keep_text)
 
         def write(waited: LedgerEntry) -> None:
             ((state, _),) = self.written([memory], [memory.state], [waited], None)
             memory.commit(state)
 
-        memory.wait(entry.texts, write, most=batch_tokens(self._weights))
+        with memory.adding():
+            entry = self._entry(memory, source, metadata, given, keep_text)
+            memory.wait(entry.texts, write, most=batch_tokens(self._weights))
         return WriteReport(sum(len(text.input_ids) for text in given), 0, 0, 0, time.perf_counter() - started)
 
     def _tokenized(self, texts: TextLike, at: Moments, *, dated: bool) -> list[TokenizedText]:
@@ -166,7 +165,8 @@ class Writer:
     ) -> LedgerEntry:
         names: list[Any] = [None] * len(tokens) if source is None else _each(source, len(tokens), "names")
         if None in names:
-            names = named(memory.state, names)  # which writes what waits
+            state, waiting = memory.written_and_waiting()
+            names = named(state, [*waiting, *names])[len(waiting) :]
         abouts = [checked_metadata(about) for about in _each(metadata or {}, len(tokens), "metadata")]
         written: list[WrittenText] = []
         for name, about, text in zip(names, abouts, tokens, strict=True):

@@ -65,7 +65,7 @@ def has_text(told: Any, text: str, about: Mapping[str, Any]) -> bool:
 
 def documents_of(memory: Memory) -> list[Document]:
     """The documents of a memory."""
-    return [document_of(s.name, s) for s in memory.sources() if s.metadata.get(DOCUMENT)]
+    return [document_of(name, told) for name, told in memory.told().items() if told.metadata.get(DOCUMENT)]
 
 
 def document_of(name: str, source: Any) -> Document:

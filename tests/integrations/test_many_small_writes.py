@@ -61,6 +61,28 @@ WAYS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "add_texts": (lambda: MPlusVectorStore(chat()), add),
     "add_texts, what is there already": (lambda: MPlusVectorStore(chat()), lambda store: (add(store), add(store))),
     "MPlusChat.memorize": (chat, each(lambda chat, name, text: chat.memorize(text, source=name))),
+    "MPlusChat.memorize, without names": (chat, each(lambda chat, _, text: chat.memorize(text))),
+    "MPlusLLM.memorize, without names": (llm, each(lambda llm, _, text: llm.memorize(Document(text=text)))),
+    "MPlusLLM.memorize, messages": (
+        llm,
+        each(lambda llm, _, text: llm.memorize(ChatMessage(role="user", content=text))),
+    ),
+    "get_by_ids before each": (
+        lambda: MPlusVectorStore(chat()),
+        each(lambda store, name, text: (store.get_by_ids([name]), store.add_texts([text], ids=[name]))),
+    ),
+    "delete before each": (
+        lambda: MPlusVectorStore(chat()),
+        each(lambda store, name, text: (store.delete([name]), store.add_texts([text], ids=[name]))),
+    ),
+    "forget before each": (
+        llm,
+        each(lambda llm, name, text: (llm.forget(name), llm.memorize(text, source=name))),
+    ),
+    "delete_nodes before each": (
+        lambda: MPlusIndex(nodes=[], llm=llm()),
+        each(lambda index, n, text: (index.delete_nodes([n]), index.insert_nodes([TextNode(text=text, id_=n)]))),
+    ),
     "the tool remember": (chat, each(lambda chat, _, text: memory_tools(chat)[0].invoke({"text": text}))),
     "put": (
         lambda: MPlusStore(chat()),

@@ -108,6 +108,40 @@ def test_told_names_what_waits_without_writing_it(passes: list[int]) -> None:
     assert passes == []
 
 
+def test_texts_without_a_name_wait_too_and_are_named_as_if_they_had_been_written_at_once(passes: list[int]) -> None:
+    later, at_once = MODEL.new_memory(), MODEL.new_memory()
+    for memory, waits in ((later, True), (at_once, False)):
+        MODEL.write(memory, "This one goes.", source="gone")
+        memory.forget("gone")
+        passes.clear()
+        for name, text in (("text-4", "First."), (None, "Second."), (None, "Third."), ("text-4", "Fourth.")):
+            MODEL.write(memory, text, source=name, keep_text=True, later=waits)
+        MODEL.write(memory, ["Fifth.", "Sixth."], source=[None, "six"], keep_text=True, later=waits)
+        assert bool(passes) is not waits
+    names = list(later.told())
+    assert names == [source.name for source in at_once.sources()] == [source.name for source in later.sources()]
+    assert names == ["text-4", "text-3", "text-5", "text-6", "six"]
+
+
+def test_forgetting_what_is_not_there_writes_nothing(passes: list[int]) -> None:
+    memory = told_later()
+    assert memory.forget("nothing") == 0 and passes == []
+    assert len(memory.sources()) == 6
+
+
+def test_what_only_a_snapshot_or_what_waits_has_is_forgotten() -> None:
+    memory = MODEL.new_memory()
+    empty = memory.snapshot()
+    MODEL.write(memory, "A thing.", source="a")
+    full = memory.snapshot()
+    memory.rollback(empty)
+    MODEL.write(memory, "It waits.", source="b", later=True)
+    memory.forget("a")
+    assert memory.forget("b") > 0
+    memory.rollback(full)
+    assert memory.sources() == []
+
+
 def test_what_cannot_be_written_is_refused_when_it_is_given() -> None:
     memory = MODEL.new_memory()
     for text, source, metadata in (("", "a", {}), ("x", " ", {}), ("x", "a", {"f": object()})):
