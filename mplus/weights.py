@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from mplus.backbone.attention import KeysValues
 from mplus.backbone.backbone import Backbone
+from mplus.computed_once import computed_once
 from mplus.config import MemoryConfig, Recall
 from mplus.decline_head import DeclineHead
 from mplus.errors import EmbedderError
@@ -57,7 +57,7 @@ class Weights:
     decline_head: DeclineHead | None = None
     """Whether what was read answers a question; None: the model's own probability of declining says so."""
 
-    @cached_property
+    @computed_once
     def bos(self) -> tuple[KeysValues, ...]:
         """Latents of bos in each layer, the same in every read."""
         backbone = self.backbone
@@ -226,7 +226,7 @@ class Weights:
             )
         return vector
 
-    @cached_property
+    @computed_once
     def _asked(self) -> LatestTraces[Hashable, Float[Tensor, "S D"]]:
         return LatestTraces(LATEST_QUESTIONS)
 

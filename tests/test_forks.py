@@ -91,3 +91,5 @@ def test_every_lock_of_the_packages_is_one_that_forks_renew() -> None:
     plain = [file.name for file in files if re.search(r"threading\.R?Lock\(\)", file.read_text())]
     # The helper itself, and the locks of names in a store, all of which a child drops.
     assert sorted(plain) == ["forks.py", "store_locks.py"]
+    hidden = [file.name for file in files if "@cached_property" in file.read_text()]
+    assert hidden == [], "a cached_property has a lock in Python 3.11"

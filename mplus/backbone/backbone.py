@@ -8,7 +8,6 @@ its own forward pass.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from mplus.backbone.adapters import Adapter, LoraLinear, called_linears, device_of
 from mplus.backbone.attention import KeysValues, Projection
 from mplus.backbone.quantised import dense_copy
+from mplus.computed_once import computed_once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ class Backbone(ABC):
     def encoding_layers(self) -> Sequence[nn.Module]:
         """The layers that encode what is written: those of reading from ``write_from`` on, below it the others."""
 
-    @cached_property
+    @computed_once
     def reads_as_written(self) -> Sequence[bool]:
         """For each layer, whether keys and values that a write makes are those that a read takes."""
         return [mine is read for mine, read in zip(self.encoding_layers, self.read_layers, strict=True)]
@@ -226,7 +226,7 @@ class Backbone(ABC):
     def queries(self, layer: nn.Module, normed: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows A E"]:
         """Attention queries (before rotary embedding) of rows already normed by that layer."""
 
-    @cached_property
+    @computed_once
     def key_offsets(self) -> Sequence[Float[Tensor, "H E"] | None]:
         """For each layer, the keys that reading makes of a row of zeros, which is their bias; None where there is none.
 

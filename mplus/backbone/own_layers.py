@@ -8,7 +8,7 @@ in a memory layer is what its attention is given. A read adapter changes linear 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,7 @@ from mplus.backbone.own_pass import (
 from mplus.backbone.passes import ReadAlone, Writing
 from mplus.backbone.survey import FAILURES, PASSING, body_name, surveyed, windows_of
 from mplus.backbone.turning import UnknownTurningError, measured, steady_positions
+from mplus.computed_once import computed_once
 from mplus.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -115,13 +116,13 @@ class OwnLayers(Backbone):
 
     # --- adapters ---------------------------------------------------------------------------------
 
-    @cached_property
+    @computed_once
     def _paths(self) -> list[str]:
         """Where the attention modules of memory layers stand in the body."""
         names = {module: name for name, module in self._inner.named_modules()}
         return [names[attention] for attention in self.write_layers]
 
-    @cached_property
+    @computed_once
     def _layers_path(self) -> str:
         """Where the list of decoder layers stands in the body."""
         for name, module in self._inner.named_modules():
@@ -158,7 +159,7 @@ class OwnLayers(Backbone):
         """Attention modules of memory layers that encode what is written."""
         return self._encoding_layers
 
-    @cached_property
+    @computed_once
     def _encoding_layers(self) -> list[nn.Module]:
         return [(self.write_body or self._inner).get_submodule(path) for path in self._paths]
 
@@ -232,7 +233,7 @@ class OwnLayers(Backbone):
         """The states themselves: they are what attention is given."""
         return states
 
-    @cached_property
+    @computed_once
     def _numbers(self) -> dict[int, int]:
         return {layer.number: index for index, layer in enumerate(self.memory_layers)}
 
@@ -242,11 +243,11 @@ class OwnLayers(Backbone):
 
     # --- pieces of a forward pass -----------------------------------------------------------------
 
-    @cached_property
+    @computed_once
     def _inner(self) -> nn.Module:
         return getattr(self.model, body_name(self.model))
 
-    @cached_property
+    @computed_once
     def _head(self) -> nn.Module:
         """The causal model around a body that returns what it is given: final scales and caps are the model's own."""
         return own_head(self.model, body_name(self.model))
@@ -287,7 +288,7 @@ class OwnLayers(Backbone):
         """An empty cache for the states of recurrent layers."""
         return PassCache(self.config)
 
-    @cached_property
+    @computed_once
     def _by_attention(self) -> dict[nn.Module, MemoryLayer]:
         """Memory layers by their attention, and as the read adapter changes it."""
         found = {layer.attention: layer for layer in self.memory_layers}

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mplus.computed_once import computed_once
 from mplus.config import MemoryConfig
 from mplus.errors import LedgerMissingError
 from mplus.generation.prompt import Prompt, PromptLike, TemplateOptions, Tools
@@ -106,7 +106,7 @@ class TextReads:
             otherwise=otherwise,
         )
 
-    @cached_property
+    @computed_once
     def _reads_much(self) -> bool:
         return sum(parameter.numel() for parameter in self._weights.backbone.read_layers.parameters()) >= SMALL
 

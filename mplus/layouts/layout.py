@@ -7,7 +7,6 @@ A layout decides from chunk numbers, ages and relevance alone; it holds no token
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mplus.computed_once import computed_once
 from mplus.config import MemoryConfig
 from mplus.shapes import Ages, Index
 
@@ -32,12 +32,12 @@ class Units:
     def __len__(self) -> int:
         return len(self.starts)
 
-    @cached_property
+    @computed_once
     def arrays(self) -> tuple[Any, Any]:
         """Starts and sizes as arrays of numpy."""
         return self.starts.numpy(), self.sizes.numpy()
 
-    @cached_property
+    @computed_once
     def num_tokens(self) -> int:
         """Number of all their tokens."""
         return int(self.arrays[1].sum())

@@ -7,13 +7,13 @@ diverges, a failed operation changes nothing, and a read never sees half of a wr
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mplus.computed_once import computed_once
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.layouts.layout import Eviction
@@ -290,7 +290,7 @@ class MemoryState:
     removed_rows: int = 0
     """Rows of forgotten sources that went from the table, so that names that were made by number do not come back."""
 
-    @cached_property
+    @computed_once
     def source_counts(self) -> tuple[list[int], list[list[int]], list[int], list[int]]:
         """Of each source: its tokens (mean over tracks), those by pool, text tokens of the tail, and its oldest age.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from mplus.backbone.attention import KeysValues
 from mplus.backbone.backbone import Backbone
+from mplus.computed_once import computed_once
 from mplus.memory.stacks import stacked
 from mplus.memory.state import Track
 from mplus.memory.transfer import moved
@@ -40,7 +40,7 @@ class ReadingOrder:
     num_recalled: int
     rows: Int[Tensor, " P"]
 
-    @cached_property
+    @computed_once
     def runs(self) -> list[tuple[int, int]]:
         """Runs of consecutive rows within either part: first and last-plus-one row."""
         if not len(self.rows):
@@ -134,7 +134,7 @@ class TrackPrefix:
         self.chosen = Chosen(recalled.index, ReadingOrder(len(recalled.index), order))
         self.stretches = stretches(weights.backbone, track)
 
-    @cached_property
+    @computed_once
     def _rows(self) -> RecalledRows | None:
         """The recalled rows, being fetched for the track's first layers."""
         if not len(self.recalled.index):
@@ -147,7 +147,7 @@ class TrackPrefix:
         rows.start(0)
         return rows
 
-    @cached_property
+    @computed_once
     def order(self) -> ReadingOrder:
         """The reading order, with recalled tokens numbered as they are fetched."""
         return self.chosen.order if self._rows is None else self.chosen.order.with_recalled(self._rows.order)

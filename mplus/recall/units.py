@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
+from mplus.computed_once import computed_once
 from mplus.layouts.layout import Layout, Units
 from mplus.memory.long_term import LongTermMemory
 from mplus.memory.tokens import Provenance, Tokens
@@ -77,19 +77,19 @@ class Candidates:
         """The first of the pools that are stored in segments."""
         return next(pool for pool in self.pools if isinstance(pool, LongTermMemory))
 
-    @cached_property
+    @computed_once
     def sizes(self) -> Int[Tensor, " U"]:
         """Number of tokens of every unit."""
         return torch.cat([units.sizes for units in self.units])
 
-    @cached_property
+    @computed_once
     def chunks(self) -> Int[Tensor, " U"] | None:
         """Chunk number of every unit; None if units are not texts."""
         if not self.layout.units_are_texts:
             return None
         return self._firsts("chunks")
 
-    @cached_property
+    @computed_once
     def sources(self) -> Int[Tensor, " U"]:
         """Source of every unit, as a row of the table of sources."""
         return self._firsts("sources")
@@ -99,7 +99,7 @@ class Candidates:
         columns = [pool.provenance.numbers(column, units.arrays[0]) for pool, units in self._pairs()]
         return torch.from_numpy(np.concatenate(columns))
 
-    @cached_property
+    @computed_once
     def goes_on(self) -> Bool[Tensor, " U"] | None:
         """Whether each chunk continues the one before it (written next, same source); None if units are not texts."""
         if (chunks := self.chunks) is None:
@@ -114,7 +114,7 @@ class Candidates:
         parts = [pool.provenance.take(tokens) for pool, tokens in zip(pools, self._inside, strict=True)]
         return parts[0] if len(parts) == 1 else Provenance.cat([Provenance.none(), *parts])
 
-    @cached_property
+    @computed_once
     def _inside(self) -> list[Index]:
         """Positions of the tokens of the units in each pool that has any."""
         return [units.tokens() for units in self.units if len(units)]
@@ -143,7 +143,7 @@ class Candidates:
         places = [tokens + shift for tokens, shift in zip(self._inside, filled, strict=True)]
         return torch.cat(places) if places else torch.empty(0, dtype=torch.int64)
 
-    @cached_property
+    @computed_once
     def words(self) -> Int32[Tensor, " T"]:
         """Word number of every token of the units."""
         said = [

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mplus.computed_once import computed_once
 from mplus.errors import CorruptMemoryError
 
 BLOCK_BYTES = 2**14
@@ -47,22 +47,22 @@ class TensorExtent:
     first_block: int
     block_bytes: int
 
-    @cached_property
+    @computed_once
     def nbytes(self) -> int:
         """Bytes of the tensor."""
         return self.shape[0] * self.row_bytes
 
-    @cached_property
+    @computed_once
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return ITEM_BYTES[self.dtype] * prod(self.shape[1:])
 
-    @cached_property
+    @computed_once
     def rows_per_block(self) -> int:
         """How many whole rows a block of about ``block_bytes`` bytes has."""
         return max(self.block_bytes // max(self.row_bytes, 1), 1)
 
-    @cached_property
+    @computed_once
     def num_blocks(self) -> int:
         """How many blocks the tensor has."""
         return -(-self.shape[0] // self.rows_per_block) if self.row_bytes else 0
@@ -92,12 +92,12 @@ class BlockTable:
             start, block = start + placed[name].nbytes, block + placed[name].num_blocks
         return cls(placed, BLOCK_BYTES)
 
-    @cached_property
+    @computed_once
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    @cached_property
+    @computed_once
     def num_blocks(self) -> int:
         """Blocks of all tensors."""
         return sum(tensor.num_blocks for tensor in self.tensors.values())

@@ -12,12 +12,13 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mplus.computed_once import computed_once
 from mplus.errors import CorruptMemoryError
 from mplus.metadata import decoded_metadata, encoded_metadata
 from mplus.storage.blocks import CODE_BY_DTYPE, DTYPE_BY_CODE
@@ -53,7 +54,7 @@ def from_inline(described: Any) -> Tensor:
 class Record:
     """A dataclass that is a row of a table. It never changes, so its JSON is made once."""
 
-    @cached_property
+    @computed_once
     def line(self) -> bytes:
         """The record as one line of JSON."""
         return to_json(encode(self)) + b"\n"

@@ -4,7 +4,6 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -13,6 +12,7 @@ from accelerate import Accelerator
 from mplus.backbone.adapters import mean_of, rank_of, widened
 from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.parts import TrainedParts
+from mplus.computed_once import computed_once
 from mplus.config import MemoryConfig
 from mplus.evaluation.datasets.talk import talk_task
 from mplus.evaluation.facts_task import facts
@@ -95,7 +95,7 @@ class ChunkRun:
             self.computing = MPlus.from_pretrained(settings.model, device=str(accelerator.device), dtype=dtype)
             self.processes = spare_processes()
 
-    @cached_property
+    @computed_once
     def data(self) -> TrainingData:
         """Everything that is trained on, encoded when the first unfinished stage asks for it."""
         settings = self.settings

@@ -11,7 +11,6 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,6 +20,7 @@ from torch.nn import functional
 
 from mplus.backbone.adapters import Adapter, LoraLinear, LoraWeights, untrained_adapter
 from mplus.backbone.backbone import Backbone
+from mplus.computed_once import computed_once
 from mplus.encode import Chunk, encode_states
 from mplus.generation.prompt import Prompt, encode_prompt
 from mplus.inert import encode_inert
@@ -188,13 +188,13 @@ class Reader:
         """What is trained, by name."""
         return leaves(self.linears)
 
-    @cached_property
+    @computed_once
     def began(self) -> Backbone:
         """The backbone with the adapter that training started from."""
         backbone = self.weights.backbone
         return backbone.reading_through(self._began, merge=True, write_from=backbone.write_from)
 
-    @cached_property
+    @computed_once
     def _bos(self) -> Tensor:
         """Normed states of bos, [layer, size]."""
         bos = self.weights.backbone.bos_states
@@ -313,7 +313,7 @@ class Reader:
         rows = rows[torch.tensor(sample.order)] if sample.order else rows
         return torch.cat([torch.zeros(1, dtype=torch.int64), rows])
 
-    @cached_property
+    @computed_once
     def _goes_on(self) -> list[bool]:
         """Which chunks of the bank continue the one before them; the bank is complete when training begins."""
         return self.bank.goes_on.tolist()
