@@ -4,7 +4,7 @@ from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from mplus.errors import MPlusError
 from mplus.storage.lease import LEASE_SECONDS, Lease
@@ -73,7 +73,7 @@ class Url(Place):
     def open(self, name: str) -> Generator[BinaryIO]:
         """Read a file; only the parts that are read are fetched."""
         with _transport(), self._files.open(f"{self._root}/{name}", "rb") as file:
-            yield file
+            yield cast("BinaryIO", _Reader(file))
 
     def fetch(self, names: Iterable[str], folder: Path) -> None:
         """Download files, each in one piece."""
@@ -180,6 +180,21 @@ def moment(entry: Mapping[str, Any]) -> float | None:
             found = datetime.fromisoformat(found)
     made = found.timestamp() if isinstance(found, datetime) else found
     return float(made) if isinstance(made, (int, float)) else None
+
+
+class _Reader:
+    """A file behind a url: what goes wrong while it is fetched is no error of what it holds."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes."""
+        with _transport():
+            return self._file.read(size)
 
 
 @contextmanager

@@ -102,4 +102,6 @@ class Zip(Place):
             yield
         # zipfile raises NotImplementedError for a compression that it does not know.
         except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError) as error:
+            if isinstance(error.__context__, OSError):  # zipfile takes a file that cannot be read for none of its own
+                raise error.__context__ from error
             raise CorruptMemoryError(f"not a portable memory, or altered ({error}). Export it again.", self) from error

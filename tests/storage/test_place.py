@@ -8,6 +8,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from mplus import CorruptMemoryError, Memory, MemoryKey, MemoryNotFoundError, MemoryReadError, MemorySaveError
 from mplus.model import MPlus
@@ -164,6 +165,34 @@ def test_errors_of_a_transport_come_as_errors_of_a_memory(
                     Memory.load(url, model)
         with pytest.raises(MemoryNotFoundError, match="nobody"):
             Memory.load("memory://bucket/nobody", model)
+    finally:
+        fsspec.filesystem("memory").store.clear()
+
+
+@pytest.mark.parametrize("error", [TransportError, ValueError, TimeoutError])
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_portable_file_that_cannot_be_fetched_is_not_called_damaged(
+    model: MPlus, text: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception], after: int
+) -> None:
+    url, reads = "memory://bucket/alice.mplus", [0]
+    real = MemoryFile.read
+
+    def read(file: Any, size: int = -1) -> bytes:
+        reads[0] += 1
+        if reads[0] > after:
+            raise error("connection reset by peer")
+        return real(file, size)
+
+    try:
+        written(model, text[:200]).export(url)
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryFile, "read", read, raising=False)
+            with pytest.raises(MemoryReadError, match="alice.*connection reset"):
+                Memory.load(url, model)
+        content = fsspec.filesystem("memory").cat_file(url)
+        fsspec.filesystem("memory").pipe_file(url, content[: len(content) // 2])
+        with pytest.raises(CorruptMemoryError, match="not a portable memory"):
+            Memory.load(url, model)
     finally:
         fsspec.filesystem("memory").store.clear()
 
