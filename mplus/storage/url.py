@@ -39,30 +39,32 @@ class Url(Place):
     def is_file(self) -> bool:
         """Whether the url leads to a file, not a folder."""
         try:
-            with _transport():
-                return bool(self._files.isfile(self._root))
+            with _transport():  # ``isfile`` says no whatever goes wrong
+                return self._files.info(self._root)["type"] == "file"
+        except (FileNotFoundError, PermissionError):  # S3 answers so if keys may not be listed
+            return False
         except OSError as error:
             raise not_read(self, error) from error
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file by its name; listed again at each call. Empty also where the storage is behind."""
-        with _transport():
-            self._files.invalidate_cache(self._root)
-            try:
+        try:
+            with _transport():
+                self._files.invalidate_cache(self._root)
                 entries: list[dict[str, Any]] = self._files.ls(self._root, detail=True)
-            except FileNotFoundError:
-                return {}
+        except FileNotFoundError:
+            return {}
         return {str(e["name"]).rpartition("/")[2]: e["size"] for e in entries if e["type"] == "file"}
 
     def folders(self) -> dict[str, dict[str, dict[str, Any]]]:
         """What is known of every file in every folder in it, by their names."""
         found: dict[str, dict[str, dict[str, Any]]] = {}
-        with _transport():
-            self._files.invalidate_cache(self._root)
-            try:
+        try:
+            with _transport():
+                self._files.invalidate_cache(self._root)
                 entries: dict[str, dict[str, Any]] = self._files.find(self._root, maxdepth=2, detail=True)
-            except FileNotFoundError:
-                return {}
+        except FileNotFoundError:
+            return {}
         for path, about in entries.items():
             folder, _, name = path.removeprefix(self._root).strip("/").partition("/")
             if name:
@@ -129,11 +131,11 @@ class Url(Place):
 
     def content(self, name: str) -> bytes | None:
         """The content of a small file; None if there is none."""
-        with _transport():
-            try:
+        try:
+            with _transport():
                 return self._files.cat_file(f"{self._root}/{name}")
-            except FileNotFoundError:
-                return None
+        except FileNotFoundError:
+            return None
 
     def orphans(self) -> Collection[str]:
         """Names of files that are a day older than the newest: a save takes less, and nobody is locked out for certain.
@@ -202,7 +204,19 @@ def _transport() -> Generator[None]:
     """Turns the errors that the libraries of url file systems raise into ``OSError``."""
     try:
         yield
+    except FileNotFoundError as error:
+        if (cause := error.__cause__) is not None and _is_no_answer(cause):
+            raise OSError(f"{type(cause).__name__}: {cause}") from error
+        raise
     except (OSError, MPlusError):
         raise
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _is_no_answer(cause: BaseException) -> bool:
+    """Whether no server said that there is no file: ``fsspec`` takes any error of a web server for that."""
+    status = getattr(cause, "status", None)
+    if isinstance(status, int):
+        return status not in (404, 410)
+    return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)

@@ -158,7 +158,7 @@ def test_errors_of_a_transport_come_as_errors_of_a_memory(
                 with pytest.raises(MemorySaveError, match="alice.*connection reset"):
                     changed.save(url)
             assert Memory.load(url, model).fingerprint == memory.fingerprint
-        for methods in (["isfile"], ["ls"], ["_open", "open"], ["get_file"]):
+        for methods in (["info"], ["ls"], ["_open", "open"], ["get_file"]):
             with monkeypatch.context() as patch:
                 broken(patch, *methods)
                 with pytest.raises(MemoryReadError, match="connection reset"):
@@ -167,6 +167,42 @@ def test_errors_of_a_transport_come_as_errors_of_a_memory(
             Memory.load("memory://bucket/nobody", model)
     finally:
         fsspec.filesystem("memory").store.clear()
+
+
+class RefusedError(Exception):
+    """As the library of a web server raises it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        (ConnectionRefusedError("nobody answers"), MemoryReadError),
+        (RefusedError(500), MemoryReadError),
+        (RefusedError(404), MemoryNotFoundError),
+        (FileNotFoundError("no such object"), MemoryNotFoundError),
+        (None, MemoryNotFoundError),
+    ],
+)
+def test_a_server_that_does_not_answer_is_no_missing_memory(
+    model: MPlus, monkeypatch: pytest.MonkeyPatch, cause: Exception | None, expected: type[Exception]
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("alice") from cause
+
+    for method in ("_open", "open", "info"):
+        monkeypatch.setattr(type(fsspec.filesystem("memory")), method, fail)
+    with pytest.raises(expected, match="alice"):
+        Memory.load("memory://bucket/alice", model)
+    for method in ("ls", "cat_file", "find"):
+        monkeypatch.setattr(type(fsspec.filesystem("memory")), method, fail)
+    place = Url("memory://bucket/alice", fsspec.filesystem("memory"), "/bucket/alice")
+    for ask in (place.sizes, place.folders, lambda: place.content(MANIFEST)):
+        with pytest.raises(OSError, match="status|nobody") if expected is MemoryReadError else contextlib.nullcontext():
+            assert not ask()
 
 
 @pytest.mark.parametrize("error", [TransportError, ValueError, TimeoutError])
