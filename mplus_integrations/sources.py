@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
@@ -76,6 +77,11 @@ def refuse_marks(metadata: Mapping[str, Any], of: str) -> None:
                 f"Metadata {key!r:.60} of {of}: keys that begin with {MARK!r} say what a source is, and are not "
                 "taken from outside. Leave it out, or give it another name."
             )
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has no visible character: spaces, control characters and marks without width are none."""
+    return all(one.isspace() or unicodedata.category(one) in ("Cc", "Cf") for one in text)
 
 
 def is_heading(text: str) -> bool:
@@ -179,7 +185,7 @@ def without_blanks(items: Mapping[str, Item], text_of: Callable[[Item], str]) ->
     Raises:
         ValueError: None of several has text.
     """
-    kept = {name: item for name, item in items.items() if text_of(item).strip()}
+    kept = {name: item for name, item in items.items() if not is_blank(text_of(item))}
     blank = [name for name in items if name not in kept]
     if blank and not kept:
         raise ValueError(f"{len(blank)} texts without a visible character ({', '.join(blank[:5])}): nothing to write.")

@@ -12,6 +12,7 @@ from mplus import UnknownNameError
 from mplus_integrations.arguments import checked_id, checked_several, checked_switch
 from mplus_integrations.llama_index.index_storage import MPlusStruct
 from mplus_integrations.llama_index.nodes import check_ids, check_metadata, described, written_text
+from mplus_integrations.sources import is_blank
 from mplus_integrations.worker import in_thread
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def check(documents: Sequence[Document], name: str = "documents") -> list[Docume
 
 def blanks(documents: Sequence[Document]) -> list[str]:
     """The documents without text, described; the log names them."""
-    found = [described(document) for document in documents if not written_text(document).strip()]
+    found = [described(document) for document in documents if is_blank(written_text(document))]
     if found:
         logger.warning("Documents without text are left out: %s", ", ".join(found))
     return found

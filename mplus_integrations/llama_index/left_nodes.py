@@ -9,6 +9,7 @@ from llama_index.core.schema import NodeWithScore
 from mplus import Memory
 from mplus_integrations.llama_index.nodes import described, written_text
 from mplus_integrations.llama_index.text_room import TextRoom
+from mplus_integrations.sources import is_blank
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class LeftNodes(NamedTuple):
         written = {one.node_id: "\n".join(told[one.node_id].texts) for one in nodes if one.node_id in told}
         not_kept = {name for name, text in written.items() if not text}  # what cannot be compared is read as latents
         gone = {one.node_id for one in nodes if one.node_id in known} - written.keys()
-        has_text = [one for one in nodes if one.node_id in not_kept or written_text(one.node).strip()]
+        has_text = [one for one in nodes if one.node_id in not_kept or not is_blank(written_text(one.node))]
         left = [one for one in has_text if one.node_id not in gone]
         changed = {one.node_id for one in left if written_text(one.node) != written.get(one.node_id)} - not_kept
         as_text: dict[str, list[str]] = {}

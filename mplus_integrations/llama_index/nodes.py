@@ -10,7 +10,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, Re
 from mplus import Memory, MPlus
 from mplus_integrations.arguments import checked_once, checked_several
 from mplus_integrations.latents import all_or_nothing
-from mplus_integrations.sources import NODE, refuse_marks, refuse_others, without_marks
+from mplus_integrations.sources import NODE, is_blank, refuse_marks, refuse_others, without_marks
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def write_nodes(
     for node in nodes:
         refuse_marks(node.metadata, described(node))
     texts = checked_once([(node.node_id, (node, written_text(node))) for node in nodes], "nodes", _is_same)
-    blank = [name for name, (_, text) in texts.items() if not text.strip()]
+    blank = [name for name, (_, text) in texts.items() if is_blank(text)]
     if blank:
         logger.warning("Nodes without text are left out: %s", ", ".join(map(described, (texts[n][0] for n in blank))))
     kept = {name: found for name, found in texts.items() if name not in blank}

@@ -203,12 +203,15 @@ def test_a_note_and_a_document_of_one_name_neither_merge_nor_delete_each_other(s
 # --- ids, blank pages, metadata -----------------------------------------------------------------------
 
 
-def test_one_blank_page_aborts_nothing_and_is_named(store: MPlusVectorStore, caplog: pytest.LogCaptureFixture) -> None:
-    pages = [Document("Page one.", id="p1"), Document(" \n", id="p2"), Document("Page three.", id="p3")]
+@pytest.mark.parametrize("blank", [" \n", "\f", "\ufeff", "\u200b \xad", "\x00"])
+def test_one_blank_page_aborts_nothing_and_is_named(
+    store: MPlusVectorStore, caplog: pytest.LogCaptureFixture, blank: str
+) -> None:
+    pages = [Document("Page one.", id="p1"), Document(blank, id="p2"), Document("Page three.", id="p3")]
     assert store.add_documents(pages) == ["p1", "p3"]
     assert "p2" in caplog.text and "p1" not in caplog.text
     caplog.clear()
-    same = [Document(text, metadata={"source": "book.pdf"}) for text in ("One.", " ", "Two.", "Three.")]
+    same = [Document(text, metadata={"source": "book.pdf"}) for text in ("One.", blank, "Two.", "Three.")]
     store.chat.memorize(same)
     with store.chat.opened() as memory:
         assert {s.name: s.texts for s in memory.sources()}["book.pdf"] == ("One.", "Two.", "Three.")

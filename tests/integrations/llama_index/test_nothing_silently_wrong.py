@@ -409,9 +409,10 @@ def test_a_note_and_a_node_of_one_name_do_not_meet(llm: MPlusLLM) -> None:
 # --- 13 -----------------------------------------------------------------------------------------------
 
 
-def test_a_blank_page_is_left_out_and_named(llm: MPlusLLM, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("blank", [" \n", "\f", "\ufeff", "\u200b \xad", "\x00"])
+def test_a_blank_page_is_left_out_and_named(llm: MPlusLLM, caplog: pytest.LogCaptureFixture, blank: str) -> None:
     pages = [
-        Document(text=text, id_=f"p{n}", metadata={"page_label": n}) for n, text in enumerate(["One.", " \n", "Three."])
+        Document(text=text, id_=f"p{n}", metadata={"page_label": n}) for n, text in enumerate(["One.", blank, "Three."])
     ]
     index = MPlusIndex.from_documents(pages, llm=llm)
     assert set(index.ref_doc_info) == {"p0", "p2"} and "p1 page_label=1" in caplog.text
