@@ -100,8 +100,8 @@ class User:
         return f"user-{self.number:03}"
 
     def word(self, turn: int) -> str:
-        """His pass word of a round: two words, which nobody else has in any round."""
-        return f"{WORDS[self.number % 32]} {WORDS[(turn + 7 * (self.number // 32)) % 32]}{self.number}"
+        """His pass word of a round: two words, which nobody else has in any round, nor begins with."""
+        return f"{WORDS[self.number % 32]} {WORDS[(turn + 7 * (self.number // 32)) % 32]}{self.number:02}"
 
     async def told(self, line: Connection, kind: str, method: str, path: str, body: Any = None) -> Any:
         """An answer, or None where it was refused."""
