@@ -13,6 +13,8 @@ from mplus_integrations.settings import Call
 OPEN_CALL = "<tool_call>"
 BLOCK = re.compile(r"```(?:json|tool_call)?\s*(?P<inside>\{.*\})\s*```|(?P<bare>\{.*\})", re.DOTALL)
 """A JSON object, in a block of code or not."""
+BLOCKS = ("```json", "```tool_call", "```", "")
+FIRST_KEY = '"name"'
 BARE_BEGINNINGS = ("{", "`")
 
 
@@ -212,14 +214,14 @@ def bare_call(call: Call, text: str) -> ToolCall | None:
     counts where the arguments are those that the tool has; else it is text.
     """
     said = BLOCK.fullmatch(text.strip())
-    if not said or not _may_be_bare(call):
+    if not said or not may_become_bare_call(call, text):
         return None
     try:
         found = json.loads(said["inside"] or said["bare"])
         arguments = found.get("arguments", found.get("parameters", {}))
         functions = [tool.get("function", tool) for tool in call.tools or ()]
         taken = {one["name"]: one for one in functions}[found["name"]].get("parameters") or {}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         return None
     known, needed = taken.get("properties") or {}, taken.get("required") or ()
     if not isinstance(arguments, dict) or arguments.keys() - known.keys() or set(needed) - arguments.keys():
@@ -228,9 +230,20 @@ def bare_call(call: Call, text: str) -> ToolCall | None:
 
 
 def may_become_bare_call(call: Call, text: str) -> bool:
-    """Whether an answer that begins so may turn out to be a call without the marks of one."""
+    """Whether an answer that begins so may turn out to be a call without the marks of one: its name comes first."""
     begun = text.lstrip()
-    return _may_be_bare(call) and (not begun or begun.startswith(BARE_BEGINNINGS))
+    return _may_be_bare(call) and any(_may_go_on_as_call(begun, opened) for opened in BLOCKS)
+
+
+def _may_go_on_as_call(text: str, opened: str) -> bool:
+    """Whether a text that may not be complete is a call in a block of code that is opened so."""
+    if len(text) <= len(opened):
+        return opened.startswith(text)
+    inside = text.removeprefix(opened).lstrip()
+    if not text.startswith(opened) or inside[:1] not in ("", "{"):
+        return False
+    key = inside[1:].lstrip()
+    return FIRST_KEY.startswith(key) or key.startswith(FIRST_KEY)
 
 
 def _may_be_bare(call: Call) -> bool:

@@ -74,6 +74,8 @@ def test_an_answer_that_is_nothing_but_a_call_is_one(
         '{"name": "add", "arguments": {"a": 1, "b": 2, "c": 3}}',
         '{"name": "add", "arguments": [1, 2]}',
         '{"name": ["add"]}',
+        '{"arguments": {"a": 1, "b": 2}, "name": "add"}',
+        "[]",
         '{{"name": "add"}}',
         f"{BARE} is how to call it.",
         "`add` adds.",
@@ -86,6 +88,14 @@ def test_what_is_more_or_less_than_a_call_is_text(chat: MPlusChat, saying: Sayin
     chunks = list(bound.stream("What is 1 and 2?")) if streamed else [bound.invoke("What is 1 and 2?")]
     answer = reduce(operator.add, chunks)
     assert answer.content == said and not answer.tool_calls and not answer.invalid_tool_calls
+
+
+@pytest.mark.parametrize("said", ["```python\nprint(1)\n```", '{"age": 3, "kind": "dog"}', "```\nls -l\n```", "``` ``"])
+def test_code_and_other_json_are_streamed_as_they_come(chat: MPlusChat, saying: Saying, said: str) -> None:
+    saying(said)
+    chunks = [chunk.content for chunk in chat.bind_tools([add]).stream("Show me.")]
+    assert "".join(chunks) == said
+    assert max(map(len, chunks)) <= len("```python"), "held back only while it may be a call"
 
 
 @pytest.mark.parametrize("options", [{"tool_choice": "none"}, {"response_format": {"type": "json_object"}}])
