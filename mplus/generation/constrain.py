@@ -231,8 +231,8 @@ class ConstrainedDecoding:
     def __init__(self, constraint: Constraint, tokenizer: Any, stop_token_ids: frozenset[int]) -> None:
         from llguidance import LLMatcher
 
-        vocabulary = _vocabulary(tokenizer, stop_token_ids)
-        self._matcher, self._spelled = LLMatcher(vocabulary.tokens, constraint.grammar), vocabulary.spelled
+        self._vocabulary = _vocabulary(tokenizer, stop_token_ids)
+        self._matcher = LLMatcher(self._vocabulary.tokens, constraint.grammar)
         self._stop_token_ids = torch.tensor(sorted(stop_token_ids))
         self._taken = 0
 
@@ -249,10 +249,15 @@ class ConstrainedDecoding:
             packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             bits = np.unpackbits(packed, bitorder="little")[: logits.shape[-1]]
             allowed[: len(bits)] = torch.from_numpy(bits.astype(np.bool_))
-            for token in self._spelled:
-                # What must come next is spelled in small tokens otherwise, and the model learnt it as one.
-                allowed[token] |= self._matcher.validate_tokens([token]) == 1
+            if bits.sum() == 1:
+                allowed[self._learnt_as_one(int(bits.argmax()))] = True
         return logits.masked_fill(~moved(allowed, logits.device), float("-inf"))
+
+    def _learnt_as_one(self, forced: int) -> list[int]:
+        """Tokens of whole marks that may come in place of a forced one, with which the mark is spelled otherwise."""
+        begun = self._vocabulary.tokens.decode_str([forced])
+        marks = [token for token, mark in self._vocabulary.spelled.items() if mark.startswith(begun)]
+        return [token for token in marks if self._matcher.validate_tokens([token]) == 1]
 
 
 def _vocabulary(tokenizer: Any, stop_token_ids: frozenset[int]) -> "_Vocabulary":
@@ -268,7 +273,7 @@ class _Vocabulary(NamedTuple):
     """A vocabulary as llguidance knows it."""
 
     tokens: Any
-    spelled: tuple[int, ...]
+    spelled: Mapping[int, str]
     """Tokens of whole marks, such as "<tool_call>", that are text."""
 
 
@@ -283,15 +288,16 @@ def _made_vocabulary(tokenizer: Any, eos_token: list[int] | None) -> _Vocabulary
     from llguidance.hf import from_tokenizer
 
     added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
-    spelled = tuple(n for n, token in added.items() if not token.special and _looks_like_control(token.content))
+    contents = {n: token.content for n, token in added.items() if not token.special}
+    spelled = {n: content for n, content in contents.items() if _looks_like_control(content)}
     if not spelled:
-        return _Vocabulary(from_tokenizer(tokenizer, eos_token=eos_token), ())
+        return _Vocabulary(from_tokenizer(tokenizer, eos_token=eos_token), {})
     backend = copy(tokenizer.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
     said = json.loads(backend.to_str())
     if said["model"]["type"] != "BPE":
-        return _Vocabulary(from_tokenizer(tokenizer, eos_token=eos_token), ())
+        return _Vocabulary(from_tokenizer(tokenizer, eos_token=eos_token), {})
     # All stand in the vocabulary then, since ids of those that do not are counted anew.
     is_bytes = "ByteLevel" in json.dumps(said["decoder"])
     for token in said["added_tokens"]:
