@@ -280,7 +280,7 @@ class _Vocabulary(NamedTuple):
 def _made_vocabulary(tokenizer: Any, eos_token: list[int] | None) -> _Vocabulary:
     """The vocabulary of a tokenizer, in which added tokens that are text are that.
 
-    llguidance takes every added token "<...>" for a control token that no text contains. Tokenizers of Qwen, GLM and
+    llguidance takes every added token "<...>" for a control token that no text contains. Tokenizers of Qwen and
     others have such tokens for "<tool_call>" or "<think>" that are none (``special`` is false): a grammar that spells
     them out would be given up at the first of them, and free text could not hold them.
     """

@@ -99,7 +99,7 @@ def test_an_automatic_call_is_valid_once_it_is_begun(seed: int) -> None:
 
 @pytest.fixture
 def with_marks() -> Any:
-    """A tokenizer with a token for each mark, as those of Qwen and GLM have: added, and no control token."""
+    """A tokenizer with a token for each mark, as those of Qwen have: added, and no control token."""
     tokenizer = byte_tokenizer()
     marks = ("<tool_call>", "</tool_call>", "<think>", "<｜mark｜>")
     assert tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in marks]) == len(marks)
