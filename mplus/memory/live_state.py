@@ -123,6 +123,12 @@ class LiveState:
             waiting = () if self._waiting is None else self._waiting.texts
             return self._history.state, [text.source for text in waiting]
 
+    def _has_source(self, source: str) -> bool:
+        """Whether the state, a snapshot or what waits has a source."""
+        state, waiting = self.written_and_waiting()
+        states = (state, *(snapshot.state for snapshot in self._history.snapshots))
+        return source in waiting or any(one.source_number(source) is not None for one in states)
+
     def _settle(self) -> None:
         """Write what waits; another thread that does so already is waited for."""
         if self._waiting is not None:

@@ -243,12 +243,6 @@ class Memory(LiveState):
         drop_traces()
         return sum(s.memory_tokens + s.tail_tokens for s in listed(before.state) if s.name == source)
 
-    def _has_source(self, source: str) -> bool:
-        """Whether the state, a snapshot or what waits has a source."""
-        state, waiting = self.written_and_waiting()
-        states = (state, *(snapshot.state for snapshot in self._history.snapshots))
-        return source in waiting or any(one.source_number(source) is not None for one in states)
-
     def pin(self, source: Id) -> None:
         """Keep a source regardless of age limits, capacity and disuse, until ``unpin``; ``forget`` still removes it.
 
