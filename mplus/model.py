@@ -16,6 +16,7 @@ from mplus.config import EMBEDDING, MemoryConfig, Recall
 from mplus.generation.memories_read import MemoryLike, check_weights, memories_of
 from mplus.generation.requests import Requests
 from mplus.given import check_kind, path_of, whole_number
+from mplus.inert import keep_no_words
 from mplus.memory.memory import Memory, check_memory
 from mplus.new_memories import NewMemories
 from mplus.recall.embedder import Embedder
@@ -60,6 +61,7 @@ class MPlus(Writes, Answers):
         """
         if embedder is not None:
             weights = replace(weights, embedder=Embedder.of(embedder))
+        keep_no_words(tokenizer)
         parts = parts or TrainedParts()
         self._self_check = SelfCheck(weights, tokenizer, name=name, known=reads)
         requests = Requests(

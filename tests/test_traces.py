@@ -1,6 +1,8 @@
 """What is forgotten is also gone from what a process keeps beside memories to save work."""
 
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,3 +86,37 @@ def test_the_latest_texts_are_kept_until_something_is_forgotten() -> None:
     assert [latest.get(text) for text in ("a", "bb", "ccc")] == [None, 2, 3], "what was put first made room"
     drop_traces()
     assert not len(latest) and latest.get("ccc") is None
+
+
+MEASURED = """
+import sys
+from mplus.inert import encode_inert
+from mplus.testing import byte_tokenizer, tiny_model
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+tokenizer = tiny_model().tokenizer if sys.argv[1] == "model" else byte_tokenizer()
+def encode(first, last):
+    for number in range(first, last):
+        tokenizer(f"{number}" * 40)
+        if sys.argv[1] == "model":
+            encode_inert(tokenizer, f"{number}" * 40)
+
+encode(1000, 1500)
+before = resident()
+encode(2000, 5000)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_a_models_tokenizer_keeps_no_words() -> None:
+    def grown(way: str) -> int:
+        done = subprocess.run([sys.executable, "-c", MEASURED, way], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    kept = grown("tokenizer")
+    assert kept > 6e6, "tokenizers keep no words any more: then keep_no_words is not needed"
+    assert grown("model") < kept / 4
