@@ -7,13 +7,24 @@ from typing import Annotated
 import typer
 
 from mplus.cli.opened import opened
-from mplus.cli.options import AsOfOption, JsonOption, MemoryOption, ModelOption, SinceOption, UntilOption
+from mplus.cli.options import (
+    AsOfOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MemoryOption,
+    ModelOption,
+    SinceOption,
+    UntilOption,
+)
 
 
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     memory: MemoryOption = "default",
     model: ModelOption = "smol-135m",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
@@ -26,7 +37,7 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question; the answer comes from memory."""
-    with opened(memory, model) as (loaded, held):
+    with opened(memory, model, device=device, dtype=dtype) as (loaded, held):
         stream = loaded.stream(
             held,
             [{"role": "user", "content": question}],

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from mplus.cli.opened import located
-from mplus.cli.options import MemoryOption, ModelOption
+from mplus.cli.options import DeviceOption, DtypeOption, MemoryOption, ModelOption
 
 if TYPE_CHECKING:
     from mplus import Memory, MPlus
@@ -73,6 +73,8 @@ class Talk:
 def chat(
     memory: MemoryOption = "default",
     model: ModelOption = "smol-135m",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 192,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     repetition_penalty: Annotated[
@@ -89,7 +91,7 @@ def chat(
     console = Console()
     store, name = located(memory)
     with console.status("loading the model"):
-        loaded = MPlus.from_pretrained(model)
+        loaded = MPlus.from_pretrained(model, device=device, dtype=dtype)
     with store.open(name, loaded) as held:
         console.print(f"[dim]{held!r}\nType /help for commands.[/dim]", highlight=False)
         turns = loaded.prompt_turns if prompt_turns is None else prompt_turns

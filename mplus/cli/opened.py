@@ -37,11 +37,11 @@ def located(memory: str) -> "tuple[MemoryStore, str]":
 
 
 @contextmanager
-def opened(memory: str, model: str) -> "Generator[tuple[MPlus, Memory]]":
+def opened(memory: str, model: str, *, device: str = "auto", dtype: str = "auto") -> "Generator[tuple[MPlus, Memory]]":
     """The model and a memory by name or folder; saved at the end where it changed."""
     from mplus import MPlus
 
     store, name = located(memory)
-    loaded = MPlus.from_pretrained(model)
+    loaded = MPlus.from_pretrained(model, device=device, dtype=dtype)
     with store.open(name, loaded) as held:
         yield loaded, held

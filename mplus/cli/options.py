@@ -5,6 +5,11 @@ from typing import Annotated
 import typer
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Built-in name, local folder or hub repository.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where the model runs: auto, cpu, cuda, cuda:1.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option("--dtype", help="Of the weights: auto, float32, bfloat16, or int8, the quickest on many CPUs."),
+]
 MemoryOption = Annotated[
     str, typer.Option("--memory", help="Name of a memory kept for you, or a folder (with a slash in it).")
 ]

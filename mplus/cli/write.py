@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mplus.cli.opened import opened
-from mplus.cli.options import JsonOption, MemoryOption, ModelOption
+from mplus.cli.options import DeviceOption, DtypeOption, JsonOption, MemoryOption, ModelOption
 from mplus.progress import is_watched
 
 
@@ -24,6 +24,8 @@ def write(
     dated: Annotated[bool, typer.Option("--dated", help="With --at, begin each text with the date.")] = False,
     memory: MemoryOption = "default",
     model: ModelOption = "smol-135m",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Write text into a memory."""
@@ -32,7 +34,7 @@ def write(
     if not documents or "-" in (texts or []):
         documents.append((sys.stdin.read(), source))
     reports: list[dict[str, Any]] = []
-    with opened(memory, model) as (loaded, held):
+    with opened(memory, model, device=device, dtype=dtype) as (loaded, held):
         for text, name in documents:
             report = loaded.write(held, text, source=name, progress=is_watched(), at=at, dated=dated)
             reports.append(vars(report))

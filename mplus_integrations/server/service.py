@@ -140,7 +140,7 @@ class Service:
         if self._loaded is not None:
             return
         settings = self.settings
-        model = self._given or MPlus.from_pretrained(settings.model, device=settings.device)
+        model = self._given or MPlus.from_pretrained(settings.model, device=settings.device, dtype=settings.dtype)
         store = opened_store(settings)
         sweep_scratch(store.root / SCRATCH)
         for name in settings.shared:

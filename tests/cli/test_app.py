@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -52,6 +53,20 @@ def test_write_ask_inspect_forget(folder: str, tmp_path: Path) -> None:
     assert "29 memory tokens" in invoke("forget", "-m", folder, "--memory", "me", "dog")
     held = json.loads(invoke("inspect", "-m", folder, "--memory", "me", "--json"))
     assert [s["name"] for s in held["sources"]] == ["note.txt", "piped"]
+
+
+@pytest.mark.parametrize("command", ["write", "ask", "chat"])
+def test_a_model_runs_where_and_in_what_it_is_told(folder: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, load = list[MPlus](), MPlus.from_pretrained
+    monkeypatch.setattr(MPlus, "from_pretrained", lambda *a, **kw: loaded.append(load(*a, **kw)) or loaded[-1])
+    said, piped = ([], "Hello there.\n/quit\n") if command == "chat" else (["Hello there."], None)
+    options = ["-m", folder, "--device", "cpu", "--dtype", "bfloat16"]
+    invoke(command, *said, *options, *([] if command == "write" else ["--max-tokens", "2"]), text=piped)
+    assert [(one.weights.backbone.dtype, str(one.weights.backbone.device)) for one in loaded] == [
+        (torch.bfloat16, "cpu")
+    ]
+    result = RUN.invoke(app, [command, *said, "-m", folder, "--dtype", "bf61"], input=piped)
+    assert isinstance(result.exception, ValueError) and "bf61" in str(result.exception)
 
 
 def test_history_pins_and_forgetting_without_a_trace(folder: str) -> None:

@@ -19,6 +19,7 @@ import mplus
 from mplus.memory.state import MemoryState
 from mplus_integrations.server.logs import Line
 from mplus_integrations.server.running import run
+from mplus_integrations.server.service import Service
 from mplus_integrations.server.settings import ServeSettings
 from tests.integrations.server.conftest import MODEL, Served, Serving
 from tests.reliability.processes import fork
@@ -336,3 +337,11 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path, monkeypat
     monkeypatch.setattr(running, "set_up_logs", lambda _: None)  # other tests read what is logged
     with pytest.raises(mplus.MPlusError):
         running.run(ServeSettings(model=str(tmp_path / "none"), memories=tmp_path, port=0))
+
+
+def test_the_model_is_loaded_in_the_numbers_that_the_settings_say(tmp_path: Path, tiny: mplus.MPlus) -> None:
+    tiny.save_pretrained(tmp_path / "model")
+    service = Service(ServeSettings(model=str(tmp_path / "model"), memories=tmp_path / "memories", dtype="bfloat16"))
+    service.load()
+    assert service.model.weights.backbone.dtype == torch.bfloat16
+    service.close()
