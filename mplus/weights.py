@@ -1,7 +1,7 @@
 """The parts of a loaded model that take part in writing and reading. They never change."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from mplus.words import Words, no_words
 
 QUESTION_TOKENS = 256
 """Recall uses at most this many tokens of a question, the last ones."""
-LATEST_QUESTIONS = 16
+LATEST_QUESTIONS = 128
 """Questions whose states are kept."""
 
 
@@ -199,13 +199,13 @@ class Weights:
         ids = tuple(input_ids[-QUESTION_TOKENS:])
         # What the gate has looked at is read next, and an answer may be asked for again.
         key = (ids, layer, torch.is_inference_mode_enabled())
-        normed = self._asked.get(key)
-        if normed is None:
+        question = self._asked.get(key)
+        if question is None:
             states = self.backbone.plain_state(torch.tensor(ids), layer)
-            normed = self.norm(layer, states, reading=False)
-            self._asked.put(key, normed)
-        forms = None if self.words is None else self.words.asked(ids)
-        return Question(layer, normed, self.words_of(ids), vector, forms)
+            forms = None if self.words is None else self.words.asked(ids)
+            question = Question(layer, self.norm(layer, states, reading=False), self.words_of(ids), forms=forms)
+            self._asked.put(key, question)
+        return question if vector is None else replace(question, vector=vector)
 
     def question_vector(
         self, input_ids: Sequence[int], state: MemoryState, config: MemoryConfig
@@ -227,7 +227,7 @@ class Weights:
         return vector
 
     @computed_once
-    def _asked(self) -> LatestTraces[Hashable, Float[Tensor, "S D"]]:
+    def _asked(self) -> LatestTraces[Hashable, Question]:
         return LatestTraces(LATEST_QUESTIONS)
 
     def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Generic, NamedTuple
 from uuid import uuid4
 
@@ -32,7 +32,7 @@ from mplus_integrations.forms import (
     tool_choice,
     with_told,
 )
-from mplus_integrations.history import OURS, Fitted, fitted, said_by_none
+from mplus_integrations.history import OURS, Fitted, fitted, only_asks, said_by_none
 from mplus_integrations.latents import Latents, Shared, Where
 from mplus_integrations.settings import AnswerSettings, Call, instead_where
 from mplus_integrations.sources import headings_of
@@ -237,7 +237,8 @@ class Answering(AnswerSettings, Remembering[Item], Generic[Item]):
         others = [one.latents.read(model) for one in beside]  # before the own memory is locked, so none waits for two
         # What is read is fixed here: neither a later write nor another history of this memory changes it, and
         # a named memory is free for others while this answer is made.
-        with latents.opened(model) as memory, held([memory, *others]):
+        opened = nullcontext(latents.read(model)) if only_asks(prompt) else latents.opened(model)
+        with opened as memory, held([memory, *others]):
             said: list[dict[str, Any]] = [{"content": prompt}] if isinstance(prompt, str) else prompt
             if not isinstance(prompt, str):
                 told = with_told(prompt, form.told)

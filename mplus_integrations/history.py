@@ -52,6 +52,12 @@ def said_by_none(prompt: object, latents: Latents) -> Where | None:
     return (lambda _, metadata: CONVERSATION not in metadata) if is_alone else None
 
 
+def only_asks(prompt: str | Messages) -> bool:
+    """Whether a prompt is nothing but a question: nothing of it is written, and it takes nothing back."""
+    turns = [] if isinstance(prompt, str) else parted(prompt)[1]
+    return all(turn["role"] == "user" and not {"source", "id"} & turn.keys() for turn in turns) and len(turns) <= 1
+
+
 def fitted(
     model: MPlus,
     memory: Memory,

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import BeforeValidator
 
-from mplus import Memory, MemoryStore, MPlus
+from mplus import Memory, MemoryNotFoundError, MemoryStore, MPlus
 from mplus.forks import ProcessLock
 from mplus_integrations.copies import PackedMemory
 
@@ -148,9 +148,13 @@ class Latents:
             return bool(self._packed) or any(memory.told() for memory in held)
 
     def read(self, model: MPlus) -> Memory:
-        """The present memory for reading, without a lock."""
-        with self.opened(model) as memory:
-            return memory if self.store is None else memory.fork()
+        """The memory for reading alone. One in a store is as it was last saved: nobody waits while it is written."""
+        if self.store is None:
+            return self._in_process(model)
+        try:
+            return self.store.load(MemoryStore.name_for(self.key or "default"), model)
+        except MemoryNotFoundError:
+            return model.new_memory()
 
 
 def check_memory(memory: object, store: object, *, name: str = "memory") -> None:

@@ -181,7 +181,9 @@ class MemoryStore:
         check_maker(model)
         self._saves.drop_forgotten()
         self._refuse_missing(name)
-        return self._saves.read(name, model).fork()
+        memory = self._saves.read(name, model).fork()
+        self._locks.note_use(name)
+        return memory
 
     @clear_errors
     def put(self, name: str, memory: Memory) -> None:

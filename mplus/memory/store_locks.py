@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,14 @@ class StoreLocks:
                 self._holders.pop(name, None)
                 lock.release()
 
+    def note_use(self, name: str) -> None:
+        """Note that a memory is read now, if it was ever held here and the disk can be written to."""
+        with suppress(OSError):
+            os.utime(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        return self._root / f".{name}.lock"
+
     def _enter(self, name: str, entered: Callable[[], object]) -> None:
         try:
             entered()
@@ -92,7 +100,7 @@ class StoreLocks:
         """The lock against other processes, taken."""
         from filelock import FileLock, Timeout
 
-        path = self._root / f".{name}.lock"
+        path = self._path(name)
         lock = FileLock(str(path), timeout=timeout, mode=0o600, poll_interval=POLL_SECONDS)
         try:
             lock.acquire()

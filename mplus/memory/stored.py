@@ -29,7 +29,7 @@ class StoredMemory:
     saved: float
     """Unix time of the last save."""
     used: float
-    """Unix time when it was last opened."""
+    """Unix time when it was last opened or loaded."""
     encrypted: bool
     id: str
     """The id for which ``MemoryStore.name_for`` gave the name.

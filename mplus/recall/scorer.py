@@ -14,7 +14,7 @@ queries] matrix is ever held for more than one of them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -51,6 +51,8 @@ class Question:
     """Its vector by the user's embedder, of unit length; None unless the memory's chunks have vectors."""
     forms: WordForms | None = None
     """Its different words in all their forms; None: only states are compared."""
+    queries: "dict[Scorer, RetrievalRows]" = field(default_factory=lambda: dict["Scorer", Tensor](), compare=False)
+    """Its retrieval queries by each scorer that was asked for them: the gate asks before the read does."""
 
 
 class Shortlist(NamedTuple):
@@ -137,7 +139,11 @@ class Scorer(nn.Module, ABC):
 
     def asked(self, question: Question) -> RetrievalRows:
         """Retrieval queries of a question, on the device of its rows."""
-        return self.queries(question.layer, question.normed).to(question.normed.device).float()
+        found = question.queries.get(self)
+        if found is None:
+            found = self.queries(question.layer, question.normed).to(question.normed.device).float()
+            question.queries[self] = found
+        return found
 
 
 def sampled(count: int) -> Int[Tensor, " s"]:

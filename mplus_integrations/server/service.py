@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from mplus import KeyVault, Memory, MemoryNotFoundError, MemoryStore, MPlus, Scheduler, UrlStore
+from mplus import KeyVault, Memory, MemoryStore, MPlus, Scheduler, UrlStore
 from mplus_integrations.answering import Answer, Answering
 from mplus_integrations.latents import Latents, Shared
 from mplus_integrations.memorized import Memorized
@@ -31,29 +31,25 @@ T = TypeVar("T")
 class AsSaved(Latents):
     """A memory as it was last saved, for reading: no answer waits while it is written, and none changes it."""
 
-    @contextmanager
-    def opened(self, model: MPlus) -> Generator[Memory]:
+    def read(self, model: MPlus) -> Memory:
         """A copy of the memory."""
         assert self.store is not None
         assert self.key is not None
         with named(self.key):
-            memory = self.store.load(self.key, model)
-        yield memory
+            return self.store.load(self.key, model)
+
+    @contextmanager
+    def opened(self, model: MPlus) -> Generator[Memory]:
+        """A copy of the memory."""
+        yield self.read(model)
 
 
 class IfThere(AsSaved):
     """A memory that every answer reads; while it is deleted and not yet made anew, it is empty."""
 
-    @contextmanager
-    def opened(self, model: MPlus) -> Generator[Memory]:
+    def read(self, model: MPlus) -> Memory:
         """A copy of the memory."""
-        assert self.store is not None
-        assert self.key is not None
-        try:
-            memory = self.store.load(self.key, model)
-        except MemoryNotFoundError:
-            memory = model.new_memory()
-        yield memory
+        return Latents.read(self, model)
 
 
 class Answers(Answering[str]):

@@ -163,3 +163,25 @@ def test_an_index_that_is_persisted_has_what_waited(tmp_path: Path) -> None:
     index.persist(tmp_path)
     again = MPlusIndex.load(tmp_path, llm=llm)
     assert len(again.latents.read(MODEL).sources()) == 6 and len(again.ref_doc_info) == 6
+
+
+@pytest.mark.parametrize("framework", ["langchain", "llama_index"])
+def test_a_question_does_not_wait_while_its_memory_is_written(framework: str, tmp_path: Path) -> None:
+    store = MemoryStore(tmp_path)
+    with store.open("anna", MODEL) as memory:
+        MODEL.write(memory, "The key is under the mat.", source="note")
+    with store.open("anna", MODEL) as memory:  # by somebody else, for a long time
+        MODEL.write(memory, "The key is gone.", source="later")
+        if framework == "langchain":
+            chat = MPlusChat(model=MODEL, max_tokens=1, store=store, memory_key="anna")
+            found = chat.invoke("Where is the key?").response_metadata["recalled"]
+        else:
+            llm = MPlusLLM(model=MODEL, max_tokens=1, store=store, memory_key="anna")
+            found = llm.chat([ChatMessage("Where is the key?")]).raw["recalled"]
+        assert [one["source"] for one in found] == ["note"]
+
+
+def test_a_question_to_a_memory_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    chat = MPlusChat(model=MODEL, max_tokens=1, store=MemoryStore(tmp_path), memory_key="anna")
+    assert chat.invoke("Where is the key?").response_metadata["recalled"] == []
+    assert chat.store is not None and not chat.store.list() and not list(tmp_path.glob("anna*"))

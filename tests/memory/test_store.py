@@ -210,6 +210,20 @@ def test_snapshots_are_saved_and_survive(tmp_path: Path, model: MPlus, text: str
     assert [s.name for s in store.load("alice", model).sources()] == ["a"]
 
 
+def test_who_reads_a_memory_uses_it(tmp_path: Path, model: MPlus, text: str) -> None:
+    store = MemoryStore(tmp_path)
+    with store.open("alice", model) as memory:
+        model.write(memory, text[:200], source="a")
+    (lock,) = tmp_path.glob(".alice.lock")
+    os.utime(lock, (0, time.time() + 1000))
+    store.load("alice", model)
+    (alice,) = store.list()
+    assert abs(alice.used - time.time()) < 600
+    lock.unlink()
+    store.load("alice", model)  # such as one that was copied here
+    assert not lock.exists()
+
+
 def test_a_memory_can_be_put_listed_and_copied_cheaply(tmp_path: Path, model: MPlus, text: str) -> None:
     store = MemoryStore(tmp_path)
     memory = model.new_memory()
