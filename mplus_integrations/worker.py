@@ -1,7 +1,8 @@
 """Runs synchronous work in a thread pool of our own while the event loop waits.
 
 The loop's default pool is small and also resolves host names, so a few slow answers in it would delay the rest
-of the application.
+of the application. An answer holds its thread while it waits for its turn, so there are more threads than waiting
+answers; each begins when it is needed.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from mplus.forks import renewed_after_fork
 
+MOST_THREADS = 1024
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -27,7 +29,7 @@ class _Threads:
 
     def after_fork(self) -> None:
         """Begin without threads."""
-        self.pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="mplus")
+        self.pool = ThreadPoolExecutor(max_workers=MOST_THREADS, thread_name_prefix="mplus")
 
 
 _THREADS = _Threads()

@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Unpack
-from weakref import WeakKeyDictionary
 
 from mplus.errors import QueueFullError, SchedulerClosedError
 from mplus.forks import ProcessLock, renewed_after_fork
@@ -223,14 +223,15 @@ class FairQueue:
     """A queue that serves memories in rounds.
 
     Each memory has at most one request per round, so many requests of one memory delay each other and not the
-    requests of other memories.
+    requests of other memories. The copies that a store loads of one memory count as one.
     """
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Ticket]] = []
         self._turn = 0
         self._arrivals = 0
-        self._last_turns: WeakKeyDictionary[Memory, int] = WeakKeyDictionary()
+        self._last_turns = dict[Memory | Path, int]()
+        """By memory, or its place in a store, where the last turn that was given is not over."""
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -240,14 +241,21 @@ class FairQueue:
 
     def push(self, ticket: Ticket) -> None:
         """Add a request to its memory's next round."""
-        turn = max(self._turn, self._last_turns.get(ticket.row.memories[0], -1) + 1)
-        self._last_turns[ticket.row.memories[0]] = turn
+        memory = ticket.row.memories[0]
+        whose = memory.stored_as or memory
+        turn = max(self._turn, self._last_turns.get(whose, -1) + 1)
+        self._last_turns[whose] = turn
         self._arrivals += 1
         heappush(self._heap, (turn, self._arrivals, ticket))
 
     def pop(self) -> Ticket:
         """Remove and return the next request."""
-        self._turn, _, ticket = heappop(self._heap)
+        turn, _, ticket = heappop(self._heap)
+        if not self._heap:
+            self._last_turns.clear()
+        elif turn != self._turn:
+            self._last_turns = {whose: last for whose, last in self._last_turns.items() if last >= turn}
+        self._turn = turn
         return ticket
 
     def drop_ended(self) -> list[Ticket]:

@@ -61,6 +61,8 @@ class Memory(LiveState):
     def __init__(self, config: MemoryConfig, initial: MemoryState, *, model_fingerprint: str, seed: int = 0) -> None:
         self.model_fingerprint = model_fingerprint
         self.seed = seed
+        self.stored_as: Path | None = None
+        """Where the store that opened or loaded it keeps it; requests to all such copies take turns as to one."""
         super().__init__(config, initial)
 
     def generator(self, state: MemoryState) -> torch.Generator:

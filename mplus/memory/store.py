@@ -163,6 +163,7 @@ class MemoryStore:
         check_maker(model)
         with self._held(name, timeout):
             opened = self._whole(name, lambda: OpenMemory(name, model, self._saves, keep_empty=keep_empty))
+            opened.memory.stored_as = self.root / name
             with nullcontext() if autosave_seconds is None else autosaving(opened.save, autosave_seconds):
                 yield opened.memory
             opened.save()
@@ -182,6 +183,7 @@ class MemoryStore:
         self._saves.drop_forgotten()
         self._refuse_missing(name)
         memory = self._saves.read(name, model).fork()
+        memory.stored_as = self.root / name
         self._locks.note_use(name)
         return memory
 

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from mplus.generation import engine as engine_module
 from mplus.generation.constrain import Constraint
 from mplus.generation.engine import Engine
 from mplus.generation.scheduler import Scheduler
+from mplus.memory.store import MemoryStore
 from mplus.model import MPlus
 
 PROMPTS = ("Which box is blue?", "Box", "Sentence 7 says that", "And who said so, and when, and to whom? " * 5)
@@ -104,8 +106,11 @@ def test_a_full_queue_raises_queue_full_error(model: MPlus, memories) -> None:
         assert scheduler.generate(memories[1], PROMPTS[1], max_new_tokens=2).completion_tokens == 2
 
 
-def test_many_requests_of_one_memory_do_not_delay_others(model: MPlus, memories) -> None:
-    order: list[str] = []
+@pytest.mark.parametrize("where", ["held", "loaded from a store"])
+def test_many_requests_of_one_memory_do_not_delay_others(model: MPlus, memories, tmp_path: Path, where: str) -> None:
+    order, store = list[str](), MemoryStore(tmp_path)
+    for number in (1, 2, 3):
+        store.put(str(number), memories[number])
 
     def noting(name: str):
         return lambda tokens, logits: order.append(name) or logits
@@ -116,7 +121,11 @@ def test_many_requests_of_one_memory_do_not_delay_others(model: MPlus, memories)
         assert gate.reached.wait(30)
         asked = [
             scheduler.stream(memory, "x", max_new_tokens=1, processors=[noting(name)])
-            for name, memory in zip("aaabac", [memories[n] for n in (1, 1, 1, 2, 1, 3)], strict=True)
+            for name, memory in zip(
+                "aaabac",
+                [memories[n] if where == "held" else store.load(str(n), model) for n in (1, 1, 1, 2, 1, 3)],
+                strict=True,
+            )
         ]
         gate.opened.set()
         for stream in (first, *asked):

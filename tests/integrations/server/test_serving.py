@@ -172,6 +172,19 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_again(serving: Serving, st
                 assert other.get("/healthz").status_code == 200
 
 
+def test_what_is_written_does_not_wait_for_many_answers(serving: Serving, steps: Steps) -> None:
+    steps.seconds = 0.05
+    with serving(max_running=1, max_tokens=2000, timeout=6) as served, ThreadPoolExecutor(80) as users:
+        asked = [users.submit(served.chat, "Go on.", max_tokens=2000) for _ in range(80)]
+        end = time.monotonic() + 30
+        while served.service.admission.inside < 80 and time.monotonic() < end:
+            time.sleep(0.05)
+        with served.client() as http:
+            written = http.post("/v1/memories/anna/write", json={"text": "The key is under the mat."})
+        assert written.status_code == 200 and served.service.admission.inside > 70
+        assert {one.result().json()["code"] for one in asked} == {"cut_off"}
+
+
 def test_an_answer_that_is_cut_off_is_an_error_and_not_a_short_answer(serving: Serving, steps: Steps) -> None:
     steps.seconds = 0.2
     with serving(timeout=0.5, max_tokens=2000) as served:
