@@ -148,11 +148,17 @@ class Latents:
             return bool(self._packed) or any(memory.told() for memory in held)
 
     def read(self, model: MPlus) -> Memory:
-        """The memory for reading alone. One in a store is as it was last saved: nobody waits while it is written."""
+        """The memory for reading alone. One in a store is as it was last saved: nobody waits while it is written.
+
+        Raises:
+            MemoryLockedError: This thread has it open, perhaps with changes that are not saved yet.
+        """
         if self.store is None:
             return self._in_process(model)
+        name = MemoryStore.name_for(self.key or "default")
+        self.store.refuse_again(name)
         try:
-            return self.store.load(MemoryStore.name_for(self.key or "default"), model)
+            return self.store.load(name, model)
         except MemoryNotFoundError:
             return model.new_memory()
 

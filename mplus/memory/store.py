@@ -340,6 +340,14 @@ class MemoryStore:
 
     # --- inside -----------------------------------------------------------------------------------
 
+    def refuse_again(self, name: str) -> None:
+        """Refuse what would read a memory as it was saved in a thread that has it open, and may have changed it.
+
+        Raises:
+            MemoryLockedError: This thread has it open.
+        """
+        self._locks.refuse_again(check_name(name))
+
     @clear_errors
     def _refuse_missing(self, name: str) -> None:
         """Check that a memory is saved, and that its deletion was not begun.

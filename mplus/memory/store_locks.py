@@ -56,8 +56,7 @@ class StoreLocks:
         message = f"Memory {name!r} is in use elsewhere and was not free within {timeout:g} s. Try again later."
         with self._guard:
             lock = self._locks.setdefault(name, threading.Lock())
-        if self._holders.get(name) == threading.get_ident():
-            raise MemoryLockedError(f"Memory {name!r} is open in this very thread already. Use the one that is open.")
+        self.refuse_again(name)
         started, owner = time.monotonic(), os.getpid()
         if not lock.acquire(timeout=timeout):
             raise MemoryLockedError(message)
@@ -74,6 +73,15 @@ class StoreLocks:
             if os.getpid() == owner:
                 self._holders.pop(name, None)
                 lock.release()
+
+    def refuse_again(self, name: str) -> None:
+        """Have this thread use the memory that it has open.
+
+        Raises:
+            MemoryLockedError: It holds the memory's lock.
+        """
+        if self._holders.get(name) == threading.get_ident():
+            raise MemoryLockedError(f"Memory {name!r} is open in this very thread already. Use the one that is open.")
 
     def note_use(self, name: str) -> None:
         """Note that a memory is read now, if it was ever held here and the disk can be written to."""

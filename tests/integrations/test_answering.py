@@ -1,6 +1,7 @@
 """What an answer says of itself, the same in both frameworks."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from llama_index.core import Document
 from llama_index.core.llms import ChatMessage
 from llama_index.core.schema import TextNode
 
-from mplus import MemoryStore
+from mplus import MemoryLockedError, MemoryStore
 from mplus.testing import tiny_model
 from mplus.write import absorb
 from mplus_integrations.langchain import MPlusChat, MPlusRetriever, MPlusStore, MPlusVectorStore
@@ -165,20 +166,26 @@ def test_an_index_that_is_persisted_has_what_waited(tmp_path: Path) -> None:
     assert len(again.latents.read(MODEL).sources()) == 6 and len(again.ref_doc_info) == 6
 
 
+def asked_of(store: MemoryStore, framework: str) -> list[str]:
+    if framework == "langchain":
+        chat = MPlusChat(model=MODEL, max_tokens=1, store=store, memory_key="anna")
+        found = chat.invoke("Where is the key?").response_metadata["recalled"]
+    else:
+        llm = MPlusLLM(model=MODEL, max_tokens=1, store=store, memory_key="anna")
+        found = llm.chat([ChatMessage("Where is the key?")]).raw["recalled"]
+    return [one["source"] for one in found]
+
+
 @pytest.mark.parametrize("framework", ["langchain", "llama_index"])
 def test_a_question_does_not_wait_while_its_memory_is_written(framework: str, tmp_path: Path) -> None:
     store = MemoryStore(tmp_path)
     with store.open("anna", MODEL) as memory:
         MODEL.write(memory, "The key is under the mat.", source="note")
-    with store.open("anna", MODEL) as memory:  # by somebody else, for a long time
+    with store.open("anna", MODEL) as memory, ThreadPoolExecutor(1) as other:
         MODEL.write(memory, "The key is gone.", source="later")
-        if framework == "langchain":
-            chat = MPlusChat(model=MODEL, max_tokens=1, store=store, memory_key="anna")
-            found = chat.invoke("Where is the key?").response_metadata["recalled"]
-        else:
-            llm = MPlusLLM(model=MODEL, max_tokens=1, store=store, memory_key="anna")
-            found = llm.chat([ChatMessage("Where is the key?")]).raw["recalled"]
-        assert [one["source"] for one in found] == ["note"]
+        assert other.submit(asked_of, store, framework).result() == ["note"]
+        with pytest.raises(MemoryLockedError, match="Use the one that is open"):
+            asked_of(store, framework)  # here, where it has changed
 
 
 def test_a_question_to_a_memory_that_is_not_there_makes_none(tmp_path: Path) -> None:
