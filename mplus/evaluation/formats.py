@@ -32,6 +32,8 @@ BY_FIELDS: tuple[tuple[frozenset[str], str], ...] = tuple(
     )
 )
 BABI_FILE = re.compile(r"qa\d+_.*\.txt")
+BARS = re.compile(r"^\d+ .*\?\s*\|[^|]+\|[\d ]+$", re.MULTILINE)
+"""A question of bAbI in a copy that has bars for tabs."""
 
 
 def recognised(path: Path) -> str:
@@ -54,8 +56,9 @@ def recognised(path: Path) -> str:
         return _of_json(path)
     if kind not in (".txt", ".md"):
         raise _unknown(path, f"a name that ends in {kind or 'nothing'}")
-    first = next((line for line in read_text(path).splitlines() if line.strip()), "")
-    return "babi" if re.match(r"1 \S", first) and "\t" in read_text(path) else TEXTS
+    text = read_text(path)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return "babi" if re.match(r"1 \S", first) and ("\t" in text or BARS.search(text)) else TEXTS
 
 
 def _archive(path: Path) -> str:

@@ -173,6 +173,11 @@ def test_babi(tmp_path: Path) -> None:
             assert exact_match("north, west", question.answers) and not exact_match("west, north", question.answers)
     with pytest.raises(ValueError, match="Leave it out"):
         read("babi", archive, 2, 1)
+    bars = tmp_path / "qa1_bars_test.txt"
+    bars.write_text(STORIES.replace("\t", "|").replace("?|", "? |"), encoding="utf-8")
+    tabs = tmp_path / "qa1_tabs_test.txt"
+    tabs.write_text(STORIES, encoding="utf-8")
+    assert read("babi", bars, 2).questions == read("babi", tabs, 2).questions
     (tmp_path / "broken.tgz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="as an archive"):
         read("babi", tmp_path / "broken.tgz", 1)
@@ -359,6 +364,7 @@ def test_long_documents(tmp_path: Path) -> None:
         ("memoryagentbench", '{"questions": []}\n', "no 'context'"),
         ("beam", '{"probing_questions": {}}\n', "no 'chat'"),
         ("babi", "Mary went home.\n", "does not begin with a number"),
+        ("babi", "1 Mary went home.\n2 Where is she?\n", "no question in it"),
     ],
 )
 def test_a_file_of_another_format_says_what_is_missing(name: str, content: str, message: str, tmp_path: Path) -> None:

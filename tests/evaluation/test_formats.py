@@ -57,6 +57,10 @@ def test_whole_files_folders_and_archives(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "en.tar.gz", "w:gz") as archive:
         archive.add(story, "en/qa1_single_test.txt")
     assert {recognised(path) for path in (folder, story, tmp_path / "en.tar.gz")} == {"babi"}
+    story.write_text("1 Mary went home.\n2 Where is Mary? |home|1\n", encoding="utf-8")
+    assert recognised(story) == "babi"
+    story.write_text("1 Opening hours\n2 day | from | to\n", encoding="utf-8")
+    assert recognised(story) == "texts"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from mplus.evaluation.datasets.drawing import enough, spread
 from mplus.evaluation.tasks import Question, Task
 
 DIRECTIONS = {"n": "north", "s": "south", "e": "east", "w": "west"}
+ASKED = re.compile(r"(.*?)\s*[\t|]([^\t|]*)(?:[\t|][\d ]*)?")
+"""A question with its answer and the numbers of what says it; some copies have a bar for each tab."""
 Story = tuple[list[str], list[tuple[int, str, tuple[str, ...]]]]
 """Statements, and questions with how many of them come before."""
 
@@ -32,6 +34,8 @@ def babi(path: Path, questions: int, unanswerable: int, rng: random.Random) -> T
             source = f"{name}/story-{number}"
             contexts[source] = " ".join(statements[:count])
             mine.append(Question(source, question, answers, (source,), (source,), name))
+        if not mine:
+            raise ValueError(f"{path}, {name}: no question in it; expected lines such as '3 Where is John?⇥hallway⇥1'.")
         by_file.append(mine)
     asked = spread(by_file, questions, rng)
     enough(path, "stories", questions, len(asked))
@@ -83,9 +87,8 @@ def _stories(text: str, where: str) -> Iterator[Story]:
             yield statements, asked
         if number == "1":
             statements, asked = [], []
-        if "\t" in rest:
-            question, answer, *_ = rest.split("\t")
-            asked.append((len(statements), question.strip(), _accepted(answer.strip())))
+        if found := ASKED.fullmatch(rest):
+            asked.append((len(statements), found[1], _accepted(found[2].strip())))
         else:
             statements.append(rest)
     if asked:
