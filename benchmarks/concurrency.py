@@ -4,7 +4,7 @@
 
 Every user has a memory of his own and asks one question after the other (answers of equal length), through
 ``model.serve()``. Beside it what the same batch can do at all: transformers decoding as many rows over
-ready-made KV caches of the same length, nothing else. Both in the same run, float32.
+ready-made KV caches of the same length, nothing else. Both in the same run, in ``--dtype``.
 """
 
 import statistics
@@ -86,7 +86,7 @@ def ceiling(model: mplus.MPlus, rows: int, prefix: int, tokens: int) -> float:
     cache = DynamicCache(config=backbone.config)
     for layer in range(backbone.num_layers):
         shape = (rows, backbone.num_key_value_heads, prefix, backbone.head_size)
-        cache.update(torch.randn(shape), torch.randn(shape), layer)
+        cache.update(torch.randn(shape, dtype=backbone.dtype), torch.randn(shape, dtype=backbone.dtype), layer)
     implementation = backbone.config._attn_implementation
     backbone.config._attn_implementation = "sdpa"
     try:
@@ -106,8 +106,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="questions per user")
     parser.add_argument("--answer-tokens", type=int, default=32)
     parser.add_argument("--memory-tokens", type=int, default=2048, help="text in each user's memory")
+    parser.add_argument("--dtype", default="float32", help="of the weights, on both sides")
+    parser.add_argument("--decode-dtype", choices=("auto", "int8"), help="of copies that decode on a CPU")
     arguments = parser.parse_args()
-    model = mplus.MPlus.from_pretrained(arguments.model, device="cpu", dtype="float32")
+    model = mplus.MPlus.from_pretrained(
+        arguments.model, device="cpu", dtype=arguments.dtype, decode_dtype=arguments.decode_dtype
+    )
     memories = [model.new_memory() for _ in range(max(arguments.users))]
     for memory, ids in zip(memories, texts(model, len(memories), arguments.memory_tokens), strict=True):
         model.write(memory, ids, source="text")

@@ -22,6 +22,7 @@ from mplus.moments import Moment
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import rank_sources
 from mplus.relevance_scale import RelevanceScales
+from mplus.thread_teams import gives_back_team
 from mplus.weights import Weights
 
 
@@ -131,6 +132,7 @@ class Answers:
         engine = Engine(self.weights, self.tokenizer, self._requests.stop_token_ids())
         return Scheduler(self._requests, engine, max_running=max_running, max_waiting=max_waiting)
 
+    @gives_back_team
     def search(
         self,
         memory: MemoryLike,

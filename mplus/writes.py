@@ -12,6 +12,7 @@ from mplus.memory.state import MemoryState
 from mplus.moments import Moments
 from mplus.progress import Progress, followed
 from mplus.read.warming import warm_ahead
+from mplus.thread_teams import gives_back_team
 from mplus.weights import Weights
 from mplus.write.absorb import WriteReport
 from mplus.write.chunks import TextLike
@@ -25,6 +26,7 @@ class Writes:
         self.weights, self.tokenizer, self.name = weights, tokenizer, name
         self._writer = Writer(weights, tokenizer)
 
+    @gives_back_team
     def write(
         self,
         memory: Memory,
@@ -83,6 +85,7 @@ class Writes:
             )
         return report
 
+    @gives_back_team
     def write_batch(
         self,
         memories: Sequence[Memory],
@@ -138,6 +141,7 @@ class Writes:
                 dated=dated,
             )
 
+    @gives_back_team
     def warm(self, memory: Memory, *, seconds: float | None = None) -> int:
         """Make keys and values of what a memory keeps as token ids, the newest first, so that reads find them made.
 
@@ -158,6 +162,7 @@ class Writes:
         end = None if seconds is None else time.monotonic() + seconds
         return warm_ahead(self.weights, memory.state, lambda: end is None or time.monotonic() < end)
 
+    @gives_back_team
     def replay(self, memory: Memory, state: MemoryState, entry: LedgerEntry) -> MemoryState:
         """The state after an entry of a memory's ledger has been written again; the memory itself is unchanged.
 

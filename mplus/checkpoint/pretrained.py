@@ -8,8 +8,10 @@ import torch
 
 from mplus.checkpoint import catalog, gguf_model
 from mplus.checkpoint.loading import Loaded, load
+from mplus.thread_teams import gives_back_team
 
 
+@gives_back_team
 def load_pretrained(
     model: str | Path,
     *,

@@ -15,6 +15,7 @@ from mplus.generation.row import Piece, Row
 from mplus.generation.sampling import Chosen, Sampler, TextStream, choose
 from mplus.read.decode import Reading
 from mplus.read.prefill import Prefill, has_prefix, prefill_steps
+from mplus.thread_teams import give_back_team
 from mplus.weights import Weights
 
 JOINING_TOKENS = 512
@@ -39,6 +40,7 @@ def decode(weights: Weights, tokenizer: Any, rows: Sequence[Row], stop_token_ids
     finally:
         for row in rows:
             row.finish_reason = row.finish_reason or "cancelled"
+        give_back_team()
 
 
 class Engine:

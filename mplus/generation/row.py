@@ -18,6 +18,7 @@ from mplus.memory.together import Member
 from mplus.read.decode import Reading
 from mplus.read.prefill import ReadRequest
 from mplus.recall.choose import Recalled
+from mplus.thread_teams import gives_back_team
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -132,6 +133,7 @@ class Row:
         self.request = self.request.otherwise
         self.processors = tuple(p for p in self.processors if not isinstance(p, DeclineThreshold | YesOdds))
 
+    @gives_back_team
     def complete(self) -> None:
         """Raise the error that ended the answer, or raise the recall frequency of the tokens it has used.
 
@@ -147,6 +149,7 @@ class Row:
         """The sentences that are read, the most relevant first; nothing before the prompt has been read."""
         return self.reader(self.request, self.read) if self.reader is not None and self.read else ()
 
+    @gives_back_team
     def generation(self) -> Generation:
         """The answer so far."""
         evidence = self.trace.evidence(self.chosen_relevance)

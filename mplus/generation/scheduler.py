@@ -21,6 +21,7 @@ from mplus.generation.row import Generation, Row
 from mplus.generation.streams import AsyncGenerationStream, GenerationStream
 from mplus.given import whole_number
 from mplus.memory.memory import Memory
+from mplus.thread_teams import gives_back_team
 
 
 class Scheduler:
@@ -100,7 +101,7 @@ class Scheduler:
 
     def stream(self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> GenerationStream:
         """Like ``generate``, piece by piece; the request is already queued when this returns."""
-        row = self._requests.row(memory, prompt, **options)
+        row = self._row(memory, prompt, **options)
         pieces: SimpleQueue[str | None] = SimpleQueue()
         self._submit(Ticket(row, pieces.put))
 
@@ -125,7 +126,7 @@ class Scheduler:
     ) -> AsyncGenerationStream:
         """``stream`` without blocking the event loop: ``async for piece in await scheduler.astream(…)``."""
         loop = asyncio.get_running_loop()
-        row = await asyncio.to_thread(self._requests.row, memory, prompt, **options)
+        row = await asyncio.to_thread(self._row, memory, prompt, **options)
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
         def deliver(piece: str | None) -> None:
@@ -158,6 +159,11 @@ class Scheduler:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
+
+    @gives_back_team
+    def _row(self, memory: MemoryLike, prompt: PromptLike, **options: Unpack[GenerationOptions]) -> Row:
+        """The row of a request; its thread then waits for the one that answers."""
+        return self._requests.row(memory, prompt, **options)
 
     # --- answering --------------------------------------------------------------------------------
 
