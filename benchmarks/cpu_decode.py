@@ -39,8 +39,8 @@ def calibration_ids(model: mplus.MPlus, count: int) -> list[int]:
 
 
 def load(model: str, side: str) -> mplus.MPlus:
-    dtype = "float32" if side in ("auto", "compile") else side
-    copies = "auto" if side == "auto" else None
+    dtype = "float32" if side in ("auto", "compile") else side.removesuffix("+auto")
+    copies = "auto" if side.endswith("auto") else None
     loaded = mplus.MPlus.from_pretrained(model, device="cpu", dtype=dtype, decode_dtype=copies)
     if side == "compile":
         for layers in (loaded.weights.backbone.read_layers, loaded.weights.backbone.write_layers):

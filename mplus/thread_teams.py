@@ -13,7 +13,8 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-Parameters, Result = ParamSpec("Parameters"), TypeVar("Result")
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 SOFT_PAUSE = 1
 """``omp_pause_soft`` of OpenMP 5.0: threads end, and what was set stays."""
 _HOME = os.getpid()

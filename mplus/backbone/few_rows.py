@@ -76,12 +76,24 @@ def float16(linear: nn.Linear) -> Kernel | None:
 
 
 def bfloat16(linear: nn.Linear) -> Kernel | None:
-    """Everything in bfloat16; None where the weights are, or the CPU has no instructions for it."""
-    if linear.weight.dtype == torch.bfloat16 or not computes_bfloat16():
+    """Everything in bfloat16, one row as a product of matrix and vector; None without instructions for bfloat16.
+
+    Weights that are in bfloat16 are not copied.
+    """
+    if not computes_bfloat16():
         return None
     weight = linear.weight.detach().bfloat16()
     bias = _bias(linear, torch.bfloat16)
-    return lambda inputs: functional.linear(inputs.bfloat16(), weight, bias).to(inputs.dtype)
+
+    def product(inputs: Tensor) -> Tensor:
+        rows = inputs.bfloat16()
+        if len(rows) > 1:
+            return functional.linear(rows, weight, bias).to(inputs.dtype)
+        # For a single row the kernel for matrices takes half as long again.
+        output = weight.mv(rows[0]) if bias is None else torch.addmv(bias, weight, rows[0])
+        return output[None].to(inputs.dtype)
+
+    return product
 
 
 def int8(linear: nn.Linear) -> Kernel | None:

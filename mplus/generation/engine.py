@@ -225,10 +225,12 @@ class Batch:
             group = self._next_group()
             if not group:
                 return
-            self._joining = Joining(group, prefill_steps(self._weights, [row.request for row in group]))
+            requests = [row.request for row in group]
+            self._joining = Joining(group, prefill_steps(self._weights, requests, beside=self._reading))
         rows, steps = self._joining
         try:
-            next(steps)
+            with torch.inference_mode():
+                next(steps)
         except StopIteration as done:
             yield from self._join(rows, done.value)
         except Exception as error:

@@ -16,6 +16,8 @@ from mplus.memory.stacks import stacked
 
 SPARE_TOKENS = 256
 """Free columns of a new cache layer; when they are used up, it is copied into a larger one."""
+LEAST_ROWS = 4
+"""Rows of a batch that others have joined."""
 BUFFERS = ("key_buffer", "value_buffer")
 Prefix = Sequence[KeysValues]
 """The prefix of some layers in parts, [layers, rows, heads, size], each still where it is stored."""
@@ -71,17 +73,41 @@ class PrefixLayer(CacheLayerMixin):
 
     @classmethod
     def empty(
-        cls, backbone: Backbone, layers: Sequence[int], lengths: Sequence[int], prompt: int, device: torch.device
+        cls,
+        backbone: Backbone,
+        layers: Sequence[int],
+        lengths: Sequence[int],
+        prompt: int,
+        device: torch.device,
+        beside: "Sequence[PrefixLayer]" = (),
     ) -> "list[PrefixLayer]":
-        """Layers that are alike, with room for prefixes of these lengths, prompts of ``prompt`` tokens, and answers."""
+        """Layers that are alike, with room for prefixes of these lengths, prompts of ``prompt`` tokens, and answers.
+
+        Args:
+            backbone: The model.
+            layers: Numbers of the layers.
+            lengths: Of the prefix of each row.
+            prompt: Tokens of the longest prompt.
+            device: Where they are.
+            beside: The same layers of a running batch: these rows take free rows of its buffers, so that joining it
+                copies nothing.
+        """
         columns, heads = max(lengths) + prompt + SPARE_TOKENS, backbone.head_shapes(layers[0])
-        shapes = ((heads.key_heads, heads.key_size), (heads.value_heads, heads.value_size))
-        # Rows of different length leave gaps, in which numbers must be finite.
-        new = torch.empty if len(lengths) == 1 else torch.zeros
-        keys, values = (
-            new((len(layers), len(lengths), number, columns, size), dtype=backbone.dtype, device=device)
-            for number, size in shapes
-        )
+        run = Run.first(beside) if beside else None
+        if run is not None and len(run.layers) == len(layers):
+            first = len(beside[0].lengths)
+            rows = slice(first, first + len(lengths))
+            run = run.reserve(rows.stop, columns)
+            keys, values = run.keys[:, rows], run.values[:, rows]
+        else:
+            shapes = ((heads.key_heads, heads.key_size), (heads.value_heads, heads.value_size))
+            keys, values = (
+                torch.empty((len(layers), len(lengths), number, columns, size), dtype=backbone.dtype, device=device)
+                for number, size in shapes
+            )
+        if len(lengths) > 1 or beside:
+            for row, length in enumerate(lengths):
+                clear_beyond(keys[:, row], values[:, row], length)
         return [cls(*pair, lengths) for pair in zip(keys.unbind(0), values.unbind(0), strict=True)]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -148,23 +174,42 @@ class Run(NamedTuple):
                 return cls(run, keys, values)
         raise AssertionError("one layer is a run")
 
+    def goes_on_in(self, other: "Run") -> bool:
+        """Whether the rows of another run are those behind this one's, in the same buffers."""
+        rows = slice(len(self.layers[0].lengths), None)
+        pairs = ((self.keys[:, rows], other.keys), (self.values[:, rows], other.values))
+        return all(
+            mine.shape[1] >= theirs.shape[1]
+            and mine.data_ptr() == theirs.data_ptr()
+            and mine.stride() == theirs.stride()
+            for mine, theirs in pairs
+        )
+
     def reserve(self, rows: int, columns: int) -> "Run":
         """The same with room for so many rows and columns."""
         _, slots, _, capacity, _ = self.keys.shape
         if rows <= slots and columns <= capacity:
             return self
-        slots = slots if rows <= slots else max(rows, 2 * slots)
+        # Buckets: rows that come one after the other find room. Rows that nobody takes cost no memory.
+        slots = slots if rows <= slots else max(2 ** (rows - 1).bit_length(), LEAST_ROWS)
         capacity = capacity if columns <= capacity else columns + max(SPARE_TOKENS, columns // 4)
         lengths, made = self.layers[0].lengths, list[Tensor]()
         for old in (self.keys, self.values):
-            # Zeros: a masked column has weight 0, and 0 times a finite number is 0.
-            new = old.new_zeros(old.shape[0], slots, old.shape[2], capacity, old.shape[4])
+            new = old.new_empty(old.shape[0], slots, old.shape[2], capacity, old.shape[4])
             for row, length in enumerate(lengths):
                 new[:, row, :, :length] = old[:, row, :, :length]
             made.append(new)
+        for row, length in enumerate(lengths):
+            clear_beyond(made[0][:, row], made[1][:, row], length)
         for layer, keys, values in zip(self.layers, *made, strict=True):
             layer.key_buffer, layer.value_buffer = keys, values
         return Run(self.layers, *made)
+
+
+def clear_beyond(keys: Float[Tensor, "L H P E"], values: Float[Tensor, "L _ P _"], length: int) -> None:
+    """Make the columns of a row from its end on zeros: a masked column weighs 0, and 0 times a finite number is 0."""
+    for buffer in (keys, values):
+        buffer[:, :, length:] = 0
 
 
 def prepare(layers: Sequence[PrefixLayer], size: int, slots: Slots | None = None) -> None:
@@ -187,7 +232,7 @@ def prepare(layers: Sequence[PrefixLayer], size: int, slots: Slots | None = None
 
 
 def join(layers: Sequence[PrefixLayer], others: Sequence[PrefixLayer]) -> None:
-    """Append copies of the rows of other layers."""
+    """Append the rows of other layers: copies, unless these stand in the next rows already (``PrefixLayer.empty``)."""
     place = 0
     while place < len(layers):
         run = Run.first(layers[place:])
@@ -197,10 +242,12 @@ def join(layers: Sequence[PrefixLayer], others: Sequence[PrefixLayer]) -> None:
                 run.layers[: len(theirs.layers)], run.keys[: len(theirs.layers)], run.values[: len(theirs.layers)]
             )
         mine, more = run.layers[0].lengths, theirs.layers[0].lengths
-        run = run.reserve(len(mine) + len(more), max(*mine, *more))
-        for row, length in enumerate(more, len(mine)):
-            for buffer, other in zip(run[1:], theirs[1:], strict=True):
-                buffer[:, row, :, :length] = other[:, row - len(mine), :, :length]
+        if not run.goes_on_in(theirs):
+            run = run.reserve(len(mine) + len(more), max(*mine, *more))
+            for row, length in enumerate(more, len(mine)):
+                for buffer, other in zip(run[1:], theirs[1:], strict=True):
+                    buffer[:, row, :, :length] = other[:, row - len(mine), :, :length]
+                clear_beyond(run.keys[:, row], run.values[:, row], length)
         for layer in run.layers:
             layer.lengths = [*mine, *more]
         place += len(run.layers)

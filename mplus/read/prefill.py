@@ -91,18 +91,33 @@ def prefill(
         watch: Shown the states of the prompts' tokens at the input of each layer.
     """
     steps = prefill_steps(weights, requests, all_logits=all_logits, watch=watch)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return done.value
+    with torch.inference_mode():
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                return done.value
 
 
 @torch.inference_mode()
 def prefill_steps(
-    weights: Weights, requests: Sequence[ReadRequest], *, all_logits: bool = False, watch: Watch | None = None
+    weights: Weights,
+    requests: Sequence[ReadRequest],
+    *,
+    all_logits: bool = False,
+    watch: Watch | None = None,
+    beside: Reading | None = None,
 ) -> Generator[None, None, Prefill]:
-    """``prefill`` as a generator that yields after every block of a long prompt, so that others get their turn."""
+    """``prefill`` as a generator that yields after every block of a long prompt, so that others get their turn.
+
+    Args:
+        weights: The model.
+        requests: One per row.
+        all_logits: As of ``prefill``.
+        watch: As of ``prefill``.
+        beside: A running batch that the rows join next. Several rows, which are read in one step, are read into free
+            rows of its buffers.
+    """
     backbone = weights.backbone
     requests = [replace(request, state=warmed_state(weights, request.state)) for request in requests]
     prefixed = [has_prefix(request) for request in requests]
@@ -110,7 +125,9 @@ def prefill_steps(
     modules = backbone.read_layers if prefixed[0] else backbone.write_layers
     prompts = pad_sequence([torch.tensor(list(request.input_ids)) for request in requests], batch_first=True)
     longest = prompts.shape[1]
-    prefixes = _prefixes(weights, requests, modules, all_logits=all_logits)
+    assert beside is None or beside.modules is modules, "rows with and without a prefix are read apart"
+    running = beside.layers if beside is not None and len(requests) > 1 else []
+    prefixes = _prefixes(weights, requests, modules, running, all_logits=all_logits)
     layers: list[PrefixLayer] = []
     recurrent = backbone.new_cache()
     hidden: list[Tensor] = []
@@ -165,13 +182,18 @@ def last_of(states: Float[Tensor, "B S D"], sizes: Sequence[int]) -> Float[Tenso
 
 
 def _prefixes(
-    weights: Weights, requests: Sequence[ReadRequest], modules: nn.ModuleList, *, all_logits: bool
+    weights: Weights,
+    requests: Sequence[ReadRequest],
+    modules: nn.ModuleList,
+    running: Sequence[PrefixLayer],
+    *,
+    all_logits: bool,
 ) -> "_NewPrefixes | _SamePrefix":
     """New prefixes; for a single prompt, the kept prefix of an earlier read of the same memory if there is one."""
     known = [_known_before_reading(weights, request) for request in requests]
     request, only = requests[0], known[0]
     if not _may_share(weights, requests):
-        return _NewPrefixes(weights, requests, modules, known)
+        return _NewPrefixes(weights, requests, modules, known, running=running)
     chosen = only.chosen if only is not None else None
     spare = SPARE_PREFIXES.take(request.state.tracks[0].short_term, chosen, request.input_ids)
     if spare is None or only is None or not spare.is_of(chosen):
@@ -201,6 +223,7 @@ class _NewPrefixes:
         modules: nn.ModuleList,
         known: Sequence[TrackPrefix | None],
         spare: SparePrefix | None = None,
+        running: Sequence[PrefixLayer] = (),
     ) -> None:
         """Prepare to read.
 
@@ -210,7 +233,9 @@ class _NewPrefixes:
             modules: The decoder layers that read.
             known: For each row, its prefix if that is known before reading.
             spare: A kept prefix of the same memory, overwritten where it differs.
+            running: The layers of a batch in whose buffers there may be room.
         """
+        self._running = running
         self._weights, self._requests, self._modules, self._known = weights, requests, modules, known
         self._spare, self._standing = spare, list[int]()  # parts that are in place in the spare prefix already
         self._longest = max(len(request.input_ids) for request in requests)
@@ -242,7 +267,9 @@ class _NewPrefixes:
         lengths = [sum(part.keys.shape[1] for part in prefix) for prefix in prefixes]
         made, standing = self._left(layers, lengths), self._standing
         if made is None:
-            made, standing = PrefixLayer.empty(backbone, layers, lengths, self._longest, hidden.device), []
+            beside = [self._running[layer] for layer in layers] if self._running else []
+            made = PrefixLayer.empty(backbone, layers, lengths, self._longest, hidden.device, beside)
+            standing = []
         rotation = self._rotation(backbone.rotary_layer(index), max(lengths), hidden.device)
         write_prefixes(made, prefixes, rotation, standing)
         return made

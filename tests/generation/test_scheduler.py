@@ -195,10 +195,10 @@ def test_a_prompt_that_cannot_be_read_ends_its_own_request_only(
 ) -> None:
     real = engine_module.prefill_steps
 
-    def fail(weights, requests):
+    def fail(weights, requests, **options):
         if any(request is rows[1].request for request in requests):
             raise OSError("a shard is gone")
-        return (yield from real(weights, requests))
+        return (yield from real(weights, requests, **options))
 
     rows = [model._requests.row(memories[n], PROMPTS[0], max_new_tokens=5) for n in (1, 3, 2)]
     expected = [model.generate(memories[n], PROMPTS[0], max_new_tokens=5).token_ids for n in (1, 2)]

@@ -10,7 +10,8 @@ from mplus.layouts.whole_chunks import RIVALS, first_fitting, neighbours, standi
 from mplus.model import MPlus
 from mplus.read import prefill as read
 from mplus.read.cache_layer import PrefixLayer
-from mplus.read.prefill import ReadRequest, prefill
+from mplus.read.decode import Reading
+from mplus.read.prefill import ReadRequest, prefill, prefill_steps
 from mplus.read.prefix import Chosen, ReadingOrder
 from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SparePrefixes
 from mplus.recall.choose import recall
@@ -211,7 +212,8 @@ def test_batch_equals_singles(model: MPlus, text: str) -> None:
             torch.testing.assert_close(step[row], alone.reading.decode([token[row]])[0], atol=1e-4, rtol=1e-4)
 
 
-def test_rows_join_and_leave_between_tokens(model: MPlus, text: str) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_rows_join_and_leave_between_tokens(model: MPlus, text: str, beside: bool) -> None:
     memories = [model.new_memory() for _ in range(4)]
     for n, memory in enumerate(memories):
         model.write(memory, text[n * 200 : n * 200 + 150 + 90 * n], source="a")
@@ -224,11 +226,17 @@ def test_rows_join_and_leave_between_tokens(model: MPlus, text: str) -> None:
             expected = alone[row].decode([token + row])[0]
             torch.testing.assert_close(together[place], expected, atol=1e-4, rtol=1e-4)
 
+    def asked(running: Reading, rows: list[int]) -> Reading:
+        steps = prefill_steps(model.weights, [requests[n] for n in rows], beside=running if beside else None)
+        with pytest.raises(StopIteration) as done, torch.inference_mode():
+            next(steps)
+        return done.value.value.reading
+
     running = prefill(model.weights, [requests[1]]).reading
     check(running, [1], 7)
-    running.join(prefill(model.weights, [requests[3]]).reading)
+    running.join(asked(running, [3]))
     check(running, [1, 3], 8)
-    running.join(prefill(model.weights, [requests[0], requests[2]]).reading)
+    running.join(asked(running, [0, 2]))
     for token in (9, 10):
         check(running, [1, 3, 0, 2], token)
     running.leave(0)
@@ -236,6 +244,30 @@ def test_rows_join_and_leave_between_tokens(model: MPlus, text: str) -> None:
     running.leave(2)
     running.leave(0)
     check(running, [3], 12)
+
+
+def test_rows_are_read_into_free_rows_of_a_running_batch(model: MPlus, text: str) -> None:
+    memory = model.new_memory()
+    model.write(memory, text[:400], source="a")
+    requests = [request(model, memory, "q" * (3 + n)) for n in range(7)]
+    running = prefill(model.weights, requests[:1]).reading
+    for rows in ([1, 2], [3], [4, 5, 6]):
+        steps = prefill_steps(model.weights, [requests[n] for n in rows], beside=running)
+        with pytest.raises(StopIteration) as done, torch.inference_mode():
+            next(steps)
+        joining = done.value.value.reading
+        buffer = running.layers[0].key_buffer
+        is_inside = joining.layers[0].key_buffer.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+        assert is_inside == (len(rows) > 1), "a single prompt keeps its prefix for the next read of its memory"
+        running.join(joining)
+        assert not is_inside or running.layers[0].key_buffer is buffer, "nothing is copied"
+    # A column that is masked must hold a number.
+    assert all(layer.key_buffer[:7].isfinite().all() for layer in running.layers)
+    assert all(layer.value_buffer[:7].isfinite().all() for layer in running.layers)
+    together = running.decode([5] * 7)
+    for row, one in enumerate(requests):
+        expected = prefill(model.weights, [one]).reading.decode([5])[0]
+        torch.testing.assert_close(together[row], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_read_equals_attention_over_recomputed_prefix(text: str) -> None:
