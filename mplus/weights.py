@@ -230,7 +230,7 @@ class Weights:
     def _asked(self) -> LatestTraces[Hashable, Question]:
         return LatestTraces(LATEST_QUESTIONS)
 
-    def norm(self, layer: int, states: Float[Tensor, "S D"], *, reading: bool) -> Float[Tensor, "S D"]:
+    def norm(self, layer: int, states: Float[Tensor, "*rows D"], *, reading: bool) -> Float[Tensor, "*rows D"]:
         """States at the input of a layer, normed by it."""
         layers = self.backbone.read_layers if reading else self.backbone.write_layers
         return self.backbone.normed(layers, layer, states)

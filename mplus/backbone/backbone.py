@@ -260,9 +260,9 @@ class Backbone(ABC):
     # --- texts ------------------------------------------------------------------------------------
 
     @abstractmethod
-    def plain_states(self, input_ids: Int[Tensor, " S"], num_layers: int) -> list[Float[Tensor, "S D"]]:
-        """States of a text read alone, at the input of layers 0 … ``num_layers`` (inclusive)."""
+    def plain_states(self, input_ids: Int[Tensor, "*B S"], num_layers: int) -> list[Float[Tensor, "*B S D"]]:
+        """States of a text read alone, or of several equally long, at the input of layers 0 … ``num_layers``."""
 
-    def plain_state(self, input_ids: Int[Tensor, " S"], layer: int) -> Float[Tensor, "S D"]:
-        """States of a text read alone, at the input of one layer."""
+    def plain_state(self, input_ids: Int[Tensor, "*B S"], layer: int) -> Float[Tensor, "*B S D"]:
+        """States of a text read alone, or of several equally long, at the input of one layer."""
         return self.plain_states(input_ids, layer)[-1]

@@ -76,7 +76,9 @@ def float16(linear: nn.Linear) -> Kernel | None:
 
 
 def bfloat16(linear: nn.Linear) -> Kernel | None:
-    """Everything in bfloat16, one row as a product of matrix and vector; None without instructions for bfloat16.
+    """Everything in bfloat16, with the weights as the left factor; None without instructions for bfloat16.
+
+    So few rows take seven tenths of the time that they take from the left.
 
     Weights that are in bfloat16 are not copied.
     """
@@ -87,11 +89,8 @@ def bfloat16(linear: nn.Linear) -> Kernel | None:
 
     def product(inputs: Tensor) -> Tensor:
         rows = inputs.bfloat16()
-        if len(rows) > 1:
-            return functional.linear(rows, weight, bias).to(inputs.dtype)
-        # For a single row the kernel for matrices takes half as long again.
-        output = weight.mv(rows[0]) if bias is None else torch.addmv(bias, weight, rows[0])
-        return output[None].to(inputs.dtype)
+        output = weight.mv(rows[0])[None] if len(rows) == 1 else (weight @ rows.T).T.contiguous()
+        return (output if bias is None else output + bias).to(inputs.dtype)
 
     return product
 

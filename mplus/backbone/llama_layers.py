@@ -233,7 +233,7 @@ class LlamaLayers(Backbone):
         queries: Float[Tensor, "B A Q E"],
         keys: Float[Tensor, "B H P E"],
         values: Float[Tensor, "B H P E"],
-        mask: Shaped[Tensor, "B #H _ P"] | None,
+        mask: Shaped[Tensor, "#B #H _ P"] | None,
     ) -> Float[Tensor, "B Q AE"]:
         """Attention of rotated queries over rotated keys, before the output projection.
 
@@ -290,12 +290,13 @@ class LlamaLayers(Backbone):
 
     # --- texts ------------------------------------------------------------------------------------
 
-    def plain_states(self, input_ids: Int[Tensor, " S"], num_layers: int) -> list[Float[Tensor, "S D"]]:
-        """States of a text read alone, at the input of layers 0 … ``num_layers`` (inclusive)."""
-        hidden = self.embed(input_ids)[None]
+    def plain_states(self, input_ids: Int[Tensor, "*B S"], num_layers: int) -> list[Float[Tensor, "*B S D"]]:
+        """States of a text read alone, or of several equally long, at the input of layers 0 … ``num_layers``."""
+        shape = (*input_ids.shape, self.hidden_size)
+        hidden = self.embed(input_ids.reshape(-1, input_ids.shape[-1]))
         rows = torch.arange(hidden.shape[1], device=hidden.device)
         rotation, mask = self.rotation(rows), self.layer_mask((rows <= rows[:, None])[None, None])
-        states = [hidden[0]]
+        states = [hidden.view(shape)]
         for index in range(num_layers):
             where, layer = self.layer_device(index), self.write_layers[index]
             if hidden.device != where:
@@ -307,7 +308,7 @@ class LlamaLayers(Backbone):
             queries, keys = turned.split([queries.shape[2], keys.shape[2]], dim=1)
             attended = self.attend(layer, queries, keys, values.transpose(1, 2), mask)
             hidden = self.finish(layer, hidden, attended)
-            states.append(hidden[0])
+            states.append(hidden.view(shape))
         return states
 
     @torch.inference_mode(False)

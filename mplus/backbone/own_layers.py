@@ -359,11 +359,12 @@ class OwnLayers(Backbone):
 
     # --- texts ------------------------------------------------------------------------------------
 
-    def plain_states(self, input_ids: Int[Tensor, " S"], num_layers: int) -> list[Float[Tensor, "S D"]]:
-        """States of a text read alone, in memory layers 0 … ``num_layers`` (inclusive)."""
-        reading = ReadAlone(self, len(input_ids), num_layers)
-        self.forward(reading, input_ids[None], reading.positions[None], self.new_cache())
-        return reading.states
+    def plain_states(self, input_ids: Int[Tensor, "*B S"], num_layers: int) -> list[Float[Tensor, "*B S D"]]:
+        """States of a text read alone, or of several equally long, in memory layers 0 … ``num_layers``."""
+        rows = input_ids.reshape(-1, input_ids.shape[-1])
+        reading = ReadAlone(self, rows.shape[1], num_layers)
+        self.forward(reading, rows, reading.positions.expand(len(rows), -1), self.new_cache())
+        return [states.view(*input_ids.shape, -1) for states in reading.states]
 
     def encode(
         self,

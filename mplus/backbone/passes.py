@@ -22,7 +22,7 @@ class ReadAlone(Pass):
         """Attention of a layer is given rows."""
         index = self._backbone.memory_layer(layer)
         if index == len(self.states):
-            self.states.append(rows[0])
+            self.states.append(rows)
             if index == self._last:
                 raise Enough
 

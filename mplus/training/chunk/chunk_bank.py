@@ -221,6 +221,21 @@ class ChunkBank:
         rows = self.weights.backbone.plain_states(ids, layer)[-1]
         return self.weights.norm(layer, rows, reading=False).float()
 
+    @torch.no_grad()
+    def all_asked(self, texts: Sequence[str], layer: int) -> list[Tensor]:
+        """``asked`` of many questions, in the model's dtype: those equally long go through the layers together."""
+        ids = [encode_inert(self.tokenizer, text) for text in texts]
+        alike: dict[int, list[int]] = {}
+        for number, one in enumerate(ids):
+            alike.setdefault(len(one), []).append(number)
+        found: dict[int, Tensor] = {}
+        for length, numbers in alike.items():
+            most = max(CPU_BATCH // length, 1)
+            for some in (numbers[first : first + most] for first in range(0, len(numbers), most)):
+                states = self.weights.backbone.plain_state(torch.tensor([ids[n] for n in some]), layer)
+                found.update(zip(some, self.weights.norm(layer, states, reading=False), strict=True))
+        return [found[number] for number in range(len(texts))]
+
     def normed(self, chunk: int, layer: int) -> Tensor:
         """A chunk's states, normed by a layer, in float32, where ``weights`` compute."""
         assert self._only_layer in (None, layer), f"only layer {self._only_layer} is kept, not {layer}"

@@ -142,9 +142,8 @@ class LessonRows:
         self._lesson = lesson
         mean, deviation = base.mean[layer], base.deviation[layer]
         self._chunks = PaddedRows((bank.normed(c, layer) - mean) / deviation for c in range(len(bank.input_ids)))
-        self._asked = PaddedRows(
-            (rows - mean) / deviation for rows in (bank.asked(q.text, layer) for q in lesson.questions)
-        )
+        asked = bank.all_asked([question.text for question in lesson.questions], layer)
+        self._asked = PaddedRows((rows.float() - mean) / deviation for rows in asked)
         self._goes_on = bank.goes_on
         self._gold = [bank.chunks_in(q.passages) if lesson.whole else bank.gold_chunks(q) for q in lesson.questions]
         self._usable = [number for number, gold in enumerate(self._gold) if gold]
