@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mplus.cli.opened import opened
-from mplus.cli.options import MemoryOption, ModelOption
+from mplus.cli.options import DeviceOption, DtypeOption, MemoryOption, ModelOption
 from mplus.progress import is_watched
 
 
@@ -16,9 +16,11 @@ def forget(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Also write again what came after it, so that no trace is left.")
     ] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Remove a source from a memory, its snapshots and its files, for good."""
-    with opened(memory, model) as (loaded, held):
+    with opened(memory, model, device=device, dtype=dtype) as (loaded, held):
         states = [held.state, *(taken.state for taken in held.snapshots)]
         known = sorted({record.name for state in states for record in state.sources if not record.forgotten})
         if source not in known:

@@ -6,7 +6,7 @@ import typer
 
 from mplus.cli.brought import Brought, Origin, read_export
 from mplus.cli.opened import located, opened
-from mplus.cli.options import ModelOption
+from mplus.cli.options import DeviceOption, DtypeOption, ModelOption
 from mplus.given import path_of
 from mplus.progress import is_watched
 
@@ -29,6 +29,8 @@ def import_(
     dated: Annotated[
         bool, typer.Option("--dated", help="With --from, begin each text with the date on which it was said.")
     ] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Keep the memory in a portable file under a name, or write what another program exported."""
     from mplus import Memory, MPlus
@@ -37,14 +39,14 @@ def import_(
         raise ValueError("--dated without --from: a portable file has its texts as they were written. Leave it out.")
     if origin is not None:
         brought = read_export(path_of("file", file), origin)
-        with opened(memory, model) as (loaded, held):
+        with opened(memory, model, device=device, dtype=dtype) as (loaded, held):
             written, replaced = bring(loaded, held, brought, dated=dated)
             described = repr(held)
         there = len(brought) - written - replaced
         print(f"Wrote {written:,}, replaced {replaced:,}, there already {there:,}. {described}")
         return
     store, name = located(memory)
-    imported = Memory.load(file, MPlus.from_pretrained(model))
+    imported = Memory.load(file, MPlus.from_pretrained(model, device=device, dtype=dtype))
     store.put(name, imported)
     print(f"Imported {memory!r}: {imported!r}")
 

@@ -55,13 +55,20 @@ def test_write_ask_inspect_forget(folder: str, tmp_path: Path) -> None:
     assert [s["name"] for s in held["sources"]] == ["note.txt", "piped"]
 
 
-@pytest.mark.parametrize("command", ["write", "ask", "chat"])
-def test_a_model_runs_where_and_in_what_it_is_told(folder: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, load = list[MPlus](), MPlus.from_pretrained
-    monkeypatch.setattr(MPlus, "from_pretrained", lambda *a, **kw: loaded.append(load(*a, **kw)) or loaded[-1])
+@pytest.mark.parametrize("command", ["write", "ask", "chat", "import", "forget"])
+def test_a_model_runs_where_and_in_what_it_is_told(
+    folder: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     said, piped = ([], "Hello there.\n/quit\n") if command == "chat" else (["Hello there."], None)
     options = ["-m", folder, "--device", "cpu", "--dtype", "bfloat16"]
-    invoke(command, *said, *options, *([] if command == "write" else ["--max-tokens", "2"]), text=piped)
+    if command == "forget":
+        invoke("write", *said, *options, "--source", said[0])
+    elif command == "import":
+        said = [str(tmp_path / "said.jsonl"), "--from", "jsonl"]
+        (tmp_path / "said.jsonl").write_text('{"text": "Hello there.", "source": "a"}\n', encoding="utf-8")
+    loaded, load = list[MPlus](), MPlus.from_pretrained
+    monkeypatch.setattr(MPlus, "from_pretrained", lambda *a, **kw: loaded.append(load(*a, **kw)) or loaded[-1])
+    invoke(command, *said, *options, *(["--max-tokens", "2"] if command in ("ask", "chat") else []), text=piped)
     assert [(one.weights.backbone.dtype, str(one.weights.backbone.device)) for one in loaded] == [
         (torch.bfloat16, "cpu")
     ]
