@@ -112,9 +112,10 @@ class MPlus(Writes, Answers):
                 "int8": bfloat16 (float32 on a CPU without it), and ``decode_dtype="int8"``.
             memory: Layout of new memories; None takes the checkpoint's, else a preset for the backbone.
             attention: "auto", "sdpa", "eager" or "flash_attention_2".
-            decode_dtype: Decode on a CPU with smaller copies of the weights, up to 16 rows at once: "auto", float16 or
-                bfloat16, or "int8", those or int8. Which is quickest on this machine, and whether any is, is measured
-                when the model is loaded. Writing and reading prompts stay as they are. None: no copies.
+            decode_dtype: Answer on a CPU with smaller copies of the weights, prompts of up to 512 tokens at once
+                included: "auto", float16 or bfloat16, or "int8", those or int8. Which is quickest for how many tokens
+                on this machine, and whether any is, is measured when the model is loaded. What is written and recalled
+                stays as it is. None: no copies.
             embedder: Your own embedder, to find what a question is about: an ``Embedder``, or what that takes. Unless
                 ``memory`` says which ``recall``, it is used beside the model's own scorer ("embedding+late").
             revision: Branch, tag or commit of a hub repository.

@@ -100,17 +100,29 @@ class Weights:
 
     def no_tokens(self, layers: tuple[int, ...], recall_layer: int, config: MemoryConfig) -> Tokens:
         """An empty pool with the shapes, dtype and devices of some layers; without them if it keeps token ids."""
+        # Each pool is an object of its own, by which buffers are kept; tensors without rows may be shared.
+        key = (layers, recall_layer, config)
+        if key not in self._no_content:
+            with torch.inference_mode(False), torch.no_grad():
+                self._no_content[key] = self._made_of_nothing(layers, recall_layer, config)
+        return Tokens(self._no_content[key], Provenance.none())
+
+    @computed_once
+    def _no_content(self) -> dict[tuple[tuple[int, ...], int, MemoryConfig], Content]:
+        return {}
+
+    def _made_of_nothing(self, layers: tuple[int, ...], recall_layer: int, config: MemoryConfig) -> Content:
         backbone = self.backbone
         if config.keeps_ids:
             where = backbone.layer_device(recall_layer)
             row = torch.empty(0, backbone.hidden_size, dtype=backbone.dtype, device=where)
             keys = self.scored(recall_layer, row, config)
-            return Tokens(Content((), (), keys, None, torch.empty(0, dtype=torch.int32)), Provenance.none())
+            return Content((), (), keys, None, torch.empty(0, dtype=torch.int32))
         states = tuple(
             torch.empty(0, backbone.hidden_size, dtype=backbone.dtype, device=backbone.layer_device(layer))
             for layer in layers
         )
-        return Tokens(self.content(layers, recall_layer, states, config), Provenance.none())
+        return self.content(layers, recall_layer, states, config)
 
     @property
     def latent_bytes(self) -> int:

@@ -1,8 +1,9 @@
-"""Decoding on a CPU: smaller copies of linear layers for a few rows, where a token takes as long as its weights take.
+"""Answering on a CPU: smaller copies of linear layers, for as many rows as prompts and answers have.
 
-Which copy is quickest, and for how many rows, depends on the machine (one has instructions for bfloat16, another only
-AVX2), so it is measured when a model is loaded. Copies are used in decoding only: what is written, and the prompt, go
-through the weights themselves.
+A few rows take as long as their weights take to be read, and many as long as they take to be multiplied, for which some
+CPUs have units that take bfloat16 only. Which copy is quickest, and for how many rows, depends on the machine, so it is
+measured when a model is loaded. Copies are used by prompts and answers only: what is written, and the question by which
+recall searches, go through the weights themselves, so that memories and what they recall are the same.
 """
 
 import time
@@ -19,10 +20,14 @@ from torch.nn import functional
 
 from mplus.backbone.cpu import computes_bfloat16
 
-MEASURED_ROWS = (1, 4, 16)
+FEW = 16
+"""So many rows are few: their weights take longer to be read than to be multiplied."""
+MEASURED_ROWS = (1, 4, FEW, 128, 512)
 """Numbers of rows at which copies are measured; for others the next higher counts. Beyond the last there are none."""
 MEASURED_BYTES = 2**26
-"""How much of the weights of one shape is measured: more than stays in a CPU's caches."""
+"""How much of the weights of one shape is measured for few rows: more than stays in a CPU's caches."""
+MEASURED_PRODUCTS = 2**33
+"""A layer that multiplies more than so many numbers for some rows is not measured for them, and keeps its weights."""
 ROUNDS = 3
 HOPELESS = 3.0
 """How many times the least a kernel takes that is not measured again."""
@@ -30,17 +35,17 @@ LEAST_GAIN = 0.1
 """Share of the time that a copy must save."""
 INT8_BLOCK = 32
 """The int8 kernel needs input and output sizes that are multiples of this."""
-DECODING: ContextVar[bool] = ContextVar("mplus_decoding", default=False)
+ANSWERING: ContextVar[bool] = ContextVar("mplus_answering", default=False)
 
 
 @contextmanager
-def decoding() -> Generator[None]:
-    """Let linear layers use their copies for a few rows."""
-    token = DECODING.set(True)
+def answering(copies: bool = True) -> Generator[None]:
+    """Let linear layers use their copies, or no longer use them."""
+    token = ANSWERING.set(copies)
     try:
         yield
     finally:
-        DECODING.reset(token)
+        ANSWERING.reset(token)
 
 
 # --- copies -------------------------------------------------------------------------------------------
@@ -76,9 +81,9 @@ def float16(linear: nn.Linear) -> Kernel | None:
 
 
 def bfloat16(linear: nn.Linear) -> Kernel | None:
-    """Everything in bfloat16, with the weights as the left factor; None without instructions for bfloat16.
+    """Everything in bfloat16; None without instructions for it.
 
-    So few rows take seven tenths of the time that they take from the left.
+    Few rows are the right factor, which takes seven tenths of the time that they take as the left one.
 
     Weights that are in bfloat16 are not copied.
     """
@@ -89,6 +94,8 @@ def bfloat16(linear: nn.Linear) -> Kernel | None:
 
     def product(inputs: Tensor) -> Tensor:
         rows = inputs.bfloat16()
+        if len(rows) > FEW:
+            return functional.linear(rows, weight, bias).to(inputs.dtype)
         output = weight.mv(rows[0])[None] if len(rows) == 1 else (weight @ rows.T).T.contiguous()
         return (output if bias is None else output + bias).to(inputs.dtype)
 
@@ -119,7 +126,7 @@ COPIES: Mapping[str, tuple[Callable[[nn.Linear], Kernel | None], ...]] = {
 
 
 class FewRowsLinear(nn.Module):
-    """A linear layer that decodes a few rows with copies of its weights, and does all else with the weights.
+    """A linear layer that answers with copies of its weights, and does all else with the weights.
 
     Attributes:
         chosen: The name of the copy for each number of rows that was measured; "plain": none.
@@ -144,9 +151,9 @@ class FewRowsLinear(nn.Module):
             self._by_rows += [None if name == "plain" else kernels[name]] * more
 
     def forward(self, inputs: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
-        """The layer's output; while decoding a few rows, within the rounding error of the copy."""
+        """The layer's output; while answering, within the rounding error of the copy."""
         rows = inputs.numel() // self.in_features
-        kernel = self._by_rows[rows] if rows < len(self._by_rows) and DECODING.get() else None
+        kernel = self._by_rows[rows] if rows < len(self._by_rows) and ANSWERING.get() else None
         if kernel is None:
             return functional.linear(inputs, self.weight, self.bias)
         return kernel(inputs.reshape(rows, self.in_features)).view(*inputs.shape[:-1], self.out_features)
@@ -230,9 +237,12 @@ def _with_copies(linears: Sequence[nn.Linear], dtype: str, seconds: Seconds) -> 
         made = [kernel for linear in some if (kernel := maker(linear)) is not None]
         if len(made) == len(some):
             tried[name] = made
-    chosen = {
-        rows: _quickest(tried, torch.ones(rows, weight.shape[1], dtype=weight.dtype), seconds) for rows in MEASURED_ROWS
-    }
+    chosen: dict[int, str] = {}
+    for rows in MEASURED_ROWS:
+        if rows <= FEW or weight.numel() * rows <= MEASURED_PRODUCTS:
+            # As much work for many rows as for few.
+            part = {name: kernels[: max(len(some) * FEW // max(rows, FEW), 1)] for name, kernels in tried.items()}
+            chosen[rows] = _quickest(part, torch.ones(rows, weight.shape[1], dtype=weight.dtype), seconds)
     wanted = {name: makers[name] for name in {*chosen.values()} - {"plain"}}
     if not wanted:
         return list(linears)

@@ -78,7 +78,7 @@ def load(
         dtype: "auto", a torch dtype by name, or "int8": bfloat16, or float32 where the CPU has no bfloat16, and
             ``decode_dtype="int8"``.
         attention: "auto", "sdpa", "eager" or "flash_attention_2".
-        decode_dtype: How coarse the copies of weights may be with which a CPU decodes: "auto" or "int8"; None: there
+        decode_dtype: How coarse the copies of weights may be with which a CPU answers: "auto" or "int8"; None: there
             are none.
         trained: Where our trained parts are, if not in ``folder``.
         gguf_file: The GGUF file in the folder that is the backbone.

@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from mplus.backbone.attention import Rotation
 from mplus.backbone.backbone import Backbone
-from mplus.backbone.few_rows import decoding
+from mplus.backbone.few_rows import answering
 from mplus.backbone.llama_layers import LlamaLayers
 from mplus.backbone.own_layers import OwnLayers
 from mplus.backbone.own_pass import cache_argument
@@ -56,7 +56,7 @@ class Reading:
         """Logits after one more token in every row."""
         backbone = self.weights.backbone
         ids = torch.tensor(tokens)[:, None]
-        with decoding():
+        with answering():
             hidden = through_model(backbone, self.modules, self.layers, ids, recurrent=self.recurrent)
             return backbone.logits(hidden[:, -1])
 
@@ -109,14 +109,22 @@ def through_model(
     watch: Watch | None = None,
 ) -> Float[Tensor, "B S D"]:
     """States of new tokens, from which ``Backbone.logits`` computes logits; arguments as of ``through_layers``."""
-    if isinstance(backbone, LlamaLayers):
-        return through_layers(backbone, modules, layers, backbone.embed(input_ids), make, watch)
-    assert isinstance(backbone, OwnLayers)
-    reads = Reads(backbone, layers, make, *input_ids.shape, watch=watch)
-    reading = modules is backbone.read_layers
-    hidden = backbone.forward(reads, input_ids, reads.positions, recurrent, reading=reading)
-    assert hidden is not None, "a read goes to the end"
-    return hidden
+
+    def made(index: int, states: Tensor) -> list[PrefixLayer]:
+        assert make is not None
+        with answering(copies=False):  # what was kept as token ids is encoded as it was written
+            return make(index, states)
+
+    with answering():
+        making = None if make is None else made
+        if isinstance(backbone, LlamaLayers):
+            return through_layers(backbone, modules, layers, backbone.embed(input_ids), making, watch)
+        assert isinstance(backbone, OwnLayers)
+        reads = Reads(backbone, layers, making, *input_ids.shape, watch=watch)
+        reading = modules is backbone.read_layers
+        hidden = backbone.forward(reads, input_ids, reads.positions, recurrent, reading=reading)
+        assert hidden is not None, "a read goes to the end"
+        return hidden
 
 
 def through_layers(

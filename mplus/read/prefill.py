@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mplus.backbone.attention import KeysValues
+from mplus.backbone.few_rows import answering
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
 from mplus.memory.state import MemoryState, Track
@@ -149,9 +150,9 @@ def prefill_steps(
     if head is not None and seen is not None:
         states = backbone.normed(modules, head.layer, last_of(seen.states, sizes))
         reading.decline_odds = head.log_odds(states)
-    if all_logits:
-        return Prefill(backbone.logits(torch.cat(hidden, dim=1)), reading)
-    return Prefill(backbone.logits(last_of(hidden[-1], sizes)[:, None]), reading)
+    asked = torch.cat(hidden, dim=1) if all_logits else last_of(hidden[-1], sizes)[:, None]
+    with answering():
+        return Prefill(backbone.logits(asked), reading)
 
 
 class LastInput:

@@ -1,14 +1,16 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mplus.backbone import few_rows
-from mplus.backbone.few_rows import MEASURED_ROWS, FewRowsLinear, Kernel, decoding, prepare_for_decoding
+from mplus.backbone.few_rows import ANSWERING, MEASURED_ROWS, FewRowsLinear, Kernel, answering, prepare_for_decoding
 from mplus.checkpoint import loading
 from mplus.model import MPlus
+from mplus.read import warming
 from mplus.read.prefill import prefill
 from mplus.testing import tiny_model
 from tests.conftest import TINY
@@ -59,7 +61,7 @@ def test_a_few_rows_that_are_decoded_are_close_and_all_else_is_the_same(
     with torch.inference_mode():
         expected = linear(few)
         assert torch.equal(quick(few), expected), "not decoding"
-        with decoding():
+        with answering():
             found = quick(few)
             assert (found.shape, found.dtype) == (expected.shape, weights)
             # A bfloat16 result is rounded itself.
@@ -73,16 +75,18 @@ def test_a_few_rows_that_are_decoded_are_close_and_all_else_is_the_same(
 
 def test_each_number_of_rows_gets_what_is_quickest_there() -> None:
     def seconds(kernels: Sequence[Kernel], inputs: Tensor) -> float:
-        best = {1: "plain", 4: "float16", 16: "bfloat16"}[len(inputs)]
+        best = {1: "plain", 4: "float16", 16: "bfloat16"}.get(len(inputs), "plain")
         return in_order(best, "plain", "float16", "bfloat16")(kernels, inputs)
 
     linear = nn.Linear(64, 32)
     quick = prepared(linear, "auto", seconds)
     assert isinstance(quick, FewRowsLinear)
-    assert quick.chosen == {1: "plain", 4: "float16", 16: "bfloat16"} and "float16" in repr(quick)
+    assert quick.chosen == {1: "plain", 4: "float16", 16: "bfloat16", 128: "plain", 512: "plain"} and "float16" in repr(
+        quick
+    )
     rows = torch.randn(16, 64)
     exact = linear(rows)
-    with torch.inference_mode(), decoding():
+    with torch.inference_mode(), answering():
         assert torch.equal(quick(rows[:1]), linear(rows[:1]))
         two, five = quick(rows[:2]), quick(rows[:5])
     half = nn.functional.linear(rows, linear.weight.half().float(), linear.bias)
@@ -106,9 +110,9 @@ def test_a_copy_of_few_of_the_layers_is_measured_and_all_get_it(monkeypatch: pyt
         return in_order("float16", "plain")(kernels, inputs)
 
     prepare_for_decoding([tree], "auto", seconds=seconds)
-    assert {*measured} == {2}
+    assert {*measured} == {2, 1}, "as much work for many rows as for few"
     rows = torch.randn(2, 64)
-    with torch.inference_mode(), decoding():
+    with torch.inference_mode(), answering():
         for quick, linear in zip(tree, linears, strict=True):
             assert torch.allclose(quick(rows), linear(rows), atol=1e-3) and not torch.equal(quick(rows), linear(rows))
 
@@ -167,6 +171,32 @@ def test_an_unknown_dtype_is_refused_before_anything_is_loaded(tmp_path: Path) -
         MPlus.from_pretrained(tmp_path, decode_dtype="int2")
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_what_was_kept_as_token_ids_is_encoded_by_the_weights(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(memory=TINY.model_copy(update={"long_term_keep": "ids"}), model_type=model_type)
+    memory = model.new_memory()
+    model.write(memory, "The box is blue, and the key is under it. " * 30, source="a")
+    seen: dict[str, set[bool]] = {"layers": set(), "chunks": set()}
+    real = warming.latents_apart
+
+    def encoding(*arguments: Any) -> Any:
+        seen["chunks"].add(ANSWERING.get())
+        return real(*arguments)
+
+    monkeypatch.setattr(warming, "latents_apart", encoding)
+    for layer in model.weights.backbone.read_layers:
+        layer.register_forward_pre_hook(lambda *_: seen["layers"].add(ANSWERING.get()))
+    prefill(model.weights, [model.read_request(memory, "Where is the key?")]).reading.decode([7])
+    assert True in seen["layers"], "the prompt and the answer"
+    assert seen["chunks"] == {False}
+
+
+def test_a_layer_that_takes_long_is_not_measured_for_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_rows, "MEASURED_PRODUCTS", 64 * 32 * 128)
+    quick = prepared(nn.Linear(64, 32), "auto", in_order("float16", "plain"))
+    assert isinstance(quick, FewRowsLinear) and {*quick.chosen} == {1, 4, 16, 128}
+
+
 @pytest.mark.parametrize("base", ["float32", "bfloat16"])
 def test_a_model_with_copies_writes_and_reads_the_same_memories(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
@@ -188,8 +218,9 @@ def test_a_model_with_copies_writes_and_reads_the_same_memories(
     for model in (plain, quick):
         request = model.read_request(memories[0], "Box?")
         steps.append(prefill(model.weights, [request]))
-    assert torch.equal(steps[0].logits, steps[1].logits), "a prompt of a few tokens is read by the weights"
-    decoded = [step.reading.decode([7]) for step in steps]
-    assert not torch.equal(*decoded) and torch.allclose(*decoded, atol=0.1)
+    recalled = [step.reading.recalled[0][0].index for step in steps]
+    assert len(recalled[0]) and torch.equal(*recalled), "recall searches with the weights"
+    for both in ([step.logits for step in steps], [step.reading.decode([7]) for step in steps]):
+        assert not torch.equal(*both) and torch.allclose(*both, atol=0.2)
     quick.save_pretrained(tmp_path / "again")
     assert MPlus.from_pretrained(tmp_path / "again", device="cpu", dtype="float32").weights.fingerprints
