@@ -1,6 +1,6 @@
 """The core, side by side with transformers on the same machine in the same run.
 
-    python benchmarks/core.py [--prefix 1024 4096 12800] [--json core.json]
+    python benchmarks/core.py [--prefix 1024 4096 12800] [--dtype float32] [--decode-dtype auto] [--json core.json]
 
 * write: text tokens per second into memory, over a plain forward of the backbone on the same text;
 * prefill: a 32-token question over a full prefix of P tokens, over transformers' own forward with an
@@ -8,7 +8,7 @@
   anew, and again, when the prefix of the read before is there;
 * decode: tokens per second after it, over ``transformers.generate`` at equal KV length.
 
-Every pair is measured in turn, and ratios are of medians. float32, default model.
+Every pair is measured in turn, and ratios are of medians. float32 unless ``--dtype`` says otherwise, default model.
 """
 
 import argparse
@@ -90,7 +90,10 @@ def read(model: mplus.MPlus, prefix: int, runs: int) -> dict[str, float]:
     backbone, plain = model.weights.backbone, model.weights.backbone.model
     length = prefill(model.weights, [request]).reading.layers[0].get_seq_length() - 32
     ready = [
-        tuple(torch.randn(1, backbone.num_key_value_heads, length, backbone.head_size) for _ in range(2))
+        tuple(
+            torch.randn(1, backbone.num_key_value_heads, length, backbone.head_size, dtype=backbone.dtype)
+            for _ in range(2)
+        )
         for _ in range(backbone.num_layers)
     ]
     implementation = backbone.config._attn_implementation
@@ -193,8 +196,12 @@ def main() -> None:
     parser.add_argument("--write-tokens", type=int, default=8192)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--dtype", default="float32", help="of the weights, on both sides")
+    parser.add_argument("--decode-dtype", choices=("auto", "int8"), help="of copies with which M+ answers on a CPU")
     arguments = parser.parse_args()
-    model = mplus.MPlus.from_pretrained(arguments.model, device="cpu", dtype="float32")
+    model = mplus.MPlus.from_pretrained(
+        arguments.model, device="cpu", dtype=arguments.dtype, decode_dtype=arguments.decode_dtype
+    )
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     found = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

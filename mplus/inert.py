@@ -12,6 +12,8 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
+from mplus.forks import ProcessLock
+
 PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Code points that stand for nothing; one that a prompt does not contain can mark a place in it."""
 _SIGN = re.compile(r"[^\w\s]")
@@ -218,6 +220,7 @@ _CONTROLS: WeakKeyDictionary[Any, tuple[Any, _Controls]] = WeakKeyDictionary()
 """For each tokenizer its template, which may be replaced, and its control tokens."""
 _BACKENDS: WeakKeyDictionary[Any, tuple[frozenset[str], dict[Disarmed, Any]]] = WeakKeyDictionary()
 """For each tokenizer, its controls that are no special tokens, and a copy of its backend for each way to encode."""
+_COPYING = ProcessLock()
 
 
 def _controls(tokenizer: Any) -> _Controls:
@@ -247,16 +250,27 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str]:
 def _encode(tokenizer: Any, text: str, disarmed: Disarmed = "none") -> tuple[list[int], list[tuple[int, int]]]:
     if not tokenizer.is_fast:
         return _encode_slowly(tokenizer, text, inert=disarmed != "none")
-    others, known = _controls(tokenizer).others, _BACKENDS.get(tokenizer)
-    if known is None or known[0] != others:
-        one = tokenizer.backend_tokenizer
-        special = _copied(one, inert=True)
-        backends: dict[Disarmed, Any] = {"none": _copied(one), "special": special, "all": special}
-        if others:
-            backends["all"] = _copied(_all_special(one, others), inert=True)
-        known = _BACKENDS[tokenizer] = (others, backends)
-    found = known[1][disarmed].encode(text, add_special_tokens=False)
+    others = _controls(tokenizer).others
+    backends = _known_backends(tokenizer, others)
+    if backends is None:
+        with _COPYING:  # once: threads that ask at the same time would take as many times as long
+            backends = _known_backends(tokenizer, others) or _backends(tokenizer.backend_tokenizer, others)
+            _BACKENDS[tokenizer] = (others, backends)
+    found = backends[disarmed].encode(text, add_special_tokens=False)
     return found.ids, found.offsets
+
+
+def _known_backends(tokenizer: Any, others: frozenset[str]) -> dict[Disarmed, Any] | None:
+    known = _BACKENDS.get(tokenizer)
+    return None if known is None or known[0] != others else known[1]
+
+
+def _backends(one: Any, others: frozenset[str]) -> dict[Disarmed, Any]:
+    special = _copied(one, inert=True)
+    made: dict[Disarmed, Any] = {"none": _copied(one), "special": special, "all": special}
+    if others:
+        made["all"] = _copied(_all_special(one, others), inert=True)
+    return made
 
 
 def _encode_slowly(tokenizer: Any, text: str, *, inert: bool) -> tuple[list[int], list[tuple[int, int]]]:

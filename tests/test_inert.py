@@ -1,6 +1,8 @@
 """Inert text: nothing that a user, a tool or a call says becomes a control token, through any template."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
+from mplus import inert
 from mplus.generation.prompt import encode_prompt
 from mplus.inert import Inert, encode_inert, well_formed
 from mplus.testing import byte_tokenizer
@@ -263,3 +266,18 @@ def test_a_control_token_that_is_a_word_breaks_no_message(family: str, control: 
     ]
     written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokenizer.decode(encode_prompt(tokenizer, messages).input_ids) == written
+
+
+def test_threads_that_encode_at_once_copy_a_tokenizer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, copied, real = byte_tokenizer(), list[bool](), inert._copied
+
+    def copying(backend: Any, *, inert: bool = False) -> Any:
+        copied.append(inert)
+        time.sleep(0.05)
+        return real(backend, inert=inert)
+
+    monkeypatch.setattr(inert, "_copied", copying)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: encode_inert(tokenizer, "Hello there."), range(8)))
+    assert found == [found[0]] * 8 and found[0]
+    assert sorted(copied) == [False, True]
