@@ -246,7 +246,10 @@ def test_rows_join_and_leave_between_tokens(model: MPlus, text: str, beside: boo
     check(running, [3], 12)
 
 
-def test_rows_are_read_into_free_rows_of_a_running_batch(model: MPlus, text: str) -> None:
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_rows_are_read_into_free_rows_of_a_running_batch(model_type: str, text: str) -> None:
+    """Layers that lie side by side, and layers with buffers of their own, as where some have windows."""
+    model = tiny_model(memory=TINY, model_type=model_type, num_key_value_heads=1)
     memory = model.new_memory()
     model.write(memory, text[:400], source="a")
     requests = [request(model, memory, "q" * (3 + n)) for n in range(7)]
