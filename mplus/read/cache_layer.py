@@ -16,8 +16,6 @@ from mplus.memory.stacks import stacked
 
 SPARE_TOKENS = 256
 """Free columns of a new cache layer; when they are used up, it is copied into a larger one."""
-LEAST_ROWS = 4
-"""Rows of a batch that others have joined."""
 BUFFERS = ("key_buffer", "value_buffer")
 Prefix = Sequence[KeysValues]
 """The prefix of some layers in parts, [layers, rows, heads, size], each still where it is stored."""
@@ -191,8 +189,8 @@ class Run(NamedTuple):
         _, slots, _, capacity, _ = self.keys.shape
         if rows <= slots and columns <= capacity:
             return self
-        # Buckets: rows that come one after the other find room. Rows that nobody takes cost no memory.
-        slots = slots if rows <= slots else max(2 ** (rows - 1).bit_length(), LEAST_ROWS)
+        # Buckets: rows that come one after the other find room. On a CPU rows that nobody has taken cost no memory.
+        slots = slots if rows <= slots else 2 ** (rows - 1).bit_length()
         capacity = capacity if columns <= capacity else columns + max(SPARE_TOKENS, columns // 4)
         lengths, made = self.layers[0].lengths, list[Tensor]()
         for old in (self.keys, self.values):
