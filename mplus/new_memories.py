@@ -10,7 +10,7 @@ from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
 from mplus.forks import ProcessLock
 from mplus.memory.memory import Memory
-from mplus.memory.state import MemoryState
+from mplus.memory.state import Lineage, MemoryState
 from mplus.weights import Weights
 
 
@@ -47,7 +47,7 @@ class NewMemories:
         # Buffers of finished reads are kept by short-term pool. Each memory gets a pool object of its own, even while
         # empty, so that two users never share buffers.
         own = tuple(replace(track, short_term=replace(track.short_term)) for track in initial.tracks)
-        initial = replace(initial, tracks=own).cooled()
+        initial = replace(initial, tracks=own, lineage=Lineage()).cooled()
         return Memory(config, initial, model_fingerprint=self._weights.fingerprints[config.recall], seed=seed)
 
     def check(self, config: MemoryConfig) -> None:

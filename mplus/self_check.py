@@ -110,6 +110,8 @@ class SelfCheck:
 
     def _obvious(self) -> HowRead | None:
         backbone = self._weights.backbone
+        if self._weights.text_backbone is not None:
+            return HowRead("text", "the model has a read adapter that was trained on text")
         if backbone.read_layers is not backbone.write_layers:
             return HowRead("latent", "the model has a trained read adapter")
         if self._tokenizer is None:

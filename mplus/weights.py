@@ -56,6 +56,13 @@ class Weights:
     """The embedder that the user brings."""
     decline_head: DeclineHead | None = None
     """Whether what was read answers a question; None: the model's own probability of declining says so."""
+    text_backbone: Backbone | None = None
+    """The same backbone through a read adapter that was trained on recalled text; None: text is read without one."""
+
+    @computed_once
+    def for_text(self) -> "Weights":
+        """The weights that read a prompt in which recalled text stands."""
+        return self if self.text_backbone is None else replace(self, backbone=self.text_backbone, text_backbone=None)
 
     @computed_once
     def bos(self) -> tuple[KeysValues, ...]:

@@ -32,7 +32,7 @@ from mplus.checkpoint.gguf_model import gguf_config, gguf_tokenizer
 from mplus.checkpoint.limits import check_file, check_files
 from mplus.checkpoint.parts import PARTS_FILE, TrainedParts, read_memory_config, read_parts
 from mplus.checkpoint.published_layout import backbone_config, is_published, published_memory_config, read_published
-from mplus.checkpoint.trial import TrainedLayers, tried
+from mplus.checkpoint.trial import TrainedLayers, through_adapter, tried
 from mplus.config import MemoryConfig, Recall
 from mplus.decline_head import DeclineHead
 from mplus.errors import CheckpointError, UnsupportedModelError
@@ -119,7 +119,7 @@ def load(
             stacklevel=2,
         )
     if decode_dtype is not None:
-        prepare_for_decoding(weights.backbone.trees, decode_dtype)
+        prepare_for_decoding([*weights.backbone.trees, *weights.for_text.backbone.trees], decode_dtype)
     return Loaded(weights, tokenizer, parts.memory or MemoryConfig.for_window(weights.backbone.window), parts)
 
 
@@ -149,12 +149,14 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
     """Put a backbone and its trained parts together, calibrating what was not trained."""
     bos = _sink_token(model, tokenizer)
     cast = caster(model)
+    adapter = _cast_adapter(parts.read_adapter, cast)
+    reads_text = parts.adapter_reads == "text"
     backbone, _ = tried(
         model,
         bos,
         TrainedLayers(
             _cast_adapter(parts.write_adapter, cast),
-            _cast_adapter(parts.read_adapter, cast),
+            None if reads_text else adapter,
             None if parts.bos_states is None else cast(parts.bos_states),
             parts.write_from,
         ),
@@ -184,6 +186,7 @@ def assemble(model: Any, tokenizer: Any, parts: TrainedParts) -> Weights:
         tokenizer,
         parts.gate,
         decline_head=_on_device(parts.decline_head, backbone),
+        text_backbone=through_adapter(backbone, adapter) if reads_text and adapter else None,
     )
 
 
@@ -281,7 +284,9 @@ def fingerprints(backbone: Backbone, parts: TrainedParts) -> dict[Recall, str]:
     digest = hashlib.sha256()
     model = backbone.model
     named: list[tuple[str, Tensor]] = [(n, present(model, n, p)) for n, p in model.named_parameters()]
-    for role, adapter in (("write", parts.write_adapter), ("read", parts.read_adapter)):
+    # Memories do not depend on how text is read.
+    read_adapter = None if parts.adapter_reads == "text" else parts.read_adapter
+    for role, adapter in (("write", parts.write_adapter), ("read", read_adapter)):
         for name, weights in sorted((adapter or {}).items()):
             named += [(f"{role}.{name}.down", weights.down), (f"{role}.{name}.up", weights.up)]
     named += _named("late", parts.late)

@@ -13,14 +13,14 @@ from mplus.backbone.adapters import Adapter, LoraWeights
 from mplus.checkpoint.limits import MAX_LAYERS, read_settings
 from mplus.confidence import Calibration
 from mplus.config import PRESETS, MemoryConfig
-from mplus.decline_head import DeclineHead
+from mplus.decline_head import DeclineHead, ReadAs
 from mplus.errors import CheckpointError
 from mplus.recall.gate import Gate
 from mplus.recall.late_interaction import LateInteraction
 from mplus.recall.published_retriever import PublishedRetriever
 
-FORMATS = (1, 2)
-"""Formats that are read; the second one has ``write_from``."""
+FORMATS = (1, 2, 3)
+"""Formats that are read; the second one has ``write_from``, the third a read adapter for text."""
 MOST_SCALE = 1e6
 MOST_TURNS = 2**20
 MOST_ODDS = 1000
@@ -66,6 +66,8 @@ class TrainedParts:
     """Whether what was read answers a question; None: the probability of declining says so."""
     yes_odds: float | None = None
     """What the odds of yes to no are multiplied with where an answer from memory begins; None: nothing."""
+    adapter_reads: ReadAs = "latent"
+    """What the read adapter was trained to read: latents, or what recall brings as text."""
 
 
 def write_parts(folder: Path, parts: TrainedParts) -> None:
@@ -95,7 +97,7 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
             tensors |= {f"initial.{name}.{layer}": rows for layer, rows in enumerate(layers)}
     save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, str(folder / PARTS_TENSORS))
     description = {
-        "format": FORMATS[parts.write_from is not None],
+        "format": 3 if parts.adapter_reads == "text" else 1 if parts.write_from is None else 2,
         "memory": None if parts.memory is None else parts.memory.model_dump(),
         "recall_layer": parts.recall_layer,
         "lora_scale": scales,
@@ -105,6 +107,7 @@ def write_parts(folder: Path, parts: TrainedParts) -> None:
         "decline_threshold": parts.decline_threshold,
         **({} if (head := parts.decline_head) is None else {"decline_head": {"layer": head.layer, "read": head.read}}),
         **({} if parts.yes_odds is None else {"yes_odds": parts.yes_odds}),
+        **({} if parts.adapter_reads == "latent" else {"adapter_reads": parts.adapter_reads}),
     }
     (folder / PARTS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
@@ -143,6 +146,7 @@ def read_parts(folder: Path) -> TrainedParts:
         _decline_threshold(folder, description.get("decline_threshold")),
         _decline_head(folder, description.get("decline_head"), _section(tensors, "decline_head")),
         _yes_odds(folder, description.get("yes_odds")),
+        adapter_reads(folder),
     )
     if tensors:
         raise CheckpointError(f"{folder}: {len(tensors)} tensors would be dropped, first {min(tensors)!r}.")
@@ -167,6 +171,20 @@ def has_read_adapter(folder: Path) -> bool:
     return (folder / PARTS_FILE).exists() and "read_adapter" in _description(folder).get("lora_scale", {})
 
 
+def adapter_reads(folder: Path) -> ReadAs:
+    """What the read adapter of trained parts was trained to read, looked up without their tensors.
+
+    Raises:
+        CheckpointError: The file is of a newer format, or names another way of reading.
+    """
+    said = _description(folder).get("adapter_reads", "latent") if (folder / PARTS_FILE).exists() else "latent"
+    if said not in ("latent", "text"):
+        raise CheckpointError(
+            f'{folder / PARTS_FILE}: adapter_reads={said!r:.40}; expected "latent" or "text", or no such field.'
+        )
+    return said
+
+
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / PARTS_FILE
     try:
@@ -175,7 +193,7 @@ def _description(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: trained parts cannot be read ({error}).") from error
     if description.get("format") not in FORMATS:
         raise CheckpointError(
-            f"{path}: format {description.get('format')!r}, this version reads {FORMATS[0]} and {FORMATS[1]}. Update "
+            f"{path}: format {description.get('format')!r}, this version reads {FORMATS[0]} to {FORMATS[-1]}. Update "
             "mplus-memory."
         )
     return description

@@ -138,8 +138,17 @@ def _reading(backbone: Backbone, trained: TrainedLayers) -> Backbone:
     """A backbone of its own layers with the read adapter; one like Llama has it already."""
     if not isinstance(backbone, OwnLayers) or not trained.read_adapter:
         return backbone
-    merge = is_merged(backbone.decoder_layers, trained.read_adapter)
-    return backbone.reading_through(trained.read_adapter, merge=merge, write_from=trained.write_from)
+    return through_adapter(backbone, trained.read_adapter, write_from=trained.write_from)
+
+
+def through_adapter(backbone: Backbone, adapter: Adapter, *, write_from: int | None = None) -> Backbone:
+    """A backbone that reads through an adapter, which is merged into copies of its layers where these are small.
+
+    Raises:
+        CheckpointError: The adapter does not fit the model.
+    """
+    merge = is_merged(backbone.decoder_layers, adapter)
+    return backbone.reading_through(adapter, merge=merge, write_from=write_from)
 
 
 def _first_that_is_exact(model: Any, bos_token_id: int) -> tuple[Backbone, Trial]:

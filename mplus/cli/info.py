@@ -58,11 +58,12 @@ def _settings(model: str, *, as_json: bool) -> None:
     """What the model's memories are like, and which settings are not those of a plain ``MemoryConfig()``."""
     from mplus import MemoryConfig
     from mplus.checkpoint.loading import memory_settings
-    from mplus.checkpoint.parts import has_read_adapter
+    from mplus.checkpoint.parts import adapter_reads, has_read_adapter
 
     folder, trained = resolve(model), trained_parts(model)
     config = memory_settings(folder, trained)
-    reads = _reads(model, config, has_adapter=has_read_adapter(trained or folder))
+    parts = trained or folder
+    reads = _reads(model, config, has_adapter=has_read_adapter(parts), adapted=adapter_reads(parts))
     if as_json:
         changed = config.model_dump(exclude_defaults=True)
         print(
@@ -76,7 +77,7 @@ def _settings(model: str, *, as_json: bool) -> None:
     print(f"Memory is read: {reads}")
 
 
-def _reads(model: str, config: "MemoryConfig", *, has_adapter: bool) -> str:
+def _reads(model: str, config: "MemoryConfig", *, has_adapter: bool, adapted: str) -> str:
     """How a model reads memory and why, as far as it is known without loading it."""
     from mplus.self_check import kept_of
 
@@ -84,6 +85,8 @@ def _reads(model: str, config: "MemoryConfig", *, has_adapter: bool) -> str:
         return f'as {config.read}, because of read="{config.read}"'
     if not config.has_texts:
         return "as latents, because text needs the chunk layout and a ledger"
+    if has_adapter and adapted == "text":
+        return "as text, because the model has a read adapter that was trained on text"
     if has_adapter:
         return "as latents, because the model has a trained read adapter"
     found = kept_of(model)

@@ -77,7 +77,8 @@ def lacking(names: Sequence[str]) -> dict[str, str]:
 
 def has_adapter(model: MPlus) -> bool:
     """Whether these weights read memory through a trained adapter."""
-    return model.weights.backbone.read_layers is not model.weights.backbone.write_layers
+    backbone = model.weights.backbone
+    return backbone.read_layers is not backbone.write_layers or model.weights.text_backbone is not None
 
 
 def _possible(model: MPlus, config: MemoryConfig) -> Iterator[str]:

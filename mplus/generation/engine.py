@@ -14,7 +14,7 @@ from torch import Tensor
 from mplus.generation.row import Piece, Row
 from mplus.generation.sampling import Chosen, Sampler, TextStream, choose
 from mplus.read.decode import Reading
-from mplus.read.prefill import Prefill, has_prefix, prefill_steps
+from mplus.read.prefill import Prefill, kind_of, prefill_steps
 from mplus.thread_teams import give_back_team
 from mplus.weights import Weights
 
@@ -176,7 +176,8 @@ class Batch:
         mine = self.rows
         if not mine:
             return True
-        return self._weights.backbone.pads_batches and has_prefix(mine[0].request) == has_prefix(row.request)
+        kinds = {kind_of(self._weights, one.request) for one in (mine[0], row)}
+        return self._weights.backbone.pads_batches and len(kinds) == 1
 
     def add(self, row: Row) -> None:
         """Add a row."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -11,9 +12,11 @@ from torch import Tensor
 from mplus.computed_once import computed_once
 from mplus.config import MemoryConfig
 from mplus.errors import LedgerMissingError
+from mplus.forks import ProcessLock
 from mplus.generation.prompt import Prompt, PromptLike, TemplateOptions, Tools
 from mplus.generation.room import check_fits
 from mplus.generation.told import encode_told, text_of
+from mplus.memory.state import Lineage, MemoryState, Track
 from mplus.memory.together import Together
 from mplus.read.prefill import ReadRequest
 from mplus.recall.texts import FEW_PIECES, MANY_PIECES, Piece, Wanted, as_recalled, recall_pieces
@@ -36,6 +39,8 @@ class TextReads:
 
     def __init__(self, weights: Weights, tokenizer: Any, prefers_text: Callable[[], bool]) -> None:
         self._weights, self._tokenizer, self._prefers_text = weights, tokenizer, prefers_text
+        self._without_pools: WeakKeyDictionary[Lineage, tuple[Track, ...]] = WeakKeyDictionary()
+        self._guard = ProcessLock()
 
     def applies(self, read: Together, config: MemoryConfig) -> bool:
         """Whether memory is read as text. Where it is empty it never is: its answers are the backbone's.
@@ -92,8 +97,7 @@ class TextReads:
                 break
             whole = encoded
             pieces.pop()
-        # Empty pools of its own: buffers of reads are kept by pool.
-        bare = replace(state, tracks=self._weights.empty_state(config).tracks)
+        bare = replace(state, tracks=self._no_pools(state, config))
         told = as_recalled(pieces, state.tracks[0].short_term.provenance.chunks)
         return ReadRequest(
             bare,
@@ -105,6 +109,17 @@ class TextReads:
             pieces=tuple(pieces),
             otherwise=otherwise,
         )
+
+    def _no_pools(self, state: MemoryState, config: MemoryConfig) -> tuple[Track, ...]:
+        """Empty pools, the same for all versions of a memory.
+
+        Buffers of reads are kept by pool: what a later prompt begins with, a conversation that goes on or the same text
+        before another question, is not read again.
+        """
+        with self._guard:
+            if state.lineage not in self._without_pools:
+                self._without_pools[state.lineage] = self._weights.empty_state(config).tracks
+            return self._without_pools[state.lineage]
 
     @computed_once
     def _reads_much(self) -> bool:

@@ -262,6 +262,10 @@ def _warm_without(warm: Warm, gone: Sequence[tuple[Tokens | LongTermMemory, Bool
     return warm.without({key for pool, rows in gone for key in chunk_keys(pool, rows.nonzero().flatten())})
 
 
+class Lineage:
+    """What the versions of one memory have in common: an identity, by which a process may keep things for them."""
+
+
 @dataclass(frozen=True)
 class MemoryState:
     """Everything a memory holds."""
@@ -289,6 +293,8 @@ class MemoryState:
     """Whether writing the ledger again gives this state. True until something is removed from the state."""
     removed_rows: int = 0
     """Rows of forgotten sources that went from the table, so that names that were made by number do not come back."""
+    lineage: Lineage = field(default_factory=Lineage, compare=False, repr=False)
+    """The same in every later version of this state."""
 
     @computed_once
     def source_counts(self) -> tuple[list[int], list[list[int]], list[int], list[int]]:

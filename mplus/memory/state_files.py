@@ -46,7 +46,11 @@ from mplus.words import no_words
 def plain_fields() -> dict[str, Any]:
     """Fields of a state with their types, without the pools."""
     hints = typing.get_type_hints(MemoryState)
-    return {field.name: hints[field.name] for field in fields(MemoryState) if field.name not in ("tracks", "context")}
+    return {
+        field.name: hints[field.name]
+        for field in fields(MemoryState)
+        if field.name not in ("tracks", "context", "lineage")
+    }
 
 
 def _record_type(hint: Any) -> Any:

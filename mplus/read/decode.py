@@ -40,7 +40,7 @@ class Reading:
     ) -> None:
         self.weights = weights
         self.modules = modules
-        """Decoder layers; with the read adapter if there is a prefix."""
+        """Decoder layers; with the read adapter for what it was trained to read."""
         self.layers = layers
         self.recurrent = recurrent
         """States of recurrent layers, of models that have such."""
@@ -63,7 +63,7 @@ class Reading:
     @torch.inference_mode()
     def join(self, other: "Reading") -> None:
         """Append the rows of another batch to this one."""
-        assert self.modules is other.modules, "rows with and without a prefix are read apart"
+        assert self.modules is other.modules, "reads of different kinds are read apart"
         join(self.layers, other.layers)
         self.recalled += other.recalled
         self.when_done()

@@ -6,7 +6,7 @@ A read changes no memory. Several memories are read in one batch, each row with 
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import NamedTuple
 from weakref import finalize
@@ -49,6 +49,7 @@ class ReadRequest:
             the prompt is read.
         pieces: The same as pieces of text, the most relevant first.
         otherwise: What is read instead where the answer from memory would decline; None: it declines.
+        forgettings: How often something had been forgotten when this was asked for.
     """
 
     state: MemoryState
@@ -61,6 +62,7 @@ class ReadRequest:
     told: Recalled | None = None
     pieces: tuple[Piece, ...] = ()
     otherwise: "ReadRequest | None" = None
+    forgettings: int = field(default_factory=lambda: SPARE_PREFIXES.forgettings, compare=False)
 
 
 def has_prefix(request: ReadRequest) -> bool:
@@ -70,6 +72,11 @@ def has_prefix(request: ReadRequest) -> bool:
     exactly the backbone. (A write adapter's model was trained with its bos vector always there.)
     """
     return request.config.encoding == "adapter" or any(map(len, request.state.tracks))
+
+
+def kind_of(weights: Weights, request: ReadRequest) -> tuple[bool, bool]:
+    """Whether a read has a prefix, and whether an adapter for text reads it; reads of one kind share a batch."""
+    return has_prefix(request), weights.text_backbone is not None and request.told is not None
 
 
 class Prefill(NamedTuple):
@@ -119,14 +126,14 @@ def prefill_steps(
         beside: A running batch that the rows join next. Several rows, which are read in one step, are read into free
             rows of its buffers.
     """
+    ((is_prefixed, is_adapted),) = {kind_of(weights, request) for request in requests}
+    weights = weights.for_text if is_adapted else weights
     backbone = weights.backbone
     requests = [replace(request, state=warmed_state(weights, request.state)) for request in requests]
-    prefixed = [has_prefix(request) for request in requests]
-    assert all(prefixed) or not any(prefixed), "rows with and without a prefix are read apart"
-    modules = backbone.read_layers if prefixed[0] else backbone.write_layers
+    modules = backbone.read_layers if is_prefixed or is_adapted else backbone.write_layers
     prompts = pad_sequence([torch.tensor(list(request.input_ids)) for request in requests], batch_first=True)
     longest = prompts.shape[1]
-    assert beside is None or beside.modules is modules, "rows with and without a prefix are read apart"
+    assert beside is None or beside.modules is modules, "reads of different kinds are read apart"
     running = beside.layers if beside is not None and len(requests) > 1 else []
     prefixes = _prefixes(weights, requests, modules, running, all_logits=all_logits)
     layers: list[PrefixLayer] = []
@@ -145,7 +152,7 @@ def prefill_steps(
         layer.lengths = [length - longest + size for length, size in zip(layer.lengths, sizes, strict=True)]
     reading = Reading(weights, modules, layers, prefixes.recalled, recurrent)
     if (left := prefixes.left_by(layers)) is not None:
-        reading.when_done = finalize(reading, SPARE_PREFIXES.keep, left)
+        reading.when_done = finalize(reading, SPARE_PREFIXES.keep, left, requests[0].forgettings)
         reading.when_done.atexit = False
     if head is not None and seen is not None:
         states = backbone.normed(modules, head.layer, last_of(seen.states, sizes))

@@ -11,6 +11,7 @@ from mplus.forks import ProcessLock
 from mplus.memory.tokens import Tokens
 from mplus.read.cache_layer import PrefixLayer
 from mplus.read.prefix import Chosen, ReadingOrder
+from mplus.traces import dropped_when_forgotten
 
 READ_BLOCK_TOKENS = 128
 """A single prompt is read in blocks of this many tokens; a later read of the same beginning skips whole blocks."""
@@ -99,7 +100,10 @@ class SparePrefixes:
         self.max_bytes = max_bytes
         self._kept: list[SparePrefix] = []
         self._watched: WeakSet[Tokens] = WeakSet()
+        self.forgettings = 0
+        """How often something was forgotten in this process."""
         self._guard = ProcessLock()  # reentrant: garbage collection can end a read while it is held
+        dropped_when_forgotten(self)
 
     def take(self, short_term: Tokens, chosen: Chosen | None, prompt: Sequence[int]) -> SparePrefix | None:
         """Take out the kept prefix of this short-term memory that saves the most work; None if there is none."""
@@ -112,12 +116,18 @@ class SparePrefixes:
             self._kept = [spare for spare in self._kept if spare is not best]
             return best
 
-    def keep(self, spare: SparePrefix) -> None:
-        """Keep the prefix of a finished read."""
+    def keep(self, spare: SparePrefix, forgettings: int | None = None) -> None:
+        """Keep the prefix of a finished read.
+
+        Args:
+            spare: The prefix.
+            forgettings: What ``forgettings`` was when the read was asked for: what was forgotten since may be in it, so
+                that it is not kept. None: as often as now.
+        """
         with self._guard:
             self._drop_unreadable()
             pool = spare.short_term()
-            if pool is not None:
+            if pool is not None and forgettings in (None, self.forgettings):
                 self._kept.append(spare)
                 if pool not in self._watched:
                     self._watched.add(pool)
@@ -133,6 +143,12 @@ class SparePrefixes:
     def clear(self) -> None:
         """Drop all kept prefixes."""
         with self._guard:
+            self._kept = []
+
+    def drop_traces(self) -> None:
+        """Drop all kept prefixes, because something was forgotten: text that stood in a prompt may have been of it."""
+        with self._guard:
+            self.forgettings += 1
             self._kept = []
 
 

@@ -100,8 +100,8 @@ def _laid_together(samples: Sequence[Sample]) -> list[Sample]:
     for sample in samples:
         by_memory.setdefault(sample.memory, []).append(sample)
     alone = by_memory.pop(0, [])
-    together = [mine for mine in by_memory.values() if len(mine) == TOGETHER]
-    alone += [sample for mine in by_memory.values() if len(mine) != TOGETHER for sample in mine]
+    together = [mine for mine in by_memory.values() if len(mine) % TOGETHER == 0]
+    alone += [sample for mine in by_memory.values() if len(mine) % TOGETHER for sample in mine]
     alone.sort(key=_length)
     together += [alone[start : start + TOGETHER] for start in range(0, len(alone), TOGETHER)]
     # What is left over of those alone is the longest of them, and stands last, so that the others are not cut apart.

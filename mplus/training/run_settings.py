@@ -53,6 +53,9 @@ class RunSettings(BaseModel):
     """Rank of the adapters."""
     tune_rank: Positive | None = None
     """Rank to which tune widens the adapter that it goes on with; None: it keeps its rank."""
+    read: Literal["latent", "text"] | None = None
+    """What reader and tune learn to read: latents, or text in the prompt, as recall brings it; None: as the model's
+    memory settings say, latents where these leave it open."""
     write_from: Annotated[int, Field(ge=0)] | None = None
     """First decoder layer that reader and tune make write through the adapter, too, the recall layer or a later one;
     None: as the model does, which is none unless it was trained so."""

@@ -1,18 +1,31 @@
 """Memory that is read as text: it stands in the prompt, is cited, and all else works as with latents."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from mplus.backbone.backbone import Backbone
+from mplus.checkpoint.loading import assemble
+from mplus.checkpoint.parts import TrainedParts
 from mplus.config import MemoryConfig
-from mplus.errors import LedgerMissingError, PromptTooLongError
+from mplus.decline_head import ReadAs
+from mplus.errors import LedgerMissingError, MPlusError, PromptTooLongError
+from mplus.generation import text_read
 from mplus.generation.constrain import Constraint
 from mplus.generation.prompt import Prompt
+from mplus.generation.row import Generation
 from mplus.memory.memory import Memory
 from mplus.model import MPlus
+from mplus.read import prefill
+from mplus.read.decode import through_model
+from mplus.read.spare_prefixes import READ_BLOCK_TOKENS, SPARE_PREFIXES
 from mplus.storage.encryption import MemoryKey
 from mplus.testing import tiny_model, toy_embedder
+from mplus.training.chunk.read_adapter import ReaderSettings, new_adapter
 
 TEXT = MemoryConfig(
     chunk_tokens=48,
@@ -215,3 +228,120 @@ def test_latents_are_read_where_they_are_asked_for(model: MPlus, memory: Memory)
     assert "violet" not in prompt_of(model, latent)
     assert model.generate(latent, ASKED, max_new_tokens=2).prefix_tokens > 0
     assert torch.is_tensor(model.read_request(latent, ASKED).state.tracks[0].short_term.provenance.ages)
+
+
+def adapted(reads: ReadAs, model_type: str = "llama") -> MPlus:
+    """A model with a read adapter that changes much, trained to read in one way."""
+    tiny = tiny_model(memory=TEXT, model_type=model_type)
+    generator = torch.Generator().manual_seed(0)
+    adapter = {
+        name: replace(lora, up=torch.randn(lora.up.shape, generator=generator))
+        for name, lora in new_adapter(tiny.weights, ReaderSettings(rank=2)).items()
+    }
+    parts = TrainedParts(read_adapter=adapter, adapter_reads=reads)
+    return MPlus(assemble(tiny.weights.backbone.model, tiny.tokenizer, parts), tiny.tokenizer, TEXT, parts=parts)
+
+
+def answer_of(model: MPlus, config: MemoryConfig, *, empty: bool = False) -> list[int]:
+    memory = model.new_memory(config=config)
+    if not empty:
+        model.write(memory, TOLD, source="boxes")
+    return list(model.generate(memory, ASKED, max_new_tokens=6).token_ids)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_an_adapter_reads_what_it_was_trained_to_read_and_nothing_else(model_type: str) -> None:
+    plain, for_text = tiny_model(memory=TEXT, model_type=model_type), adapted("text", model_type)
+    for_latents = adapted("latent", model_type)
+    latent = TEXT.model_copy(update={"read": "latent"})
+    assert answer_of(for_text, TEXT) != answer_of(plain, TEXT) == answer_of(for_latents, TEXT)
+    assert answer_of(for_latents, latent) != answer_of(plain, latent) == answer_of(for_text, latent)
+    assert answer_of(for_text, TEXT, empty=True) == answer_of(plain, TEXT, empty=True), "the backbone"
+
+
+def test_read_auto_is_as_the_adapter_was_trained() -> None:
+    assert (adapted("text").reads.read, adapted("latent").reads.read) == ("text", "latent")
+    assert adapted("text").reads.reason == "the model has a read adapter that was trained on text"
+
+
+def test_reads_of_different_kinds_are_answered_together_as_alone() -> None:
+    model = adapted("text")
+    memories = [
+        model.new_memory(),
+        model.new_memory(),
+        model.new_memory(config=TEXT.model_copy(update={"read": "latent"})),
+    ]
+    for memory in memories[1:]:
+        model.write(memory, TOLD)
+    alone = [model.generate(memory, ASKED, max_new_tokens=6).token_ids for memory in memories]
+    together = model.generate_batch(memories, [ASKED] * 3, max_new_tokens=6)
+    assert [answer.token_ids for answer in together] == alone
+
+
+def test_what_an_adapter_reads_is_kept_with_it(tmp_path: Path) -> None:
+    adapted("text").save_pretrained(tmp_path)
+    assert MPlus.from_pretrained(tmp_path).trained_parts.adapter_reads == "text"
+    file = tmp_path / "mplus.json"
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert kept["format"] == 3, "what cannot read text through an adapter refuses it"
+    file.write_text(json.dumps(kept | {"adapter_reads": "aloud"}), encoding="utf-8")
+    with pytest.raises(MPlusError, match=r"adapter_reads='aloud'; expected \"latent\" or \"text\""):
+        MPlus.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("reads", ["latent", "text"])
+def test_another_question_of_the_same_text_is_read_from_the_end_of_the_text_on(
+    reads: ReadAs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(backbone: Backbone, modules: object, layers: object, ids: Tensor, *more: object) -> Tensor:
+        read.append(ids.shape[1])
+        return through_model(backbone, modules, layers, ids, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prefill, "through_model", counted)
+    monkeypatch.setattr(text_read, "SMALL", 0)  # a large model reads all of it, in order
+    model, config = adapted(reads), TEXT.model_copy(update={"recalled_tokens": 600})
+    text = [f"User: Tree {number} grows beside the old mill at the river." for number in range(6)]
+    memories = [model.new_memory(config=config) for _ in range(3)]
+    for one in memories:
+        for line in text:
+            model.write(one, line)
+    questions = [[{"role": "user", "content": text}] for text in ("Which tree grows there?", "Where is the river?")]
+    alone = [model.generate(one, asked, max_new_tokens=4) for one, asked in zip(memories, questions, strict=False)]
+
+    def asked_again(question: list[dict[str, str]], before: int) -> Generation:
+        """Answered so that what an earlier prompt of ``before`` tokens begins with, alike but for its end, is not read."""
+        read.clear()
+        answer = model.generate(memories[2], question, max_new_tokens=4)
+        kept = (before - 80) // READ_BLOCK_TOKENS * READ_BLOCK_TOKENS if before else 0
+        assert sum(read) == answer.prompt_tokens - kept
+        return answer
+
+    answers = [asked_again(questions[0], 0), asked_again(questions[1], alone[0].prompt_tokens)]
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in alone]
+    for one in memories[1:]:  # the conversation goes on
+        model.write(one, "User: Tree 9 is gone.")
+    assert asked_again(questions[1], alone[1].prompt_tokens).token_ids == (
+        model.generate(memories[1], questions[1], max_new_tokens=4).token_ids
+    )
+
+
+def test_what_was_forgotten_is_in_no_kept_prompt(model: MPlus) -> None:
+    memory = model.new_memory(config=TEXT)
+    model.write(memory, TOLD, source="boxes")
+    for number in range(12):
+        model.write(memory, f"User: Tree {number} grows beside the old mill.", source=f"tree-{number}")
+    model.generate(memory, ASKED, max_new_tokens=2)
+    told = model.tokenizer(TOLD).input_ids
+
+    def kept() -> list[str]:
+        return [text for spare in SPARE_PREFIXES._kept if TOLD in (text := model.tokenizer.decode(list(spare.prompt)))]
+
+    assert told and kept()
+    read = model.stream(memory, ASKED, max_new_tokens=3)
+    next(read)
+    memory.forget("boxes")
+    assert not kept()
+    list(read)
+    assert not kept(), "nor does a read keep it that ends later"

@@ -17,6 +17,7 @@ from mplus.errors import UnsupportedModelError
 from mplus.memory.memory import Memory
 from mplus.testing import tiny_model
 from mplus.training import before_after, run
+from mplus.training.chunk import chunk_run, told_texts
 from mplus.training.published import stage_task
 from mplus.training.published.stages import published_stages
 from mplus.training.run_settings import RunSettings
@@ -195,6 +196,23 @@ def test_a_read_adapter_goes_on_being_trained(given: Path, tmp_path: Path) -> No
     assert torch.equal(before.late.query_projection, after.late.query_projection), "recall stays as it was"
     with pytest.raises(ValueError, match="stage 'tune' goes on with a read adapter, and the model has none"):
         invoke("--model", str(given / "model"), "--out", str(tmp_path / "none"), *more)
+
+
+def test_reading_text_is_trained_and_gone_on_with(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_run, "REQUESTS", 4)
+    monkeypatch.setattr(told_texts, "LONGEST", 1 << 13)  # a byte tokenizer makes many tokens
+    small = ("--stages", "reader", "--read", "text", "--talk", "1", "--batch", "8", "--rank", "2", "--log-every", "1")
+    model = ("--model", str(given / "model"))
+    invoke(*model, *small, "--steps", "reader=2", "--out", str(tmp_path / "whole"))
+    parts = MPlus.from_pretrained(tmp_path / "whole" / "model").trained_parts
+    assert parts.read_adapter and parts.adapter_reads == "text"
+    assert any(part.up.any() for part in parts.read_adapter.values())
+
+    more = ("--stages", "tune", "--read", "text", "--steps", "tune=1", "--talk", "1", "--batch", "4")
+    invoke("--model", str(tmp_path / "whole" / "model"), "--out", str(tmp_path / "on"), *more)
+    assert MPlus.from_pretrained(tmp_path / "on" / "model").trained_parts.adapter_reads == "text"
+    with pytest.raises(ValueError, match="Give --talk 1"):
+        train(given, tmp_path / "none", "--stages", "reader", "--read", "text")
 
 
 def test_questions_and_conversations_are_read_as_texts_too(given: Path, tmp_path: Path) -> None:

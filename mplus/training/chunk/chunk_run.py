@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 
-from mplus.backbone.adapters import mean_of, rank_of, widened
+from mplus.backbone.adapters import Adapter, mean_of, rank_of, widened
 from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.parts import TrainedParts
 from mplus.computed_once import computed_once
@@ -41,6 +41,7 @@ from mplus.training.chunk.several import JoinedBanks, Mixed, Part
 from mplus.training.chunk.talk_samples import TalkSamples
 from mplus.training.chunk.tellings import add_tellings
 from mplus.training.chunk.text_samples import TextSamples
+from mplus.training.chunk.told_texts import ToldTexts
 from mplus.training.chunk.training_data import TrainingData, make_training_data
 from mplus.training.chunk.writing import kept_layer, recall_layer_of, trained_to_write_from
 from mplus.training.loop import train_task
@@ -129,8 +130,17 @@ class ChunkRun:
         start = replace(start, calibration=None, decline_threshold=None, decline_head=None, yes_odds=None)
         if name == "projection":
             return self._projection(layer, start)
-        start = replace(start, write_from=trained_to_write_from(self.settings, self.model.weights))
+        if self._reads_text:
+            return self._text_reader(name, layer, start)
+        write_from = trained_to_write_from(self.settings, self.model.weights)
+        start = replace(start, write_from=write_from, adapter_reads="latent")
         return self._tune(layer, start) if name == "tune" else self._reader(layer, start)
+
+    @property
+    def _reads_text(self) -> bool:
+        """Whether reader and tune learn to read text."""
+        said = self.settings.read or self.model.memory_config.read
+        return said == "text"
 
     def _projection(self, layer: int, start: TrainedParts) -> TrainedParts:
         settings, data = self.settings, self.data
@@ -173,17 +183,53 @@ class ChunkRun:
         adapters = [parts.read_adapter for parts in trained if parts.read_adapter is not None]
         return trained[0] if len(trained) == 1 else replace(start, read_adapter=mean_of(adapters))
 
-    def _tune(self, layer: int, start: TrainedParts) -> TrainedParts:
-        """Train the model's own read adapter further."""
+    def _text_reader(self, name: str, layer: int, start: TrainedParts) -> TrainedParts:
+        """Train a read adapter, or the model's own one further, on text that stands in the prompt."""
+        settings = self.settings
+        if not settings.talk:
+            raise ValueError("Reading text is learnt from the package's own corpus. Give --talk 1.")
+        if not getattr(self.model.tokenizer, "chat_template", None):
+            raise ValueError('read="text": text is read in the system message, and this model has no chat template.')
+        goes_on = name == "tune"
+        learning = _asked_for(
+            replace(TUNED if goes_on else ReaderSettings(rank=settings.rank), seed=settings.seed), settings, name
+        )
+        adapter = self._own_adapter(start) if goes_on else new_adapter(self.model.weights, learning)
+        rng = random.Random(f"{settings.seed}/told texts")
+        rows = read_answered(broad_files(settings.broad), settings.broad_texts, rng)
+        others = general_questions(broad_files(settings.broad))
+        asked = [*general_requests(rng, REQUESTS), *rng.sample(others, min(REQUESTS, len(others)))]
+        self.folder.states.mkdir(exist_ok=True)
+        requests = answered(self.computing, list(dict.fromkeys(asked)), kept=self.folder.states / "requests.json")
+        samples = ToldTexts(self.model.tokenizer, talk_items("train"), rows, requests)
+        weights = self.computing.weights
+        bank = ChunkBank(weights, self.model.tokenizer, MemoryConfig(), only_layer=layer)  # stays empty
+        task = ReaderTask(
+            Reader(weights, bank, adapter),
+            samples,
+            learning,
+            replace(start, write_from=None, adapter_reads="text"),
+            name=name,
+            processes=self.processes,
+        )
+        return train_task(task, self.accelerator, self.folder.stage(name), self.log, settings)
+
+    def _own_adapter(self, start: TrainedParts) -> Adapter:
+        """The model's own read adapter, of the rank to which it is widened."""
         if start.read_adapter is None:
             raise ValueError(
                 "stage 'tune' goes on with a read adapter, and the model has none. Train one: reader,tune."
             )
+        adapter, rank = start.read_adapter, self.settings.tune_rank or 0
+        if rank_of(adapter) >= rank:
+            return adapter
+        return widened(adapter, rank, torch.Generator().manual_seed(self.settings.seed))
+
+    def _tune(self, layer: int, start: TrainedParts) -> TrainedParts:
+        """Train the model's own read adapter further."""
+        adapter = self._own_adapter(start)
         learning = _asked_for(replace(TUNED, seed=self.settings.seed), self.settings, "tune")
         samples = self._samples(late_interaction(self.model, start.late), layer, tuning=True)
-        adapter = start.read_adapter
-        if rank_of(adapter) < (self.settings.tune_rank or 0):
-            adapter = widened(adapter, self.settings.tune_rank or 0, torch.Generator().manual_seed(self.settings.seed))
         reader = Reader(self.computing.weights, self.data.bank, adapter, write_from=start.write_from)
         task = ReaderTask(reader, samples, learning, start, name="tune", processes=self.processes)
         return train_task(task, self.accelerator, self.folder.stage("tune"), self.log, self.settings)
@@ -330,7 +376,10 @@ def _changed(preset: Preset, settings: RunSettings, stage: str) -> Preset:
 
 
 def _asked_for(preset: ReaderSettings, settings: RunSettings, stage: str) -> ReaderSettings:
-    """A reader's preset with what was asked for; the rate falls over two thirds of a short run."""
+    """A reader's preset with what was asked for; a short run's rate rises for an eighth, and falls for two thirds."""
     learning = _changed(preset, settings, stage)
     rate = settings.learning_rate if settings.learning_rate is not None else learning.learning_rate
-    return replace(learning, learning_rate=rate, decay=min(learning.decay, learning.steps * 2 // 3))
+    steps = learning.steps
+    return replace(
+        learning, learning_rate=rate, warmup=min(learning.warmup, steps // 8), decay=min(learning.decay, steps * 2 // 3)
+    )

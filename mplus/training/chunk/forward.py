@@ -5,6 +5,7 @@ the adapted layers over them.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,28 @@ from mplus.backbone.backbone import Backbone
 from mplus.backbone.llama_layers import LlamaLayers
 from mplus.backbone.own_layers import OwnLayers
 from mplus.backbone.passes import Behind
+
+PADDED_TO = 128
+"""Rows of branches are padded to a multiple of it: a CPU kernel is built per shape."""
+
+
+class Branches(NamedTuple):
+    """Prompts that begin alike. What they share goes through the layers once.
+
+    Attributes:
+        shared: Token ids that each of them begins with.
+        rest: What follows in each.
+    """
+
+    shared: Sequence[int]
+    rest: Sequence[Sequence[int]]
+
+    def __len__(self) -> int:
+        return len(self.shared) + sum(map(len, self.rest))
+
+    def starts(self) -> list[int]:
+        """Column at which what follows begins, for each of them."""
+        return list(accumulate(map(len, self.rest[:-1]), initial=len(self.shared)))
 
 
 class ReadStates(NamedTuple):
@@ -63,6 +86,31 @@ def last_states(
     return _like_llama(backbone, padded, [len(ids) for ids in prompts], read, precision, plain=plain)
 
 
+def branched_states(backbone: LlamaLayers, rows: Sequence[Branches], precision: torch.dtype, *, plain: bool) -> Tensor:
+    """States from which logits are computed, [row, column, size]; rows are padded on the right.
+
+    Args:
+        backbone: With the adapter for reading.
+        rows: Each of prompts that begin alike. What follows in one does not see what follows in another.
+        precision: Of the products that attention is made of.
+        plain: Without the adapter.
+    """
+    longest = -(-max(map(len, rows)) // PADDED_TO) * PADDED_TO
+    ids, position = (torch.zeros(len(rows), longest, dtype=torch.int64) for _ in range(2))
+    branch = torch.full((len(rows), longest), -1)
+    for row, (shared, rest) in enumerate(rows):
+        parts = [shared, *rest]
+        size = sum(map(len, parts))
+        ids[row, :size] = torch.tensor([token for part in parts for token in part])
+        counted = [torch.arange(len(shared)), *(torch.arange(len(part)) + len(shared) for part in rest)]
+        position[row, :size] = torch.cat(counted)
+        branch[row, :size] = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+    seen = branch[:, None, :]
+    mask = (seen == 0) | (seen == branch[:, :, None])
+    mask = mask.tril() | torch.eye(longest, dtype=torch.bool)
+    return _through_layers(backbone, ids, None, _Placed(position, mask[:, None], None), precision, plain=plain)
+
+
 def _own(backbone: OwnLayers, padded: Tensor, read: ReadStates | None, *, plain: bool) -> Tensor:
     """Through a model's own layers."""
     rows, size = padded.shape
@@ -84,15 +132,42 @@ def _like_llama(
 ) -> Tensor:
     """Through layers like Llama's, one by one."""
     rows, longest = padded.shape
-    device = backbone.device
     columns = torch.arange(longest) - (longest - torch.tensor(sizes))[:, None]
     lengths = torch.tensor([0] * rows if read is None else list(read.lengths))
     widest = 0 if read is None else read.states[0].shape[1]
     position, mask = _left_padded(lengths, columns, widest)
-    rotation = backbone.rotation(position.to(device))
-    mask = torch.zeros(mask.shape, dtype=precision).masked_fill_(~mask, float("-inf")).to(device)
-    placed = torch.arange(widest) - (widest - lengths)[:, None]
-    before = Rotation(*backbone.rotation(placed.clamp(min=0).to(device)))
+    before = (torch.arange(widest) - (widest - lengths)[:, None]).clamp(min=0)
+    return _through_layers(backbone, padded, read, _Placed(position, mask, before), precision, plain=plain)
+
+
+class _Placed(NamedTuple):
+    """Where prompts and what they read stand, and what each token sees.
+
+    Attributes:
+        position: Of each token of the prompts, [row, column].
+        mask: What each of them sees of what is read and of its prompt, [row, 1, column, seen].
+        before: Position of what is read, [row, position]; None: nothing is.
+    """
+
+    position: Tensor
+    mask: Tensor
+    before: Tensor | None
+
+
+def _through_layers(
+    backbone: LlamaLayers,
+    padded: Tensor,
+    read: ReadStates | None,
+    placed: _Placed,
+    precision: torch.dtype,
+    *,
+    plain: bool,
+) -> Tensor:
+    """Prompts [row, column] through every layer, behind the normed states of what they read."""
+    device = backbone.device
+    rotation = backbone.rotation(placed.position.to(device))
+    mask = torch.zeros(placed.mask.shape, dtype=precision).masked_fill_(~placed.mask, float("-inf")).to(device)
+    before = None if placed.before is None else Rotation(*backbone.rotation(placed.before.to(device)))
     hidden = backbone.embed(padded)
     for index, layer in enumerate(backbone.write_layers if plain else backbone.read_layers):
         states = None if read is None else read.states[index]
@@ -106,14 +181,14 @@ def _through(
     hidden: Tensor,
     read: Tensor | None,
     rotation: Rotation,
-    before: Rotation,
+    before: Rotation | None,
     mask: Tensor,
 ) -> Tensor:
     """Prompts [row, column, size] through a layer, behind the normed states of what they read."""
     normed = layer.input_layernorm(hidden)
     keys, values = backbone.keys_values(layer, normed)
     keys = rotate(keys, rotation)
-    if read is not None:
+    if read is not None and before is not None:
         old_keys, old_values = backbone.keys_values(layer, read)
         keys = torch.cat([rotate(old_keys, before), keys], dim=1)
         values = torch.cat([old_values, values], dim=1)

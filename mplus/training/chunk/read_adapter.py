@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise, takewhile
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -20,19 +20,24 @@ from torch.nn import functional
 
 from mplus.backbone.adapters import Adapter, LoraLinear, LoraWeights, untrained_adapter
 from mplus.backbone.backbone import Backbone
+from mplus.backbone.llama_layers import LlamaLayers
 from mplus.computed_once import computed_once
 from mplus.encode import Chunk, encode_states
 from mplus.generation.prompt import Prompt, encode_prompt
+from mplus.generation.told import encode_told
 from mplus.inert import encode_inert
-from mplus.training.chunk.forward import ReadStates, last_states, pads_left
+from mplus.training.chunk.forward import Branches, ReadStates, branched_states, last_states, pads_left
 from mplus.training.chunk.side_by_side import SideBySide
 from mplus.weights import Weights
 
 # Padded to multiples of these, batches come in few shapes: a CPU kernel is built per shape.
 PROMPT_STEP = 16
 PREFIX_STEP = 128
+TARGET_STEP = 64
 TOGETHER = 4
 """Samples about one memory: they stay beside each other in a batch, where what they read is encoded once."""
+LARGE = 300_000_000
+"""A model with so many parameters in its layers computes the parts of a batch one after the other on a CPU."""
 STRESS = 3.0
 """How much a token of the answer itself counts, beside one of the sentence around it."""
 
@@ -178,7 +183,9 @@ class Reader:
             leaf.requires_grad_(True)
 
         self._dropped = 0.0
-        self._beside = SideBySide(torch.get_num_threads() if self.device.type == "cpu" else 1)
+        is_on_cpu = self.device.type == "cpu"
+        is_large = sum(parameter.numel() for parameter in self.backbone.decoder_layers.parameters()) >= LARGE
+        self._beside = SideBySide(torch.get_num_threads() if is_on_cpu else 1, in_turn=is_on_cpu and is_large)
 
     def drop(self, share: float) -> None:
         """Leave out a share of the adapter's inputs wherever gradients flow: a fresh choice for each batch."""
@@ -263,6 +270,8 @@ class Reader:
 
     def _logits(self, samples: Sequence[Sample], backbone: Backbone, *, memory: bool) -> tuple[Tensor, ...]:
         """For each sample the logits of its target, in float32; without memory also without the adapter."""
+        if isinstance(backbone, LlamaLayers) and not any(sample.chunks for sample in samples):
+            return self._told_logits(samples, backbone, plain=not memory)
         longest = _whole(max(len(sample.input_ids) for sample in samples), PROMPT_STEP)
         is_written = self.backbone.write_from is not None
         read = (self._written(samples, backbone) if is_written else self._read(samples)) if memory else None
@@ -271,6 +280,27 @@ class Reader:
         batch, column = self._rows(samples, longest)
         wanted = [len(sample.input_ids) - sample.target for sample in samples]
         logits = backbone.logits(hidden[batch.to(self.device), column.to(self.device)])
+        return logits[: sum(wanted)].float().split(wanted)
+
+    def _told_logits(self, samples: Sequence[Sample], backbone: LlamaLayers, *, plain: bool) -> tuple[Tensor, ...]:
+        """Logits of samples that read nothing but their prompts: what those of one memory share is computed once."""
+        numbered = enumerate(samples, start=1)
+        groups = [
+            [sample for _, sample in mine] for _, mine in groupby(numbered, key=lambda one: one[1].memory or -one[0])
+        ]
+        rows = [_branches(mine) for mine in groups]
+        hidden = branched_states(backbone, rows, self._precision, plain=plain)
+        batch: list[int] = []
+        column: list[int] = []
+        for row, (mine, branches) in enumerate(zip(groups, rows, strict=True)):
+            for sample, start in zip(mine, branches.starts(), strict=True):
+                first = start + sample.target - len(branches.shared) - 1
+                column += range(first, first + len(sample.input_ids) - sample.target)
+            batch += [row] * (len(column) - len(batch))
+        wanted = [len(sample.input_ids) - sample.target for sample in samples]
+        spare = [0] * (_whole(len(column), TARGET_STEP) - len(column))
+        places = (torch.tensor([*some, *spare]).to(self.device) for some in (batch, column))
+        logits = backbone.logits(hidden[tuple(places)])
         return logits[: sum(wanted)].float().split(wanted)
 
     def _written(self, samples: Sequence[Sample], backbone: Backbone) -> ReadStates | None:
@@ -341,6 +371,14 @@ class Reader:
         return ReadStates(states.unbind(), lengths)
 
 
+def _branches(samples: Sequence[Sample]) -> Branches:
+    """Samples of one memory: what their prompts share, and what follows in each, a token or more before its target."""
+    prompts = [sample.input_ids[: sample.target - 1] for sample in samples]
+    alike = (len(set(tokens)) == 1 for tokens in zip(*prompts, strict=False))
+    size = sum(1 for _ in takewhile(bool, alike))
+    return Branches(prompts[0][:size], [sample.input_ids[size:] for sample in samples])
+
+
 def encode_sample(
     tokenizer: Any,
     read: AsRead,
@@ -350,6 +388,7 @@ def encode_sample(
     distil: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     stressed: Sequence[str] = (),
+    told: str = "",
 ) -> Sample:
     """A sample of a prompt and its reply, ended as the model ends a turn.
 
@@ -361,8 +400,11 @@ def encode_sample(
         distil: See `Sample`.
         tools: Offered beside messages.
         stressed: What the reply is about: the tokens of these, where they stand in it, count `STRESS` times.
+        told: What was recalled as text, which stands in the prompt; none: nothing.
     """
-    encoded: Prompt = encode_prompt(tokenizer, prompt, tools=tools)
+    encoded: Prompt = (
+        encode_told(tokenizer, prompt, told, tools=tools) if told else encode_prompt(tokenizer, prompt, tools=tools)
+    )
     target = [*encode_inert(tokenizer, reply, by_assistant=True), tokenizer.eos_token_id]
     ids = (*encoded.input_ids, *target)
     weights = _weights(tokenizer, reply, len(target), stressed)

@@ -1,7 +1,8 @@
 """A batch in parts, each on a thread of its own: many small operations use several cores better so than each by itself.
 
-An operation of a training step takes a millisecond or two. Split over the cores, each waits for the slowest of them
-every time; parts of the batch side by side wait for each other once.
+An operation of a small model's training step takes a millisecond or two. Split over the cores, each waits for the
+slowest of them every time; parts of the batch side by side wait for each other once. Operations of a large model are
+long enough for all cores, so that its parts are computed one after the other, and each holds its activations alone.
 """
 
 import os
@@ -26,19 +27,29 @@ class SideBySide:
 
     Args:
         threads: So many parts at once; each computes on one core.
+        in_turn: One part after the other, each on all cores.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, *, in_turn: bool = False) -> None:
+        self.threads, self.in_turn = threads, in_turn
         self._pool: ThreadPoolExecutor | None = None
         self._owner = 0
 
     def parts_of(self, samples: Sequence[Any]) -> list[Sequence[Any]]:
-        """A batch cut into parts of about equal number, in order; whole where there is one thread."""
-        count = self.threads * TURNS if self.threads > 1 else 1
+        """A batch cut into parts of about equal number, in order; whole where there is one thread.
+
+        Samples of one memory, which compute together, stay together.
+        """
+        count = len(samples) if self.in_turn else self.threads * TURNS if self.threads > 1 else 1
         count = max(min(count, len(samples) // FEWEST), 1)
-        bounds = [len(samples) * number // count for number in range(count + 1)]
-        return [samples[start:stop] for start, stop in pairwise(bounds)]
+        memories = [getattr(sample, "memory", 0) for sample in samples]
+        bounds: list[int] = []
+        for number in range(count + 1):
+            bound = len(samples) * number // count
+            while 0 < bound < len(samples) and memories[bound] and memories[bound] == memories[bound - 1]:
+                bound += 1
+            bounds.append(bound)
+        return [samples[start:stop] for start, stop in pairwise(sorted(set(bounds)))]
 
     def losses(
         self, work: Callable[[Sequence[Any]], Tensor], parts: Sequence[Sequence[Any]], leaves: Sequence[Tensor]
@@ -55,7 +66,9 @@ class SideBySide:
 
     def _map(self, work: Callable[[Sequence[Any]], Any], parts: Sequence[Sequence[Any]]) -> list[Any]:
         if self._pool is None or self._owner != os.getpid():  # a forked process has no threads
-            self._pool = ThreadPoolExecutor(self.threads, "training", initializer=partial(torch.set_num_threads, 1))
+            # In turn, too, on a thread that differentiates: the caller's is in the midst of doing so.
+            at_once, each = (1, self.threads) if self.in_turn else (self.threads, 1)
+            self._pool = ThreadPoolExecutor(at_once, "training", initializer=partial(torch.set_num_threads, each))
             self._owner = os.getpid()
         return list(self._pool.map(work, parts))
 

@@ -113,6 +113,31 @@ def test_a_bank_of_one_layer_is_enough_where_the_adapter_writes(model: MPlus, te
     torch.testing.assert_close(*losses)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_prompts_that_begin_alike_cost_once_what_they_share(model_type: str) -> None:
+    """Losses and gradients are those of each prompt alone; layers that are called as they are compute them so."""
+    model = tiny_model(model_type=model_type)
+    empty = ChunkBank(model.weights, model.tokenizer, TINY)
+    shared, other = "Box seven is violet. ", "The gate is shut. "
+    asked = [(shared, "Which box? Seven.", 9), (shared, "Which colour? Violet", 3), (shared, "Which?", 2)]
+    asked += [(other, "What is shut?", 4), (other, "Whatever is it now", 6)]
+    samples = [
+        Sample((), tuple((begin + rest).encode()), len(begin) + target, memory=1 + (begin == other))
+        for begin, rest, target in asked
+    ]
+    samples.append(Sample((), tuple(b"Alone"), 2))
+    found: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+    for batch in (samples, [replace(sample, memory=0) for sample in samples]):
+        reader = Reader(model.weights, empty, by_chance(model))
+        losses = torch.cat([reader.loss([s]) for s in batch]) if batch is not samples else reader.loss(batch)
+        losses.sum().backward()
+        found.append((losses.detach(), {n: p.grad for n, p in reader.parameters().items() if p.grad is not None}))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-4, rtol=1e-4)
+    assert found[0][1].keys() == found[1][1].keys() and found[0][1]
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][name], atol=1e-3, rtol=1e-3)
+
+
 def test_distilling_an_adapter_that_changes_nothing_costs_nothing_without_memory(model: MPlus, bank: ChunkBank) -> None:
     reader = Reader(model.weights, bank, new_adapter(model.weights, ReaderSettings(rank=2)))
     assert float(reader.loss([Sample((), tuple(b"Some words"), 4, distil=True)])[0].detach()) == pytest.approx(
