@@ -67,6 +67,12 @@ def test_an_answer_in_text_that_begins_as_declining_does_is_kept() -> None:
 
     answer = model.generate(told(model, read="text"), ASKED, max_new_tokens=8, processors=[begins])
     assert answer.used_memory and answer.token_ids[0] == first
+    # One that learnt to decline, whose head weighs what it says itself, begins so only to decline.
+    head = model.trained_parts.decline_head
+    assert head is not None
+    head.own.fill_(1e-6)
+    answer = model.generate(told(model, read="text"), ASKED, max_new_tokens=8, processors=[begins])
+    assert answer.used_memory and answer.token_ids[0] != first
 
 
 def test_beside_tools_a_model_that_reads_text_says_what_it_would(model: MPlus) -> None:

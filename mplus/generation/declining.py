@@ -70,7 +70,7 @@ class HeadThreshold(DeclineThreshold):
         self, tokenizer: Any, threshold: float, head: DeclineHead, stops: Collection[int], *, forces: bool = True
     ) -> None:
         super().__init__(tokenizer, threshold, forces=forces)
-        self._head = head
+        self._head, self._has_learnt = head, bool(head.own)
         self._sentence = [*encode_inert(tokenizer, DECLINED), *sorted(stops)[:1]]
         self._found: Bool[Tensor, ""] | None = None
         self.log_odds: Float[Tensor, ""] | None = None
@@ -83,9 +83,9 @@ class HeadThreshold(DeclineThreshold):
         """
         if not token_ids:
             self._found = self.is_likely(scores)
-            if self._head.read == "latent":
+            if self._head.read == "latent" or self._has_learnt:
                 return super().__call__(token_ids, scores)
-            # A model that reads text was not taught to decline: the token may begin an answer of its own.
+            # A model that was not taught to decline: the token may begin an answer of its own.
             return _only(self._token, scores).where(self._found, scores) if self._forces else scores
         place = len(token_ids)
         goes_on = self._forces and place < len(self._sentence) and list(token_ids) == self._sentence[:place]

@@ -27,7 +27,7 @@ from mplus.generation.where import WhereLike, allowed_sources
 from mplus.memory.periods import Period
 from mplus.memory.state import MemoryState
 from mplus.moments import Moment
-from mplus.read.prefill import ReadRequest, has_prefix
+from mplus.read.prefill import ReadRequest, has_prefix, kind_of
 from mplus.recall.choose import best_unit
 from mplus.weights import Weights
 
@@ -140,7 +140,7 @@ class Requests:
         head = self._weights.decline_head
         if head is not None and head.read == read and (read == "text" or has_prefix(request)):
             yield HeadThreshold(self._tokenizer, least, head, self.stop_token_ids(), forces=forces)
-        elif has_prefix(request):
+        elif any(kind_of(self._weights, request)):  # read through an adapter, which has learnt to decline
             yield DeclineThreshold(self._tokenizer, least, forces=forces)
 
     def read_request(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mplus.backbone.backbone import Backbone
 from mplus.checkpoint.loading import assemble
-from mplus.checkpoint.parts import TrainedParts
+from mplus.checkpoint.parts import TrainedParts, adapter_reads, has_read_adapter
+from mplus.cli.info import _reads as how_read
 from mplus.config import MemoryConfig
 from mplus.decline_head import ReadAs
 from mplus.errors import LedgerMissingError, MPlusError, PromptTooLongError
@@ -281,6 +282,9 @@ def test_reads_of_different_kinds_are_answered_together_as_alone() -> None:
 def test_what_an_adapter_reads_is_kept_with_it(tmp_path: Path) -> None:
     adapted("text").save_pretrained(tmp_path)
     assert MPlus.from_pretrained(tmp_path).trained_parts.adapter_reads == "text"
+    assert has_read_adapter(tmp_path) and adapter_reads(tmp_path) == "text"
+    assert how_read(str(tmp_path), MemoryConfig(), has_adapter=True, adapted="text").startswith("as text, because")
+    assert how_read(str(tmp_path), MemoryConfig(), has_adapter=True, adapted="latent").startswith("as latents, because")
     file = tmp_path / "mplus.json"
     kept = json.loads(file.read_text(encoding="utf-8"))
     assert kept["format"] == 3, "what cannot read text through an adapter refuses it"

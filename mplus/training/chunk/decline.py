@@ -55,6 +55,7 @@ class DeclineExamples:
         unknown: Whether nothing that was told answers the question.
         groups: The item that each is about.
         read: How memory was read.
+        has_learnt: Whether the model's read adapter was trained to decline.
     """
 
     layers: tuple[int, ...]
@@ -63,10 +64,11 @@ class DeclineExamples:
     unknown: Bool[Tensor, " n"]
     groups: tuple[str, ...]
     read: ReadAs
+    has_learnt: bool
 
     def row_of(self, layer: int) -> Float[Tensor, "n F"]:
         """What a head of that layer looks at: states, and the log-odds of a model that learnt to decline."""
-        own = self.own[:, None] if self.read == "latent" else self.own.new_zeros(len(self.own), 1)
+        own = self.own[:, None] if self.has_learnt else self.own.new_zeros(len(self.own), 1)
         return torch.cat([self.states[:, self.layers.index(layer)], own], dim=1)
 
 
@@ -114,6 +116,7 @@ def decline_examples(
         torch.tensor([not question.is_answerable for question in ordered]),
         tuple(question.id.split("/")[0] for question in ordered),
         kind,
+        kind == "latent" or model.weights.text_backbone is not None,
     )
 
 

@@ -29,7 +29,7 @@ from mplus.training.talk.corpus import PLAIN_WRITERS
 from mplus.training.talk.format import Question as Asked
 
 MIXTURE = (("told", 0.66), ("within", 0.08), ("passage", 0.18), ("request", 0.08))
-UNKNOWN = 0.25
+UNKNOWN = 0.18
 """So many questions about an item are of what it does not say."""
 ABSENT = 0.4
 """So many of those are another item's questions rather than its own."""

@@ -21,7 +21,7 @@ from mplus.training.run_settings import RunSettings
 from mplus.training.talk.corpus import DECLINE_WRITERS, DEV_WRITERS, decline_files
 
 
-def made(noise: float, read: str = "text") -> DeclineExamples:
+def made(noise: float, read: str = "text", *, has_learnt: bool = False) -> DeclineExamples:
     """Items of two layers, of which the second tells what is unknown."""
     generator = torch.Generator().manual_seed(0)
     unknown = torch.arange(240) % 4 == 0
@@ -29,7 +29,7 @@ def made(noise: float, read: str = "text") -> DeclineExamples:
     states[:, 1, 2] += unknown * 4.0
     own = unknown.float() + noise * torch.randn(240, generator=generator)
     groups = tuple(f"item-{number // 8}" for number in range(240))
-    return DeclineExamples((3, 5), states, own, unknown, groups, read)
+    return DeclineExamples((3, 5), states, own, unknown, groups, read, has_learnt)
 
 
 def test_it_takes_the_layer_that_tells_most_of_items_that_were_left_out() -> None:
@@ -37,16 +37,18 @@ def test_it_takes_the_layer_that_tells_most_of_items_that_were_left_out() -> Non
     head, figures = fit_decline_head(examples, DeclineSettings(penalties=(0.01, 0.1)))
     assert (head.layer, head.read, figures["layer"]) == (5, "text", 5)
     assert figures["area"] > 0.98 and figures["declined"] > 0.9 and figures["wrongly_declined"] < 0.1
-    assert float(head.own) == 0.0  # how a model that reads text says that it does not know means nothing
+    assert float(head.own) == 0.0  # how a model that never learnt it says that it does not know means nothing
     odds = head.log_odds(examples.states[:, 1])
     assert area_under(odds, examples.unknown) > 0.98
-    own, _ = fit_decline_head(made(noise=0.1, read="latent"), DeclineSettings(penalties=(0.01,)))
-    assert float(own.own) > 0.1
+    for read in ("latent", "text"):
+        own, _ = fit_decline_head(made(noise=0.1, read=read, has_learnt=True), DeclineSettings(penalties=(0.01,)))
+        assert float(own.own) > 0.1 and own.read == read
 
 
 def test_states_that_say_nothing_give_an_area_of_a_half() -> None:
     examples = made(noise=1.0)
-    blind = DeclineExamples((3,), examples.states[:, :1], examples.own, examples.unknown, examples.groups, "text")
+    some = (examples.own, examples.unknown, examples.groups, "text")
+    blind = DeclineExamples((3,), examples.states[:, :1], *some, has_learnt=False)
     _, figures = fit_decline_head(blind, DeclineSettings(penalties=(0.3,)))
     assert 0.35 < figures["area"] < 0.65
 
