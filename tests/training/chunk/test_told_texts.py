@@ -78,7 +78,8 @@ def test_what_was_told_stands_before_the_question_as_recall_puts_it(model: MPlus
     item = item_of(told, [asked("What is the boat called?", "Tern"), asked("How long is it?", "nine metres", 2)])
     found = drawn(model, ToldTexts(model.tokenizer, [item], BROAD, REQUESTS, MANY), 600)
     assert set(found) == {"told", "unknown", "passage", "unknown passage", "request"}
-    within = [prompt for prompt, _ in found["told"] if "<|im_start|>user\nOur boat is called Tern." in prompt]
+    turns = ("<|im_start|>user\nOur boat is called Tern.", "<|im_start|>user\nShe is nine metres long.")
+    within = [prompt for prompt, _ in found["told"] if any(turn in prompt for turn in turns)]
     for prompt, reply in found["told"]:
         assert "Tern" in prompt and "nine metres" in prompt
         assert prompt in within or f"\n\n{INSTRUCTION}<|im_end|>" in prompt
