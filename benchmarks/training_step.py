@@ -26,7 +26,8 @@ from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.catalog import resolve
 from mplus.config import MemoryConfig
 from mplus.training.chunk.chunk_bank import ChunkBank
-from mplus.training.chunk.read_adapter import AsRead, Reader, ReaderSettings, Sample, encode_sample, new_adapter
+from mplus.training.chunk.read_adapter import Reader, ReaderSettings, new_adapter
+from mplus.training.chunk.sample import AsRead, Sample, encode_sample
 from mplus.training.talk import as_written, talk_items
 
 MEMORY_TOKENS = 400

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from mplus.backbone.cpu import usable_cores
-from mplus.training.chunk.read_adapter import TOGETHER, ReaderSettings, Sample, SampleSource
+from mplus.training.chunk.read_adapter import ReaderSettings
+from mplus.training.chunk.sample import TOGETHER, Sample, SampleSource
 
 POOLED_BATCHES = 4
 """Batches that are drawn together, so that each can be of samples that go well together."""

@@ -12,8 +12,9 @@ from mplus.checkpoint.parts import TrainedParts
 from mplus.testing import tiny_model
 from mplus.training.chunk import read_adapter_task
 from mplus.training.chunk.chunk_bank import ChunkBank
-from mplus.training.chunk.read_adapter import Reader, ReaderSettings, Sample, new_adapter
+from mplus.training.chunk.read_adapter import Reader, ReaderSettings, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
+from mplus.training.chunk.sample import Sample
 from tests.conftest import TINY
 
 

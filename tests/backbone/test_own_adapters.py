@@ -19,15 +19,9 @@ from mplus.read.prefill import prefill
 from mplus.self_check import HowRead
 from mplus.testing import byte_tokenizer
 from mplus.training.chunk.chunk_bank import ChunkBank, HeldStates
-from mplus.training.chunk.read_adapter import (
-    AsRead,
-    Reader,
-    ReaderSettings,
-    Sample,
-    encode_sample,
-    new_adapter,
-)
+from mplus.training.chunk.read_adapter import Reader, ReaderSettings, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
+from mplus.training.chunk.sample import AsRead, Sample, encode_sample
 from mplus.training.loop import train
 from mplus.training.run_folder import Log
 from tests.backbone.tiny_models import tiny_of

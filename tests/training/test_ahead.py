@@ -5,7 +5,8 @@ import random
 import pytest
 
 from mplus.training.ahead import POOLED_BATCHES, Batches, in_parallel, pooled_batches
-from mplus.training.chunk.read_adapter import ReaderSettings, Sample
+from mplus.training.chunk.read_adapter import ReaderSettings
+from mplus.training.chunk.sample import Sample
 
 
 class Source:

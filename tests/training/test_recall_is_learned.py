@@ -24,8 +24,9 @@ from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.chunk_run import late_interaction
 from mplus.training.chunk.projection import Lesson, ProjectionSettings, train_projection
 from mplus.training.chunk.questions import Question
-from mplus.training.chunk.read_adapter import Reader, ReaderSettings, Sample, new_adapter
+from mplus.training.chunk.read_adapter import Reader, ReaderSettings, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
+from mplus.training.chunk.sample import Sample
 from mplus.training.loop import train
 from mplus.training.run_folder import Log
 

@@ -10,7 +10,7 @@ from mplus.layouts.whole_chunks import WholeChunks
 from mplus.recall.best_sentence import is_turned, towards_best_sentence
 from mplus.recall.scorer import Shortlist
 from mplus.training.chunk.bank_recall import BankRecall
-from mplus.training.chunk.read_adapter import AsRead
+from mplus.training.chunk.sample import AsRead
 
 LAYOUT = WholeChunks()
 

@@ -15,7 +15,7 @@ from mplus.recall.scorer import Scorer, Scores, Shortlist
 from mplus.recall.units import Candidates, KeyBlock
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.questions import Question
-from mplus.training.chunk.read_adapter import AsRead
+from mplus.training.chunk.sample import AsRead
 
 
 class BankRecall:

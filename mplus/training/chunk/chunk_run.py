@@ -34,8 +34,9 @@ from mplus.training.chunk.ordinary_requests import answered, general_requests
 from mplus.training.chunk.plain_text import read_documents
 from mplus.training.chunk.projection import Lesson, ProjectionSettings, train_projection
 from mplus.training.chunk.questions import Question, read_squad
-from mplus.training.chunk.read_adapter import Reader, ReaderSettings, SampleSource, StateBank, new_adapter
+from mplus.training.chunk.read_adapter import Reader, ReaderSettings, StateBank, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
+from mplus.training.chunk.sample import SampleSource
 from mplus.training.chunk.samples import Samples
 from mplus.training.chunk.several import JoinedBanks, Mixed, Part
 from mplus.training.chunk.talk_samples import TalkSamples

@@ -23,7 +23,8 @@ from mplus.generation.prompt import encode_prompt
 from mplus.model import MPlus
 from mplus.training.chunk.answer_sentence import sentences
 from mplus.training.chunk.questions import Question
-from mplus.training.chunk.read_adapter import AsRead, ReaderSettings, Sample, encode_sample
+from mplus.training.chunk.read_adapter import ReaderSettings
+from mplus.training.chunk.sample import AsRead, Sample, encode_sample
 from mplus.training.chunk.topics import topic
 
 ASKER = ReaderSettings(steps=400, batch=16, learning_rate=1e-3, warmup=20, decay=200)

@@ -7,12 +7,10 @@ writes them, too, from some layer on: then chunks are encoded in every step, and
 """
 
 import copy
-import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise, takewhile
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +21,8 @@ from mplus.backbone.backbone import Backbone
 from mplus.backbone.llama_layers import LlamaLayers
 from mplus.computed_once import computed_once
 from mplus.encode import Chunk, encode_states
-from mplus.generation.prompt import Prompt, encode_prompt
-from mplus.generation.told import encode_told
-from mplus.inert import encode_inert
 from mplus.training.chunk.forward import Branches, ReadStates, branched_states, last_states, pads_left
+from mplus.training.chunk.sample import Sample
 from mplus.training.chunk.side_by_side import SideBySide
 from mplus.weights import Weights
 
@@ -34,12 +30,8 @@ from mplus.weights import Weights
 PROMPT_STEP = 16
 PREFIX_STEP = 128
 TARGET_STEP = 64
-TOGETHER = 4
-"""Samples about one memory: they stay beside each other in a batch, where what they read is encoded once."""
 LARGE = 300_000_000
 """A model with so many parameters in its layers computes the parts of a batch one after the other on a CPU."""
-STRESS = 3.0
-"""How much a token of the answer itself counts, beside one of the sentence around it."""
 
 
 def _whole(size: int, step: int) -> int:
@@ -61,42 +53,6 @@ class ReaderSettings:
     decay: int = 600
     """Last steps, in which the learning rate falls to nothing; constant before."""
     seed: int = 0
-
-
-class AsRead(NamedTuple):
-    """The chunks that are read before a question."""
-
-    chunks: Sequence[int]
-    order: Sequence[int] = ()
-    """Places of their tokens, laid one behind the other, in the order of reading; none: as they stand."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One thing to learn: a prefix of chunks, a prompt, and what should follow.
-
-    Attributes:
-        chunks: Chunks of the bank in the order they stand in the prefix.
-        input_ids: Prompt and target together.
-        target: Where the target begins.
-        distil: Learn the backbone's own distribution on the target rather than its tokens.
-        clean: Learn the distribution that the adapter gave in the beginning when it read these chunks and no others.
-        kind: What sort of sample it is, for the log.
-        order: Places of the chunks' tokens, laid one behind the other, in the order in which they are read; none: as
-            they stand.
-        weights: How much each token of the target counts; none: all alike.
-        memory: Samples with the same number read one memory; 0: this one reads its own.
-    """
-
-    chunks: tuple[int, ...]
-    input_ids: tuple[int, ...]
-    target: int
-    distil: bool = False
-    clean: tuple[int, ...] = ()
-    kind: str = ""
-    order: tuple[int, ...] = ()
-    weights: tuple[float, ...] = ()
-    memory: int = 0
 
 
 @runtime_checkable
@@ -124,15 +80,6 @@ class ChunkStates(Protocol):
     """States of chunks by number, [layer, token, size]."""
 
     def __getitem__(self, chunk: int, /) -> Tensor: ...
-
-
-@runtime_checkable
-class SampleSource(Protocol):
-    """Where samples come from; see ``mplus.training.chunk.samples``."""
-
-    def draw(self, rng: random.Random, count: int) -> list[Sample]:
-        """Some samples."""
-        ...
 
 
 def new_adapter(weights: Weights, settings: ReaderSettings) -> Adapter:
@@ -377,48 +324,3 @@ def _branches(samples: Sequence[Sample]) -> Branches:
     alike = (len(set(tokens)) == 1 for tokens in zip(*prompts, strict=False))
     size = sum(1 for _ in takewhile(bool, alike))
     return Branches(prompts[0][:size], [sample.input_ids[size:] for sample in samples])
-
-
-def encode_sample(
-    tokenizer: Any,
-    read: AsRead,
-    prompt: str | list[dict[str, str]],
-    reply: str,
-    *,
-    distil: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    stressed: Sequence[str] = (),
-    told: str = "",
-) -> Sample:
-    """A sample of a prompt and its reply, ended as the model ends a turn.
-
-    Args:
-        tokenizer: Of the model.
-        read: What is read before.
-        prompt: Text, or messages.
-        reply: What should follow.
-        distil: See `Sample`.
-        tools: Offered beside messages.
-        stressed: What the reply is about: the tokens of these, where they stand in it, count `STRESS` times.
-        told: What was recalled as text, which stands in the prompt; none: nothing.
-    """
-    encoded: Prompt = (
-        encode_told(tokenizer, prompt, told, tools=tools) if told else encode_prompt(tokenizer, prompt, tools=tools)
-    )
-    target = [*encode_inert(tokenizer, reply, by_assistant=True), tokenizer.eos_token_id]
-    ids = (*encoded.input_ids, *target)
-    weights = _weights(tokenizer, reply, len(target), stressed)
-    return Sample(tuple(read.chunks), ids, len(encoded.input_ids), distil, order=tuple(read.order), weights=weights)
-
-
-def _weights(tokenizer: Any, reply: str, size: int, stressed: Sequence[str]) -> tuple[float, ...]:
-    """How much each of ``size`` tokens counts; empty where none of ``stressed`` stands in the reply."""
-    weights = [1.0] * size
-    for text in filter(None, stressed):
-        found = re.search(rf"(?<!\w){re.escape(text)}(?!\w)", reply, re.IGNORECASE)
-        if found is not None:
-            # The space before a word belongs to its first token.
-            first = len(encode_inert(tokenizer, reply[: found.start()].rstrip(" "), by_assistant=True))
-            last = len(encode_inert(tokenizer, reply[: found.end()], by_assistant=True))
-            weights[first:last] = [STRESS] * (last - first)
-    return tuple(weights) if STRESS in weights else ()

@@ -9,7 +9,8 @@ from torch import nn
 from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint.parts import TrainedParts
 from mplus.training.ahead import Batches
-from mplus.training.chunk.read_adapter import Reader, ReaderSettings, SampleSource, in_half
+from mplus.training.chunk.read_adapter import Reader, ReaderSettings, in_half
+from mplus.training.chunk.sample import SampleSource
 from mplus.training.task import StepLoss, Task
 
 

@@ -27,7 +27,7 @@ from mplus.training.ahead import in_parallel
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.default_data import DefaultData
 from mplus.training.chunk.questions import Question
-from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
+from mplus.training.chunk.sample import AsRead, Sample, encode_sample
 from mplus.training.chunk.spans import span_question
 
 DECLINED = "I don't know."

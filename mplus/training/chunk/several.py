@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mplus.training.chunk.read_adapter import Sample, SampleSource, StateBank
+from mplus.training.chunk.read_adapter import StateBank
+from mplus.training.chunk.sample import Sample, SampleSource
 
 
 class Part(NamedTuple):

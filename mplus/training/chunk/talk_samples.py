@@ -28,7 +28,7 @@ from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.offered_tools import call_text, called, offered
 from mplus.training.chunk.questions import Question
-from mplus.training.chunk.read_adapter import TOGETHER, AsRead, Sample, encode_sample
+from mplus.training.chunk.sample import TOGETHER, AsRead, Sample, encode_sample
 from mplus.training.chunk.tellings import DECLINED, Telling
 from mplus.training.chunk.typed import typed
 from mplus.training.talk.corpus import PLAIN_WRITERS
@@ -190,11 +190,11 @@ class TalkSamples:
                 turns = self.bank.chunks_in(telling.asked[number - 1])
                 memory = [*(chunk for chunk in memory if chunk not in turns), *turns]
             else:
-                before = _exchange(asked)
+                before = exchange(asked)
         needed = self._needed(telling, question)
         text = typed(rng, question.q)
         read = as_remembered(self.recall, text, memory, self._config(rng), needed=needed)
-        return self._asked(rng, read, before, text, question.full, _short(question), question.short)
+        return self._asked(rng, read, before, text, question.full, short_reply(question), question.short)
 
     def _within(self, rng: random.Random) -> Sample | None:
         """Asked while what was said last stands in the prompt; a fact told there is read from there."""
@@ -207,13 +207,13 @@ class TalkSamples:
         shown = telling.item.told[first : last + 1]
         before = [{"role": message.role, "content": message.text} for message in shown]
         if question.kind == "follow-up" and number:
-            before = _exchange(telling.item.ask[number - 1])
+            before = exchange(telling.item.ask[number - 1])
             first = last + 1
         memory = self.memory(rng, telling, first - 1, [], without=[number])
         needed = self._needed(telling, question) & {c for n in telling.told[:first] for c in self.bank.chunks_of[n]}
         text = typed(rng, question.q)
         read = as_remembered(self.recall, text, memory, self._config(rng), needed=needed)
-        return self._asked(rng, read, before, text, question.full, _short(question), question.short)
+        return self._asked(rng, read, before, text, question.full, short_reply(question), question.short)
 
     def _unknown(self, rng: random.Random, scene: Scene) -> Sample:
         telling = scene.telling
@@ -382,9 +382,11 @@ def _is_yes(question: Asked) -> bool:
     return question.kind == "yes/no" and question.short[0].lower().startswith("yes")
 
 
-def _exchange(asked: Asked) -> list[dict[str, str]]:
+def exchange(asked: Asked) -> list[dict[str, str]]:
+    """A question with its full answer, as turns of a chat."""
     return [{"role": "user", "content": asked.q}, {"role": "assistant", "content": asked.full}]
 
 
-def _short(question: Asked) -> str:
+def short_reply(question: Asked) -> str:
+    """The shortest right answer; of a list all of its parts."""
     return ", ".join(question.short) if question.kind == "list" else question.short[0]

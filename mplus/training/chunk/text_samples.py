@@ -21,7 +21,7 @@ from mplus.recall.late_interaction import LateInteraction
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.questions import Question
-from mplus.training.chunk.read_adapter import AsRead, Sample, encode_sample
+from mplus.training.chunk.sample import AsRead, Sample, encode_sample
 
 DECLINED = "I don't know."
 SHORT = "Answer in a few words."

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from mplus.inert import encode_inert
 from mplus.training.chunk.broad import BroadRows
 from mplus.training.chunk.questions import Question
-from mplus.training.chunk.read_adapter import TOGETHER, AsRead, Sample, encode_sample
+from mplus.training.chunk.sample import TOGETHER, AsRead, Sample, encode_sample
+from mplus.training.chunk.talk_samples import KIND_WEIGHTS, PLAIN_SHARE, SHORT, SYSTEMS, exchange, short_reply
 from mplus.training.chunk.tellings import DECLINED, turn_text
 from mplus.training.chunk.typed import typed
 from mplus.training.talk import Item, Message, drawn
@@ -34,9 +35,7 @@ UNKNOWN = 0.18
 ABSENT = 0.4
 """So many of those are another item's questions rather than its own."""
 UNKNOWN_PASSAGE = 0.15
-SHORT = ("Answer in a few words.", "Answer briefly.", "Just the answer, please.")
 SHORT_SHARE = 0.2
-SYSTEMS = ("You are a helpful assistant.", "You are a friendly assistant. Be brief.", "Answer from what you were told.")
 SYSTEM_SHARE = 0.15
 NOTED = ("Noted.", "OK.", "Thanks, got it.", "All right.", "I see.")
 """What an assistant says to a last message that nobody of the corpus answers."""
@@ -44,10 +43,6 @@ ASKED_BEFORE = 0.3
 """So many conversations hold questions about them with their answers, as memory does when it was asked before."""
 OTHERS = (0, 0, 0, 1, 2, 4, 8)
 """Texts of other items, which stand before or behind."""
-PLAIN_SHARE = 0.55
-"""So many items are of plain text."""
-KIND_WEIGHTS = {"why": 1.5, "change": 2.0}
-"""How often kinds of questions are drawn that are answered least."""
 TOKENS = 512
 """Most tokens of a text."""
 LONGEST = 900
@@ -251,10 +246,9 @@ class ToldTexts:
             question = asked[number]
             before: list[dict[str, str]] = []
             if question.kind == "follow-up" and (place := item.ask.index(question)):
-                previous = item.ask[place - 1]
-                before = [{"role": "user", "content": previous.q}, {"role": "assistant", "content": previous.full}]
-            short = ", ".join(question.short) if question.kind == "list" else question.short[0]
-            told = self._sample(rng, [*begin, *before], text, question.q, question.full, short, question.short)
+                before = exchange(item.ask[place - 1])
+            replies = (question.full, short_reply(question), question.short)
+            told = self._sample(rng, [*begin, *before], text, question.q, *replies)
             samples.append(replace(told, kind="told"))
         return samples
 

@@ -12,7 +12,8 @@ from mplus.training.chunk import invented, invented_run
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.invented import AskingSamples, Generator, Inventor, fitting, whole_passage, write_squad
 from mplus.training.chunk.questions import Question, read_squad
-from mplus.training.chunk.read_adapter import Sample, new_adapter
+from mplus.training.chunk.read_adapter import new_adapter
+from mplus.training.chunk.sample import Sample
 from mplus.training.chunk.several import JoinedBanks, Mixed, Part
 from mplus.training.chunk.topics import topic
 from tests.conftest import TINY

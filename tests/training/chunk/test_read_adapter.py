@@ -22,16 +22,9 @@ from mplus.training.ahead import POOLED_BATCHES, pooled_batches
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank, HeldStates
 from mplus.training.chunk.ordinary_requests import answered, general_requests
-from mplus.training.chunk.read_adapter import (
-    STRESS,
-    AsRead,
-    Reader,
-    ReaderSettings,
-    Sample,
-    encode_sample,
-    new_adapter,
-)
+from mplus.training.chunk.read_adapter import Reader, ReaderSettings, new_adapter
 from mplus.training.chunk.read_adapter_task import ReaderTask
+from mplus.training.chunk.sample import STRESS, AsRead, Sample, encode_sample
 from mplus.training.loop import train
 from mplus.training.run_folder import Log
 from tests.conftest import TINY

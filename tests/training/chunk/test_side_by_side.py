@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mplus.training.chunk.read_adapter import Sample
+from mplus.training.chunk.sample import Sample
 from mplus.training.chunk.side_by_side import SideBySide
 
 

@@ -18,7 +18,8 @@ from mplus.training.chunk.as_remembered import as_remembered
 from mplus.training.chunk.bank_recall import BankRecall
 from mplus.training.chunk.chunk_bank import ChunkBank
 from mplus.training.chunk.gate import GateExample, GateSettings, gate_examples, train_gate
-from mplus.training.chunk.read_adapter import TOGETHER, ReaderSettings
+from mplus.training.chunk.read_adapter import ReaderSettings
+from mplus.training.chunk.sample import TOGETHER
 from mplus.training.chunk.talk_samples import ATTRIBUTE, TalkSamples
 from mplus.training.chunk.tellings import DECLINED, add_tellings
 from mplus.training.chunk.typed import typed

@@ -15,7 +15,8 @@ from mplus.training.ahead import pooled_batches
 from mplus.training.chunk import told_texts
 from mplus.training.chunk.broad import BroadRows
 from mplus.training.chunk.questions import Question
-from mplus.training.chunk.read_adapter import TOGETHER, ReaderSettings, Sample
+from mplus.training.chunk.read_adapter import ReaderSettings
+from mplus.training.chunk.sample import TOGETHER, Sample
 from mplus.training.chunk.tellings import DECLINED
 from mplus.training.chunk.told_texts import ToldTexts
 from mplus.training.talk import Item, Message, talk_items
