@@ -157,19 +157,37 @@ def area_under(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> flo
 
 
 def _some(questions: Sequence[Question], general: Sequence[str], settings: DeclineSettings) -> list[Question]:
-    """What is asked: as many told questions as never told ones as far as there are, and what is nothing to decline."""
+    """What is asked: as many told questions as never told ones as far as there are, and what is nothing to decline.
+
+    Several questions are taken of a text: they share the beginning of their prompts, which is read once.
+    """
     rng, most = random.Random(settings.seed), settings.questions // OTHER_SHARE
     known = [question for question in questions if question.is_answerable]
     unknown = [question for question in questions if not question.is_answerable]
     if not known or not unknown:
         raise ValueError("The decline head learns from questions that were told and from some that were not.")
-    requests = rng.sample(general, min(most, len(general)))
-    others = [replace(rng.choice(known), text=text, before=(), kind=COMMON) for text in requests]
     told = _tellings(known)
-    others += rng.sample(told, min(most, len(told)))
-    left = settings.questions - len(others)
-    unknown = rng.sample(unknown, min(left // 2, len(unknown)))
-    return [*others, *unknown, *rng.sample(known, min(left - len(unknown), len(known)))]
+    requests, told = (rng.sample(some, min(most, len(some))) for some in (general, told))
+    asked = _of_whole_texts(known, unknown, settings.questions - len(requests) - len(told), rng)
+    beside = [question for question in asked if question.is_answerable] or known
+    return [*asked, *told, *(replace(rng.choice(beside), text=text, before=(), kind=COMMON) for text in requests)]
+
+
+def _of_whole_texts(
+    known: Sequence[Question], unknown: Sequence[Question], count: int, rng: random.Random
+) -> list[Question]:
+    """All that a text does not answer and as many that it does, text by text; then the other told questions."""
+    answered, unanswered = _by_contexts(known), _by_contexts(unknown)
+    places = sorted({*answered, *unanswered})
+    rng.shuffle(places)
+    pairs, others = list[Question](), list[Question]()
+    for place in places:
+        told, untold = answered.get(place, []), unanswered.get(place, [])
+        rng.shuffle(told)
+        pairs += [question for pair in zip(untold, told, strict=False) for question in pair]
+        pairs += untold[len(told) :]
+        others += told[len(untold) :]
+    return [*pairs, *others][:count]
 
 
 def _tellings(questions: Sequence[Question]) -> list[Question]:

@@ -13,6 +13,7 @@ from mplus.evaluation.datasets.talk import talk_task
 from mplus.training.chunk.decline import (
     DeclineExamples,
     DeclineSettings,
+    _some,
     area_under,
     decline_examples,
     fit_decline_head,
@@ -63,6 +64,19 @@ def test_examples_are_read_as_users_read(model: MPlus) -> None:
     assert examples.read == "latent" and len(examples.own) == 12 == seen[-1][0] == seen[-1][1]
     assert examples.unknown.sum() == 5 and examples.states.shape[1] == len(examples.layers)
     assert all(group.startswith("amber") for group in examples.groups)
+
+
+def test_several_questions_of_a_text_are_asked() -> None:
+    task = talk_task(decline_files(), None, None, random.Random(0))
+    general, settings = ["Tell me a joke."] * 200, DeclineSettings(questions=80)
+    asked = _some(task.questions, general, settings)
+    unknown = [question for question in asked if not question.is_answerable]
+    known = [question for question in asked if question in task.questions and question.is_answerable]
+    assert len(asked) == 80 and len(unknown) == len(known) == 30
+    assert len({question.contexts for question in unknown}) < 0.6 * len(unknown)
+    assert {question.contexts for question in known} <= {question.contexts for question in unknown}
+    assert asked == _some(task.questions, general, settings)
+    assert set(task.questions) <= set(_some(task.questions, [], DeclineSettings(questions=10**6)))
 
 
 def test_the_writers_are_held_out() -> None:
