@@ -123,6 +123,9 @@ class TextReads:
 
     @computed_once
     def _reads_much(self) -> bool:
+        """A large model does, and one whose adapter learnt to."""
+        if self._weights.text_backbone is not None:
+            return True
         return sum(parameter.numel() for parameter in self._weights.backbone.read_layers.parameters()) >= SMALL
 
     def _text_of(self, pieces: Sequence[Piece]) -> str:

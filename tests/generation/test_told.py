@@ -1,6 +1,7 @@
 """Memory that is read as text: it stands in the prompt, is cited, and all else works as with latents."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,6 +264,20 @@ def test_an_adapter_reads_what_it_was_trained_to_read_and_nothing_else(model_typ
 def test_read_auto_is_as_the_adapter_was_trained() -> None:
     assert (adapted("text").reads.read, adapted("latent").reads.read) == ("text", "latent")
     assert adapted("text").reads.reason == "the model has a read adapter that was trained on text"
+
+
+def test_a_small_model_whose_adapter_reads_text_reads_it_as_it_learnt_to() -> None:
+    def order(model: MPlus) -> list[int]:
+        config = TEXT.model_copy(update={"recalled_tokens": 600})
+        memory = model.new_memory(config=config)
+        for number in range(6):
+            model.write(memory, f"User: Tree {number} grows beside the old mill at the river.")
+        prompt = prompt_of(model, memory, [{"role": "user", "content": "Where does tree 2 grow?"}])
+        return [int(number) for number in re.findall(r"Tree (\d)", prompt)]
+
+    assert order(adapted("text")) == list(range(6)), "all that there is room for, in the order of writing"
+    few = order(adapted("latent"))
+    assert few[-1] == 2 and len(few) < 6, "two pieces, the best last"
 
 
 def test_reads_of_different_kinds_are_answered_together_as_alone() -> None:
