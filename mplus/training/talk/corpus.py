@@ -8,14 +8,16 @@ from mplus.training.talk.format import Item, read_items
 
 Split = Literal["train", "dev"]
 DATA = Path(__file__).parent / "data"
-DEV_WRITERS = frozenset("amber finch hazel heron jade larch linden marten osprey rowan sage slate teal".split())
+DEV_WRITERS = frozenset(
+    "amber finch hazel heron jade kestrel larch linden marten merlin osprey rowan sage slate teal".split()
+)
 """Writers whose items are never trained on. About a tenth; a list, so that a new writer never moves an old one."""
 DECLINE_WRITERS = frozenset("amber finch jade larch sage slate teal".split())
 """Held-out writers whose questions the decline head learns from; a read adapter knows those of the others too well."""
 
 PLAIN_WRITERS = frozenset(
-    "alder aspen birch briar clover cress dahlia dill elder erica fennel fern finch gorse heron osprey sage topaz "
-    "umber vesper violet willow wren yarrow".split()
+    "alder aspen birch briar clover cress dahlia dill elder erica fennel fern finch gorse heron kestrel merlin osprey "
+    "sage topaz umber vesper violet willow wren yarrow".split()
 )
 """Writers of plain text: short, clear statements as most messages and office documents are made of."""
 
