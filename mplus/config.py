@@ -269,8 +269,8 @@ class MemoryConfig(BaseModel):
         )
 
     @classmethod
-    def qwen_1_5b(cls) -> "MemoryConfig":
-        """The layout of ``qwen-1.5b``, which reads memory as text, so that token ids are all that it needs to keep."""
+    def for_text(cls) -> "MemoryConfig":
+        """The layout of ``qwen-0.5b`` and ``qwen-1.5b``, which read memory as text: token ids are all they need to keep."""
         return cls(short_term_tokens=512, recalled_tokens=512, read="text", long_term_keep="ids")
 
     @classmethod
@@ -317,7 +317,11 @@ class MemoryConfig(BaseModel):
         )
 
 
-PRESETS = {"smol-135m": MemoryConfig.smol_135m, "qwen-1.5b": MemoryConfig.qwen_1_5b}
+PRESETS = {
+    "smol-135m": MemoryConfig.smol_135m,
+    "qwen-0.5b": MemoryConfig.for_text,
+    "qwen-1.5b": MemoryConfig.for_text,
+}
 """Layouts that a checkpoint may give by name."""
 
 SURVIVAL_FREQUENCY = 0.01

