@@ -270,7 +270,7 @@ class MemoryConfig(BaseModel):
 
     @classmethod
     def for_text(cls) -> "MemoryConfig":
-        """The layout of ``qwen-0.5b`` and ``qwen-1.5b``, which read memory as text: token ids are all they need to keep."""
+        """The layout of ``qwen-0.5b`` and ``qwen-1.5b``: memory is read as text, and kept as token ids."""
         return cls(short_term_tokens=512, recalled_tokens=512, read="text", long_term_keep="ids")
 
     @classmethod
