@@ -166,8 +166,9 @@ def _some(questions: Sequence[Question], general: Sequence[str], settings: Decli
     unknown = [question for question in questions if not question.is_answerable]
     if not known or not unknown:
         raise ValueError("The decline head learns from questions that were told and from some that were not.")
-    told = _tellings(known)
-    requests, told = (rng.sample(some, min(most, len(some))) for some in (general, told))
+    tellings = _tellings(known)
+    requests = rng.sample(general, min(most, len(general)))
+    told = rng.sample(tellings, min(most, len(tellings)))
     asked = _of_whole_texts(known, unknown, settings.questions - len(requests) - len(told), rng)
     beside = [question for question in asked if question.is_answerable] or known
     return [*asked, *told, *(replace(rng.choice(beside), text=text, before=(), kind=COMMON) for text in requests)]
