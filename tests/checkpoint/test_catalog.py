@@ -302,6 +302,7 @@ def test_larger_models_come_with_their_layout_an_adapter_for_text_and_a_head_tha
     assert parts.memory is not None and (parts.memory.read, parts.memory.long_term_keep) == ("text", "ids")
     assert parts.decline_head is not None and parts.decline_head.read == "text"
     assert parts.read_adapter is not None and parts.adapter_reads == "text"
+    assert parts.prompt_turns == 0, "what was said in a conversation is read through them"
 
 
 @pytest.mark.parametrize("where", ["convert", "download"])

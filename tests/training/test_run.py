@@ -206,6 +206,7 @@ def test_reading_text_is_trained_and_gone_on_with(given: Path, tmp_path: Path, m
     invoke(*model, *small, "--steps", "reader=2", "--out", str(tmp_path / "whole"))
     parts = MPlus.from_pretrained(tmp_path / "whole" / "model").trained_parts
     assert parts.read_adapter and parts.adapter_reads == "text"
+    assert parts.prompt_turns == 0, "a conversation is read through the adapter"
     assert any(part.up.any() for part in parts.read_adapter.values())
 
     more = ("--stages", "tune", "--read", "text", "--steps", "tune=1", "--talk", "1", "--batch", "4")

@@ -209,7 +209,8 @@ class ChunkRun:
             Reader(weights, bank, adapter),
             samples,
             learning,
-            replace(start, write_from=None, adapter_reads="text"),
+            # A conversation is read through the adapter, too: none of it stands in the prompt as turns.
+            replace(start, write_from=None, adapter_reads="text", prompt_turns=start.prompt_turns or 0),
             name=name,
             processes=self.processes,
         )
