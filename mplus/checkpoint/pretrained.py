@@ -28,6 +28,8 @@ def load_pretrained(
     """Find the files of a model, and load them; takes and raises what ``MPlus.from_pretrained`` does."""
     options = dict(options)
     dtype = _one_dtype(dtype, options)
+    if dtype == "auto" and (device == "cpu" or (device in (None, "auto") and not torch.cuda.is_available())):
+        dtype = catalog.dtype_on_cpu(str(model))
     place, gguf_file = gguf_model.named(str(model), gguf_file)
     folder = catalog.resolve(
         place,

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from mplus.checkpoint import catalog
 from mplus.checkpoint.catalog import BuiltInModel
 from mplus.checkpoint.parts import read_parts
+from mplus.checkpoint.pretrained import load_pretrained
 from mplus.cli.app import app
 from mplus.errors import DownloadError, ModelNotFoundError
 from mplus.testing import tiny_backbone
@@ -165,6 +166,35 @@ def test_a_pulled_model_computes_what_the_original_does(package: BuiltInModel, l
     assert tokenizer.eos_token == "<|im_end|>"
     assert len(tokenizer("hi")["input_ids"]) == 1
     assert tokenizer.chat_template
+
+
+@pytest.mark.parametrize(
+    ("kept", "computes", "asked", "expected"),
+    [
+        ("bfloat16", True, "auto", torch.bfloat16),
+        ("bfloat16", True, "float32", torch.float32),
+        ("bfloat16", False, "auto", torch.float32),
+        ("float32", True, "auto", torch.float32),
+    ],
+)
+def test_a_model_kept_in_bfloat16_is_computed_in_it_where_the_cpu_can_and_nothing_else_is_asked_for(
+    package: BuiltInModel, monkeypatch: pytest.MonkeyPatch, kept: str, computes: bool, asked: str, expected: torch.dtype
+) -> None:
+    monkeypatch.setitem(catalog.BUILT_IN, "tiny", replace(package, dtype=kept))
+    monkeypatch.setattr(catalog, "computes_bfloat16", lambda: computes)
+    loaded = load_pretrained(
+        "tiny",
+        device="cpu",
+        dtype=asked,
+        attention="auto",
+        decode_dtype=None,
+        revision=None,
+        local_files_only=False,
+        gguf_file=None,
+        trust_remote_code=False,
+        options={},
+    )
+    assert loaded.weights.backbone.dtype == expected
 
 
 def test_a_second_pull_does_nothing(package: BuiltInModel, monkeypatch: pytest.MonkeyPatch) -> None:
