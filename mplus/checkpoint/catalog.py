@@ -14,8 +14,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mplus.checkpoint import gguf
 from mplus.backbone.cpu import computes_bfloat16
+from mplus.checkpoint import gguf
 from mplus.checkpoint.built_in import BUILT_IN, DEFAULT_MODEL, BuiltInModel
 from mplus.errors import DownloadError, ModelNotFoundError
 from mplus.progress import StageProgress, followed_by_stage

@@ -9,8 +9,10 @@ import typer
 from mplus.cli.opened import opened
 from mplus.cli.options import (
     AsOfOption,
+    DeclineOption,
     DeviceOption,
     DtypeOption,
+    GateOption,
     JsonOption,
     MemoryOption,
     ModelOption,
@@ -31,6 +33,8 @@ def ask(
     abstain_below: Annotated[
         float | None, typer.Option(help="Say that you do not know where confidence is lower, 0 to 1.")
     ] = None,
+    gate: GateOption = "auto",
+    decline_threshold: DeclineOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
     as_of: AsOfOption = None,
@@ -45,6 +49,8 @@ def ask(
             temperature=temperature,
             seed=seed,
             abstain_below=abstain_below,
+            gate=gate,
+            decline_threshold=decline_threshold,
             since=since,
             until=until,
             as_of=as_of,

@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 
 from mplus.cli.opened import located
-from mplus.cli.options import DeviceOption, DtypeOption, MemoryOption, ModelOption
+from mplus.cli.options import DeclineOption, DeviceOption, DtypeOption, GateOption, MemoryOption, ModelOption
 
 if TYPE_CHECKING:
     from mplus import Memory, MPlus
+    from mplus.generation.requests import GenerationOptions
 
 HELP = """\
 /remember TEXT   write something down
@@ -34,20 +35,22 @@ class Talk:
     prompt_turns: int | None
     """How many of the latest turns before a question stand in the prompt; None: as many as fit."""
     max_tokens: int
-    temperature: float
-    repetition_penalty: float
+    """Of an answer."""
+    options: "GenerationOptions"
+    """Of every answer, beside these."""
     turns: list[tuple[str, dict[str, str]]] = field(default_factory=list[tuple[str, dict[str, str]]])
     """What was said since the start: the source and the message of each turn."""
 
-    def write(self, text: str) -> str:
-        """Write a text as a source of its own, and save. Returns the source's name."""
+    def write(self, text: str, role: str | None = None) -> str:
+        """Write a text as a source of its own, with its role if it is a turn, and save. Returns the source's name."""
         known = {source.name for source in self.memory.sources()}
         number, first = 1, time.strftime("chat %Y-%m-%d %H:%M:%S")
         name = first
         while name in known:
             number += 1
             name = f"{first} ({number})"
-        self.model.write(self.memory, text, source=name, keep_text=True)
+        about = {} if role is None else {"role": role}
+        self.model.write(self.memory, text, source=name, metadata=about, keep_text=True)
         self.save()
         return name
 
@@ -56,7 +59,7 @@ class Talk:
         from mplus import turn_text
 
         if text := turn_text(message):
-            self.turns.append((self.write(text), message))
+            self.turns.append((self.write(text, message["role"]), message))
 
     def standing(self, question: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
         """The turns that stand in the prompt before a question."""
@@ -84,6 +87,8 @@ def chat(
         int | None,
         typer.Option(min=0, help="Latest turns that also stand in the prompt; as many as suit the model by default."),
     ] = None,
+    gate: GateOption = "auto",
+    decline_threshold: DeclineOption = None,
 ) -> None:
     """Talk to a model that remembers what you told it, also next week."""
     from mplus import MPlus
@@ -96,7 +101,13 @@ def chat(
         console.print(f"[dim]{held!r}\nType /help for commands.[/dim]", highlight=False)
         turns = loaded.prompt_turns if prompt_turns is None else prompt_turns
         save = partial(held.save, store.path(name))
-        talk = Talk(loaded, held, save, turns, max_tokens, temperature, repetition_penalty)
+        options: GenerationOptions = {
+            "temperature": temperature,
+            "repetition_penalty": repetition_penalty,
+            "gate": gate,
+            "decline_threshold": decline_threshold,
+        }
+        talk = Talk(loaded, held, save, turns, max_tokens, options)
         while True:
             try:
                 line = console.input("[bold cyan]you:[/] ").strip()
@@ -139,14 +150,12 @@ def _turn(console: Console, talk: Talk, line: str) -> None:
     # turns before it that stand in the prompt, are not read twice.
     before, here = talk.memory.fork(), {source for source, _ in standing}
     talk.say(question)
-    stream = talk.model.stream(
-        before,
-        [*(message for _, message in standing), question],
-        max_new_tokens=talk.max_tokens,
-        temperature=talk.temperature,
-        repetition_penalty=talk.repetition_penalty,
-        where=(lambda name, _: name not in here) if here else None,
-    )
+    options: GenerationOptions = {
+        **talk.options,
+        "max_new_tokens": talk.max_tokens,
+        "where": (lambda name, _: name not in here) if here else None,
+    }
+    stream = talk.model.stream(before, [*(message for _, message in standing), question], **options)
     try:
         for piece in stream:
             console.print(piece, end="", markup=False, highlight=False)
@@ -157,4 +166,6 @@ def _turn(console: Console, talk: Talk, line: str) -> None:
     if answer.recalled:
         shares = ", ".join(f"{r.source} {r.share:.0%}" for r in answer.recalled[:3])
         console.print(f"(recalled: {shares})", style="dim", highlight=False, markup=False)
+    elif before.stats().text_tokens:
+        console.print("(not from memory)", style="dim", highlight=False, markup=False)
     talk.say({"role": "assistant", "content": answer.text})

@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,6 +9,18 @@ DeviceOption = Annotated[str, typer.Option("--device", help="Where the model run
 DtypeOption = Annotated[
     str,
     typer.Option("--dtype", help="Of the weights: auto, float32, bfloat16, or int8, the quickest on many CPUs."),
+]
+GateOption = Annotated[
+    Literal["auto", "always", "never"],
+    typer.Option("--gate", help="Whether an answer reads memory: as the model's gate decides, always, or never."),
+]
+DeclineOption = Annotated[
+    float | None,
+    typer.Option(
+        "--decline-threshold",
+        help="Say that you do not know from this probability on that memory does not answer, 0 to 1; 0: never. As the "
+        "model was trained by default.",
+    ),
 ]
 MemoryOption = Annotated[
     str, typer.Option("--memory", help="Name of a memory kept for you, or a folder (with a slash in it).")

@@ -96,7 +96,9 @@ class RowDecoder:
         self.row, self.token = row, -1
         self.is_away = False
         """Whether the row has turned away from memory, and is answered elsewhere."""
-        self._sampler = Sampler(row.params, list(row.request.input_ids), device)
+        request = row.request
+        asked = request.input_ids if request.asked_ids is None else request.asked_ids
+        self._sampler = Sampler(row.params, list(asked), device)
         self._text = TextStream(tokenizer, row.params.stop)
         self._stop_token_ids = stop_token_ids | set(row.params.stop_token_ids)
 

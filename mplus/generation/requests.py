@@ -193,8 +193,11 @@ class Requests:
         waiting = [i for i, source in tail if readable is None or source in readable]
         ids, begin, end = [*waiting, *ids], begin + len(waiting), end + len(waiting)
         check_fits(len(ids), state, config, self._weights.backbone)
+        asked_ids = ids[len(waiting) :] if waiting else None
         vector = self._weights.question_vector(ids[begin:end], state, config) if config.recalled_tokens else None
-        return ReadRequest(state, config, ids, (begin, end), allowed, vector, read.members, otherwise=plain)
+        return ReadRequest(
+            state, config, ids, (begin, end), allowed, vector, read.members, asked_ids=asked_ids, otherwise=plain
+        )
 
     @torch.inference_mode()
     def _needed(
@@ -211,7 +214,7 @@ class Requests:
 
     def _is_gated(self, config: MemoryConfig) -> bool:
         """Whether the gate, if the model has one, is asked about questions to memories of a layout."""
-        return self._weights.gate is None or (config.recall == "late" and config.keeps_chunks)
+        return self._weights.gate is None or (config.token_recall == "late" and config.keeps_chunks)
 
     def encoded(self, prompt: PromptLike, tools: Tools | None, options: TemplateOptions = None) -> Prompt:
         """A prompt as token ids, including those of the chat template.

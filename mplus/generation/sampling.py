@@ -56,7 +56,7 @@ class SamplingParams(BaseModel):
     top_k: Annotated[int, Field(ge=0, strict=True), NO_SWITCH] = 0
     """Sample from this many likeliest tokens; 0 from all."""
     repetition_penalty: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False), NO_SWITCH] = 1.0
-    """Above 1 makes tokens that occur in the prompt or answer less likely."""
+    """Above 1 makes tokens that occur in the prompt or answer less likely; what memory puts into a prompt is spared."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer and are not part of it."""
     stop_token_ids: tuple[Whole, ...] = ()

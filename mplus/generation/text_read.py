@@ -19,7 +19,16 @@ from mplus.generation.told import encode_told, text_of
 from mplus.memory.state import Lineage, MemoryState, Track
 from mplus.memory.together import Together
 from mplus.read.prefill import ReadRequest
-from mplus.recall.texts import FEW_PIECES, MANY_PIECES, Piece, Wanted, as_recalled, recall_pieces
+from mplus.recall.texts import (
+    FEW_PIECES,
+    LATEST_SHARE,
+    MANY_PIECES,
+    PIECE_TOKENS,
+    Piece,
+    Wanted,
+    as_recalled,
+    recall_pieces,
+)
 from mplus.weights import Weights
 
 ANSWER_ROOM = 128
@@ -97,6 +106,8 @@ class TextReads:
                 break
             whole = encoded
             pieces.pop()
+        if not pieces:  # nothing of it may be read, or fits: the question is asked of the backbone
+            return ReadRequest(self._weights.empty_state(config), config, encoded.input_ids, encoded.query)
         bare = replace(state, tracks=self._no_pools(state, config))
         told = as_recalled(pieces, state.tracks[0].short_term.provenance.chunks)
         return ReadRequest(
@@ -107,6 +118,7 @@ class TextReads:
             members=read.members,
             told=told,
             pieces=tuple(pieces),
+            asked_ids=encoded.input_ids,
             otherwise=otherwise,
         )
 
@@ -146,8 +158,8 @@ class TextReads:
         ids = asked.input_ids[slice(*asked.query)]
         vector = weights.question_vector(ids, state, config)
         question = weights.question(ids, state.tracks[0].recall_layer, vector)
-        wanted = Wanted(
-            min(config.recalled_tokens or config.short_term_tokens, room),
-            MANY_PIECES if self._reads_much else FEW_PIECES,
-        )
+        tokens = min(config.recalled_tokens or config.short_term_tokens, room)
+        wanted = Wanted(tokens, FEW_PIECES)
+        if self._reads_much:
+            wanted = Wanted(tokens, MANY_PIECES, min(PIECE_TOKENS, tokens // LATEST_SHARE))
         return recall_pieces(weights.scorers[config.recall], read, config, question, weights.words_of, wanted, allowed)

@@ -69,12 +69,9 @@ class Segment:
 
     def converted(self, dtype: StorageDtype) -> "Segment":
         """Keys and values, kept in the model's own dtype, in another one."""
-
-        def planes(layers: tuple[Plane, ...]) -> tuple[Plane, ...]:
-            made = tuple(Plane.store(plane.data, dtype) for plane in layers)
-            return made if self.tier == "device" else tuple(plane.in_host_memory() for plane in made)
-
-        return replace(self, keys=planes(self.keys), values=planes(self.values))
+        stored = [Plane.store(plane.data, dtype) for pair in zip(self.keys, self.values, strict=True) for plane in pair]
+        made = side_by_side(stored, in_host_memory=self.tier != "device")
+        return replace(self, keys=made[::2], values=made[1::2])
 
     def in_host_memory(self) -> "Segment":
         """The same segment in host memory."""

@@ -48,6 +48,7 @@ class ReadRequest:
         told: What was recalled as text and is in the prompt; ``state`` then has empty pools. None: recall happens when
             the prompt is read.
         pieces: The same as pieces of text, the most relevant first.
+        asked_ids: The prompt without what memory put into it; None: ``input_ids``.
         otherwise: What is read instead where the answer from memory would decline; None: it declines.
         forgettings: How often something had been forgotten when this was asked for.
     """
@@ -61,6 +62,7 @@ class ReadRequest:
     members: tuple[Member, ...] = ()
     told: Recalled | None = None
     pieces: tuple[Piece, ...] = ()
+    asked_ids: Sequence[int] | None = None
     otherwise: "ReadRequest | None" = None
     forgettings: int = field(default_factory=lambda: SPARE_PREFIXES.forgettings, compare=False)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mplus.config import MemoryConfig
 from mplus.layouts.by_config import layout_of
-from mplus.memory.state import Track
+from mplus.memory.state import MemoryState, Track
 from mplus.memory.together import Together
 from mplus.memory.tokens import Provenance
 from mplus.memory.written import SourceTexts, WordsOf, WrittenChunk
@@ -29,6 +29,11 @@ around a piece (docs/lab/training.md, "More of the same")."""
 PIECE_TOKENS = 128
 """A recalled chunk is widened by the chunks beside it, up to this many tokens: a whole message, or some sentences. With
 twice as many, a small model answered fewer questions about paragraphs."""
+LATEST_SHARE = 4
+"""Where a conversation goes on, a piece's tokens of what was said last are read whatever is asked, or this part of all
+tokens where that is less: "make that shorter" has no word of what it is about."""
+ROLE = "role"
+"""Metadata of a text that is a turn of a conversation."""
 LOOKED_AT = 16
 """Chunks that are looked at for each piece that is wanted; many of them lie within pieces that were taken before."""
 
@@ -55,6 +60,8 @@ class Wanted(NamedTuple):
     """Most tokens of all pieces together."""
     pieces: int
     """Most pieces."""
+    latest: int = 0
+    """Most tokens of the turns of a conversation that were said last, which are among them in any case."""
 
 
 def recall_pieces(
@@ -66,7 +73,7 @@ def recall_pieces(
     wanted: Wanted,
     sources: Int[Tensor, " n"] | None = None,
 ) -> list[Piece]:
-    """The pieces that answer a question best, most relevant first, from any pool.
+    """The pieces that answer a question best, most relevant first, from any pool; then what was said last.
 
     A piece that does not fit ends the choice, because a smaller, less relevant one must not displace it.
 
@@ -80,25 +87,16 @@ def recall_pieces(
         sources: Rows of the table of sources that may be recalled; None for all.
     """
     (track,) = read.state.tracks
-    found: list[Piece] = []
-    taken: set[int] = set()
-    held: dict[int, HeldChunks] = {}
+    latest = _latest_turns(read.state, track, sources, wanted.latest)
+    choice = Choice(read, track, config, words_of)
     for number, source, relevance in _relevant(scorer, track, config, question, sources, wanted.pieces * LOOKED_AT):
-        room = wanted.tokens - sum(map(len, found))
-        if len(found) == wanted.pieces or room <= 0:
+        spared = sum(turn.size for turn in latest if turn.source != source and turn.number not in choice.taken)
+        room = wanted.tokens - choice.size - spared
+        if len(choice.pieces) == wanted.pieces or room <= 0 or not choice.take(number, source, relevance, room):
             break
-        if number in taken:
-            continue
-        if source not in held:
-            held[source] = HeldChunks(read, track, config, source, words_of)
-        around = held[source].around(number, taken, min(PIECE_TOKENS, room))
-        if around is None:  # its text is not in the ledger
-            continue
-        if sum(held[source].sizes[place] for place in around) > room:
-            break
-        found.append(held[source].piece(around, number, relevance))
-        taken.update(held[source].numbers[place] for place in around)
-    return found
+    for turn in latest:
+        choice.take(turn.number, turn.source, 0.0, wanted.tokens - choice.size)
+    return choice.pieces
 
 
 def as_recalled(pieces: Sequence[Piece], recent: Int[Tensor, " R"]) -> Recalled:
@@ -136,6 +134,70 @@ def _relevant(
 
 def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] | None) -> Candidates:
     return Candidates.of((track.long_term, track.pending, track.short_term), layout_of(config), sources, track.vectors)
+
+
+class Latest(NamedTuple):
+    """A chunk of what was said last in a conversation."""
+
+    number: int
+    source: int
+    size: int
+
+
+def _latest_turns(
+    state: MemoryState, track: Track, allowed: Int[Tensor, " n"] | None, most_tokens: int
+) -> list[Latest]:
+    """Chunks of short-term memory that are turns of a conversation and may be read, the last first, as many as fit."""
+    provenance = track.short_term.provenance
+    numbers, sizes = provenance.chunks.unique_consecutive(return_counts=True)
+    last_rows = sizes.cumsum(0) - 1
+    readable = None if allowed is None else set(allowed.tolist())
+    found: list[Latest] = []
+    for number, size, row in zip(*(column.flip(0).tolist() for column in (numbers, sizes, last_rows)), strict=True):
+        source = int(provenance.sources[row])
+        is_turn = 0 <= source < len(state.sources) and ROLE in state.sources[source].metadata
+        if not is_turn or (readable is not None and source not in readable):
+            continue
+        if sum(turn.size for turn in found) + size > most_tokens:
+            break
+        found.append(Latest(number, source, size))
+    return found
+
+
+class Choice:
+    """Pieces that are chosen, one chunk after the other.
+
+    Attributes:
+        pieces: What was chosen.
+        taken: Serial numbers of the chunks in it.
+    """
+
+    def __init__(self, read: Together, track: Track, config: MemoryConfig, words_of: WordsOf) -> None:
+        self.pieces: list[Piece] = []
+        self.taken: set[int] = set()
+        self._read, self._track, self._config, self._words_of = read, track, config, words_of
+        self._held: dict[int, HeldChunks] = {}
+
+    @property
+    def size(self) -> int:
+        """Tokens of all pieces."""
+        return sum(map(len, self.pieces))
+
+    def take(self, number: int, source: int, relevance: float, room: int) -> bool:
+        """Take the piece around a chunk, unless it is taken or its text is unknown; False where it does not fit."""
+        if number in self.taken or room <= 0:
+            return number in self.taken
+        if source not in self._held:
+            self._held[source] = HeldChunks(self._read, self._track, self._config, source, self._words_of)
+        held = self._held[source]
+        around = held.around(number, self.taken, min(PIECE_TOKENS, room))
+        if around is None:
+            return True
+        if sum(held.sizes[place] for place in around) > room:
+            return False
+        self.pieces.append(held.piece(around, number, relevance))
+        self.taken.update(held.numbers[place] for place in around)
+        return True
 
 
 class HeldChunks:

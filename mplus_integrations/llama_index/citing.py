@@ -1,6 +1,6 @@
 """Nodes that an answer reads beside those that were found for its question."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from llama_index.core.base.response.schema import RESPONSE_TYPE
@@ -11,9 +11,12 @@ from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.nodes import as_node
 from mplus_integrations.sources import NODE
 
+SAID = ("used_memory", "confidence", "is_calibrated", "abstained")
+"""What the metadata of a response say about its answer, beside those of its nodes."""
+
 
 class Citing:
-    """Adds to a response the nodes that its answer has read and that it does not cite yet.
+    """Adds to a response the nodes that its answer has read and that it does not cite yet, and whether it read memory.
 
     An answer reads what recall brings for it, which may be more than the nodes that a retriever found. Those follow the
     ones that were found, the most relevant first. A streamed response has them once it is read to its end.
@@ -31,15 +34,23 @@ class Citing:
         self._llm, self._latents, self._found = llm, latents, found
         self._query = query if isinstance(query, str) else query.query_str
         self._read: dict[str, NodeWithScore] = {}
+        self._said: dict[str, Any] = {}
         self._response: RESPONSE_TYPE | None = None
 
-    def hear(self, recalled: Sequence[Mapping[str, Any]]) -> None:
-        """Take note of what an answer has read.
+    def hear(self, about: Mapping[str, Any]) -> None:
+        """Take note of an answer; of several, one that refines another, the last counts, and what any has read.
 
         Args:
-            recalled: Its sources, as in ``raw["recalled"]`` of a response of the LLM.
+            about: What ``raw`` of a response of the LLM holds.
         """
-        names = {one["source"] for one in recalled if NODE in one["metadata"]} - self._read.keys()
+        used = bool(about["used_memory"] or self._said.get("used_memory"))
+        self._said = {name: about[name] for name in SAID} | {"used_memory": used}
+        self._look_up({one["source"] for one in about["recalled"] if NODE in one["metadata"]} - self._read.keys())
+        if self._response is not None:
+            self._add(self._response)
+
+    def _look_up(self, names: set[str]) -> None:
+        """Find the nodes of some names."""
         if not names:
             return
         model = self._llm.loaded
@@ -48,8 +59,6 @@ class Citing:
         for one in model.search(memory, self._query, limit=len(names), where=where):
             node = as_node(one.source, one.metadata, one.texts)
             self._read[one.source] = NodeWithScore(node=node, score=one.score)
-        if self._response is not None:
-            self._add(self._response)
 
     def cited_in(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
         """The response, with what its answer has read, or will have read at its end."""
@@ -62,4 +71,4 @@ class Citing:
             known = {one.node_id for one in nodes}
             nodes.extend(found for name, found in self._read.items() if name not in known)
         read = {name: found.node.metadata for name, found in self._read.items()}
-        response.metadata = {**read, **(response.metadata or {})}
+        response.metadata = {**read, **(response.metadata or {}), **self._said}

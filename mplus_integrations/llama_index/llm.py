@@ -62,8 +62,8 @@ UNUSED = {
 """Arguments of LlamaIndex's LLMs that have no meaning here, and why."""
 
 
-Heard = Callable[[Sequence[Mapping[str, Any]]], None]
-"""What is told the sources that an answer has read."""
+Heard = Callable[[Mapping[str, Any]], None]
+"""What is told about an answer: what its ``raw`` holds."""
 
 
 def mplus_llm(llm: LLM | None) -> "MPlusLLM":
@@ -187,7 +187,7 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
             latents: The memory to read.
             where: A test of the sources to read.
             shared: Memories to read beside it.
-            heard: Called with the sources that each answer has read, as in ``raw["recalled"]``.
+            heard: Called with what is told about each answer, as in its ``raw``.
         """
         if latents is None:  # pyright: ignore[reportUnnecessaryComparison]
             raise ValueError("latents=None: expected a Memory, or another's latents.")
@@ -367,5 +367,5 @@ class MPlusLLM(StructuredPredict, Answering[str | BaseNode | ChatMessage], Funct
         calls = [one for _, one in answer.calls]
         check_form(call, answer.generation, calls, [one for _, one in answer.invalid_calls])
         if self._heard is not None:
-            self._heard(answer.about["recalled"])
+            self._heard(answer.about)
         return answer

@@ -40,7 +40,7 @@ class ServeSettings(BaseSettings):
     device: str = "auto"
     """Where the model runs: auto, cpu, cuda, cuda:1."""
     dtype: str = "auto"
-    """Of the weights: auto (float32 on a CPU for most models), float32, bfloat16, or int8, the quickest on many CPUs."""
+    """Of the weights: auto (for most models float32 on a CPU), float32, bfloat16, or int8, quickest on many CPUs."""
     aliases: Names = ()
     """Further names by which clients may call the model, separated by commas."""
     memories: LocalPath | None = None

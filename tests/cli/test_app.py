@@ -104,6 +104,17 @@ def test_asking_may_be_answered_with_not_knowing(folder: str) -> None:
     assert answer["confidence"] < 1 and answer["evidence"]["min_log_probability"] < 0
 
 
+def test_the_gate_may_be_overruled(folder: str) -> None:
+    invoke("write", "-m", folder, "The key is under the third flowerpot by the door.")
+    for gate, used in (("always", True), ("never", False)):
+        out = invoke("ask", "-m", folder, "Where?", "--max-tokens", "2", "--gate", gate, "--json")
+        assert json.loads(out)["used_memory"] is used
+        out = invoke("chat", "-m", folder, "--max-tokens", "2", "--gate", gate, text="Where is it?\n/quit\n")
+        assert ("(not from memory)" in out, "(recalled:" in out) == (not used, used)
+    result = RUN.invoke(app, ["ask", "-m", folder, "Where?", "--decline-threshold", "2"])
+    assert isinstance(result.exception, ValueError) and "decline_threshold" in str(result.exception)
+
+
 def test_a_memory_may_be_a_folder(folder: str, tmp_path: Path) -> None:
     invoke("write", "-m", folder, "--memory", str(tmp_path / "mine"), "A note that is long enough.")
     assert (tmp_path / "mine" / "memory.json").exists()

@@ -135,6 +135,22 @@ def test_a_read_issues_as_many_operations_however_many_chunks_it_recalls(deep: M
     assert counts[1] <= counts[0] + 60, "a few runs more, not a few operations for each chunk and layer"
 
 
+def test_a_chunk_that_was_encoded_when_needed_is_read_in_all_layers_at_once() -> None:
+    ids = CONFIG.model_copy(update={"long_term_keep": "ids"})
+    model = tiny_model(memory=ids, num_hidden_layers=LAYERS)
+    memory = model.new_memory()
+    model.write(memory, [f"Note {number}: the lamp of room {number} is green, they say." for number in range(60)])
+    model.warm(memory)
+    counts: list[int] = []
+    for chunks in (10, 40):
+        request = replace(asking(memory.state, 3), config=ids.model_copy(update={"recalled_tokens": chunks * CHUNK}))
+        SPARE_PREFIXES.clear()
+        with torch.inference_mode(), Counted() as counted:
+            prefill(model.weights, [request])
+        counts.append(counted.operations)
+    assert counts[1] - counts[0] <= LAYERS * 30, "less than one operation for each chunk and layer"
+
+
 def test_decoding_rows_of_unequal_length(deep: MPlus, state: MemoryState) -> None:
     requests = [asking(state, row, 10 + 3 * row) for row in range(8)]
     reading = prefill(deep.weights, requests).reading

@@ -12,7 +12,7 @@ from mplus import CheckpointError, MemoryConfig, MPlus
 from mplus.checkpoint.parts import TrainedParts, read_parts, write_parts
 from mplus.generation.declining import declining_token
 from mplus.recall.gate import BestUnit, Gate
-from mplus.testing import tiny_model
+from mplus.testing import tiny_model, toy_embedder
 
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -25,8 +25,8 @@ def gate_that_says(probability: float, size: int) -> Gate:
     return gate.requires_grad_(False)
 
 
-def gated(probability: float) -> MPlus:
-    model = tiny_model()
+def gated(probability: float, **changes: Any) -> MPlus:
+    model = tiny_model(**changes)
     gate = gate_that_says(probability, model.weights.backbone.hidden_size)
     weights = replace(model.weights, gate=gate)
     return MPlus(weights, model.tokenizer, model.memory_config, name=model.name, reads=model.reads)
@@ -43,6 +43,16 @@ def test_an_ordinary_question_is_answered_as_with_an_empty_memory() -> None:
     assert not spared.used_memory
     assert not spared.recalled
     assert model.generate(memory, ASKED, max_new_tokens=8, gate="always").used_memory
+
+
+@pytest.mark.parametrize("recall", ["embedding", "embedding+late"])
+def test_the_gate_decides_beside_an_embedder_too(recall: str) -> None:
+    config = MemoryConfig.model_validate({"recall": recall})
+    for probability in (0.001, 0.999):
+        model = gated(probability, embedder=toy_embedder(), memory=config)
+        memory = model.new_memory()
+        model.write(memory, "My dog is called Rex and he is four years old.", source="chat")
+        assert model.generate(memory, ASKED, max_new_tokens=2).used_memory == (probability > 0.5)
 
 
 def test_a_question_that_needs_memory_reads_it() -> None:

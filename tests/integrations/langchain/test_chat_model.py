@@ -39,6 +39,13 @@ def test_the_answer_names_what_it_recalled(chat: MPlusChat) -> None:
     assert answer.usage_metadata is not None and answer.usage_metadata["output_tokens"] > 0
 
 
+def test_the_answer_says_whether_it_used_memory(chat: MPlusChat) -> None:
+    assert chat.invoke("What does box 1 hold?").response_metadata["used_memory"] is False, "there is none"
+    chat.memorize("Box 1 holds plums.")
+    assert chat.invoke("What does box 1 hold?").response_metadata["used_memory"] is True
+    assert chat.invoke("What does box 1 hold?", gate="never").response_metadata["used_memory"] is False
+
+
 def test_an_answer_has_a_confidence_and_may_abstain(chat: MPlusChat) -> None:
     question = "What does box 1 hold?"
     sure = chat.invoke(question).response_metadata
