@@ -1,5 +1,6 @@
 """Memories that keep token ids: keys and values are made for reads, bit for bit those that "latents" keeps."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from mplus import Memory, MPlus
 from mplus.config import MemoryConfig
 from mplus.errors import CorruptMemoryError
 from mplus.memory.warm import WarmChunks
+from mplus.recall.late_interaction import LateInteraction
 from mplus.testing import tiny_model
 from tests.memory.saves import QUESTION, logits
 
@@ -198,6 +200,24 @@ def test_bytes_of_a_text_token(tmp_path: Path) -> None:
     assert on_disk(memory, tmp_path / "after") - before <= 120 * report.text_tokens
     assert memory.stats().nbytes <= 120 * report.text_tokens
     assert memory.stats().warm_nbytes == 0
+
+
+def test_bytes_of_a_text_token_of_a_model_of_another_shape(tmp_path: Path) -> None:
+    """Eight key-value heads of 128, as Llama-3.1-8B has them, and a projection to 256 numbers."""
+    model = tiny_model(hidden_size=1024, num_attention_heads=8, num_key_value_heads=8, head_dim=128)
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(256, 1024, generator=generator) for _ in range(2))
+    late = model.weights.scorers["late"]
+    assert isinstance(late, LateInteraction)
+    scorer = LateInteraction(late.mean, late.deviation, query_projection=query, key_projection=key)
+    weights = replace(model.weights, scorers={**model.weights.scorers, "late": scorer.requires_grad_(False)})
+    model = MPlus(weights, model.tokenizer, model.memory_config, reads=model.reads)
+    config = MemoryConfig(long_term_keep="ids", recall_layer=0, short_term_tokens=64, consolidate_every=1)
+    memory = model.new_memory(config=config)
+    before = on_disk(memory, tmp_path / "before")
+    report = model.write(memory, "".join(f"The {n} th box stands in room {n * 7}. " for n in range(400)), source="a")
+    assert on_disk(memory, tmp_path / "after") - before <= 300 * report.text_tokens
+    assert memory.stats().nbytes <= 300 * report.text_tokens
 
 
 def on_disk(memory: Memory, folder: Path) -> int:
