@@ -91,18 +91,20 @@ class MemoryConfig(BaseModel):
     spread of its cosine. Only if ``recall`` names both."""
     read: Read = "auto"
     """How an answer sees memory: "latent", as memory tokens in front of the prompt; "text", as recalled text in the
-    prompt, decoded from the ledger. "auto": "latent" where the model has a read adapter; without one, what a short
-    check of the model finds better (``MPlus.reading``). Text needs the chunk layout and a ledger."""
+    prompt, decoded from the ledger. "auto": what the model's read adapter was trained to read; without one, what a
+    short check of the model finds better (``MPlus.reads``). Text needs the chunk layout and a ledger."""
     recalled_neighbours: Times = 0
     """Number of chunks of the same text on either side of the most relevant one that are recalled with it, before
-    others: the answer is often beside the words that the question names. Chunk layout only."""
+    others: the answer is often beside the words that the question names. Chunk layout only, and latents: read as text,
+    a chunk is widened to its message or some sentences."""
     relevance_cutoff: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
     """Chunks are recalled only if they have at least this share of the most relevant one's relevance (above an average
     chunk's), since less relevant ones distract a small model. Neighbours are always recalled. 0: as many as fit.
     Chunk layout only."""
     best_sentence_times: Times = 0
     """How often the sentence that answers best is read next to the prompt. 1: the text around it is reordered so that
-    it ends with the sentence; each further time repeats the sentence. 0: texts keep their order. Chunk layout only."""
+    it ends with the sentence; each further time repeats the sentence. 0: texts keep their order. Chunk layout only,
+    and latents: read as text, texts keep their order."""
     recall_layer: NonNegativeInt | None = None
     """Layer whose states are scored in the chunk layout. None: the layer that the retriever was made for."""
     lexical_weight: FiniteFloat = 4.0
