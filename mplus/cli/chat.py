@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from mplus.checkpoint.built_in import DEFAULT_MODEL
 from mplus.cli.opened import located
 from mplus.cli.options import DeclineOption, DeviceOption, DtypeOption, GateOption, MemoryOption, ModelOption
 
@@ -21,6 +22,8 @@ HELP = """\
 /forget SOURCE   forget a source
 /sources         what is remembered
 /quit            leave (so does Ctrl-D)"""
+LARGER = " A larger model, with memories of its own, answers more: mplus chat --model qwen-1.5b --memory larger."
+"""Beside the default model."""
 SHOWN = 100
 """Most characters of a source's text that /sources shows."""
 
@@ -98,7 +101,8 @@ def chat(
     with console.status("loading the model"):
         loaded = MPlus.from_pretrained(model, device=device, dtype=dtype)
     with store.open(name, loaded) as held:
-        console.print(f"[dim]{held!r}\nType /help for commands.[/dim]", highlight=False)
+        hint = LARGER if model == DEFAULT_MODEL else ""
+        console.print(f"[dim]{held!r}\nType /help for commands.{hint}[/dim]", highlight=False)
         turns = loaded.prompt_turns if prompt_turns is None else prompt_turns
         save = partial(held.save, store.path(name))
         options: GenerationOptions = {

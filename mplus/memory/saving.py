@@ -188,7 +188,8 @@ def _loaded(place: Place, manifest: Manifest, new_memory: Callable[..., Kept], k
     if manifest.model != memory.model_fingerprint:
         raise MemoryMismatchError(
             f"{place}: this memory was made by a model with fingerprint {manifest.model}, the model given has "
-            f"{memory.model_fingerprint}. Load it with the model that wrote it, or write its texts again."
+            f"{memory.model_fingerprint}. Load it with the model that wrote it, or write its texts again "
+            "(mplus export --text, mplus import --from jsonl)."
         )
     with reading(place, manifest, key, verify=manifest.nbytes <= VERIFIED_BYTES) as files:
         states = StateReader(files, memory.state)
