@@ -1,10 +1,8 @@
 """Histories: earlier turns are written into memory, each once, and the latest also stand in the prompt.
 
-How many stand there is a property of the model (``MPlus.prompt_turns``). Those that do are in a memory with a name as
-well, for the next conversation, and are not read twice. A memory without a name ends with the process and belongs to
-nobody: there they are written when they leave the prompt. Turns are recognised when their history comes back;
-``conversations`` says which of them it has taken back. A turn is not written again if it has a ``source``, under which
-it was written, or an ``id`` that names a source with its text.
+How many stand there is a property of the model (``MPlus.prompt_turns``). Turns are recognised when their history comes
+back; ``conversations`` says which of them it has taken back. A turn is not written again if it has a ``source``, under
+which it was written, or an ``id`` that names a source with its text.
 """
 
 from bisect import bisect_left
@@ -14,13 +12,10 @@ from typing import Any, NamedTuple
 from mplus import Memory, MPlus, prompt_start, question_place, turn_text
 from mplus_integrations.conversations import CONVERSATION, THREAD, TURN, Compared, Conversation, compared
 from mplus_integrations.latents import Latents, Where, all_or_nothing
-from mplus_integrations.sources import Told
 from mplus_integrations.turn_names import Messages
 
 KEPT_SHARE = 0.75
 """Share of the room that the prompt takes after turns have been moved into memory because they did not fit."""
-STANDS_FROM = "mplus_prompt_from"
-"""Metadata key of turns: the name of the first turn that stood in the prompt when they were written."""
 OURS = frozenset({"source", "id", "stays"})
 """Keys of a message that are not for the model: the name under which it was written, an id that may be such a name,
 and whether a memory chose it for the prompt."""
@@ -91,35 +86,17 @@ def fitted(
     written = {name for name in names if name in known and name not in found.stale} | {t.get("source") for t in turns}
     start = _start(turns, asked, prompt_turns)
     if prompt_turns is None:  # what was moved once is not moved back
-        start = max(start, _moved([known[name] if name in found.mine else None for name in names[:asked]], names))
+        start = max([start, *(n + 1 for n in range(asked) if names[n] in found.mine)])
     start = _fitting(model, memory, system, turns, start, room, tools)
-    end = start if of.is_alone else max(start, asked)
-    ahead = range(min(found.num_handled, end), end)
+    ahead = range(min(found.num_handled, start), start)
     fresh = [(names[n], turns[n]) for n in ahead if names[n] not in written and turn_text(turns[n])]
-    _change(model, memory, found, fresh, of, stands_from=names[start] if start < end else None)
-    written |= {name for name, _ in fresh}
+    _change(model, memory, found, fresh, of)
     standing = [{**t, "source": name} if name in written else t for t, name in zip(turns, names, strict=True)][start:]
     instructions = [dict(turn) for turn in turns[:start] if turn["role"] == "system"]
     if of.handled is not None:
         of.handled.difference_update(found.stale)
-        of.handled.update(name for name in names[:end] if name in written)
+        of.handled.update(name for name in names[:start] if name in written or name in dict(fresh))
     return Fitted([*system, *instructions, *standing], frozenset(names), of.thread, of.handled is not None)
-
-
-def _moved(written: Sequence[Told | None], names: Sequence[str]) -> int:
-    """The first turn that stood in the prompt when the last of some turns was written; all do that were not written.
-
-    Args:
-        written: What is in memory of each turn before the question; None: nothing.
-        names: The names of all turns.
-    """
-    place = {name: number for number, name in enumerate(names)}
-    found = 0
-    for number, told in enumerate(written):
-        if told is not None:
-            stood = told.metadata.get(STANDS_FROM)
-            found = max(found, number + 1 if stood is None else place.get(stood, 0))
-    return found
 
 
 def _change(
@@ -128,27 +105,17 @@ def _change(
     found: Compared,
     fresh: Sequence[tuple[str, Mapping[str, Any]]],
     of: Conversation,
-    *,
-    stands_from: str | None,
 ) -> None:
-    """Forget what a conversation has taken back, and write what is new.
-
-    Args:
-        model: The model that writes.
-        memory: The memory.
-        found: The history beside what is in memory.
-        fresh: The names and messages of the turns that are new.
-        of: The conversation.
-        stands_from: The first turn that stands in the prompt, if some of the new ones do; None: none of them does.
-    """
+    """Forget what a conversation has taken back, and write what is new."""
     if not found.stale and not fresh:
         return
     with all_or_nothing(memory) as fork:
         for name in sorted(found.stale):
             fork.forget(name)
-        stood = {} if stands_from is None else {STANDS_FROM: stands_from}
-        about = [of.metadata(found.root, turn, replaces=bool(found.stale)) | stood for _, turn in fresh]
-        write_turns(model, fork, [(name, turn, data) for (name, turn), data in zip(fresh, about, strict=True)])
+        replaces = bool(found.stale)
+        write_turns(
+            model, fork, [(name, turn, of.metadata(found.root, turn, replaces=replaces)) for name, turn in fresh]
+        )
 
 
 def _start(turns: Messages, asked: int, prompt_turns: int | None) -> int:

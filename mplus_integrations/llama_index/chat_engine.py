@@ -1,6 +1,5 @@
 """Conversations about documents. Both are read as latents; no conversation reads another's turns."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -14,21 +13,20 @@ from llama_index.core.chat_engine.types import (
     BaseChatEngine,
     StreamingAgentChatResponse,
 )
-from llama_index.core.memory import ChatMemoryBuffer, Memory
+from llama_index.core.memory import Memory
 from llama_index.core.memory.types import BaseMemory
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import NodeWithScore
 
-from mplus import MPlus, turn_text
 from mplus_integrations.arguments import checked_text
 from mplus_integrations.conversations import CONVERSATION, TURN
-from mplus_integrations.latents import Latents, forget_all
+from mplus_integrations.latents import Latents
 from mplus_integrations.llama_index.chat_memory import MPlusMemory
 from mplus_integrations.llama_index.left_nodes import LeftNodes
 from mplus_integrations.llama_index.llm import MPlusLLM
 from mplus_integrations.llama_index.memory_block import MPlusMemoryBlock
-from mplus_integrations.llama_index.messages import ROLES, Turn, text_of
+from mplus_integrations.llama_index.messages import Turn
 from mplus_integrations.llama_index.retriever import MPlusIndexRetriever
 from mplus_integrations.llama_index.synthesizer import MPlusSynthesizer
 from mplus_integrations.llama_index.text_room import TextRoom
@@ -54,27 +52,6 @@ def told(memory: BaseMemory, history: Sequence[ChatMessage]) -> list[ChatMessage
     if isinstance(memory, MPlusMemory) and not any(isinstance(m, Turn) and not m.is_marker for m in history):
         history = memory.recent()
     return [message for message in history if not (isinstance(message, Turn) and message.is_marker)]
-
-
-def forget_deleted(model: MPlus, latents: Latents, kept: Sequence[ChatMessage]) -> None:
-    """Forget turns of a conversation that the application no longer keeps.
-
-    A history alone does not say whether its first turns were deleted, or left out because they do not fit.
-
-    Args:
-        model: The model.
-        latents: The memory of the conversation.
-        kept: All messages that the application keeps of it.
-    """
-    said = Counter(turn_text({"role": ROLES[message.role], "content": text_of(message)}) for message in kept)
-    with latents.opened(model) as memory:
-        gone: list[str] = []
-        for source in reversed(memory.sources()):  # of two turns of one text the later one is kept
-            if CONVERSATION in source.metadata and len(source.texts) == 1:
-                if said[source.texts[0]] <= 0:
-                    gone.append(source.name)
-                said[source.texts[0]] -= 1
-        forget_all(memory, gone)
 
 
 class KnownMessages(BaseChatEngine):
@@ -211,8 +188,6 @@ class MPlusChatEngine(KnownMessages, CondensePlusContextChatEngine):
     def _get_response_synthesizer(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, chat_history: Sequence[ChatMessage], streaming: bool = False
     ) -> MPlusSynthesizer:
-        if self._has_own and type(self._memory) is ChatMemoryBuffer:
-            forget_deleted(self._reader.loaded, self._own, self._memory.get_all())
         before = list(chat_history)
         if self._system_prompt:
             before.insert(0, ChatMessage(role=MessageRole.SYSTEM, content=self._system_prompt))

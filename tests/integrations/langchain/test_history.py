@@ -216,53 +216,6 @@ def test_the_answer_is_the_same_just_told_and_after_a_restart(tmp_path: Any) -> 
         assert answer.response_metadata["prefix_tokens"] == listed.response_metadata["prefix_tokens"] > 0
 
 
-# --- a model that has the whole conversation in its prompt ---------------------------------------------
-
-
-def prompts_of(chat: MPlusChat, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The prompts that its model is asked from now on."""
-    asked: list[list[str]] = []
-    real = chat.loaded.stream
-
-    def stream(memory: Any, prompt: Any, **kwargs: Any) -> Any:
-        asked.append([message["content"] for message in prompt])
-        return real(memory, prompt, **kwargs)
-
-    monkeypatch.setattr(chat.loaded, "stream", stream)
-    return asked
-
-
-def test_turns_in_the_prompt_are_in_a_memory_with_a_name_too(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = long_history(3)[1:]
-    model = tiny_model(memory=TINY)
-    assert model.prompt_turns is None
-
-    def chat() -> MPlusChat:
-        return MPlusChat(model=model, store=mplus.MemoryStore(tmp_path), memory_key="anna", max_tokens=12)
-
-    asked = prompts_of(chat(), monkeypatch)
-    alone = MPlusChat(model=model, max_tokens=12).invoke(said)
-    answers = [chat().invoke(said), chat().invoke(said)]
-    assert asked[0] == asked[1] == asked[2] == [message.content for message in said], "nothing was moved"
-    assert {answer.content for answer in answers} == {alone.content}, "and nothing is read twice"
-    assert len(written(chat())) == len(said) - 1, "each turn once, and not the question"
-    later = chat().invoke(said[-1:]).response_metadata
-    assert later["used_memory"] and later["prefix_tokens"] > 0, "another process knows what was said"
-
-
-def test_what_has_left_the_prompt_of_a_named_memory_stays_out(
-    narrow: MPlusChat, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chat = MPlusChat(model=narrow.loaded, store=mplus.MemoryStore(tmp_path), memory_key="anna", max_tokens=8)
-    asked, history = prompts_of(chat, monkeypatch), long_history(12)
-    chat.invoke(history)
-    chat.invoke([*history, AIMessage("In 1."), HumanMessage("And box 2?")])
-    first, second = asked
-    assert 1 < len(first) < len(history)
-    assert second == [*first, "In 1.", "And box 2?"], "the prompt goes on where it was"
-    assert len(written(chat)) == len(set(written(chat))) == len(history[1:]) + 1
-
-
 # --- whose turns they are -----------------------------------------------------------------------------
 
 

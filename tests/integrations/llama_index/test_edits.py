@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from llama_index.core import Document
@@ -55,11 +55,7 @@ def test_what_is_taken_back_is_forgotten(llm: MPlusLLM, tmp_path: Path, edit: st
     assert "4711" not in held and "Graz" in held
 
 
-@pytest.mark.parametrize("prompt_turns", ["all", 0, 1])
-def test_a_message_deleted_from_a_chat_store_is_not_read(
-    llm: MPlusLLM, asked: list[Any], prompt_turns: Literal["all"] | int
-) -> None:
-    llm = llm.model_copy(update={"prompt_turns": prompt_turns})
+def test_a_message_deleted_from_a_chat_store_is_not_read(llm: MPlusLLM, asked: list[Any]) -> None:
     index = MPlusIndex.from_documents([Document(text="Box 1 is in the attic.")], llm=llm)
     buffer = ChatMemoryBuffer.from_defaults(token_limit=1000)
     engine = index.as_chat_engine(memory=buffer)
