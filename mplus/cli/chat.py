@@ -95,6 +95,7 @@ def chat(
 ) -> None:
     """Talk to a model that remembers what you told it, also next week."""
     from mplus import MPlus
+    from mplus.generation.sampling import SamplingParams
 
     console = Console()
     store, name = located(memory)
@@ -111,6 +112,9 @@ def chat(
             "gate": gate,
             "decline_threshold": decline_threshold,
         }
+        SamplingParams.model_validate(
+            {**options, "max_new_tokens": max_tokens}
+        )  # an error now, not at the first answer
         talk = Talk(loaded, held, save, turns, max_tokens, options)
         while True:
             try:
@@ -170,6 +174,6 @@ def _turn(console: Console, talk: Talk, line: str) -> None:
     if answer.recalled:
         shares = ", ".join(f"{r.source} {r.share:.0%}" for r in answer.recalled[:3])
         console.print(f"(recalled: {shares})", style="dim", highlight=False, markup=False)
-    elif before.stats().text_tokens:
+    elif any(source.name not in here for source in before.sources()):
         console.print("(not from memory)", style="dim", highlight=False, markup=False)
     talk.say({"role": "assistant", "content": answer.text})

@@ -18,8 +18,8 @@ DeclineOption = Annotated[
     float | None,
     typer.Option(
         "--decline-threshold",
-        help="Say that you do not know from this probability on that memory does not answer, 0 to 1; 0: never. As the "
-        "model was trained by default.",
+        help="Say that you do not know from this probability on that memory does not answer: 1 hardly ever, 0 whenever "
+        "that is likeliest. As the model was trained by default.",
     ),
 ]
 MemoryOption = Annotated[

@@ -55,8 +55,10 @@ class PresentStates:
             else:
                 present = [self._warmed(state) for state in states]
             config = memories[0].config
+            asked = {config.recall, *([config.token_recall] if self._weights.gate is not None else [])}
             for track in present[-1].tracks:  # its index is made here, where it is kept for other reads
-                self._weights.scorers[config.recall].prepare(track.long_term, config)
+                for name in sorted(asked):
+                    self._weights.scorers[name].prepare(track.long_term, config)
             known = together(present)
             self._joined.put(states, known)
         return known

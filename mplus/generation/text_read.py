@@ -27,6 +27,7 @@ from mplus.recall.texts import (
     Piece,
     Wanted,
     as_recalled,
+    drop_least,
     recall_pieces,
 )
 from mplus.weights import Weights
@@ -105,7 +106,7 @@ class TextReads:
             if len(whole.input_ids) <= most:
                 break
             whole = encoded
-            pieces.pop()
+            drop_least(pieces)
         if not pieces:  # nothing of it may be read, or fits: the question is asked of the backbone
             return ReadRequest(self._weights.empty_state(config), config, encoded.input_ids, encoded.query)
         bare = replace(state, tracks=self._no_pools(state, config))

@@ -5,6 +5,7 @@ every chunk of every pool ──scores──▶ most relevant first ──widene
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ twice as many, a small model answered fewer questions about paragraphs."""
 LATEST_SHARE = 4
 """Where a conversation goes on, a piece's tokens of what was said last are read whatever is asked, or this part of all
 tokens where that is less: "make that shorter" has no word of what it is about."""
-ROLE = "role"
+ROLE, SPEAKERS = "role", frozenset(("user", "assistant", "tool"))
 """Metadata of a text that is a turn of a conversation."""
 LOOKED_AT = 16
 """Chunks that are looked at for each piece that is wanted; many of them lie within pieces that were taken before."""
@@ -47,7 +48,9 @@ class Piece:
     provenance: Provenance
     """Provenance of its memory tokens."""
     relevance: float
-    """Relevance of the chunk that it was recalled for."""
+    """Relevance of the chunk that it was recalled for; 0 if it was not scored."""
+    is_latest: bool = False
+    """Whether it was chosen because it was said last."""
 
     def __len__(self) -> int:
         return len(self.provenance)
@@ -87,16 +90,25 @@ def recall_pieces(
         sources: Rows of the table of sources that may be recalled; None for all.
     """
     (track,) = read.state.tracks
-    latest = _latest_turns(read.state, track, sources, wanted.latest)
+    ranked = _relevant(scorer, track, config, question, sources, wanted.pieces * LOOKED_AT)
     choice = Choice(read, track, config, words_of)
-    for number, source, relevance in _relevant(scorer, track, config, question, sources, wanted.pieces * LOOKED_AT):
-        spared = sum(turn.size for turn in latest if turn.source != source and turn.number not in choice.taken)
-        room = wanted.tokens - choice.size - spared
-        if len(choice.pieces) == wanted.pieces or room <= 0 or not choice.take(number, source, relevance, room):
-            break
+    choice.go_on(ranked, wanted)
+    latest = _latest_turns(read.state, track, sources, wanted.latest)
+    if all(number in choice.taken for turn in latest for number in turn.numbers):
+        return choice.pieces
+    # What was said last comes before all but the most relevant piece.
+    choice = Choice(read, track, config, words_of)
+    choice.go_on(ranked, wanted._replace(pieces=1))
     for turn in latest:
-        choice.take(turn.number, turn.source, 0.0, wanted.tokens - choice.size)
-    return choice.pieces
+        choice.take_turn(turn, wanted.tokens - choice.size)
+    choice.go_on(ranked, wanted)
+    return [*choice.pieces, *choice.turns]
+
+
+def drop_least(pieces: list[Piece]) -> None:
+    """Leave out the least relevant piece; what was said last goes before the most relevant one only."""
+    others = [place for place, piece in enumerate(pieces) if place and not piece.is_latest]
+    del pieces[others[-1] if others else -1]
 
 
 def as_recalled(pieces: Sequence[Piece], recent: Int[Tensor, " R"]) -> Recalled:
@@ -137,30 +149,34 @@ def _candidates(track: Track, config: MemoryConfig, sources: Int[Tensor, " n"] |
 
 
 class Latest(NamedTuple):
-    """A chunk of what was said last in a conversation."""
+    """What was said last in a conversation: a turn, or the end of it."""
 
-    number: int
     source: int
+    numbers: list[int]
+    """Serial numbers of its chunks, the last first."""
     size: int
 
 
 def _latest_turns(
     state: MemoryState, track: Track, allowed: Int[Tensor, " n"] | None, most_tokens: int
 ) -> list[Latest]:
-    """Chunks of short-term memory that are turns of a conversation and may be read, the last first, as many as fit."""
+    """Turns of a conversation in short-term memory that may be read, the last first, as many as fit."""
     provenance = track.short_term.provenance
     numbers, sizes = provenance.chunks.unique_consecutive(return_counts=True)
-    last_rows = sizes.cumsum(0) - 1
+    owners = provenance.sources[sizes.cumsum(0) - 1]
     readable = None if allowed is None else set(allowed.tolist())
     found: list[Latest] = []
-    for number, size, row in zip(*(column.flip(0).tolist() for column in (numbers, sizes, last_rows)), strict=True):
-        source = int(provenance.sources[row])
-        is_turn = 0 <= source < len(state.sources) and ROLE in state.sources[source].metadata
+    for number, size, source in zip(*(column.flip(0).tolist() for column in (numbers, sizes, owners)), strict=True):
+        is_turn = 0 <= source < len(state.sources) and state.sources[source].metadata.get(ROLE) in SPEAKERS
         if not is_turn or (readable is not None and source not in readable):
             continue
         if sum(turn.size for turn in found) + size > most_tokens:
             break
-        found.append(Latest(number, source, size))
+        if found and found[-1].source == source and found[-1].numbers[-1] == number + 1:
+            begun = found.pop()
+            found.append(Latest(source, [*begun.numbers, number], begun.size + size))
+        else:
+            found.append(Latest(source, [number], size))
     return found
 
 
@@ -168,12 +184,14 @@ class Choice:
     """Pieces that are chosen, one chunk after the other.
 
     Attributes:
-        pieces: What was chosen.
-        taken: Serial numbers of the chunks in it.
+        pieces: What was chosen for its relevance.
+        turns: What was chosen because it was said last.
+        taken: Serial numbers of the chunks in either.
     """
 
     def __init__(self, read: Together, track: Track, config: MemoryConfig, words_of: WordsOf) -> None:
         self.pieces: list[Piece] = []
+        self.turns: list[Piece] = []
         self.taken: set[int] = set()
         self._read, self._track, self._config, self._words_of = read, track, config, words_of
         self._held: dict[int, HeldChunks] = {}
@@ -181,23 +199,37 @@ class Choice:
     @property
     def size(self) -> int:
         """Tokens of all pieces."""
-        return sum(map(len, self.pieces))
+        return sum(map(len, (*self.pieces, *self.turns)))
 
-    def take(self, number: int, source: int, relevance: float, room: int) -> bool:
-        """Take the piece around a chunk, unless it is taken or its text is unknown; False where it does not fit."""
-        if number in self.taken or room <= 0:
-            return number in self.taken
+    def go_on(self, ranked: Sequence[tuple[int, int, float]], wanted: Wanted) -> None:
+        """Take pieces around the most relevant chunks until there are enough, or one does not fit."""
+        for number, source, relevance in ranked:
+            room = wanted.tokens - self.size
+            if len(self.pieces) >= wanted.pieces or room <= 0:
+                return
+            held = self._of(source)
+            around = None if number in self.taken else held.around(number, self.taken, min(PIECE_TOKENS, room))
+            if around is None:  # it is taken, or its text is not in the ledger
+                continue
+            if sum(held.sizes[place] for place in around) > room:
+                return
+            self.pieces.append(held.piece(around, number, relevance))
+            self.taken.update(held.numbers[place] for place in around)
+
+    def take_turn(self, turn: Latest, room: int) -> None:
+        """Take what is left of a turn, if it fits and its text is in the ledger."""
+        held = self._of(turn.source)
+        places = [held.numbers.index(number) for number in takewhile(lambda n: n not in self.taken, turn.numbers)]
+        if not places or sum(held.sizes[place] for place in places) > room:
+            return
+        if all(held.text_of(held.numbers[place]) is not None for place in places):
+            self.turns.append(held.piece(places[::-1], turn.numbers[0], 0.0, is_latest=True))
+            self.taken.update(held.numbers[place] for place in places)
+
+    def _of(self, source: int) -> "HeldChunks":
         if source not in self._held:
             self._held[source] = HeldChunks(self._read, self._track, self._config, source, self._words_of)
-        held = self._held[source]
-        around = held.around(number, self.taken, min(PIECE_TOKENS, room))
-        if around is None:
-            return True
-        if sum(held.sizes[place] for place in around) > room:
-            return False
-        self.pieces.append(held.piece(around, number, relevance))
-        self.taken.update(held.numbers[place] for place in around)
-        return True
+        return self._held[source]
 
 
 class HeldChunks:
@@ -253,13 +285,14 @@ class HeldChunks:
             return False
         return self.numbers[beside] not in taken and self._texts.chunk(beside) is not None
 
-    def piece(self, places: Sequence[int], number: int, relevance: float) -> Piece:
+    def piece(self, places: Sequence[int], number: int, relevance: float, *, is_latest: bool = False) -> Piece:
         """Consecutive chunks around one as a piece, without the sentences that the outer ones have only parts of.
 
         Args:
             places: Places of the chunks.
             number: The chunk that is relevant, which stays whole.
             relevance: Its relevance.
+            is_latest: Whether it was chosen because it was said last.
         """
         texts, rows = list[list[int]](), list[int]()
         for place in places:
@@ -276,7 +309,7 @@ class HeldChunks:
                 texts.append([])
             texts[-1] += chunk.input_ids[begin:end]
             rows += range(self._starts[place] + begin, self._starts[place] + end)
-        return Piece(tuple(map(tuple, texts)), self._provenance.take(torch.tensor(rows)), relevance)
+        return Piece(tuple(map(tuple, texts)), self._provenance.take(torch.tensor(rows)), relevance, is_latest)
 
     def _words(self, place: int) -> Int32[Tensor, " T"]:
         return self._provenance.words[self._starts[place] : self._starts[place + 1]]

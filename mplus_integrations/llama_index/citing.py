@@ -12,7 +12,9 @@ from mplus_integrations.llama_index.nodes import as_node
 from mplus_integrations.sources import NODE
 
 SAID = ("used_memory", "confidence", "is_calibrated", "abstained")
-"""What the metadata of a response say about its answer, beside those of its nodes."""
+"""What the metadata of a response say about its answer."""
+OWN = "mplus"
+"""Where they say it, beside what they say of each node."""
 
 
 class Citing:
@@ -71,4 +73,4 @@ class Citing:
             known = {one.node_id for one in nodes}
             nodes.extend(found for name, found in self._read.items() if name not in known)
         read = {name: found.node.metadata for name, found in self._read.items()}
-        response.metadata = {**read, **(response.metadata or {}), **self._said}
+        response.metadata = {**read, **(response.metadata or {}), **({OWN: self._said} if self._said else {})}

@@ -111,8 +111,11 @@ def test_the_gate_may_be_overruled(folder: str) -> None:
         assert json.loads(out)["used_memory"] is used
         out = invoke("chat", "-m", folder, "--max-tokens", "2", "--gate", gate, text="Where is it?\n/quit\n")
         assert ("(not from memory)" in out, "(recalled:" in out) == (not used, used)
-    result = RUN.invoke(app, ["ask", "-m", folder, "Where?", "--decline-threshold", "2"])
-    assert isinstance(result.exception, ValueError) and "decline_threshold" in str(result.exception)
+    held = invoke("inspect", "-m", folder)
+    for command in (["ask", "-m", folder, "Where?"], ["chat", "-m", folder]):
+        result = RUN.invoke(app, [*command, "--decline-threshold", "2"], input="Where?\n")
+        assert isinstance(result.exception, ValueError) and "decline_threshold" in str(result.exception)
+    assert invoke("inspect", "-m", folder) == held, "nothing was said"
 
 
 def test_a_memory_may_be_a_folder(folder: str, tmp_path: Path) -> None:

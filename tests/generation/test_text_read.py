@@ -10,6 +10,7 @@ from mplus.decline_head import DeclineHead
 from mplus.generation import engine
 from mplus.generation.sampling import SamplingParams
 from mplus.memory.memory import Memory
+from mplus.recall.texts import drop_least
 from tests.generation.test_told import ASKED, TEXT, TOLD, adapted, prompt_of
 
 ANOTHER = [{"role": "user", "content": "Another one, please."}]
@@ -43,6 +44,45 @@ def test_texts_that_nobody_said_are_read_by_relevance_alone() -> None:
     before = prompt_of(model, memory, ANOTHER)
     model.write(memory, "A boat that is called Petrel.", source="a document")
     assert prompt_of(model, memory, ANOTHER) == before
+
+
+def test_turns_under_one_name_are_read_too() -> None:
+    model = adapted("text")
+    memory = with_notes(model, [])
+    for role, text in SAID:
+        model.write(memory, text, source="chat", metadata={"role": role})
+    prompt = prompt_of(model, memory, ANOTHER)
+    assert SAID[0][1] in prompt and SAID[1][1] in prompt
+
+
+def test_what_was_said_last_never_displaces_what_answers_best() -> None:
+    model = adapted("text")
+    memory = model.new_memory(config=TEXT.model_copy(update={"recalled_tokens": 60}))
+    model.write(memory, "Another one, please: that is box number seven.")  # 46 tokens
+    model.write(memory, "User: Thanks.", metadata={"role": "user"})
+    model.write(memory, "Assistant: Yes.", metadata={"role": "assistant"})
+    assert "that is box number seven" in prompt_of(model, memory, ANOTHER)
+
+
+def test_a_role_that_nobody_speaks_in_makes_no_turn() -> None:
+    model = adapted("text")
+    memory = with_notes(model, [])
+    before = prompt_of(model, memory, ANOTHER)
+    model.write(memory, "Carla Meyer mends the boats.", metadata={"role": "engineer"})
+    assert prompt_of(model, memory, ANOTHER) == before
+
+
+def test_in_a_small_window_the_least_relevant_is_left_out_first() -> None:
+    model = adapted("text")
+    request = model.read_request(with_notes(model, SAID), ANOTHER)
+    pieces = list(request.pieces)
+    assert sum(piece.is_latest for piece in pieces) == 2
+    best, latest = pieces[0], [piece for piece in pieces if piece.is_latest]
+    while len(pieces) > 3:
+        drop_least(pieces)
+    assert pieces == [best, *latest]
+    drop_least(pieces)
+    assert pieces == [best, latest[0]], "of what was said last the later is kept"
 
 
 def test_where_everything_fits_turns_change_nothing() -> None:

@@ -11,6 +11,7 @@ import torch
 from mplus import CheckpointError, MemoryConfig, MPlus
 from mplus.checkpoint.parts import TrainedParts, read_parts, write_parts
 from mplus.generation.declining import declining_token
+from mplus.recall.coarse import CoarseIndex
 from mplus.recall.gate import BestUnit, Gate
 from mplus.testing import tiny_model, toy_embedder
 
@@ -53,6 +54,22 @@ def test_the_gate_decides_beside_an_embedder_too(recall: str) -> None:
         memory = model.new_memory()
         model.write(memory, "My dog is called Rex and he is four years old.", source="chat")
         assert model.generate(memory, ASKED, max_new_tokens=2).used_memory == (probability > 0.5)
+
+
+def test_the_gate_makes_the_index_of_shared_documents_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built, build = list[int](), CoarseIndex.build
+    monkeypatch.setattr(CoarseIndex, "build", lambda *given: (built.append(1), build(*given))[1])
+    sizes = {"chunk_tokens": 32, "minimum_chunk_tokens": 8, "tokens_per_write": 32, "exact_recall_tokens": 200}
+    config = MemoryConfig.model_validate(
+        {"recall": "embedding", "short_term_tokens": 64, "consolidate_every": 1} | sizes
+    )
+    model = gated(0.999, embedder=toy_embedder(), memory=config)
+    own, documents = model.new_memory(), model.new_memory()
+    model.write(documents, [f"Document {number} tells that box {number} is red." for number in range(40)])
+    for number in range(3):
+        model.write(own, f"User: turn {number} of this talk.")
+        model.generate([own, documents], ASKED, max_new_tokens=1)
+    assert len(built) == 1
 
 
 def test_a_question_that_needs_memory_reads_it() -> None:

@@ -61,14 +61,15 @@ def test_what_was_read_and_not_found_is_cited_too(index: MPlusIndex, how: str) -
     assert [response.metadata[one.node_id]["n"] for one in response.source_nodes] == [
         int(name.removeprefix("d")) for name in cited(response)
     ]
-    assert (response.metadata["used_memory"], response.metadata["abstained"]) == (True, False)
-    assert 0 < response.metadata["confidence"] < 1
+    about = response.metadata["mplus"]
+    assert (about["used_memory"], about["abstained"]) == (True, False)
+    assert 0 < about["confidence"] < 1
 
 
 def test_a_response_says_that_memory_was_spared(index: MPlusIndex, llm: MPlusLLM) -> None:
     sparing = llm.model_copy(update={"gate": "never"})
     response = index.as_query_engine(llm=sparing).query(QUESTION)
-    assert response.metadata["used_memory"] is False
+    assert response.metadata["mplus"]["used_memory"] is False
     assert cited(response), "what was found stays cited"
 
 
