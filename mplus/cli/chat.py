@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from mplus.checkpoint.built_in import DEFAULT_MODEL
 from mplus.cli.opened import located
 from mplus.cli.options import DeclineOption, DeviceOption, DtypeOption, GateOption, MemoryOption, ModelOption
 
@@ -95,6 +94,7 @@ def chat(
 ) -> None:
     """Talk to a model that remembers what you told it, also next week."""
     from mplus import MPlus
+    from mplus.checkpoint.built_in import DEFAULT_MODEL
     from mplus.generation.sampling import SamplingParams
 
     console = Console()
