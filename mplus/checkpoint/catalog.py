@@ -14,7 +14,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint import gguf
 from mplus.checkpoint.built_in import BUILT_IN, DEFAULT_MODEL, BuiltInModel
 from mplus.errors import DownloadError, ModelNotFoundError
@@ -83,12 +82,6 @@ def resolve(
     patterns = list(HUB_FILES) if gguf_file is None else ["*.json", "*.jinja", gguf_file]
     patterns += ["*.py"] if with_code else []
     return _from_hub(name, patterns, revision=revision, local_files_only=local_files_only)
-
-
-def dtype_on_cpu(name: str) -> str:
-    """In which dtype a CPU has a model of which the user does not say one; "auto" where its name does not decide."""
-    model = BUILT_IN.get(name)
-    return "bfloat16" if model is not None and model.dtype == "bfloat16" and computes_bfloat16() else "auto"
 
 
 def is_pulled(name: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mplus.backbone.cpu import computes_bfloat16
 from mplus.checkpoint import catalog, gguf_model
 from mplus.checkpoint.loading import Loaded, load
 from mplus.thread_teams import gives_back_team
@@ -29,7 +30,7 @@ def load_pretrained(
     options = dict(options)
     dtype = _one_dtype(dtype, options)
     if dtype == "auto" and (device == "cpu" or (device in (None, "auto") and not torch.cuda.is_available())):
-        dtype = catalog.dtype_on_cpu(str(model))
+        dtype = _dtype_on_cpu(str(model))
     place, gguf_file = gguf_model.named(str(model), gguf_file)
     folder = catalog.resolve(
         place,
@@ -50,6 +51,12 @@ def load_pretrained(
         gguf_file=gguf_file,
         **options,
     )
+
+
+def _dtype_on_cpu(model: str) -> str:
+    """In which dtype a CPU has a model of which the user does not say one; "auto" where its name does not decide."""
+    known = catalog.BUILT_IN.get(model)
+    return "bfloat16" if known is not None and known.dtype == "bfloat16" and computes_bfloat16() else "auto"
 
 
 def _one_dtype(dtype: str | torch.dtype | None, options: dict[str, Any]) -> str:

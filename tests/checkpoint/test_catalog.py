@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mplus.checkpoint import catalog
+from mplus.checkpoint import catalog, pretrained
 from mplus.checkpoint.catalog import BuiltInModel
 from mplus.checkpoint.parts import read_parts
 from mplus.checkpoint.pretrained import load_pretrained
@@ -181,7 +181,7 @@ def test_a_model_kept_in_bfloat16_is_computed_in_it_where_the_cpu_can_and_nothin
     package: BuiltInModel, monkeypatch: pytest.MonkeyPatch, kept: str, computes: bool, asked: str, expected: torch.dtype
 ) -> None:
     monkeypatch.setitem(catalog.BUILT_IN, "tiny", replace(package, dtype=kept))
-    monkeypatch.setattr(catalog, "computes_bfloat16", lambda: computes)
+    monkeypatch.setattr(pretrained, "computes_bfloat16", lambda: computes)
     loaded = load_pretrained(
         "tiny",
         device="cpu",
