@@ -112,9 +112,8 @@ def chat(
             "gate": gate,
             "decline_threshold": decline_threshold,
         }
-        SamplingParams.model_validate(
-            {**options, "max_new_tokens": max_tokens}
-        )  # an error now, not at the first answer
+        # What is out of range is an error now, not at the first answer.
+        SamplingParams.model_validate({**options, "max_new_tokens": max_tokens})
         talk = Talk(loaded, held, save, turns, max_tokens, options)
         while True:
             try:

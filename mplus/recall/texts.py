@@ -167,7 +167,7 @@ def _latest_turns(
     readable = None if allowed is None else set(allowed.tolist())
     found: list[Latest] = []
     for number, size, source in zip(*(column.flip(0).tolist() for column in (numbers, sizes, owners)), strict=True):
-        is_turn = 0 <= source < len(state.sources) and state.sources[source].metadata.get(ROLE) in SPEAKERS
+        is_turn = 0 <= source < len(state.sources) and str(state.sources[source].metadata.get(ROLE)) in SPEAKERS
         if not is_turn or (readable is not None and source not in readable):
             continue
         if sum(turn.size for turn in found) + size > most_tokens:

@@ -69,6 +69,7 @@ def test_a_role_that_nobody_speaks_in_makes_no_turn() -> None:
     memory = with_notes(model, [])
     before = prompt_of(model, memory, ANOTHER)
     model.write(memory, "Carla Meyer mends the boats.", metadata={"role": "engineer"})
+    model.write(memory, "Paul Weber paints them.", metadata={"role": ["user", "painter"]})
     assert prompt_of(model, memory, ANOTHER) == before
 
 
